@@ -1,0 +1,129 @@
+//! A module's network and the names by which it reads its inputs.
+
+use std::path::Path;
+
+use prost::Message;
+
+use crate::onnx::{GraphBuilder, OnnxError, external, proto::*, quantize_weights};
+
+/// The token ids, `[batch, tokens]` INT64.
+pub const INPUT_IDS: &str = "input_ids";
+/// 1 for a token and 0 for padding, `[batch, tokens]` INT64.
+pub const ATTENTION_MASK: &str = "attention_mask";
+
+/// What one module computes: a small ONNX graph whose weights lie in the family's files.
+#[derive(Debug, Clone)]
+pub struct Network {
+    model: ModelProto,
+    precision: Precision,
+}
+
+/// How a network's matrix products compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// In 32-bit floating point.
+    F32,
+    /// In 8-bit integers, with weights quantized per channel and inputs per tensor at run time.
+    Int8,
+}
+
+impl Network {
+    /// Wraps `model`; with [`Precision::Int8`] it is quantized when it is loaded.
+    pub fn new(model: ModelProto, precision: Precision) -> Self {
+        Self { model, precision }
+    }
+
+    /// Returns the graph in f32.
+    pub fn model(&self) -> &ModelProto {
+        &self.model
+    }
+
+    /// Returns how the matrix products compute.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Returns the bytes that the weights take when loaded: four an element, or one where quantized.
+    pub fn weight_bytes(&self) -> u64 {
+        let Some(graph) = &self.model.graph else { return 0 };
+        graph.initializer.iter().map(|tensor| self.loaded_bytes(tensor)).sum()
+    }
+
+    /// Returns the model as ONNX Runtime reads it, its weights being places in files of `folder`.
+    ///
+    /// # Errors
+    ///
+    /// Fails when weights that are to be quantized cannot be read.
+    pub fn to_onnx(&self, folder: &Path) -> Result<ModelProto, OnnxError> {
+        match self.precision {
+            Precision::F32 => Ok(self.model.clone()),
+            Precision::Int8 => quantize_weights(&self.model, folder, max_level()),
+        }
+    }
+
+    /// Names the network for caches: its precision, its graph and where its weights lie.
+    pub fn fingerprint(&self) -> Vec<u8> {
+        let mut bytes = self.model.encode_to_vec();
+        bytes.push(u8::from(self.precision == Precision::Int8));
+        bytes
+    }
+
+    fn loaded_bytes(&self, tensor: &TensorProto) -> u64 {
+        let elements: u64 = tensor.dims.iter().map(|extent| extent.unsigned_abs()).product();
+        let is_float = matches!(
+            tensor.data_type,
+            data_type::FLOAT | data_type::FLOAT16 | data_type::BFLOAT16
+        );
+        match (is_float, self.precision) {
+            (true, Precision::Int8) if tensor.dims.len() == 2 => elements,
+            (true, _) => 4 * elements,
+            (false, _) => external::place_of(tensor).map_or(0, |place| place.length),
+        }
+    }
+}
+
+/// 8-bit products saturate on x86 without VNNI unless a bit is left free.
+fn max_level() -> i8 {
+    #[cfg(target_arch = "x86_64")]
+    if !std::is_x86_feature_detected!("avx512vnni") && !std::is_x86_feature_detected!("avxvnni") {
+        return 63;
+    }
+    127
+}
+
+/// Starts a graph whose state input is `hidden`, `[batch, tokens, width]` f32.
+pub(super) fn with_hidden(width: usize) -> (GraphBuilder, String) {
+    let mut graph = GraphBuilder::default();
+    let hidden = graph.input("hidden", data_type::FLOAT, &[None, None, extent(width)]);
+    (graph, hidden)
+}
+
+/// Declares the input `name`, `[batch, tokens]` INT64.
+pub(super) fn token_input(graph: &mut GraphBuilder, name: &str) -> String {
+    graph.input(name, data_type::INT64, &[None, None])
+}
+
+/// Returns a known extent in a graph's shapes.
+pub(super) fn extent(width: usize) -> Option<i64> {
+    i64::try_from(width).ok()
+}
+
+/// Adds a weight in f32, whatever its type in the file.
+pub(super) fn float_weight(graph: &mut GraphBuilder, tensor: TensorProto) -> String {
+    use crate::onnx::Attribute;
+    let is_float = tensor.data_type == data_type::FLOAT;
+    let name = graph.weight(tensor);
+    if is_float {
+        return name;
+    }
+    graph.node("Cast", &[&name], &[("to", Attribute::Int(i64::from(data_type::FLOAT)))])
+}
+
+/// Multiplies `input` by the transpose of a `[out, in]` weight, as `Linear` layers keep it.
+pub(super) fn linear(graph: &mut GraphBuilder, input: &str, weight: TensorProto) -> String {
+    use crate::onnx::Attribute;
+    let weight = float_weight(graph, weight);
+    let transposed =
+        graph.node("Transpose", &[&weight], &[("perm", Attribute::Ints(vec![1, 0]))]);
+    graph.node("MatMul", &[input, &transposed], &[])
+}

@@ -1,0 +1,58 @@
+//! From hidden states to one vector a sequence.
+
+use super::network::{ATTENTION_MASK, Network, Precision, extent, token_input, with_hidden};
+use crate::onnx::{Attribute, GraphBuilder, proto::data_type};
+
+/// Builds the head of sentence-transformers models: the mean over tokens, divided by its L2 norm.
+///
+/// # Shapes
+///
+/// - hidden: \[batch, tokens, width\]
+/// - output: \[batch, width\]
+pub(super) fn mean_head(width: usize) -> Network {
+    let (mut graph, hidden) = with_hidden(width);
+    let mask = token_input(&mut graph, ATTENTION_MASK);
+    let mask = float_mask(&mut graph, &mask);
+    let mean = mean(&mut graph, &hidden, &mask);
+    let unit = normalize(&mut graph, &mean);
+    let shape = [None, extent(width)];
+    Network::new(graph.finish(&unit, "output", &shape), Precision::F32)
+}
+
+/// Returns `mask` as `[batch, tokens, 1]` f32.
+pub(super) fn float_mask(graph: &mut GraphBuilder, mask: &str) -> String {
+    let last = graph.ints(&[-1]);
+    let mask = graph.node("Unsqueeze", &[mask, &last], &[]);
+    graph.node("Cast", &[&mask], &[("to", Attribute::Int(i64::from(data_type::FLOAT)))])
+}
+
+/// Averages `hidden` over the tokens that `mask` keeps: `[batch, width]`.
+pub(super) fn mean(graph: &mut GraphBuilder, hidden: &str, mask: &str) -> String {
+    let axis = graph.ints(&[1]);
+    let tiny = graph.float(1e-9);
+    let kept = graph.node("Mul", &[hidden, mask], &[]);
+    let sum = reduce(graph, "ReduceSum", &kept, &axis, false);
+    let count = reduce(graph, "ReduceSum", mask, &axis, false);
+    let count = graph.node("Max", &[&count, &tiny], &[]);
+    graph.node("Div", &[&sum, &count], &[])
+}
+
+/// Divides each vector of `[batch, width]` by its L2 norm.
+pub(super) fn normalize(graph: &mut GraphBuilder, vector: &str) -> String {
+    let axis = graph.ints(&[-1]);
+    let tiny = graph.float(1e-12);
+    let norm = reduce(graph, "ReduceL2", vector, &axis, true);
+    let norm = graph.node("Max", &[&norm, &tiny], &[]);
+    graph.node("Div", &[vector, &norm], &[])
+}
+
+/// Reduces along `axis`.
+pub(super) fn reduce(
+    graph: &mut GraphBuilder,
+    op: &str,
+    value: &str,
+    axis: &str,
+    keep: bool,
+) -> String {
+    graph.node(op, &[value, axis], &[("keepdims", Attribute::Int(i64::from(keep)))])
+}

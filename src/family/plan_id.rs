@@ -1,0 +1,327 @@
+//! Plan ids: a path written so that a person can read it and a program can find it again.
+//!
+//! `l3[0..1]>l6[2..6]{int8:2..6}` runs `l3`'s stem and first block, a stitch to before block 2 of
+//! `l6`, blocks 2 to 5 in int8, and the head. Options in braces are `variant:blocks`, a variant may
+//! name the sub-layer (`skip.mlp:4`), `via:label` names one of several stitches into the segment and
+//! `exit:label` one of several exits out of the last one. A segment that ends inside a block, after its
+//! attention, says so with a `+`: `l6[0..2+]>l6[4..6]`.
+
+use std::{collections::BTreeMap, fmt};
+
+use serde::{Deserialize, Serialize};
+
+use super::{FamilyError, FamilyGraph, ModuleId, ModuleKind, SpaceId, SpaceKind};
+
+/// The readable, stable name of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PlanId(String);
+
+/// The longest plan id that is looked at, in bytes.
+const MAX_PLAN_ID_BYTES: usize = 4_096;
+
+/// Blocks of one anchor that run one after another.
+#[derive(Debug)]
+struct Segment<'a> {
+    anchor: &'a str,
+    start: usize,
+    end: usize,
+    /// Whether the attention of block `end` belongs to it as well.
+    inner: bool,
+    options: Vec<(&'a str, &'a str)>,
+}
+
+impl PlanId {
+    /// Writes `path` as a plan id.
+    pub fn of_path(graph: &FamilyGraph, path: &[ModuleId]) -> Self {
+        let mut text = String::new();
+        let mut rest = path;
+        while let Some(end) = segment_end(graph, rest) {
+            if !text.is_empty() {
+                text.push('>');
+            }
+            write_segment(graph, &rest[..end], &mut text);
+            rest = &rest[end..];
+        }
+        Self(text)
+    }
+
+    /// Finds the path that `id` names in `graph`.
+    ///
+    /// # Errors
+    ///
+    /// Fails when `id` does not parse or names a module that the graph does not have.
+    pub fn find_path(graph: &FamilyGraph, id: &str) -> Result<Vec<ModuleId>, FamilyError> {
+        let refuse = |reason: String| FamilyError::PlanSyntax {
+            id: id.chars().take(200).collect(),
+            reason,
+        };
+        if id.len() > MAX_PLAN_ID_BYTES {
+            return Err(refuse(format!("it is longer than {MAX_PLAN_ID_BYTES} bytes")));
+        }
+        let segments = split_segments(id).map_err(refuse)?;
+        walk(graph, &segments).map_err(refuse)
+    }
+
+    /// Returns the id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for PlanId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl From<PlanId> for String {
+    fn from(id: PlanId) -> Self {
+        id.0
+    }
+}
+
+/// Returns how many modules the first segment of `path` takes: its entry, its blocks and, where the
+/// path ends with it, its exit.
+fn segment_end(graph: &FamilyGraph, path: &[ModuleId]) -> Option<usize> {
+    let entry = path.first()?;
+    if graph.module(*entry).to == graph.output() {
+        return None;
+    }
+    let blocks = path[1..].iter().take_while(|id| is_block(graph.module(**id).kind)).count();
+    let exits = path.get(1 + blocks).is_some_and(|id| graph.module(*id).to == graph.output());
+    Some(1 + blocks + usize::from(exits))
+}
+
+fn is_block(kind: ModuleKind) -> bool {
+    matches!(kind, ModuleKind::Block | ModuleKind::Attention | ModuleKind::Mlp)
+}
+
+fn write_segment(graph: &FamilyGraph, segment: &[ModuleId], text: &mut String) {
+    let entry = graph.module(segment[0]);
+    let SpaceKind::Hidden { anchor, depth: start, .. } = graph.spaces()[entry.to.0].kind else {
+        return;
+    };
+    let mut end = start.to_string();
+    let mut options = Vec::new();
+    if let Some(label) = &entry.variant {
+        options.push(format!("via:{label}"));
+    }
+    let mut variants: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    for id in &segment[1..] {
+        let module = graph.module(*id);
+        if module.to == graph.output() {
+            options.extend(module.variant.as_ref().map(|label| format!("exit:{label}")));
+            continue;
+        }
+        let kind = |space: SpaceId| graph.spaces()[space.0].kind;
+        if let SpaceKind::Hidden { depth, inner, .. } = kind(module.to) {
+            end = format!("{depth}{}", if inner { "+" } else { "" });
+        }
+        if let (Some(variant), SpaceKind::Hidden { depth, .. }) =
+            (&module.variant, kind(module.from))
+        {
+            let name = format!("{variant}{}", part_suffix(module.kind));
+            variants.entry(name).or_default().push(depth);
+        }
+    }
+    join_parts(&mut variants);
+    options.extend(variants.iter().flat_map(|(variant, depths)| ranges(variant, depths)));
+    text.push_str(&format!("{}[{start}..{end}]", graph.anchors()[anchor]));
+    if !options.is_empty() {
+        text.push_str(&format!("{{{}}}", options.join(",")));
+    }
+}
+
+/// Names the part of a block that `kind` is.
+fn part_suffix(kind: ModuleKind) -> &'static str {
+    match kind {
+        ModuleKind::Attention => ".attn",
+        ModuleKind::Mlp => ".mlp",
+        _ => "",
+    }
+}
+
+/// Where both sub-layers of a block are the same variant, names the variant once.
+fn join_parts(variants: &mut BTreeMap<String, Vec<usize>>) {
+    let names: Vec<String> =
+        variants.keys().filter_map(|name| name.strip_suffix(".attn").map(str::to_owned)).collect();
+    for name in names {
+        let (attention, mlp) = (format!("{name}.attn"), format!("{name}.mlp"));
+        let in_mlp = variants.get(&mlp).cloned().unwrap_or_default();
+        let both: Vec<usize> =
+            variants[&attention].iter().copied().filter(|d| in_mlp.contains(d)).collect();
+        for part in [attention, mlp] {
+            if let Some(depths) = variants.get_mut(&part) {
+                depths.retain(|depth| !both.contains(depth));
+                if depths.is_empty() {
+                    variants.remove(&part);
+                }
+            }
+        }
+        if !both.is_empty() {
+            variants.insert(name, both);
+        }
+    }
+}
+
+/// Writes ascending `depths` as `variant:3` and `variant:0..2`.
+fn ranges(variant: &str, depths: &[usize]) -> Vec<String> {
+    let mut written = Vec::new();
+    let mut rest = depths;
+    while let Some(first) = rest.first() {
+        let length = rest.iter().enumerate().take_while(|(i, d)| **d == first + i).count();
+        written.push(match length {
+            1 => format!("{variant}:{first}"),
+            _ => format!("{variant}:{first}..{}", first + length),
+        });
+        rest = &rest[length..];
+    }
+    written
+}
+
+fn split_segments(id: &str) -> Result<Vec<Segment<'_>>, String> {
+    id.split('>').map(parse_segment).collect()
+}
+
+/// Parses `anchor[start..end]{options}`.
+fn parse_segment(text: &str) -> Result<Segment<'_>, String> {
+    let refuse = || format!("`{text}` is not of the form anchor[start..end]{{options}}");
+    let (anchor, rest) = text.split_once('[').ok_or_else(refuse)?;
+    let (range, rest) = rest.split_once(']').ok_or_else(refuse)?;
+    let (range, inner) = match range.strip_suffix('+') {
+        Some(range) => (range, true),
+        None => (range, false),
+    };
+    let (start, end) = parse_range(range).ok_or_else(refuse)?;
+    let options = match rest {
+        "" => Vec::new(),
+        _ => rest
+            .strip_prefix('{')
+            .and_then(|rest| rest.strip_suffix('}'))
+            .ok_or_else(refuse)?
+            .split(',')
+            .map(|option| option.split_once(':').ok_or_else(refuse))
+            .collect::<Result<_, _>>()?,
+    };
+    Ok(Segment { anchor, start, end, inner, options })
+}
+
+fn parse_range(text: &str) -> Option<(usize, usize)> {
+    let (start, end) = text.split_once("..")?;
+    let (start, end) = (start.parse().ok()?, end.parse().ok()?);
+    (start <= end && end < 100_000).then_some((start, end))
+}
+
+/// Follows the segments through the graph.
+fn walk(graph: &FamilyGraph, segments: &[Segment<'_>]) -> Result<Vec<ModuleId>, String> {
+    let mut path = Vec::new();
+    let mut space = graph.input();
+    for segment in segments {
+        check_options(segment)?;
+        let name = format!("{}.{}", segment.anchor, segment.start);
+        let entry = graph.space_named(&name).ok_or_else(|| {
+            format!("there is no space `{name}`; anchors are {}", graph.anchors().join(", "))
+        })?;
+        space = step(graph, space, entry, option(segment, "via"), &mut path)?;
+        for depth in segment.start..segment.end {
+            let end = format!("{}.{}", segment.anchor, depth + 1);
+            space = walk_block(graph, segment, depth, (space, &end), &mut path)?;
+        }
+        if segment.inner {
+            let end = format!("{}.{}+", segment.anchor, segment.end);
+            space = walk_block(graph, segment, segment.end, (space, &end), &mut path)?;
+        }
+    }
+    let label = segments.last().and_then(|segment| option(segment, "exit"));
+    step(graph, space, graph.output(), label, &mut path)?;
+    Ok(path)
+}
+
+/// Takes the module from `from` to `to` with the variant `label`.
+fn step(
+    graph: &FamilyGraph,
+    from: SpaceId,
+    to: SpaceId,
+    label: Option<&str>,
+    path: &mut Vec<ModuleId>,
+) -> Result<SpaceId, String> {
+    let module = graph.outgoing(from).iter().find(|id| {
+        let module = graph.module(**id);
+        module.to == to && module.variant.as_deref() == label
+    });
+    let (from_name, to_name) = (&graph.spaces()[from.0].name, &graph.spaces()[to.0].name);
+    let id = module.ok_or_else(|| {
+        let labelled = label.map_or(String::new(), |label| format!(" called `{label}`"));
+        format!("no module{labelled} leads from `{from_name}` to `{to_name}`")
+    })?;
+    path.push(*id);
+    Ok(to)
+}
+
+/// Takes the modules of block `depth` in the variants that the segment asks for.
+fn walk_block(
+    graph: &FamilyGraph,
+    segment: &Segment<'_>,
+    depth: usize,
+    (mut space, end): (SpaceId, &str),
+    path: &mut Vec<ModuleId>,
+) -> Result<SpaceId, String> {
+    let end = graph
+        .space_named(end)
+        .ok_or_else(|| format!("anchor `{}` has no block {depth}", segment.anchor))?;
+    while space != end {
+        let next = graph.outgoing(space).iter().find(|id| {
+            let module = graph.module(**id);
+            is_block(module.kind) && module.variant.as_deref() == wanted(segment, depth, module.kind)
+        });
+        let id = next.ok_or_else(|| {
+            format!("block {depth} of `{}` has no such variant", segment.anchor)
+        })?;
+        path.push(*id);
+        space = graph.module(*id).to;
+    }
+    Ok(space)
+}
+
+/// Returns the variant that the segment's options give the sub-layer `kind` of block `depth`.
+fn wanted<'a>(segment: &Segment<'a>, depth: usize, kind: ModuleKind) -> Option<&'a str> {
+    segment.options.iter().find_map(|(name, blocks)| {
+        let (variant, part) = name.split_once('.').unwrap_or((name, ""));
+        let in_part = part.is_empty() || part_suffix(kind).strip_prefix('.') == Some(part);
+        (in_part && covers(blocks, depth) && !matches!(*name, "via" | "exit")).then_some(variant)
+    })
+}
+
+fn covers(blocks: &str, depth: usize) -> bool {
+    match blocks.parse::<usize>() {
+        Ok(block) => block == depth,
+        Err(_) => parse_range(blocks).is_some_and(|(start, end)| (start..end).contains(&depth)),
+    }
+}
+
+fn option<'a>(segment: &Segment<'a>, name: &str) -> Option<&'a str> {
+    segment.options.iter().find(|option| option.0 == name).map(|option| option.1)
+}
+
+/// Refuses an option whose blocks are not the segment's, which would be ignored otherwise.
+fn check_options(segment: &Segment<'_>) -> Result<(), String> {
+    let last = segment.end + usize::from(segment.inner);
+    for (name, blocks) in segment.options.iter().filter(|o| !matches!(o.0, "via" | "exit")) {
+        let range = blocks.parse().ok().map(|block: usize| (block, block.saturating_add(1)));
+        let inside = range
+            .or_else(|| parse_range(blocks))
+            .is_some_and(|(start, end)| start >= segment.start && end <= last);
+        if !inside {
+            return Err(format!(
+                "option `{name}:{blocks}` is not about blocks {}..{} of `{}`",
+                segment.start, last, segment.anchor
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "plan_id_tests.rs"]
+mod tests;

@@ -1,0 +1,128 @@
+use super::*;
+use crate::family::{Module, Space};
+
+/// Two anchors `a` (2 blocks) and `b` (3 blocks, two sub-layers each), a stitch and two exits.
+fn graph() -> FamilyGraph {
+    let mut spaces = vec![space("in", SpaceKind::Input), space("out", SpaceKind::Output)];
+    for depth in 0..=2 {
+        spaces.push(space(
+            &format!("a.{depth}"),
+            SpaceKind::Hidden { anchor: 0, depth, inner: false },
+        ));
+    }
+    for depth in 0..=3 {
+        spaces.push(space(
+            &format!("b.{depth}"),
+            SpaceKind::Hidden { anchor: 1, depth, inner: false },
+        ));
+        spaces.push(space(
+            &format!("b.{depth}+"),
+            SpaceKind::Hidden { anchor: 1, depth, inner: true },
+        ));
+    }
+    let mut edges = vec![
+        ("in", "a.0", ModuleKind::Stem, None),
+        ("in", "b.0", ModuleKind::Stem, None),
+        ("a.0", "a.1", ModuleKind::Block, None),
+        ("a.1", "a.2", ModuleKind::Block, None),
+        ("a.1", "a.2", ModuleKind::Block, Some("int8")),
+        ("a.1", "b.1", ModuleKind::Stitch, None),
+        ("a.1", "b.1", ModuleKind::Stitch, Some("lite")),
+        ("a.2", "out", ModuleKind::Exit, None),
+        ("b.0+", "b.2", ModuleKind::Bridge, None),
+        ("b.3", "out", ModuleKind::Head, None),
+        ("b.3", "out", ModuleKind::Exit, Some("deep")),
+    ];
+    let names: Vec<String> = (0..3).map(|d| format!("b.{d}")).collect();
+    let inner: Vec<String> = (0..3).map(|d| format!("b.{d}+")).collect();
+    let after: Vec<String> = (1..4).map(|d| format!("b.{d}")).collect();
+    for block in 0..3 {
+        for variant in [None, Some("int8"), Some("skip")] {
+            edges.push((&names[block], &inner[block], ModuleKind::Attention, variant));
+            edges.push((&inner[block], &after[block], ModuleKind::Mlp, variant));
+        }
+    }
+    let find = |name: &str| SpaceId(spaces.iter().position(|s| s.name == name).expect("named"));
+    let modules = edges
+        .iter()
+        .enumerate()
+        .map(|(index, (from, to, kind, variant))| Module {
+            name: format!("m{index}"),
+            from: find(from),
+            to: find(to),
+            kind: *kind,
+            variant: variant.map(str::to_owned),
+        })
+        .collect();
+    FamilyGraph::new(vec!["a".into(), "b".into()], spaces, modules).expect("a valid graph")
+}
+
+fn space(name: &str, kind: SpaceKind) -> Space {
+    Space { name: name.into(), kind, width: None }
+}
+
+/// Collects every path from `space` to the output.
+fn paths(graph: &FamilyGraph, space: SpaceId, so_far: &[ModuleId], all: &mut Vec<Vec<ModuleId>>) {
+    if space == graph.output() {
+        all.push(so_far.to_vec());
+    }
+    for id in graph.outgoing(space) {
+        let longer = [so_far, &[*id]].concat();
+        paths(graph, graph.module(*id).to, &longer, all);
+    }
+}
+
+#[test]
+fn every_path_has_its_own_id_and_is_found_again() {
+    let graph = graph();
+    let mut all = Vec::new();
+    paths(&graph, graph.input(), &[], &mut all);
+    assert_eq!(all.len(), 2 + 2 * (729 + 27) + 4 * 81);
+    let ids: std::collections::HashSet<_> =
+        all.iter().map(|path| PlanId::of_path(&graph, path)).collect();
+    assert_eq!(ids.len(), all.len());
+    for path in all {
+        let id = PlanId::of_path(&graph, &path);
+        assert_eq!(PlanId::find_path(&graph, id.as_str()).expect("found"), path, "{id}");
+    }
+}
+
+#[test]
+fn ids_read_as_documented() {
+    let graph = graph();
+    for id in [
+        "a[0..2]",
+        "b[0..0+]>b[2..3]",
+        "b[0..0+]{int8.attn:0}>b[2..3]{exit:deep,skip:2}",
+        "a[0..1]>b[1..3]",
+        "a[0..1]>b[1..3]{via:lite,int8:1..3}",
+        "b[0..3]{exit:deep,int8:0,skip.mlp:2}",
+        "b[0..3]{int8.attn:1,skip:0,skip:2}",
+    ] {
+        let path = PlanId::find_path(&graph, id).expect("found");
+        assert_eq!(PlanId::of_path(&graph, &path).as_str(), id);
+    }
+}
+
+#[test]
+fn what_is_no_plan_is_refused_with_the_reason() {
+    let graph = graph();
+    for (id, reason) in [
+        ("", "not of the form"),
+        ("a", "not of the form"),
+        ("a[0..2", "not of the form"),
+        ("a[2..0]", "not of the form"),
+        ("c[0..2]", "no space `c.0`"),
+        ("a[0..3]", "no block 2"),
+        ("a[0..1]", "from `a.1` to `out`"),
+        ("a[0..2]>b[2..3]", "from `a.2` to `b.2`"),
+        ("a[0..2]{int8:0}", "no such variant"),
+        ("a[0..2]{int8:7}", "is not about blocks"),
+        ("b[0..3]{exit:none}", "called `none`"),
+        ("a[0..99999999999999999999]", "not of the form"),
+    ] {
+        let error = PlanId::find_path(&graph, id).expect_err(id).to_string();
+        assert!(error.contains(reason), "{id}: {error}");
+    }
+    assert!(PlanId::find_path(&graph, &"a[0..1]>".repeat(9_000)).is_err());
+}

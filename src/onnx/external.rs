@@ -1,0 +1,160 @@
+//! Weights that stay in their files: initializers as places in a file of the family's folder.
+
+use std::{
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    path::Path,
+};
+
+use bytes::Bytes;
+use prost::Message;
+
+use super::{
+    OnnxError,
+    proto::{EXTERNAL, GraphProto, ModelProto, StringStringEntry, TensorProto},
+};
+use crate::tensor::MappedFile;
+
+/// Initializers smaller than this stay inside the model, where ONNX Runtime's optimizers read them.
+const MIN_EXTERNAL_BYTES: usize = 256;
+
+/// A place in a file of the family's folder.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Place {
+    /// The file, relative to the family's folder.
+    pub file: String,
+    /// Where the bytes start.
+    pub offset: u64,
+    /// How many they are.
+    pub length: u64,
+}
+
+/// Reads the ONNX file `folder/location`, leaving its large weights in the file.
+///
+/// # Errors
+///
+/// Fails when the file cannot be read or is no ONNX model, when its nodes are not in order (a cycle),
+/// and when its weights already lie in other files.
+pub fn read_model(folder: &Path, location: &Path) -> Result<ModelProto, OnnxError> {
+    let path = folder.join(location);
+    let file = MappedFile::open(&path)
+        .map_err(|source| OnnxError::Unreadable { path: path.clone(), source })?;
+    let mut model = ModelProto::decode(file.bytes().clone())
+        .map_err(|source| OnnxError::Malformed { path: path.clone(), source })?;
+    let graph = model.graph.as_mut().ok_or(OnnxError::NoGraph { path })?;
+    for tensor in &mut graph.initializer {
+        if tensor.data_location == Some(EXTERNAL) {
+            return Err(OnnxError::Initializer {
+                name: tensor.name.clone(),
+                reason: "its data lies in another file, which is not supported here".into(),
+            });
+        }
+        leave_in_file(tensor, file.bytes(), &location.to_string_lossy());
+    }
+    check_order(graph)?;
+    Ok(model)
+}
+
+/// Declares an initializer whose bytes lie at `place`.
+pub fn initializer(name: &str, data_type: i32, dims: Vec<i64>, place: &Place) -> TensorProto {
+    let entry = |key: &str, value: String| StringStringEntry { key: key.into(), value };
+    TensorProto {
+        name: name.into(),
+        data_type,
+        dims,
+        data_location: Some(EXTERNAL),
+        external_data: vec![
+            entry("location", place.file.clone()),
+            entry("offset", place.offset.to_string()),
+            entry("length", place.length.to_string()),
+        ],
+        ..TensorProto::default()
+    }
+}
+
+/// Returns where the bytes of `tensor` lie, or `None` when they are inside the model.
+pub fn place_of(tensor: &TensorProto) -> Option<Place> {
+    let find = |key: &str| tensor.external_data.iter().find(|e| e.key == key).map(|e| &e.value);
+    Some(Place {
+        file: find("location")?.clone(),
+        offset: find("offset")?.parse().ok()?,
+        length: find("length")?.parse().ok()?,
+    })
+}
+
+/// Reads the bytes of `tensor`, wherever they lie.
+///
+/// # Errors
+///
+/// Fails when the file cannot be read or the tensor keeps its values in typed fields.
+pub fn read_bytes(folder: &Path, tensor: &TensorProto) -> Result<Bytes, OnnxError> {
+    let Some(place) = place_of(tensor) else {
+        return tensor.raw_data.clone().ok_or_else(|| OnnxError::Initializer {
+            name: tensor.name.clone(),
+            reason: "it has no raw data".into(),
+        });
+    };
+    let path = folder.join(&place.file);
+    let read = || {
+        let mut file = File::open(&path)?;
+        file.seek(SeekFrom::Start(place.offset))?;
+        let mut bytes = vec![0; usize::try_from(place.length).unwrap_or(usize::MAX)];
+        file.read_exact(&mut bytes)?;
+        Ok(Bytes::from(bytes))
+    };
+    read().map_err(|source| OnnxError::Unreadable { path: path.clone(), source })
+}
+
+/// Returns the number of bytes that the initializers of `graph` hold.
+pub fn weight_bytes(graph: &GraphProto) -> u64 {
+    graph
+        .initializer
+        .iter()
+        .map(|tensor| match place_of(tensor) {
+            Some(place) => place.length,
+            None => tensor.raw_data.as_ref().map_or(0, |raw| raw.len() as u64),
+        })
+        .sum()
+}
+
+/// Replaces raw data that is a slice of `file` by its place.
+fn leave_in_file(tensor: &mut TensorProto, file: &Bytes, location: &str) {
+    let Some(raw) = tensor.raw_data.as_ref().filter(|raw| raw.len() >= MIN_EXTERNAL_BYTES) else {
+        return;
+    };
+    let (start, base) = (raw.as_ptr() as usize, file.as_ptr() as usize);
+    let place = match start.checked_sub(base) {
+        Some(offset) if offset + raw.len() <= file.len() => Place {
+            file: location.into(),
+            offset: offset as u64,
+            length: raw.len() as u64,
+        },
+        _ => return,
+    };
+    *tensor = initializer(&tensor.name, tensor.data_type, tensor.dims.clone(), &place);
+}
+
+/// Checks that every node reads only what stands before it, as the standard demands.
+fn check_order(graph: &GraphProto) -> Result<(), OnnxError> {
+    let mut known: std::collections::HashSet<&str> = graph
+        .initializer
+        .iter()
+        .map(|tensor| tensor.name.as_str())
+        .chain(graph.input.iter().map(|input| input.name.as_str()))
+        .chain([""])
+        .collect();
+    for node in &graph.node {
+        if let Some(tensor) = node.input.iter().find(|name| !known.contains(name.as_str())) {
+            return Err(OnnxError::Unordered {
+                node: format!("{} {}", node.op_type, node.name),
+                tensor: tensor.clone(),
+            });
+        }
+        for output in node.output.iter().filter(|name| !name.is_empty()) {
+            if !known.insert(output) {
+                return Err(OnnxError::Duplicate { tensor: output.clone() });
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,58 @@
+//! Joining a chain of modules into one graph.
+
+use std::collections::HashSet;
+
+use super::proto::{GraphProto, ModelProto, OperatorSetId};
+
+/// Joins `models` into one: each reads the output of the one before it wherever it has an input that
+/// is not in `shared`. Names are made unique by the module's position; `shared` inputs keep theirs.
+pub fn join(models: &[ModelProto], shared: &[&str]) -> ModelProto {
+    let mut joined = GraphProto { name: "joined".into(), ..GraphProto::default() };
+    let mut opsets: Vec<OperatorSetId> = Vec::new();
+    let mut declared = HashSet::new();
+    let mut state = String::new();
+    for (index, model) in models.iter().enumerate() {
+        for opset in &model.opset_import {
+            if !opsets.iter().any(|known| known.domain == opset.domain) {
+                opsets.push(opset.clone());
+            }
+        }
+        let Some(mut graph) = model.graph.clone() else { continue };
+        let inputs: HashSet<String> = graph.input.iter().map(|input| input.name.clone()).collect();
+        let rename = |name: &mut String| {
+            *name = match name.as_str() {
+                "" => String::new(),
+                name if shared.contains(&name) => name.to_owned(),
+                name if inputs.contains(name) => state.clone(),
+                name => format!("{index}/{name}"),
+            };
+        };
+        rename_all(&mut graph, &rename);
+        for input in graph.input.into_iter().filter(|input| shared.contains(&input.name.as_str())) {
+            if declared.insert(input.name.clone()) {
+                joined.input.push(input);
+            }
+        }
+        joined.node.extend(graph.node);
+        joined.initializer.extend(graph.initializer);
+        state = graph.output.first().map(|output| output.name.clone()).unwrap_or_default();
+        joined.output = graph.output;
+    }
+    let ir_version = models.iter().map(|model| model.ir_version).max().unwrap_or_default();
+    ModelProto {
+        ir_version,
+        opset_import: opsets,
+        producer_name: "tessera".into(),
+        graph: Some(joined),
+    }
+}
+
+fn rename_all(graph: &mut GraphProto, rename: &impl Fn(&mut String)) {
+    for node in &mut graph.node {
+        rename(&mut node.name);
+        node.input.iter_mut().chain(&mut node.output).for_each(rename);
+    }
+    graph.initializer.iter_mut().for_each(|tensor| rename(&mut tensor.name));
+    graph.input.iter_mut().for_each(|input| rename(&mut input.name));
+    graph.output.iter_mut().for_each(|output| rename(&mut output.name));
+}

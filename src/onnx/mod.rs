@@ -1,0 +1,20 @@
+//! Builds, reads, cuts, joins and quantizes ONNX graphs; runs none of them.
+//!
+//! Weights stay where they are: every large initializer is *external data*, a place in a file of the
+//! family's folder (see [`external`]), so that a model here is a few kilobytes and the runtime maps the
+//! weights. Start at [`GraphBuilder`] for building and at [`cut`] for taking an export apart.
+
+mod build;
+mod cut;
+mod error;
+pub mod external;
+mod join;
+pub mod proto;
+mod quantize;
+
+pub use build::{Attribute, GraphBuilder};
+pub use cut::cut;
+pub use error::OnnxError;
+pub use external::read_model;
+pub use join::join;
+pub use quantize::quantize_weights;

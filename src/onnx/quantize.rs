@@ -1,0 +1,200 @@
+//! Dynamic int8 quantization of a graph's matrix products.
+
+use std::{
+    collections::{HashMap, HashSet},
+    path::Path,
+};
+
+use bytes::Bytes;
+
+use super::{
+    OnnxError,
+    external::read_bytes,
+    proto::{GraphProto, ModelProto, NodeProto, TensorProto, data_type},
+};
+
+/// Matrices with fewer elements stay as they are.
+const MIN_ELEMENTS: usize = 4_096;
+
+/// Quantizes the constant matrices of `model` to int8, per output channel and symmetric, and the
+/// matrix products to take their left side quantized at run time per tensor (`DynamicQuantizeLinear`
+/// then `MatMulIntegerToFloat`). A left side that several products share is quantized once.
+///
+/// `max_level` is the largest quantized weight: 127, or 63 on processors whose 8-bit products
+/// saturate at 16 bits (AVX2 without VNNI).
+///
+/// # Errors
+///
+/// Fails when a weight cannot be read from `folder`.
+pub fn quantize_weights(
+    model: &ModelProto,
+    folder: &Path,
+    max_level: i8,
+) -> Result<ModelProto, OnnxError> {
+    let mut model = model.clone();
+    let Some(graph) = model.graph.as_mut() else { return Ok(model) };
+    let matrices = constant_matrices(graph);
+    let mut nodes = Vec::with_capacity(graph.node.len());
+    let mut added = Vec::new();
+    let mut quantized_inputs = HashSet::new();
+    for node in std::mem::take(&mut graph.node) {
+        let matrix = (node.op_type == "MatMul").then(|| matrices.get(&node.input[1])).flatten();
+        let Some(matrix) = matrix else {
+            nodes.push(node);
+            continue;
+        };
+        let weight = &graph.initializer[matrix.initializer];
+        let values = read_f32(folder, weight)?;
+        let quantized = Quantized::new(&values, matrix, max_level);
+        if quantized_inputs.insert(node.input[0].clone()) {
+            nodes.push(quantize_input(&node.input[0]));
+        }
+        nodes.push(product(&node, &weight.name));
+        added.extend(quantized.into_initializers(&weight.name));
+    }
+    graph.node = nodes;
+    graph.initializer.extend(added);
+    remove_unused(graph);
+    Ok(model)
+}
+
+/// A constant `[rows, columns]` matrix that a product reads.
+struct Matrix {
+    initializer: usize,
+    rows: usize,
+    columns: usize,
+    /// Whether the file holds it as `[columns, rows]`.
+    is_transposed: bool,
+}
+
+struct Quantized {
+    levels: Vec<u8>,
+    scales: Vec<f32>,
+    rows: usize,
+}
+
+/// Finds the constant f32 matrices by the name under which products read them.
+fn constant_matrices(graph: &GraphProto) -> HashMap<String, Matrix> {
+    let mut found = HashMap::new();
+    let mut by_name = HashMap::new();
+    for (index, tensor) in graph.initializer.iter().enumerate() {
+        let dims: Vec<usize> =
+            tensor.dims.iter().filter_map(|extent| usize::try_from(*extent).ok()).collect();
+        let [rows, columns] = dims[..] else { continue };
+        if tensor.data_type != data_type::FLOAT || rows * columns < MIN_ELEMENTS {
+            continue;
+        }
+        by_name.insert(tensor.name.as_str(), (index, rows, columns));
+        let matrix = Matrix { initializer: index, rows, columns, is_transposed: false };
+        found.insert(tensor.name.clone(), matrix);
+    }
+    for node in graph.node.iter().filter(|node| node.op_type == "Transpose") {
+        if let Some(&(initializer, columns, rows)) = by_name.get(node.input[0].as_str()) {
+            let matrix = Matrix { initializer, rows, columns, is_transposed: true };
+            found.insert(node.output[0].clone(), matrix);
+        }
+    }
+    found
+}
+
+impl Quantized {
+    #[expect(clippy::cast_possible_truncation, reason = "levels are clamped to an i8")]
+    fn new(values: &[f32], matrix: &Matrix, max_level: i8) -> Self {
+        let (rows, columns) = (matrix.rows, matrix.columns);
+        let at = |row: usize, column: usize| match matrix.is_transposed {
+            true => values[column * rows + row],
+            false => values[row * columns + column],
+        };
+        let max_level = f32::from(max_level);
+        let scales: Vec<f32> = (0..columns)
+            .map(|column| {
+                let largest = (0..rows).map(|row| at(row, column).abs()).fold(0.0, f32::max);
+                if largest > 0.0 { largest / max_level } else { 1.0 }
+            })
+            .collect();
+        let mut levels = vec![0; rows * columns];
+        for row in 0..rows {
+            for column in 0..columns {
+                let level = (at(row, column) / scales[column]).round();
+                let level = level.clamp(-max_level, max_level) as i8;
+                levels[row * columns + column] = level.cast_unsigned();
+            }
+        }
+        Self { levels, scales, rows }
+    }
+
+    fn into_initializers(self, name: &str) -> [TensorProto; 2] {
+        let (rows, columns) = (self.rows as i64, self.scales.len() as i64);
+        let scales: Vec<u8> = self.scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
+        let tensor = |suffix: &str, data_type, dims, raw: Vec<u8>| TensorProto {
+            name: format!("{name}.{suffix}"),
+            data_type,
+            dims,
+            raw_data: Some(Bytes::from(raw)),
+            ..TensorProto::default()
+        };
+        [
+            tensor("int8", data_type::INT8, vec![rows, columns], self.levels),
+            tensor("scale", data_type::FLOAT, vec![columns], scales),
+        ]
+    }
+}
+
+/// Returns the node that quantizes `tensor` at run time.
+fn quantize_input(tensor: &str) -> NodeProto {
+    let output = ["uint8", "scale", "zero"].map(|suffix| format!("{tensor}.{suffix}"));
+    NodeProto {
+        input: vec![tensor.into()],
+        output: output.to_vec(),
+        name: format!("{tensor}.quantize"),
+        op_type: "DynamicQuantizeLinear".into(),
+        ..NodeProto::default()
+    }
+}
+
+/// Returns the integer product that stands for `node`.
+fn product(node: &NodeProto, weight: &str) -> NodeProto {
+    let left = &node.input[0];
+    NodeProto {
+        input: vec![
+            format!("{left}.uint8"),
+            format!("{weight}.int8"),
+            format!("{left}.scale"),
+            format!("{weight}.scale"),
+            format!("{left}.zero"),
+        ],
+        output: node.output.clone(),
+        name: format!("{}.int8", node.name),
+        op_type: "MatMulIntegerToFloat".into(),
+        domain: "com.microsoft".into(),
+        attribute: Vec::new(),
+    }
+}
+
+/// Removes transposes and weights that nothing reads any more.
+fn remove_unused(graph: &mut GraphProto) {
+    let outputs: HashSet<String> = graph.output.iter().map(|output| output.name.clone()).collect();
+    let reads = |graph: &GraphProto| -> HashSet<String> {
+        graph.node.iter().flat_map(|node| node.input.iter().cloned()).collect()
+    };
+    let read = reads(graph);
+    graph.node.retain(|node| {
+        node.op_type != "Transpose"
+            || node.output.iter().any(|name| read.contains(name) || outputs.contains(name))
+    });
+    let read = reads(graph);
+    graph.initializer.retain(|tensor| read.contains(&tensor.name));
+}
+
+fn read_f32(folder: &Path, tensor: &TensorProto) -> Result<Vec<f32>, OnnxError> {
+    let bytes = read_bytes(folder, tensor)?;
+    let (chunks, rest) = bytes.as_chunks::<4>();
+    let elements: i64 = tensor.dims.iter().product();
+    if !rest.is_empty() || i64::try_from(chunks.len()) != Ok(elements) {
+        return Err(OnnxError::Initializer {
+            name: tensor.name.clone(),
+            reason: format!("{} bytes do not hold its {:?} f32 elements", bytes.len(), tensor.dims),
+        });
+    }
+    Ok(chunks.iter().map(|chunk| f32::from_le_bytes(*chunk)).collect())
+}

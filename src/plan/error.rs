@@ -1,0 +1,182 @@
+//! What can be wrong with a graph, a table, a budget or a choice.
+
+use thiserror::Error;
+
+use super::{budget::MAX_PLAN_ID_BYTES, choose::Infeasible};
+
+/// Why a graph, a search, a grid or a plan table is refused.
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum PlanError {
+    /// An edge starts or ends at a space that does not exist.
+    #[error("edge {edge} names space {space}, but there are {num_spaces} spaces")]
+    EdgeOutOfRange {
+        /// Index of the edge.
+        edge: usize,
+        /// The space it names.
+        space: usize,
+        /// Number of spaces of the graph.
+        num_spaces: usize,
+    },
+    /// The input or the output is a space that does not exist.
+    #[error("the {end} is space {space}, but there are {num_spaces} spaces")]
+    EndOutOfRange {
+        /// `input` or `output`.
+        end: &'static str,
+        /// The space it names.
+        space: usize,
+        /// Number of spaces of the graph.
+        num_spaces: usize,
+    },
+    /// An edge has a latency that is negative, infinite or not a number.
+    #[error("edge {edge} has latency {latency_seconds} s, it must be finite and not negative")]
+    InvalidLatency {
+        /// Index of the edge.
+        edge: usize,
+        /// The refused latency.
+        latency_seconds: f64,
+    },
+    /// An edge has a loss that is infinite or not a number.
+    #[error("edge {edge} has loss {loss}, it must be finite")]
+    InvalidLoss {
+        /// Index of the edge.
+        edge: usize,
+        /// The refused loss.
+        loss: f64,
+    },
+    /// The costs of all edges up to this one are too large to add.
+    #[error("the costs of edges 0 to {edge} overflow when added")]
+    CostOverflow {
+        /// Index of the first edge that is too much.
+        edge: usize,
+    },
+    /// The graph has a cycle.
+    #[error("edge {edge} lies on a cycle")]
+    Cycle {
+        /// Index of one edge of the cycle.
+        edge: usize,
+    },
+    /// No path leads from the input to the output.
+    #[error("no path leads from the input, space {input}, to the output, space {output}")]
+    OutputUnreachable {
+        /// Index of the input space.
+        input: usize,
+        /// Index of the output space.
+        output: usize,
+    },
+    /// The tolerance of a search is negative, infinite or not a number.
+    #[error("epsilon is {epsilon}, it must be finite and not negative")]
+    InvalidEpsilon {
+        /// The refused tolerance.
+        epsilon: f64,
+    },
+    /// More partial paths are worth keeping at a space than the search may hold.
+    #[error(
+        "space {space} has {num_labels} non-dominated partial paths, {max_labels} are allowed; \
+         raise the limit or epsilon"
+    )]
+    TooManyLabels {
+        /// The space where the search stopped.
+        space: usize,
+        /// Number of labels it had there.
+        num_labels: usize,
+        /// The limit per space.
+        max_labels: usize,
+    },
+    /// An axis of a grid is empty.
+    #[error("the {axis} axis is empty")]
+    EmptyAxis {
+        /// `batches` or `tokens`.
+        axis: &'static str,
+    },
+    /// An axis of a grid does not start at 1 or more, or does not increase.
+    #[error("the {axis} axis has {value} at {position}, it must start at 1 and increase strictly")]
+    UnorderedAxis {
+        /// `batches` or `tokens`.
+        axis: &'static str,
+        /// Index of the refused knot.
+        position: usize,
+        /// The refused knot.
+        value: usize,
+    },
+    /// A grid has not one value per pair of knots.
+    #[error("a grid of {num_batches} x {num_tokens} knots has {num_values} values")]
+    WrongNumValues {
+        /// Number of knots of the batch axis.
+        num_batches: usize,
+        /// Number of knots of the token axis.
+        num_tokens: usize,
+        /// Number of values given.
+        num_values: usize,
+    },
+    /// A value of a grid is negative, infinite or not a number.
+    #[error("grid value {position} is {value}, it must be finite and not negative")]
+    InvalidValue {
+        /// Index of the value, row by row.
+        position: usize,
+        /// The refused value.
+        value: f64,
+    },
+    /// Grids are combined that have different axes, or none is given.
+    #[error("grids can be combined only on equal axes, and at least one is needed")]
+    GridMismatch,
+    /// A plan table has no plan.
+    #[error("the plan table is empty")]
+    EmptyTable,
+    /// Two plans of a table share an id.
+    #[error("plan id `{id}` occurs twice")]
+    DuplicatePlan {
+        /// The id they share.
+        id: String,
+    },
+    /// A plan has a quality outside [0, 1].
+    #[error("plan `{id}` has quality {quality}, it must lie in [0, 1]")]
+    InvalidQuality {
+        /// Id of the plan.
+        id: String,
+        /// The refused quality.
+        quality: f64,
+    },
+    /// The latency margin of a table is negative, infinite or not a number.
+    #[error("the latency margin is {margin}, it must be finite and not negative")]
+    InvalidMargin {
+        /// The refused margin.
+        margin: f64,
+    },
+}
+
+/// Why request parameters are no [`Budget`](super::Budget).
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum BudgetError {
+    /// A number is outside its range.
+    #[error("{parameter} is {value}, it must lie in {range}")]
+    OutOfRange {
+        /// Name of the parameter, as on the wire.
+        parameter: &'static str,
+        /// The refused value.
+        value: f64,
+        /// The valid range, in interval notation.
+        range: &'static str,
+    },
+    /// A plan id is empty or too long to be one.
+    #[error("plan has {num_bytes} bytes, it must have 1 to {MAX_PLAN_ID_BYTES}")]
+    PlanIdLength {
+        /// Length of the id given.
+        num_bytes: usize,
+    },
+}
+
+/// Why no plan is chosen.
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum ChooseError {
+    /// The plan asked for by id does not exist.
+    #[error("no plan `{plan}`; nearest: {}", nearest.join(", "))]
+    NotFound {
+        /// The id asked for.
+        plan: String,
+        /// Up to five existing ids, the most similar first.
+        nearest: Vec<String>,
+    },
+    /// No plan meets the budget.
+    #[error(transparent)]
+    Infeasible(Box<Infeasible>),
+}

@@ -1,0 +1,66 @@
+//! The process's ONNX Runtime environment.
+
+use std::path::PathBuf;
+
+use ort::environment::{Environment, GlobalThreadPoolOptions};
+
+use super::RuntimeError;
+
+/// How the runtime is set up.
+#[derive(Debug, Clone)]
+pub struct RuntimeConfig {
+    /// ONNX Runtime's shared library.
+    pub library: PathBuf,
+    /// Threads of the pool that all sessions share; 0 for as many as there are cores.
+    pub num_threads: usize,
+    /// Whether idle pool threads spin, which answers sooner and burns processor time.
+    pub spin: bool,
+}
+
+/// The process's ONNX Runtime with its one thread pool. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Runtime {
+    environment: Environment,
+}
+
+impl Runtime {
+    /// Loads the library and starts the pool. A process has one runtime.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the library does not load or a runtime was started before.
+    pub fn start(config: &RuntimeConfig) -> Result<Self, RuntimeError> {
+        let wrap =
+            |source: ort::Error| RuntimeError::BadLibrary { path: config.library.clone(), source };
+        let builder = ort::init_from(&config.library)
+            .map_err(|e| wrap(ort::Error::new(e.to_string())))?;
+        let pool = GlobalThreadPoolOptions::default()
+            .with_intra_threads(config.num_threads)
+            .and_then(|pool| pool.with_inter_threads(1))
+            .and_then(|pool| pool.with_spin_control(config.spin))
+            .map_err(wrap)?;
+        let environment = builder
+            .with_name("tessera")
+            .with_telemetry(false)
+            .with_global_thread_pool(pool)
+            .with_logger(std::sync::Arc::new(log))
+            .build()
+            .map_err(wrap)?;
+        environment.set_log_level(ort::logging::LogLevel::Warning);
+        Ok(Self { environment })
+    }
+
+    /// Returns the environment in which sessions are created.
+    pub(super) fn environment(&self) -> &Environment {
+        &self.environment
+    }
+}
+
+/// Passes ONNX Runtime's messages on; what it calls a warning is seldom one for an operator.
+fn log(level: ort::logging::LogLevel, _category: &str, id: &str, _place: &str, message: &str) {
+    use ort::logging::LogLevel;
+    match level {
+        LogLevel::Fatal | LogLevel::Error => tracing::warn!(session = id, "{message}"),
+        _ => tracing::debug!(session = id, "{message}"),
+    }
+}

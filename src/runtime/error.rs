@@ -1,0 +1,73 @@
+//! What can go wrong in running a path.
+
+use std::path::PathBuf;
+
+use crate::onnx::OnnxError;
+
+/// Why the runtime cannot start or a module cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// There is no ONNX Runtime.
+    #[error(
+        "ONNX Runtime was not found; tried {tried}; run `make setup`, or give its shared library \
+         with --onnxruntime or ORT_DYLIB_PATH"
+    )]
+    NoLibrary {
+        /// The places looked at.
+        tried: String,
+    },
+    /// The library was found but does not load.
+    #[error("{}: cannot be used as ONNX Runtime", path.display())]
+    BadLibrary {
+        /// The library.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: ort::Error,
+    },
+    /// A module's network cannot be made ready.
+    #[error("module `{module}` cannot be loaded")]
+    Network {
+        /// The module.
+        module: String,
+        /// The reason.
+        #[source]
+        source: OnnxError,
+    },
+    /// ONNX Runtime refuses a module's network.
+    #[error("module `{module}` is refused by ONNX Runtime: {source}")]
+    Session {
+        /// The module.
+        module: String,
+        /// The reason.
+        #[source]
+        source: ort::Error,
+    },
+    /// A module failed while it ran.
+    #[error("module `{module}` failed: {source}")]
+    Run {
+        /// The module.
+        module: String,
+        /// The reason.
+        #[source]
+        source: ort::Error,
+    },
+    /// A module needs an input that was not given.
+    #[error("module `{module}` needs the input `{input}`")]
+    NoInput {
+        /// The module.
+        module: String,
+        /// The input.
+        input: String,
+    },
+    /// A tensor cannot be handed over.
+    #[error("a tensor cannot be handed to ONNX Runtime")]
+    Tensor {
+        /// The reason.
+        #[source]
+        source: ort::Error,
+    },
+    /// The path is empty or its modules do not join.
+    #[error("the path does not lead from the input to the output")]
+    NotAPath,
+}

@@ -1,0 +1,215 @@
+//! Running paths of one family.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ort::value::{DynValue, Tensor as OrtTensor};
+
+use super::{Runtime, RuntimeError, session::ModuleSession};
+use crate::{
+    arch::{ATTENTION_MASK, Encoding, Family, INPUT_IDS},
+    family::ModuleId,
+    tensor::{Tensor, TensorData},
+};
+
+/// Owns the sessions of a family and runs paths through them, one at a time.
+///
+/// Sessions are created when a module is first needed and shared by all plans.
+#[derive(Debug)]
+pub struct Executor {
+    runtime: Runtime,
+    family: Arc<Family>,
+    sessions: Vec<Option<ModuleSession>>,
+    residency: Residency,
+}
+
+/// What an executor holds in memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Residency {
+    /// Loaded modules.
+    pub num_modules: u64,
+    /// The bytes of their weights.
+    pub weight_bytes: u64,
+    /// How many times a module was loaded.
+    pub num_loads: u64,
+}
+
+/// The inputs that every module of a path may read besides the hidden states.
+#[derive(Debug)]
+pub struct SideInputs {
+    values: Vec<(&'static str, DynValue)>,
+}
+
+/// Hidden states between two modules.
+#[derive(Debug)]
+pub struct Activation(DynValue);
+
+/// Hears how long each module of a path took.
+pub trait ModuleObserver {
+    /// Is called after a module ran.
+    fn ran(&mut self, module: ModuleId, time: Duration);
+}
+
+/// Hears nothing.
+impl ModuleObserver for () {
+    fn ran(&mut self, _module: ModuleId, _time: Duration) {}
+}
+
+impl Executor {
+    /// Prepares to run paths of `family`; loads nothing yet.
+    pub fn new(runtime: Runtime, family: Arc<Family>) -> Self {
+        let sessions = family.graph.modules().iter().map(|_| None).collect();
+        Self { runtime, family, sessions, residency: Residency::default() }
+    }
+
+    /// Returns the family.
+    pub fn family(&self) -> &Arc<Family> {
+        &self.family
+    }
+
+    /// Returns what is loaded.
+    pub fn residency(&self) -> Residency {
+        self.residency
+    }
+
+    /// Loads the modules of `path` that are not loaded yet.
+    ///
+    /// # Errors
+    ///
+    /// Fails when ONNX Runtime refuses a module.
+    pub fn load(&mut self, path: &[ModuleId]) -> Result<(), RuntimeError> {
+        path.iter().try_for_each(|id| self.session(*id).map(drop))
+    }
+
+    /// Runs `path` from the input to the output.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the path is none, a module cannot be loaded or fails.
+    pub fn run(
+        &mut self,
+        path: &[ModuleId],
+        sides: &SideInputs,
+        observer: &mut impl ModuleObserver,
+    ) -> Result<Tensor, RuntimeError> {
+        if !self.family.graph.is_path(path) {
+            return Err(RuntimeError::NotAPath);
+        }
+        let mut state = None;
+        for id in path {
+            let start = Instant::now();
+            state = self.step(*id, state, sides)?;
+            observer.ran(*id, start.elapsed());
+        }
+        state.ok_or(RuntimeError::NotAPath)?.to_tensor()
+    }
+
+    /// Runs one module on `state`; the identity returns it as it is.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the module cannot be loaded or fails.
+    pub fn step(
+        &mut self,
+        id: ModuleId,
+        state: Option<Activation>,
+        sides: &SideInputs,
+    ) -> Result<Option<Activation>, RuntimeError> {
+        let next = self.advance(id, state.as_ref(), sides)?;
+        Ok(next.or(state))
+    }
+
+    /// Runs one module on a state that stays; `None` where the module is the identity.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the module cannot be loaded or fails.
+    pub fn advance(
+        &mut self,
+        id: ModuleId,
+        state: Option<&Activation>,
+        sides: &SideInputs,
+    ) -> Result<Option<Activation>, RuntimeError> {
+        match self.session(id)? {
+            Some(session) => {
+                Ok(Some(Activation(session.run(state.map(|state| &state.0), sides)?)))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Returns the session of `id`, creating it where it is not there; `None` for the identity.
+    fn session(&mut self, id: ModuleId) -> Result<Option<&mut ModuleSession>, RuntimeError> {
+        let Some(network) = self.family.network(id) else { return Ok(None) };
+        let slot = &mut self.sessions[id.0];
+        if slot.is_none() {
+            let name = &self.family.graph.module(id).name;
+            let start = Instant::now();
+            let session = ModuleSession::load(&self.runtime, &self.family.folder, name, network)?;
+            tracing::debug!(module = name, seconds = start.elapsed().as_secs_f64(), "loaded");
+            self.residency.num_modules += 1;
+            self.residency.num_loads += 1;
+            self.residency.weight_bytes += session.weight_bytes();
+            *slot = Some(session);
+        }
+        Ok(slot.as_mut())
+    }
+}
+
+impl SideInputs {
+    /// Hands the token ids and the mask of `encoding` over.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the shapes contradict each other.
+    pub fn of_encoding(encoding: Encoding) -> Result<Self, RuntimeError> {
+        let shape = [encoding.batch, encoding.tokens];
+        let value = |values: Vec<i64>| {
+            OrtTensor::from_array((shape, values))
+                .map(OrtTensor::into_dyn)
+                .map_err(|source| RuntimeError::Tensor { source })
+        };
+        let values = vec![
+            (INPUT_IDS, value(encoding.input_ids)?),
+            (ATTENTION_MASK, value(encoding.attention_mask)?),
+        ];
+        Ok(Self { values })
+    }
+
+    /// Returns the input called `name`.
+    pub(super) fn value(&self, name: &str) -> Option<&DynValue> {
+        self.values.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
+    }
+}
+
+impl Activation {
+    /// Copies the values out.
+    ///
+    /// # Errors
+    ///
+    /// Fails when they are not f32.
+    pub fn to_tensor(&self) -> Result<Tensor, RuntimeError> {
+        let wrap = |source| RuntimeError::Tensor { source };
+        let (shape, values) = self.0.try_extract_tensor::<f32>().map_err(wrap)?;
+        let shape = shape.iter().map(|extent| usize::try_from(*extent).unwrap_or(0)).collect();
+        Tensor::new(shape, TensorData::F32(values.to_vec()))
+            .map_err(|e| wrap(ort::Error::new(e.to_string())))
+    }
+
+    /// Hands `tensor` over as hidden states.
+    ///
+    /// # Errors
+    ///
+    /// Fails when it is not f32.
+    pub fn of_tensor(tensor: Tensor) -> Result<Self, RuntimeError> {
+        let wrap = |source| RuntimeError::Tensor { source };
+        let (shape, data) = tensor.into_parts();
+        let TensorData::F32(values) = data else {
+            return Err(wrap(ort::Error::new("hidden states are f32")));
+        };
+        let value = OrtTensor::from_array((shape, values)).map_err(wrap)?;
+        Ok(Self(value.into_dyn()))
+    }
+}

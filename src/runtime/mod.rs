@@ -1,0 +1,15 @@
+//! Runs paths: ONNX Runtime sessions, one per module, on one environment-wide thread pool.
+//!
+//! The only room that names `ort`. It knows nothing of budgets, queues or the wire. Start at
+//! [`Runtime::start`], then [`Executor::run`].
+
+mod environment;
+mod error;
+mod executor;
+mod library;
+mod session;
+
+pub use environment::{Runtime, RuntimeConfig};
+pub use error::RuntimeError;
+pub use executor::{Activation, Executor, ModuleObserver, Residency, SideInputs};
+pub use library::find_library;

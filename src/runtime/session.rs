@@ -1,0 +1,87 @@
+//! One module's ONNX Runtime session.
+
+use std::{borrow::Cow, path::Path};
+
+use ort::{
+    session::{Session, SessionInputValue, builder::GraphOptimizationLevel},
+    value::DynValue,
+};
+use prost::Message;
+
+use super::{Runtime, RuntimeError, executor::SideInputs};
+use crate::arch::Network;
+
+/// The configuration key under which ONNX Runtime finds external data of models given as bytes.
+const FOLDER_KEY: &str = "session.model_external_initializers_file_folder_path";
+
+/// A loaded module.
+#[derive(Debug)]
+pub(super) struct ModuleSession {
+    session: Session,
+    module: String,
+    inputs: Vec<String>,
+    output: String,
+    weight_bytes: u64,
+}
+
+impl ModuleSession {
+    /// Creates the session of `network`, whose weights lie in files of `folder`.
+    pub(super) fn load(
+        runtime: &Runtime,
+        folder: &Path,
+        module: &str,
+        network: &Network,
+    ) -> Result<Self, RuntimeError> {
+        let model = network
+            .to_onnx(folder)
+            .map_err(|source| RuntimeError::Network { module: module.into(), source })?;
+        let wrap = |source| RuntimeError::Session { module: module.into(), source };
+        let session = create(runtime, folder, module, &model.encode_to_vec()).map_err(wrap)?;
+        let inputs = session.inputs().iter().map(|input| input.name().to_owned()).collect();
+        let output = session.outputs().first().map(|output| output.name().to_owned());
+        Ok(Self {
+            session,
+            module: module.into(),
+            inputs,
+            output: output.unwrap_or_default(),
+            weight_bytes: network.weight_bytes(),
+        })
+    }
+
+    /// Returns the bytes of the weights.
+    pub(super) fn weight_bytes(&self) -> u64 {
+        self.weight_bytes
+    }
+
+    /// Runs the module: inputs that `sides` has by name are taken from there, the other is `state`.
+    pub(super) fn run(
+        &mut self,
+        state: Option<&DynValue>,
+        sides: &SideInputs,
+    ) -> Result<DynValue, RuntimeError> {
+        let mut values: Vec<(Cow<'_, str>, SessionInputValue<'_>)> =
+            Vec::with_capacity(self.inputs.len());
+        for name in &self.inputs {
+            let value = sides.value(name).or(state).ok_or_else(|| RuntimeError::NoInput {
+                module: self.module.clone(),
+                input: name.clone(),
+            })?;
+            values.push((Cow::Borrowed(name), value.into()));
+        }
+        let wrap = |source| RuntimeError::Run { module: self.module.clone(), source };
+        let mut outputs = self.session.run(values).map_err(wrap)?;
+        outputs.remove(&self.output).ok_or_else(|| RuntimeError::NoInput {
+            module: self.module.clone(),
+            input: self.output.clone(),
+        })
+    }
+}
+
+fn create(runtime: &Runtime, folder: &Path, module: &str, bytes: &[u8]) -> ort::Result<Session> {
+    Session::builder(runtime.environment())?
+        .with_optimization_level(GraphOptimizationLevel::All)?
+        .with_log_id(module)?
+        .with_env_allocators()?
+        .with_config_entry(FOLDER_KEY, folder.to_string_lossy())?
+        .commit_from_memory(bytes)
+}

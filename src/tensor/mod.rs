@@ -1,0 +1,14 @@
+//! Dtypes, shapes, tensor values and units.
+//!
+//! The lowest room: everything else speaks in these types. It knows no file format, no wire format and
+//! no runtime. Start at [`Tensor`].
+
+mod data_type;
+mod mapped;
+mod units;
+mod value;
+
+pub use data_type::DataType;
+pub use mapped::MappedFile;
+pub use units::{ByteSize, ParseByteSizeError};
+pub use value::{Tensor, TensorData, TensorError, TensorSpec};

@@ -1,0 +1,150 @@
+#!/usr/bin/env python3
+"""Turns the SpamAssassin mails into the two text sets of the `text` family.
+
+Reads `DIR/GROUP/*.txt` (raw mails, one a file) and writes `calibration.jsonl`, on which stitches and
+exits are fitted, and `heldout.jsonl`, on which quality is measured. A line is `{"id", "text"}`; the text
+is the subject, a newline and the readable body. Which set a mail belongs to depends on its id alone.
+
+    python3 tools/mails.py --from .tessera/data/spam-assassin/data --to .tessera/data/mails
+"""
+
+import argparse
+import email
+import email.header
+import email.policy
+import hashlib
+import html.parser
+import json
+import os
+import re
+from pathlib import Path
+
+MIN_CHARACTERS = 20
+MAX_CHARACTERS = 4_000
+KEY_CHARACTERS = 200
+HELD_OUT_SHARE = 0.26
+
+MAILBOX_LINE = re.compile(rb"\AFrom [^\n]*\n")
+
+
+class ReadableText(html.parser.HTMLParser):
+    """Collects the text between HTML tags, without scripts and style sheets."""
+
+    HIDDEN = {"script", "style"}
+
+    def __init__(self):
+        super().__init__(convert_charrefs=True)
+        self.pieces = []
+        self.hidden = None
+
+    def handle_starttag(self, tag, attrs):
+        if tag in self.HIDDEN:
+            self.hidden = tag
+        self.pieces.append(" ")
+
+    def handle_endtag(self, tag):
+        if tag == self.hidden:
+            self.hidden = None
+
+    def handle_data(self, data):
+        if self.hidden is None:
+            self.pieces.append(data)
+
+
+def strip_tags(markup):
+    """Returns the readable text of an HTML document, however broken."""
+    parser = ReadableText()
+    try:
+        parser.feed(markup)
+        parser.close()
+    except AssertionError:
+        return re.sub(r"<[^>]*>", " ", markup)
+    return "".join(parser.pieces)
+
+
+def collapse(text):
+    """Returns the text with runs of white space and control characters made one space."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def decode(raw, charset):
+    """Decodes bytes by the charset they claim, or by the first of two usual ones that fits."""
+    for name in (charset, "utf-8"):
+        try:
+            return raw.decode(name or "utf-8")
+        except (LookupError, ValueError):
+            continue
+    return raw.decode("windows-1252", errors="replace")
+
+
+def decode_header(value):
+    """Decodes a header with RFC 2047 words in it."""
+    try:
+        parts = email.header.decode_header(str(value))
+    except (email.errors.HeaderParseError, ValueError):
+        return str(value)
+    return "".join(p if isinstance(p, str) else decode(p, c) for p, c in parts)
+
+
+def body(mail):
+    """Returns the plain parts of a mail, or its HTML parts where it has no plain ones."""
+    texts = {"text/plain": [], "text/html": []}
+    for part in mail.walk():
+        kind = part.get_content_type()
+        if kind not in texts or part.get_content_disposition() == "attachment":
+            continue
+        text = decode(part.get_payload(decode=True) or b"", part.get_content_charset())
+        texts[kind].append(strip_tags(text) if kind == "text/html" else text)
+    return collapse(" ".join(texts["text/plain"])) or collapse(" ".join(texts["text/html"]))
+
+
+def read_mail(path):
+    """Returns the text of one mail: subject, newline, body."""
+    raw = MAILBOX_LINE.sub(b"", path.read_bytes())
+    mail = email.message_from_bytes(raw, policy=email.policy.compat32)
+    subject = collapse(decode_header(mail["subject"] or ""))
+    return f"{subject}\n{body(mail)}"[:MAX_CHARACTERS].strip()
+
+
+def read_all(folder):
+    """Yields (id, text) of every mail that is long enough and the first with its opening words."""
+    seen = {""}
+    for path in sorted(folder.glob("*/*.txt")):
+        text = read_mail(path)
+        key = " ".join(re.findall(r"\w+", text.lower()))[:KEY_CHARACTERS]
+        if len(text) >= MIN_CHARACTERS and key not in seen:
+            seen.add(key)
+            yield f"{path.parent.name}/{path.stem}", text
+
+
+def is_held_out(mail_id):
+    """Says whether a mail is for measuring; the same on every machine and whatever else there is."""
+    digest = hashlib.sha256(mail_id.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < HELD_OUT_SHARE * 2**64
+
+
+def write_lines(path, mails):
+    """Writes one JSON object a line, so that the file is there whole or not at all."""
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        for mail_id, text in mails:
+            file.write(json.dumps({"id": mail_id, "text": text}, ensure_ascii=False) + "\n")
+    os.replace(partial, path)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--from", dest="source", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--to", dest="target", type=Path, required=True, metavar="DIR")
+    arguments = parser.parse_args()
+    held_out, calibration = [], []
+    for mail in read_all(arguments.source):
+        (held_out if is_held_out(mail[0]) else calibration).append(mail)
+    arguments.target.mkdir(parents=True, exist_ok=True)
+    write_lines(arguments.target / "calibration.jsonl", calibration)
+    write_lines(arguments.target / "heldout.jsonl", held_out)
+    print(f"{len(calibration)} mails for calibration, {len(held_out)} held out")
+
+
+if __name__ == "__main__":
+    main()
