@@ -1,1 +1,7 @@
-fn main(){}
+//! The `tessera` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tessera::cli::run()
+}

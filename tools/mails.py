@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Turns the SpamAssassin mails into the two text sets of the `text` family.
 
-Reads `DIR/GROUP/*.txt` (raw mails, one a file) and writes `calibration.jsonl`, on which stitches and
-exits are fitted, and `heldout.jsonl`, on which quality is measured. A line is `{"id", "text"}`; the text
-is the subject, a newline and the readable body. Which set a mail belongs to depends on its id alone.
+Reads `DIR/GROUP/*.txt` (raw mails, one a file) and writes `calibration.jsonl`, on which stitches
+and exits are fitted, and `heldout.jsonl`, on which quality is measured. A line is `{"id", "text"}`;
+the text is subject, newline, readable body. Which set a mail belongs to depends on its id alone.
 
     python3 tools/mails.py --from .tessera/data/spam-assassin/data --to .tessera/data/mails
 """
@@ -118,7 +118,7 @@ def read_all(folder):
 
 
 def is_held_out(mail_id):
-    """Says whether a mail is for measuring; the same on every machine and whatever else there is."""
+    """Says whether a mail is for measuring; the same whatever else there is."""
     digest = hashlib.sha256(mail_id.encode()).digest()
     return int.from_bytes(digest[:8], "big") < HELD_OUT_SHARE * 2**64
 

@@ -2,13 +2,14 @@
 """Writes the reference outputs against which the `text` family's anchors are tested.
 
 Runs the anchors in the libraries they come from (Hugging Face transformers, ONNX Runtime on the
-original export) over a few texts and stores tokens, inner activations and embeddings, a file an anchor.
+original export) over a few texts and stores tokens, inner activations and embeddings, a file each.
 
-    python3 -m venv venv && venv/bin/pip install torch==2.15.0 transformers==5.23.0 tokenizers==0.23.3 \
-        onnxruntime==1.32.0 safetensors==0.8.0 numpy==2.4.6
+    python3 -m venv venv && venv/bin/pip install torch==2.15.0 transformers==5.23.0 \
+        tokenizers==0.23.3 onnxruntime==1.32.0 safetensors==0.8.0 numpy==2.4.6
     venv/bin/python tools/reference.py --pool models --out tests/references
 
-`l3` is taken from the ONNX export where `--l3-onnx` names it, else from its safetensors.
+An anchor is a folder with `model.safetensors` or, as exported, `model.onnx`; one without a
+tokenizer takes that of `l6`, whose vocabulary it shares.
 """
 
 import argparse
@@ -32,13 +33,15 @@ TEXTS = [
     "How do I get a refund for a ticket that I bought twice by mistake?",
     "Ein Käsebrötchen und zwei Tassen Kaffee, bitte – naïve café, señor, Ωμέγα, 東京の天気。",
     "fn main() { let xs: Vec<u32> = (0..10).map(|x| x * x).collect(); println!(\"{xs:?}\"); }",
-    "Prices: $1,299.00 (was $1,499.95) -- 13% off!!! Visit http://shop.example/?id=42&ref=a_b.c 🚀🙂",
-    "A committee of three engineers looked at the old bridge for a week. They measured how far it bent"
-    " under a loaded truck, took paint from the girders to see what was beneath it, and wrote down"
-    " every bolt that had come loose. In the end they said that it would stand for ten more years.",
+    "Prices: $1,299.00 (was $1,499.95) -- 13% off!!!"
+    " Visit http://shop.example/?id=42&ref=a_b.c 🚀🙂",
+    "A committee of three engineers looked at the old bridge for a week. They measured how far it"
+    " bent under a loaded truck, took paint from the girders to see what was beneath it, and wrote"
+    " down every bolt that had come loose. In the end they said that it would stand for ten"
+    " more years.",
     " ".join(
-        f"Chapter {number}: the {colour} lighthouse keeper counts {number * 7} ships and writes each"
-        " name into a book that nobody has ever asked to read."
+        f"Chapter {number}: the {colour} lighthouse keeper counts {number * 7} ships and writes"
+        " each name into a book that nobody has ever asked to read."
         for number, colour in enumerate(["red", "grey", "white", "amber", "green", "black"], 1)
     ),
 ]
@@ -50,6 +53,8 @@ def tokenize(folder):
     # Shapes
     - both: [texts, tokens] int64
     """
+    if not (folder / "tokenizer.json").exists():
+        folder = folder.parent / "l6"
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(MAX_TOKENS)
@@ -77,7 +82,7 @@ def embed(hidden, mask):
 
 
 def run_transformers(folder, ids, mask):
-    """Runs a safetensors anchor; returns the activations after stem and blocks, the last the output."""
+    """Runs a safetensors anchor; returns the activations after the stem and after every block."""
     model = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     with torch.inference_mode():
         output = model.eval()(
@@ -110,15 +115,16 @@ def write(path, tensors):
     """Writes a safetensors file, so that it is there whole or not at all."""
     partial = path.with_suffix(".partial")
     save_file(tensors, partial)
+    partial.chmod(0o644)
     os.replace(partial, path)
 
 
-def write_references(anchor, out, l3_onnx):
+def write_references(anchor, out):
     """Writes the references of one anchor folder."""
     ids, mask = tokenize(anchor)
     tensors = {"input_ids": ids, "attention_mask": mask}
-    if anchor.name == "l3" and l3_onnx:
-        hidden = run_onnx(l3_onnx, ids, mask)
+    if (anchor / "model.onnx").exists():
+        hidden = run_onnx(anchor / "model.onnx", ids, mask)
     else:
         activations = run_transformers(anchor, ids, mask)
         hidden = activations[-1]
@@ -131,7 +137,6 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pool", type=Path, required=True, metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--l3-onnx", type=Path, metavar="FILE", help="the original export of l3")
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)
@@ -139,9 +144,8 @@ def main():
     texts = json.dumps(TEXTS, ensure_ascii=False, indent=1)
     (arguments.out / "texts.json").write_text(texts + "\n", encoding="utf-8")
     for anchor in sorted((arguments.pool / "text" / "anchors").iterdir()):
-        if (anchor / "model.safetensors").exists():
-            write_references(anchor, arguments.out, arguments.l3_onnx)
-            print(f"wrote {anchor.name}.safetensors")
+        write_references(anchor, arguments.out)
+        print(f"wrote {anchor.name}.safetensors")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::{
     ArchError, Checkpoint,
+    fitted::Expansion,
     network::{
         ATTENTION_MASK, INPUT_IDS, Network, Precision, extent, float_weight, linear, token_input,
         with_hidden,
@@ -137,11 +138,8 @@ impl Bert {
         let layer = format!("encoder.layer.{index}.attention");
         let (mut graph, hidden) = with_hidden(width);
         let mask = token_input(&mut graph, ATTENTION_MASK);
-        let mask = graph.node(
-            "Cast",
-            &[&mask],
-            &[("to", Attribute::Int(i64::from(data_type::INT32)))],
-        );
+        let mask =
+            graph.node("Cast", &[&mask], &[("to", Attribute::Int(i64::from(data_type::INT32)))]);
         let mut projected = Vec::new();
         let mut biases = Vec::new();
         for part in ["query", "key", "value"] {
@@ -163,6 +161,17 @@ impl Bert {
         self.end_sub_layer(graph, &[&output, &hidden], &format!("{layer}.output"), precision)
     }
 
+    /// Returns the expanding half of block `index`'s feed-forward sub-layer.
+    pub(super) fn expansion(&self, index: usize) -> Result<Expansion, ArchError> {
+        let (width, inner) = (self.config.hidden_size, self.config.intermediate_size);
+        let dense = format!("encoder.layer.{index}.intermediate.dense");
+        Ok(Expansion {
+            weight: self.weight(&format!("{dense}.weight"), &[inner, width])?,
+            bias: self.weight(&format!("{dense}.bias"), &[inner])?,
+            activation: if self.config.hidden_act == "gelu" { "BiasGelu" } else { "FastGelu" },
+        })
+    }
+
     /// Builds the feed-forward sub-layer of block `index` with its residual and norm.
     ///
     /// # Shapes
@@ -172,13 +181,10 @@ impl Bert {
         let (width, inner) = (self.config.hidden_size, self.config.intermediate_size);
         let layer = format!("encoder.layer.{index}");
         let (mut graph, hidden) = with_hidden(width);
-        let dense = format!("{layer}.intermediate.dense");
-        let weight = self.weight(&format!("{dense}.weight"), &[inner, width])?;
-        let expanded = linear(&mut graph, &hidden, weight);
-        let bias = self.weight(&format!("{dense}.bias"), &[inner])?;
-        let bias = float_weight(&mut graph, bias);
-        let activation = if self.config.hidden_act == "gelu" { "BiasGelu" } else { "FastGelu" };
-        let expanded = graph.fused(activation, &[&expanded, &bias], &[]);
+        let expansion = self.expansion(index)?;
+        let expanded = linear(&mut graph, &hidden, expansion.weight);
+        let bias = float_weight(&mut graph, expansion.bias);
+        let expanded = graph.fused(expansion.activation, &[&expanded, &bias], &[]);
         let weight = self.weight(&format!("{layer}.output.dense.weight"), &[width, inner])?;
         let output = linear(&mut graph, &expanded, weight);
         self.end_sub_layer(graph, &[&output, &hidden], &format!("{layer}.output"), precision)

@@ -82,10 +82,9 @@ impl Checkpoint {
     ///
     /// Fails when there is no such tensor.
     pub fn tensor(&self, name: &str) -> Result<&TensorPlace, ArchError> {
-        self.tensors.get(name).ok_or_else(|| ArchError::NoTensor {
-            path: self.path.clone(),
-            name: name.into(),
-        })
+        self.tensors
+            .get(name)
+            .ok_or_else(|| ArchError::NoTensor { path: self.path.clone(), name: name.into() })
     }
 
     /// Tells whether there is a tensor `name`.

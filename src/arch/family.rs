@@ -11,13 +11,13 @@ use super::{
     bert::Bert,
     checkpoint::open_verified,
     exported::Exported,
-    fitted::{self, fit_file_name},
+    fitted::{self, Expansion, MapParts, fit_file_name},
     network::Precision,
     pooling::mean_head,
 };
 use crate::family::{
-    AnchorSpec, FamilyGraph, Manifest, MapSpec, Module, ModuleId, ModuleKind, Space, SpaceId,
-    SpaceKind,
+    AnchorSpec, FamilyGraph, Manifest, MapForm, MapSpec, Module, ModuleId, ModuleKind, Space,
+    SpaceId, SpaceKind,
 };
 
 /// A family ready to be run: what each module computes, and how they join.
@@ -30,6 +30,7 @@ pub struct Family {
     /// The graph.
     pub graph: FamilyGraph,
     networks: Vec<Option<Network>>,
+    features: Vec<Network>,
     tokenizers: BTreeMap<String, Arc<Tokenizer>>,
 }
 
@@ -54,16 +55,21 @@ impl Family {
         let mut builder = FamilyBuilder::new(folder, &manifest);
         for (name, spec) in &manifest.anchors {
             if spec.optional && is_missing(folder, spec) {
-                tracing::info!(family = manifest.name, anchor = name, "optional anchor is not there");
+                tracing::info!(
+                    family = manifest.name,
+                    anchor = name,
+                    "optional anchor is not there"
+                );
                 continue;
             }
             builder.add_anchor(name, spec)?;
         }
         builder.add_maps()?;
-        let FamilyBuilder { anchors, spaces, modules, networks, tokenizers, .. } = builder;
+        let FamilyBuilder { anchors, spaces, modules, networks, features, tokenizers, .. } =
+            builder;
         let names = anchors.into_iter().map(|anchor| anchor.0).collect();
         let graph = FamilyGraph::new(names, spaces, modules)?;
-        Ok(Self { folder: folder.to_owned(), graph, networks, tokenizers, manifest })
+        Ok(Self { folder: folder.to_owned(), graph, networks, features, tokenizers, manifest })
     }
 
     /// Returns what module `id` computes, or `None` where it is the identity.
@@ -73,6 +79,17 @@ impl Family {
     /// Panics when `id` is of another family and out of range.
     pub fn network(&self, id: ModuleId) -> Option<&Network> {
         self.networks[id.0].as_ref()
+    }
+
+    /// Returns the networks that compute what each of the manifest's maps sees, in the manifest's order.
+    ///
+    /// Maps from and to an optional anchor that is not there are left out.
+    pub fn feature_networks(&self) -> impl Iterator<Item = (&MapSpec, &Network)> {
+        let maps = self.manifest.maps.iter().filter(|map| {
+            let has = |name: &str| self.graph.space_named(name).is_some();
+            has(&map.from) && has(&map.to)
+        });
+        maps.zip(&self.features)
     }
 
     /// Returns the tokenizer of `anchor`.
@@ -94,6 +111,7 @@ struct FamilyBuilder<'a> {
     spaces: Vec<Space>,
     modules: Vec<Module>,
     networks: Vec<Option<Network>>,
+    features: Vec<Network>,
     tokenizers: BTreeMap<String, Arc<Tokenizer>>,
 }
 
@@ -110,6 +128,7 @@ impl<'a> FamilyBuilder<'a> {
             ],
             modules: Vec::new(),
             networks: Vec::new(),
+            features: Vec::new(),
             tokenizers: BTreeMap::new(),
         }
     }
@@ -151,8 +170,11 @@ impl<'a> FamilyBuilder<'a> {
         anchor: &Anchor,
         block: usize,
     ) -> Result<(), ArchError> {
-        let spaces =
-            [format!("{name}.{block}"), format!("{name}.{block}+"), format!("{name}.{}", block + 1)];
+        let spaces = [
+            format!("{name}.{block}"),
+            format!("{name}.{block}+"),
+            format!("{name}.{}", block + 1),
+        ];
         let kinds = [(ModuleKind::Attention, "attn"), (ModuleKind::Mlp, "mlp")];
         for (part, (kind, part_name)) in kinds.into_iter().enumerate() {
             let ends = [spaces[part].as_str(), spaces[part + 1].as_str()];
@@ -165,9 +187,7 @@ impl<'a> FamilyBuilder<'a> {
                     _ => None,
                 };
                 self.add(format!("{plain}.{variant}"), ends, kind, network)?;
-                if let Some(module) = self.modules.last_mut() {
-                    module.variant = Some(variant.clone());
-                }
+                self.name_variant(Some(variant.clone()));
             }
         }
         Ok(())
@@ -181,23 +201,56 @@ impl<'a> FamilyBuilder<'a> {
                 continue;
             }
             let (from, to) = (self.space(map, &map.from)?, self.space(map, &map.to)?);
+            let kind = map_kind(map, self.spaces[from.0].kind, self.spaces[to.0].kind)?;
+            let parts = MapParts {
+                map,
+                width_in: self.spaces[from.0].width.unwrap_or_default(),
+                width_out: self.spaces[to.0].width.unwrap_or_default(),
+                expansion: self.expansion(self.spaces[from.0].kind)?,
+            };
+            self.features.push(fitted::feature_network(&parts)?);
             let Some(record) = records.maps.get(&fit_file_name(map)) else {
-                tracing::warn!(from = map.from, to = map.to, "map is not fitted; run `tessera fit`");
+                tracing::warn!(
+                    from = map.from,
+                    to = map.to,
+                    "map is not fitted; run `tessera fit`"
+                );
                 continue;
             };
             let file = PathBuf::from(fit_file_name(map));
             let weights = Checkpoint::open(self.folder, &file, &record.sha256)?;
-            let widths = [from, to].map(|space| self.spaces[space.0].width.unwrap_or_default());
-            let network = fitted::network(map, &weights, widths[0], widths[1])?;
             let label = map.label.as_ref().map_or(String::new(), |label| format!(".{label}"));
             let name = format!("map.{}-{}{label}", map.from, map.to);
-            let kind = self.map_kind(map, from, to)?;
-            self.add(name, [&map.from, &map.to], kind, Some(network))?;
-            if let Some(module) = self.modules.last_mut() {
-                module.variant = map.label.clone();
+            let network = fitted::network(&parts, &weights, Precision::F32)?;
+            self.add(name.clone(), [&map.from, &map.to], kind, Some(network))?;
+            self.name_variant(map.label.clone());
+            for variant in &map.variants {
+                let network = fitted::network(&parts, &weights, Precision::Int8)?;
+                self.add(format!("{name}.{variant}"), [&map.from, &map.to], kind, Some(network))?;
+                let label =
+                    map.label.as_ref().map_or(variant.clone(), |l| format!("{l}-{variant}"));
+                self.name_variant(Some(label));
             }
         }
         Ok(())
+    }
+
+    /// Returns the expansion of the block inside which a space lies, where its anchor has one.
+    fn expansion(&self, space: SpaceKind) -> Result<Option<Expansion>, ArchError> {
+        match space {
+            SpaceKind::Hidden { anchor, depth, inner: true } => match &self.anchors[anchor].1 {
+                Anchor::Bert(bert) => bert.expansion(depth).map(Some),
+                Anchor::Exported(_) => Ok(None),
+            },
+            _ => Ok(None),
+        }
+    }
+
+    /// Gives the module added last its variant.
+    fn name_variant(&mut self, variant: Option<String>) {
+        if let Some(module) = self.modules.last_mut() {
+            module.variant = variant;
+        }
     }
 
     fn add(
@@ -248,31 +301,26 @@ impl<'a> FamilyBuilder<'a> {
         found.map(SpaceId).ok_or_else(|| ArchError::Map {
             from: map.from.clone(),
             to: map.to.clone(),
-            reason: format!(
-                "there is no space `{name}`; known: {}",
-                known_spaces(&self.spaces)
-            ),
+            reason: format!("there is no space `{name}`; known: {}", known_spaces(&self.spaces)),
         })
     }
+}
 
-    fn map_kind(
-        &self,
-        map: &MapSpec,
-        from: SpaceId,
-        to: SpaceId,
-    ) -> Result<ModuleKind, ArchError> {
-        use SpaceKind::{Hidden, Output};
-        match (self.spaces[from.0].kind, self.spaces[to.0].kind) {
-            (Hidden { inner: false, .. }, Output) => Ok(ModuleKind::Exit),
-            (Hidden { anchor: a, .. }, Hidden { anchor: b, inner: false, .. }) => {
-                Ok(if a == b { ModuleKind::Bridge } else { ModuleKind::Stitch })
-            }
-            _ => Err(ArchError::Map {
-                from: map.from.clone(),
-                to: map.to.clone(),
-                reason: "a stitch or bridge ends between blocks, an exit also starts there".into(),
-            }),
+/// Tells what a map between two spaces is.
+fn map_kind(map: &MapSpec, from: SpaceKind, to: SpaceKind) -> Result<ModuleKind, ArchError> {
+    use SpaceKind::{Hidden, Output};
+    let pooled = map.form == MapForm::Pooled;
+    match (from, to) {
+        (Hidden { inner: false, .. }, Output) if pooled => Ok(ModuleKind::Exit),
+        (Hidden { anchor: a, .. }, Hidden { anchor: b, inner: false, .. }) if !pooled => {
+            Ok(if a == b { ModuleKind::Bridge } else { ModuleKind::Stitch })
         }
+        _ => Err(ArchError::Map {
+            from: map.from.clone(),
+            to: map.to.clone(),
+            reason: "a `tokens` or `mlp` map ends between two blocks; a `pooled` map leads from between two blocks to `out`"
+                .into(),
+        }),
     }
 }
 
@@ -293,9 +341,7 @@ impl Anchor {
         })?;
         let checkpoint = Checkpoint::open(folder, &weights, digest(folder, spec, &weights)?)?;
         match value["model_type"].as_str() {
-            Some("bert") => {
-                Ok(Self::Bert(Box::new(Bert::new(&config_path, &text, checkpoint)?)))
-            }
+            Some("bert") => Ok(Self::Bert(Box::new(Bert::new(&config_path, &text, checkpoint)?))),
             other => Err(ArchError::Config {
                 path: config_path,
                 key: "model_type".into(),

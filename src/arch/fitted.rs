@@ -6,14 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ArchError, Checkpoint, Network,
-    network::{
-        ATTENTION_MASK, Precision, extent, float_weight, linear, token_input, with_hidden,
-    },
+    network::{ATTENTION_MASK, Precision, extent, float_weight, linear, token_input, with_hidden},
     pooling::{float_mask, mean, normalize, reduce},
 };
 use crate::{
     family::{Feature, MapForm, MapSpec},
-    onnx::{Attribute, GraphBuilder},
+    onnx::{Attribute, GraphBuilder, proto::TensorProto},
 };
 
 /// Where a family's fitted maps are recorded, in its folder.
@@ -75,118 +73,123 @@ pub fn fit_file_name(map: &MapSpec) -> String {
     format!("fits/{}-{}{label}.safetensors", map.from, map.to)
 }
 
-/// Builds the network of `map` from `width_in` to `width_out`.
+/// The expanding half of a feed-forward block: `gelu(expand · x + bias)`.
+#[derive(Debug, Clone)]
+pub struct Expansion {
+    /// `[hidden, width]`.
+    pub weight: TensorProto,
+    /// `[hidden]`.
+    pub bias: TensorProto,
+    /// ONNX Runtime's operator for the activation with its bias.
+    pub activation: &'static str,
+}
+
+/// What a map is built of besides its weights.
+#[derive(Debug)]
+pub(super) struct MapParts<'a> {
+    /// The manifest's entry.
+    pub(super) map: &'a MapSpec,
+    /// The width of the space it starts in.
+    pub(super) width_in: usize,
+    /// The width of the space it ends in.
+    pub(super) width_out: usize,
+    /// The expansion of the block it starts in, where its form needs one.
+    pub(super) expansion: Option<Expansion>,
+}
+
+/// Builds the network of a map with the weights in `weights`.
 pub(super) fn network(
-    map: &MapSpec,
+    parts: &MapParts<'_>,
     weights: &Checkpoint,
-    width_in: usize,
-    width_out: usize,
+    precision: Precision,
 ) -> Result<Network, ArchError> {
-    let map = FittedMap { map, weights, width_in, width_out };
-    match map.map.form {
-        MapForm::Tokens => map.tokens(),
-        MapForm::Pooled => map.pooled(),
-        MapForm::Kernel => map.kernel(),
-    }
+    let map = FittedMap { parts, map: parts.map, weights };
+    let (mut graph, hidden) = with_hidden(parts.width_in);
+    let (mapped, rank) = match parts.map.form {
+        MapForm::Tokens => (map.tokens(&mut graph, &hidden)?, 3),
+        MapForm::Mlp => (map.mlp(&mut graph, &hidden)?, 3),
+        MapForm::Pooled => (map.pooled(&mut graph, &hidden)?, 2),
+    };
+    let shape = [None, None, extent(parts.width_out)];
+    Ok(Network::new(graph.finish(&mapped, "output", &shape[3 - rank..]), precision))
+}
+
+/// Builds the network that computes a map's features one beside another, for fitting it:
+/// `[batch, tokens, features · width]`, or `[batch, features · width]` where they are pooled.
+pub(super) fn feature_network(parts: &MapParts<'_>) -> Result<Network, ArchError> {
+    let (mut graph, hidden) = with_hidden(parts.width_in);
+    let (features, shape) = match parts.map.form {
+        MapForm::Tokens => (token_features(&mut graph, &hidden, parts.map)?, [None; 3].as_slice()),
+        MapForm::Mlp => {
+            let expanded = expand(&mut graph, &hidden, parts)?;
+            let inputs = [expanded.as_str(), &hidden];
+            let joined = graph.node("Concat", &inputs, &[("axis", Attribute::Int(-1))]);
+            (joined, [None; 3].as_slice())
+        }
+        MapForm::Pooled => (pooled_features(&mut graph, &hidden, parts.map)?, [None; 2].as_slice()),
+    };
+    Ok(Network::new(graph.finish(&features, "output", shape), Precision::F32))
 }
 
 struct FittedMap<'a> {
+    parts: &'a MapParts<'a>,
     map: &'a MapSpec,
     weights: &'a Checkpoint,
-    width_in: usize,
-    width_out: usize,
 }
 
 impl FittedMap<'_> {
     /// `norm(sum over features of feature · weightᵀ + bias)` for every token. A neighbour beyond the
-    /// sequence counts as zero, so padding changes nothing.
-    fn tokens(&self) -> Result<Network, ArchError> {
-        let (mut graph, hidden) = with_hidden(self.width_in);
-        let mask = token_input(&mut graph, ATTENTION_MASK);
-        let mask = float_mask(&mut graph, &mask);
-        let kept = graph.node("Mul", &[&hidden, &mask], &[]);
-        let mut sum = self.vector(&mut graph, "bias")?;
+    /// sequence counts as zero, so padding changes nothing; shifting the product instead of the feature
+    /// saves the copies.
+    fn tokens(&self, graph: &mut GraphBuilder, hidden: &str) -> Result<String, ArchError> {
+        let mut mask = TokenMask::default();
+        let mut sum = self.vector(graph, "bias")?;
         for feature in &self.map.features {
-            let weight = self.feature_weight(*feature)?;
+            let name = format!("{}.weight", feature.name());
+            let shape = [self.parts.width_out, self.parts.width_in];
+            let weight = self.weights.weight(&name, &shape)?;
             let part = match feature {
-                Feature::Token => linear(&mut graph, &hidden, weight),
-                Feature::Previous => {
-                    let product = linear(&mut graph, &kept, weight);
-                    pad_tokens(&mut graph, &product, [1, -1])
+                Feature::Token => linear(graph, hidden, weight),
+                Feature::Previous | Feature::Next => {
+                    let kept = mask.kept(graph, hidden);
+                    let product = linear(graph, &kept, weight);
+                    shift(graph, &product, *feature)
                 }
-                Feature::Next => {
-                    let product = linear(&mut graph, &kept, weight);
-                    pad_tokens(&mut graph, &product, [-1, 1])
-                }
-                Feature::First => {
-                    let first = first_token(&mut graph, &hidden, true);
-                    linear(&mut graph, &first, weight)
-                }
-                Feature::Mean => {
-                    let mean = mean(&mut graph, &hidden, &mask);
+                Feature::First | Feature::Mean => {
+                    let pooled = pooled_feature(graph, hidden, &mut mask, *feature);
                     let axis = graph.ints(&[1]);
-                    let mean = graph.node("Unsqueeze", &[&mean, &axis], &[]);
-                    linear(&mut graph, &mean, weight)
+                    let pooled = graph.node("Unsqueeze", &[&pooled, &axis], &[]);
+                    linear(graph, &pooled, weight)
                 }
-                Feature::Max | Feature::Deviation => return Err(self.unsupported(*feature)),
+                Feature::Max | Feature::Deviation => return Err(unsupported(self.map, *feature)),
             };
             sum = graph.node("Add", &[&part, &sum], &[]);
         }
-        let mapped = self.norm(&mut graph, sum)?;
-        let shape = [None, None, extent(self.width_out)];
-        Ok(Network::new(graph.finish(&mapped, "output", &shape), Precision::F32))
+        self.norm(graph, sum)
+    }
+
+    /// `norm(gelu(expansion) · weightᵀ + token · token.weightᵀ + bias)` for every token.
+    fn mlp(&self, graph: &mut GraphBuilder, hidden: &str) -> Result<String, ArchError> {
+        let expanded = expand(graph, hidden, self.parts)?;
+        let units = self.weights.tensor("weight")?.shape.get(1).copied().unwrap_or(0);
+        let shape = [self.parts.width_out, units];
+        let product = linear(graph, &expanded, self.weights.weight("weight", &shape)?);
+        let shape = [self.parts.width_out, self.parts.width_in];
+        let token = linear(graph, hidden, self.weights.weight("token.weight", &shape)?);
+        let bias = self.vector(graph, "bias")?;
+        let sum = graph.node("Add", &[&product, &token], &[]);
+        let sum = graph.node("Add", &[&sum, &bias], &[]);
+        self.norm(graph, sum)
     }
 
     /// `normalize(features · weightᵀ + bias)` once a sequence.
-    fn pooled(&self) -> Result<Network, ArchError> {
-        let (mut graph, features) = self.pooled_features()?;
-        let inputs = self.map.features.len() * self.width_in;
-        self.end_pooled(&mut graph, &features, inputs).map(|vector| self.finish(graph, &vector))
+    fn pooled(&self, graph: &mut GraphBuilder, hidden: &str) -> Result<String, ArchError> {
+        let features = pooled_features(graph, hidden, self.map)?;
+        self.end_pooled(graph, &features, self.num_inputs())
     }
 
-    /// `normalize(k · weightᵀ + bias)` with `k = exp(−‖(features − center) · scale − landmark‖²)`, the
-    /// Nyström form of kernel ridge regression.
-    fn kernel(&self) -> Result<Network, ArchError> {
-        let (mut graph, features) = self.pooled_features()?;
-        let inputs = self.map.features.len() * self.width_in;
-        let landmarks = self.weights.tensor("landmarks")?.shape.first().copied().unwrap_or(0);
-        let weight = |name: &str, shape: &[usize]| self.weights.weight(name, shape);
-        let center = float_weight(&mut graph, weight("center", &[inputs])?);
-        let scale = float_weight(&mut graph, weight("scale", &[inputs])?);
-        let centred = graph.node("Sub", &[&features, &center], &[]);
-        let scaled = graph.node("Mul", &[&centred, &scale], &[]);
-        let products = linear(&mut graph, &scaled, weight("landmarks", &[landmarks, inputs])?);
-        let last = graph.ints(&[-1]);
-        let norms = reduce(&mut graph, "ReduceSumSquare", &scaled, &last, true);
-        let stored = float_weight(&mut graph, weight("landmark_norms", &[landmarks])?);
-        let two = graph.float(2.0);
-        let twice = graph.node("Mul", &[&products, &two], &[]);
-        let exponent = graph.node("Sub", &[&twice, &norms], &[]);
-        let exponent = graph.node("Sub", &[&exponent, &stored], &[]);
-        let kernel = graph.node("Exp", &[&exponent], &[]);
-        self.end_pooled(&mut graph, &kernel, landmarks).map(|vector| self.finish(graph, &vector))
-    }
-
-    /// Starts a graph with the features of a sequence, `[batch, features · width]`.
-    fn pooled_features(&self) -> Result<(GraphBuilder, String), ArchError> {
-        let (mut graph, hidden) = with_hidden(self.width_in);
-        let mask = token_input(&mut graph, ATTENTION_MASK);
-        let mask = float_mask(&mut graph, &mask);
-        let mut parts = Vec::new();
-        for feature in &self.map.features {
-            parts.push(match feature {
-                Feature::Mean => mean(&mut graph, &hidden, &mask),
-                Feature::First => first_token(&mut graph, &hidden, false),
-                Feature::Max => max(&mut graph, &hidden, &mask),
-                Feature::Deviation => deviation(&mut graph, &hidden, &mask),
-                Feature::Token | Feature::Previous | Feature::Next => {
-                    return Err(self.unsupported(*feature));
-                }
-            });
-        }
-        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
-        let features = graph.node("Concat", &parts, &[("axis", Attribute::Int(-1))]);
-        Ok((graph, features))
+    fn num_inputs(&self) -> usize {
+        self.map.features.len() * self.parts.width_in
     }
 
     fn end_pooled(
@@ -195,16 +198,11 @@ impl FittedMap<'_> {
         features: &str,
         inputs: usize,
     ) -> Result<String, ArchError> {
-        let weight = self.weights.weight("weight", &[self.width_out, inputs])?;
+        let weight = self.weights.weight("weight", &[self.parts.width_out, inputs])?;
         let product = linear(graph, features, weight);
         let bias = self.vector(graph, "bias")?;
         let sum = graph.node("Add", &[&product, &bias], &[]);
         Ok(normalize(graph, &sum))
-    }
-
-    fn finish(&self, graph: GraphBuilder, vector: &str) -> Network {
-        let shape = [None, extent(self.width_out)];
-        Network::new(graph.finish(vector, "output", &shape), Precision::F32)
     }
 
     /// Adds the layer norm, where the file has one.
@@ -219,35 +217,130 @@ impl FittedMap<'_> {
     }
 
     fn vector(&self, graph: &mut GraphBuilder, name: &str) -> Result<String, ArchError> {
-        Ok(float_weight(graph, self.weights.weight(name, &[self.width_out])?))
+        Ok(float_weight(graph, self.weights.weight(name, &[self.parts.width_out])?))
+    }
+}
+
+/// The mask in the forms that features need, computed once.
+#[derive(Debug, Default)]
+struct TokenMask {
+    float: Option<String>,
+    kept: Option<String>,
+}
+
+impl TokenMask {
+    /// Returns the mask, `[batch, tokens, 1]` f32.
+    fn float(&mut self, graph: &mut GraphBuilder) -> String {
+        let build = || {
+            let mask = token_input(graph, ATTENTION_MASK);
+            float_mask(graph, &mask)
+        };
+        self.float.get_or_insert_with(build).clone()
     }
 
-    fn feature_weight(
-        &self,
-        feature: Feature,
-    ) -> Result<crate::onnx::proto::TensorProto, ArchError> {
-        let name = format!("{}.weight", feature.name());
-        self.weights.weight(&name, &[self.width_out, self.width_in])
+    /// Returns `hidden` with zeros where there is padding.
+    fn kept(&mut self, graph: &mut GraphBuilder, hidden: &str) -> String {
+        let mask = self.float(graph);
+        self.kept.get_or_insert_with(|| graph.node("Mul", &[hidden, &mask], &[])).clone()
     }
+}
 
-    fn unsupported(&self, feature: Feature) -> ArchError {
-        ArchError::Map {
-            from: self.map.from.clone(),
-            to: self.map.to.clone(),
-            reason: format!("the feature `{}` does not go with this form", feature.name()),
+/// Joins the features of every token.
+fn token_features(
+    graph: &mut GraphBuilder,
+    hidden: &str,
+    map: &MapSpec,
+) -> Result<String, ArchError> {
+    let mut mask = TokenMask::default();
+    let mut parts = Vec::new();
+    for feature in &map.features {
+        parts.push(match feature {
+            Feature::Token => hidden.to_owned(),
+            Feature::Previous | Feature::Next => {
+                let kept = mask.kept(graph, hidden);
+                shift(graph, &kept, *feature)
+            }
+            Feature::First | Feature::Mean => {
+                let pooled = pooled_feature(graph, hidden, &mut mask, *feature);
+                let axis = graph.ints(&[1]);
+                let pooled = graph.node("Unsqueeze", &[&pooled, &axis], &[]);
+                let shape = graph.node("Shape", &[hidden], &[]);
+                graph.node("Expand", &[&pooled, &shape], &[])
+            }
+            Feature::Max | Feature::Deviation => return Err(unsupported(map, *feature)),
+        });
+    }
+    let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+    Ok(graph.node("Concat", &parts, &[("axis", Attribute::Int(-1))]))
+}
+
+/// Joins the features of a sequence.
+fn pooled_features(
+    graph: &mut GraphBuilder,
+    hidden: &str,
+    map: &MapSpec,
+) -> Result<String, ArchError> {
+    let mut mask = TokenMask::default();
+    let mut parts = Vec::new();
+    for feature in &map.features {
+        if matches!(feature, Feature::Token | Feature::Previous | Feature::Next) {
+            return Err(unsupported(map, *feature));
         }
+        parts.push(pooled_feature(graph, hidden, &mut mask, *feature));
+    }
+    let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+    Ok(graph.node("Concat", &parts, &[("axis", Attribute::Int(-1))]))
+}
+
+/// Computes one feature of a sequence, `[batch, width]`.
+fn pooled_feature(
+    graph: &mut GraphBuilder,
+    hidden: &str,
+    mask: &mut TokenMask,
+    feature: Feature,
+) -> String {
+    if feature == Feature::First {
+        let index = graph.int(0);
+        return graph.node("Gather", &[hidden, &index], &[("axis", Attribute::Int(1))]);
+    }
+    let mask = mask.float(graph);
+    match feature {
+        Feature::Max => max(graph, hidden, &mask),
+        Feature::Deviation => deviation(graph, hidden, &mask),
+        _ => mean(graph, hidden, &mask),
     }
 }
 
-/// Shifts along the token axis by cropping and padding with zeros: `[before, after]`.
-fn pad_tokens(graph: &mut GraphBuilder, value: &str, [before, after]: [i64; 2]) -> String {
-    let pads = graph.ints(&[0, before, 0, 0, after, 0]);
-    graph.node("Pad", &[value, &pads], &[])
+/// Adds the expansion of the block in which the map starts.
+fn expand(
+    graph: &mut GraphBuilder,
+    hidden: &str,
+    parts: &MapParts<'_>,
+) -> Result<String, ArchError> {
+    let expansion = parts.expansion.as_ref().ok_or_else(|| ArchError::Map {
+        from: parts.map.from.clone(),
+        to: parts.map.to.clone(),
+        reason: "the form `mlp` starts inside a block of a safetensors anchor, such as `l6.2+`"
+            .into(),
+    })?;
+    let product = linear(graph, hidden, expansion.weight.clone());
+    let bias = float_weight(graph, expansion.bias.clone());
+    Ok(graph.fused(expansion.activation, &[&product, &bias], &[]))
 }
 
-fn first_token(graph: &mut GraphBuilder, hidden: &str, keep_axis: bool) -> String {
-    let index = if keep_axis { graph.ints(&[0]) } else { graph.int(0) };
-    graph.node("Gather", &[hidden, &index], &[("axis", Attribute::Int(1))])
+fn unsupported(map: &MapSpec, feature: Feature) -> ArchError {
+    ArchError::Map {
+        from: map.from.clone(),
+        to: map.to.clone(),
+        reason: format!("the feature `{}` does not go with this form", feature.name()),
+    }
+}
+
+/// Moves every token one place on, so that it stands at the token that sees it as its neighbour.
+fn shift(graph: &mut GraphBuilder, value: &str, neighbour: Feature) -> String {
+    let by = if neighbour == Feature::Previous { 1 } else { -1 };
+    let pads = graph.ints(&[0, by, 0, 0, -by, 0]);
+    graph.node("Pad", &[value, &pads], &[])
 }
 
 /// The largest value over the tokens that `mask` keeps.

@@ -45,7 +45,9 @@ impl Network {
 
     /// Returns the bytes that the weights take when loaded: four an element, or one where quantized.
     pub fn weight_bytes(&self) -> u64 {
-        let Some(graph) = &self.model.graph else { return 0 };
+        let Some(graph) = &self.model.graph else {
+            return 0;
+        };
         graph.initializer.iter().map(|tensor| self.loaded_bytes(tensor)).sum()
     }
 
@@ -70,10 +72,8 @@ impl Network {
 
     fn loaded_bytes(&self, tensor: &TensorProto) -> u64 {
         let elements: u64 = tensor.dims.iter().map(|extent| extent.unsigned_abs()).product();
-        let is_float = matches!(
-            tensor.data_type,
-            data_type::FLOAT | data_type::FLOAT16 | data_type::BFLOAT16
-        );
+        let is_float =
+            matches!(tensor.data_type, data_type::FLOAT | data_type::FLOAT16 | data_type::BFLOAT16);
         match (is_float, self.precision) {
             (true, Precision::Int8) if tensor.dims.len() == 2 => elements,
             (true, _) => 4 * elements,
@@ -123,7 +123,6 @@ pub(super) fn float_weight(graph: &mut GraphBuilder, tensor: TensorProto) -> Str
 pub(super) fn linear(graph: &mut GraphBuilder, input: &str, weight: TensorProto) -> String {
     use crate::onnx::Attribute;
     let weight = float_weight(graph, weight);
-    let transposed =
-        graph.node("Transpose", &[&weight], &[("perm", Attribute::Ints(vec![1, 0]))]);
+    let transposed = graph.node("Transpose", &[&weight], &[("perm", Attribute::Ints(vec![1, 0]))]);
     graph.node("MatMul", &[input, &transposed], &[])
 }

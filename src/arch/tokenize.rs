@@ -41,8 +41,7 @@ impl Tokenizer {
             path: file.path().to_owned(),
             message: e.to_string(),
         };
-        let mut tokenizer =
-            tokenizers::Tokenizer::from_bytes(file.bytes()).map_err(malformed)?;
+        let mut tokenizer = tokenizers::Tokenizer::from_bytes(file.bytes()).map_err(malformed)?;
         let pad_id = tokenizer.get_padding().map_or(0, |padding| i64::from(padding.pad_id));
         tokenizer.with_padding(None);
         let truncation =
@@ -57,21 +56,106 @@ impl Tokenizer {
     ///
     /// Fails where the tokenizer does; the text says why.
     pub fn encode(&self, texts: &[&str]) -> Result<Encoding, String> {
+        self.encode_up_to(texts, usize::MAX)
+    }
+
+    /// Encodes `texts` like [`encode`](Self::encode), but cuts them after `max_tokens` tokens if that is
+    /// sooner; the last token, which ends a text, is kept.
+    ///
+    /// # Errors
+    ///
+    /// Fails where the tokenizer does; the text says why.
+    pub fn encode_up_to(&self, texts: &[&str], max_tokens: usize) -> Result<Encoding, String> {
         let encodings: Vec<tokenizers::Encoding> = texts
             .iter()
             .map(|text| self.tokenizer.encode_fast(*text, true))
             .collect::<Result<_, _>>()
             .map_err(|e| e.to_string())?;
-        let tokens = encodings.iter().map(tokenizers::Encoding::len).max().unwrap_or(0);
-        let mut input_ids = Vec::with_capacity(texts.len() * tokens);
-        let mut attention_mask = Vec::with_capacity(texts.len() * tokens);
-        for encoding in &encodings {
-            let padding = tokens - encoding.len();
-            input_ids.extend(encoding.get_ids().iter().map(|id| i64::from(*id)));
-            input_ids.extend(std::iter::repeat_n(self.pad_id, padding));
-            attention_mask.extend(std::iter::repeat_n(1, encoding.len()));
+        let rows: Vec<Vec<i64>> = encodings
+            .iter()
+            .map(|encoding| {
+                let ids = encoding.get_ids();
+                let kept = ids.len().min(max_tokens);
+                let cut = kept < ids.len();
+                let last = ids.last().filter(|_| cut);
+                let first = ids[..kept - usize::from(cut)].iter();
+                first.chain(last).map(|id| i64::from(*id)).collect()
+            })
+            .collect();
+        Ok(Encoding::pad(&rows, self.pad_id))
+    }
+
+    /// Returns the number of token ids that the tokenizer can make.
+    pub fn vocabulary_size(&self) -> usize {
+        self.tokenizer.get_vocab_size(true)
+    }
+}
+
+impl Encoding {
+    /// Puts rows of token ids below one another, padded with `pad_id` to the longest.
+    #[must_use]
+    pub fn pad(rows: &[Vec<i64>], pad_id: i64) -> Self {
+        let tokens = rows.iter().map(Vec::len).max().unwrap_or(0);
+        let mut input_ids = Vec::with_capacity(rows.len() * tokens);
+        let mut attention_mask = Vec::with_capacity(rows.len() * tokens);
+        for row in rows {
+            let padding = tokens - row.len();
+            input_ids.extend_from_slice(row);
+            input_ids.extend(std::iter::repeat_n(pad_id, padding));
+            attention_mask.extend(std::iter::repeat_n(1, row.len()));
             attention_mask.extend(std::iter::repeat_n(0, padding));
         }
-        Ok(Encoding { batch: texts.len(), tokens, input_ids, attention_mask })
+        Self { batch: rows.len(), tokens, input_ids, attention_mask }
+    }
+
+    /// Puts encodings of single texts below one another.
+    #[must_use]
+    pub fn stack<'a>(encodings: impl IntoIterator<Item = &'a Self>) -> Self {
+        let rows: Vec<Vec<i64>> =
+            encodings.into_iter().map(|encoding| encoding.input_ids.clone()).collect();
+        Self::pad(&rows, 0)
+    }
+
+    /// Returns some rows, cut to the longest of them.
+    ///
+    /// # Panics
+    ///
+    /// Panics when `rows` is out of range.
+    #[must_use]
+    pub fn rows(&self, rows: std::ops::Range<usize>) -> Self {
+        let kept = |row: usize| {
+            let mask = &self.attention_mask[row * self.tokens..(row + 1) * self.tokens];
+            mask.iter().rposition(|kept| *kept != 0).map_or(1, |last| last + 1)
+        };
+        let tokens = rows.clone().map(kept).max().unwrap_or(0).min(self.tokens);
+        let take = |values: &[i64]| {
+            let row = |row: usize| values[row * self.tokens..][..tokens].iter().copied();
+            rows.clone().flat_map(row).collect::<Vec<i64>>()
+        };
+        Self {
+            batch: rows.len(),
+            tokens,
+            input_ids: take(&self.input_ids),
+            attention_mask: take(&self.attention_mask),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_cut_to_their_longest() {
+        let encoding = Encoding {
+            batch: 3,
+            tokens: 3,
+            input_ids: vec![1, 2, 3, 4, 5, 0, 6, 0, 0],
+            attention_mask: vec![1, 1, 1, 1, 1, 0, 1, 0, 0],
+        };
+        let rows = encoding.rows(1..3);
+        assert_eq!((rows.batch, rows.tokens), (2, 2));
+        assert_eq!(rows.input_ids, [4, 5, 6, 0]);
+        assert_eq!(rows.attention_mask, [1, 1, 1, 0]);
     }
 }

@@ -100,9 +100,8 @@ impl FamilyGraph {
         spaces: Vec<Space>,
         modules: Vec<Module>,
     ) -> Result<Self, FamilyError> {
-        let end = |kind| {
-            spaces.iter().position(|space| space.kind == kind).ok_or(FamilyError::NoPath)
-        };
+        let end =
+            |kind| spaces.iter().position(|space| space.kind == kind).ok_or(FamilyError::NoPath);
         let input = SpaceId(end(SpaceKind::Input)?);
         let output = SpaceId(end(SpaceKind::Output)?);
         check_names(&spaces, &modules)?;

@@ -116,8 +116,14 @@ pub struct MapSpec {
     pub label: Option<String>,
     /// How it computes.
     pub form: MapForm,
-    /// What it sees.
+    /// What it sees; nothing more than the block's hidden units and its token for `mlp`.
+    #[serde(default)]
     pub features: Vec<Feature>,
+    /// A plan on whose hidden states in `from` it is fitted; the anchor's own where there is none.
+    pub fitted_on: Option<String>,
+    /// Parallel modules to offer: `int8`.
+    #[serde(default)]
+    pub variants: Vec<String>,
 }
 
 /// How a fitted map computes.
@@ -126,11 +132,11 @@ pub struct MapSpec {
 pub enum MapForm {
     /// `W · features + b` for every token, then the layer norm before the target, if it has one.
     Tokens,
+    /// The feed-forward part of the block that `from` lies in, with its last matrix fitted anew so that it
+    /// leads to `to`: `W · [gelu(expand · token), token] + b`.
+    Mlp,
     /// `normalize(W · features + b)` once for a sequence.
     Pooled,
-    /// `normalize(W · k(features) + b)` once for a sequence, where `k` is a Gaussian kernel against
-    /// stored landmarks.
-    Kernel,
 }
 
 /// What a fitted map sees.
@@ -222,6 +228,12 @@ impl Manifest {
             anchor.validate(name).or_else(|(key, value, expected)| {
                 refuse(&format!("anchors.{name}.{key}"), &value, expected)
             })?;
+        }
+        for map in &self.maps {
+            if let Some(variant) = map.variants.iter().find(|variant| *variant != "int8") {
+                let key = format!("maps ({} to {}).variants", map.from, map.to);
+                return refuse(&key, variant, "maps have the variant `int8`".into());
+            }
         }
         Ok(())
     }

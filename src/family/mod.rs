@@ -11,7 +11,6 @@ mod plan_id;
 pub use error::FamilyError;
 pub use graph::{FamilyGraph, Module, ModuleId, ModuleKind, Space, SpaceId, SpaceKind};
 pub use manifest::{
-    AnchorSpec, Feature, Limits, Manifest, MapForm, MapSpec, OnnxSource, OutputSpec,
-    QualitySpec,
+    AnchorSpec, Feature, Limits, Manifest, MapForm, MapSpec, OnnxSource, OutputSpec, QualitySpec,
 };
 pub use plan_id::PlanId;

@@ -52,10 +52,8 @@ impl PlanId {
     ///
     /// Fails when `id` does not parse or names a module that the graph does not have.
     pub fn find_path(graph: &FamilyGraph, id: &str) -> Result<Vec<ModuleId>, FamilyError> {
-        let refuse = |reason: String| FamilyError::PlanSyntax {
-            id: id.chars().take(200).collect(),
-            reason,
-        };
+        let refuse =
+            |reason: String| FamilyError::PlanSyntax { id: id.chars().take(200).collect(), reason };
         if id.len() > MAX_PLAN_ID_BYTES {
             return Err(refuse(format!("it is longer than {MAX_PLAN_ID_BYTES} bytes")));
         }
@@ -273,11 +271,11 @@ fn walk_block(
     while space != end {
         let next = graph.outgoing(space).iter().find(|id| {
             let module = graph.module(**id);
-            is_block(module.kind) && module.variant.as_deref() == wanted(segment, depth, module.kind)
+            is_block(module.kind)
+                && module.variant.as_deref() == wanted(segment, depth, module.kind)
         });
-        let id = next.ok_or_else(|| {
-            format!("block {depth} of `{}` has no such variant", segment.anchor)
-        })?;
+        let id = next
+            .ok_or_else(|| format!("block {depth} of `{}` has no such variant", segment.anchor))?;
         path.push(*id);
         space = graph.module(*id).to;
     }

@@ -30,7 +30,9 @@ pub enum OnnxError {
         path: PathBuf,
     },
     /// A node reads a tensor that nothing before it makes.
-    #[error("node `{node}` reads `{tensor}`, which nothing before it makes: a cycle, or a name that does not exist")]
+    #[error(
+        "node `{node}` reads `{tensor}`, which nothing before it makes: a cycle, or a name that does not exist"
+    )]
     Unordered {
         /// The node.
         node: String,
@@ -50,7 +52,9 @@ pub enum OnnxError {
         tensor: String,
     },
     /// A weight is used on both sides of a cut, so a tensor leads around it.
-    #[error("the cut between `{from}` and `{to}` is none: the weight `{weight}` is used on both sides")]
+    #[error(
+        "the cut between `{from}` and `{to}` is none: the weight `{weight}` is used on both sides"
+    )]
     Bypassed {
         /// The cut's tensor.
         from: String,

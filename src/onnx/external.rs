@@ -11,7 +11,7 @@ use prost::Message;
 
 use super::{
     OnnxError,
-    proto::{EXTERNAL, GraphProto, ModelProto, StringStringEntry, TensorProto},
+    proto::{EXTERNAL, GraphProto, ModelProto, StringStringEntry, TensorProto, data_type},
 };
 use crate::tensor::MappedFile;
 
@@ -105,6 +105,35 @@ pub fn read_bytes(folder: &Path, tensor: &TensorProto) -> Result<Bytes, OnnxErro
     read().map_err(|source| OnnxError::Unreadable { path: path.clone(), source })
 }
 
+/// Reads the values of `tensor`, F32 or F16, wherever they lie.
+///
+/// # Errors
+///
+/// Fails when they cannot be read, are of another type, or are not as many as the shape says.
+pub fn read_floats(folder: &Path, tensor: &TensorProto) -> Result<Vec<f32>, OnnxError> {
+    let bytes = read_bytes(folder, tensor)?;
+    let values: Vec<f32> = match tensor.data_type {
+        data_type::FLOAT => {
+            bytes.as_chunks::<4>().0.iter().map(|chunk| f32::from_le_bytes(*chunk)).collect()
+        }
+        data_type::FLOAT16 => bytes
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .map(|chunk| half::f16::from_le_bytes(*chunk).to_f32())
+            .collect(),
+        _ => Vec::new(),
+    };
+    let elements: i64 = tensor.dims.iter().product();
+    if i64::try_from(values.len()) != Ok(elements) {
+        return Err(OnnxError::Initializer {
+            name: tensor.name.clone(),
+            reason: format!("{} bytes do not hold its {:?} elements", bytes.len(), tensor.dims),
+        });
+    }
+    Ok(values)
+}
+
 /// Returns the number of bytes that the initializers of `graph` hold.
 pub fn weight_bytes(graph: &GraphProto) -> u64 {
     graph
@@ -124,11 +153,9 @@ fn leave_in_file(tensor: &mut TensorProto, file: &Bytes, location: &str) {
     };
     let (start, base) = (raw.as_ptr() as usize, file.as_ptr() as usize);
     let place = match start.checked_sub(base) {
-        Some(offset) if offset + raw.len() <= file.len() => Place {
-            file: location.into(),
-            offset: offset as u64,
-            length: raw.len() as u64,
-        },
+        Some(offset) if offset + raw.len() <= file.len() => {
+            Place { file: location.into(), offset: offset as u64, length: raw.len() as u64 }
+        }
         _ => return,
     };
     *tensor = initializer(&tensor.name, tensor.data_type, tensor.dims.clone(), &place);

@@ -17,7 +17,9 @@ pub fn join(models: &[ModelProto], shared: &[&str]) -> ModelProto {
                 opsets.push(opset.clone());
             }
         }
-        let Some(mut graph) = model.graph.clone() else { continue };
+        let Some(mut graph) = model.graph.clone() else {
+            continue;
+        };
         let inputs: HashSet<String> = graph.input.iter().map(|input| input.name.clone()).collect();
         let rename = |name: &mut String| {
             *name = match name.as_str() {

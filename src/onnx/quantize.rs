@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::{
     OnnxError,
-    external::read_bytes,
+    external::read_floats,
     proto::{GraphProto, ModelProto, NodeProto, TensorProto, data_type},
 };
 
@@ -32,7 +32,9 @@ pub fn quantize_weights(
     max_level: i8,
 ) -> Result<ModelProto, OnnxError> {
     let mut model = model.clone();
-    let Some(graph) = model.graph.as_mut() else { return Ok(model) };
+    let Some(graph) = model.graph.as_mut() else {
+        return Ok(model);
+    };
     let matrices = constant_matrices(graph);
     let mut nodes = Vec::with_capacity(graph.node.len());
     let mut added = Vec::new();
@@ -44,7 +46,7 @@ pub fn quantize_weights(
             continue;
         };
         let weight = &graph.initializer[matrix.initializer];
-        let values = read_f32(folder, weight)?;
+        let values = read_floats(folder, weight)?;
         let quantized = Quantized::new(&values, matrix, max_level);
         if quantized_inputs.insert(node.input[0].clone()) {
             nodes.push(quantize_input(&node.input[0]));
@@ -81,12 +83,18 @@ fn constant_matrices(graph: &GraphProto) -> HashMap<String, Matrix> {
         let dims: Vec<usize> =
             tensor.dims.iter().filter_map(|extent| usize::try_from(*extent).ok()).collect();
         let [rows, columns] = dims[..] else { continue };
-        if tensor.data_type != data_type::FLOAT || rows * columns < MIN_ELEMENTS {
+        let is_float = matches!(tensor.data_type, data_type::FLOAT | data_type::FLOAT16);
+        if !is_float || rows * columns < MIN_ELEMENTS {
             continue;
         }
         by_name.insert(tensor.name.as_str(), (index, rows, columns));
         let matrix = Matrix { initializer: index, rows, columns, is_transposed: false };
         found.insert(tensor.name.clone(), matrix);
+    }
+    for node in graph.node.iter().filter(|node| node.op_type == "Cast") {
+        if let Some(known) = by_name.get(node.input[0].as_str()).copied() {
+            by_name.insert(node.output[0].as_str(), known);
+        }
     }
     for node in graph.node.iter().filter(|node| node.op_type == "Transpose") {
         if let Some(&(initializer, columns, rows)) = by_name.get(node.input[0].as_str()) {
@@ -171,30 +179,19 @@ fn product(node: &NodeProto, weight: &str) -> NodeProto {
     }
 }
 
-/// Removes transposes and weights that nothing reads any more.
+/// Removes casts, transposes and weights that nothing reads any more.
 fn remove_unused(graph: &mut GraphProto) {
     let outputs: HashSet<String> = graph.output.iter().map(|output| output.name.clone()).collect();
     let reads = |graph: &GraphProto| -> HashSet<String> {
         graph.node.iter().flat_map(|node| node.input.iter().cloned()).collect()
     };
-    let read = reads(graph);
-    graph.node.retain(|node| {
-        node.op_type != "Transpose"
-            || node.output.iter().any(|name| read.contains(name) || outputs.contains(name))
-    });
-    let read = reads(graph);
-    graph.initializer.retain(|tensor| read.contains(&tensor.name));
-}
-
-fn read_f32(folder: &Path, tensor: &TensorProto) -> Result<Vec<f32>, OnnxError> {
-    let bytes = read_bytes(folder, tensor)?;
-    let (chunks, rest) = bytes.as_chunks::<4>();
-    let elements: i64 = tensor.dims.iter().product();
-    if !rest.is_empty() || i64::try_from(chunks.len()) != Ok(elements) {
-        return Err(OnnxError::Initializer {
-            name: tensor.name.clone(),
-            reason: format!("{} bytes do not hold its {:?} f32 elements", bytes.len(), tensor.dims),
+    for op in ["Transpose", "Cast"] {
+        let read = reads(graph);
+        graph.node.retain(|node| {
+            node.op_type != op
+                || node.output.iter().any(|name| read.contains(name) || outputs.contains(name))
         });
     }
-    Ok(chunks.iter().map(|chunk| f32::from_le_bytes(*chunk)).collect())
+    let read = reads(graph);
+    graph.initializer.retain(|tensor| read.contains(&tensor.name));
 }

@@ -1,7 +1,7 @@
 //! What an edge costs, and how the costs of a path's edges combine.
 //!
-//! Deliberately no units beyond seconds and bytes and no validation: [`CostedGraph`] refuses the edges
-//! that the arithmetic here could not add up.
+//! Deliberately no units beyond seconds and bytes and no validation: [`CostedGraph`] refuses the
+//! edges that the arithmetic here could not add up.
 //!
 //! [`CostedGraph`]: super::CostedGraph
 
@@ -20,8 +20,8 @@ pub struct EdgeCost {
 
 /// The cost of a path: the costs of its edges, combined in path order.
 ///
-/// Latency, weights and loss add up; only one module runs at a time, so activations do not, their peak
-/// counts. Weights add because the modules of one path are distinct.
+/// Latency, weights and loss add up; only one module runs at a time, so activations do not, their
+/// peak counts. Weights add because the modules of one path are distinct.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct PathCost {
     /// Sum over the edges.
@@ -78,12 +78,8 @@ mod tests {
             EdgeCost { latency_seconds: 1.5, weight_bytes: 20, activation_bytes: 3, loss: -0.125 },
         ];
         let cost: PathCost = edges.iter().collect();
-        let expected = PathCost {
-            latency_seconds: 2.0,
-            weight_bytes: 30,
-            activation_bytes: 7,
-            loss: 0.125,
-        };
+        let expected =
+            PathCost { latency_seconds: 2.0, weight_bytes: 30, activation_bytes: 7, loss: 0.125 };
         assert_eq!(cost, expected);
         assert_eq!(cost.memory_bytes(), 37);
     }

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use super::{budget::MAX_PLAN_ID_BYTES, choose::Infeasible};
+use super::{budget::MAX_PLAN_ID_BYTES, choose::Infeasible, grid::MAX_VALUE};
 
 /// Why a graph, a search, a grid or a plan table is refused.
 #[derive(Debug, Clone, PartialEq, Error)]
@@ -108,8 +108,8 @@ pub enum PlanError {
         /// Number of values given.
         num_values: usize,
     },
-    /// A value of a grid is negative, infinite or not a number.
-    #[error("grid value {position} is {value}, it must be finite and not negative")]
+    /// A value of a grid is negative, too large or not a number.
+    #[error("grid value {position} is {value}, it must lie in [0, {MAX_VALUE:e}]")]
     InvalidValue {
         /// Index of the value, row by row.
         position: usize,

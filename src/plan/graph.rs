@@ -32,8 +32,8 @@ impl CostedGraph {
     ///
     /// # Errors
     ///
-    /// A dangling index, a latency that is negative or not finite, a loss that is not finite, costs that
-    /// overflow when added, a cycle, or an output that the input does not reach.
+    /// A dangling index, a latency that is negative or not finite, a loss that is not finite, costs
+    /// that overflow when added, a cycle, or an output that the input does not reach.
     pub fn new(
         num_spaces: usize,
         edges: Vec<CostedEdge>,
@@ -105,7 +105,8 @@ impl CostedGraph {
     }
 }
 
-/// Checks every edge alone, and that no path's sum can overflow because not even the sum of all does.
+/// Checks every edge alone, and that no path's sum can overflow because not even the sum of all
+/// does.
 fn check_edges(edges: &[CostedEdge], num_spaces: usize) -> Result<(), PlanError> {
     let (mut latency_seconds, mut loss, mut weight_bytes) = (0.0_f64, 0.0_f64, 0_u64);
     for (index, CostedEdge { from, to, cost }) in edges.iter().enumerate() {
@@ -139,8 +140,7 @@ fn sort_topologically(edges: &[CostedEdge], num_spaces: usize) -> Result<Vec<usi
         num_waiting[edge.to] += 1;
         outgoing[edge.from].push(edge.to);
     }
-    let mut sorted: Vec<usize> =
-        (0..num_spaces).filter(|space| num_waiting[*space] == 0).collect();
+    let mut sorted: Vec<usize> = (0..num_spaces).filter(|space| num_waiting[*space] == 0).collect();
     let mut next = 0;
     while next < sorted.len() {
         for &target in &outgoing[sorted[next]] {
@@ -213,7 +213,12 @@ mod tests {
         vec![edge(0, 1), CostedEdge { from: 1, to: 2, cost }]
     }
 
-    fn refusal(num_spaces: usize, edges: Vec<CostedEdge>, input: usize, output: usize) -> PlanError {
+    fn refusal(
+        num_spaces: usize,
+        edges: Vec<CostedEdge>,
+        input: usize,
+        output: usize,
+    ) -> PlanError {
         CostedGraph::new(num_spaces, edges, input, output).expect_err("the graph is invalid")
     }
 
@@ -230,12 +235,8 @@ mod tests {
     #[test]
     fn latencies_and_losses_that_do_not_add_up_are_refused() {
         for latency_seconds in [-1.0, f64::NAN, f64::INFINITY] {
-            let refused = refusal(
-                3,
-                with_cost(EdgeCost { latency_seconds, ..EdgeCost::default() }),
-                0,
-                2,
-            );
+            let refused =
+                refusal(3, with_cost(EdgeCost { latency_seconds, ..EdgeCost::default() }), 0, 2);
             assert!(matches!(refused, PlanError::InvalidLatency { edge: 1, .. }));
         }
         for loss in [f64::NEG_INFINITY, f64::NAN, f64::INFINITY] {
@@ -248,9 +249,8 @@ mod tests {
     fn costs_that_overflow_when_added_are_refused() {
         let heavy = EdgeCost { weight_bytes: u64::MAX, activation_bytes: 1, ..EdgeCost::default() };
         let slow = EdgeCost { latency_seconds: f64::MAX, ..EdgeCost::default() };
-        let twice = |cost| {
-            vec![CostedEdge { from: 0, to: 1, cost }, CostedEdge { from: 1, to: 2, cost }]
-        };
+        let twice =
+            |cost| vec![CostedEdge { from: 0, to: 1, cost }, CostedEdge { from: 1, to: 2, cost }];
         assert_eq!(refusal(3, twice(heavy), 0, 2), PlanError::CostOverflow { edge: 0 });
         assert_eq!(refusal(3, twice(slow), 0, 2), PlanError::CostOverflow { edge: 1 });
     }

@@ -1,13 +1,16 @@
 //! Planning: what paths cost, which of them are worth keeping, and which one a budget gets.
 //!
-//! Two halves share this room. Offline, [`CostedGraph`] and [`pareto_front`] find the paths of a family
-//! that no other path beats in latency, memory and quality at once. Per request, [`PlanTable::choose`]
-//! scans the profiled survivors and returns the best one that fits a [`Budget`].
+//! Two halves share this room. Offline, [`CostedGraph`] and [`pareto_front`] find the paths of a
+//! family that no other path beats in latency, memory and quality at once. Per request,
+//! [`PlanTable::choose`] scans the profiled survivors and returns the best one that fits a
+//! [`Budget`].
 //!
-//! The room is pure and deterministic. It reads no clock, no file, no session and no random number; it
-//! imports no other room, so spaces and modules are plain indices here and the caller keeps their names.
+//! The room is pure and deterministic. It reads no clock, no file, no session and no random number;
+//! it imports no other room, so spaces and modules are plain indices here and the caller keeps
+//! their names.
 //!
-//! Start at [`search`](pareto_front) for the algorithm and at [`PlanTable`] for the rules of choice.
+//! Start at [`search`](pareto_front) for the algorithm and at [`PlanTable`] for the rules of
+//! choice.
 
 mod budget;
 mod choose;
@@ -31,4 +34,6 @@ pub use search::{Front, FrontPath, SearchOptions, cheapest_path, pareto_front};
 pub use table::{PlanEntry, PlanTable, Quality, QualitySource};
 
 #[cfg(test)]
-mod tests;
+mod choose_tests;
+#[cfg(test)]
+mod search_tests;

@@ -1,12 +1,14 @@
 //! The Pareto front of a graph's paths, by exact label setting.
 //!
-//! Spaces are visited in topological order. At each, every incoming edge extends the partial paths (labels)
-//! kept at its start; those that another one beats or equals in latency, weights, activations and loss are
-//! dropped. All four combine monotonically, so a dropped label could not have led to a better path
-//! (Martins, "On a multicriteria shortest path problem", 1984). At the output, weights and activations
-//! become memory and the front is taken over latency, memory and quality.
+//! Spaces are visited in topological order. At each, every incoming edge extends the partial paths
+//! (labels) kept at its start; those that another one beats or equals in latency, weights,
+//! activations and loss are dropped. All four combine monotonically, so a dropped label could not
+//! have led to a better path (Martins, "On a multicriteria shortest path problem", 1984). At the
+//! output, weights and activations become memory and the front is taken over latency, memory and
+//! quality.
 //!
-//! The number of labels is bounded by an option and an overflow is an error: a front is never cut silently.
+//! The number of labels is bounded by an option and an overflow is an error: a front is never cut
+//! silently.
 
 use std::{cmp::Ordering, collections::BTreeSet};
 
@@ -23,11 +25,12 @@ const GATHER_FACTOR: usize = 16;
 /// How exact a search is and how much it may hold.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SearchOptions {
-    /// Relative tolerance; 0 finds the exact front. With ε, every path has a representative in the front
-    /// with at most (1 + ε) times its latency and its memory and at least 1 / (1 + ε) of its quality.
+    /// Relative tolerance; 0 finds the exact front. With ε, every path has a representative in the
+    /// front with at most (1 + ε) times its latency and its memory and at least 1 / (1 + ε) of its
+    /// quality.
     pub epsilon: f64,
-    /// Most partial paths kept per space; a search that needs more fails. While the edges into a space are
-    /// gathered it holds up to 17 times as many candidates, of 56 bytes each.
+    /// Most partial paths kept per space; a search that needs more fails. While the edges into a
+    /// space are gathered it holds up to 17 times as many candidates, of 56 bytes each.
     pub max_labels_per_space: usize,
 }
 
@@ -57,9 +60,9 @@ pub struct Front {
 
 /// Finds the Pareto front of a graph.
 ///
-/// Of labels with equal costs the one with the lexicographically smallest edges is kept. A quality above 1
-/// counts as 1. Costs are compared exactly: where permuted equal summands differ by rounding, an epsilon
-/// as small as 1e-9 removes the near-duplicates.
+/// Of partial paths with equal costs the one with the lexicographically smallest edges is kept. A
+/// quality above 1 counts as 1. Costs are compared exactly: where permuted equal summands differ by
+/// rounding, an epsilon as small as 1e-9 removes the near-duplicates.
 ///
 /// # Errors
 ///
@@ -76,7 +79,8 @@ pub fn pareto_front(graph: &CostedGraph, options: &SearchOptions) -> Result<Fron
     Ok(search.into_front())
 }
 
-/// Finds the path with the least latency; of equal ones, that with the lexicographically smallest edges.
+/// Finds the path with the least latency; of equal ones, that with the lexicographically smallest
+/// edges.
 pub fn cheapest_path(graph: &CostedGraph) -> FrontPath {
     let mut best = vec![FrontPath { edges: Vec::new(), cost: PathCost::EMPTY }; graph.num_spaces()];
     for &space in graph.order() {
@@ -155,8 +159,8 @@ impl<'a> Search<'a> {
 
     /// Appends the labels that an edge makes of those at its start.
     ///
-    /// Activations below what the rest of the path needs anyway make no difference, so they are raised
-    /// to it; more labels become comparable.
+    /// Activations below what the rest of the path needs anyway make no difference, so they are
+    /// raised to it; more labels become comparable.
     fn extend_into(&self, labels: &mut Vec<Label>, index: usize) {
         let edge = &self.graph.edges()[index];
         let floor = self.activation_floor[edge.to];
@@ -257,11 +261,11 @@ fn depth(graph: &CostedGraph) -> f64 {
     depth[graph.output()].max(1.0)
 }
 
-/// Keeps the first of the labels that share a cell of a logarithmic grid (Papadimitriou and Yannakakis, "On
-/// the approximability of trade-offs", 2000).
+/// Keeps the first of the labels that share a cell of a logarithmic grid (Papadimitriou and
+/// Yannakakis, "On the approximability of trade-offs", 2000).
 ///
-/// Labels of a cell differ by less than a factor e^width, and as much is lost per edge at most. Loss is a
-/// logarithm already.
+/// Labels of a cell differ by less than a factor e^width, and as much is lost per edge at most.
+/// Loss is a logarithm already.
 fn keep_one_per_cell(labels: &mut Vec<Label>, width: f64) {
     let cell = |logarithm: f64| (logarithm / width).floor().to_bits();
     let mut taken = BTreeSet::new();

@@ -1,10 +1,11 @@
 //! Dominance in two and three dimensions, for sweeps over points sorted by another dimension.
 //!
-//! A sweep visits points by ascending latency, so whatever it has admitted is at least as fast as the point
-//! at hand; what is left to ask is whether an admitted point is also at most as large in the other
-//! dimensions. These structures answer that in logarithmic time.
+//! A sweep visits points by ascending latency, so whatever it has admitted is at least as fast as
+//! the point at hand; what is left to ask is whether an admitted point is also at most as large in
+//! the other dimensions. These structures answer that in logarithmic time.
 
-/// The admitted (bytes, loss) points that no other admitted point covers: bytes ascend, losses descend.
+/// The admitted (bytes, loss) points that no other admitted point covers: bytes ascend, losses
+/// descend.
 #[derive(Debug, Default)]
 pub(super) struct Staircase {
     steps: Vec<(u64, f64)>,
@@ -49,7 +50,8 @@ impl DominanceTree {
         Self { activations, nodes }
     }
 
-    /// Admits a point, unless an admitted one is at most as large in all three, and returns whether it did.
+    /// Admits a point, unless an admitted one is at most as large in all three, and returns whether
+    /// it did.
     pub(super) fn admit(&mut self, weights: u64, activations: u64, loss: f64) -> bool {
         let rank = self.activations.partition_point(|known| *known < activations);
         let mut node = rank + 1;
@@ -81,9 +83,9 @@ mod tests {
         ) {
             let mut tree = DominanceTree::new(points.iter().map(|point| point.1).collect());
             for (index, (weights, activations, loss)) in points.iter().enumerate() {
-                let covered = points[..index]
-                    .iter()
-                    .any(|other| other.0 <= *weights && other.1 <= *activations && other.2 <= *loss);
+                let covered = points[..index].iter().any(|other| {
+                    other.0 <= *weights && other.1 <= *activations && other.2 <= *loss
+                });
                 prop_assert_eq!(tree.admit(*weights, *activations, f64::from(*loss)), !covered);
             }
         }

@@ -32,8 +32,8 @@ impl Runtime {
     pub fn start(config: &RuntimeConfig) -> Result<Self, RuntimeError> {
         let wrap =
             |source: ort::Error| RuntimeError::BadLibrary { path: config.library.clone(), source };
-        let builder = ort::init_from(&config.library)
-            .map_err(|e| wrap(ort::Error::new(e.to_string())))?;
+        let builder =
+            ort::init_from(&config.library).map_err(|e| wrap(ort::Error::new(e.to_string())))?;
         let pool = GlobalThreadPoolOptions::default()
             .with_intra_threads(config.num_threads)
             .and_then(|pool| pool.with_inter_threads(1))

@@ -67,6 +67,13 @@ pub enum RuntimeError {
         #[source]
         source: ort::Error,
     },
+    /// A scratch file cannot be written or read.
+    #[error("a scratch file cannot be used")]
+    Scratch {
+        /// The reason.
+        #[source]
+        source: std::io::Error,
+    },
     /// The path is empty or its modules do not join.
     #[error("the path does not lead from the input to the output")]
     NotAPath,

@@ -1,15 +1,16 @@
 //! Running paths of one family.
 
 use std::{
+    collections::{HashMap, hash_map::Entry},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use ort::value::{DynValue, Tensor as OrtTensor};
 
-use super::{Runtime, RuntimeError, session::ModuleSession};
+use super::{Runtime, RuntimeError, activations, session::ModuleSession};
 use crate::{
-    arch::{ATTENTION_MASK, Encoding, Family, INPUT_IDS},
+    arch::{ATTENTION_MASK, Encoding, Family, INPUT_IDS, Network},
     family::ModuleId,
     tensor::{Tensor, TensorData},
 };
@@ -22,6 +23,7 @@ pub struct Executor {
     runtime: Runtime,
     family: Arc<Family>,
     sessions: Vec<Option<ModuleSession>>,
+    extra: HashMap<(String, Vec<u8>), ModuleSession>,
     residency: Residency,
 }
 
@@ -61,7 +63,7 @@ impl Executor {
     /// Prepares to run paths of `family`; loads nothing yet.
     pub fn new(runtime: Runtime, family: Arc<Family>) -> Self {
         let sessions = family.graph.modules().iter().map(|_| None).collect();
-        Self { runtime, family, sessions, residency: Residency::default() }
+        Self { runtime, family, sessions, extra: HashMap::new(), residency: Residency::default() }
     }
 
     /// Returns the family.
@@ -133,16 +135,58 @@ impl Executor {
         sides: &SideInputs,
     ) -> Result<Option<Activation>, RuntimeError> {
         match self.session(id)? {
-            Some(session) => {
-                Ok(Some(Activation(session.run(state.map(|state| &state.0), sides)?)))
-            }
+            Some(session) => Ok(Some(Activation(session.run(state.map(|state| &state.0), sides)?))),
             None => Ok(None),
         }
     }
 
+    /// Runs a network that is no module of the family once, for fitting. Its session is kept under `name`
+    /// and the network's fingerprint.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the network cannot be loaded or fails.
+    pub fn run_network(
+        &mut self,
+        name: &str,
+        network: &Network,
+        state: Option<&Activation>,
+        sides: &SideInputs,
+    ) -> Result<Tensor, RuntimeError> {
+        let key = (name.to_owned(), network.fingerprint());
+        let session = match self.extra.entry(key) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
+                let folder = &self.family.folder;
+                place.insert(ModuleSession::load(&self.runtime, folder, name, network)?)
+            }
+        };
+        Activation(session.run(state.map(|state| &state.0), sides)?).to_tensor()
+    }
+
+    /// Returns the bytes of activations that module `id` needs on each of `inputs`, a batch of side inputs
+    /// and hidden states; 0 for the identity.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the module does not load or run.
+    pub fn measure_activations(
+        &self,
+        id: ModuleId,
+        inputs: &[(SideInputs, Option<Activation>)],
+    ) -> Result<Vec<f64>, RuntimeError> {
+        let Some(network) = self.family.network(id) else {
+            return Ok(vec![0.0; inputs.len()]);
+        };
+        let name = &self.family.graph.module(id).name;
+        activations::measure(&self.runtime, &self.family.folder, name, network, inputs)
+    }
+
     /// Returns the session of `id`, creating it where it is not there; `None` for the identity.
     fn session(&mut self, id: ModuleId) -> Result<Option<&mut ModuleSession>, RuntimeError> {
-        let Some(network) = self.family.network(id) else { return Ok(None) };
+        let Some(network) = self.family.network(id) else {
+            return Ok(None);
+        };
         let slot = &mut self.sessions[id.0];
         if slot.is_none() {
             let name = &self.family.graph.module(id).name;
@@ -185,6 +229,19 @@ impl SideInputs {
 }
 
 impl Activation {
+    /// Returns the value as ONNX Runtime takes it.
+    pub(super) fn value(&self) -> &DynValue {
+        &self.0
+    }
+
+    /// Returns the bytes that the values take.
+    #[expect(clippy::cast_precision_loss, reason = "sizes stay far below 2^53 bytes")]
+    pub(super) fn num_bytes(&self) -> f64 {
+        let extents = self.0.dtype().tensor_shape();
+        extents
+            .map_or(0.0, |shape| shape.iter().map(|extent| *extent as f64).product::<f64>() * 4.0)
+    }
+
     /// Copies the values out.
     ///
     /// # Errors

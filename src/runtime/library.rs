@@ -38,8 +38,7 @@ pub fn find_library(
         .iter()
         .flat_map(|folder| folder.ancestors())
         .map(|folder| folder.join(SETUP_LIBRARY));
-    let in_system =
-        SYSTEM_FOLDERS.iter().map(|folder| Path::new(folder).join("libonnxruntime.so"));
+    let in_system = SYSTEM_FOLDERS.iter().map(|folder| Path::new(folder).join("libonnxruntime.so"));
     in_setup.chain(in_system).find(|path| path.is_file()).ok_or_else(|| RuntimeError::NoLibrary {
         tried: format!("{SETUP_LIBRARY} and {}", SYSTEM_FOLDERS.join(", ")),
     })

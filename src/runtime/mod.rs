@@ -3,6 +3,7 @@
 //! The only room that names `ort`. It knows nothing of budgets, queues or the wire. Start at
 //! [`Runtime::start`], then [`Executor::run`].
 
+mod activations;
 mod environment;
 mod error;
 mod executor;

@@ -3,7 +3,10 @@
 use std::{borrow::Cow, path::Path};
 
 use ort::{
-    session::{Session, SessionInputValue, builder::GraphOptimizationLevel},
+    session::{
+        Session, SessionInputValue,
+        builder::{GraphOptimizationLevel, SessionBuilder},
+    },
     value::DynValue,
 };
 use prost::Message;
@@ -32,11 +35,43 @@ impl ModuleSession {
         module: &str,
         network: &Network,
     ) -> Result<Self, RuntimeError> {
+        Self::create(runtime, folder, module, network, None)
+    }
+
+    /// Creates the session with ONNX Runtime's profiler on, which writes to files at `prefix`.
+    pub(super) fn load_profiled(
+        runtime: &Runtime,
+        folder: &Path,
+        module: &str,
+        network: &Network,
+        prefix: &Path,
+    ) -> Result<Self, RuntimeError> {
+        Self::create(runtime, folder, module, network, Some(prefix))
+    }
+
+    /// Ends profiling and returns the file written.
+    pub(super) fn end_profiling(&mut self) -> Result<String, RuntimeError> {
+        let wrap = |source| RuntimeError::Run { module: self.module.clone(), source };
+        self.session.end_profiling().map_err(wrap)
+    }
+
+    fn create(
+        runtime: &Runtime,
+        folder: &Path,
+        module: &str,
+        network: &Network,
+        profile: Option<&Path>,
+    ) -> Result<Self, RuntimeError> {
         let model = network
             .to_onnx(folder)
             .map_err(|source| RuntimeError::Network { module: module.into(), source })?;
         let wrap = |source| RuntimeError::Session { module: module.into(), source };
-        let session = create(runtime, folder, module, &model.encode_to_vec()).map_err(wrap)?;
+        let builder = builder(runtime, folder, module).map_err(wrap)?;
+        let mut builder = match profile {
+            Some(prefix) => builder.with_profiling(prefix).map_err(|e| wrap(e.into()))?,
+            None => builder,
+        };
+        let session = builder.commit_from_memory(&model.encode_to_vec()).map_err(wrap)?;
         let inputs = session.inputs().iter().map(|input| input.name().to_owned()).collect();
         let output = session.outputs().first().map(|output| output.name().to_owned());
         Ok(Self {
@@ -77,11 +112,10 @@ impl ModuleSession {
     }
 }
 
-fn create(runtime: &Runtime, folder: &Path, module: &str, bytes: &[u8]) -> ort::Result<Session> {
-    Session::builder(runtime.environment())?
+fn builder(runtime: &Runtime, folder: &Path, module: &str) -> ort::Result<SessionBuilder> {
+    Ok(Session::builder(runtime.environment())?
         .with_optimization_level(GraphOptimizationLevel::All)?
         .with_log_id(module)?
         .with_env_allocators()?
-        .with_config_entry(FOLDER_KEY, folder.to_string_lossy())?
-        .commit_from_memory(bytes)
+        .with_config_entry(FOLDER_KEY, folder.to_string_lossy())?)
 }

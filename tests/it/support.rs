@@ -1,15 +1,19 @@
 //! What the tests share: the pool, one runtime, reference tensors.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use safetensors::{Dtype, SafeTensors};
 use tessera::{
     arch::{Encoding, Family},
+    fit::{MachineKey, Profile, ProfileCache, ProfileOptions, QualityRecords, measure_profile},
     runtime::{Executor, Runtime, RuntimeConfig, find_library},
+    serve::{FamilyService, FamilyState, LoadedFamily, Observer, Registry, ServiceConfig},
+    telemetry::Metrics,
 };
 
 /// Returns the repository's folder.
@@ -45,6 +49,69 @@ pub(crate) fn text_family() -> Arc<Family> {
 /// Returns an executor of the text family.
 pub(crate) fn text_executor() -> Executor {
     Executor::new(runtime(), text_family())
+}
+
+/// The text family as it is served, with a profile taken here and now.
+struct Served {
+    registry: Arc<Registry>,
+    metrics: Arc<Metrics>,
+}
+
+fn served() -> &'static Served {
+    static SERVED: OnceLock<Served> = OnceLock::new();
+    SERVED.get_or_init(|| {
+        let metrics = Arc::new(Metrics::new().expect("metrics"));
+        let family = text_family();
+        let quality = QualityRecords::read(&family.folder.join("quality.json")).expect("read");
+        let loaded = LoadedFamily { profile: short_profile(), quality, family };
+        let config = ServiceConfig {
+            queue_limit: 64,
+            max_wait: Duration::from_secs(30),
+            latency_margin: 0.05,
+        };
+        let observer: Arc<dyn Observer> = metrics.clone();
+        let services = FamilyService::start(&runtime(), vec![loaded], config, &observer)
+            .expect("the family starts");
+        let families = services.into_iter();
+        let families = families.map(|s| (s.name().to_owned(), FamilyState::Ready(s)));
+        Served { registry: Arc::new(Registry::new(families)), metrics }
+    })
+}
+
+/// Returns the registry that serves the text family.
+pub(crate) fn registry() -> Arc<Registry> {
+    served().registry.clone()
+}
+
+/// Returns the metrics of that registry.
+pub(crate) fn metrics() -> Arc<Metrics> {
+    served().metrics.clone()
+}
+
+/// Measures the text family's modules quickly and roughly.
+pub(crate) fn short_profile() -> Profile {
+    static PROFILE: OnceLock<Profile> = OnceLock::new();
+    PROFILE
+        .get_or_init(|| {
+            let machine = MachineKey {
+                processor: "this one".into(),
+                num_threads: 2,
+                spin: false,
+                runtime: "any".into(),
+            };
+            let mut cache = ProfileCache { machine, modules: BTreeMap::new() };
+            let options = ProfileOptions {
+                batches: vec![1, 4],
+                tokens: vec![8, 64, 256],
+                time_per_cell: Duration::from_millis(1),
+                min_runs: 1,
+            };
+            let mut executor = text_executor();
+            measure_profile(&mut executor, &options, &mut cache, &(), &mut |_| Ok(()))
+                .expect("measured");
+            cache.profile_of(&text_family()).expect("every module was measured")
+        })
+        .clone()
 }
 
 /// A reference file's tensors.

@@ -1,0 +1,62 @@
+# Tessera. `make serve` and `make test` do all the set-up themselves; they need cargo and python3.
+
+CARGO ?= cargo
+PYTHON ?= python3
+ARGS ?=
+BINARY := target/release/tessera
+MAILS := .tessera/data/mails
+
+.PHONY: help setup setup-full data build serve test lint fmt bench fit profile evaluate references clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: ## Fetch ONNX Runtime and the default pool's weights
+	@$(PYTHON) tools/setup.py
+
+setup-full: ## Fetch MPNet as well (405 MB)
+	@$(PYTHON) tools/setup.py --full
+
+data: ## Fetch the mails that fitting and evaluating use (needs npm)
+	@$(PYTHON) tools/setup.py --data
+	$(PYTHON) tools/mails.py --from .tessera/data/spam-assassin --to $(MAILS)
+
+build: ## Build the server
+	$(CARGO) build --release --locked
+
+serve: setup build ## Serve the default pool on 127.0.0.1:8000 (ARGS="--port 9000")
+	./$(BINARY) serve --pool models $(ARGS)
+
+test: setup ## Check the format, the lints and every test
+	$(CARGO) fmt --check
+	$(CARGO) clippy --release --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --no-deps --quiet
+	$(PYTHON) -m unittest discover -q -s tools
+	$(CARGO) test --release --locked
+
+lint: ## Check lints and documentation only
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+
+fmt: ## Format the code
+	$(CARGO) fmt
+
+bench: setup build ## Measure the planner, chains against one session, and serving
+	$(CARGO) bench --locked --bench planner -- --warm-up-time 0.5 --measurement-time 2
+	$(CARGO) bench --locked --bench chain
+	$(PYTHON) benches/serving.py --binary $(BINARY)
+
+fit: setup build data ## Fit the text family's stitches, bridges and exits
+	./$(BINARY) fit --family text --corpus $(MAILS)/calibration.jsonl $(ARGS)
+
+profile: setup build ## Measure the modules on this machine
+	./$(BINARY) profile --family text $(ARGS)
+
+evaluate: setup build data ## Measure the plans' quality on held-out mails
+	./$(BINARY) evaluate --family text --corpus $(MAILS)/heldout.jsonl $(ARGS)
+
+references: setup ## Make the reference outputs of the tests anew (needs a Python with the packages named there)
+	$(PYTHON) tools/reference.py --pool models --out tests/references
+
+clean: ## Remove what was built; fetched files stay
+	$(CARGO) clean

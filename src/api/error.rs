@@ -1,0 +1,245 @@
+//! What is answered when a request fails: one status, one code, one message.
+
+use std::{error::Error, sync::Arc, time::Duration};
+
+use axum::{
+    body::Body,
+    http::{HeaderValue, Method, StatusCode, Uri, header},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+
+use crate::{
+    plan::{ChooseError, Infeasible},
+    serve::{ErrorCode, ServeError},
+    tensor::ByteSize,
+};
+
+/// Why a request is not answered.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ApiError {
+    /// The family refused it or failed.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// The body is no JSON, or not of the form the route takes.
+    #[error("the body is no valid request: {source}")]
+    Json { source: serde_json::Error },
+    /// The body is no text.
+    #[error("the body is not UTF-8 after {valid_bytes} bytes")]
+    NotUtf8 { valid_bytes: usize },
+    /// The body is larger than bodies may be.
+    #[error("the body is over the limit of {} bytes", limit.0)]
+    BodyTooLarge { limit: ByteSize },
+    /// The connection broke in the middle of the body.
+    #[error("the body cannot be read")]
+    BodyUnreadable { source: Box<dyn Error + Send + Sync> },
+    /// A parameter has no meaning here.
+    #[error("unknown parameter `{name}`; known: {known}")]
+    UnknownParameter { name: String, known: &'static str },
+    /// A parameter is not what it must be.
+    #[error("parameter `{name}` is {found}, but must be {expected}")]
+    Parameter { name: String, found: String, expected: &'static str },
+    /// An output is asked for that the model does not have.
+    #[error("output `{name}`: the model has no such output; it has {known}")]
+    UnknownOutput { name: String, known: String },
+    /// The version asked for does not exist.
+    #[error("model `{model}` has no version `{version}`; it has {known}")]
+    UnknownVersion { model: String, version: String, known: String },
+    /// No route has this path.
+    #[error("there is nothing at {path}; GET / lists the routes")]
+    NoRoute { path: String },
+    /// The route exists, but not for this method.
+    #[error("{path} does not take {method}")]
+    NoMethod { path: String, method: Method },
+    /// The request took longer than requests may.
+    #[error("the request took longer than {limit:?}")]
+    TimedOut { limit: Duration },
+    /// Something here is wrong.
+    #[error("a handler panicked: {message}")]
+    Panicked { message: String },
+    /// A blocking task was lost.
+    #[error("a blocking task did not end")]
+    Interrupted { source: Box<dyn Error + Send + Sync> },
+    /// An answer cannot be written.
+    #[error("the answer cannot be written")]
+    Encode { source: Box<dyn Error + Send + Sync> },
+}
+
+/// The body of a failure.
+#[derive(Debug, Serialize)]
+struct WireError<'a> {
+    error: String,
+    code: &'static str,
+    request_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cheapest: Option<WireCheapest<'a>>,
+}
+
+/// What would have been possible.
+#[derive(Debug, Serialize)]
+struct WireCheapest<'a> {
+    plan: &'a str,
+    predicted_latency_ms: f64,
+    least_latency_budget_ms: f64,
+    memory_mb: f64,
+    quality: f64,
+}
+
+impl ApiError {
+    /// Returns what kind of failure this is.
+    pub(super) fn code(&self) -> ErrorCode {
+        match self {
+            Self::Serve(error) => error.code(),
+            Self::Json { .. }
+            | Self::NotUtf8 { .. }
+            | Self::BodyUnreadable { .. }
+            | Self::UnknownParameter { .. }
+            | Self::Parameter { .. }
+            | Self::UnknownOutput { .. }
+            | Self::NoMethod { .. } => ErrorCode::InvalidArgument,
+            Self::UnknownVersion { .. } | Self::NoRoute { .. } => ErrorCode::NotFound,
+            Self::BodyTooLarge { .. } => ErrorCode::TooLarge,
+            Self::TimedOut { .. } => ErrorCode::DeadlineExceeded,
+            Self::Panicked { .. } | Self::Interrupted { .. } | Self::Encode { .. } => {
+                ErrorCode::Internal
+            }
+        }
+    }
+
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::NoMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            _ => status(self.code()),
+        }
+    }
+
+    fn infeasible(&self) -> Option<&Infeasible> {
+        match self {
+            Self::Serve(ServeError::Choose(error)) => match error.as_ref() {
+                ChooseError::Infeasible(infeasible) => Some(infeasible),
+                ChooseError::NotFound { .. } => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// Returns how many seconds to wait before the request may succeed; at least one.
+    fn retry_after_seconds(&self) -> Option<u64> {
+        match self {
+            Self::Serve(ServeError::QueueFull { retry_after, .. }) => {
+                Some(retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0))
+            }
+            _ => (self.code() == ErrorCode::Overloaded).then_some(1),
+        }
+        .map(|seconds| seconds.max(1))
+    }
+
+    /// Writes the body; what is internal goes to the log, and the client gets the request's id.
+    pub(super) fn render(&self, request_id: &str) -> Body {
+        let internal = self.code() == ErrorCode::Internal;
+        if internal {
+            tracing::error!(error = source_chain(self), "internal error");
+        }
+        let error = if internal { "internal error".to_owned() } else { self.to_string() };
+        let cheapest = self.infeasible().map(WireCheapest::new);
+        let body = WireError { error, code: self.code().name(), request_id, cheapest };
+        let json = serde_json::to_vec(&body).expect("strings and numbers can be written as JSON");
+        Body::from(json)
+    }
+}
+
+impl<'a> WireCheapest<'a> {
+    fn new(infeasible: &'a Infeasible) -> Self {
+        let cheapest = &infeasible.cheapest;
+        Self {
+            plan: &cheapest.id,
+            predicted_latency_ms: cheapest.latency_seconds * 1e3,
+            least_latency_budget_ms: infeasible.least_latency_budget().as_secs_f64() * 1e3,
+            memory_mb: ByteSize(cheapest.memory_bytes).megabytes(),
+            quality: cheapest.quality,
+        }
+    }
+}
+
+/// Leaves the body to [`layers::trace`](super::layers::trace), which knows the request's id.
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = self.status().into_response();
+        if let Some(seconds) = self.retry_after_seconds() {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response.extensions_mut().insert(Arc::new(self));
+        response
+    }
+}
+
+/// Answers a path that no route has.
+pub(super) async fn no_route(uri: Uri) -> ApiError {
+    ApiError::NoRoute { path: uri.path().to_owned() }
+}
+
+/// Answers a method that a route does not have.
+pub(super) async fn no_method(method: Method, uri: Uri) -> ApiError {
+    ApiError::NoMethod { path: uri.path().to_owned(), method }
+}
+
+/// Returns the HTTP status of a failure.
+fn status(code: ErrorCode) -> StatusCode {
+    match code {
+        ErrorCode::InvalidArgument => StatusCode::BAD_REQUEST,
+        ErrorCode::Unauthenticated => StatusCode::UNAUTHORIZED,
+        ErrorCode::NotFound => StatusCode::NOT_FOUND,
+        ErrorCode::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        ErrorCode::BudgetInfeasible => StatusCode::UNPROCESSABLE_ENTITY,
+        ErrorCode::Overloaded => StatusCode::TOO_MANY_REQUESTS,
+        ErrorCode::Cancelled => StatusCode::from_u16(499).expect("499 is between 100 and 999"),
+        ErrorCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        ErrorCode::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorCode::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+    }
+}
+
+fn source_chain(error: &dyn Error) -> String {
+    let mut chain = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        chain.push_str(": ");
+        chain.push_str(&source.to_string());
+        next = source.source();
+    }
+    chain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_has_its_status() {
+        for (code, expected) in [
+            (ErrorCode::InvalidArgument, 400),
+            (ErrorCode::Unauthenticated, 401),
+            (ErrorCode::NotFound, 404),
+            (ErrorCode::TooLarge, 413),
+            (ErrorCode::BudgetInfeasible, 422),
+            (ErrorCode::Overloaded, 429),
+            (ErrorCode::Cancelled, 499),
+            (ErrorCode::Internal, 500),
+            (ErrorCode::Unavailable, 503),
+            (ErrorCode::DeadlineExceeded, 504),
+        ] {
+            assert_eq!(status(code).as_u16(), expected, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn an_overloaded_server_says_when_to_come_back() {
+        for (retry_after, expected) in [(0, "1"), (1, "1"), (1000, "1"), (1001, "2")] {
+            let retry_after = Duration::from_millis(retry_after);
+            let error = ApiError::from(ServeError::QueueFull { limit: 8, retry_after });
+            let response = error.into_response();
+            assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+            assert_eq!(response.headers()[header::RETRY_AFTER], expected);
+        }
+    }
+}

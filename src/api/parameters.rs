@@ -1,0 +1,175 @@
+//! The `parameters` of a request: its budget, by names that are all known.
+
+use serde_json::{Map, Value};
+
+use super::error::ApiError;
+use crate::plan::{Budget, BudgetParameters};
+
+/// The parameters with a meaning here, as error messages list them.
+const KNOWN: &str =
+    "latency_budget_ms, memory_budget_mb, min_quality, plan, priority, timeout, explain";
+
+/// What a request's parameters say.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Parameters {
+    /// What the answer may cost.
+    pub(super) budget: Budget,
+    /// Whether the answer tells more of how it came about.
+    pub(super) explain: bool,
+}
+
+impl Parameters {
+    /// Reads the parameters as they come off the wire.
+    ///
+    /// `timeout`, in microseconds, is the latency budget where there is no other. `priority` is
+    /// checked and without effect. The protocol's sequence parameters are ignored.
+    ///
+    /// # Errors
+    ///
+    /// Fails on an unknown parameter, a value of the wrong type and a number out of its range.
+    pub(super) fn parse(parameters: Map<String, Value>) -> Result<Self, ApiError> {
+        let mut budget = BudgetParameters::default();
+        let mut timeout_ms = None;
+        let mut explain = false;
+        for (name, value) in parameters {
+            let parameter = Parameter { name, value };
+            match parameter.name.as_str() {
+                "latency_budget_ms" => budget.latency_budget_ms = Some(parameter.number()?),
+                "memory_budget_mb" => budget.memory_budget_mb = Some(parameter.number()?),
+                "min_quality" => budget.min_quality = Some(parameter.number()?),
+                "plan" => budget.plan = Some(parameter.text()?),
+                "timeout" => timeout_ms = parameter.timeout_ms()?,
+                "explain" => explain = parameter.switch()?,
+                "priority" => drop(parameter.whole_number()?),
+                "binary_data_output" => parameter.refuse_binary()?,
+                "sequence_id" | "sequence_start" | "sequence_end" => {}
+                _ => {
+                    return Err(ApiError::UnknownParameter { name: parameter.name, known: KNOWN });
+                }
+            }
+        }
+        budget.latency_budget_ms = budget.latency_budget_ms.or(timeout_ms);
+        let budget = budget.parse().map_err(|error| ApiError::Serve(error.into()))?;
+        Ok(Self { budget, explain })
+    }
+}
+
+/// A parameter and its value, to be read as what it must be.
+struct Parameter {
+    name: String,
+    value: Value,
+}
+
+impl Parameter {
+    fn number(self) -> Result<f64, ApiError> {
+        self.value.as_f64().ok_or_else(|| self.refused("a number"))
+    }
+
+    fn whole_number(self) -> Result<u64, ApiError> {
+        self.value.as_u64().ok_or_else(|| self.refused("an integer from 0 on"))
+    }
+
+    fn switch(self) -> Result<bool, ApiError> {
+        self.value.as_bool().ok_or_else(|| self.refused("true or false"))
+    }
+
+    fn text(self) -> Result<String, ApiError> {
+        match self.value {
+            Value::String(text) => Ok(text),
+            _ => Err(self.refused("a string")),
+        }
+    }
+
+    /// Returns the timeout; 0 is none, as in Triton.
+    fn timeout_ms(self) -> Result<Option<f64>, ApiError> {
+        let microseconds = self.whole_number()?;
+        #[expect(clippy::cast_precision_loss, reason = "a timeout is far below 2^53 µs")]
+        let timeout_ms = microseconds as f64 / 1e3;
+        Ok((microseconds > 0).then_some(timeout_ms))
+    }
+
+    fn refuse_binary(self) -> Result<(), ApiError> {
+        match self.value {
+            Value::Bool(false) => Ok(()),
+            _ => Err(self.refused("false: binary tensors are not supported")),
+        }
+    }
+
+    fn refused(self, expected: &'static str) -> ApiError {
+        ApiError::Parameter { name: self.name, found: shorten(&self.value), expected }
+    }
+}
+
+/// Writes `value` for a message, without its inside where that may be long.
+fn shorten(value: &Value) -> String {
+    match value {
+        Value::Array(_) => "an array".to_owned(),
+        Value::Object(_) => "an object".to_owned(),
+        Value::String(text) if text.len() > 32 => "a long string".to_owned(),
+        _ => value.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::{Value, json};
+
+    use super::Parameters;
+    use crate::plan::Budget;
+
+    fn parse(parameters: Value) -> Result<Parameters, String> {
+        match parameters {
+            Value::Object(map) => Parameters::parse(map).map_err(|error| error.to_string()),
+            other => Err(format!("{other} is no object")),
+        }
+    }
+
+    #[test]
+    fn budgets_are_read_in_their_units() {
+        let parsed = parse(json!({
+            "latency_budget_ms": 2.5, "memory_budget_mb": 100, "min_quality": 0.9,
+            "plan": "l6[0..6]", "timeout": 1, "priority": 3, "explain": true,
+            "sequence_id": 7, "sequence_start": true, "sequence_end": true,
+            "binary_data_output": false,
+        }));
+        let budget = Budget {
+            latency: Some(Duration::from_micros(2500)),
+            memory_bytes: Some(100_000_000),
+            min_quality: Some(0.9),
+            plan: Some("l6[0..6]".to_owned()),
+        };
+        assert_eq!(parsed, Ok(Parameters { budget, explain: true }));
+    }
+
+    #[test]
+    fn a_timeout_is_the_latency_budget_where_there_is_no_other() {
+        let latency = |parameters| parse(parameters).map(|parsed| parsed.budget.latency);
+        assert_eq!(latency(json!({"timeout": 1500})), Ok(Some(Duration::from_micros(1500))));
+        assert_eq!(latency(json!({"timeout": 0})), Ok(None));
+    }
+
+    #[test]
+    fn wrong_parameters_are_refused_by_name() {
+        for (parameters, reason) in [
+            (json!({"latency_budget": 3}), "latency_budget_ms, memory_budget_mb"),
+            (json!({"latency_budget_ms": "NaN"}), "`latency_budget_ms` is \"NaN\""),
+            (json!({"latency_budget_ms": null}), "must be a number"),
+            (json!({"latency_budget_ms": 0}), "latency_budget_ms is 0"),
+            (json!({"latency_budget_ms": -1}), "latency_budget_ms is -1"),
+            (json!({"memory_budget_mb": -0.5}), "memory_budget_mb is -0.5"),
+            (json!({"min_quality": 1.5}), "min_quality is 1.5"),
+            (json!({"min_quality": [0.5]}), "an array"),
+            (json!({"plan": 6}), "must be a string"),
+            (json!({"plan": ""}), "plan has 0 bytes"),
+            (json!({"timeout": -5}), "an integer from 0 on"),
+            (json!({"priority": "high"}), "an integer from 0 on"),
+            (json!({"explain": "yes"}), "true or false"),
+            (json!({"binary_data_output": true}), "binary tensors are not supported"),
+        ] {
+            let error = parse(parameters.clone()).expect_err(&parameters.to_string());
+            assert!(error.contains(reason), "{parameters}: {error}");
+        }
+    }
+}

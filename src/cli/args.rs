@@ -1,0 +1,234 @@
+//! The command line: every option is a flag, most are an environment variable as well.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{telemetry::LogFormat, tensor::ByteSize};
+
+/// A model-assembly inference server: one family of modules, a sub-network per request budget.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXAMPLES)]
+pub struct Arguments {
+    /// Options of all commands.
+    #[command(flatten)]
+    pub common: Common,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "Examples:
+  tessera serve --pool models
+  tessera front --pool models --family text --tokens 128 --svg front.svg
+  tessera plan --pool models --family text --latency-budget-ms 5
+  tessera fit --pool models --family text --corpus calibration.jsonl";
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve the families of a pool over HTTP
+    #[command(after_help = "Example:\n  tessera serve --pool models --host 0.0.0.0 --port 8000")]
+    Serve(ServeArguments),
+    /// Fit stitches, bridges and exits in closed form, from texts
+    #[command(after_help = "Example:\n  tessera fit --family text --corpus calibration.jsonl")]
+    Fit(FitArguments),
+    /// Measure what each module costs on this machine
+    #[command(after_help = "Example:\n  tessera profile --family text --threads 2")]
+    Profile(ProfileArguments),
+    /// Measure what plans are worth, on texts that no fit has seen
+    #[command(after_help = "Example:\n  tessera evaluate --family text --corpus heldout.jsonl")]
+    Evaluate(EvaluateArguments),
+    /// Tell which plan a budget gets
+    #[command(after_help = "Example:\n  tessera plan --family text --latency-budget-ms 5")]
+    Plan(PlanArguments),
+    /// Show the Pareto front: the plans that no other beats
+    #[command(after_help = "Example:\n  tessera front --family text --svg front.svg")]
+    Front(FrontArguments),
+    /// Show what a family consists of
+    #[command(after_help = "Example:\n  tessera inspect --family text")]
+    Inspect(InspectArguments),
+}
+
+/// Options of all commands.
+#[derive(Debug, Args)]
+pub struct Common {
+    /// Folder of families
+    #[arg(long, global = true, env = "TESSERA_POOL", default_value = "models")]
+    pub pool: PathBuf,
+    /// ONNX Runtime's shared library [default: ORT_DYLIB_PATH, then what `make setup` fetched, then the
+    /// system's]
+    #[arg(long, global = true, env = "TESSERA_ONNXRUNTIME")]
+    pub onnxruntime: Option<PathBuf>,
+    /// Threads for inference; 0 for as many as there are cores
+    #[arg(long, global = true, env = "TESSERA_THREADS", default_value_t = 0)]
+    pub threads: usize,
+    /// Let idle inference threads sleep at once: less processor time, slower answers
+    #[arg(long, global = true, env = "TESSERA_NO_SPIN")]
+    pub no_spin: bool,
+    /// Folder for this machine's profiles [default: $XDG_CACHE_HOME/tessera or ~/.cache/tessera]
+    #[arg(long, global = true, env = "TESSERA_CACHE")]
+    pub cache: Option<PathBuf>,
+    /// Which log lines to write, such as `info` or `tessera=debug`
+    #[arg(long, global = true, env = "TESSERA_LOG", default_value = "info")]
+    pub log: String,
+    /// How to write log lines: `text` or `json`
+    #[arg(long, global = true, env = "TESSERA_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// Options of `serve`.
+#[derive(Debug, Args)]
+pub struct ServeArguments {
+    /// Address to listen on
+    #[arg(long, env = "TESSERA_HOST", default_value = "127.0.0.1")]
+    pub host: String,
+    /// HTTP port
+    #[arg(long, env = "TESSERA_PORT", default_value_t = 8000)]
+    pub port: u16,
+    /// Largest request body
+    #[arg(long, env = "TESSERA_MAX_BODY", default_value = "16MiB")]
+    pub max_body: ByteSize,
+    /// Most requests that wait for inference
+    #[arg(long, env = "TESSERA_QUEUE_LIMIT", default_value_t = 256)]
+    pub queue_limit: usize,
+    /// Seconds after which a request is given up
+    #[arg(long, env = "TESSERA_REQUEST_TIMEOUT", default_value_t = 30)]
+    pub request_timeout: u64,
+    /// Seconds that requests under way have to finish when the server is told to stop
+    #[arg(long, env = "TESSERA_DRAIN_TIMEOUT", default_value_t = 30)]
+    pub drain_timeout: u64,
+    /// Share of a latency budget that is kept free, against noise
+    #[arg(long, env = "TESSERA_LATENCY_MARGIN", default_value_t = 0.1)]
+    pub latency_margin: f64,
+}
+
+/// The family that a command is about.
+#[derive(Debug, Args)]
+pub struct FamilyArgument {
+    /// Family, a folder of the pool
+    #[arg(long, default_value = "text")]
+    pub family: String,
+}
+
+/// Options of `fit`.
+#[derive(Debug, Args)]
+pub struct FitArguments {
+    /// The family.
+    #[command(flatten)]
+    pub family: FamilyArgument,
+    /// Texts, JSON Lines of {"id": …, "text": …}
+    #[arg(long)]
+    pub corpus: PathBuf,
+    /// Ridges to try, relative to the mean of the features' squares; held-out texts choose
+    #[arg(long, value_delimiter = ',', default_value = "1e-4,1e-3,1e-2,1e-1,1")]
+    pub regularizations: Vec<f64>,
+    /// Tokens after which texts are cut
+    #[arg(long, default_value_t = 128)]
+    pub max_tokens: usize,
+    /// Most texts for maps that see every token
+    #[arg(long, default_value_t = 1_500)]
+    pub token_texts: usize,
+    /// Fit maps anew that are fitted already
+    #[arg(long)]
+    pub refit: bool,
+}
+
+/// Options of `profile`.
+#[derive(Debug, Args)]
+pub struct ProfileArguments {
+    /// The family.
+    #[command(flatten)]
+    pub family: FamilyArgument,
+    /// Measure anew what the cache has
+    #[arg(long)]
+    pub again: bool,
+}
+
+/// Options of `evaluate`.
+#[derive(Debug, Args)]
+pub struct EvaluateArguments {
+    /// The family.
+    #[command(flatten)]
+    pub family: FamilyArgument,
+    /// Texts that no fit has seen, JSON Lines of {"id": …, "text": …}
+    #[arg(long)]
+    pub corpus: PathBuf,
+    /// Tokens after which texts are cut
+    #[arg(long, default_value_t = 128)]
+    pub max_tokens: usize,
+    /// Most plans measured in one round
+    #[arg(long, default_value_t = 40)]
+    pub plans: usize,
+    /// Most rounds after the first
+    #[arg(long, default_value_t = 4)]
+    pub rounds: usize,
+    /// Forget what was measured before
+    #[arg(long)]
+    pub again: bool,
+}
+
+/// The shape of a request.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct ShapeArguments {
+    /// Sequences in the request
+    #[arg(long, default_value_t = 1)]
+    pub batch: usize,
+    /// Tokens of its longest sequence
+    #[arg(long, default_value_t = 128)]
+    pub tokens: usize,
+}
+
+/// Options of `plan`.
+#[derive(Debug, Args)]
+pub struct PlanArguments {
+    /// The family.
+    #[command(flatten)]
+    pub family: FamilyArgument,
+    /// The shape of the request.
+    #[command(flatten)]
+    pub shape: ShapeArguments,
+    /// Latency budget in milliseconds
+    #[arg(long)]
+    pub latency_budget_ms: Option<f64>,
+    /// Memory budget in megabytes of 10⁶ bytes
+    #[arg(long)]
+    pub memory_budget_mb: Option<f64>,
+    /// Least quality, 0 to 1
+    #[arg(long)]
+    pub min_quality: Option<f64>,
+    /// Plan id, to see what it costs
+    #[arg(long)]
+    pub plan: Option<String>,
+}
+
+/// Options of `front`.
+#[derive(Debug, Args)]
+pub struct FrontArguments {
+    /// The family.
+    #[command(flatten)]
+    pub family: FamilyArgument,
+    /// The shape of the request.
+    #[command(flatten)]
+    pub shape: ShapeArguments,
+    /// Write JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// Write a picture to this file
+    #[arg(long)]
+    pub svg: Option<PathBuf>,
+    /// Leave out plans whose quality is only predicted
+    #[arg(long)]
+    pub measured: bool,
+}
+
+/// Options of `inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArguments {
+    /// The family.
+    #[command(flatten)]
+    pub family: FamilyArgument,
+    /// Write JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}

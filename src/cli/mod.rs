@@ -1,0 +1,43 @@
+//! Commands, configuration and wiring; no logic of its own. Start at [`run`].
+
+mod args;
+mod offline;
+mod progress;
+mod serve;
+mod setup;
+mod show;
+mod svg;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+pub use args::Arguments;
+use args::Command;
+
+/// Parses the command line, runs the command and reports its error.
+pub fn run() -> ExitCode {
+    let arguments = Arguments::parse();
+    match dispatch(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let message = format!("tessera: {error:#}");
+            tracing::debug!("{message}");
+            progress::say_error(&message);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
+    let Arguments { common, command } = arguments;
+    match command {
+        Command::Serve(serve) => serve::run(&common, &serve),
+        Command::Fit(fit) => offline::fit(&common, &fit),
+        Command::Profile(profile) => offline::profile(&common, &profile),
+        Command::Evaluate(evaluate) => offline::evaluate(&common, &evaluate),
+        Command::Plan(plan) => show::plan(&common, &plan),
+        Command::Front(front) => show::front(&common, &front),
+        Command::Inspect(inspect) => show::inspect(&common, &inspect),
+    }
+}

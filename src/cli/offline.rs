@@ -1,0 +1,98 @@
+//! `fit`, `profile` and `evaluate`.
+
+use super::{
+    args::{Common, EvaluateArguments, FitArguments, ProfileArguments},
+    progress::{Bars, say},
+    setup,
+};
+use crate::{
+    fit::{Corpus, EvaluateOptions, FitOptions, ProfileCache, QualityRecords, write_atomically},
+    runtime::Executor,
+    telemetry,
+};
+
+/// Fits the maps of a family.
+pub(super) fn fit(common: &Common, arguments: &FitArguments) -> anyhow::Result<()> {
+    telemetry::start_logging(&common.log, common.log_format)?;
+    let machine = setup::machine(common)?;
+    let family = setup::family(common, &arguments.family.family)?;
+    let corpus = Corpus::read(&arguments.corpus, None)?;
+    let options = FitOptions {
+        regularizations: arguments.regularizations.clone(),
+        max_tokens: arguments.max_tokens,
+        max_token_texts: arguments.token_texts,
+        refit: arguments.refit,
+    };
+    let bars = Bars::default();
+    let count = crate::fit::fit_maps(&machine.runtime, &family.folder, &corpus, &options, &bars)?;
+    drop(bars);
+    say(&format!("{count} maps fitted"));
+    Ok(())
+}
+
+/// Measures the modules of a family.
+pub(super) fn profile(common: &Common, arguments: &ProfileArguments) -> anyhow::Result<()> {
+    telemetry::start_logging(&common.log, common.log_format)?;
+    let machine = setup::machine(common)?;
+    let family = setup::family(common, &arguments.family.family)?;
+    if arguments.again {
+        let empty = ProfileCache { machine: machine.key.clone(), modules: Default::default() };
+        empty.write(&machine.cache)?;
+    }
+    let profile = setup::profile(&machine, &family)?;
+    say(&format!("{}", machine.key.file(&machine.cache).display()));
+    say(&format!("{:34} {:>10} {:>10} {:>10}", "module", "1×32 ms", "1×128 ms", "16×128 ms"));
+    for (index, module) in family.graph.modules().iter().enumerate() {
+        if let Some(measured) = profile.module(crate::family::ModuleId(index)) {
+            let at = |batch, tokens| measured.latency_seconds.at(batch, tokens) * 1e3;
+            let columns = [at(1, 32), at(1, 128), at(16, 128)];
+            let [a, b, c] = columns;
+            say(&format!("{:34} {a:>10.3} {b:>10.3} {c:>10.3}", module.name));
+        }
+    }
+    Ok(())
+}
+
+/// Measures the plans of a family.
+pub(super) fn evaluate(common: &Common, arguments: &EvaluateArguments) -> anyhow::Result<()> {
+    telemetry::start_logging(&common.log, common.log_format)?;
+    let machine = setup::machine(common)?;
+    let family = setup::family(common, &arguments.family.family)?;
+    let profile = setup::profile(&machine, &family)?;
+    let corpus = Corpus::read(&arguments.corpus, None)?;
+    let records =
+        if arguments.again { QualityRecords::default() } else { setup::quality(&family)? };
+    let options = EvaluateOptions {
+        max_tokens: arguments.max_tokens,
+        plans_per_round: arguments.plans,
+        max_rounds: arguments.rounds,
+        command: format!(
+            "tessera evaluate --family {} --corpus {} --max-tokens {}",
+            arguments.family.family,
+            corpus.name(),
+            arguments.max_tokens
+        ),
+    };
+    let file = setup::quality_file(&family);
+    let mut save = |records: &QualityRecords| {
+        let text = serde_json::to_string_pretty(records).unwrap_or_default() + "\n";
+        write_atomically(&file, text.as_bytes())
+    };
+    let mut executor = Executor::new(machine.runtime.clone(), family.clone());
+    let bars = Bars::default();
+    let records = crate::fit::evaluate(
+        &mut executor,
+        &corpus,
+        crate::fit::Evaluation { profile: &profile, records, options: &options },
+        &bars,
+        &mut save,
+    )?;
+    drop(bars);
+    say(&format!(
+        "{} plans measured on {} texts; qualities are predicted to ±{:.3}",
+        records.plans.len(),
+        records.num_texts,
+        records.prediction_error
+    ));
+    Ok(())
+}

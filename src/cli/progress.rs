@@ -1,0 +1,69 @@
+//! Progress bars, and what is said to a person at the terminal.
+
+use std::{io::IsTerminal, sync::Mutex};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::fit::Progress;
+
+/// Shows phases as bars on a terminal, and as lines elsewhere.
+#[derive(Debug, Default)]
+pub(super) struct Bars {
+    bar: Mutex<Option<ProgressBar>>,
+}
+
+impl Progress for Bars {
+    fn phase(&self, name: &str, length: u64) {
+        let bar = if std::io::stderr().is_terminal() {
+            let style = "{msg:18} {bar:40} {pos}/{len}  {elapsed}, {eta} left";
+            let style = ProgressStyle::with_template(style);
+            ProgressBar::new(length)
+                .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+                .with_message(name.to_owned())
+        } else {
+            say_error(&format!("{name}: {length} steps"));
+            ProgressBar::hidden()
+        };
+        if let Ok(mut current) = self.bar.lock() {
+            if let Some(old) = current.replace(bar) {
+                old.finish();
+            }
+        }
+    }
+
+    fn step(&self) {
+        if let Ok(bar) = self.bar.lock() {
+            bar.iter().for_each(|bar| bar.inc(1));
+        }
+    }
+
+    fn note(&self, message: &str) {
+        match self.bar.lock() {
+            Ok(bar) => match bar.as_ref().filter(|bar| !bar.is_hidden()) {
+                Some(bar) => bar.println(message),
+                None => say_error(message),
+            },
+            Err(_) => say_error(message),
+        }
+    }
+}
+
+impl Drop for Bars {
+    fn drop(&mut self) {
+        if let Ok(bar) = self.bar.get_mut() {
+            bar.iter().for_each(ProgressBar::finish);
+        }
+    }
+}
+
+/// Writes a line to standard output.
+#[expect(clippy::print_stdout, reason = "this is what the commands print")]
+pub(super) fn say(line: &str) {
+    println!("{line}");
+}
+
+/// Writes a line to standard error.
+#[expect(clippy::print_stderr, reason = "this is what the commands tell besides their result")]
+pub(super) fn say_error(line: &str) {
+    eprintln!("{line}");
+}

@@ -1,0 +1,214 @@
+//! `plan`, `front` and `inspect`.
+
+use super::{
+    args::{Common, FrontArguments, InspectArguments, PlanArguments, ShapeArguments},
+    progress::say,
+    setup,
+    svg::{FrontPoint, PointKind, front_svg},
+};
+use crate::{
+    arch::Family,
+    family::{ModuleId, ModuleKind},
+    fit::{plan_table, write_atomically},
+    plan::{BudgetParameters, PlanEntry, PlanTable, QualitySource},
+    telemetry,
+};
+
+/// Tells which plan a budget gets.
+pub(super) fn plan(common: &Common, arguments: &PlanArguments) -> anyhow::Result<()> {
+    let (_, table) = table(common, &arguments.family.family)?;
+    let budget = BudgetParameters {
+        latency_budget_ms: arguments.latency_budget_ms,
+        memory_budget_mb: arguments.memory_budget_mb,
+        min_quality: arguments.min_quality,
+        plan: arguments.plan.clone(),
+    }
+    .parse()?;
+    let ShapeArguments { batch, tokens } = arguments.shape;
+    let choice = table.choose(batch, tokens, &budget)?;
+    say(&header());
+    say(&row(choice.entry, arguments.shape));
+    Ok(())
+}
+
+/// Shows the Pareto front.
+pub(super) fn front(common: &Common, arguments: &FrontArguments) -> anyhow::Result<()> {
+    let (family, table) = table(common, &arguments.family.family)?;
+    let shape = arguments.shape;
+    let table = if arguments.measured { measured_only(&table)? } else { table };
+    let front = table.front(shape.batch, shape.tokens);
+    if let Some(path) = &arguments.svg {
+        let picture = picture(&family, &table, &front, shape);
+        write_atomically(path, picture.as_bytes())?;
+    }
+    if arguments.json {
+        let plans: Vec<_> = front.iter().map(|entry| json(entry, shape)).collect();
+        let document = serde_json::json!({
+            "family": family.manifest.name,
+            "metric": family.manifest.quality.metric,
+            "batch": shape.batch,
+            "tokens": shape.tokens,
+            "plans": plans,
+        });
+        say(&serde_json::to_string_pretty(&document)?);
+        return Ok(());
+    }
+    say(&header());
+    front.iter().for_each(|entry| say(&row(entry, shape)));
+    if let (Some(first), Some(last)) = (front.first(), front.last()) {
+        let at = |entry: &PlanEntry| entry.latency_seconds_at(shape.batch, shape.tokens);
+        let span = at(last) / at(first);
+        say(&format!("{} plans, dearest ÷ cheapest {span:.1}", front.len()));
+    }
+    Ok(())
+}
+
+/// Shows what a family consists of.
+pub(super) fn inspect(common: &Common, arguments: &InspectArguments) -> anyhow::Result<()> {
+    telemetry::start_logging(&common.log, common.log_format)?;
+    let family = setup::family(common, &arguments.family.family)?;
+    let graph = &family.graph;
+    let space = |id: crate::family::SpaceId| graph.spaces()[id.0].name.as_str();
+    let modules: Vec<_> = graph.modules().iter().enumerate().collect();
+    if arguments.json {
+        let modules: Vec<_> = modules
+            .iter()
+            .map(|(index, module)| {
+                let weights = family.network(ModuleId(*index)).map(|n| n.weight_bytes());
+                serde_json::json!({
+                    "name": module.name,
+                    "from": space(module.from),
+                    "to": space(module.to),
+                    "kind": format!("{:?}", module.kind),
+                    "variant": module.variant,
+                    "weight_bytes": weights.unwrap_or(0),
+                })
+            })
+            .collect();
+        say(&serde_json::to_string_pretty(&modules)?);
+        return Ok(());
+    }
+    say(&format!("{}: {}", family.manifest.name, family.manifest.description));
+    say(&format!("{:34} {:8} {:8} {:10} {:>10}", "module", "from", "to", "kind", "weights"));
+    for (index, module) in modules {
+        let weights = family.network(ModuleId(index)).map_or(0, |n| n.weight_bytes());
+        say(&format!(
+            "{:34} {:8} {:8} {:10} {:>10}",
+            module.name,
+            space(module.from),
+            space(module.to),
+            format!("{:?}", module.kind).to_lowercase(),
+            crate::tensor::ByteSize(weights).to_string()
+        ));
+    }
+    Ok(())
+}
+
+/// Returns a family with its plans on this machine.
+fn table(common: &Common, name: &str) -> anyhow::Result<(std::sync::Arc<Family>, PlanTable)> {
+    telemetry::start_logging(&common.log, common.log_format)?;
+    let machine = setup::machine(common)?;
+    let family = setup::family(common, name)?;
+    let profile = setup::profile(&machine, &family)?;
+    let quality = setup::quality(&family)?;
+    let table = plan_table(&family, &profile, &quality, 0.0)?;
+    Ok((family, table))
+}
+
+fn measured_only(table: &PlanTable) -> anyhow::Result<PlanTable> {
+    let measured = |entry: &&PlanEntry| entry.quality.source == QualitySource::Measured;
+    let entries = table.entries().iter().filter(measured).cloned().collect();
+    Ok(PlanTable::new(entries, 0.0)?)
+}
+
+fn header() -> String {
+    format!("{:>10} {:>9} {:>8}  plan", "latency", "memory", "quality")
+}
+
+fn row(entry: &PlanEntry, shape: ShapeArguments) -> String {
+    let (milliseconds, memory) = costs(entry, shape);
+    let mark = match entry.quality.source {
+        QualitySource::Measured => ' ',
+        QualitySource::Predicted => '~',
+    };
+    let quality = entry.quality.value;
+    format!("{milliseconds:>7.2} ms {memory:>6.1} MB {mark}{quality:>7.4}  {}", entry.id)
+}
+
+fn json(entry: &PlanEntry, shape: ShapeArguments) -> serde_json::Value {
+    let (milliseconds, memory) = costs(entry, shape);
+    serde_json::json!({
+        "plan": entry.id,
+        "predicted_latency_ms": milliseconds,
+        "memory_mb": memory,
+        "quality": entry.quality.value,
+        "quality_source": match entry.quality.source {
+            QualitySource::Measured => "measured",
+            QualitySource::Predicted => "predicted",
+        },
+    })
+}
+
+/// Returns milliseconds and megabytes at a shape.
+fn costs(entry: &PlanEntry, shape: ShapeArguments) -> (f64, f64) {
+    let memory = crate::tensor::ByteSize(entry.memory_bytes_at(shape.batch, shape.tokens));
+    (entry.latency_seconds_at(shape.batch, shape.tokens) * 1e3, memory.megabytes())
+}
+
+fn picture(
+    family: &Family,
+    table: &PlanTable,
+    front: &[&PlanEntry],
+    shape: ShapeArguments,
+) -> String {
+    let points: Vec<FrontPoint> = table
+        .entries()
+        .iter()
+        .map(|entry| {
+            let (latency_ms, memory_mb) = costs(entry, shape);
+            FrontPoint {
+                label: entry.id.clone(),
+                latency_ms,
+                quality: entry.quality.value,
+                memory_mb,
+                kind: kind_of(family, entry),
+                measured: entry.quality.source == QualitySource::Measured,
+                on_front: front.iter().any(|on_front| on_front.id == entry.id),
+            }
+        })
+        .collect();
+    let title = format!(
+        "{}: {} over latency, batch {}, {} tokens",
+        family.manifest.name, family.manifest.quality.metric, shape.batch, shape.tokens
+    );
+    front_svg(&title, &points)
+}
+
+/// Names what a plan does that its anchors do not.
+fn kind_of(family: &Family, entry: &PlanEntry) -> PointKind {
+    let mut kinds = Vec::new();
+    let mut add = |kind| {
+        if !kinds.contains(&kind) {
+            kinds.push(kind);
+        }
+    };
+    for index in &entry.modules {
+        let module = family.graph.module(ModuleId(*index));
+        match module.kind {
+            ModuleKind::Stitch => add(PointKind::Stitched),
+            ModuleKind::Bridge => add(PointKind::Bridged),
+            ModuleKind::Exit => add(PointKind::Exit),
+            _ => {}
+        }
+        match module.variant.as_deref() {
+            Some("skip") => add(PointKind::Dropped),
+            Some(variant) if variant.ends_with("int8") => add(PointKind::Quantized),
+            _ => {}
+        }
+    }
+    match kinds[..] {
+        [] => PointKind::Anchor,
+        [kind] => kind,
+        _ => PointKind::Mixed,
+    }
+}

@@ -1,0 +1,86 @@
+//! Texts to fit and to evaluate on.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::FitError;
+use crate::arch::{Encoding, Tokenizer};
+
+/// A text with its name.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Text {
+    /// The name.
+    pub id: String,
+    /// The text.
+    pub text: String,
+}
+
+/// Texts from a JSON Lines file of `{"id": …, "text": …}`.
+#[derive(Debug, Clone)]
+pub struct Corpus {
+    path: PathBuf,
+    texts: Vec<Text>,
+}
+
+impl Corpus {
+    /// Reads at most `limit` texts of the file at `path`.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the file cannot be read or a line does not parse; the error names the line.
+    pub fn read(path: &Path, limit: Option<usize>) -> Result<Self, FitError> {
+        let content = std::fs::read_to_string(path)
+            .map_err(|source| FitError::File { path: path.to_owned(), source })?;
+        let texts = content
+            .lines()
+            .enumerate()
+            .filter(|(_, line)| !line.trim().is_empty())
+            .take(limit.unwrap_or(usize::MAX))
+            .map(|(number, line)| {
+                serde_json::from_str(line).map_err(|e| FitError::Malformed {
+                    path: path.to_owned(),
+                    message: format!("line {}: {e}", number + 1),
+                })
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self { path: path.to_owned(), texts })
+    }
+
+    /// Returns the file's name without its folder.
+    pub fn name(&self) -> String {
+        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// Returns the texts.
+    pub fn texts(&self) -> &[Text] {
+        &self.texts
+    }
+
+    /// Encodes the texts in batches of similar length; each comes with the texts' positions.
+    ///
+    /// # Errors
+    ///
+    /// Fails where the tokenizer does.
+    pub fn batches(
+        &self,
+        tokenizer: &Tokenizer,
+        batch: usize,
+        max_tokens: usize,
+    ) -> Result<Vec<(Vec<usize>, Encoding)>, FitError> {
+        let mut encoded = Vec::with_capacity(self.texts.len());
+        for (index, text) in self.texts.iter().enumerate() {
+            let encoding =
+                tokenizer.encode_up_to(&[&text.text], max_tokens).map_err(FitError::Tokenize)?;
+            encoded.push((index, encoding));
+        }
+        encoded.sort_by_key(|(index, encoding)| (encoding.tokens, *index));
+        Ok(encoded
+            .chunks(batch.max(1))
+            .map(|chunk| {
+                let positions = chunk.iter().map(|(index, _)| *index).collect();
+                (positions, Encoding::stack(chunk.iter().map(|(_, encoding)| encoding)))
+            })
+            .collect())
+    }
+}

@@ -1,0 +1,61 @@
+//! What can go wrong in offline work.
+
+use std::path::PathBuf;
+
+use crate::{arch::ArchError, family::FamilyError, plan::PlanError, runtime::RuntimeError};
+
+/// Why offline work stops.
+#[derive(Debug, thiserror::Error)]
+pub enum FitError {
+    /// A file cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file does not parse.
+    #[error("{}: {message}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What the parser says.
+        message: String,
+    },
+    /// A corpus is too small for what is asked.
+    #[error("{what} needs at least {needed} texts, but there are {found}")]
+    TooFewTexts {
+        /// What was asked.
+        what: String,
+        /// How many it needs.
+        needed: usize,
+        /// How many there are.
+        found: usize,
+    },
+    /// A text cannot be tokenized.
+    #[error("a text cannot be tokenized: {0}")]
+    Tokenize(String),
+    /// A system of equations has no solution.
+    #[error("the normal equations of `{map}` cannot be solved; raise the regularisation")]
+    Singular {
+        /// The map.
+        map: String,
+    },
+    /// The family does not have what the work needs.
+    #[error("{0}")]
+    Family(String),
+    /// A plan id does not lead anywhere.
+    #[error(transparent)]
+    Plan(#[from] FamilyError),
+    /// A family does not load.
+    #[error(transparent)]
+    Arch(#[from] ArchError),
+    /// A module does not run.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The planner refuses the graph.
+    #[error(transparent)]
+    Planner(#[from] PlanError),
+}

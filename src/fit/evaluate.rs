@@ -1,0 +1,282 @@
+//! Measuring what plans are worth.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::SystemTime,
+};
+
+use super::{
+    Corpus, FitError, Profile, Progress, QualityRecords, candidate_paths, recall::Neighbours, today,
+};
+use crate::{
+    arch::{Encoding, Family},
+    family::{FamilyGraph, ModuleId, ModuleKind, PlanId},
+    runtime::{Activation, Executor, SideInputs},
+};
+
+/// How plans are evaluated.
+#[derive(Debug, Clone)]
+pub struct EvaluateOptions {
+    /// The tokens after which texts are cut.
+    pub max_tokens: usize,
+    /// The most plans measured in one round.
+    pub plans_per_round: usize,
+    /// The most rounds: each measures the plans that the last one's predictions put on the front.
+    pub max_rounds: usize,
+    /// The command, for the record.
+    pub command: String,
+}
+
+/// What an evaluation starts from.
+#[derive(Debug)]
+pub struct Evaluation<'a> {
+    /// What modules cost, which decides what is on the front.
+    pub profile: &'a Profile,
+    /// What was measured before.
+    pub records: QualityRecords,
+    /// How plans are evaluated.
+    pub options: &'a EvaluateOptions,
+}
+
+/// The fewest texts that a quality may be measured on.
+const MIN_TEXTS: usize = 20;
+
+/// Measures plans on `corpus` until the front consists of measured plans or the rounds end.
+///
+/// The first round measures every module by itself, in the path that is otherwise most like the
+/// reference. `save` is called after every round, so that an interrupted evaluation resumes.
+///
+/// # Errors
+///
+/// Fails when a plan does not run, texts are too few, or saving fails.
+pub fn evaluate(
+    executor: &mut Executor,
+    corpus: &Corpus,
+    evaluation: Evaluation<'_>,
+    progress: &dyn Progress,
+    save: &mut dyn FnMut(&QualityRecords) -> Result<(), FitError>,
+) -> Result<QualityRecords, FitError> {
+    let Evaluation { profile, mut records, options } = evaluation;
+    let family = executor.family().clone();
+    let graph = &family.graph;
+    if corpus.texts().len() < MIN_TEXTS {
+        return Err(FitError::TooFewTexts {
+            what: "evaluation".into(),
+            needed: MIN_TEXTS,
+            found: corpus.texts().len(),
+        });
+    }
+    describe(&mut records, &family, corpus, options);
+    let known = |id: &String, _: &mut f64| PlanId::find_path(graph, id).is_ok();
+    records.plans.retain(known);
+    let reference = reference_path(graph)
+        .ok_or_else(|| FitError::Family("the reference has no head".into()))?;
+    let mut wanted = singles(graph);
+    wanted.insert(reference.clone());
+    for round in 0..=options.max_rounds {
+        let mut due = not_measured(graph, &records, wanted);
+        if round > 0 {
+            due = spread(&family, profile, &records, due, options.plans_per_round)?;
+        }
+        if due.is_empty() {
+            break;
+        }
+        progress.note(&format!("round {round}: {} plans", due.len()));
+        due.insert(reference.clone());
+        let mut embeddings = run_all(executor, corpus, &due, options, progress)?;
+        let truth = embeddings
+            .remove(&reference)
+            .ok_or_else(|| FitError::Family("the reference did not run".into()))?;
+        let neighbours = Neighbours::new(truth, family.manifest.output.width);
+        records.plans.insert(PlanId::of_path(graph, &reference).into(), 1.0);
+        for (path, embeddings) in embeddings {
+            let quality = (neighbours.recall(&embeddings) * 1e4).round() / 1e4;
+            records.plans.insert(PlanId::of_path(graph, &path).into(), quality);
+        }
+        records.fit_losses(graph);
+        save(&records)?;
+        wanted = candidate_paths(&family, profile, &records)?;
+    }
+    Ok(records)
+}
+
+fn describe(
+    records: &mut QualityRecords,
+    family: &Family,
+    corpus: &Corpus,
+    options: &EvaluateOptions,
+) {
+    records.metric.clone_from(&family.manifest.quality.metric);
+    records.data = corpus.name();
+    records.num_texts = corpus.texts().len();
+    records.max_tokens = options.max_tokens;
+    records.date = today(SystemTime::now());
+    records.command.clone_from(&options.command);
+}
+
+fn not_measured(
+    graph: &FamilyGraph,
+    records: &QualityRecords,
+    paths: BTreeSet<Vec<ModuleId>>,
+) -> BTreeSet<Vec<ModuleId>> {
+    let measured =
+        |path: &Vec<ModuleId>| records.plans.contains_key(PlanId::of_path(graph, path).as_str());
+    paths.into_iter().filter(|path| !measured(path)).collect()
+}
+
+/// Returns the path that ends in the reference's own head.
+fn reference_path(graph: &FamilyGraph) -> Option<Vec<ModuleId>> {
+    let head = graph.modules().iter().position(|module| module.kind == ModuleKind::Head)?;
+    path_through(graph, ModuleId(head))
+}
+
+/// Returns for every module the path through it that is otherwise the plainest.
+fn singles(graph: &FamilyGraph) -> BTreeSet<Vec<ModuleId>> {
+    (0..graph.modules().len()).filter_map(|index| path_through(graph, ModuleId(index))).collect()
+}
+
+/// Finds the path through `id` with the fewest departures from plain anchors, then the most modules.
+fn path_through(graph: &FamilyGraph, id: ModuleId) -> Option<Vec<ModuleId>> {
+    let module = graph.module(id);
+    let mut path = plainest(graph, graph.input().0, module.from.0)?;
+    path.push(id);
+    path.extend(plainest(graph, module.to.0, graph.output().0)?);
+    Some(path)
+}
+
+/// Finds the plainest path between two spaces (Bellman-Ford; the graph has no cycle).
+fn plainest(graph: &FamilyGraph, from: usize, to: usize) -> Option<Vec<ModuleId>> {
+    let mut best: Vec<Option<(i64, Option<ModuleId>)>> = vec![None; graph.spaces().len()];
+    best[from] = Some((0, None));
+    for _ in 0..graph.spaces().len() {
+        for (index, module) in graph.modules().iter().enumerate() {
+            let Some((cost, _)) = best[module.from.0] else {
+                continue;
+            };
+            let cost = cost + departure(module);
+            if best[module.to.0].is_none_or(|(known, _)| cost < known) {
+                best[module.to.0] = Some((cost, Some(ModuleId(index))));
+            }
+        }
+    }
+    let mut path = Vec::new();
+    let mut end = to;
+    while end != from {
+        let id = best[end]?.1?;
+        path.push(id);
+        end = graph.module(id).from.0;
+    }
+    path.reverse();
+    Some(path)
+}
+
+/// How far a module departs from its anchor; plain blocks count for a path.
+fn departure(module: &crate::family::Module) -> i64 {
+    use ModuleKind::{Attention, Block, Bridge, Exit, Head, Mlp, Stem, Stitch};
+    match (module.kind, &module.variant) {
+        (Stem | Head, _) => 0,
+        (Block | Attention | Mlp, None) => -1,
+        (Block | Attention | Mlp, Some(_)) => 1_000,
+        (Bridge | Stitch | Exit, None) => 1_000,
+        (Bridge | Stitch | Exit, Some(_)) => 2_000,
+    }
+}
+
+/// Takes at most `count` of `paths`, evenly over predicted latency.
+fn spread(
+    family: &Family,
+    profile: &Profile,
+    records: &QualityRecords,
+    paths: BTreeSet<Vec<ModuleId>>,
+    count: usize,
+) -> Result<BTreeSet<Vec<ModuleId>>, FitError> {
+    let mut timed = Vec::new();
+    for path in paths {
+        let entry = super::entry(family, profile, records, &path)?;
+        timed.push((entry.latency_seconds_at(1, 128), path));
+    }
+    timed.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let every = timed.len().div_ceil(count.max(1)).max(1);
+    Ok(timed.into_iter().step_by(every).map(|(_, path)| path).collect())
+}
+
+/// Runs all `paths` over the corpus and returns each one's outputs in the order of the texts. Batches
+/// follow the paths as a tree, so that a common start runs once.
+fn run_all(
+    executor: &mut Executor,
+    corpus: &Corpus,
+    paths: &BTreeSet<Vec<ModuleId>>,
+    options: &EvaluateOptions,
+    progress: &dyn Progress,
+) -> Result<HashMap<Vec<ModuleId>, Vec<f32>>, FitError> {
+    let family = executor.family().clone();
+    let width = family.manifest.output.width;
+    let new = || vec![0.0; corpus.texts().len() * width];
+    let mut outputs: HashMap<_, _> = paths.iter().map(|path| (path.clone(), new())).collect();
+    for (anchor, paths) in by_stem(&family.graph, paths) {
+        let tokenizer = family
+            .tokenizer(&anchor)
+            .ok_or_else(|| FitError::Family(format!("anchor `{anchor}` has no tokenizer")))?;
+        let batches = corpus.batches(tokenizer, 16, options.max_tokens)?;
+        progress.phase(&format!("evaluate {anchor}"), batches.len() as u64);
+        for (positions, encoding) in batches {
+            let mut tree = Tree::new(executor, encoding)?;
+            for path in &paths {
+                let rows = tree.run(path)?;
+                let all = outputs.get_mut(*path).into_iter();
+                all.for_each(|all| {
+                    for (row, position) in rows.chunks(width).zip(&positions) {
+                        all[position * width..][..width].copy_from_slice(row);
+                    }
+                });
+            }
+            progress.step();
+        }
+    }
+    Ok(outputs)
+}
+
+/// Groups paths by the anchor whose tokens they read. Within a group they stay sorted, so that paths
+/// with a common start follow one another.
+fn by_stem<'p>(
+    graph: &FamilyGraph,
+    paths: &'p BTreeSet<Vec<ModuleId>>,
+) -> BTreeMap<String, Vec<&'p Vec<ModuleId>>> {
+    let mut groups: BTreeMap<String, Vec<_>> = BTreeMap::new();
+    for path in paths {
+        let anchor = graph.stem_anchor(path).unwrap_or_default();
+        groups.entry(anchor.into()).or_default().push(path);
+    }
+    groups
+}
+
+/// The activations along the path run last, so that the next one reuses their common start.
+struct Tree<'a> {
+    executor: &'a mut Executor,
+    sides: SideInputs,
+    path: Vec<ModuleId>,
+    states: Vec<Option<Activation>>,
+}
+
+impl<'a> Tree<'a> {
+    fn new(executor: &'a mut Executor, encoding: Encoding) -> Result<Self, FitError> {
+        let sides = SideInputs::of_encoding(encoding)?;
+        Ok(Self { executor, sides, path: Vec::new(), states: Vec::new() })
+    }
+
+    fn run(&mut self, path: &[ModuleId]) -> Result<Vec<f32>, FitError> {
+        let common = self.path.iter().zip(path).take_while(|(a, b)| a == b).count();
+        self.path.truncate(common);
+        self.states.truncate(common);
+        for id in &path[common..] {
+            // The identity leaves no state of its own; the last one before it counts.
+            let state = self.states.iter().rev().find_map(Option::as_ref);
+            let next = self.executor.advance(*id, state, &self.sides)?;
+            self.path.push(*id);
+            self.states.push(next);
+        }
+        let last = self.states.iter().rev().find_map(Option::as_ref);
+        let output = last.ok_or_else(|| FitError::Family("a path computes nothing".into()))?;
+        Ok(output.to_tensor()?.as_f32().unwrap_or_default().to_vec())
+    }
+}

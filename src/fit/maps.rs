@@ -1,0 +1,342 @@
+//! Fitting a family's maps in closed form.
+
+use std::{collections::HashMap, sync::Arc, time::SystemTime};
+
+use half::f16;
+use safetensors::{Dtype, tensor::TensorView};
+use sha2::{Digest, Sha256};
+
+use super::{
+    Corpus, FitError, Progress,
+    ridge::{Affine, Regression},
+    today, write_atomically,
+};
+use crate::{
+    arch::{Encoding, Family, FitRecord, FitRecords, fit_file_name},
+    family::{FamilyGraph, MapForm, MapSpec, ModuleId, ModuleKind, PlanId, SpaceId},
+    runtime::{Activation, Executor, Runtime, SideInputs},
+    tensor::Tensor,
+};
+
+/// One text in this many is held out to judge a fit.
+const HELD_OUT: usize = 10;
+
+/// How maps are fitted.
+#[derive(Debug, Clone)]
+pub struct FitOptions {
+    /// The ridges to try, relative to the mean of the features' squares; the one that explains most of
+    /// the held-out texts is taken.
+    pub regularizations: Vec<f64>,
+    /// The tokens after which texts are cut.
+    pub max_tokens: usize,
+    /// The most texts for maps that see every token; those that see a sequence take all.
+    pub max_token_texts: usize,
+    /// Whether maps that are fitted already are fitted anew.
+    pub refit: bool,
+}
+
+impl Default for FitOptions {
+    fn default() -> Self {
+        Self {
+            regularizations: vec![1e-4, 1e-3, 1e-2, 1e-1, 1.0],
+            max_tokens: 128,
+            max_token_texts: 1_500,
+            refit: false,
+        }
+    }
+}
+
+/// A map in the making.
+struct Fit {
+    /// The map's position among the family's feature networks.
+    index: usize,
+    map: MapSpec,
+    /// The path to where the map starts.
+    prefix: Vec<ModuleId>,
+    /// The path to the activations that it should give.
+    target: Vec<ModuleId>,
+    sums: Option<[Regression; 2]>,
+}
+
+/// Fits the maps in the family's manifest that have no record, and writes their weights and records.
+///
+/// Maps that follow the anchors' own hidden states are fitted in one pass over the texts; those that are
+/// fitted on the hidden states of a plan follow when the plan's maps are there. Files are written as soon
+/// as a pass ends, so an interrupted fit resumes. Returns the number of maps fitted.
+///
+/// # Errors
+///
+/// Fails when the family does not load or run, or a file cannot be written.
+pub fn fit_maps(
+    runtime: &Runtime,
+    folder: &std::path::Path,
+    corpus: &Corpus,
+    options: &FitOptions,
+    progress: &dyn Progress,
+) -> Result<usize, FitError> {
+    let mut fitted = Vec::new();
+    loop {
+        let family = Arc::new(Family::load(folder)?);
+        let records = FitRecords::read(folder)?;
+        let due = |map: &MapSpec| {
+            let name = fit_file_name(map);
+            !fitted.contains(&name) && (options.refit || !records.maps.contains_key(&name))
+        };
+        let mut fits = due_fits(&family, due);
+        if fits.is_empty() {
+            return Ok(fitted.len());
+        }
+        let mut executor = Executor::new(runtime.clone(), family.clone());
+        gather(&mut executor, corpus, options, &mut fits, progress)?;
+        let mut records = records;
+        for fit in &fits {
+            let record = solve(folder, corpus, options, fit)?;
+            let name = fit_file_name(&fit.map);
+            progress.note(&format!(
+                "{} to {}: held-out R² {:.3} on {} rows",
+                fit.map.from, fit.map.to, record.held_out_r2, record.samples
+            ));
+            records.maps.insert(name.clone(), record);
+            fitted.push(name);
+        }
+        let (file, text) = records.to_file();
+        write_atomically(&folder.join(file), text.as_bytes())?;
+    }
+}
+
+/// Returns the maps that are due and whose prefix exists already.
+fn due_fits(family: &Family, due: impl Fn(&MapSpec) -> bool) -> Vec<Fit> {
+    let graph = &family.graph;
+    let maps = family.feature_networks().enumerate();
+    maps.filter(|(_, (map, _))| due(map))
+        .filter_map(|(index, (map, _))| {
+            let (from, to) = (graph.space_named(&map.from)?, graph.space_named(&map.to)?);
+            let prefix = match &map.fitted_on {
+                Some(plan) => {
+                    let path = PlanId::find_path(graph, plan).ok()?;
+                    let end = path.iter().position(|id| graph.module(*id).to == from)?;
+                    path[..=end].to_vec()
+                }
+                None => own_path(graph, from)?,
+            };
+            let target = own_path(graph, to)?;
+            Some(Fit { index, map: map.clone(), prefix, target, sums: None })
+        })
+        .collect()
+}
+
+/// Returns the path through one anchor's plain modules to `space`.
+fn own_path(graph: &FamilyGraph, space: SpaceId) -> Option<Vec<ModuleId>> {
+    let is_own = |kind| {
+        use ModuleKind::{Attention, Block, Head, Mlp, Stem};
+        matches!(kind, Stem | Block | Attention | Mlp | Head)
+    };
+    let mut path = Vec::new();
+    let mut end = space;
+    while end != graph.input() {
+        let index = graph.modules().iter().position(|module| {
+            module.to == end && module.variant.is_none() && is_own(module.kind)
+        })?;
+        path.push(ModuleId(index));
+        end = graph.modules()[index].from;
+    }
+    path.reverse();
+    Some(path)
+}
+
+/// Runs the texts and adds up what the regressions need.
+fn gather(
+    executor: &mut Executor,
+    corpus: &Corpus,
+    options: &FitOptions,
+    fits: &mut [Fit],
+    progress: &dyn Progress,
+) -> Result<(), FitError> {
+    let family = executor.family().clone();
+    let tokenizer = family
+        .tokenizer(&family.manifest.reference)
+        .ok_or_else(|| FitError::Family("the reference has no tokenizer".into()))?;
+    let batches = corpus.batches(tokenizer, 16, options.max_tokens)?;
+    // Every nth text for maps of tokens, so that all lengths are there.
+    let every = corpus.texts().len().div_ceil(options.max_token_texts.max(1)).max(1);
+    progress.phase("fit", batches.len() as u64);
+    for (number, (_, encoding)) in batches.iter().enumerate() {
+        let held_out = number % HELD_OUT == HELD_OUT - 1;
+        let mut states = States::new(executor, encoding)?;
+        for fit in fits.iter_mut() {
+            let is_pooled = fit.map.form == MapForm::Pooled;
+            if is_pooled || number % every == 0 || held_out {
+                add_batch(&family, &mut states, fit, is_pooled, usize::from(held_out))?;
+            }
+        }
+        progress.step();
+    }
+    Ok(())
+}
+
+/// Adds one batch to a map's regression, the one for fitting (0) or for judging (1).
+fn add_batch(
+    family: &Family,
+    states: &mut States<'_>,
+    fit: &mut Fit,
+    is_pooled: bool,
+    part: usize,
+) -> Result<(), FitError> {
+    let (_, network) = family
+        .feature_networks()
+        .nth(fit.index)
+        .ok_or_else(|| FitError::Family("a map is gone".into()))?;
+    let features = states.features(&fit.prefix, &fit.map.from, network)?;
+    let targets = states.at(&fit.target)?;
+    let mask = &states.encoding.attention_mask;
+    let (features, inputs) = rows(&features, (!is_pooled).then_some(mask));
+    let (targets, outputs) = rows(&targets, (!is_pooled).then_some(mask));
+    let new = || [Regression::new(inputs, outputs), Regression::new(inputs, outputs)];
+    fit.sums.get_or_insert_with(new)[part].add(&features, &targets);
+    Ok(())
+}
+
+/// Returns a tensor's rows, those of padding left out, and their width.
+fn rows(tensor: &Tensor, mask: Option<&Vec<i64>>) -> (Vec<f32>, usize) {
+    let width = tensor.shape().last().copied().unwrap_or(1);
+    let values = tensor.as_f32().unwrap_or_default();
+    let kept = |(row, _): &(usize, &[f32])| mask.is_none_or(|mask| mask[*row] == 1);
+    let rows = values.chunks(width).enumerate().filter(kept);
+    (rows.flat_map(|(_, row)| row.iter().copied()).collect(), width)
+}
+
+/// Activations of one batch along the paths asked for, each computed once.
+struct States<'a> {
+    executor: &'a mut Executor,
+    encoding: &'a Encoding,
+    sides: SideInputs,
+    known: HashMap<Vec<ModuleId>, Activation>,
+}
+
+impl<'a> States<'a> {
+    fn new(executor: &'a mut Executor, encoding: &'a Encoding) -> Result<Self, FitError> {
+        let sides = SideInputs::of_encoding(encoding.clone())?;
+        Ok(Self { executor, encoding, sides, known: HashMap::new() })
+    }
+
+    /// Returns the values after `path`.
+    fn at(&mut self, path: &[ModuleId]) -> Result<Tensor, FitError> {
+        self.compute(path)?;
+        self.known
+            .get(self.last_computed(path))
+            .ok_or_else(|| FitError::Family("a path computes nothing".into()))?
+            .to_tensor()
+            .map_err(FitError::from)
+    }
+
+    /// Returns what `network` makes of the values after `path`.
+    fn features(
+        &mut self,
+        path: &[ModuleId],
+        name: &str,
+        network: &crate::arch::Network,
+    ) -> Result<Tensor, FitError> {
+        self.compute(path)?;
+        let state = self.known.get(self.last_computed(path));
+        Ok(self.executor.run_network(name, network, state, &self.sides)?)
+    }
+
+    /// Computes the activations along `path` that are not there yet.
+    fn compute(&mut self, path: &[ModuleId]) -> Result<(), FitError> {
+        for end in 1..=path.len() {
+            if self.known.contains_key(&path[..end]) {
+                continue;
+            }
+            let state = self.known.get(self.last_computed(&path[..end - 1]));
+            if let Some(next) = self.executor.advance(path[end - 1], state, &self.sides)? {
+                self.known.insert(path[..end].to_vec(), next);
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the longest prefix of `path` with values of its own: identities have none.
+    fn last_computed<'p>(&self, path: &'p [ModuleId]) -> &'p [ModuleId] {
+        let end = (1..=path.len()).rev().find(|end| self.known.contains_key(&path[..*end]));
+        &path[..end.unwrap_or(0)]
+    }
+}
+
+/// Solves a map's regression and writes its weights.
+fn solve(
+    folder: &std::path::Path,
+    corpus: &Corpus,
+    options: &FitOptions,
+    fit: &Fit,
+) -> Result<FitRecord, FitError> {
+    let name = fit_file_name(&fit.map);
+    let few = || FitError::TooFewTexts {
+        what: name.clone(),
+        needed: HELD_OUT * 16,
+        found: corpus.texts().len(),
+    };
+    let [sums, held_out] = fit.sums.as_ref().ok_or_else(few)?;
+    if held_out.rows() == 0 {
+        return Err(few());
+    }
+    let (regularization, affine, explained) = options
+        .regularizations
+        .iter()
+        .filter_map(|ridge| sums.solve(*ridge).map(|affine| (*ridge, affine)))
+        .map(|(ridge, affine)| {
+            let explained = held_out.explained(&affine);
+            (ridge, affine, explained)
+        })
+        .max_by(|a, b| a.2.total_cmp(&b.2))
+        .ok_or_else(|| FitError::Singular { map: name.clone() })?;
+    let content = serialize(&fit.map, &affine)?;
+    write_atomically(&folder.join(&name), &content)?;
+    Ok(FitRecord {
+        sha256: Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect(),
+        samples: sums.rows() as u64,
+        regularization,
+        held_out_r2: (explained * 1e4).round() / 1e4,
+        data: corpus.name(),
+        date: today(SystemTime::now()),
+    })
+}
+
+/// Writes an affine map as the tensors that its form reads.
+fn serialize(map: &MapSpec, affine: &Affine) -> Result<Vec<u8>, FitError> {
+    let outputs = affine.bias.len();
+    let bias: Vec<u8> = affine.bias.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let mut tensors = vec![("bias".to_owned(), Dtype::F32, vec![outputs], bias)];
+    for (name, columns) in parts(map, affine, outputs) {
+        let rows = affine.weight.chunks(affine.inputs);
+        let values = rows.flat_map(|row| row[columns.clone()].iter().copied());
+        let bytes = values.flat_map(|value| f16::from_f32(value).to_le_bytes()).collect();
+        tensors.push((name, Dtype::F16, vec![outputs, columns.len()], bytes));
+    }
+    let malformed = |message: String| FitError::Family(message);
+    let views = tensors
+        .iter()
+        .map(|(name, dtype, shape, bytes)| {
+            let view = TensorView::new(*dtype, shape.clone(), bytes);
+            view.map(|view| (name, view)).map_err(|e| malformed(e.to_string()))
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    safetensors::serialize(views, None).map_err(|e| malformed(e.to_string()))
+}
+
+/// Returns the weights of a map by name, each with its columns in the regression.
+fn parts(map: &MapSpec, affine: &Affine, width: usize) -> Vec<(String, std::ops::Range<usize>)> {
+    match map.form {
+        MapForm::Tokens => {
+            let width = affine.inputs / map.features.len().max(1);
+            let features = map.features.iter().enumerate();
+            features
+                .map(|(i, f)| (format!("{}.weight", f.name()), i * width..(i + 1) * width))
+                .collect()
+        }
+        MapForm::Mlp => vec![
+            ("weight".into(), 0..affine.inputs - width),
+            ("token.weight".into(), affine.inputs - width..affine.inputs),
+        ],
+        MapForm::Pooled => vec![("weight".into(), 0..affine.inputs)],
+    }
+}

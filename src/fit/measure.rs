@@ -1,0 +1,233 @@
+//! Measuring what modules cost on this machine.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use super::{FitError, ModuleProfile, ProfileCache, Progress, profile::module_digest};
+use crate::{
+    arch::Encoding,
+    family::{ModuleId, SpaceKind},
+    plan::Grid,
+    runtime::{Activation, Executor, SideInputs},
+    tensor::{Tensor, TensorData},
+};
+
+/// How modules are measured.
+#[derive(Debug, Clone)]
+pub struct ProfileOptions {
+    /// The batch sizes.
+    pub batches: Vec<usize>,
+    /// The lengths in tokens.
+    pub tokens: Vec<usize>,
+    /// How long each module is measured at each batch and length, at least.
+    pub time_per_cell: Duration,
+    /// The fewest runs of each module at each batch and length.
+    pub min_runs: usize,
+}
+
+impl Default for ProfileOptions {
+    fn default() -> Self {
+        Self {
+            batches: vec![1, 4, 16],
+            tokens: vec![8, 32, 64, 128, 256],
+            time_per_cell: Duration::from_millis(15),
+            min_runs: 5,
+        }
+    }
+}
+
+/// Measures the modules of the executor's family that `cache` does not have, adding them to it.
+///
+/// Modules that follow one another in plans are run round robin, so that a module finds the processor's
+/// caches as it does in a path, not filled with its own weights. `save` is called after every group of
+/// modules, so that an interrupted run resumes.
+///
+/// # Errors
+///
+/// Fails when a module does not run, or saving fails.
+pub fn measure_profile(
+    executor: &mut Executor,
+    options: &ProfileOptions,
+    cache: &mut ProfileCache,
+    progress: &dyn Progress,
+    save: &mut dyn FnMut(&ProfileCache) -> Result<(), FitError>,
+) -> Result<(), FitError> {
+    let family = executor.family().clone();
+    let Err(missing) = cache.profile_of(&family) else {
+        return Ok(());
+    };
+    let groups = groups(executor, &missing);
+    let cells = options.batches.len() * options.tokens.len();
+    progress.phase("profile", (groups.len() * cells) as u64);
+    for group in groups.values() {
+        let mut latencies: Vec<Vec<f64>> = vec![Vec::new(); group.len()];
+        for &batch in &options.batches {
+            for &tokens in &options.tokens {
+                let medians = measure_cell(executor, group, (batch, tokens), options)?;
+                for (all, median) in latencies.iter_mut().zip(medians) {
+                    all.push(median);
+                }
+                progress.step();
+            }
+        }
+        for (id, latencies) in group.iter().zip(latencies) {
+            let Some(digest) = module_digest(&family, *id) else {
+                continue;
+            };
+            let activation = activations(executor, *id, options)?;
+            let grid = |values| Grid::new(options.batches.clone(), options.tokens.clone(), values);
+            let profile = ModuleProfile {
+                latency_seconds: grid(monotone(latencies, options.tokens.len()))?,
+                activation_bytes: grid(activation)?,
+            };
+            cache.modules.insert(digest, profile);
+        }
+        save(cache)?;
+    }
+    Ok(())
+}
+
+/// Groups modules by the anchor whose hidden states they read and by variant.
+fn groups(executor: &Executor, modules: &[ModuleId]) -> BTreeMap<String, Vec<ModuleId>> {
+    let graph = &executor.family().graph;
+    let mut groups: BTreeMap<String, Vec<ModuleId>> = BTreeMap::new();
+    for id in modules {
+        let module = graph.module(*id);
+        let from = graph.spaces()[module.from.0].kind;
+        let to = graph.spaces()[module.to.0].kind;
+        let anchor = match (from, to) {
+            (SpaceKind::Hidden { anchor, .. }, _) | (_, SpaceKind::Hidden { anchor, .. }) => {
+                &graph.anchors()[anchor]
+            }
+            _ => "",
+        };
+        let variant = module.variant.as_deref().filter(|variant| *variant == "int8");
+        let key = format!("{anchor} {}", variant.unwrap_or_default());
+        groups.entry(key).or_default().push(*id);
+    }
+    groups
+}
+
+/// Returns the median time of each module of `group` at one batch and length.
+fn measure_cell(
+    executor: &mut Executor,
+    group: &[ModuleId],
+    shape: (usize, usize),
+    options: &ProfileOptions,
+) -> Result<Vec<f64>, FitError> {
+    let sides = SideInputs::of_encoding(full_encoding(shape))?;
+    let states = states(executor, group, shape)?;
+    let mut times: Vec<Vec<f64>> = vec![Vec::new(); group.len()];
+    let start = Instant::now();
+    let long_enough = options.time_per_cell * u32::try_from(group.len()).unwrap_or(u32::MAX);
+    let mut round = 0;
+    while round <= options.min_runs || start.elapsed() < long_enough {
+        for (index, id) in group.iter().enumerate() {
+            let start = Instant::now();
+            drop(executor.advance(*id, states[index].as_ref(), &sides)?);
+            if round > 0 {
+                times[index].push(start.elapsed().as_secs_f64());
+            }
+        }
+        round += 1;
+    }
+    Ok(times.into_iter().map(median).collect())
+}
+
+/// Makes an input for each module of `group`: values as a layer norm leaves them.
+fn states(
+    executor: &Executor,
+    group: &[ModuleId],
+    (batch, tokens): (usize, usize),
+) -> Result<Vec<Option<Activation>>, FitError> {
+    let graph = &executor.family().graph;
+    let mut states = Vec::new();
+    for id in group {
+        let space = &graph.spaces()[graph.module(*id).from.0];
+        let state = match (space.kind, space.width) {
+            (SpaceKind::Hidden { .. }, Some(width)) => {
+                let values = (0..batch * tokens * width).map(wave).collect();
+                let shape = vec![batch, tokens, width];
+                let tensor = Tensor::new(shape, TensorData::F32(values))
+                    .map_err(|e| FitError::Family(e.to_string()))?;
+                Some(Activation::of_tensor(tensor)?)
+            }
+            _ => None,
+        };
+        states.push(state);
+    }
+    Ok(states)
+}
+
+/// A deterministic value between −1 and 1 that repeats with no short period.
+#[expect(clippy::cast_precision_loss, reason = "only the fraction matters")]
+fn wave(index: usize) -> f32 {
+    let fraction = (index % 100_003) as f32 * 0.618_034;
+    (fraction - fraction.floor()) * 2.0 - 1.0
+}
+
+/// Returns token ids without padding.
+pub(super) fn full_encoding((batch, tokens): (usize, usize)) -> Encoding {
+    let ids = (0..batch * tokens).map(|index| 1_000 + (index as i64 * 37) % 20_000).collect();
+    Encoding { batch, tokens, input_ids: ids, attention_mask: vec![1; batch * tokens] }
+}
+
+/// Returns the activations of module `id` in bytes at each batch and length: as ONNX Runtime's own
+/// profiler reports them for one sequence, times the batch.
+fn activations(
+    executor: &mut Executor,
+    id: ModuleId,
+    options: &ProfileOptions,
+) -> Result<Vec<f64>, FitError> {
+    let mut per_sequence = Vec::new();
+    for &tokens in &options.tokens {
+        let shape = (1, tokens);
+        let sides = SideInputs::of_encoding(full_encoding(shape))?;
+        let state = states(executor, &[id], shape)?.pop().flatten();
+        per_sequence.push((sides, state));
+    }
+    let bytes = executor.measure_activations(id, &per_sequence)?;
+    let by_batch = options.batches.iter().flat_map(|batch| {
+        #[expect(clippy::cast_precision_loss, reason = "batches are small")]
+        let batch = *batch as f64;
+        bytes.iter().map(move |bytes| batch * bytes)
+    });
+    Ok(by_batch.collect())
+}
+
+/// Lets no longer sequence and no larger batch be cheaper than a shorter or smaller one, which only
+/// noise can make it.
+fn monotone(mut values: Vec<f64>, columns: usize) -> Vec<f64> {
+    for index in 0..values.len() {
+        if index % columns > 0 {
+            values[index] = values[index].max(values[index - 1]);
+        }
+        if index >= columns {
+            values[index] = values[index].max(values[index - columns]);
+        }
+    }
+    values
+}
+
+/// Returns the median of `times`.
+pub(super) fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times.get(times.len() / 2).copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn noise_never_makes_more_work_cheaper() {
+        assert_eq!(monotone(vec![1.0, 0.5, 3.0, 0.2, 2.0, 2.5], 3), [1.0, 1.0, 3.0, 1.0, 2.0, 3.0]);
+    }
+
+    #[test]
+    fn the_median_ignores_an_outlier() {
+        assert!((median(vec![2.0, 900.0, 1.0]) - 2.0).abs() < f64::EPSILON);
+    }
+}

@@ -1,0 +1,45 @@
+//! Offline work on a pool: profiling, fitting, evaluating, and the front that comes of it.
+//!
+//! Serves no requests. Start at [`measure_profile`] for latencies, [`fit_maps`] for stitches, bridges and
+//! exits, [`evaluate`] for qualities and [`plan_table`] for what serving reads.
+
+mod corpus;
+mod error;
+mod evaluate;
+mod front;
+mod maps;
+mod measure;
+mod profile;
+mod quality;
+mod recall;
+mod ridge;
+mod write;
+
+pub use corpus::{Corpus, Text};
+pub use error::FitError;
+pub use evaluate::{EvaluateOptions, Evaluation, evaluate};
+pub use front::{candidate_paths, costed_graph, entry, plan_table};
+pub use maps::{FitOptions, fit_maps};
+pub use measure::{ProfileOptions, measure_profile};
+pub use profile::{MachineKey, ModuleProfile, Profile, ProfileCache};
+pub use quality::{QualityRecords, losses_of};
+pub use write::{today, write_atomically};
+
+/// Hears how far a long piece of work is.
+pub trait Progress {
+    /// Announces a phase of `length` steps.
+    fn phase(&self, name: &str, length: u64);
+
+    /// Tells that one more step is done.
+    fn step(&self);
+
+    /// Says something to the person who waits.
+    fn note(&self, message: &str);
+}
+
+/// Hears nothing.
+impl Progress for () {
+    fn phase(&self, _name: &str, _length: u64) {}
+    fn step(&self) {}
+    fn note(&self, _message: &str) {}
+}

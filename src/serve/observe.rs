@@ -1,0 +1,39 @@
+//! How others hear of what is served, without being known here.
+
+use std::time::Duration;
+
+use super::{ErrorCode, Report};
+use crate::runtime::Residency;
+
+/// Hears of finished requests and of what runs. Calls come from request tasks and inference threads,
+/// and must not block.
+pub trait Observer: Send + Sync {
+    /// Is called once for every request of a family that ended.
+    fn finished(&self, family: &str, outcome: &Outcome<'_>);
+
+    /// Is called after a module ran.
+    fn module_ran(&self, family: &str, module: &str, time: Duration);
+
+    /// Is called when modules were loaded.
+    fn residency_changed(&self, family: &str, residency: &Residency);
+
+    /// Is called when a request enters (+1) or leaves (−1) the queue.
+    fn queue_changed(&self, family: &str, change: i64);
+}
+
+/// How a request ended.
+#[derive(Debug)]
+pub enum Outcome<'a> {
+    /// It was answered.
+    Answered {
+        /// What was done.
+        report: &'a Report,
+        /// The latency budget that it came with.
+        latency_budget: Option<Duration>,
+    },
+    /// It was refused or failed.
+    Failed {
+        /// How.
+        code: ErrorCode,
+    },
+}

@@ -1,0 +1,62 @@
+//! A request and its answer, free of any wire format.
+
+use std::time::{Duration, Instant};
+
+use crate::{
+    plan::{Budget, Quality},
+    tensor::Tensor,
+};
+
+/// What a client asks of a family.
+#[derive(Debug)]
+pub struct InferRequest {
+    /// The input tensors by name.
+    pub inputs: Vec<(String, Tensor)>,
+    /// What the answer may cost.
+    pub budget: Budget,
+    /// When the request arrived; the latency budget counts from here.
+    pub arrival: Instant,
+}
+
+/// A family's answer.
+#[derive(Debug)]
+pub struct InferResponse {
+    /// The output's name.
+    pub output_name: String,
+    /// The output.
+    pub output: Tensor,
+    /// What was done.
+    pub report: Report,
+}
+
+/// A plan with what it costs at one shape of request.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlanSummary {
+    /// The plan's id.
+    pub plan: String,
+    /// The predicted latency.
+    pub predicted_latency: Duration,
+    /// The bytes of its weights and its largest activations.
+    pub memory_bytes: u64,
+    /// Its quality, and whether that was measured or predicted.
+    pub quality: Quality,
+}
+
+/// What was done for a request.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
+    /// The plan that ran and what it was predicted to cost.
+    pub plan: PlanSummary,
+    /// The sequences in the request.
+    pub batch: usize,
+    /// The tokens of its longest sequence.
+    pub tokens: usize,
+    /// From arrival to answer.
+    pub latency: Duration,
+    /// Turning texts into tokens.
+    pub tokenize: Duration,
+    /// Waiting for the inference thread.
+    pub queue: Duration,
+    /// Running modules.
+    pub compute: Duration,
+}

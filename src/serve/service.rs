@@ -1,0 +1,325 @@
+//! One family as it is served.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use sha2::{Digest, Sha256};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    ErrorCode, InferRequest, InferResponse, Observer, Outcome, PlanSummary, Report, ServeError,
+    inputs::{self, Inputs},
+    worker::{self, Done, Job},
+};
+use crate::{
+    arch::{Encoding, Family},
+    family::{FamilyError, Manifest, ModuleId, PlanId},
+    fit::{self, FitError, Profile, QualityRecords},
+    plan::{Budget, Choice, PlanEntry, PlanTable},
+    runtime::{Executor, Runtime},
+    tensor::{DataType, TensorSpec},
+};
+
+/// How families are served.
+#[derive(Debug, Clone, Copy)]
+pub struct ServiceConfig {
+    /// The most requests that wait for the inference thread.
+    pub queue_limit: usize,
+    /// How long a request may wait before it is given up.
+    pub max_wait: Duration,
+    /// How much less than the latency budget a plan must be predicted to take, as a share of it.
+    pub latency_margin: f64,
+}
+
+/// A family with what is known of its costs and qualities.
+#[derive(Debug)]
+pub struct LoadedFamily {
+    /// The family.
+    pub family: Arc<Family>,
+    /// What its modules cost on this machine.
+    pub profile: Profile,
+    /// What its plans are worth.
+    pub quality: QualityRecords,
+}
+
+/// Answers the requests of one family.
+pub struct FamilyService {
+    loaded: LoadedFamily,
+    table: PlanTable,
+    digest: String,
+    config: ServiceConfig,
+    index: usize,
+    jobs: mpsc::Sender<Job>,
+    observer: Arc<dyn Observer>,
+}
+
+impl FamilyService {
+    /// Starts the inference thread and serves `families` through it.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the plans of a family cannot be computed or the thread cannot start.
+    pub fn start(
+        runtime: &Runtime,
+        families: Vec<LoadedFamily>,
+        config: ServiceConfig,
+        observer: &Arc<dyn Observer>,
+    ) -> Result<Vec<Arc<Self>>, FitError> {
+        let mut tables = Vec::new();
+        let mut preload = Vec::new();
+        for (index, loaded) in families.iter().enumerate() {
+            let LoadedFamily { family, profile, quality } = loaded;
+            let table = fit::plan_table(family, profile, quality, config.latency_margin)?;
+            preload.extend(modules_of(&table).into_iter().map(|id| (index, id)));
+            tables.push(table);
+        }
+        let executors = families
+            .iter()
+            .map(|loaded| Executor::new(runtime.clone(), loaded.family.clone()))
+            .collect();
+        let jobs = worker::start(executors, preload, config.queue_limit, observer.clone())
+            .map_err(|e| FitError::Family(format!("the inference thread cannot start: {e}")))?;
+        let services = families.into_iter().zip(tables).enumerate();
+        let services = services.map(|(index, (loaded, table))| {
+            let digest = digest(&loaded.family);
+            let (jobs, observer) = (jobs.clone(), observer.clone());
+            Arc::new(Self { loaded, table, digest, config, index, jobs, observer })
+        });
+        Ok(services.collect())
+    }
+
+    /// Returns the served name.
+    pub fn name(&self) -> &str {
+        &self.manifest().name
+    }
+
+    /// Returns the manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.loaded.family.manifest
+    }
+
+    /// Returns a digest of everything that answers depend on.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// Returns the inputs: texts, or token ids with their mask.
+    pub fn input_specs(&self) -> Vec<TensorSpec> {
+        inputs::specs()
+    }
+
+    /// Returns the output.
+    pub fn output_specs(&self) -> Vec<TensorSpec> {
+        let output = &self.manifest().output;
+        vec![TensorSpec {
+            name: output.name.clone(),
+            data_type: DataType::F32,
+            shape: vec![None, Some(output.width)],
+        }]
+    }
+
+    /// Returns the plans that no other beats at this shape, cheapest first.
+    pub fn front(&self, batch: usize, tokens: usize) -> Vec<PlanSummary> {
+        let front = self.table.front(batch, tokens).into_iter();
+        front.map(|entry| summary_of(entry, batch, tokens)).collect()
+    }
+
+    /// Returns the plan that `budget` gets at this shape.
+    ///
+    /// # Errors
+    ///
+    /// Fails when no plan meets the budget or the plan asked for does not exist.
+    pub fn choose(
+        &self,
+        batch: usize,
+        tokens: usize,
+        budget: &Budget,
+    ) -> Result<PlanSummary, ServeError> {
+        self.plan_for((batch, tokens), budget).map(|(summary, _)| summary)
+    }
+
+    /// Answers a request.
+    ///
+    /// # Errors
+    ///
+    /// Fails on inputs that are not the family's, budgets that no plan meets, a full queue, a request
+    /// that waited too long, and modules that fail.
+    ///
+    /// # Cancel safety
+    ///
+    /// A request whose future is dropped while it waits costs no compute.
+    pub async fn infer(&self, request: InferRequest) -> Result<InferResponse, ServeError> {
+        let latency_budget = request.budget.latency;
+        let mut ending = Ending { service: self, is_told: false };
+        let result = self.answer(request).await;
+        ending.tell(&match &result {
+            Ok(response) => Outcome::Answered { report: &response.report, latency_budget },
+            Err(error) => Outcome::Failed { code: error.code() },
+        });
+        result
+    }
+
+    async fn answer(&self, request: InferRequest) -> Result<InferResponse, ServeError> {
+        let arrival = request.arrival;
+        let inputs = Inputs::parse(request.inputs, &self.manifest().limits)?;
+        let reference = self.manifest().reference.clone();
+        let start = Instant::now();
+        let encoding = self.encode(inputs.clone(), &reference).await?;
+        let mut budget = request.budget;
+        budget.latency = budget.latency.map(|latency| latency.saturating_sub(arrival.elapsed()));
+        let shape = (encoding.batch, encoding.tokens);
+        let (mut plan, path) = self.plan_for(shape, &budget)?;
+        let anchor = self.loaded.family.graph.stem_anchor(&path).unwrap_or_default().to_owned();
+        let encoding = if self.loaded.family.share_tokenizer(&anchor, &reference) {
+            encoding
+        } else {
+            self.encode(inputs.for_other_vocabulary(&anchor)?, &anchor).await?
+        };
+        let tokenize = start.elapsed();
+        plan.predicted_latency += arrival.elapsed();
+        let done = self.run(path, encoding).await?;
+        let report = Report {
+            plan,
+            batch: shape.0,
+            tokens: shape.1,
+            latency: arrival.elapsed(),
+            tokenize,
+            queue: done.queue,
+            compute: done.compute,
+        };
+        let output_name = self.manifest().output.name.clone();
+        Ok(InferResponse { output_name, output: done.output, report })
+    }
+
+    /// Turns inputs into token ids, off the async threads where there are texts.
+    async fn encode(&self, inputs: Inputs, anchor: &str) -> Result<Encoding, ServeError> {
+        let tokenizer = self.loaded.family.tokenizer(anchor).ok_or(ServeError::WorkerGone)?.clone();
+        let texts = match inputs {
+            Inputs::Tokens(encoding) => {
+                inputs::check_vocabulary(&encoding, tokenizer.vocabulary_size())?;
+                return Ok(encoding);
+            }
+            Inputs::Texts(texts) => texts,
+        };
+        let encode = move || {
+            let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+            tokenizer.encode(&texts)
+        };
+        let encoded = tokio::task::spawn_blocking(encode).await;
+        encoded.map_err(|_| ServeError::WorkerGone)?.map_err(|reason| ServeError::Input {
+            name: inputs::TEXT.into(),
+            reason: format!("it cannot be tokenized: {reason}"),
+        })
+    }
+
+    /// Queues a job and waits for it.
+    async fn run(&self, path: Vec<ModuleId>, encoding: Encoding) -> Result<Done, ServeError> {
+        let (reply, answer) = oneshot::channel();
+        let queued = Instant::now();
+        let job = Job {
+            family: self.index,
+            path,
+            encoding,
+            max_batch: self.loaded.profile.max_batch(),
+            queued,
+            deadline: queued + self.config.max_wait,
+            reply,
+        };
+        self.observer.queue_changed(self.name(), 1);
+        if let Err(error) = self.jobs.try_send(job) {
+            self.observer.queue_changed(self.name(), -1);
+            return Err(match error {
+                mpsc::error::TrySendError::Full(_) => ServeError::QueueFull {
+                    limit: self.config.queue_limit,
+                    retry_after: Duration::from_secs(1),
+                },
+                mpsc::error::TrySendError::Closed(_) => ServeError::WorkerGone,
+            });
+        }
+        answer.await.map_err(|_| ServeError::WorkerGone)?
+    }
+
+    /// Chooses the plan for `budget`. A plan asked for by id may be any path of the family, also one
+    /// that is on no front.
+    fn plan_for(
+        &self,
+        (batch, tokens): (usize, usize),
+        budget: &Budget,
+    ) -> Result<(PlanSummary, Vec<ModuleId>), ServeError> {
+        let result = |choice: Choice<'_>| {
+            let path = choice.entry.modules.iter().map(|index| ModuleId(*index)).collect();
+            (summary_of(choice.entry, batch, tokens), path)
+        };
+        let unlisted = budget.plan.as_deref().filter(|id| self.table.find(id).is_none());
+        let Some(id) = unlisted else {
+            return Ok(result(self.table.choose(batch, tokens, budget)?));
+        };
+        let LoadedFamily { family, profile, quality } = &self.loaded;
+        let path = PlanId::find_path(&family.graph, id)
+            .map_err(|e: FamilyError| ServeError::UnknownPlan { reason: e.to_string() })?;
+        let entry = fit::entry(family, profile, quality, &path)
+            .map_err(|e| ServeError::UnknownPlan { reason: e.to_string() })?;
+        let budget = Budget { plan: Some(entry.id.clone()), ..budget.clone() };
+        let table = PlanTable::new(vec![entry], self.config.latency_margin)
+            .map_err(|e| ServeError::UnknownPlan { reason: e.to_string() })?;
+        Ok(result(table.choose(batch, tokens, &budget)?))
+    }
+}
+
+/// Tells the observer how a request ended, also when its future is dropped.
+struct Ending<'a> {
+    service: &'a FamilyService,
+    is_told: bool,
+}
+
+impl Ending<'_> {
+    fn tell(&mut self, outcome: &Outcome<'_>) {
+        self.is_told = true;
+        self.service.observer.finished(self.service.name(), outcome);
+    }
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        if !self.is_told {
+            self.tell(&Outcome::Failed { code: ErrorCode::Cancelled });
+        }
+    }
+}
+
+impl std::fmt::Debug for FamilyService {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("FamilyService").field("name", &self.name()).finish_non_exhaustive()
+    }
+}
+
+fn summary_of(entry: &PlanEntry, batch: usize, tokens: usize) -> PlanSummary {
+    PlanSummary {
+        plan: entry.id.clone(),
+        predicted_latency: Duration::from_secs_f64(entry.latency_seconds_at(batch, tokens)),
+        memory_bytes: entry.memory_bytes_at(batch, tokens),
+        quality: entry.quality,
+    }
+}
+
+/// Returns the modules that the table's plans use, those of the best plan first.
+fn modules_of(table: &PlanTable) -> Vec<ModuleId> {
+    let mut seen = std::collections::HashSet::new();
+    let modules = table.entries().iter().flat_map(|entry| entry.modules.iter().copied());
+    modules.filter(|index| seen.insert(*index)).map(ModuleId).collect()
+}
+
+fn digest(family: &Family) -> String {
+    let mut hash = Sha256::new();
+    for index in 0..family.graph.modules().len() {
+        if let Some(network) = family.network(ModuleId(index)) {
+            hash.update(network.fingerprint());
+        }
+    }
+    for anchor in family.manifest.anchors.values() {
+        anchor.sha256.values().for_each(|sha256| hash.update(sha256));
+    }
+    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,181 @@
+//! The inference thread: owns every session and runs one request at a time.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{
+    mpsc::{self, error::TryRecvError},
+    oneshot,
+};
+
+use super::{Observer, ServeError};
+use crate::{
+    arch::Encoding,
+    family::ModuleId,
+    runtime::{Executor, ModuleObserver, RuntimeError, SideInputs},
+    tensor::{Tensor, TensorData},
+};
+
+/// What the inference thread is asked to run.
+#[derive(Debug)]
+pub(super) struct Job {
+    /// The family's position among the thread's executors.
+    pub(super) family: usize,
+    /// The path.
+    pub(super) path: Vec<ModuleId>,
+    /// The tokens.
+    pub(super) encoding: Encoding,
+    /// The most sequences that run at once.
+    pub(super) max_batch: usize,
+    /// When it was queued.
+    pub(super) queued: Instant,
+    /// When it is not worth running any more.
+    pub(super) deadline: Instant,
+    /// Where the answer goes; closed when nobody waits for it.
+    pub(super) reply: oneshot::Sender<Result<Done, ServeError>>,
+}
+
+/// A finished job.
+#[derive(Debug)]
+pub(super) struct Done {
+    /// The output.
+    pub(super) output: Tensor,
+    /// How long the job waited.
+    pub(super) queue: Duration,
+    /// How long it ran.
+    pub(super) compute: Duration,
+}
+
+/// Starts the inference thread over `executors`; it ends when the returned sender is dropped.
+///
+/// While no job waits, it loads the modules in `preload`, so that requests find them loaded.
+pub(super) fn start(
+    executors: Vec<Executor>,
+    preload: Vec<(usize, ModuleId)>,
+    queue_limit: usize,
+    observer: Arc<dyn Observer>,
+) -> std::io::Result<mpsc::Sender<Job>> {
+    let (sender, receiver) = mpsc::channel(queue_limit);
+    let worker = Worker { executors, preload: preload.into(), observer };
+    thread::Builder::new()
+        .name("inference".into())
+        .spawn(move || worker.run_until_closed(receiver))?;
+    Ok(sender)
+}
+
+struct Worker {
+    executors: Vec<Executor>,
+    preload: VecDeque<(usize, ModuleId)>,
+    observer: Arc<dyn Observer>,
+}
+
+impl Worker {
+    fn run_until_closed(mut self, mut receiver: mpsc::Receiver<Job>) {
+        loop {
+            let job = match receiver.try_recv() {
+                Ok(job) => job,
+                Err(TryRecvError::Disconnected) => return,
+                Err(TryRecvError::Empty) => match self.preload.pop_front() {
+                    Some((family, module)) => {
+                        self.load(family, module);
+                        continue;
+                    }
+                    None => match receiver.blocking_recv() {
+                        Some(job) => job,
+                        None => return,
+                    },
+                },
+            };
+            self.answer(job);
+        }
+    }
+
+    fn load(&mut self, family: usize, module: ModuleId) {
+        if let Err(error) = self.executors[family].load(&[module]) {
+            tracing::warn!(%error, "a module cannot be loaded ahead of its use");
+        }
+        self.report_residency(family);
+    }
+
+    /// Runs a job unless nobody waits for it any more.
+    fn answer(&mut self, job: Job) {
+        let name = self.executors[job.family].family().manifest.name.clone();
+        self.observer.queue_changed(&name, -1);
+        if job.reply.is_closed() {
+            return;
+        }
+        let start = Instant::now();
+        let queue = start - job.queued;
+        let result = if start > job.deadline {
+            Err(ServeError::DeadlineExceeded { waited: queue })
+        } else {
+            self.run(&name, &job)
+                .map(|output| Done { output, queue, compute: start.elapsed() })
+                .map_err(ServeError::from)
+        };
+        // Nobody hears a failure to send: the client has gone in the meantime.
+        drop(job.reply.send(result));
+    }
+
+    /// Runs a job in chunks of at most its largest batch.
+    fn run(&mut self, name: &str, job: &Job) -> Result<Tensor, RuntimeError> {
+        let executor = &mut self.executors[job.family];
+        let family = executor.family().clone();
+        let before = executor.residency();
+        let mut times = ModuleTimes { name, family: &family, observer: &*self.observer };
+        let mut outputs = Vec::new();
+        for chunk in chunks(&job.encoding, job.max_batch) {
+            let sides = SideInputs::of_encoding(chunk)?;
+            outputs.push(executor.run(&job.path, &sides, &mut times)?);
+        }
+        if executor.residency() != before {
+            self.report_residency(job.family);
+        }
+        Ok(concatenate(outputs))
+    }
+
+    fn report_residency(&self, family: usize) {
+        let executor = &self.executors[family];
+        self.observer.residency_changed(&executor.family().manifest.name, &executor.residency());
+    }
+}
+
+/// Passes module times on under the modules' names.
+struct ModuleTimes<'a> {
+    name: &'a str,
+    family: &'a crate::arch::Family,
+    observer: &'a dyn Observer,
+}
+
+impl ModuleObserver for ModuleTimes<'_> {
+    fn ran(&mut self, module: ModuleId, time: Duration) {
+        self.observer.module_ran(self.name, &self.family.graph.module(module).name, time);
+    }
+}
+
+/// Splits `encoding` into chunks of at most `max_batch` sequences, each cut to its longest.
+fn chunks(encoding: &Encoding, max_batch: usize) -> Vec<Encoding> {
+    (0..encoding.batch)
+        .step_by(max_batch.max(1))
+        .map(|start| encoding.rows(start..encoding.batch.min(start + max_batch.max(1))))
+        .collect()
+}
+
+/// Puts outputs of equal width below one another.
+fn concatenate(mut outputs: Vec<Tensor>) -> Tensor {
+    if outputs.len() == 1 {
+        return outputs.swap_remove(0);
+    }
+    let width = outputs.first().map_or(0, |output| output.shape()[1..].iter().product());
+    let mut values = Vec::new();
+    for output in &outputs {
+        values.extend_from_slice(output.as_f32().unwrap_or_default());
+    }
+    let rows = values.len().checked_div(width).unwrap_or(0);
+    Tensor::new(vec![rows, width], TensorData::F32(values))
+        .expect("rows times width is the number of values")
+}

@@ -1,0 +1,29 @@
+//! What can go wrong in setting up telemetry.
+
+use tracing_subscriber::{filter::ParseError, util::TryInitError};
+
+/// Why metrics or logging cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The filter does not parse.
+    #[error(
+        "`{filter}` is no log filter; write a level or directives such as `info,tessera=debug`"
+    )]
+    Filter {
+        /// The filter.
+        filter: String,
+        /// The reason.
+        #[source]
+        source: ParseError,
+    },
+    /// Logging was set up before.
+    #[error("logging is already set up")]
+    AlreadySet {
+        /// The reason.
+        #[source]
+        source: TryInitError,
+    },
+    /// A metric is refused by its registry.
+    #[error("the metrics cannot be set up")]
+    Metrics(#[from] prometheus::Error),
+}

@@ -1,0 +1,228 @@
+//! The Prometheus metrics of a server.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+#[cfg(target_os = "linux")]
+use prometheus::process_collector::ProcessCollector;
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use super::TelemetryError;
+use crate::{
+    runtime::Residency,
+    serve::{ErrorCode, Observer, Outcome, Report},
+};
+
+/// The most plans of a family that have a label of their own; the rest counts as [`OTHER_PLANS`].
+pub(super) const MAX_PLAN_LABELS: usize = 64;
+
+/// The label of plans beyond [`MAX_PLAN_LABELS`].
+pub(super) const OTHER_PLANS: &str = "other";
+
+/// Upper bounds of request stages in seconds.
+const STAGE_BUCKETS: &[f64] = &[
+    0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
+];
+
+/// Upper bounds of module run times in seconds.
+const MODULE_BUCKETS: &[f64] =
+    &[0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0];
+
+/// Upper bounds of predicted ÷ measured latency; 1 is a perfect prediction.
+const RATIO_BUCKETS: &[f64] =
+    &[0.25, 0.5, 0.67, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0];
+
+/// A metric's name and what it says.
+type NameAndHelp = (&'static str, &'static str);
+
+const BUILD: NameAndHelp = ("tessera_build_info", "The version that runs.");
+const REQUESTS: NameAndHelp =
+    ("tessera_api_requests_total", "Inference requests that ended, by how.");
+const STAGES: NameAndHelp =
+    ("tessera_serve_stage_duration_seconds", "Time of an answered request in each stage.");
+const QUEUE_DEPTH: NameAndHelp = ("tessera_serve_queue_depth", "Requests that wait to be run.");
+const PLANS: NameAndHelp = ("tessera_plan_chosen_total", "Answered requests by the plan that ran.");
+const RATIO: NameAndHelp = (
+    "tessera_plan_prediction_ratio",
+    "Predicted latency over the measured time of tokenizing and computing.",
+);
+const VIOLATIONS: NameAndHelp = (
+    "tessera_plan_budget_violations_total",
+    "Answered requests that took longer than their latency budget.",
+);
+const INFEASIBLE: NameAndHelp =
+    ("tessera_plan_infeasible_total", "Requests whose budget no plan meets.");
+const RESIDENT_BYTES: NameAndHelp = ("tessera_runtime_resident_bytes", "Bytes of loaded weights.");
+const RESIDENT_MODULES: NameAndHelp = ("tessera_runtime_resident_modules", "Loaded modules.");
+const MODULE_LOADS: NameAndHelp =
+    ("tessera_runtime_module_loads_total", "How many times a module was loaded.");
+const MODULES: NameAndHelp =
+    ("tessera_runtime_module_duration_seconds", "Run time of each module.");
+
+/// Counts what is served, in a Prometheus registry of its own.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    stages: HistogramVec,
+    queue_depth: IntGaugeVec,
+    plans: IntCounterVec,
+    labelled_plans: Mutex<HashMap<String, HashSet<String>>>,
+    prediction_ratio: HistogramVec,
+    budget_violations: IntCounterVec,
+    infeasible: IntCounterVec,
+    resident_bytes: IntGaugeVec,
+    resident_modules: IntGaugeVec,
+    module_loads: IntCounterVec,
+    modules: HistogramVec,
+}
+
+impl Metrics {
+    /// Creates all metrics, at zero.
+    ///
+    /// # Errors
+    ///
+    /// Fails when two metrics share a name or a name breaks the rules.
+    pub fn new() -> Result<Self, TelemetryError> {
+        let registry = Registry::new();
+        let build = gauges(&registry, BUILD, "version")?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        #[cfg(target_os = "linux")]
+        registry.register(Box::new(ProcessCollector::for_self()))?;
+        Ok(Self {
+            requests: counters(&registry, REQUESTS, &["family", "code"])?,
+            stages: histograms(&registry, STAGES, &["family", "stage"], STAGE_BUCKETS)?,
+            queue_depth: gauges(&registry, QUEUE_DEPTH, "family")?,
+            plans: counters(&registry, PLANS, &["family", "plan"])?,
+            labelled_plans: Mutex::default(),
+            prediction_ratio: histograms(&registry, RATIO, &["family"], RATIO_BUCKETS)?,
+            budget_violations: counters(&registry, VIOLATIONS, &["family"])?,
+            infeasible: counters(&registry, INFEASIBLE, &["family"])?,
+            resident_bytes: gauges(&registry, RESIDENT_BYTES, "family")?,
+            resident_modules: gauges(&registry, RESIDENT_MODULES, "family")?,
+            module_loads: counters(&registry, MODULE_LOADS, &["family"])?,
+            modules: histograms(&registry, MODULES, &["family", "module"], MODULE_BUCKETS)?,
+            registry,
+        })
+    }
+
+    /// Writes all metrics in the Prometheus text format, version 0.0.4.
+    pub fn render(&self) -> String {
+        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_else(|error| {
+            tracing::error!(%error, "metrics cannot be written");
+            String::new()
+        })
+    }
+
+    fn answered(&self, family: &str, report: &Report, latency_budget: Option<Duration>) {
+        for (stage, time) in [
+            ("tokenize", report.tokenize),
+            ("queue", report.queue),
+            ("compute", report.compute),
+            ("total", report.latency),
+        ] {
+            self.stages.with_label_values(&[family, stage]).observe(time.as_secs_f64());
+        }
+        let plan = self.plan_label(family, &report.plan.plan);
+        self.plans.with_label_values(&[family, plan]).inc();
+        let measured = report.tokenize + report.compute;
+        if !measured.is_zero() {
+            let ratio = report.plan.predicted_latency.div_duration_f64(measured);
+            self.prediction_ratio.with_label_values(&[family]).observe(ratio);
+        }
+        if latency_budget.is_some_and(|budget| report.latency > budget) {
+            self.budget_violations.with_label_values(&[family]).inc();
+        }
+    }
+
+    /// Returns the label of `plan`: clients can ask for any of a great many plans.
+    fn plan_label<'a>(&self, family: &str, plan: &'a str) -> &'a str {
+        let mut labelled = self.labelled_plans.lock().unwrap_or_else(PoisonError::into_inner);
+        if !labelled.contains_key(family) {
+            labelled.insert(family.to_owned(), HashSet::new());
+        }
+        let Some(plans) = labelled.get_mut(family) else {
+            return OTHER_PLANS;
+        };
+        if plans.contains(plan) {
+            return plan;
+        }
+        if plans.len() == MAX_PLAN_LABELS {
+            return OTHER_PLANS;
+        }
+        plans.insert(plan.to_owned());
+        plan
+    }
+}
+
+impl Observer for Metrics {
+    fn finished(&self, family: &str, outcome: &Outcome<'_>) {
+        let code = match outcome {
+            Outcome::Answered { report, latency_budget } => {
+                self.answered(family, report, *latency_budget);
+                "ok"
+            }
+            Outcome::Failed { code } => {
+                if *code == ErrorCode::BudgetInfeasible {
+                    self.infeasible.with_label_values(&[family]).inc();
+                }
+                code.name()
+            }
+        };
+        self.requests.with_label_values(&[family, code]).inc();
+    }
+
+    fn module_ran(&self, family: &str, module: &str, time: Duration) {
+        self.modules.with_label_values(&[family, module]).observe(time.as_secs_f64());
+    }
+
+    fn residency_changed(&self, family: &str, residency: &Residency) {
+        let Residency { num_modules, weight_bytes, num_loads } = *residency;
+        let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        self.resident_modules.with_label_values(&[family]).set(signed(num_modules));
+        self.resident_bytes.with_label_values(&[family]).set(signed(weight_bytes));
+        let loads = self.module_loads.with_label_values(&[family]);
+        loads.inc_by(num_loads.saturating_sub(loads.get()));
+    }
+
+    fn queue_changed(&self, family: &str, change: i64) {
+        self.queue_depth.with_label_values(&[family]).add(change);
+    }
+}
+
+fn counters(
+    registry: &Registry,
+    (name, help): NameAndHelp,
+    labels: &[&str],
+) -> Result<IntCounterVec, prometheus::Error> {
+    let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
+    registry.register(Box::new(counters.clone()))?;
+    Ok(counters)
+}
+
+fn gauges(
+    registry: &Registry,
+    (name, help): NameAndHelp,
+    label: &str,
+) -> Result<IntGaugeVec, prometheus::Error> {
+    let gauges = IntGaugeVec::new(Opts::new(name, help), &[label])?;
+    registry.register(Box::new(gauges.clone()))?;
+    Ok(gauges)
+}
+
+fn histograms(
+    registry: &Registry,
+    (name, help): NameAndHelp,
+    labels: &[&str],
+    buckets: &[f64],
+) -> Result<HistogramVec, prometheus::Error> {
+    let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+    let histograms = HistogramVec::new(options, labels)?;
+    registry.register(Box::new(histograms.clone()))?;
+    Ok(histograms)
+}

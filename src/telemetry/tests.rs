@@ -1,0 +1,107 @@
+//! Tests of the metrics: what is observed is what is rendered.
+
+use std::time::Duration;
+
+use super::{
+    LogFormat, Metrics,
+    metrics::{MAX_PLAN_LABELS, OTHER_PLANS},
+    start_logging,
+};
+use crate::{
+    plan::{Quality, QualitySource},
+    runtime::Residency,
+    serve::{ErrorCode, Observer, Outcome, PlanSummary, Report},
+};
+
+fn report(plan: &str) -> Report {
+    Report {
+        plan: PlanSummary {
+            plan: plan.to_owned(),
+            predicted_latency: Duration::from_millis(4),
+            memory_bytes: 1,
+            quality: Quality { value: 1.0, source: QualitySource::Measured },
+        },
+        batch: 1,
+        tokens: 8,
+        latency: Duration::from_millis(6),
+        tokenize: Duration::from_millis(1),
+        queue: Duration::from_millis(1),
+        compute: Duration::from_millis(4),
+    }
+}
+
+fn answered(metrics: &Metrics, plan: &str, budget_ms: Option<u64>) {
+    let latency_budget = budget_ms.map(Duration::from_millis);
+    metrics.finished("text", &Outcome::Answered { report: &report(plan), latency_budget });
+}
+
+fn assert_line(metrics: &Metrics, line: &str) {
+    let text = metrics.render();
+    assert!(text.lines().any(|found| found == line), "no `{line}` in\n{text}");
+}
+
+#[test]
+fn answers_and_failures_are_counted() {
+    let metrics = Metrics::new().expect("metrics");
+    answered(&metrics, "l6[0..6]", Some(5));
+    answered(&metrics, "l6[0..6]", Some(7));
+    answered(&metrics, "l3[0..3]", None);
+    for code in [ErrorCode::BudgetInfeasible, ErrorCode::NotFound, ErrorCode::NotFound] {
+        metrics.finished("text", &Outcome::Failed { code });
+    }
+    for line in [
+        r#"tessera_api_requests_total{code="ok",family="text"} 3"#,
+        r#"tessera_api_requests_total{code="budget_infeasible",family="text"} 1"#,
+        r#"tessera_api_requests_total{code="not_found",family="text"} 2"#,
+        r#"tessera_plan_chosen_total{family="text",plan="l6[0..6]"} 2"#,
+        r#"tessera_plan_budget_violations_total{family="text"} 1"#,
+        r#"tessera_plan_infeasible_total{family="text"} 1"#,
+        r#"tessera_serve_stage_duration_seconds_bucket{family="text",stage="total",le="0.005"} 0"#,
+        r#"tessera_serve_stage_duration_seconds_bucket{family="text",stage="total",le="0.01"} 3"#,
+        r#"tessera_plan_prediction_ratio_bucket{family="text",le="0.8"} 3"#,
+        r#"tessera_plan_prediction_ratio_bucket{family="text",le="0.67"} 0"#,
+    ] {
+        assert_line(&metrics, line);
+    }
+}
+
+#[test]
+fn modules_residency_and_the_queue_are_followed() {
+    let metrics = Metrics::new().expect("metrics");
+    metrics.module_ran("text", "l6.block.0", Duration::from_micros(300));
+    for num_loads in [3, 5] {
+        let residency = Residency { num_modules: num_loads, weight_bytes: 1000, num_loads };
+        metrics.residency_changed("text", &residency);
+    }
+    for change in [1, 1, -1] {
+        metrics.queue_changed("text", change);
+    }
+    for line in [
+        r#"tessera_runtime_module_duration_seconds_count{family="text",module="l6.block.0"} 1"#,
+        r#"tessera_runtime_module_loads_total{family="text"} 5"#,
+        r#"tessera_runtime_resident_bytes{family="text"} 1000"#,
+        r#"tessera_runtime_resident_modules{family="text"} 5"#,
+        r#"tessera_serve_queue_depth{family="text"} 1"#,
+        concat!(r#"tessera_build_info{version=""#, env!("CARGO_PKG_VERSION"), r#""} 1"#),
+    ] {
+        assert_line(&metrics, line);
+    }
+}
+
+#[test]
+fn plans_beyond_the_limit_share_one_label() {
+    let metrics = Metrics::new().expect("metrics");
+    for index in 0..MAX_PLAN_LABELS + 10 {
+        answered(&metrics, &format!("plan{index}"), None);
+    }
+    answered(&metrics, "plan0", None);
+    assert_line(&metrics, r#"tessera_plan_chosen_total{family="text",plan="plan0"} 2"#);
+    let other = format!(r#"tessera_plan_chosen_total{{family="text",plan="{OTHER_PLANS}"}} 10"#);
+    assert_line(&metrics, &other);
+}
+
+#[test]
+fn a_filter_that_does_not_parse_is_refused_by_name() {
+    let error = start_logging("tessera=loud", LogFormat::Json).expect_err("no level");
+    assert!(error.to_string().contains("`tessera=loud`"), "{error}");
+}

