@@ -92,6 +92,9 @@ pub struct ServeArguments {
     /// Most requests that wait for inference
     #[arg(long, env = "TESSERA_QUEUE_LIMIT", default_value_t = 256)]
     pub queue_limit: usize,
+    /// Load modules when a request first needs them, not ahead of it
+    #[arg(long, env = "TESSERA_NO_PRELOAD")]
+    pub no_preload: bool,
     /// Seconds after which a request is given up
     #[arg(long, env = "TESSERA_REQUEST_TIMEOUT", default_value_t = 30)]
     pub request_timeout: u64,
@@ -157,6 +160,9 @@ pub struct EvaluateArguments {
     /// Tokens after which texts are cut
     #[arg(long, default_value_t = 128)]
     pub max_tokens: usize,
+    /// Most texts; the first ones are taken
+    #[arg(long)]
+    pub texts: Option<usize>,
     /// Most plans measured in one round
     #[arg(long, default_value_t = 40)]
     pub plans: usize,

@@ -59,7 +59,7 @@ pub(super) fn evaluate(common: &Common, arguments: &EvaluateArguments) -> anyhow
     let machine = setup::machine(common)?;
     let family = setup::family(common, &arguments.family.family)?;
     let profile = setup::profile(&machine, &family)?;
-    let corpus = Corpus::read(&arguments.corpus, None)?;
+    let corpus = Corpus::read(&arguments.corpus, arguments.texts)?;
     let records =
         if arguments.again { QualityRecords::default() } else { setup::quality(&family)? };
     let options = EvaluateOptions {

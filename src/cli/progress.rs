@@ -2,7 +2,7 @@
 
 use std::{io::IsTerminal, sync::Mutex};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::fit::Progress;
 
@@ -22,7 +22,7 @@ impl Progress for Bars {
                 .with_message(name.to_owned())
         } else {
             say_error(&format!("{name}: {length} steps"));
-            ProgressBar::hidden()
+            ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::hidden())
         };
         if let Ok(mut current) = self.bar.lock() {
             if let Some(old) = current.replace(bar) {
@@ -32,8 +32,13 @@ impl Progress for Bars {
     }
 
     fn step(&self) {
-        if let Ok(bar) = self.bar.lock() {
-            bar.iter().for_each(|bar| bar.inc(1));
+        let Ok(bar) = self.bar.lock() else { return };
+        let Some(bar) = bar.as_ref() else { return };
+        bar.inc(1);
+        let (position, length) = (bar.position(), bar.length().unwrap_or(0));
+        let tenth = |position: u64| (10 * position).checked_div(length).unwrap_or(0);
+        if bar.is_hidden() && tenth(position) > tenth(position.saturating_sub(1)) {
+            say_error(&format!("{position} of {length} after {:.0?}", bar.elapsed()));
         }
     }
 

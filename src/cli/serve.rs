@@ -11,7 +11,10 @@ use super::{
 };
 use crate::{
     api::{self, ApiConfig, ApiState},
-    serve::{FamilyService, FamilyState, LoadedFamily, Observer, Registry, ServiceConfig},
+    serve::{
+        FamilyService, FamilyState, InferenceThread, LoadedFamily, Observer, Registry,
+        ServiceConfig,
+    },
     telemetry::{self, Metrics},
 };
 
@@ -30,7 +33,8 @@ pub(super) fn run(common: &Common, arguments: &ServeArguments) -> anyhow::Result
         .with_context(|| format!("cannot listen on {address}"))?;
     let machine = setup::machine(common)?;
     let metrics = Arc::new(Metrics::new()?);
-    let registry = Arc::new(registry(common, arguments, &machine, &metrics)?);
+    let (registry, _thread) = registry(common, arguments, &machine, &metrics)?;
+    let registry = Arc::new(registry);
     let observer: Arc<dyn Observer> = metrics.clone();
     let state = ApiState::new(registry.clone(), observer, Arc::new(move || metrics.render()));
     let config = ApiConfig {
@@ -53,7 +57,7 @@ fn registry(
     arguments: &ServeArguments,
     machine: &Machine,
     metrics: &Arc<Metrics>,
-) -> anyhow::Result<Registry> {
+) -> anyhow::Result<(Registry, InferenceThread)> {
     let mut states = Vec::new();
     let mut loaded = Vec::new();
     for name in setup::family_names(&common.pool)? {
@@ -66,17 +70,18 @@ fn registry(
         }
     }
     let config = ServiceConfig {
+        preload: !arguments.no_preload,
         queue_limit: arguments.queue_limit.max(1),
         max_wait: Duration::from_secs(arguments.request_timeout),
         latency_margin: arguments.latency_margin,
     };
     let observer: Arc<dyn Observer> = metrics.clone();
-    let services = FamilyService::start(&machine.runtime, loaded, config, &observer)?;
+    let (services, thread) = FamilyService::start(&machine.runtime, loaded, config, &observer)?;
     for service in services {
         tracing::info!(family = service.name(), version = service.digest(), "ready");
         states.push((service.name().to_owned(), FamilyState::Ready(service)));
     }
-    Ok(Registry::new(states))
+    Ok((Registry::new(states), thread))
 }
 
 fn load(common: &Common, machine: &Machine, name: &str) -> anyhow::Result<LoadedFamily> {

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     arch::{Encoding, Family},
-    family::{FamilyGraph, ModuleId, ModuleKind, PlanId},
+    family::{FamilyGraph, Module, ModuleId, ModuleKind, PlanId},
     runtime::{Activation, Executor, SideInputs},
 };
 
@@ -79,6 +79,12 @@ pub fn evaluate(
             due = spread(&family, profile, &records, due, options.plans_per_round)?;
         }
         if due.is_empty() {
+            records.fit_losses(graph);
+            save(&records)?;
+            if round == 0 {
+                wanted = candidate_paths(&family, profile, &records)?;
+                continue;
+            }
             break;
         }
         progress.note(&format!("round {round}: {} plans", due.len()));
@@ -127,33 +133,49 @@ fn not_measured(
 /// Returns the path that ends in the reference's own head.
 fn reference_path(graph: &FamilyGraph) -> Option<Vec<ModuleId>> {
     let head = graph.modules().iter().position(|module| module.kind == ModuleKind::Head)?;
-    path_through(graph, ModuleId(head))
+    path_through(graph, ModuleId(head), |module| i64::from(module.variant.is_some()))
 }
 
-/// Returns for every module the path through it that is otherwise the plainest.
+/// Returns for every module that departs from its anchor the path through it that departs least
+/// otherwise. Where blocks have an int8 form the rest of the path takes it, for speed.
 fn singles(graph: &FamilyGraph) -> BTreeSet<Vec<ModuleId>> {
-    (0..graph.modules().len()).filter_map(|index| path_through(graph, ModuleId(index))).collect()
+    use ModuleKind::{Attention, Block, Mlp};
+    let is_plain = |module: &Module| {
+        matches!(module.kind, Block | Attention | Mlp) && module.variant.is_none()
+    };
+    let modules = graph.modules().iter().enumerate();
+    modules
+        .filter(|(_, module)| !is_plain(module))
+        .filter_map(|(index, _)| path_through(graph, ModuleId(index), departure))
+        .collect()
 }
 
-/// Finds the path through `id` with the fewest departures from plain anchors, then the most modules.
-fn path_through(graph: &FamilyGraph, id: ModuleId) -> Option<Vec<ModuleId>> {
+/// Finds the path through `id` that departs least by `departure`.
+fn path_through(
+    graph: &FamilyGraph,
+    id: ModuleId,
+    departure: fn(&Module) -> i64,
+) -> Option<Vec<ModuleId>> {
     let module = graph.module(id);
-    let mut path = plainest(graph, graph.input().0, module.from.0)?;
+    let mut path = shortest(graph, (graph.input().0, module.from.0), departure)?;
     path.push(id);
-    path.extend(plainest(graph, module.to.0, graph.output().0)?);
+    path.extend(shortest(graph, (module.to.0, graph.output().0), departure)?);
     Some(path)
 }
 
-/// Finds the plainest path between two spaces (Bellman-Ford; the graph has no cycle).
-fn plainest(graph: &FamilyGraph, from: usize, to: usize) -> Option<Vec<ModuleId>> {
+/// Finds the path between two spaces with the least sum of `length` (Bellman-Ford; lengths may be
+/// negative, the graph has no cycle).
+fn shortest(
+    graph: &FamilyGraph,
+    (from, to): (usize, usize),
+    length: fn(&Module) -> i64,
+) -> Option<Vec<ModuleId>> {
     let mut best: Vec<Option<(i64, Option<ModuleId>)>> = vec![None; graph.spaces().len()];
     best[from] = Some((0, None));
     for _ in 0..graph.spaces().len() {
         for (index, module) in graph.modules().iter().enumerate() {
-            let Some((cost, _)) = best[module.from.0] else {
-                continue;
-            };
-            let cost = cost + departure(module);
+            let Some((cost, _)) = best[module.from.0] else { continue };
+            let cost = cost + length(module);
             if best[module.to.0].is_none_or(|(known, _)| cost < known) {
                 best[module.to.0] = Some((cost, Some(ModuleId(index))));
             }
@@ -170,15 +192,17 @@ fn plainest(graph: &FamilyGraph, from: usize, to: usize) -> Option<Vec<ModuleId>
     Some(path)
 }
 
-/// How far a module departs from its anchor; plain blocks count for a path.
-fn departure(module: &crate::family::Module) -> i64 {
+/// How far a module departs from its anchor; blocks count for a path, in int8 where there is a choice.
+fn departure(module: &Module) -> i64 {
     use ModuleKind::{Attention, Block, Bridge, Exit, Head, Mlp, Stem, Stitch};
+    let is_int8 = module.variant.as_deref().is_some_and(|variant| variant.ends_with("int8"));
     match (module.kind, &module.variant) {
         (Stem | Head, _) => 0,
         (Block | Attention | Mlp, None) => -1,
-        (Block | Attention | Mlp, Some(_)) => 1_000,
-        (Bridge | Stitch | Exit, None) => 1_000,
-        (Bridge | Stitch | Exit, Some(_)) => 2_000,
+        (Block | Attention | Mlp, Some(_)) if is_int8 => -2,
+        (Bridge | Stitch | Exit, _) if is_int8 => 1_000,
+        (Bridge | Stitch | Exit, _) => 1_001,
+        (Block | Attention | Mlp, _) => 1_000,
     }
 }
 

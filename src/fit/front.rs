@@ -39,7 +39,7 @@ pub fn costed_graph(
                 weight_bytes: family.network(id).map_or(0, crate::arch::Network::weight_bytes),
                 activation_bytes: measured
                     .map_or(0, |m| to_bytes(m.activation_bytes.peak(batch, tokens))),
-                loss: quality.loss(&module.name),
+                loss: quality.loss(graph, id),
             };
             CostedEdge { from: module.from.0, to: module.to.0, cost }
         })

@@ -5,10 +5,13 @@ use std::{collections::BTreeMap, path::Path};
 use serde::{Deserialize, Serialize};
 
 use super::FitError;
-use crate::family::{FamilyGraph, ModuleId, PlanId};
+use crate::family::{FamilyGraph, ModuleId, ModuleKind, PlanId, SpaceId, SpaceKind};
 
 /// The least quality that a logarithm is taken of.
 const FLOOR: f64 = 1e-3;
+
+/// The loss of a module of which nothing is known: a quality of about a third.
+const UNKNOWN_LOSS: f64 = 1.0;
 
 /// What `quality.json` holds: measured plans, and what each module loses by itself.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -52,14 +55,20 @@ impl QualityRecords {
             .map_err(|e| FitError::Malformed { path: path.to_owned(), message: e.to_string() })
     }
 
-    /// Returns the predicted loss of a module.
-    pub fn loss(&self, module: &str) -> f64 {
-        self.losses.get(module).copied().unwrap_or(0.0)
+    /// Returns the predicted loss of a module: fitted where it was part of a measured plan, none where it
+    /// is a plain part of the reference, and a large one where nothing is known.
+    pub fn loss(&self, graph: &FamilyGraph, id: ModuleId) -> f64 {
+        let module = graph.module(id);
+        let known = self.losses.get(&module.name).copied();
+        known.unwrap_or_else(|| if is_reference(graph, id) { 0.0 } else { UNKNOWN_LOSS })
     }
 
     /// Returns the predicted quality of `path`, made careful by the model's error.
     pub fn predict(&self, graph: &FamilyGraph, path: &[ModuleId]) -> f64 {
-        let loss: f64 = path.iter().map(|id| self.loss(&graph.module(*id).name)).sum();
+        if path.iter().all(|id| is_reference(graph, *id)) {
+            return 1.0;
+        }
+        let loss: f64 = path.iter().map(|id| self.loss(graph, *id)).sum();
         ((-loss).exp() - self.prediction_error).clamp(0.0, 1.0)
     }
 
@@ -74,14 +83,28 @@ impl QualityRecords {
             .collect();
         let losses = losses_of(graph, &plans);
         self.prediction_error = leave_one_out_error(graph, &plans);
-        self.losses = graph
-            .modules()
-            .iter()
-            .zip(losses)
-            .filter(|(_, loss)| *loss > 0.0)
-            .map(|(module, loss)| (module.name.clone(), loss))
+        let is_used =
+            |index: &usize| plans.iter().any(|(path, _)| path.contains(&ModuleId(*index)));
+        let rounded = |loss: f64| (loss * 1e4).round() / 1e4;
+        self.losses = (0..losses.len())
+            .filter(is_used)
+            .map(|index| (graph.modules()[index].name.clone(), rounded(losses[index])))
             .collect();
     }
+}
+
+/// Tells whether a module is a plain part of the anchor that has a head of its own.
+fn is_reference(graph: &FamilyGraph, id: ModuleId) -> bool {
+    use ModuleKind::{Attention, Block, Head, Mlp, Stem};
+    let anchor = |space: SpaceId| match graph.spaces()[space.0].kind {
+        SpaceKind::Hidden { anchor, .. } => Some(anchor),
+        SpaceKind::Input | SpaceKind::Output => None,
+    };
+    let module = graph.module(id);
+    let reference = graph.modules().iter().find(|m| m.kind == Head).and_then(|m| anchor(m.from));
+    module.variant.is_none()
+        && matches!(module.kind, Stem | Block | Attention | Mlp | Head)
+        && anchor(module.to).or(anchor(module.from)) == reference
 }
 
 /// Finds the non-negative losses that explain the measured qualities best: least squares in the

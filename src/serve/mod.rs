@@ -15,3 +15,4 @@ pub use observe::{Observer, Outcome};
 pub use registry::{FamilyState, Registry};
 pub use request::{InferRequest, InferResponse, PlanSummary, Report};
 pub use service::{FamilyService, LoadedFamily, ServiceConfig};
+pub use worker::InferenceThread;

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     ErrorCode, InferRequest, InferResponse, Observer, Outcome, PlanSummary, Report, ServeError,
     inputs::{self, Inputs},
-    worker::{self, Done, Job},
+    worker::{self, Done, InferenceThread, Job},
 };
 use crate::{
     arch::{Encoding, Family},
@@ -22,9 +22,14 @@ use crate::{
     tensor::{DataType, TensorSpec},
 };
 
+/// When a client that was refused for load may try again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
 /// How families are served.
 #[derive(Debug, Clone, Copy)]
 pub struct ServiceConfig {
+    /// Whether the modules of all plans are loaded before requests need them, while none waits.
+    pub preload: bool,
     /// The most requests that wait for the inference thread.
     pub queue_limit: usize,
     /// How long a request may wait before it is given up.
@@ -56,7 +61,8 @@ pub struct FamilyService {
 }
 
 impl FamilyService {
-    /// Starts the inference thread and serves `families` through it.
+    /// Starts the inference thread and serves `families` through it. The thread must be dropped before
+    /// the process ends.
     ///
     /// # Errors
     ///
@@ -66,28 +72,31 @@ impl FamilyService {
         families: Vec<LoadedFamily>,
         config: ServiceConfig,
         observer: &Arc<dyn Observer>,
-    ) -> Result<Vec<Arc<Self>>, FitError> {
+    ) -> Result<(Vec<Arc<Self>>, InferenceThread), FitError> {
         let mut tables = Vec::new();
         let mut preload = Vec::new();
         for (index, loaded) in families.iter().enumerate() {
             let LoadedFamily { family, profile, quality } = loaded;
             let table = fit::plan_table(family, profile, quality, config.latency_margin)?;
-            preload.extend(modules_of(&table).into_iter().map(|id| (index, id)));
+            if config.preload {
+                preload.extend(modules_of(&table).into_iter().map(|id| (index, id)));
+            }
             tables.push(table);
         }
         let executors = families
             .iter()
             .map(|loaded| Executor::new(runtime.clone(), loaded.family.clone()))
             .collect();
-        let jobs = worker::start(executors, preload, config.queue_limit, observer.clone())
-            .map_err(|e| FitError::Family(format!("the inference thread cannot start: {e}")))?;
+        let (jobs, thread) =
+            worker::start(executors, preload, config.queue_limit, observer.clone())
+                .map_err(|e| FitError::Family(format!("the inference thread cannot start: {e}")))?;
         let services = families.into_iter().zip(tables).enumerate();
         let services = services.map(|(index, (loaded, table))| {
             let digest = digest(&loaded.family);
             let (jobs, observer) = (jobs.clone(), observer.clone());
             Arc::new(Self { loaded, table, digest, config, index, jobs, observer })
         });
-        Ok(services.collect())
+        Ok((services.collect(), thread))
     }
 
     /// Returns the served name.
@@ -167,10 +176,8 @@ impl FamilyService {
         let reference = self.manifest().reference.clone();
         let start = Instant::now();
         let encoding = self.encode(inputs.clone(), &reference).await?;
-        let mut budget = request.budget;
-        budget.latency = budget.latency.map(|latency| latency.saturating_sub(arrival.elapsed()));
         let shape = (encoding.batch, encoding.tokens);
-        let (mut plan, path) = self.plan_for(shape, &budget)?;
+        let (mut plan, path) = self.plan_in_time(shape, &request.budget, arrival.elapsed())?;
         let anchor = self.loaded.family.graph.stem_anchor(&path).unwrap_or_default().to_owned();
         let encoding = if self.loaded.family.share_tokenizer(&anchor, &reference) {
             encoding
@@ -233,12 +240,31 @@ impl FamilyService {
             return Err(match error {
                 mpsc::error::TrySendError::Full(_) => ServeError::QueueFull {
                     limit: self.config.queue_limit,
-                    retry_after: Duration::from_secs(1),
+                    retry_after: RETRY_AFTER,
                 },
                 mpsc::error::TrySendError::Closed(_) => ServeError::WorkerGone,
             });
         }
         answer.await.map_err(|_| ServeError::WorkerGone)?
+    }
+
+    /// Chooses the plan for what is left of `budget` after `elapsed`. A budget that no plan meets is told
+    /// from one that some plan would have met in time.
+    fn plan_in_time(
+        &self,
+        shape: (usize, usize),
+        budget: &Budget,
+        elapsed: Duration,
+    ) -> Result<(PlanSummary, Vec<ModuleId>), ServeError> {
+        let left = budget.latency.map(|latency| latency.saturating_sub(elapsed));
+        let chosen = self.plan_for(shape, &Budget { latency: left, ..budget.clone() });
+        match chosen {
+            Err(ServeError::Choose(_)) if left.is_some() => {
+                self.plan_for(shape, budget)?;
+                Err(ServeError::TooLate { elapsed, retry_after: RETRY_AFTER })
+            }
+            chosen => chosen,
+        }
     }
 
     /// Chooses the plan for `budget`. A plan asked for by id may be any path of the family, also one

@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -50,6 +50,19 @@ pub(super) struct Done {
     pub(super) compute: Duration,
 }
 
+/// The inference thread. When this is dropped the thread is outside ONNX Runtime and stays there, so
+/// that the process may end: its libraries must not be torn down under a running session.
+#[derive(Debug)]
+pub struct InferenceThread {
+    is_stopped: Arc<Mutex<bool>>,
+}
+
+impl Drop for InferenceThread {
+    fn drop(&mut self) {
+        *self.is_stopped.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+}
+
 /// Starts the inference thread over `executors`; it ends when the returned sender is dropped.
 ///
 /// While no job waits, it loads the modules in `preload`, so that requests find them loaded.
@@ -58,39 +71,48 @@ pub(super) fn start(
     preload: Vec<(usize, ModuleId)>,
     queue_limit: usize,
     observer: Arc<dyn Observer>,
-) -> std::io::Result<mpsc::Sender<Job>> {
+) -> std::io::Result<(mpsc::Sender<Job>, InferenceThread)> {
     let (sender, receiver) = mpsc::channel(queue_limit);
-    let worker = Worker { executors, preload: preload.into(), observer };
+    let is_stopped = Arc::new(Mutex::new(false));
+    let guard = InferenceThread { is_stopped: is_stopped.clone() };
+    let worker = Worker { executors, preload: preload.into(), observer, is_stopped };
     thread::Builder::new()
         .name("inference".into())
         .spawn(move || worker.run_until_closed(receiver))?;
-    Ok(sender)
+    Ok((sender, guard))
 }
 
 struct Worker {
     executors: Vec<Executor>,
     preload: VecDeque<(usize, ModuleId)>,
     observer: Arc<dyn Observer>,
+    /// Held while the thread is inside ONNX Runtime.
+    is_stopped: Arc<Mutex<bool>>,
 }
 
 impl Worker {
     fn run_until_closed(mut self, mut receiver: mpsc::Receiver<Job>) {
         loop {
-            let job = match receiver.try_recv() {
-                Ok(job) => job,
+            let task = match receiver.try_recv() {
+                Ok(job) => Task::Answer(job),
                 Err(TryRecvError::Disconnected) => return,
                 Err(TryRecvError::Empty) => match self.preload.pop_front() {
-                    Some((family, module)) => {
-                        self.load(family, module);
-                        continue;
-                    }
+                    Some((family, module)) => Task::Load(family, module),
                     None => match receiver.blocking_recv() {
-                        Some(job) => job,
+                        Some(job) => Task::Answer(job),
                         None => return,
                     },
                 },
             };
-            self.answer(job);
+            let gate = self.is_stopped.clone();
+            let is_stopped = gate.lock().unwrap_or_else(PoisonError::into_inner);
+            if *is_stopped {
+                return;
+            }
+            match task {
+                Task::Load(family, module) => self.load(family, module),
+                Task::Answer(job) => self.answer(job),
+            }
         }
     }
 
@@ -142,6 +164,12 @@ impl Worker {
         let executor = &self.executors[family];
         self.observer.residency_changed(&executor.family().manifest.name, &executor.residency());
     }
+}
+
+/// What the thread does next.
+enum Task {
+    Load(usize, ModuleId),
+    Answer(Job),
 }
 
 /// Passes module times on under the modules' names.

@@ -12,7 +12,10 @@ use tessera::{
     arch::{Encoding, Family},
     fit::{MachineKey, Profile, ProfileCache, ProfileOptions, QualityRecords, measure_profile},
     runtime::{Executor, Runtime, RuntimeConfig, find_library},
-    serve::{FamilyService, FamilyState, LoadedFamily, Observer, Registry, ServiceConfig},
+    serve::{
+        FamilyService, FamilyState, InferenceThread, LoadedFamily, Observer, Registry,
+        ServiceConfig,
+    },
     telemetry::Metrics,
 };
 
@@ -55,6 +58,7 @@ pub(crate) fn text_executor() -> Executor {
 struct Served {
     registry: Arc<Registry>,
     metrics: Arc<Metrics>,
+    _thread: InferenceThread,
 }
 
 fn served() -> &'static Served {
@@ -65,16 +69,17 @@ fn served() -> &'static Served {
         let quality = QualityRecords::read(&family.folder.join("quality.json")).expect("read");
         let loaded = LoadedFamily { profile: short_profile(), quality, family };
         let config = ServiceConfig {
+            preload: false,
             queue_limit: 64,
             max_wait: Duration::from_secs(30),
             latency_margin: 0.05,
         };
         let observer: Arc<dyn Observer> = metrics.clone();
-        let services = FamilyService::start(&runtime(), vec![loaded], config, &observer)
+        let (services, thread) = FamilyService::start(&runtime(), vec![loaded], config, &observer)
             .expect("the family starts");
         let families = services.into_iter();
         let families = families.map(|s| (s.name().to_owned(), FamilyState::Ready(s)));
-        Served { registry: Arc::new(Registry::new(families)), metrics }
+        Served { registry: Arc::new(Registry::new(families)), metrics, _thread: thread }
     })
 }
 
