@@ -3,6 +3,8 @@
 //! `cargo bench --bench planner`. Inputs are seeded; the line on stderr gives percentiles of single
 //! choices.
 
+#![expect(clippy::print_stderr, reason = "a benchmark tells what it measures")]
+
 use std::{
     hint::black_box,
     time::{Duration, Instant},

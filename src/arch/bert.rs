@@ -4,7 +4,7 @@
 //! `norm(h + mlp(h))`. Each sub-layer is a module of its own, so that one of them can be dropped or
 //! quantized apart.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Deserialize;
 
@@ -61,7 +61,7 @@ impl Bert {
             path: config_path.to_owned(),
             message: e.to_string(),
         })?;
-        config.validate(config_path.to_owned())?;
+        config.validate(config_path)?;
         let prefix =
             if checkpoint.has("bert.embeddings.word_embeddings.weight") { "bert." } else { "" };
         Ok(Self { config, checkpoint, prefix })
@@ -229,10 +229,10 @@ impl Bert {
 }
 
 impl Config {
-    fn validate(&self, path: PathBuf) -> Result<(), ArchError> {
+    fn validate(&self, path: &Path) -> Result<(), ArchError> {
         let refuse = |key: &str, value: String, expected: &str| {
             Err(ArchError::Config {
-                path: path.clone(),
+                path: path.to_owned(),
                 key: key.into(),
                 value,
                 expected: expected.into(),

@@ -75,13 +75,13 @@ pub fn fit_file_name(map: &MapSpec) -> String {
 
 /// The expanding half of a feed-forward block: `gelu(expand · x + bias)`.
 #[derive(Debug, Clone)]
-pub struct Expansion {
+pub(super) struct Expansion {
     /// `[hidden, width]`.
-    pub weight: TensorProto,
+    pub(super) weight: TensorProto,
     /// `[hidden]`.
-    pub bias: TensorProto,
+    pub(super) bias: TensorProto,
     /// ONNX Runtime's operator for the activation with its bias.
-    pub activation: &'static str,
+    pub(super) activation: &'static str,
 }
 
 /// What a map is built of besides its weights.

@@ -4,7 +4,11 @@ use std::path::Path;
 
 use prost::Message;
 
-use crate::onnx::{GraphBuilder, OnnxError, external, proto::*, quantize_weights};
+use crate::onnx::{
+    Attribute, GraphBuilder, OnnxError, external,
+    proto::{ModelProto, TensorProto, data_type},
+    quantize_weights,
+};
 
 /// The token ids, `[batch, tokens]` INT64.
 pub const INPUT_IDS: &str = "input_ids";
@@ -110,7 +114,6 @@ pub(super) fn extent(width: usize) -> Option<i64> {
 
 /// Adds a weight in f32, whatever its type in the file.
 pub(super) fn float_weight(graph: &mut GraphBuilder, tensor: TensorProto) -> String {
-    use crate::onnx::Attribute;
     let is_float = tensor.data_type == data_type::FLOAT;
     let name = graph.weight(tensor);
     if is_float {
@@ -121,7 +124,6 @@ pub(super) fn float_weight(graph: &mut GraphBuilder, tensor: TensorProto) -> Str
 
 /// Multiplies `input` by the transpose of a `[out, in]` weight, as `Linear` layers keep it.
 pub(super) fn linear(graph: &mut GraphBuilder, input: &str, weight: TensorProto) -> String {
-    use crate::onnx::Attribute;
     let weight = float_weight(graph, weight);
     let transposed = graph.node("Transpose", &[&weight], &[("perm", Attribute::Ints(vec![1, 0]))]);
     graph.node("MatMul", &[input, &transposed], &[])

@@ -67,9 +67,10 @@ pub(super) fn evaluate(common: &Common, arguments: &EvaluateArguments) -> anyhow
         plans_per_round: arguments.plans,
         max_rounds: arguments.rounds,
         command: format!(
-            "tessera evaluate --family {} --corpus {} --max-tokens {}",
+            "tessera evaluate --family {} --corpus {} --texts {} --max-tokens {}",
             arguments.family.family,
             corpus.name(),
+            corpus.texts().len(),
             arguments.max_tokens
         ),
     };

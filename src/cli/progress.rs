@@ -24,10 +24,10 @@ impl Progress for Bars {
             say_error(&format!("{name}: {length} steps"));
             ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::hidden())
         };
-        if let Ok(mut current) = self.bar.lock() {
-            if let Some(old) = current.replace(bar) {
-                old.finish();
-            }
+        if let Ok(mut current) = self.bar.lock()
+            && let Some(old) = current.replace(bar)
+        {
+            old.finish();
         }
     }
 

@@ -68,6 +68,9 @@ pub struct QualitySpec {
     pub metric: String,
     /// Where measured qualities lie.
     pub file: PathBuf,
+    /// The least quality of a plan that is offered; an explicit plan may be worse.
+    #[serde(default)]
+    pub floor: f64,
 }
 
 /// A pretrained network.
@@ -224,6 +227,9 @@ impl Manifest {
         if let Some((key, value)) = limits.iter().find(|(_, value)| *value == 0) {
             return refuse(key, value, "must be at least 1".into());
         }
+        if !(0.0..=1.0).contains(&self.quality.floor) {
+            return refuse("quality.floor", &self.quality.floor, "must lie in [0, 1]".into());
+        }
         for (name, anchor) in &self.anchors {
             anchor.validate(name).or_else(|(key, value, expected)| {
                 refuse(&format!("anchors.{name}.{key}"), &value, expected)
@@ -316,6 +322,7 @@ mod tests {
             ("reference = \"a\"", "reference = \"b\"", "`reference` is `b`"),
             ("name = \"tiny\"", "name = \"big\"", "`name` is `big`"),
             ("width = 8", "width = 0", "output.width"),
+            ("metric =", "floor = 1.5, metric =", "quality.floor"),
             ("sha256 = {}", "sha256 = {}\nvariants = [\"int4\"]", "int4"),
             ("folder = \"anchors/a\"", "folder = \"../a\"", "../a"),
             ("folder = \"anchors/a\"", "folder = \"/etc\"", "/etc"),

@@ -1,3 +1,5 @@
+//! Tests of plan ids.
+
 use super::*;
 use crate::family::{Module, Space};
 

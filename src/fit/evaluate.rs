@@ -76,7 +76,9 @@ pub fn evaluate(
     for round in 0..=options.max_rounds {
         let mut due = not_measured(graph, &records, wanted);
         if round > 0 {
-            due = spread(&family, profile, &records, due, options.plans_per_round)?;
+            let floor = family.manifest.quality.floor;
+            due.retain(|path| (-records.predicted_loss(graph, path)).exp() >= floor);
+            due = spread(graph, &records, due, options.plans_per_round);
         }
         if due.is_empty() {
             records.fit_losses(graph);
@@ -206,22 +208,18 @@ fn departure(module: &Module) -> i64 {
     }
 }
 
-/// Takes at most `count` of `paths`, evenly over predicted latency.
+/// Takes at most `count` of `paths`, evenly from the best predicted quality to the worst.
 fn spread(
-    family: &Family,
-    profile: &Profile,
+    graph: &FamilyGraph,
     records: &QualityRecords,
     paths: BTreeSet<Vec<ModuleId>>,
     count: usize,
-) -> Result<BTreeSet<Vec<ModuleId>>, FitError> {
-    let mut timed = Vec::new();
-    for path in paths {
-        let entry = super::entry(family, profile, records, &path)?;
-        timed.push((entry.latency_seconds_at(1, 128), path));
-    }
-    timed.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let every = timed.len().div_ceil(count.max(1)).max(1);
-    Ok(timed.into_iter().step_by(every).map(|(_, path)| path).collect())
+) -> BTreeSet<Vec<ModuleId>> {
+    let mut ranked: Vec<_> =
+        paths.into_iter().map(|path| (records.predicted_loss(graph, &path), path)).collect();
+    ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let every = ranked.len().div_ceil(count.max(1)).max(1);
+    ranked.into_iter().step_by(every).map(|(_, path)| path).collect()
 }
 
 /// Runs all `paths` over the corpus and returns each one's outputs in the order of the texts. Batches

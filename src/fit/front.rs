@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// How coarse the search for plans not measured may be; their qualities are predictions anyway.
-const EPSILON: f64 = 0.02;
+const EPSILON: f64 = 0.005;
 
 /// Returns the family's graph with what each module costs at one shape of request.
 ///
@@ -73,7 +73,8 @@ pub fn candidate_paths(
     Ok(paths)
 }
 
-/// Returns what serving reads: the candidate plans with their costs at every shape.
+/// Returns what serving reads: the candidate plans with their costs at every shape, those below the
+/// family's floor of quality left out.
 ///
 /// # Errors
 ///
@@ -84,10 +85,11 @@ pub fn plan_table(
     quality: &QualityRecords,
     margin: f64,
 ) -> Result<PlanTable, FitError> {
-    let entries = candidate_paths(family, profile, quality)?
+    let mut entries = candidate_paths(family, profile, quality)?
         .iter()
         .map(|path| entry(family, profile, quality, path))
         .collect::<Result<Vec<_>, _>>()?;
+    entries.retain(|entry| entry.quality.value >= family.manifest.quality.floor);
     Ok(PlanTable::new(entries, margin)?)
 }
 

@@ -63,12 +63,17 @@ impl QualityRecords {
         known.unwrap_or_else(|| if is_reference(graph, id) { 0.0 } else { UNKNOWN_LOSS })
     }
 
+    /// Returns the sum of the losses of the modules of `path`.
+    pub fn predicted_loss(&self, graph: &FamilyGraph, path: &[ModuleId]) -> f64 {
+        path.iter().map(|id| self.loss(graph, *id)).sum()
+    }
+
     /// Returns the predicted quality of `path`, made careful by the model's error.
     pub fn predict(&self, graph: &FamilyGraph, path: &[ModuleId]) -> f64 {
         if path.iter().all(|id| is_reference(graph, *id)) {
             return 1.0;
         }
-        let loss: f64 = path.iter().map(|id| self.loss(graph, *id)).sum();
+        let loss = self.predicted_loss(graph, path);
         ((-loss).exp() - self.prediction_error).clamp(0.0, 1.0)
     }
 

@@ -11,8 +11,8 @@ use super::{
 /// Cuts `model` at `cuts`, in order, into one more pieces than cuts; the last ends in `output`.
 ///
 /// A piece's inputs are the cut before it and those of the model's inputs that it needs: what depends
-/// on the inputs only, such as an attention mask, is computed again in each piece. Every cut tensor is
-/// taken to be `[batch, tokens, width]` in f32.
+/// on the inputs only, such as an attention mask, is computed again in each piece. Every cut tensor and
+/// the output are taken to be `[batch, tokens, width]` in f32.
 ///
 /// # Errors
 ///
@@ -46,8 +46,7 @@ pub fn cut(
         if let Some(start) = start {
             graph.input.insert(0, ValueInfoProto::tensor(start, data_type::FLOAT, &hidden));
         }
-        let shape: &[_] = if end.is_some() { &hidden } else { &[None, Some(width)] };
-        graph.output = vec![ValueInfoProto::tensor(target, data_type::FLOAT, shape)];
+        graph.output = vec![ValueInfoProto::tensor(target, data_type::FLOAT, &hidden)];
         pieces.push(ModelProto { graph: Some(graph), ..without_graph(model) });
     }
     Ok(pieces)

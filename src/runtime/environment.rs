@@ -51,7 +51,7 @@ impl Runtime {
     }
 
     /// Returns the environment in which sessions are created.
-    pub(super) fn environment(&self) -> &Environment {
+    pub fn environment(&self) -> &Environment {
         &self.environment
     }
 }

@@ -105,14 +105,6 @@ pub enum ServeError {
         /// When to try again.
         retry_after: Duration,
     },
-    /// Too much of the latency budget had passed when the plan was to be chosen.
-    #[error("{elapsed:?} of the latency budget had passed before a plan could run in the rest")]
-    TooLate {
-        /// How much.
-        elapsed: Duration,
-        /// When to try again.
-        retry_after: Duration,
-    },
     /// The server is stopping.
     #[error("the server is draining")]
     Draining,
@@ -151,7 +143,7 @@ impl ServeError {
                 ChooseError::NotFound { .. } => ErrorCode::NotFound,
                 ChooseError::Infeasible(_) => ErrorCode::BudgetInfeasible,
             },
-            Self::QueueFull { .. } | Self::TooLate { .. } => ErrorCode::Overloaded,
+            Self::QueueFull { .. } => ErrorCode::Overloaded,
             Self::Cancelled => ErrorCode::Cancelled,
             Self::DeadlineExceeded { .. } => ErrorCode::DeadlineExceeded,
             Self::Runtime(_) | Self::WorkerGone => ErrorCode::Internal,

@@ -17,7 +17,7 @@ use crate::{
     arch::{Encoding, Family},
     family::{FamilyError, Manifest, ModuleId, PlanId},
     fit::{self, FitError, Profile, QualityRecords},
-    plan::{Budget, Choice, PlanEntry, PlanTable},
+    plan::{Budget, Choice, ChooseError, PlanEntry, PlanTable},
     runtime::{Executor, Runtime},
     tensor::{DataType, TensorSpec},
 };
@@ -177,7 +177,7 @@ impl FamilyService {
         let start = Instant::now();
         let encoding = self.encode(inputs.clone(), &reference).await?;
         let shape = (encoding.batch, encoding.tokens);
-        let (mut plan, path) = self.plan_in_time(shape, &request.budget, arrival.elapsed())?;
+        let (plan, path) = self.plan_in_time(shape, &request.budget, arrival.elapsed())?;
         let anchor = self.loaded.family.graph.stem_anchor(&path).unwrap_or_default().to_owned();
         let encoding = if self.loaded.family.share_tokenizer(&anchor, &reference) {
             encoding
@@ -185,7 +185,6 @@ impl FamilyService {
             self.encode(inputs.for_other_vocabulary(&anchor)?, &anchor).await?
         };
         let tokenize = start.elapsed();
-        plan.predicted_latency += arrival.elapsed();
         let done = self.run(path, encoding).await?;
         let report = Report {
             plan,
@@ -248,8 +247,8 @@ impl FamilyService {
         answer.await.map_err(|_| ServeError::WorkerGone)?
     }
 
-    /// Chooses the plan for what is left of `budget` after `elapsed`. A budget that no plan meets is told
-    /// from one that some plan would have met in time.
+    /// Chooses the plan for what is left of `budget` after `elapsed`, which every plan would have taken
+    /// as well: predictions and the costs in an error count it in.
     fn plan_in_time(
         &self,
         shape: (usize, usize),
@@ -257,13 +256,19 @@ impl FamilyService {
         elapsed: Duration,
     ) -> Result<(PlanSummary, Vec<ModuleId>), ServeError> {
         let left = budget.latency.map(|latency| latency.saturating_sub(elapsed));
-        let chosen = self.plan_for(shape, &Budget { latency: left, ..budget.clone() });
-        match chosen {
-            Err(ServeError::Choose(_)) if left.is_some() => {
-                self.plan_for(shape, budget)?;
-                Err(ServeError::TooLate { elapsed, retry_after: RETRY_AFTER })
+        match self.plan_for(shape, &Budget { latency: left, ..budget.clone() }) {
+            Ok((mut summary, path)) => {
+                summary.predicted_latency += elapsed;
+                Ok((summary, path))
             }
-            chosen => chosen,
+            Err(ServeError::Choose(mut error)) => {
+                if let ChooseError::Infeasible(infeasible) = &mut *error {
+                    infeasible.budget.latency = budget.latency;
+                    infeasible.cheapest.latency_seconds += elapsed.as_secs_f64();
+                }
+                Err(ServeError::Choose(error))
+            }
+            Err(error) => Err(error),
         }
     }
 

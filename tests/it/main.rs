@@ -1,5 +1,14 @@
 //! Integration tests: the real pool, the real runtime, the real server.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::needless_pass_by_value,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests compare floats, print what they find, and panic where it is wrong"
+)]
+
 mod bad_input;
 mod http;
 mod reference;
