@@ -29,7 +29,7 @@ pub enum ArchError {
         source: std::io::Error,
     },
     /// A file's digest is not the expected one.
-    #[error("{}: sha256 is {found}, but {expected} was expected: truncated, altered or another version", path.display())]
+    #[error("{}: sha256 is {found}, not {expected}: truncated or altered", path.display())]
     Digest {
         /// The file.
         path: PathBuf,

@@ -21,8 +21,8 @@ impl Exported {
     ///
     /// # Errors
     ///
-    /// Fails on a file that is unreadable, has another digest or is no ordered ONNX graph, and on cuts
-    /// that are none.
+    /// Fails on a file that is unreadable, has another digest or is no ordered ONNX graph, and on
+    /// cuts that are none.
     pub(super) fn open(
         folder: &Path,
         anchor: &str,

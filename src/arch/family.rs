@@ -7,11 +7,12 @@ use std::{
 };
 
 use super::{
-    ArchError, Checkpoint, FitRecords, Network, Tokenizer,
-    bert::Bert,
+    ArchError, Checkpoint, FitRecords, Network, Tokenizer, bert,
     checkpoint::open_verified,
+    encoder::Encoder,
     exported::Exported,
     fitted::{self, Expansion, MapParts, fit_file_name},
+    mpnet,
     network::Precision,
     pooling::mean_head,
 };
@@ -37,7 +38,7 @@ pub struct Family {
 /// A pretrained network of either kind.
 #[derive(Debug)]
 enum Anchor {
-    Bert(Box<Bert>),
+    Encoder(Box<Encoder>),
     Exported(Box<Exported>),
 }
 
@@ -81,7 +82,8 @@ impl Family {
         self.networks[id.0].as_ref()
     }
 
-    /// Returns the networks that compute what each of the manifest's maps sees, in the manifest's order.
+    /// Returns the networks that compute what each of the manifest's maps sees, in the manifest's
+    /// order.
     ///
     /// Maps from and to an optional anchor that is not there are left out.
     pub fn feature_networks(&self) -> impl Iterator<Item = (&MapSpec, &Network)> {
@@ -239,7 +241,7 @@ impl<'a> FamilyBuilder<'a> {
     fn expansion(&self, space: SpaceKind) -> Result<Option<Expansion>, ArchError> {
         match space {
             SpaceKind::Hidden { anchor, depth, inner: true } => match &self.anchors[anchor].1 {
-                Anchor::Bert(bert) => bert.expansion(depth).map(Some),
+                Anchor::Encoder(encoder) => encoder.expansion(depth).map(Some),
                 Anchor::Exported(_) => Ok(None),
             },
             _ => Ok(None),
@@ -318,7 +320,7 @@ fn map_kind(map: &MapSpec, from: SpaceKind, to: SpaceKind) -> Result<ModuleKind,
         _ => Err(ArchError::Map {
             from: map.from.clone(),
             to: map.to.clone(),
-            reason: "a `tokens` or `mlp` map ends between two blocks; a `pooled` map leads from between two blocks to `out`"
+            reason: "a `tokens` or `mlp` map ends between two blocks, a `pooled` map leads from there to `out`"
                 .into(),
         }),
     }
@@ -341,40 +343,42 @@ impl Anchor {
         })?;
         let checkpoint = Checkpoint::open(folder, &weights, digest(folder, spec, &weights)?)?;
         match value["model_type"].as_str() {
-            Some("bert") => Ok(Self::Bert(Box::new(Bert::new(&config_path, &text, checkpoint)?))),
+            Some("bert") => bert::open(&config_path, &text, checkpoint),
+            Some("mpnet") => mpnet::open(&config_path, &text, checkpoint),
             other => Err(ArchError::Config {
                 path: config_path,
                 key: "model_type".into(),
                 value: other.unwrap_or_default().into(),
-                expected: "`bert` is supported".into(),
+                expected: "`bert` and `mpnet` are supported".into(),
             }),
         }
+        .map(|encoder| Self::Encoder(Box::new(encoder)))
     }
 
     fn num_blocks(&self) -> usize {
         match self {
-            Self::Bert(bert) => bert.num_blocks(),
+            Self::Encoder(encoder) => encoder.num_blocks(),
             Self::Exported(exported) => exported.num_blocks(),
         }
     }
 
     fn width(&self) -> usize {
         match self {
-            Self::Bert(bert) => bert.width(),
+            Self::Encoder(encoder) => encoder.width(),
             Self::Exported(exported) => exported.width(),
         }
     }
 
     fn max_tokens(&self) -> usize {
         match self {
-            Self::Bert(bert) => bert.max_tokens(),
+            Self::Encoder(encoder) => encoder.max_tokens(),
             Self::Exported(_) => usize::MAX,
         }
     }
 
     fn stem(&self) -> Result<Network, ArchError> {
         match self {
-            Self::Bert(bert) => bert.stem(),
+            Self::Encoder(encoder) => encoder.stem(),
             Self::Exported(exported) => Ok(exported.stem()),
         }
     }
@@ -386,8 +390,8 @@ impl Anchor {
         precision: Precision,
     ) -> Result<Network, ArchError> {
         match self {
-            Self::Bert(bert) if part == 0 => bert.attention(block, precision),
-            Self::Bert(bert) => bert.mlp(block, precision),
+            Self::Encoder(encoder) if part == 0 => encoder.attention(block, precision),
+            Self::Encoder(encoder) => encoder.mlp(block, precision),
             Self::Exported(exported) => Ok(exported.sub_layer(block, part, precision)),
         }
     }

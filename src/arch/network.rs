@@ -47,7 +47,8 @@ impl Network {
         self.precision
     }
 
-    /// Returns the bytes that the weights take when loaded: four an element, or one where quantized.
+    /// Returns the bytes that the weights take when loaded: four an element, or one where
+    /// quantized.
     pub fn weight_bytes(&self) -> u64 {
         let Some(graph) = &self.model.graph else {
             return 0;

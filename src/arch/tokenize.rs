@@ -59,8 +59,8 @@ impl Tokenizer {
         self.encode_up_to(texts, usize::MAX)
     }
 
-    /// Encodes `texts` like [`encode`](Self::encode), but cuts them after `max_tokens` tokens if that is
-    /// sooner; the last token, which ends a text, is kept.
+    /// Encodes `texts` like [`encode`](Self::encode), but cuts them after `max_tokens` tokens if
+    /// that is sooner; the last token, which ends a text, is kept.
     ///
     /// # Errors
     ///

@@ -56,8 +56,8 @@ pub struct Common {
     /// Folder of families
     #[arg(long, global = true, env = "TESSERA_POOL", default_value = "models")]
     pub pool: PathBuf,
-    /// ONNX Runtime's shared library [default: ORT_DYLIB_PATH, then what `make setup` fetched, then the
-    /// system's]
+    /// ONNX Runtime's shared library [default: ORT_DYLIB_PATH, then what `make setup` fetched, then
+    /// the system's]
     #[arg(long, global = true, env = "TESSERA_ONNXRUNTIME")]
     pub onnxruntime: Option<PathBuf>,
     /// Threads for inference; 0 for as many as there are cores

@@ -135,8 +135,8 @@ pub struct MapSpec {
 pub enum MapForm {
     /// `W · features + b` for every token, then the layer norm before the target, if it has one.
     Tokens,
-    /// The feed-forward part of the block that `from` lies in, with its last matrix fitted anew so that it
-    /// leads to `to`: `W · [gelu(expand · token), token] + b`.
+    /// The feed-forward part of the block that `from` lies in, with its last matrix fitted anew so
+    /// that it leads to `to`: `W · [gelu(expand · token), token] + b`.
     Mlp,
     /// `normalize(W · features + b)` once for a sequence.
     Pooled,
@@ -188,8 +188,8 @@ impl Manifest {
     ///
     /// # Errors
     ///
-    /// Fails on a file that cannot be read, is no TOML, has unknown keys, or whose values contradict
-    /// each other; the error names file, key, value and what would be valid.
+    /// Fails on a file that cannot be read, is no TOML, has unknown keys, or whose values
+    /// contradict each other; the error names file, key, value and what would be valid.
     pub fn read(folder: &Path) -> Result<Self, FamilyError> {
         let path = folder.join("family.toml");
         let text = std::fs::read_to_string(&path)

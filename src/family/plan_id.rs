@@ -2,9 +2,9 @@
 //!
 //! `l3[0..1]>l6[2..6]{int8:2..6}` runs `l3`'s stem and first block, a stitch to before block 2 of
 //! `l6`, blocks 2 to 5 in int8, and the head. Options in braces are `variant:blocks`, a variant may
-//! name the sub-layer (`skip.mlp:4`), `via:label` names one of several stitches into the segment and
-//! `exit:label` one of several exits out of the last one. A segment that ends inside a block, after its
-//! attention, says so with a `+`: `l6[0..2+]>l6[4..6]`.
+//! name the sub-layer (`skip.mlp:4`), `via:label` names one of several stitches into the segment
+//! and `exit:label` one of several exits out of the last one. A segment that ends inside a block,
+//! after its attention, says so with a `+`: `l6[0..2+]>l6[4..6]`.
 
 use std::{collections::BTreeMap, fmt};
 

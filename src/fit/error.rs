@@ -43,6 +43,14 @@ pub enum FitError {
         /// The map.
         map: String,
     },
+    /// A map of tokens joins anchors that cut texts into different tokens.
+    #[error("`{from}` to `{to}`: the tokenizers differ, so only a `pooled` map can be fitted")]
+    TokenizersDiffer {
+        /// Where the map starts.
+        from: String,
+        /// Where it ends.
+        to: String,
+    },
     /// The family does not have what the work needs.
     #[error("{0}")]
     Family(String),

@@ -194,7 +194,8 @@ fn shortest(
     Some(path)
 }
 
-/// How far a module departs from its anchor; blocks count for a path, in int8 where there is a choice.
+/// How far a module departs from its anchor; blocks count for a path, in int8 where there is a
+/// choice.
 fn departure(module: &Module) -> i64 {
     use ModuleKind::{Attention, Block, Bridge, Exit, Head, Mlp, Stem, Stitch};
     let is_int8 = module.variant.as_deref().is_some_and(|variant| variant.ends_with("int8"));
@@ -222,8 +223,8 @@ fn spread(
     ranked.into_iter().step_by(every).map(|(_, path)| path).collect()
 }
 
-/// Runs all `paths` over the corpus and returns each one's outputs in the order of the texts. Batches
-/// follow the paths as a tree, so that a common start runs once.
+/// Runs all `paths` over the corpus and returns each one's outputs in the order of the texts.
+/// Batches follow the paths as a tree, so that a common start runs once.
 fn run_all(
     executor: &mut Executor,
     corpus: &Corpus,
@@ -258,8 +259,8 @@ fn run_all(
     Ok(outputs)
 }
 
-/// Groups paths by the anchor whose tokens they read. Within a group they stay sorted, so that paths
-/// with a common start follow one another.
+/// Groups paths by the anchor whose tokens they read. Within a group they stay sorted, so that
+/// paths with a common start follow one another.
 fn by_stem<'p>(
     graph: &FamilyGraph,
     paths: &'p BTreeSet<Vec<ModuleId>>,

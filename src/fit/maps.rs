@@ -1,6 +1,10 @@
 //! Fitting a family's maps in closed form.
 
-use std::{collections::HashMap, sync::Arc, time::SystemTime};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::SystemTime,
+};
 
 use half::f16;
 use safetensors::{Dtype, tensor::TensorView};
@@ -12,7 +16,7 @@ use super::{
     today, write_atomically,
 };
 use crate::{
-    arch::{Encoding, Family, FitRecord, FitRecords, fit_file_name},
+    arch::{Family, FitRecord, FitRecords, fit_file_name},
     family::{FamilyGraph, MapForm, MapSpec, ModuleId, ModuleKind, PlanId, SpaceId},
     runtime::{Activation, Executor, Runtime, SideInputs},
     tensor::Tensor,
@@ -24,8 +28,8 @@ const HELD_OUT: usize = 10;
 /// How maps are fitted.
 #[derive(Debug, Clone)]
 pub struct FitOptions {
-    /// The ridges to try, relative to the mean of the features' squares; the one that explains most of
-    /// the held-out texts is taken.
+    /// The ridges to try, relative to the mean of the features' squares; the one that explains most
+    /// of the held-out texts is taken.
     pub regularizations: Vec<f64>,
     /// The tokens after which texts are cut.
     pub max_tokens: usize,
@@ -58,11 +62,13 @@ struct Fit {
     sums: Option<[Regression; 2]>,
 }
 
-/// Fits the maps in the family's manifest that have no record, and writes their weights and records.
+/// Fits the maps in the family's manifest that have no record, and writes their weights and
+/// records.
 ///
-/// Maps that follow the anchors' own hidden states are fitted in one pass over the texts; those that are
-/// fitted on the hidden states of a plan follow when the plan's maps are there. Files are written as soon
-/// as a pass ends, so an interrupted fit resumes. Returns the number of maps fitted.
+/// Maps that follow the anchors' own hidden states are fitted in one pass over the texts; those
+/// that are fitted on the hidden states of a plan follow when the plan's maps are there. Files are
+/// written as soon as a pass ends, so an interrupted fit resumes. Returns the number of maps
+/// fitted.
 ///
 /// # Errors
 ///
@@ -144,6 +150,17 @@ fn own_path(graph: &FamilyGraph, space: SpaceId) -> Option<Vec<ModuleId>> {
     Some(path)
 }
 
+/// Refuses a map of tokens between anchors whose tokens are not the same.
+fn check_tokenizers(family: &Family, fit: &Fit) -> Result<(), FitError> {
+    let stem = |path| family.graph.stem_anchor(path).unwrap_or_default();
+    let is_pooled = fit.map.form == MapForm::Pooled;
+    if is_pooled || family.share_tokenizer(stem(&fit.prefix), stem(&fit.target)) {
+        return Ok(());
+    }
+    let (from, to) = (fit.map.from.clone(), fit.map.to.clone());
+    Err(FitError::TokenizersDiffer { from, to })
+}
+
 /// Runs the texts and adds up what the regressions need.
 fn gather(
     executor: &mut Executor,
@@ -153,16 +170,25 @@ fn gather(
     progress: &dyn Progress,
 ) -> Result<(), FitError> {
     let family = executor.family().clone();
+    fits.iter().try_for_each(|fit| check_tokenizers(&family, fit))?;
     let tokenizer = family
         .tokenizer(&family.manifest.reference)
         .ok_or_else(|| FitError::Family("the reference has no tokenizer".into()))?;
     let batches = corpus.batches(tokenizer, 16, options.max_tokens)?;
     // Every nth text for maps of tokens, so that all lengths are there.
     let every = corpus.texts().len().div_ceil(options.max_token_texts.max(1)).max(1);
+    let paths = fits.iter().flat_map(|fit| [&fit.prefix, &fit.target]);
+    let anchors = paths.filter_map(|path| family.graph.stem_anchor(path));
+    let anchors: BTreeSet<String> = anchors.map(str::to_owned).collect();
     progress.phase("fit", batches.len() as u64);
-    for (number, (_, encoding)) in batches.iter().enumerate() {
+    for (number, (positions, _)) in batches.iter().enumerate() {
         let held_out = number % HELD_OUT == HELD_OUT - 1;
-        let mut states = States::new(executor, encoding)?;
+        let texts = positions.iter().map(|position| corpus.texts()[*position].text.as_str());
+        let texts: Vec<&str> = texts.collect();
+        let encode = |anchor: &String| Inputs::encode(&family, anchor, &texts, options.max_tokens);
+        let inputs = anchors.iter().map(|anchor| Ok((anchor.clone(), encode(anchor)?)));
+        let inputs = inputs.collect::<Result<_, FitError>>()?;
+        let mut states = States { executor, family: &family, inputs, known: HashMap::new() };
         for fit in fits.iter_mut() {
             let is_pooled = fit.map.form == MapForm::Pooled;
             if is_pooled || number % every == 0 || held_out {
@@ -188,7 +214,7 @@ fn add_batch(
         .ok_or_else(|| FitError::Family("a map is gone".into()))?;
     let features = states.features(&fit.prefix, &fit.map.from, network)?;
     let targets = states.at(&fit.target)?;
-    let mask = &states.encoding.attention_mask;
+    let mask = &inputs_of(family, &states.inputs, &fit.prefix)?.mask;
     let (features, inputs) = rows(&features, (!is_pooled).then_some(mask));
     let (targets, outputs) = rows(&targets, (!is_pooled).then_some(mask));
     let new = || [Regression::new(inputs, outputs), Regression::new(inputs, outputs)];
@@ -205,20 +231,50 @@ fn rows(tensor: &Tensor, mask: Option<&Vec<i64>>) -> (Vec<f32>, usize) {
     (rows.flat_map(|(_, row)| row.iter().copied()).collect(), width)
 }
 
-/// Activations of one batch along the paths asked for, each computed once.
+/// Texts as the modules of an anchor read them.
+struct Inputs {
+    mask: Vec<i64>,
+    sides: SideInputs,
+}
+
+impl Inputs {
+    fn encode(
+        family: &Family,
+        anchor: &str,
+        texts: &[&str],
+        max_tokens: usize,
+    ) -> Result<Self, FitError> {
+        let tokenizer = family
+            .tokenizer(anchor)
+            .ok_or_else(|| FitError::Family(format!("anchor `{anchor}` has no tokenizer")))?;
+        let encoding = tokenizer.encode_up_to(texts, max_tokens).map_err(FitError::Tokenize)?;
+        let mask = encoding.attention_mask.clone();
+        Ok(Self { mask, sides: SideInputs::of_encoding(encoding)? })
+    }
+}
+
+/// Activations of one batch of texts along the paths asked for, each computed once.
 struct States<'a> {
     executor: &'a mut Executor,
-    encoding: &'a Encoding,
-    sides: SideInputs,
+    family: &'a Family,
+    /// The texts by the anchor that reads them.
+    inputs: BTreeMap<String, Inputs>,
     known: HashMap<Vec<ModuleId>, Activation>,
 }
 
-impl<'a> States<'a> {
-    fn new(executor: &'a mut Executor, encoding: &'a Encoding) -> Result<Self, FitError> {
-        let sides = SideInputs::of_encoding(encoding.clone())?;
-        Ok(Self { executor, encoding, sides, known: HashMap::new() })
-    }
+/// Returns the texts as the anchor that `path` starts with reads them.
+fn inputs_of<'i>(
+    family: &Family,
+    inputs: &'i BTreeMap<String, Inputs>,
+    path: &[ModuleId],
+) -> Result<&'i Inputs, FitError> {
+    let anchor = family.graph.stem_anchor(path);
+    anchor
+        .and_then(|anchor| inputs.get(anchor))
+        .ok_or_else(|| FitError::Family("a path starts with no stem".into()))
+}
 
+impl States<'_> {
     /// Returns the values after `path`.
     fn at(&mut self, path: &[ModuleId]) -> Result<Tensor, FitError> {
         self.compute(path)?;
@@ -238,17 +294,19 @@ impl<'a> States<'a> {
     ) -> Result<Tensor, FitError> {
         self.compute(path)?;
         let state = self.known.get(self.last_computed(path));
-        Ok(self.executor.run_network(name, network, state, &self.sides)?)
+        let sides = &inputs_of(self.family, &self.inputs, path)?.sides;
+        Ok(self.executor.run_network(name, network, state, sides)?)
     }
 
     /// Computes the activations along `path` that are not there yet.
     fn compute(&mut self, path: &[ModuleId]) -> Result<(), FitError> {
+        let sides = &inputs_of(self.family, &self.inputs, path)?.sides;
         for end in 1..=path.len() {
             if self.known.contains_key(&path[..end]) {
                 continue;
             }
             let state = self.known.get(self.last_computed(&path[..end - 1]));
-            if let Some(next) = self.executor.advance(path[end - 1], state, &self.sides)? {
+            if let Some(next) = self.executor.advance(path[end - 1], state, sides)? {
                 self.known.insert(path[..end].to_vec(), next);
             }
         }

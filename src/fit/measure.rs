@@ -40,9 +40,9 @@ impl Default for ProfileOptions {
 
 /// Measures the modules of the executor's family that `cache` does not have, adding them to it.
 ///
-/// Modules that follow one another in plans are run round robin, so that a module finds the processor's
-/// caches as it does in a path, not filled with its own weights. `save` is called after every group of
-/// modules, so that an interrupted run resumes.
+/// Modules that follow one another in plans are run round robin, so that a module finds the
+/// processor's caches as it does in a path, not filled with its own weights. `save` is called after
+/// every group of modules, so that an interrupted run resumes.
 ///
 /// # Errors
 ///

@@ -1,7 +1,7 @@
 //! Offline work on a pool: profiling, fitting, evaluating, and the front that comes of it.
 //!
-//! Serves no requests. Start at [`measure_profile`] for latencies, [`fit_maps`] for stitches, bridges and
-//! exits, [`evaluate`] for qualities and [`plan_table`] for what serving reads.
+//! Serves no requests. Start at [`measure_profile`] for latencies, [`fit_maps`] for stitches,
+//! bridges and exits, [`evaluate`] for qualities and [`plan_table`] for what serving reads.
 
 mod corpus;
 mod error;

@@ -33,7 +33,8 @@ pub struct QualityRecords {
     pub plans: BTreeMap<String, f64>,
     /// The additive loss, −ln(quality), of each module by its name; others lose nothing.
     pub losses: BTreeMap<String, f64>,
-    /// The root mean square error of predicted qualities, each predicted without its own measurement.
+    /// The root mean square error of predicted qualities, each predicted without its own
+    /// measurement.
     pub prediction_error: f64,
 }
 
@@ -55,8 +56,8 @@ impl QualityRecords {
             .map_err(|e| FitError::Malformed { path: path.to_owned(), message: e.to_string() })
     }
 
-    /// Returns the predicted loss of a module: fitted where it was part of a measured plan, none where it
-    /// is a plain part of the reference, and a large one where nothing is known.
+    /// Returns the predicted loss of a module: fitted where it was part of a measured plan, none
+    /// where it is a plain part of the reference, and a large one where nothing is known.
     pub fn loss(&self, graph: &FamilyGraph, id: ModuleId) -> f64 {
         let module = graph.module(id);
         let known = self.losses.get(&module.name).copied();

@@ -14,14 +14,16 @@ pub(super) struct Neighbours {
 }
 
 impl Neighbours {
-    /// Finds the neighbours of each row of `reference`, `[texts, width]` of unit length, among the others.
+    /// Finds the neighbours of each row of `reference`, `[texts, width]` of unit length, among the
+    /// others.
     pub(super) fn new(reference: Vec<f32>, width: usize) -> Self {
         let nearest = nearest(&reference, &reference, width);
         Self { reference, width, nearest }
     }
 
-    /// Returns recall@10: each row of `embeddings` looks for its ten nearest among the *reference's*
-    /// embeddings of the other texts; the share of them that the reference itself finds, averaged.
+    /// Returns recall@10: each row of `embeddings` looks for its ten nearest among the
+    /// *reference's* embeddings of the other texts; the share of them that the reference itself
+    /// finds, averaged.
     #[expect(clippy::cast_precision_loss, reason = "counts of texts are small")]
     pub(super) fn recall(&self, embeddings: &[f32]) -> f64 {
         let found = nearest(embeddings, &self.reference, self.width);
@@ -35,7 +37,8 @@ impl Neighbours {
     }
 }
 
-/// Returns for each row of `queries` the rows of `corpus` with the largest products, its own left out.
+/// Returns for each row of `queries` the rows of `corpus` with the largest products, its own left
+/// out.
 fn nearest(queries: &[f32], corpus: &[f32], width: usize) -> Vec<Vec<usize>> {
     let rows = corpus.len().checked_div(width).unwrap_or(0);
     let view = |values| MatRef::from_row_major_slice(values, rows, width);

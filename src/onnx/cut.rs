@@ -10,14 +10,14 @@ use super::{
 
 /// Cuts `model` at `cuts`, in order, into one more pieces than cuts; the last ends in `output`.
 ///
-/// A piece's inputs are the cut before it and those of the model's inputs that it needs: what depends
-/// on the inputs only, such as an attention mask, is computed again in each piece. Every cut tensor and
-/// the output are taken to be `[batch, tokens, width]` in f32.
+/// A piece's inputs are the cut before it and those of the model's inputs that it needs: what
+/// depends on the inputs only, such as an attention mask, is computed again in each piece. Every
+/// cut tensor and the output are taken to be `[batch, tokens, width]` in f32.
 ///
 /// # Errors
 ///
-/// Fails when a tensor does not exist, and when a weight is used on both sides of a cut, which means
-/// that a tensor leads around it.
+/// Fails when a tensor does not exist, and when a weight is used on both sides of a cut, which
+/// means that a tensor leads around it.
 pub fn cut(
     model: &ModelProto,
     cuts: &[&str],

@@ -31,7 +31,7 @@ pub enum OnnxError {
     },
     /// A node reads a tensor that nothing before it makes.
     #[error(
-        "node `{node}` reads `{tensor}`, which nothing before it makes: a cycle, or a name that does not exist"
+        "node `{node}` reads `{tensor}`, which nothing before it makes: a cycle or a wrong name"
     )]
     Unordered {
         /// The node.

@@ -33,8 +33,8 @@ pub struct Place {
 ///
 /// # Errors
 ///
-/// Fails when the file cannot be read or is no ONNX model, when its nodes are not in order (a cycle),
-/// and when its weights already lie in other files.
+/// Fails when the file cannot be read or is no ONNX model, when its nodes are not in order (a
+/// cycle), and when its weights already lie in other files.
 pub fn read_model(folder: &Path, location: &Path) -> Result<ModelProto, OnnxError> {
     let path = folder.join(location);
     let file = MappedFile::open(&path)

@@ -4,8 +4,9 @@ use std::collections::HashSet;
 
 use super::proto::{GraphProto, ModelProto, OperatorSetId};
 
-/// Joins `models` into one: each reads the output of the one before it wherever it has an input that
-/// is not in `shared`. Names are made unique by the module's position; `shared` inputs keep theirs.
+/// Joins `models` into one: each reads the output of the one before it wherever it has an input
+/// that is not in `shared`. Names are made unique by the module's position; `shared` inputs keep
+/// theirs.
 pub fn join(models: &[ModelProto], shared: &[&str]) -> ModelProto {
     let mut joined = GraphProto { name: "joined".into(), ..GraphProto::default() };
     let mut opsets: Vec<OperatorSetId> = Vec::new();

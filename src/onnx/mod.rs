@@ -1,8 +1,9 @@
 //! Builds, reads, cuts, joins and quantizes ONNX graphs; runs none of them.
 //!
-//! Weights stay where they are: every large initializer is *external data*, a place in a file of the
-//! family's folder (see [`external`]), so that a model here is a few kilobytes and the runtime maps the
-//! weights. Start at [`GraphBuilder`] for building and at [`cut`] for taking an export apart.
+//! Weights stay where they are: every large initializer is *external data*, a place in a file of
+//! the family's folder (see [`external`]), so that a model here is a few kilobytes and the runtime
+//! maps the weights. Start at [`GraphBuilder`] for building and at [`cut`] for taking an export
+//! apart.
 
 mod build;
 mod cut;

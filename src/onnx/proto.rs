@@ -1,7 +1,8 @@
 //! The messages of `onnx.proto` that Tessera reads and writes, with the standard's field numbers.
 //!
-//! Fields that inference does not need (training, quantization annotations, model-local functions) are
-//! left out and dropped when a file is read. Integer lists are written packed, which every reader takes.
+//! Fields that inference does not need (training, quantization annotations, model-local functions)
+//! are left out and dropped when a file is read. Integer lists are written packed, which every
+//! reader takes.
 
 #![expect(missing_docs, reason = "the names are the standard's own")]
 

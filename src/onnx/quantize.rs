@@ -17,8 +17,9 @@ use super::{
 const MIN_ELEMENTS: usize = 4_096;
 
 /// Quantizes the constant matrices of `model` to int8, per output channel and symmetric, and the
-/// matrix products to take their left side quantized at run time per tensor (`DynamicQuantizeLinear`
-/// then `MatMulIntegerToFloat`). A left side that several products share is quantized once.
+/// matrix products to take their left side quantized at run time per tensor
+/// (`DynamicQuantizeLinear` then `MatMulIntegerToFloat`). A left side that several products share
+/// is quantized once.
 ///
 /// `max_level` is the largest quantized weight: 127, or 63 on processors whose 8-bit products
 /// saturate at 16 bits (AVX2 without VNNI).

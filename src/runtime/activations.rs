@@ -9,8 +9,8 @@ use super::{
 };
 use crate::arch::Network;
 
-/// Runs `network` once on each of `inputs` in a session of its own with profiling on, and returns for
-/// each the largest sum of one node's inputs, outputs and the module's own input, in bytes.
+/// Runs `network` once on each of `inputs` in a session of its own with profiling on, and returns
+/// for each the largest sum of one node's inputs, outputs and the module's own input, in bytes.
 pub(super) fn measure(
     runtime: &Runtime,
     folder: &Path,

@@ -140,8 +140,8 @@ impl Executor {
         }
     }
 
-    /// Runs a network that is no module of the family once, for fitting. Its session is kept under `name`
-    /// and the network's fingerprint.
+    /// Runs a network that is no module of the family once, for fitting. Its session is kept under
+    /// `name` and the network's fingerprint.
     ///
     /// # Errors
     ///
@@ -164,8 +164,8 @@ impl Executor {
         Activation(session.run(state.map(|state| &state.0), sides)?).to_tensor()
     }
 
-    /// Returns the bytes of activations that module `id` needs on each of `inputs`, a batch of side inputs
-    /// and hidden states; 0 for the identity.
+    /// Returns the bytes of activations that module `id` needs on each of `inputs`, a batch of side
+    /// inputs and hidden states; 0 for the identity.
     ///
     /// # Errors
     ///

@@ -16,9 +16,9 @@ const SYSTEM_FOLDERS: [&str; 5] = [
     "/usr/lib/aarch64-linux-gnu",
 ];
 
-/// Finds ONNX Runtime: `given` (the flag), else `from_environment` (`ORT_DYLIB_PATH`), else the set-up
-/// folder below `folders` (the working folder, the executable's), else the system. What is named
-/// explicitly is taken or refused, never passed over.
+/// Finds ONNX Runtime: `given` (the flag), else `from_environment` (`ORT_DYLIB_PATH`), else the
+/// set-up folder below `folders` (the working folder, the executable's), else the system. What is
+/// named explicitly is taken or refused, never passed over.
 ///
 /// # Errors
 ///

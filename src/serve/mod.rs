@@ -1,6 +1,7 @@
 //! Serving families: admission, queues, the hand-over from async tasks to the inference thread.
 //!
-//! Knows no wire format. Start at [`Registry`], which holds the families, and [`FamilyService::infer`].
+//! Knows no wire format. Start at [`Registry`], which holds the families, and
+//! [`FamilyService::infer`].
 
 mod error;
 mod inputs;

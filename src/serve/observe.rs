@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::{ErrorCode, Report};
 use crate::runtime::Residency;
 
-/// Hears of finished requests and of what runs. Calls come from request tasks and inference threads,
-/// and must not block.
+/// Hears of finished requests and of what runs. Calls come from request tasks and inference
+/// threads, and must not block.
 pub trait Observer: Send + Sync {
     /// Is called once for every request of a family that ended.
     fn finished(&self, family: &str, outcome: &Outcome<'_>);

@@ -61,8 +61,8 @@ pub struct FamilyService {
 }
 
 impl FamilyService {
-    /// Starts the inference thread and serves `families` through it. The thread must be dropped before
-    /// the process ends.
+    /// Starts the inference thread and serves `families` through it. The thread must be dropped
+    /// before the process ends.
     ///
     /// # Errors
     ///
@@ -153,8 +153,8 @@ impl FamilyService {
     ///
     /// # Errors
     ///
-    /// Fails on inputs that are not the family's, budgets that no plan meets, a full queue, a request
-    /// that waited too long, and modules that fail.
+    /// Fails on inputs that are not the family's, budgets that no plan meets, a full queue, a
+    /// request that waited too long, and modules that fail.
     ///
     /// # Cancel safety
     ///
@@ -247,8 +247,8 @@ impl FamilyService {
         answer.await.map_err(|_| ServeError::WorkerGone)?
     }
 
-    /// Chooses the plan for what is left of `budget` after `elapsed`, which every plan would have taken
-    /// as well: predictions and the costs in an error count it in.
+    /// Chooses the plan for what is left of `budget` after `elapsed`, which every plan would have
+    /// taken as well: predictions and the costs in an error count it in.
     fn plan_in_time(
         &self,
         shape: (usize, usize),
@@ -272,8 +272,8 @@ impl FamilyService {
         }
     }
 
-    /// Chooses the plan for `budget`. A plan asked for by id may be any path of the family, also one
-    /// that is on no front.
+    /// Chooses the plan for `budget`. A plan asked for by id may be any path of the family, also
+    /// one that is on no front.
     fn plan_for(
         &self,
         (batch, tokens): (usize, usize),

@@ -50,8 +50,8 @@ pub(super) struct Done {
     pub(super) compute: Duration,
 }
 
-/// The inference thread. When this is dropped the thread is outside ONNX Runtime and stays there, so
-/// that the process may end: its libraries must not be torn down under a running session.
+/// The inference thread. When this is dropped the thread is outside ONNX Runtime and stays there,
+/// so that the process may end: its libraries must not be torn down under a running session.
 #[derive(Debug)]
 pub struct InferenceThread {
     is_stopped: Arc<Mutex<bool>>,

@@ -1,7 +1,7 @@
 //! Dtypes, shapes, tensor values and units.
 //!
-//! The lowest room: everything else speaks in these types. It knows no file format, no wire format and
-//! no runtime. Start at [`Tensor`].
+//! The lowest room: everything else speaks in these types. It knows no file format, no wire format
+//! and no runtime. Start at [`Tensor`].
 
 mod data_type;
 mod mapped;

@@ -4,7 +4,8 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// A number of bytes; written `64 MB`, parsed from `64MB`, `64 MiB`, `1.5GB` or a plain number of bytes.
+/// A number of bytes; written `64 MB`, parsed from `64MB`, `64 MiB`, `1.5GB` or a plain number of
+/// bytes.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]

@@ -159,3 +159,35 @@ fn fitted_maps_ignore_padding_as_well() {
         }
     }
 }
+
+#[test]
+fn mpnet_agrees_with_transformers_where_it_is_fetched() {
+    let mut executor = text_executor();
+    if executor.family().graph.space_named("mpnet.12").is_none() {
+        println!("skipped: mpnet is not there; `make setup-full` fetches it");
+        return;
+    }
+    let reference = Reference::read("mpnet");
+    let modules = executor.family().graph.modules();
+    let plain: Vec<ModuleId> = (0..modules.len())
+        .map(ModuleId)
+        .filter(|id| modules[id.0].name.starts_with("mpnet.") && modules[id.0].variant.is_none())
+        .collect();
+    for text in 0..2 {
+        let encoding = single(&reference.encoding(), text);
+        for block in 0..=12 {
+            let (shape, expected) = reference.tensor(&format!("text{text}.space{block}"));
+            let hidden = hidden(&mut executor, &plain[..1 + 2 * block], &encoding);
+            assert_eq!(&hidden.shape()[1..], shape);
+            let what = format!("mpnet text {text} after {block} blocks");
+            assert_close(hidden.as_f32().expect("f32"), expected, 1e-4, &what);
+        }
+    }
+    let encoding = reference.encoding();
+    let pooled = pool(&hidden(&mut executor, &plain, &encoding), &encoding.attention_mask);
+    let (_, expected) = reference.tensor("embeddings");
+    assert_close(&pooled, expected, 1e-4, "mpnet embeddings");
+    let cosine = smallest_cosine(&pooled, expected, 768);
+    println!("mpnet: smallest cosine {cosine:.8}");
+    assert!(cosine >= 0.999_99, "cosine {cosine}");
+}

@@ -1,0 +1,296 @@
+//! Encoders of post-norm blocks, as BERT and its relatives are.
+//!
+//! `h = norm(x + attention(x))`, then `norm(h + mlp(h))` (Devlin et al. 2019, section 3). Each
+//! sub-layer is a module of its own, so that one of them can be dropped or quantized apart. What an
+//! architecture adds, its names and its positions, comes as a [`Shape`] and [`Names`].
+
+use std::path::PathBuf;
+
+use super::{
+    ArchError, Checkpoint,
+    fitted::Expansion,
+    network::{
+        ATTENTION_MASK, INPUT_IDS, Network, Precision, extent, float_weight, linear, token_input,
+        with_hidden,
+    },
+    relative,
+};
+use crate::onnx::{
+    Attribute, GraphBuilder,
+    proto::{TensorProto, data_type},
+};
+
+/// The sizes of an encoder and what its layers compute.
+#[derive(Debug, Clone)]
+pub(super) struct Shape {
+    /// The extent of a hidden state.
+    pub(super) width: usize,
+    /// The number of hidden units of a feed-forward sub-layer.
+    pub(super) inner_width: usize,
+    /// The number of blocks.
+    pub(super) num_blocks: usize,
+    /// The number of attention heads.
+    pub(super) num_heads: usize,
+    /// The number of token ids.
+    pub(super) num_words: usize,
+    /// The rows of the table of positions.
+    pub(super) num_positions: usize,
+    /// The row of that table that belongs to the first token.
+    pub(super) first_position: usize,
+    /// The number of token types; 0 where the architecture has none.
+    pub(super) num_token_types: usize,
+    /// The buckets of the relative positions that attention sees; 0 where it sees none.
+    pub(super) num_buckets: usize,
+    /// The layer norms' epsilon.
+    pub(super) epsilon: f32,
+    /// The activation's name in `config.json`.
+    pub(super) activation: String,
+}
+
+/// What the tensors of an attention sub-layer are called, after `encoder.layer.{index}.attention.`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Names {
+    /// The projections to queries, keys and values.
+    pub(super) projections: [&'static str; 3],
+    /// The projection of the result.
+    pub(super) output: &'static str,
+    /// The layer norm.
+    pub(super) norm: &'static str,
+}
+
+/// An encoder whose weights lie in a checkpoint.
+#[derive(Debug)]
+pub(super) struct Encoder {
+    /// The sizes.
+    pub(super) shape: Shape,
+    /// The names of the attention's tensors.
+    pub(super) names: Names,
+    /// The weights.
+    pub(super) checkpoint: Checkpoint,
+    /// What comes before the names of all tensors.
+    pub(super) prefix: &'static str,
+}
+
+/// The names of a sub-layer's last matrix and its norm, after the prefix.
+struct Ending {
+    dense: String,
+    norm: String,
+}
+
+impl Encoder {
+    /// Returns the number of blocks.
+    pub(super) fn num_blocks(&self) -> usize {
+        self.shape.num_blocks
+    }
+
+    /// Returns the extent of a hidden state.
+    pub(super) fn width(&self) -> usize {
+        self.shape.width
+    }
+
+    /// Returns the most tokens that the encoder has positions for.
+    pub(super) fn max_tokens(&self) -> usize {
+        self.shape.num_positions - self.shape.first_position
+    }
+
+    /// Builds the embeddings: token ids to hidden states.
+    ///
+    /// # Shapes
+    ///
+    /// - input_ids: \[batch, tokens\]
+    /// - output: \[batch, tokens, width\]
+    pub(super) fn stem(&self) -> Result<Network, ArchError> {
+        let mut graph = GraphBuilder::default();
+        let ids = token_input(&mut graph, INPUT_IDS);
+        let words = self.table("word", self.shape.num_words)?;
+        let words = float_weight(&mut graph, words);
+        let mut sum = graph.node("Gather", &[&words, &ids], &[]);
+        let positions = self.positions(&mut graph, &ids)?;
+        if self.shape.num_token_types > 0 {
+            let first = graph.int(0);
+            let types = self.table("token_type", self.shape.num_token_types)?;
+            let types = float_weight(&mut graph, types);
+            let types = graph.node("Gather", &[&types, &first], &[]);
+            sum = graph.node("Add", &[&sum, &types], &[]);
+        }
+        let sum = graph.node("Add", &[&sum, &positions], &[]);
+        let vector = |name: &str| self.weight(name, &[self.shape.width]);
+        let gamma = float_weight(&mut graph, vector("embeddings.LayerNorm.weight")?);
+        let beta = float_weight(&mut graph, vector("embeddings.LayerNorm.bias")?);
+        let epsilon = Attribute::Float(self.shape.epsilon);
+        let normed = graph.node(
+            "LayerNormalization",
+            &[&sum, &gamma, &beta],
+            &[("axis", Attribute::Int(-1)), ("epsilon", epsilon)],
+        );
+        Ok(self.network(graph, &normed, Precision::F32))
+    }
+
+    /// Builds the attention sub-layer of block `index` with its residual and norm.
+    ///
+    /// # Shapes
+    ///
+    /// - hidden: \[batch, tokens, width\]
+    /// - attention_mask: \[batch, tokens\]
+    pub(super) fn attention(
+        &self,
+        index: usize,
+        precision: Precision,
+    ) -> Result<Network, ArchError> {
+        let width = self.shape.width;
+        let layer = format!("encoder.layer.{index}.attention");
+        let (mut graph, hidden) = with_hidden(width);
+        let mask = token_input(&mut graph, ATTENTION_MASK);
+        let mask =
+            graph.node("Cast", &[&mask], &[("to", Attribute::Int(i64::from(data_type::INT32)))]);
+        let mut projected = Vec::new();
+        let mut biases = Vec::new();
+        for part in self.names.projections {
+            let weight = self.weight(&format!("{layer}.{part}.weight"), &[width, width])?;
+            projected.push(linear(&mut graph, &hidden, weight));
+            let bias = self.weight(&format!("{layer}.{part}.bias"), &[width])?;
+            biases.push(float_weight(&mut graph, bias));
+        }
+        let biases: Vec<&str> = biases.iter().map(String::as_str).collect();
+        let bias = graph.node("Concat", &biases, &[("axis", Attribute::Int(0))]);
+        let scores = self.relative_scores(&mut graph, &hidden)?;
+        let mut inputs = vec![&*projected[0], &projected[1], &projected[2], &bias, &mask];
+        inputs.extend(scores.as_deref());
+        let heads = i64::try_from(self.shape.num_heads).unwrap_or(i64::MAX);
+        let heads = [("num_heads", Attribute::Int(heads))];
+        let context = graph.fused("MultiHeadAttention", &inputs, &heads);
+        let dense = format!("{layer}.{}", self.names.output);
+        let weight = self.weight(&format!("{dense}.weight"), &[width, width])?;
+        let output = linear(&mut graph, &context, weight);
+        let ending = Ending { dense, norm: format!("{layer}.{}", self.names.norm) };
+        self.end_sub_layer(graph, &[&output, &hidden], &ending, precision)
+    }
+
+    /// Returns the expanding half of block `index`'s feed-forward sub-layer.
+    pub(super) fn expansion(&self, index: usize) -> Result<Expansion, ArchError> {
+        let (width, inner) = (self.shape.width, self.shape.inner_width);
+        let dense = format!("encoder.layer.{index}.intermediate.dense");
+        Ok(Expansion {
+            weight: self.weight(&format!("{dense}.weight"), &[inner, width])?,
+            bias: self.weight(&format!("{dense}.bias"), &[inner])?,
+            activation: if self.shape.activation == "gelu" { "BiasGelu" } else { "FastGelu" },
+        })
+    }
+
+    /// Builds the feed-forward sub-layer of block `index` with its residual and norm.
+    ///
+    /// # Shapes
+    ///
+    /// - hidden: \[batch, tokens, width\]
+    pub(super) fn mlp(&self, index: usize, precision: Precision) -> Result<Network, ArchError> {
+        let (width, inner) = (self.shape.width, self.shape.inner_width);
+        let (mut graph, hidden) = with_hidden(width);
+        let expansion = self.expansion(index)?;
+        let expanded = linear(&mut graph, &hidden, expansion.weight);
+        let bias = float_weight(&mut graph, expansion.bias);
+        let expanded = graph.fused(expansion.activation, &[&expanded, &bias], &[]);
+        let output = format!("encoder.layer.{index}.output");
+        let weight = self.weight(&format!("{output}.dense.weight"), &[width, inner])?;
+        let product = linear(&mut graph, &expanded, weight);
+        let ending =
+            Ending { dense: format!("{output}.dense"), norm: format!("{output}.LayerNorm") };
+        self.end_sub_layer(graph, &[&product, &hidden], &ending, precision)
+    }
+
+    /// Adds the rows of the table of positions for the tokens of `ids`, `[tokens, width]`.
+    fn positions(&self, graph: &mut GraphBuilder, ids: &str) -> Result<String, ArchError> {
+        let axis = [("start", Attribute::Int(1)), ("end", Attribute::Int(2))];
+        let mut end = graph.node("Shape", &[ids], &axis);
+        let axis = graph.ints(&[0]);
+        let first = i64::try_from(self.shape.first_position).unwrap_or(i64::MAX);
+        let mut start = axis.clone();
+        if first > 0 {
+            start = graph.ints(&[first]);
+            end = graph.node("Add", &[&end, &start], &[]);
+        }
+        let table = float_weight(graph, self.table("position", self.shape.num_positions)?);
+        Ok(graph.node("Slice", &[&table, &start, &end, &axis], &[]))
+    }
+
+    /// Adds what attention adds to the scores for the distance between tokens, if it does.
+    fn relative_scores(
+        &self,
+        graph: &mut GraphBuilder,
+        hidden: &str,
+    ) -> Result<Option<String>, ArchError> {
+        let num_buckets = self.shape.num_buckets;
+        if num_buckets == 0 {
+            return Ok(None);
+        }
+        let shape = [num_buckets, self.shape.num_heads];
+        let table = self.weight("encoder.relative_attention_bias.weight", &shape)?;
+        let buckets = relative::buckets(self.max_tokens(), num_buckets);
+        Ok(Some(relative::scores(graph, hidden, table, &buckets)))
+    }
+
+    /// Adds the output bias, the residual and the norm: `norm(output + bias + hidden)`.
+    fn end_sub_layer(
+        &self,
+        mut graph: GraphBuilder,
+        [output, hidden]: &[&str; 2],
+        ending: &Ending,
+        precision: Precision,
+    ) -> Result<Network, ArchError> {
+        let mut vector = |name: &str, part: &str| -> Result<String, ArchError> {
+            let weight = self.weight(&format!("{name}.{part}"), &[self.shape.width])?;
+            Ok(float_weight(&mut graph, weight))
+        };
+        let gamma = vector(&ending.norm, "weight")?;
+        let beta = vector(&ending.norm, "bias")?;
+        let bias = vector(&ending.dense, "bias")?;
+        let normed = graph.fused(
+            "SkipLayerNormalization",
+            &[output, hidden, &gamma, &beta, &bias],
+            &[("epsilon", Attribute::Float(self.shape.epsilon))],
+        );
+        Ok(self.network(graph, &normed, precision))
+    }
+
+    fn network(&self, graph: GraphBuilder, value: &str, precision: Precision) -> Network {
+        let shape = [None, None, extent(self.shape.width)];
+        Network::new(graph.finish(value, "output", &shape), precision)
+    }
+
+    /// Returns a table of embeddings.
+    fn table(&self, name: &str, rows: usize) -> Result<TensorProto, ArchError> {
+        self.weight(&format!("embeddings.{name}_embeddings.weight"), &[rows, self.shape.width])
+    }
+
+    fn weight(&self, name: &str, shape: &[usize]) -> Result<TensorProto, ArchError> {
+        self.checkpoint.weight(&format!("{}{name}", self.prefix), shape)
+    }
+}
+
+impl Shape {
+    /// Checks what all architectures demand; `path` is the configuration's.
+    pub(super) fn validate(&self, path: PathBuf) -> Result<(), ArchError> {
+        let refuse = |key: &str, value: String, expected: &str| {
+            Err(ArchError::Config { path, key: key.into(), value, expected: expected.into() })
+        };
+        if !matches!(self.activation.as_str(), "gelu" | "gelu_new") {
+            let expected = "`gelu` and `gelu_new` are supported";
+            return refuse("hidden_act", self.activation.clone(), expected);
+        }
+        let heads = self.num_heads;
+        if heads == 0 || !self.width.is_multiple_of(heads) {
+            return refuse("num_attention_heads", heads.to_string(), "it must divide hidden_size");
+        }
+        if self.num_blocks == 0 || self.num_blocks > 1_000 {
+            return refuse(
+                "num_hidden_layers",
+                self.num_blocks.to_string(),
+                "1 to 1000 is supported",
+            );
+        }
+        if self.num_positions <= self.first_position {
+            let expected = format!("more than {} are needed", self.first_position);
+            return refuse("max_position_embeddings", self.num_positions.to_string(), &expected);
+        }
+        Ok(())
+    }
+}
