@@ -237,7 +237,7 @@ def draw_requests(server, texts, options):
         text = " ".join(words[:chance.randint(1, 200)])
         length = num_tokens(server, text)
         costs = [plan["predicted_latency_ms"] for plan in server.front(tokens=length)]
-        ends = math.log(min(costs) * 1.15), math.log(max(costs) * 1.5)
+        ends = math.log(min(costs) * 1.15 + 1.0), math.log(max(costs) * 1.5)
         draws.append((text, length, math.exp(chance.uniform(*ends))))
     return draws
 

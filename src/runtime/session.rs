@@ -116,6 +116,6 @@ fn builder(runtime: &Runtime, folder: &Path, module: &str) -> ort::Result<Sessio
     Ok(Session::builder(runtime.environment())?
         .with_optimization_level(GraphOptimizationLevel::All)?
         .with_log_id(module)?
-        .with_env_allocators()?
+        .with_execution_providers([ort::ep::CPU::default().with_arena_allocator(false).build()])?
         .with_config_entry(FOLDER_KEY, folder.to_string_lossy())?)
 }
