@@ -102,7 +102,7 @@ pub struct ServeArguments {
     #[arg(long, env = "TESSERA_DRAIN_TIMEOUT", default_value_t = 30)]
     pub drain_timeout: u64,
     /// Share of a latency budget that is kept free, against noise
-    #[arg(long, env = "TESSERA_LATENCY_MARGIN", default_value_t = 0.2)]
+    #[arg(long, env = "TESSERA_LATENCY_MARGIN", default_value_t = 0.1)]
     pub latency_margin: f64,
 }
 

@@ -3,6 +3,7 @@
 //! Knows no wire format. Start at [`Registry`], which holds the families, and
 //! [`FamilyService::infer`].
 
+mod correction;
 mod error;
 mod inputs;
 mod observe;

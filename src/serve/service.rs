@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     ErrorCode, InferRequest, InferResponse, Observer, Outcome, PlanSummary, Report, ServeError,
+    correction::Correction,
     inputs::{self, Inputs},
     worker::{self, Done, InferenceThread, Job},
 };
@@ -53,6 +54,7 @@ pub struct LoadedFamily {
 pub struct FamilyService {
     loaded: LoadedFamily,
     table: PlanTable,
+    correction: Correction,
     digest: String,
     config: ServiceConfig,
     index: usize,
@@ -94,7 +96,8 @@ impl FamilyService {
         let services = services.map(|(index, (loaded, table))| {
             let digest = digest(&loaded.family);
             let (jobs, observer) = (jobs.clone(), observer.clone());
-            Arc::new(Self { loaded, table, digest, config, index, jobs, observer })
+            let correction = Correction::default();
+            Arc::new(Self { loaded, table, correction, digest, config, index, jobs, observer })
         });
         Ok((services.collect(), thread))
     }
@@ -132,7 +135,7 @@ impl FamilyService {
     /// Returns the plans that no other beats at this shape, cheapest first.
     pub fn front(&self, batch: usize, tokens: usize) -> Vec<PlanSummary> {
         let front = self.table.front(batch, tokens).into_iter();
-        front.map(|entry| summary_of(entry, batch, tokens)).collect()
+        front.map(|entry| self.summary_of(entry, batch, tokens)).collect()
     }
 
     /// Returns the plan that `budget` gets at this shape.
@@ -177,7 +180,8 @@ impl FamilyService {
         let start = Instant::now();
         let encoding = self.encode(inputs.clone(), &reference).await?;
         let shape = (encoding.batch, encoding.tokens);
-        let (plan, path) = self.plan_in_time(shape, &request.budget, arrival.elapsed())?;
+        let elapsed = arrival.elapsed();
+        let (plan, path) = self.plan_in_time(shape, &request.budget, elapsed)?;
         let anchor = self.loaded.family.graph.stem_anchor(&path).unwrap_or_default().to_owned();
         let encoding = if self.loaded.family.share_tokenizer(&anchor, &reference) {
             encoding
@@ -186,6 +190,11 @@ impl FamilyService {
         };
         let tokenize = start.elapsed();
         let done = self.run(path, encoding).await?;
+        if !done.has_loaded {
+            let predicted = plan.predicted_latency.saturating_sub(elapsed);
+            let profiled = predicted.div_f64(self.correction.factor());
+            self.correction.learn(profiled, done.compute);
+        }
         let report = Report {
             plan,
             batch: shape.0,
@@ -247,6 +256,17 @@ impl FamilyService {
         answer.await.map_err(|_| ServeError::WorkerGone)?
     }
 
+    /// Describes a plan at a shape, its latency corrected by what requests really take.
+    fn summary_of(&self, entry: &PlanEntry, batch: usize, tokens: usize) -> PlanSummary {
+        let seconds = entry.latency_seconds_at(batch, tokens) * self.correction.factor();
+        PlanSummary {
+            plan: entry.id.clone(),
+            predicted_latency: Duration::from_secs_f64(seconds),
+            memory_bytes: entry.memory_bytes_at(batch, tokens),
+            quality: entry.quality,
+        }
+    }
+
     /// Chooses the plan for what is left of `budget` after `elapsed`, which every plan would have
     /// taken as well: predictions and the costs in an error count it in.
     fn plan_in_time(
@@ -262,9 +282,11 @@ impl FamilyService {
                 Ok((summary, path))
             }
             Err(ServeError::Choose(mut error)) => {
+                let factor = self.correction.factor();
                 if let ChooseError::Infeasible(infeasible) = &mut *error {
                     infeasible.budget.latency = budget.latency;
-                    infeasible.cheapest.latency_seconds += elapsed.as_secs_f64();
+                    let cheapest = &mut infeasible.cheapest.latency_seconds;
+                    *cheapest = *cheapest * factor + elapsed.as_secs_f64();
                 }
                 Err(ServeError::Choose(error))
             }
@@ -279,20 +301,25 @@ impl FamilyService {
         (batch, tokens): (usize, usize),
         budget: &Budget,
     ) -> Result<(PlanSummary, Vec<ModuleId>), ServeError> {
+        let factor = self.correction.factor();
+        let budget = Budget {
+            latency: budget.latency.map(|latency| latency.div_f64(factor)),
+            ..budget.clone()
+        };
         let result = |choice: Choice<'_>| {
             let path = choice.entry.modules.iter().map(|index| ModuleId(*index)).collect();
-            (summary_of(choice.entry, batch, tokens), path)
+            (self.summary_of(choice.entry, batch, tokens), path)
         };
         let unlisted = budget.plan.as_deref().filter(|id| self.table.find(id).is_none());
         let Some(id) = unlisted else {
-            return Ok(result(self.table.choose(batch, tokens, budget)?));
+            return Ok(result(self.table.choose(batch, tokens, &budget)?));
         };
         let LoadedFamily { family, profile, quality } = &self.loaded;
         let path = PlanId::find_path(&family.graph, id)
             .map_err(|e: FamilyError| ServeError::UnknownPlan { reason: e.to_string() })?;
         let entry = fit::entry(family, profile, quality, &path)
             .map_err(|e| ServeError::UnknownPlan { reason: e.to_string() })?;
-        let budget = Budget { plan: Some(entry.id.clone()), ..budget.clone() };
+        let budget = Budget { plan: Some(entry.id.clone()), ..budget };
         let table = PlanTable::new(vec![entry], self.config.latency_margin)
             .map_err(|e| ServeError::UnknownPlan { reason: e.to_string() })?;
         Ok(result(table.choose(batch, tokens, &budget)?))
@@ -323,15 +350,6 @@ impl Drop for Ending<'_> {
 impl std::fmt::Debug for FamilyService {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("FamilyService").field("name", &self.name()).finish_non_exhaustive()
-    }
-}
-
-fn summary_of(entry: &PlanEntry, batch: usize, tokens: usize) -> PlanSummary {
-    PlanSummary {
-        plan: entry.id.clone(),
-        predicted_latency: Duration::from_secs_f64(entry.latency_seconds_at(batch, tokens)),
-        memory_bytes: entry.memory_bytes_at(batch, tokens),
-        quality: entry.quality,
     }
 }
 

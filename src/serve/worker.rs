@@ -48,6 +48,8 @@ pub(super) struct Done {
     pub(super) queue: Duration,
     /// How long it ran.
     pub(super) compute: Duration,
+    /// Whether modules had to be loaded for it.
+    pub(super) has_loaded: bool,
 }
 
 /// The inference thread. When this is dropped the thread is outside ONNX Runtime and stays there,
@@ -135,8 +137,11 @@ impl Worker {
         let result = if start > job.deadline {
             Err(ServeError::DeadlineExceeded { waited: queue })
         } else {
-            self.run(&name, &job)
-                .map(|output| Done { output, queue, compute: start.elapsed() })
+            let loads = self.executors[job.family].residency().num_loads;
+            let output = self.run(&name, &job);
+            let has_loaded = self.executors[job.family].residency().num_loads > loads;
+            output
+                .map(|output| Done { output, queue, compute: start.elapsed(), has_loaded })
                 .map_err(ServeError::from)
         };
         // Nobody hears a failure to send: the client has gone in the meantime.
