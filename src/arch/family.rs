@@ -320,7 +320,8 @@ fn map_kind(map: &MapSpec, from: SpaceKind, to: SpaceKind) -> Result<ModuleKind,
         _ => Err(ArchError::Map {
             from: map.from.clone(),
             to: map.to.clone(),
-            reason: "a `tokens` or `mlp` map ends between two blocks, a `pooled` map leads from there to `out`"
+            reason: "a `tokens` or `mlp` map ends between two blocks, a `pooled` one leads from \
+                     there to `out`"
                 .into(),
         }),
     }

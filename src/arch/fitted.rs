@@ -138,8 +138,8 @@ struct FittedMap<'a> {
 }
 
 impl FittedMap<'_> {
-    /// `norm(sum over features of feature · weightᵀ + bias)` for every token. A neighbour beyond the
-    /// sequence counts as zero, so padding changes nothing; shifting the product instead of the
+    /// `norm(sum over features of feature · weightᵀ + bias)` for every token. A neighbour beyond
+    /// the sequence counts as zero, so padding changes nothing; shifting the product instead of the
     /// feature saves the copies.
     fn tokens(&self, graph: &mut GraphBuilder, hidden: &str) -> Result<String, ArchError> {
         let mut mask = TokenMask::default();

@@ -5,8 +5,8 @@ use std::{
     time::Duration,
 };
 
-/// How fast the correction follows a request that took longer, and one that took less: unequal, so that
-/// it settles where about one request in five takes longer than predicted.
+/// How fast the correction follows a request that took longer, and one that took less: unequal, so
+/// that it settles where about one request in five takes longer than predicted.
 const RISE: f64 = 0.2;
 const FALL: f64 = 0.05;
 
@@ -32,7 +32,8 @@ impl Correction {
 
     /// Learns from a request whose profiled latency was `profiled` and which ran for `measured`.
     ///
-    /// Two requests that end at once may overwrite each other; one lesson more or less does not matter.
+    /// Two requests that end at once may overwrite each other; one lesson more or less does not
+    /// matter.
     pub(super) fn learn(&self, profiled: Duration, measured: Duration) {
         let ratio = measured.as_secs_f64() / profiled.as_secs_f64().max(1e-6);
         let factor = self.factor();

@@ -10,6 +10,8 @@
 )]
 
 mod bad_input;
+mod bad_pool;
 mod http;
 mod reference;
 mod support;
+mod tidy;
