@@ -7,8 +7,11 @@ use std::{
 
 /// How fast the correction follows a request that took longer, and one that took less: unequal, so
 /// that it settles where about one request in five takes longer than predicted.
-const RISE: f64 = 0.2;
-const FALL: f64 = 0.05;
+const RISE: f64 = 0.1;
+const FALL: f64 = 0.025;
+
+/// How far one request may stand from the correction before the rest is taken for an accident.
+const ACCIDENT: f64 = 2.0;
 
 /// The bounds of the correction.
 const LEAST: f64 = 0.5;
@@ -38,7 +41,7 @@ impl Correction {
         let ratio = measured.as_secs_f64() / profiled.as_secs_f64().max(1e-6);
         let factor = self.factor();
         let rate = if ratio > factor { RISE } else { FALL };
-        let next = factor * (ratio.clamp(LEAST, MOST) / factor).powf(rate);
+        let next = factor * (ratio / factor).clamp(1.0 / ACCIDENT, ACCIDENT).powf(rate);
         self.0.store(next.clamp(LEAST, MOST).to_bits(), Ordering::Relaxed);
     }
 }
@@ -51,9 +54,9 @@ mod tests {
     fn a_slower_machine_is_learned_and_unlearned() {
         let correction = Correction::default();
         let (profiled, slow) = (Duration::from_millis(10), Duration::from_millis(15));
-        (0..50).for_each(|_| correction.learn(profiled, slow));
+        (0..100).for_each(|_| correction.learn(profiled, slow));
         assert!((correction.factor() - 1.5).abs() < 0.01, "{}", correction.factor());
-        (0..200).for_each(|_| correction.learn(profiled, profiled));
+        (0..400).for_each(|_| correction.learn(profiled, profiled));
         assert!((correction.factor() - 1.0).abs() < 0.01, "{}", correction.factor());
     }
 

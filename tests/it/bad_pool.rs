@@ -78,9 +78,11 @@ fn copy_folder(from: &Path, to: &Path) {
         let target = to.join(path.file_name().expect("a name"));
         if path.is_dir() {
             copy_folder(&path, &target);
-        } else if path.extension().is_some_and(|e| e == "toml" || e == "json") {
-            fs::copy(&path, &target).expect("copied");
-        } else if fs::hard_link(&path, &target).is_err() {
+            continue;
+        }
+        // Small files are edited in place, so they must not be links.
+        let is_small = path.extension().is_some_and(|e| e == "toml" || e == "json");
+        if is_small || fs::hard_link(&path, &target).is_err() {
             fs::copy(&path, &target).expect("copied");
         }
     }
