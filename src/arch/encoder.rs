@@ -88,6 +88,11 @@ impl Encoder {
         self.shape.width
     }
 
+    /// Returns the number of token ids.
+    pub(super) fn num_words(&self) -> usize {
+        self.shape.num_words
+    }
+
     /// Returns the most tokens that the encoder has positions for.
     pub(super) fn max_tokens(&self) -> usize {
         self.shape.num_positions - self.shape.first_position

@@ -17,8 +17,8 @@ use super::{
     pooling::mean_head,
 };
 use crate::family::{
-    AnchorSpec, FamilyGraph, Manifest, MapForm, MapSpec, Module, ModuleId, ModuleKind, Space,
-    SpaceId, SpaceKind,
+    AnchorSpec, FamilyError, FamilyGraph, Manifest, MapForm, MapSpec, Module, ModuleId, ModuleKind,
+    Space, SpaceId, SpaceKind,
 };
 
 /// A family ready to be run: what each module computes, and how they join.
@@ -137,7 +137,8 @@ impl<'a> FamilyBuilder<'a> {
 
     fn add_anchor(&mut self, name: &str, spec: &AnchorSpec) -> Result<(), ArchError> {
         let anchor = Anchor::open(self.folder, name, spec)?;
-        self.add_tokenizer(name, spec, anchor.max_tokens())?;
+        self.check_limits(name, &anchor)?;
+        self.add_tokenizer(name, spec, &anchor)?;
         let index = self.anchors.len();
         for depth in 0..=anchor.num_blocks() {
             for inner in [false, true] {
@@ -264,7 +265,7 @@ impl<'a> FamilyBuilder<'a> {
     ) -> Result<(), ArchError> {
         let find = |space: &str| {
             self.spaces.iter().position(|known| known.name == space).map(SpaceId).ok_or_else(|| {
-                crate::family::FamilyError::DanglingModule {
+                FamilyError::DanglingModule {
                     module: name.clone(),
                     space: space.to_owned(),
                     known: known_spaces(&self.spaces),
@@ -281,12 +282,37 @@ impl<'a> FamilyBuilder<'a> {
         &mut self,
         name: &str,
         spec: &AnchorSpec,
-        max_tokens: usize,
+        anchor: &Anchor,
     ) -> Result<(), ArchError> {
         let sha256 = digest(self.folder, spec, &spec.tokenizer)?;
-        let max_tokens = self.manifest.limits.max_tokens.min(max_tokens);
+        let max_tokens = self.manifest.limits.max_tokens;
         let tokenizer = Tokenizer::open(self.folder, &spec.tokenizer, sha256, max_tokens)?;
+        let words = tokenizer.vocabulary_size();
+        if words > anchor.num_words() {
+            return Err(ArchError::Malformed {
+                path: self.folder.join(&spec.tokenizer),
+                message: format!("has {words} words, but `{name}` knows {}", anchor.num_words()),
+            });
+        }
         self.tokenizers.insert(name.into(), Arc::new(tokenizer));
+        Ok(())
+    }
+
+    /// Checks what the manifest promises against what the anchor can do.
+    fn check_limits(&self, name: &str, anchor: &Anchor) -> Result<(), FamilyError> {
+        let refuse = |key: &str, value: usize, expected: String| {
+            let (path, key) = (self.folder.join("family.toml"), key.to_owned());
+            Err(FamilyError::Value { path, key, value: value.to_string(), expected })
+        };
+        let (tokens, width) = (self.manifest.limits.max_tokens, self.manifest.output.width);
+        if tokens > anchor.max_tokens() {
+            let expected = format!("`{name}` has positions for {}", anchor.max_tokens());
+            return refuse("limits.max_tokens", tokens, expected);
+        }
+        if name == self.manifest.reference && width != anchor.width() {
+            let expected = format!("the reference `{name}` is {} wide", anchor.width());
+            return refuse("output.width", width, expected);
+        }
         Ok(())
     }
 
@@ -373,6 +399,13 @@ impl Anchor {
     fn max_tokens(&self) -> usize {
         match self {
             Self::Encoder(encoder) => encoder.max_tokens(),
+            Self::Exported(_) => usize::MAX,
+        }
+    }
+
+    fn num_words(&self) -> usize {
+        match self {
+            Self::Encoder(encoder) => encoder.num_words(),
             Self::Exported(_) => usize::MAX,
         }
     }

@@ -171,7 +171,8 @@ impl FittedMap<'_> {
     /// `norm(gelu(expansion) · weightᵀ + token · token.weightᵀ + bias)` for every token.
     fn mlp(&self, graph: &mut GraphBuilder, hidden: &str) -> Result<String, ArchError> {
         let expanded = expand(graph, hidden, self.parts)?;
-        let units = self.weights.tensor("weight")?.shape.get(1).copied().unwrap_or(0);
+        let units = self.parts.expansion.as_ref().and_then(|e| e.weight.dims.first());
+        let units = units.and_then(|units| usize::try_from(*units).ok()).unwrap_or(0);
         let shape = [self.parts.width_out, units];
         let product = linear(graph, &expanded, self.weights.weight("weight", &shape)?);
         let shape = [self.parts.width_out, self.parts.width_in];

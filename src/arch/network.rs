@@ -76,12 +76,13 @@ impl Network {
     }
 
     fn loaded_bytes(&self, tensor: &TensorProto) -> u64 {
-        let elements: u64 = tensor.dims.iter().map(|extent| extent.unsigned_abs()).product();
+        let extents = tensor.dims.iter().map(|extent| extent.unsigned_abs());
+        let elements = extents.fold(1, u64::saturating_mul);
         let is_float =
             matches!(tensor.data_type, data_type::FLOAT | data_type::FLOAT16 | data_type::BFLOAT16);
         match (is_float, self.precision) {
             (true, Precision::Int8) if tensor.dims.len() == 2 => elements,
-            (true, _) => 4 * elements,
+            (true, _) => elements.saturating_mul(4),
             (false, _) => external::place_of(tensor).map_or(0, |place| place.length),
         }
     }

@@ -61,7 +61,7 @@ fn registry(
     let mut states = Vec::new();
     let mut loaded = Vec::new();
     for name in setup::family_names(&common.pool)? {
-        match load(common, machine, &name) {
+        match load(common, machine, &name, arguments.latency_margin) {
             Ok(family) => loaded.push(family),
             Err(error) => {
                 tracing::error!(family = name, "not served: {error:#}");
@@ -84,11 +84,16 @@ fn registry(
     Ok((Registry::new(states), thread))
 }
 
-fn load(common: &Common, machine: &Machine, name: &str) -> anyhow::Result<LoadedFamily> {
+fn load(
+    common: &Common,
+    machine: &Machine,
+    name: &str,
+    margin: f64,
+) -> anyhow::Result<LoadedFamily> {
     let family = setup::family(common, name)?;
     let profile = setup::profile(machine, &family)?;
     let quality = setup::quality(&family)?;
-    Ok(LoadedFamily { family, profile, quality })
+    Ok(LoadedFamily::new(family, profile, quality, margin)?)
 }
 
 /// Cancels `stop` on SIGTERM or SIGINT, making the server not ready first.

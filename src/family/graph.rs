@@ -203,10 +203,15 @@ impl FamilyGraph {
                 }
             }
         }
-        match incoming.iter().position(|count| *count > 0) {
-            Some(space) => Err(FamilyError::Cycle { space: self.spaces[space].name.clone() }),
-            None => Ok(()),
+        let Some(mut space) = incoming.iter().position(|count| *count > 0) else {
+            return Ok(());
+        };
+        // What is left is on a cycle or behind one: going back often enough ends on the cycle.
+        for _ in 0..self.spaces.len() {
+            let before = self.modules.iter().find(|m| m.to.0 == space && incoming[m.from.0] > 0);
+            space = before.map_or(space, |module| module.from.0);
         }
+        Err(FamilyError::Cycle { space: self.spaces[space].name.clone() })
     }
 
     fn reaches_output(&self) -> bool {

@@ -236,6 +236,10 @@ impl Manifest {
             })?;
         }
         for map in &self.maps {
+            if let Some(label) = map.label.as_ref().filter(|label| !is_plain(label)) {
+                let key = format!("maps ({} to {}).label", map.from, map.to);
+                return refuse(&key, label, "a label is letters, digits, `_` and `-`".into());
+            }
             if let Some(variant) = map.variants.iter().find(|variant| *variant != "int8") {
                 let key = format!("maps ({} to {}).variants", map.from, map.to);
                 return refuse(&key, variant, "maps have the variant `int8`".into());
@@ -274,6 +278,11 @@ impl AnchorSpec {
         }
         Ok(())
     }
+}
+
+/// Tells whether a label can stand in plan ids and file names.
+fn is_plain(label: &str) -> bool {
+    !label.is_empty() && label.chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c))
 }
 
 #[cfg(test)]

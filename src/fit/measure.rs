@@ -7,7 +7,7 @@ use std::{
 
 use super::{FitError, ModuleProfile, ProfileCache, Progress, profile::module_digest};
 use crate::{
-    arch::Encoding,
+    arch::{Encoding, Family},
     family::{ModuleId, SpaceKind},
     plan::Grid,
     runtime::{Activation, Executor, SideInputs},
@@ -38,6 +38,16 @@ impl Default for ProfileOptions {
     }
 }
 
+impl ProfileOptions {
+    /// Returns the options without lengths beyond `max_tokens`.
+    fn within(&self, max_tokens: usize) -> Self {
+        let mut options = self.clone();
+        options.tokens.iter_mut().for_each(|tokens| *tokens = (*tokens).min(max_tokens));
+        options.tokens.dedup();
+        options
+    }
+}
+
 /// Measures the modules of the executor's family that `cache` does not have, adding them to it.
 ///
 /// Modules that follow one another in plans are run round robin, so that a module finds the
@@ -59,6 +69,7 @@ pub fn measure_profile(
         return Ok(());
     };
     let groups = groups(executor, &missing);
+    let options = &options.within(family.manifest.limits.max_tokens);
     let cells = options.batches.len() * options.tokens.len();
     progress.phase("profile", (groups.len() * cells) as u64);
     for group in groups.values() {
@@ -117,7 +128,7 @@ fn measure_cell(
     shape: (usize, usize),
     options: &ProfileOptions,
 ) -> Result<Vec<f64>, FitError> {
-    let sides = SideInputs::of_encoding(full_encoding(shape))?;
+    let sides = SideInputs::of_encoding(full_encoding(executor.family(), shape))?;
     let states = states(executor, group, shape)?;
     let mut times: Vec<Vec<f64>> = vec![Vec::new(); group.len()];
     let start = Instant::now();
@@ -169,8 +180,10 @@ fn wave(index: usize) -> f32 {
 }
 
 /// Returns token ids without padding.
-pub(super) fn full_encoding((batch, tokens): (usize, usize)) -> Encoding {
-    let ids = (0..batch * tokens).map(|index| 1_000 + (index as i64 * 37) % 20_000).collect();
+pub(super) fn full_encoding(family: &Family, (batch, tokens): (usize, usize)) -> Encoding {
+    let anchors = family.graph.anchors().iter().filter_map(|anchor| family.tokenizer(anchor));
+    let words = anchors.map(|tokenizer| tokenizer.vocabulary_size()).min().unwrap_or(1).max(1);
+    let ids = (0..batch * tokens).map(|index| ((1_000 + index * 37) % words) as i64).collect();
     Encoding { batch, tokens, input_ids: ids, attention_mask: vec![1; batch * tokens] }
 }
 
@@ -184,7 +197,7 @@ fn activations(
     let mut per_sequence = Vec::new();
     for &tokens in &options.tokens {
         let shape = (1, tokens);
-        let sides = SideInputs::of_encoding(full_encoding(shape))?;
+        let sides = SideInputs::of_encoding(full_encoding(executor.family(), shape))?;
         let state = states(executor, &[id], shape)?.pop().flatten();
         per_sequence.push((sides, state));
     }

@@ -124,8 +124,8 @@ pub fn read_floats(folder: &Path, tensor: &TensorProto) -> Result<Vec<f32>, Onnx
             .collect(),
         _ => Vec::new(),
     };
-    let elements: i64 = tensor.dims.iter().product();
-    if i64::try_from(values.len()) != Ok(elements) {
+    let elements = tensor.dims.iter().try_fold(1_i64, |product, dim| product.checked_mul(*dim));
+    if i64::try_from(values.len()).ok() != elements {
         return Err(OnnxError::Initializer {
             name: tensor.name.clone(),
             reason: format!("{} bytes do not hold its {:?} elements", bytes.len(), tensor.dims),

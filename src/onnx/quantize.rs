@@ -41,8 +41,9 @@ pub fn quantize_weights(
     let mut added = Vec::new();
     let mut quantized_inputs = HashSet::new();
     for node in std::mem::take(&mut graph.node) {
-        let matrix = (node.op_type == "MatMul").then(|| matrices.get(&node.input[1])).flatten();
-        let Some(matrix) = matrix else {
+        let is_product = node.op_type == "MatMul";
+        let Some(matrix) = node.input.get(1).filter(|_| is_product).and_then(|b| matrices.get(b))
+        else {
             nodes.push(node);
             continue;
         };
@@ -85,7 +86,7 @@ fn constant_matrices(graph: &GraphProto) -> HashMap<String, Matrix> {
             tensor.dims.iter().filter_map(|extent| usize::try_from(*extent).ok()).collect();
         let [rows, columns] = dims[..] else { continue };
         let is_float = matches!(tensor.data_type, data_type::FLOAT | data_type::FLOAT16);
-        if !is_float || rows * columns < MIN_ELEMENTS {
+        if !is_float || rows.saturating_mul(columns) < MIN_ELEMENTS {
             continue;
         }
         by_name.insert(tensor.name.as_str(), (index, rows, columns));
@@ -93,17 +94,24 @@ fn constant_matrices(graph: &GraphProto) -> HashMap<String, Matrix> {
         found.insert(tensor.name.clone(), matrix);
     }
     for node in graph.node.iter().filter(|node| node.op_type == "Cast") {
-        if let Some(known) = by_name.get(node.input[0].as_str()).copied() {
-            by_name.insert(node.output[0].as_str(), known);
+        let [input, output] = ends(node);
+        if let Some(known) = by_name.get(input).copied() {
+            by_name.insert(output, known);
         }
     }
     for node in graph.node.iter().filter(|node| node.op_type == "Transpose") {
-        if let Some(&(initializer, columns, rows)) = by_name.get(node.input[0].as_str()) {
+        let [input, output] = ends(node);
+        if let Some(&(initializer, columns, rows)) = by_name.get(input) {
             let matrix = Matrix { initializer, rows, columns, is_transposed: true };
-            found.insert(node.output[0].clone(), matrix);
+            found.insert(output.to_owned(), matrix);
         }
     }
     found
+}
+
+/// Returns a node's first input and output; a malformed node may have none.
+fn ends(node: &NodeProto) -> [&str; 2] {
+    [&node.input, &node.output].map(|names| names.first().map_or("", String::as_str))
 }
 
 impl Quantized {

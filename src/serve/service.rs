@@ -48,12 +48,30 @@ pub struct LoadedFamily {
     pub profile: Profile,
     /// What its plans are worth.
     pub quality: QualityRecords,
+    /// Its plans.
+    pub table: PlanTable,
+}
+
+impl LoadedFamily {
+    /// Computes the plans of `family`; what is predicted is made larger by `margin`.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the plans cannot be computed, or none is good enough to be offered.
+    pub fn new(
+        family: Arc<Family>,
+        profile: Profile,
+        quality: QualityRecords,
+        margin: f64,
+    ) -> Result<Self, FitError> {
+        let table = fit::plan_table(&family, &profile, &quality, margin)?;
+        Ok(Self { family, profile, quality, table })
+    }
 }
 
 /// Answers the requests of one family.
 pub struct FamilyService {
     loaded: LoadedFamily,
-    table: PlanTable,
     correction: Correction,
     digest: String,
     config: ServiceConfig,
@@ -68,22 +86,18 @@ impl FamilyService {
     ///
     /// # Errors
     ///
-    /// Fails when the plans of a family cannot be computed or the thread cannot start.
+    /// Fails when the thread cannot start.
     pub fn start(
         runtime: &Runtime,
         families: Vec<LoadedFamily>,
         config: ServiceConfig,
         observer: &Arc<dyn Observer>,
     ) -> Result<(Vec<Arc<Self>>, InferenceThread), FitError> {
-        let mut tables = Vec::new();
         let mut preload = Vec::new();
         for (index, loaded) in families.iter().enumerate() {
-            let LoadedFamily { family, profile, quality } = loaded;
-            let table = fit::plan_table(family, profile, quality, config.latency_margin)?;
             if config.preload {
-                preload.extend(modules_of(&table).into_iter().map(|id| (index, id)));
+                preload.extend(modules_of(&loaded.table).into_iter().map(|id| (index, id)));
             }
-            tables.push(table);
         }
         let executors = families
             .iter()
@@ -92,12 +106,12 @@ impl FamilyService {
         let (jobs, thread) =
             worker::start(executors, preload, config.queue_limit, observer.clone())
                 .map_err(|e| FitError::Family(format!("the inference thread cannot start: {e}")))?;
-        let services = families.into_iter().zip(tables).enumerate();
-        let services = services.map(|(index, (loaded, table))| {
+        let services = families.into_iter().enumerate();
+        let services = services.map(|(index, loaded)| {
             let digest = digest(&loaded.family);
             let (jobs, observer) = (jobs.clone(), observer.clone());
             let correction = Correction::default();
-            Arc::new(Self { loaded, table, correction, digest, config, index, jobs, observer })
+            Arc::new(Self { loaded, correction, digest, config, index, jobs, observer })
         });
         Ok((services.collect(), thread))
     }
@@ -134,7 +148,7 @@ impl FamilyService {
 
     /// Returns the plans that no other beats at this shape, cheapest first.
     pub fn front(&self, batch: usize, tokens: usize) -> Vec<PlanSummary> {
-        let front = self.table.front(batch, tokens).into_iter();
+        let front = self.loaded.table.front(batch, tokens).into_iter();
         front.map(|entry| self.summary_of(entry, batch, tokens)).collect()
     }
 
@@ -310,11 +324,11 @@ impl FamilyService {
             let path = choice.entry.modules.iter().map(|index| ModuleId(*index)).collect();
             (self.summary_of(choice.entry, batch, tokens), path)
         };
-        let unlisted = budget.plan.as_deref().filter(|id| self.table.find(id).is_none());
+        let unlisted = budget.plan.as_deref().filter(|id| self.loaded.table.find(id).is_none());
         let Some(id) = unlisted else {
-            return Ok(result(self.table.choose(batch, tokens, &budget)?));
+            return Ok(result(self.loaded.table.choose(batch, tokens, &budget)?));
         };
-        let LoadedFamily { family, profile, quality } = &self.loaded;
+        let LoadedFamily { family, profile, quality, .. } = &self.loaded;
         let path = PlanId::find_path(&family.graph, id)
             .map_err(|e: FamilyError| ServeError::UnknownPlan { reason: e.to_string() })?;
         let entry = fit::entry(family, profile, quality, &path)

@@ -2,325 +2,387 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
-    sync::Arc,
 };
 
 use prost::Message;
+use serde_json::json;
 use tessera::{
-    arch::{Family, FitRecords},
-    family::PlanId,
-    onnx::proto::{GraphProto, ModelProto, NodeProto, OperatorSetId, ValueInfoProto, data_type},
-    runtime::Executor,
-    tensor::MappedFile,
+    arch::Encoding,
+    family::{ModuleId, PlanId},
+    onnx::proto::ModelProto,
+    runtime::{Executor, RuntimeError, SideInputs},
 };
 
-use crate::support::{root, runtime};
+use crate::{
+    support::{root, runtime, text_family},
+    synthetic::{
+        CONFIG, EXIT, EXPORT, MLP, Rows, STITCH, Synthetic, TOKENIZER, WEIGHTS, WIDTH, WORDS,
+        put_export, to_safetensors, with_export,
+    },
+};
 
-/// A copy of the text family that may be broken; large files are links.
-struct Copy {
-    _pool: tempfile::TempDir,
-    folder: PathBuf,
-}
-
-impl Copy {
-    fn new(name: &str) -> Self {
-        let pool = tempfile::tempdir_in(root().join("target")).expect("a folder");
-        let folder = pool.path().join(name);
-        copy_folder(&root().join("models/text"), &folder);
-        let copy = Self { _pool: pool, folder };
-        copy.edit("name = \"text\"", &format!("name = \"{name}\""));
-        copy
-    }
-
-    /// Replaces `from`, which must be there, in the manifest.
-    fn edit(&self, from: &str, to: &str) {
-        let path = self.folder.join("family.toml");
-        let text = fs::read_to_string(&path).expect("read");
-        assert!(text.contains(from), "the manifest has {from}");
-        fs::write(path, text.replace(from, to)).expect("written");
-    }
-
-    /// Replaces a file without touching what it was linked to.
-    fn replace(&self, file: &str, content: &[u8]) {
-        let path = self.folder.join(file);
-        drop(fs::remove_file(&path));
-        fs::write(path, content).expect("written");
-    }
-
-    /// Replaces a file and its digest in the manifest.
-    fn replace_rightly(&self, file: &str, content: &[u8]) {
-        let old = MappedFile::open(&self.folder.join(file)).expect("mapped").sha256();
-        self.replace(file, content);
-        let new = MappedFile::open(&self.folder.join(file)).expect("mapped").sha256();
-        self.edit(&old, &new);
-    }
-
-    fn read(&self, file: &str) -> Vec<u8> {
-        fs::read(self.folder.join(file)).expect("read")
-    }
-
-    /// Returns why the family does not load, sources included.
-    fn refusal(&self) -> String {
-        let error = anyhow::Error::new(Family::load(&self.folder).expect_err("refused"));
-        format!("{error:#}")
+#[test]
+fn the_family_is_good_before_it_is_broken() {
+    let synthetic = Synthetic::new();
+    let family = synthetic.load();
+    let encoding = family.tokenizer("a").expect("a tokenizer").encode(&["the mail servers answer"]);
+    let encoding = encoding.expect("encoded");
+    assert_eq!(encoding.input_ids, [2, 4, 5, 6, 9, 7, 3]);
+    let mut executor = Executor::new(runtime(), family.clone());
+    let plans = ["a[0..2]", "a[0..1]", "a[0..0+]>a[2..2]", "b[0..1]>a[1..2]", "b[0..1]>a[1..1]"];
+    for id in plans {
+        let path = PlanId::find_path(&family.graph, id).expect(id);
+        let sides = SideInputs::of_encoding(encoding.clone()).expect("inputs");
+        let output = executor.run(&path, &sides, &mut ()).expect(id);
+        assert_eq!(output.shape(), [1, WIDTH]);
+        let values = output.as_f32().expect("f32");
+        let length = values.iter().map(|value| value * value).sum::<f32>().sqrt();
+        assert!((length - 1.0).abs() < 1e-5, "{id}: {length}");
     }
 }
 
-fn copy_folder(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("created");
-    for entry in fs::read_dir(from).expect("listed") {
-        let path = entry.expect("an entry").path();
-        let target = to.join(path.file_name().expect("a name"));
-        if path.is_dir() {
-            copy_folder(&path, &target);
-            continue;
-        }
-        // Small files are edited in place, so they must not be links.
-        let is_small = path.extension().is_some_and(|e| e == "toml" || e == "json");
-        if is_small || fs::hard_link(&path, &target).is_err() {
-            fs::copy(&path, &target).expect("copied");
-        }
+#[test]
+fn truncated_altered_and_missing_files_are_refused_by_name() {
+    for file in [WEIGHTS, CONFIG, TOKENIZER, STITCH] {
+        let family = Synthetic::new();
+        let whole = family.read(file);
+        family.write(file, &whole[..whole.len() / 2]);
+        assert_refused(&family, &[file, "sha256 is", "truncated or altered"]);
+        let mut flipped = whole;
+        let middle = flipped.len() / 2;
+        flipped[middle] ^= 1;
+        family.write(file, &flipped);
+        assert_refused(&family, &[file, "sha256 is", "truncated or altered"]);
+        std::fs::remove_file(family.folder.join(file)).expect("removed");
+        assert_refused(&family, &[file, "cannot be read"]);
     }
+    let family = Synthetic::new();
+    family.edit("family.toml", &family.sha256(WEIGHTS), &"0".repeat(64));
+    assert_refused(&family, &[WEIGHTS, &"0".repeat(64)]);
+    let family = Synthetic::new();
+    family.edit("family.toml", &format!("\"{CONFIG}\" ="), "\"other\" =");
+    assert_refused(&family, &[CONFIG, "has no sha256"]);
 }
 
-/// A graph of nodes `(operator, input, output)` as an ONNX file.
-fn onnx(nodes: &[(&str, &str, &str)]) -> Vec<u8> {
-    let node = |(op, input, output): &(&str, &str, &str)| NodeProto {
-        op_type: (*op).into(),
-        input: vec![(*input).into()],
-        output: vec![(*output).into()],
-        ..NodeProto::default()
+#[test]
+fn hostile_safetensors_files_are_refused_by_name() {
+    let f32s = |offsets: &str| format!(r#"{{"dtype":"F32","shape":[4],"data_offsets":{offsets}}}"#);
+    let twice = |one: &str, other: &str| format!(r#"{{"a":{},"b":{}}}"#, f32s(one), f32s(other));
+    let with_header = |header: &[u8], bytes: usize| {
+        [&(header.len() as u64).to_le_bytes(), header, &vec![0; bytes]].concat()
     };
-    let shape = [None, None];
-    let graph = GraphProto {
-        name: "graph".into(),
-        node: nodes.iter().map(node).collect(),
-        input: vec![ValueInfoProto::tensor("input_ids", data_type::INT64, &shape)],
-        ..GraphProto::default()
-    };
-    let opset = OperatorSetId { domain: String::new(), version: 17 };
-    let model = ModelProto {
-        ir_version: 8,
-        opset_import: vec![opset],
-        graph: Some(graph),
-        ..ModelProto::default()
-    };
-    model.encode_to_vec()
-}
-
-/// Makes `l3` an export of `nodes`, cut at `s`, `a` and `b`, and leaves out every map.
-fn with_export(nodes: &[(&str, &str, &str)]) -> Copy {
-    let copy = Copy::new("text");
-    copy.replace_rightly("anchors/l3/model.onnx", &onnx(nodes));
-    let path = copy.folder.join("family.toml");
-    let text = fs::read_to_string(&path).expect("read");
-    let text = text.split("\n# Stitches").next().expect("a start").to_owned();
-    let start = text.find("stem = ").expect("the cuts");
-    let end = text[start..].find("\n]\n").expect("their end") + start + 3;
-    let cuts = "stem = \"s\"\nblocks = [[\"a\", \"b\"]]\n";
-    fs::write(path, format!("{}{cuts}{}", &text[..start], &text[end..])).expect("written");
-    copy
-}
-
-#[test]
-fn the_copy_is_good_before_it_is_broken() {
-    Family::load(&Copy::new("text").folder).expect("loads");
-}
-
-#[test]
-fn truncated_and_altered_weights_are_refused_by_digest() {
-    let file = "anchors/l6/model.safetensors";
-    let copy = Copy::new("text");
-    let mut bytes = copy.read(file);
-    bytes.truncate(bytes.len() / 2);
-    copy.replace(file, &bytes);
-    assert!(copy.refusal().contains("model.safetensors: sha256 is"), "{}", copy.refusal());
-    let copy = Copy::new("text");
-    let mut bytes = copy.read(file);
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    copy.replace(file, &bytes);
-    assert!(copy.refusal().contains("model.safetensors: sha256 is"), "{}", copy.refusal());
-}
-
-#[test]
-fn hostile_safetensors_headers_are_refused() {
-    let huge = [u64::MAX.to_le_bytes().as_slice(), b"{}"].concat();
-    let outside = br#"{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}"#;
-    let outside = [(outside.len() as u64).to_le_bytes().as_slice(), outside].concat();
-    let deep = [b"{\"a\":".as_slice(), &b"[".repeat(100_000)].concat();
-    let deep = [(deep.len() as u64).to_le_bytes().as_slice(), &deep].concat();
-    for content in [&b""[..], b"1234567", &huge, &outside, &deep] {
-        let copy = Copy::new("text");
-        copy.replace_rightly("anchors/l6/model.safetensors", content);
-        let refusal = copy.refusal();
-        assert!(refusal.contains("model.safetensors"), "{refusal}");
-    }
-}
-
-#[test]
-fn a_configuration_that_does_not_fit_the_weights_names_the_tensor() {
-    for (from, to, named) in [
-        ("\"intermediate_size\": 1536", "\"intermediate_size\": 1537", "intermediate.dense.weight"),
-        ("\"num_hidden_layers\": 6", "\"num_hidden_layers\": 7", "encoder.layer.6"),
-        ("\"hidden_act\": \"gelu\"", "\"hidden_act\": \"relu\"", "hidden_act"),
-        ("\"num_attention_heads\": 12", "\"num_attention_heads\": 7", "num_attention_heads"),
-        ("\"model_type\": \"bert\"", "\"model_type\": \"llama\"", "model_type"),
-        ("\"vocab_size\": 30522", "\"vocab_size\": \"many\"", "config.json"),
+    for (what, content) in [
+        ("empty", Vec::new()),
+        ("short", b"1234567".to_vec()),
+        ("huge header", [&u64::MAX.to_le_bytes()[..], b"{}"].concat()),
+        ("header beyond the end", [&1_000_u64.to_le_bytes()[..], b"{}"].concat()),
+        ("no JSON", with_header(b"\xff\xfe", 0)),
+        ("deep JSON", with_header(&[&b"{\"a\":"[..], &b"[".repeat(100_000)].concat(), 0)),
+        ("overlapping", with_header(twice("[0,16]", "[8,24]").as_bytes(), 24)),
+        ("a gap", with_header(twice("[0,16]", "[20,36]").as_bytes(), 36)),
+        ("backwards", with_header(twice("[16,0]", "[0,16]").as_bytes(), 16)),
+        ("out of the file", with_header(twice("[0,16]", "[16,32]").as_bytes(), 16)),
+        ("more bytes than shape", with_header(twice("[0,16]", "[16,36]").as_bytes(), 36)),
+        ("overflow", with_header(twice("[0,16]", "[16,18446744073709551615]").as_bytes(), 16)),
     ] {
-        let copy = Copy::new("text");
-        let config = String::from_utf8(copy.read("anchors/l6/config.json")).expect("text");
-        assert!(config.contains(from), "the configuration has {from}");
-        let config = config.replace(from, to);
-        copy.replace_rightly("anchors/l6/config.json", config.as_bytes());
-        let refusal = copy.refusal();
-        assert!(refusal.contains(named), "{to}: {refusal}");
+        for file in [WEIGHTS, STITCH] {
+            let family = Synthetic::new();
+            family.write_signed(file, &content);
+            let refusal = family.refusal();
+            assert!(refusal.contains(file), "{what}: {refusal}");
+            assert!(refusal.contains("is no valid safetensors file"), "{what}: {refusal}");
+        }
     }
 }
 
 #[test]
-fn onnx_files_that_are_none_or_have_a_cycle_are_refused() {
-    let copy = Copy::new("text");
-    copy.replace_rightly("anchors/l3/model.onnx", b"\xff\xff not onnx");
-    assert!(copy.refusal().contains("model.onnx"), "{}", copy.refusal());
-    let cycle = with_export(&[("Add", "b", "s"), ("Relu", "s", "a"), ("Relu", "a", "b")]);
-    assert!(cycle.refusal().contains("reads `b`, which nothing before"), "{}", cycle.refusal());
-    let copy = Copy::new("text");
-    copy.edit("onnx::Shape_422", "onnx::Shape_999");
-    assert!(copy.refusal().contains("no tensor `onnx::Shape_999`"), "{}", copy.refusal());
+fn missing_and_misshapen_tensors_are_named() {
+    let name = "encoder.layer.1.attention.self.key.weight";
+    let family = Synthetic::new();
+    family.change(WEIGHTS, |tensors| drop(tensors.remove(name)));
+    assert_refused(&family, &[WEIGHTS, &format!("no tensor `{name}`")]);
+    let family = Synthetic::new();
+    family.change(WEIGHTS, |tensors| {
+        tensors.insert(name.into(), (vec![4, 16], vec![0.0; 64]));
+    });
+    assert_refused(&family, &[WEIGHTS, name, "[4, 16], but [8, 8] is needed"]);
 }
 
 #[test]
-fn an_unknown_operator_is_refused_by_module() {
-    let copy = with_export(&[("Teapot", "input_ids", "s"), ("Relu", "s", "a"), ("Relu", "a", "b")]);
-    let family = Arc::new(Family::load(&copy.folder).expect("the graph itself is in order"));
-    let stem = family.graph.modules().iter().position(|m| m.name == "l3.stem").expect("l3");
+fn configurations_that_cannot_be_name_the_key() {
+    for (from, to, named) in [
+        ("\"hidden_act\": \"gelu\"", "\"hidden_act\": \"relu\"", "`hidden_act` is `relu`"),
+        (
+            "\"num_attention_heads\": 2",
+            "\"num_attention_heads\": 3",
+            "`num_attention_heads` is `3`",
+        ),
+        (
+            "\"num_attention_heads\": 2",
+            "\"num_attention_heads\": 0",
+            "`num_attention_heads` is `0`",
+        ),
+        ("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 0", "`num_hidden_layers` is `0`"),
+        ("\"model_type\": \"bert\"", "\"model_type\": \"llama\"", "`model_type` is `llama`"),
+        ("\"vocab_size\"", "\"position_embedding_type\": \"rope\",\"vocab_size\"", "`rope`"),
+        ("\"vocab_size\": 10", "\"vocab_size\": \"many\"", "many"),
+        ("\"vocab_size\": 10", "\"vocab_size\": -1", "-1"),
+        ("\"hidden_size\": 8,", "", "hidden_size"),
+        ("}", "", "EOF"),
+    ] {
+        let family = Synthetic::new();
+        family.edit(CONFIG, from, to);
+        assert_refused(&family, &[CONFIG, named]);
+    }
+    for (from, to, tensor) in [
+        ("\"intermediate_size\": 16", "\"intermediate_size\": 17", "intermediate.dense"),
+        ("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3", "encoder.layer.2"),
+        ("\"max_position_embeddings\": 32", "\"max_position_embeddings\": 33", "position"),
+        ("\"vocab_size\": 10", "\"vocab_size\": 11", "word_embeddings"),
+    ] {
+        let family = Synthetic::new();
+        family.edit(CONFIG, from, to);
+        assert_refused(&family, &[WEIGHTS, tensor]);
+    }
+}
+
+#[test]
+fn tokenizers_that_are_none_are_refused_by_name() {
+    for content in ["", "{}", "[]", r#"{"version":"1.0","model":{"type":"WordPiece"}}"#] {
+        let family = Synthetic::new();
+        family.write_signed(TOKENIZER, content.as_bytes());
+        assert_refused(&family, &[TOKENIZER]);
+    }
+}
+
+#[test]
+fn manifests_that_cannot_be_name_the_key() {
+    for (from, to, named) in [
+        ("name = \"tiny\"", "name = \"huge\"", "`name` is `huge`"),
+        ("task =", "max_tokenz = 1\ntask =", "max_tokenz"),
+        ("form = \"mlp\"", "form = \"cubic\"", "cubic"),
+        ("reference = \"a\"", "reference = \"c\"", "`reference` is `c`"),
+        ("variants = [\"skip\"]", "variants = [\"int2\"]", "int2"),
+        ("folder = \"anchors/a\"", "folder = \"../a\"", "../a"),
+        ("[anchors.b]", "[anchors.b]\nonnx = {}", "file"),
+        ("width = 8", "width = 0", "`output.width` is `0`"),
+    ] {
+        let family = Synthetic::new();
+        family.edit("family.toml", from, to);
+        assert_refused(&family, &["family.toml", named]);
+    }
+}
+
+#[test]
+fn parts_that_contradict_one_another_are_refused() {
+    let family = Synthetic::new();
+    family.edit("family.toml", "max_tokens = 32", "max_tokens = 33");
+    assert_refused(&family, &["limits.max_tokens", "33"]);
+    let family = with_export(&EXPORT);
+    family.edit("family.toml", "width = 8\n\n[quality]", "width = 9\n\n[quality]");
+    assert_refused(&family, &["output.width", "9"]);
+    let family = Synthetic::with_rows(Rows { words: WORDS.len() - 1, positions: 32 });
+    assert_refused(&family, &[TOKENIZER]);
+    let family = Synthetic::new();
+    family.edit("family.toml", "to = \"out\"", "to = \"out\"\nlabel = \"../../x,y\"");
+    assert_refused(&family, &["label", "../../x,y"]);
+}
+
+#[test]
+fn maps_that_lead_nowhere_or_backwards_name_their_spaces() {
+    for (from, to, named) in [
+        ("to = \"a.1\"", "to = \"a.9\"", "from `b.1` to `a.9`: there is no space `a.9`"),
+        ("from = \"b.1\"", "from = \"c.1\"", "from `c.1` to `a.1`: there is no space `c.1`"),
+        ("to = \"out\"", "to = \"in\"", "there is no space `in`"),
+        ("from = \"a.0+\"", "from = \"a.0\"", "the form `mlp` starts inside a block"),
+        ("form = \"pooled\"", "form = \"tokens\"", "from `a.1` to `out`"),
+        ("[\"mean\", \"first\"]", "[\"mean\", \"token\"]", "`token` does not go with this form"),
+    ] {
+        let family = Synthetic::new();
+        family.edit("family.toml", from, to);
+        assert_refused(&family, &[named]);
+    }
+    for (from, to) in [("a.2", "a.0"), ("a.1", "a.1")] {
+        let family = Synthetic::new();
+        family.edit("family.toml", "from = \"b.1\"", &format!("from = \"{from}\""));
+        family.edit("family.toml", "to = \"a.1\"", &format!("to = \"{to}\""));
+        let file = format!("fits/{from}-{to}.safetensors");
+        family.write(&file, &to_safetensors(&square_stitch()));
+        let old = family.sha256(STITCH);
+        family.edit("fits.json", STITCH, &file);
+        family.edit("fits.json", &old, &family.sha256(&file));
+        assert_refused(&family, &["cycle", "a."]);
+    }
+}
+
+#[test]
+fn stitch_files_that_do_not_fit_name_file_and_tensor() {
+    let other_widths = |tensors: &mut BTreeMap<_, _>| *tensors = square_stitch();
+    let family = Synthetic::new();
+    family.change(STITCH, other_widths);
+    assert_refused(&family, &[STITCH, "`token.weight` is [8, 8], but [8, 12] is needed"]);
+    let family = Synthetic::new();
+    family.change(STITCH, |tensors| drop(tensors.remove("previous.weight")));
+    assert_refused(&family, &[STITCH, "no tensor `previous.weight`"]);
+    let family = Synthetic::new();
+    family.change(EXIT, |tensors| {
+        tensors.insert("bias".into(), (vec![9], vec![0.0; 9]));
+    });
+    assert_refused(&family, &[EXIT, "`bias` is [9], but [8] is needed"]);
+    let family = Synthetic::new();
+    family.change(MLP, |tensors| {
+        tensors.insert("weight".into(), (vec![8, 24], vec![0.0; 192]));
+    });
+    assert_refused(&family, &[MLP, "`weight` is [8, 24], but [8, 16] is needed"]);
+}
+
+#[test]
+fn records_of_fits_that_are_none_are_refused_by_name() {
+    let family = Synthetic::new();
+    let good = family.text("fits.json");
+    let unknown = good.replacen("\"samples\"", "\"sample\"", 1);
+    for content in ["", "[]", "{", "{\"maps\": 1}", &unknown] {
+        family.write("fits.json", content.as_bytes());
+        assert_refused(&family, &["fits.json"]);
+    }
+    family.write("fits.json", &good.replace(&family.sha256(EXIT), "abc").into_bytes());
+    assert_refused(&family, &[EXIT, "not abc"]);
+}
+
+#[test]
+fn an_export_is_good_before_it_is_broken() {
+    let synthetic = with_export(&EXPORT);
+    let family = synthetic.load();
+    let ids = ["b.stem", "b.block.0.attn", "b.block.0.mlp"].map(|name| {
+        ModuleId(family.graph.modules().iter().position(|m| m.name == name).expect(name))
+    });
     let mut executor = Executor::new(runtime(), family);
-    let error = executor.load(&[tessera::family::ModuleId(stem)]).expect_err("refused");
-    assert!(error.to_string().contains("`l3.stem`"), "{error}");
+    let encoding =
+        Encoding { batch: 1, tokens: 3, input_ids: vec![1, 2, 3], attention_mask: vec![1; 3] };
+    let sides = SideInputs::of_encoding(encoding).expect("inputs");
+    let mut state = None;
+    for id in ids {
+        state = executor.step(id, state, &sides).expect("runs");
+    }
+    assert_eq!(state.expect("a state").to_tensor().expect("f32").shape(), [1, 3, WIDTH]);
+}
+
+#[test]
+fn onnx_files_that_are_no_ordered_graph_are_refused() {
+    let [stem, attention, mlp] = EXPORT;
+    for (nodes, named) in [
+        // `s` needs `b`, which comes from `s`.
+        (vec![("Add", &["x", "b"][..], "s"), attention, mlp], "reads `x`, which nothing before"),
+        (vec![stem, ("Add", &["s", "b"], "a"), mlp], "reads `b`, which nothing before it makes"),
+        (vec![stem, ("MatMul", &["s", "matrixx"], "a"), mlp], "reads `matrixx`, which nothing"),
+        (vec![stem, attention, ("Relu", &["b"], "b")], "reads `b`, which nothing before it makes"),
+        (vec![stem, attention, attention, mlp], "the tensor `a` is made twice"),
+        (vec![stem, attention], "there is no tensor `b`"),
+        (vec![], "there is no tensor `s`"),
+        (vec![stem, attention, ("Add", &["a", "s"], "b")], "the weight `table` is used on both"),
+    ] {
+        assert_refused(&with_export(&nodes), &["anchor `b`", named]);
+    }
+    let family = with_export(&EXPORT);
+    family.edit("family.toml", "stem = \"s\"", "stem = \"z\"");
+    assert_refused(&family, &["anchor `b`", "there is no tensor `z`"]);
+    for content in [&b""[..], b"\xff\xff no ONNX", &ModelProto::default().encode_to_vec()] {
+        let family = with_export(&EXPORT);
+        family.write_signed("anchors/b.onnx", content);
+        assert_refused(&family, &["anchor `b`", "b.onnx"]);
+    }
+}
+
+#[test]
+fn unknown_operators_are_refused_by_module() {
+    let [_, attention, mlp] = EXPORT;
+    let synthetic = with_export(&[("Teapot", &["ids"], "s"), attention, mlp]);
+    let family = synthetic.load();
+    let stem = family.graph.modules().iter().position(|m| m.name == "b.stem").expect("a stem");
+    let mut executor = Executor::new(runtime(), family);
+    let error = executor.load(&[ModuleId(stem)]).expect_err("refused");
+    assert!(matches!(&error, RuntimeError::Session { module, .. } if module == "b.stem"));
     assert!(error.to_string().contains("Teapot"), "{error}");
 }
 
 #[test]
-fn maps_that_lead_nowhere_or_backwards_are_refused() {
-    let copy = Copy::new("text");
-    copy.edit("to = \"l6.1\"", "to = \"l6.9\"");
-    assert!(copy.refusal().contains("no space `l6.9`"), "{}", copy.refusal());
-    let copy = Copy::new("text");
-    copy.edit("from = \"l6.0\"\nto = \"l6.5\"", "from = \"l6.5\"\nto = \"l6.0\"");
-    let (old, new) = ("fits/l6.0-l6.5.safetensors", "fits/l6.5-l6.0.safetensors");
-    copy.replace(new, &copy.read(old));
-    let records = String::from_utf8(copy.read("fits.json")).expect("text").replace(old, new);
-    copy.replace("fits.json", records.as_bytes());
-    assert!(copy.refusal().contains("cycle"), "{}", copy.refusal());
-}
-
-#[test]
-fn stitch_files_of_the_wrong_shape_or_digest_are_refused() {
-    let stitch = "fits/l3.1-l6.1.safetensors";
-    let copy = Copy::new("text");
-    copy.replace(stitch, &copy.read("fits/l6.0-out.safetensors"));
-    assert!(copy.refusal().contains(stitch), "{}", copy.refusal());
-    assert!(copy.refusal().contains("sha256"), "{}", copy.refusal());
-    let copy = Copy::new("text");
-    copy.replace(stitch, &copy.read("fits/l6.1+-l6.4.safetensors"));
-    let mut records = FitRecords::read(&copy.folder).expect("read");
-    let found = MappedFile::open(&copy.folder.join(stitch)).expect("mapped").sha256();
-    records.maps.get_mut(stitch).expect("recorded").sha256 = found;
-    copy.replace("fits.json", records.to_file().1.as_bytes());
-    assert!(copy.refusal().contains("there is no tensor `previous.weight`"), "{}", copy.refusal());
-    let copy = Copy::new("text");
-    copy.replace("fits.json", b"[]");
-    assert!(copy.refusal().contains("fits.json"), "{}", copy.refusal());
-}
-
-#[test]
-fn unknown_manifest_keys_and_foreign_names_are_refused() {
-    let copy = Copy::new("text");
-    copy.edit("[limits]", "[limits]\nmax_tokenz = 1");
-    assert!(copy.refusal().contains("max_tokenz"), "{}", copy.refusal());
-    let copy = Copy::new("text");
-    copy.edit("name = \"text\"", "name = \"prose\"");
-    assert!(copy.refusal().contains("`name` is `prose`"), "{}", copy.refusal());
-}
-
-/// A running server and the address that it listens on.
-struct Server {
-    child: Child,
-    address: String,
-}
-
-impl Server {
-    /// Starts the program on a free port and waits until it serves.
-    fn start(pool: &Path) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_tessera"))
-            .args(["serve", "--port", "0", "--log-format", "json", "--pool"])
-            .arg(pool)
-            .arg("--cache")
-            .arg(pool.join("cache"))
-            .current_dir(root())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("starts");
-        let lines = BufReader::new(child.stderr.take().expect("piped")).lines();
-        let mut address = String::new();
-        for line in lines.map_while(Result::ok) {
-            if let Some((_, rest)) = line.split_once("\"address\":\"") {
-                address = rest.split('"').next().expect("an address").to_owned();
-                break;
-            }
-        }
-        assert!(!address.is_empty(), "the server told its address");
-        Self { child, address }
-    }
-
-    fn request(&self, method: &str, path: &str, body: &str) -> String {
-        let mut stream = TcpStream::connect(&self.address).expect("connects");
-        let length = body.len();
-        let head = format!("{method} {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n");
-        write!(stream, "{head}content-length: {length}\r\n\r\n{body}").expect("sent");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("answered");
-        answer
+fn malformed_nodes_are_refused_by_module_when_quantized() {
+    let [stem, _, mlp] = EXPORT;
+    let products = [("MatMul", &["s"][..], "a"), ("Cast", &[], "a"), ("Transpose", &[], "a")];
+    for product in products {
+        let synthetic = with_export(&[stem, product, mlp]);
+        synthetic.edit("family.toml", "[anchors.b]", "[anchors.b]\nvariants = [\"int8\"]");
+        let family = synthetic.load();
+        let name = "b.block.0.attn.int8";
+        let module = family.graph.modules().iter().position(|m| m.name == name).expect(name);
+        let mut executor = Executor::new(runtime(), family);
+        let error = executor.load(&[ModuleId(module)]).expect_err("refused");
+        assert!(error.to_string().contains(name), "{error}");
     }
 }
 
 #[test]
-fn a_broken_family_does_not_keep_a_good_one_from_serving() {
-    let good = Copy::new("good");
-    let path = good.folder.join("family.toml");
-    let text = fs::read_to_string(&path).expect("read");
-    let text = text.split("\n# Stitches").next().expect("a start");
-    fs::write(&path, text.replace("[\"int8\", \"skip\"]", "[]")).expect("written");
-    let pool = good.folder.parent().expect("the pool");
-    fs::create_dir(pool.join("bad")).expect("created");
-    fs::write(pool.join("bad/family.toml"), "name = \"bad\"").expect("written");
-    let mut server = Server::start(pool);
-    let body = r#"{"inputs":[{"name":"text","shape":[1],"datatype":"BYTES","data":["hello"]}]}"#;
-    for (method, path, body, status) in [
-        ("GET", "/v2/health/ready", "", "200"),
-        ("GET", "/v2/models/bad/ready", "", "503"),
-        ("POST", "/v2/models/bad/infer", body, "503"),
-        ("GET", "/v2/models/good/ready", "", "200"),
-        ("POST", "/v2/models/good/infer", body, "200"),
-    ] {
-        let answer = server.request(method, path, body);
-        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{path}: {answer}");
+fn broken_families_do_not_keep_good_ones_from_serving() {
+    let good = Synthetic::with_rows(PROFILED);
+    let altered = good.beside("altered");
+    altered.write(WEIGHTS, b"altered");
+    let no_manifest = good.beside("no_manifest");
+    no_manifest.write("family.toml", b"name = ");
+    let teapot = good.beside("teapot");
+    let [_, attention, mlp] = EXPORT;
+    put_export(&teapot, &[("Teapot", &["ids"], "s"), attention, mlp]);
+    let unreadable = good.beside("unread_quality");
+    unreadable.write("quality.json", b"{");
+    let mut server = Server::start(good.pool());
+    assert_eq!(server.status("GET", "/v2/health/ready", ""), 200);
+    assert_eq!(server.status("GET", "/v2/models/tiny/ready", ""), 200);
+    assert_eq!(server.status("POST", "/v2/models/tiny/infer", TEXT), 200);
+    for name in ["altered", "no_manifest", "teapot", "unread_quality"] {
+        assert_eq!(server.status("GET", &format!("/v2/models/{name}/ready"), ""), 503, "{name}");
+        assert_eq!(server.status("POST", &format!("/v2/models/{name}/infer"), TEXT), 503, "{name}");
+        let family = format!("\"family\":\"{name}\"");
+        let told = |line: &String| line.contains("\"ERROR\"") && line.contains(&family);
+        assert!(server.log.iter().any(told), "{name}: {:?}", server.log);
     }
-    let id = server.child.id().to_string();
-    assert!(Command::new("kill").arg(&id).status().expect("kill runs").success());
-    assert_eq!(server.child.wait().expect("ends").code(), Some(0), "drains and ends in order");
+    assert_eq!(server.stop(), Some(0), "drains and ends in order");
+}
+
+#[test]
+fn qualities_that_cannot_be_do_not_keep_other_families_from_serving() {
+    let good = Synthetic::with_rows(PROFILED);
+    let record = |quality: f64| {
+        json!({ "metric": "", "data": "", "num_texts": 0, "max_tokens": 0, "date": "",
+            "command": "", "plans": { "a[0..2]": quality }, "losses": {}, "prediction_error": 0 })
+    };
+    let misjudged = good.beside("misjudged");
+    misjudged.write("quality.json", record(1.5).to_string().as_bytes());
+    let worthless = good.beside("worthless");
+    worthless.write("quality.json", record(0.5).to_string().as_bytes());
+    let floor = "\"quality.json\"\nfloor = 0.9";
+    worthless.edit("family.toml", "\"quality.json\"", floor);
+    let mut server = Server::start(good.pool());
+    assert_eq!(server.status("POST", "/v2/models/tiny/infer", TEXT), 200);
+    assert_eq!(server.status("GET", "/v2/models/misjudged/ready", ""), 503);
+    assert_eq!(server.status("GET", "/v2/models/worthless/ready", ""), 503);
+    assert_eq!(server.stop(), Some(0));
+}
+
+#[test]
+fn a_family_of_few_words_and_positions_is_served() {
+    let small = Synthetic::new();
+    let mut server = Server::start(small.pool());
+    assert_eq!(server.status("POST", "/v2/models/tiny/infer", TEXT), 200, "{:?}", server.log);
+    assert_eq!(server.stop(), Some(0));
 }
 
 #[test]
 fn every_measured_plan_of_the_pool_still_exists() {
-    let family = crate::support::text_family();
-    let text = fs::read_to_string(family.folder.join("quality.json")).expect("read");
+    let family = text_family();
+    let text = std::fs::read_to_string(family.folder.join("quality.json")).expect("read");
     let records: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     let plans: BTreeMap<String, f64> =
         serde_json::from_value(records["plans"].clone()).expect("plans");
@@ -329,4 +391,84 @@ fn every_measured_plan_of_the_pool_still_exists() {
         PlanId::find_path(&family.graph, &id).expect(&id);
         assert!((0.0..=1.0).contains(&quality), "{id}: {quality}");
     }
+}
+
+/// As many rows as measuring modules needs today.
+const PROFILED: Rows = Rows { words: 21_000, positions: 256 };
+
+/// A request that the synthetic family answers.
+const TEXT: &str =
+    r#"{"inputs":[{"name":"text","shape":[1],"datatype":"BYTES","data":["hello server"]}]}"#;
+
+/// The program, serving.
+struct Server {
+    child: Child,
+    address: String,
+    log: Vec<String>,
+}
+
+impl Server {
+    /// Starts the program on a free port and waits until it serves.
+    fn start(pool: &Path) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_tessera"))
+            .args(["serve", "--port", "0", "--log-format", "json", "--log", "info", "--pool"])
+            .arg(pool)
+            .arg("--cache")
+            .arg(pool.join("cache"))
+            .current_dir(root())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let stderr = child.stderr.take().expect("piped");
+        let mut server = Self { child, address: String::new(), log: Vec::new() };
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            server.log.push(line.clone());
+            if let Some((_, rest)) = line.split_once("\"address\":\"") {
+                server.address = rest.split('"').next().expect("an address").to_owned();
+                return server;
+            }
+        }
+        panic!("the server ended before it served: {:?}", server.log);
+    }
+
+    /// Returns the status of the answer.
+    fn status(&self, method: &str, path: &str, body: &str) -> u16 {
+        let mut stream = TcpStream::connect(&self.address).expect("connects");
+        let head = format!("{method} {path} HTTP/1.1\r\nhost: tessera\r\nconnection: close\r\n");
+        write!(stream, "{head}content-length: {}\r\n\r\n{body}", body.len()).expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("answered");
+        let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+        status.unwrap_or_else(|| panic!("{answer}"))
+    }
+
+    /// Tells the program to end (SIGTERM) and returns its exit code.
+    fn stop(&mut self) -> Option<i32> {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").arg(&id).status().expect("kill runs").success());
+        self.child.wait().expect("ends").code()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Asserts that `family` is refused and that the reason names all of `named`.
+fn assert_refused(family: &Synthetic, named: &[&str]) {
+    let refusal = family.refusal();
+    for part in named {
+        assert!(refusal.contains(part), "`{part}` is not in: {refusal}");
+    }
+}
+
+/// The weights of a stitch between spaces that are both as wide as the output.
+fn square_stitch() -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
+    let matrix = (vec![WIDTH, WIDTH], vec![0.5; WIDTH * WIDTH]);
+    let names = ["token.weight", "previous.weight"].map(|name| (name.to_owned(), matrix.clone()));
+    let bias = ("bias".to_owned(), (vec![WIDTH], vec![0.0; WIDTH]));
+    names.into_iter().chain([bias]).collect()
 }

@@ -14,4 +14,5 @@ mod bad_pool;
 mod http;
 mod reference;
 mod support;
+mod synthetic;
 mod tidy;

@@ -67,7 +67,7 @@ fn served() -> &'static Served {
         let metrics = Arc::new(Metrics::new().expect("metrics"));
         let family = text_family();
         let quality = QualityRecords::read(&family.folder.join("quality.json")).expect("read");
-        let loaded = LoadedFamily { profile: short_profile(), quality, family };
+        let loaded = LoadedFamily::new(family, short_profile(), quality, 0.05).expect("plans");
         let config = ServiceConfig {
             preload: false,
             queue_limit: 64,
