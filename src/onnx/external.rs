@@ -134,18 +134,6 @@ pub fn read_floats(folder: &Path, tensor: &TensorProto) -> Result<Vec<f32>, Onnx
     Ok(values)
 }
 
-/// Returns the number of bytes that the initializers of `graph` hold.
-pub fn weight_bytes(graph: &GraphProto) -> u64 {
-    graph
-        .initializer
-        .iter()
-        .map(|tensor| match place_of(tensor) {
-            Some(place) => place.length,
-            None => tensor.raw_data.as_ref().map_or(0, |raw| raw.len() as u64),
-        })
-        .sum()
-}
-
 /// Replaces raw data that is a slice of `file` by its place.
 fn leave_in_file(tensor: &mut TensorProto, file: &Bytes, location: &str) {
     let Some(raw) = tensor.raw_data.as_ref().filter(|raw| raw.len() >= MIN_EXTERNAL_BYTES) else {

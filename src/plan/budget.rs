@@ -32,15 +32,6 @@ pub struct Budget {
     pub plan: Option<String>,
 }
 
-impl Budget {
-    /// Returns this budget with its latency cut to what is left, e.g. until a deadline.
-    #[must_use]
-    pub fn within(mut self, left: Duration) -> Self {
-        self.latency = Some(self.latency.map_or(left, |latency| latency.min(left)));
-        self
-    }
-}
-
 /// The budget parameters of a request, as they come off the wire.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct BudgetParameters {
@@ -172,15 +163,5 @@ mod tests {
         let parameters = BudgetParameters { min_quality: Some(1.5), ..BudgetParameters::default() };
         let error = parameters.parse().expect_err("1.5 is no quality");
         assert_eq!(error.to_string(), "min_quality is 1.5, it must lie in [0, 1]");
-    }
-
-    #[test]
-    fn the_time_left_only_ever_cuts_a_budget() {
-        let left = Duration::from_millis(5);
-        let budget = |latency| Budget { latency, ..Budget::default() };
-        assert_eq!(budget(None).within(left).latency, Some(left));
-        assert_eq!(budget(Some(Duration::from_secs(1))).within(left).latency, Some(left));
-        let shorter = Some(Duration::from_millis(1));
-        assert_eq!(budget(shorter).within(left).latency, shorter);
     }
 }

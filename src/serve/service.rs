@@ -18,7 +18,7 @@ use crate::{
     arch::{Encoding, Family},
     family::{FamilyError, Manifest, ModuleId, PlanId},
     fit::{self, FitError, Profile, QualityRecords},
-    plan::{Budget, Choice, ChooseError, PlanEntry, PlanTable},
+    plan::{Budget, ChooseError, PlanEntry, PlanTable},
     runtime::{Executor, Runtime},
     tensor::{DataType, TensorSpec},
 };
@@ -296,11 +296,9 @@ impl FamilyService {
                 Ok((summary, path))
             }
             Err(ServeError::Choose(mut error)) => {
-                let factor = self.correction.factor();
                 if let ChooseError::Infeasible(infeasible) = &mut *error {
                     infeasible.budget.latency = budget.latency;
-                    let cheapest = &mut infeasible.cheapest.latency_seconds;
-                    *cheapest = *cheapest * factor + elapsed.as_secs_f64();
+                    infeasible.cheapest.latency_seconds += elapsed.as_secs_f64();
                 }
                 Err(ServeError::Choose(error))
             }
@@ -315,28 +313,42 @@ impl FamilyService {
         (batch, tokens): (usize, usize),
         budget: &Budget,
     ) -> Result<(PlanSummary, Vec<ModuleId>), ServeError> {
-        let factor = self.correction.factor();
-        let budget = Budget {
-            latency: budget.latency.map(|latency| latency.div_f64(factor)),
-            ..budget.clone()
-        };
-        let result = |choice: Choice<'_>| {
-            let path = choice.entry.modules.iter().map(|index| ModuleId(*index)).collect();
-            (self.summary_of(choice.entry, batch, tokens), path)
-        };
+        let shape = (batch, tokens);
         let unlisted = budget.plan.as_deref().filter(|id| self.loaded.table.find(id).is_none());
         let Some(id) = unlisted else {
-            return Ok(result(self.loaded.table.choose(batch, tokens, &budget)?));
+            return self.choose_from(&self.loaded.table, shape, budget);
         };
         let LoadedFamily { family, profile, quality, .. } = &self.loaded;
         let path = PlanId::find_path(&family.graph, id)
             .map_err(|e: FamilyError| ServeError::UnknownPlan { reason: e.to_string() })?;
         let entry = fit::entry(family, profile, quality, &path)
             .map_err(|e| ServeError::UnknownPlan { reason: e.to_string() })?;
-        let budget = Budget { plan: Some(entry.id.clone()), ..budget };
+        let budget = Budget { plan: Some(entry.id.clone()), ..budget.clone() };
         let table = PlanTable::new(vec![entry], self.config.latency_margin)
             .map_err(|e| ServeError::UnknownPlan { reason: e.to_string() })?;
-        Ok(result(table.choose(batch, tokens, &budget)?))
+        self.choose_from(&table, shape, &budget)
+    }
+
+    /// Chooses from `table`, whose latencies are profiled ones: the correction is taken out of the
+    /// budget that goes in and put into the latencies that come out.
+    fn choose_from(
+        &self,
+        table: &PlanTable,
+        (batch, tokens): (usize, usize),
+        budget: &Budget,
+    ) -> Result<(PlanSummary, Vec<ModuleId>), ServeError> {
+        let factor = self.correction.factor();
+        let latency = budget.latency.map(|latency| latency.div_f64(factor));
+        let chosen = table.choose(batch, tokens, &Budget { latency, ..budget.clone() });
+        let choice = chosen.map_err(|mut error| {
+            if let ChooseError::Infeasible(infeasible) = &mut error {
+                infeasible.budget.latency = budget.latency;
+                infeasible.cheapest.latency_seconds *= factor;
+            }
+            error
+        })?;
+        let path = choice.entry.modules.iter().map(|index| ModuleId(*index)).collect();
+        Ok((self.summary_of(choice.entry, batch, tokens), path))
     }
 }
 
