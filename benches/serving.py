@@ -214,15 +214,15 @@ def measure_end_to_end(options, texts):
                 samples.append(dict(result[2], client=result[3]))
     p50 = {stage: statistics.median(s[stage] for s in samples) for stage in samples[0]}
     inside = statistics.median(
-        s["total"] - s["tokenize"] - s["queue"] - s["compute"] for s in samples)
+        s["total"] - s["preprocess"] - s["queue"] - s["compute"] for s in samples)
     outside = statistics.median(s["client"] - s["total"] for s in samples)
     base = p50["compute"]
     row("client's latency", f"{p50['client']:.2f} ms",
         f"`{REFERENCE_PLAN}`, {length} tokens, p50 of {len(samples)}, one connection")
     row("client ÷ compute", f"{p50['client'] / base:.3f}", "")
-    row("(client − tokenization) ÷ compute", f"{(p50['client'] - p50['tokenize']) / base:.3f}", "")
+    row("(client − tokenization) ÷ compute", f"{(p50['client'] - p50['preprocess']) / base:.3f}", "")
     row("compute", f"{base:.2f} ms", "Server-Timing")
-    row("tokenization", f"{p50['tokenize']:.3f} ms", "Server-Timing")
+    row("tokenization", f"{p50['preprocess']:.3f} ms", "Server-Timing")
     row("queue", f"{p50['queue']:.3f} ms", "Server-Timing")
     row("rest of the server", f"{inside:.3f} ms", "JSON, hand-over to and from the inference thread")
     row("outside the server", f"{outside:.3f} ms", "HTTP, loopback, Python's client")
@@ -243,7 +243,7 @@ def draw_requests(server, texts, options):
 
 
 def measure_budgets(options, texts):
-    answered, refused, tokenize = [], [], []
+    answered, refused, preprocess = [], [], []
     with served(options) as server:
         draws = draw_requests(server, texts, options)
         for plan in server.front():
@@ -252,7 +252,7 @@ def measure_budgets(options, texts):
             status, answer, stages, _ = server.infer(text, latency_budget_ms=budget)
             if status == 200:
                 answered.append((budget, answer["parameters"]))
-                tokenize.append(stages["tokenize"])
+                preprocess.append(stages["preprocess"])
             else:
                 refused.append(status)
     errors = [abs(p["predicted_latency_ms"] - p["latency_ms"]) / p["latency_ms"]
@@ -268,7 +268,7 @@ def measure_budgets(options, texts):
     row("measured over budget", share(num_measured), "the server's latency, tokenization included")
     row("\\|predicted − measured\\| ÷ measured",
         f"p50 {percentile(errors, 50):.3f}, p95 {percentile(errors, 95):.3f}", "")
-    row("tokenization", f"p50 {percentile(tokenize, 50):.3f} ms", "")
+    row("tokenization", f"p50 {percentile(preprocess, 50):.3f} ms", "")
     row("distinct plans chosen", str(len({p["plan"] for _, p in answered})), "")
 
 

@@ -31,6 +31,8 @@ pub(super) struct Decoded {
     pub(super) id: Option<String>,
     /// Whether the answer tells more of how it came about.
     pub(super) explain: bool,
+    /// How many of the best classes to name in place of all scores.
+    pub(super) classification: Option<usize>,
 }
 
 /// The tensors of a model.
@@ -40,6 +42,8 @@ pub(super) struct Specs {
     pub(super) inputs: Vec<TensorSpec>,
     /// What it returns.
     pub(super) outputs: Vec<TensorSpec>,
+    /// How many classes it has names for.
+    pub(super) num_labels: usize,
 }
 
 /// Unknown keys are ignored, as the protocol demands; unknown parameters are not.
@@ -71,27 +75,45 @@ struct WireOutput {
 pub(super) fn decode(body: &[u8], specs: &Specs, arrival: Instant) -> Result<Decoded, ApiError> {
     let WireRequest { id, parameters, inputs, outputs } = parse_json(body)?;
     let Parameters { budget, explain } = Parameters::parse(parameters)?;
+    let mut classification = None;
     for output in outputs.checked("the number of outputs")? {
-        output.check(&specs.outputs)?;
+        classification = output.check(specs)?.or(classification);
     }
     let inputs = inputs.checked("the number of inputs")?.into_iter();
     let inputs = inputs.map(|input| input.into_tensor(&specs.inputs)).collect::<Result<_, _>>()?;
-    Ok(Decoded { request: InferRequest { inputs, budget, arrival }, id, explain })
+    let request = InferRequest { inputs, budget, arrival };
+    Ok(Decoded { request, id, explain, classification })
 }
 
 impl WireOutput {
-    fn check(&self, specs: &[TensorSpec]) -> Result<(), ApiError> {
+    /// Checks the output, and returns how many classes to name if it asks for that.
+    fn check(&self, specs: &Specs) -> Result<Option<usize>, ApiError> {
         let Self { name, parameters } = self;
-        if !specs.iter().any(|spec| spec.name == *name) {
-            return Err(ApiError::UnknownOutput { name: name.clone(), known: names(specs) });
+        if !specs.outputs.iter().any(|spec| spec.name == *name) {
+            let known = names(&specs.outputs);
+            return Err(ApiError::UnknownOutput { name: name.clone(), known });
         }
+        let mut classification = None;
         for (parameter, value) in parameters {
-            if parameter != "binary_data" || *value != Value::Bool(false) {
-                let name = parameter.clone();
-                return Err(ApiError::UnknownParameter { name, known: "binary_data = false" });
+            match parameter.as_str() {
+                "classification" if specs.num_labels > 0 => {
+                    let count = value.as_u64().and_then(|count| usize::try_from(count).ok());
+                    let count = count.filter(|count| (1..=specs.num_labels).contains(count));
+                    classification = Some(count.ok_or_else(|| {
+                        let most = specs.num_labels;
+                        let reason =
+                            format!("classification is {value}, it must lie in 1..={most}");
+                        ServeError::Input { name: name.clone(), reason }
+                    })?);
+                }
+                "binary_data" if *value == Value::Bool(false) => {}
+                _ => {
+                    let known = "binary_data = false, and classification where there are labels";
+                    return Err(ApiError::UnknownParameter { name: parameter.clone(), known });
+                }
             }
         }
-        Ok(())
+        Ok(classification)
     }
 }
 
@@ -167,6 +189,7 @@ mod tests {
         let specs = Specs {
             inputs: vec![spec("text", DataType::Bytes)],
             outputs: vec![spec("embedding", DataType::F32)],
+            num_labels: 3,
         };
         decode(body, &specs, Instant::now()).map_err(|error| error.to_string())
     }
@@ -183,6 +206,22 @@ mod tests {
         assert_eq!(decoded.id.as_deref(), Some("7"));
         assert_eq!(decoded.request.inputs[0].0, "text");
         assert!(decoded.explain);
+    }
+
+    #[test]
+    fn classes_are_named_where_there_are_as_many() {
+        let body = |count: &str| {
+            format!(
+                r#"{{"inputs":[{INPUT}],"outputs":[{{"name":"embedding",
+                "parameters":{{"classification":{count}}}}}]}}"#
+            )
+        };
+        let decoded = decode_text(body("2").as_bytes()).expect("valid");
+        assert_eq!(decoded.classification, Some(2));
+        for count in ["0", "4", "-1", "1.5", "\"2\""] {
+            let error = decode_text(body(count).as_bytes()).expect_err(count);
+            assert!(error.contains("must lie in 1..=3"), "{error}");
+        }
     }
 
     #[test]

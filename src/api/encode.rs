@@ -85,7 +85,7 @@ struct WireReport<'a> {
 struct WireExplanation {
     batch: usize,
     tokens: usize,
-    tokenize_ms: f64,
+    preprocess_ms: f64,
     compute_ms: f64,
 }
 
@@ -118,11 +118,11 @@ impl Serialize for WireData<'_> {
 ///
 /// Fails only where JSON cannot say what is there, which no answer holds.
 pub(super) fn encode(heading: &Heading, response: &InferResponse) -> Result<Vec<u8>, ApiError> {
-    let Report { plan, batch, tokens, latency, tokenize, queue, compute } = &response.report;
+    let Report { plan, batch, tokens, latency, preprocess, queue, compute } = &response.report;
     let explanation = heading.explain.then_some(WireExplanation {
         batch: *batch,
         tokens: *tokens,
-        tokenize_ms: tokenize.as_secs_f64() * 1e3,
+        preprocess_ms: preprocess.as_secs_f64() * 1e3,
         compute_ms: compute.as_secs_f64() * 1e3,
     });
     let parameters = WireReport {
@@ -177,7 +177,7 @@ mod tests {
             batch: 1,
             tokens: 7,
             latency: Duration::from_micros(5500),
-            tokenize: Duration::from_micros(250),
+            preprocess: Duration::from_micros(250),
             queue: Duration::from_micros(500),
             compute: Duration::from_millis(4),
         };
@@ -215,7 +215,7 @@ mod tests {
     fn explanations_and_other_datatypes_are_written_too() {
         let answer = encoded(None, true, TensorData::Bytes(vec![b"a".to_vec(), b"\xff".to_vec()]));
         assert_eq!(answer["parameters"]["tokens"], 7);
-        assert_eq!(answer["parameters"]["tokenize_ms"], 0.25);
+        assert_eq!(answer["parameters"]["preprocess_ms"], 0.25);
         assert_eq!(answer["outputs"][0]["data"], json!(["a", "\u{fffd}"]));
         assert_eq!(answer.get("id"), None);
     }

@@ -15,6 +15,7 @@ use tracing::Span;
 use super::{
     Shared,
     body::{Body, off_thread},
+    classes::best_classes,
     decode::{Decoded, Specs, decode},
     encode::{Heading, encode},
     error::ApiError,
@@ -36,12 +37,20 @@ pub(super) async fn infer(
 ) -> Result<Response, ApiError> {
     let arrival = Instant::now();
     let service = &model.service;
-    let specs = Specs { inputs: service.input_specs(), outputs: service.output_specs() };
+    let specs = Specs {
+        inputs: service.input_specs(),
+        outputs: service.output_specs(),
+        num_labels: service.manifest().output.labels.len(),
+    };
     let decoded = off_thread(body.len(), move || decode(&body, &specs, arrival)).await;
-    let Decoded { request, id, explain } = decoded.inspect_err(|error| {
+    let Decoded { request, id, explain, classification } = decoded.inspect_err(|error| {
         shared.api.observer.finished(service.name(), &Outcome::Failed { code: error.code() });
     })?;
-    let response = service.infer(request).await?;
+    let mut response = service.infer(request).await?;
+    if let Some(count) = classification {
+        let labels = &service.manifest().output.labels;
+        response.output = best_classes(&response.output, count, labels);
+    }
     Span::current().record("plan", &response.report.plan.plan);
     let report = response.report.clone();
     let heading = Heading::new(&model, id, explain);
@@ -60,7 +69,7 @@ fn num_elements(tensor: &Tensor) -> usize {
 /// Writes the stages in milliseconds (W3C Server Timing).
 fn server_timing(report: &Report, total: Duration) -> String {
     let stages = [
-        ("tokenize", report.tokenize),
+        ("preprocess", report.preprocess),
         ("queue", report.queue),
         ("compute", report.compute),
         ("total", total),

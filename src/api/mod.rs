@@ -5,6 +5,7 @@
 //! [`router`], which lists the routes; [`serve()`] runs them on a socket until told to stop.
 
 mod body;
+mod classes;
 mod decode;
 mod elements;
 mod encode;

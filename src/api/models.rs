@@ -91,7 +91,7 @@ pub(super) async fn metadata(model: Model) -> Json<Metadata> {
         task: manifest.task.clone(),
         description: manifest.description.clone(),
         license: manifest.license.clone(),
-        metric: manifest.quality.metric.clone(),
+        metric: manifest.quality.metric.name().to_owned(),
         max_batch: manifest.limits.max_batch,
         max_tokens: manifest.limits.max_tokens,
         max_text_bytes: manifest.limits.max_text_bytes,

@@ -67,7 +67,7 @@ pub(super) async fn front(model: Model, RawQuery(query): RawQuery) -> Result<Res
         model: model.service.name(),
         batch: shape.batch,
         tokens: shape.tokens,
-        metric: &model.service.manifest().quality.metric,
+        metric: model.service.manifest().quality.metric.name(),
         plans: front.iter().map(WirePlan::new).collect(),
     };
     to_json(&body)
@@ -89,7 +89,7 @@ pub(super) async fn choose(model: Model, Body(body): Body) -> Result<Response, A
         model: model.service.name(),
         batch: shape.batch,
         tokens: shape.tokens,
-        metric: &model.service.manifest().quality.metric,
+        metric: model.service.manifest().quality.metric.name(),
         plan: WirePlan::new(&summary),
     };
     to_json(&body)

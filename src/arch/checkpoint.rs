@@ -76,6 +76,61 @@ impl Checkpoint {
         Ok(initializer(name, data_type, dims, &place))
     }
 
+    /// Returns some rows of the tensor `name`, whose shape must be `shape`, as a weight of its own:
+    /// a shorter place in the file.
+    ///
+    /// # Errors
+    ///
+    /// Fails like [`weight`](Self::weight), and when there are no such rows.
+    pub fn rows(
+        &self,
+        name: &str,
+        shape: &[usize],
+        rows: std::ops::Range<usize>,
+    ) -> Result<TensorProto, ArchError> {
+        let whole = self.weight(name, shape)?;
+        let all = shape.first().copied().unwrap_or(0);
+        if rows == (0..all) {
+            return Ok(whole);
+        }
+        let mut wanted = shape.to_vec();
+        if let Some(first) = wanted.first_mut() {
+            *first = rows.len();
+        }
+        let tensor = self.tensor(name)?;
+        if rows.end > all || rows.is_empty() {
+            return Err(ArchError::TensorShape {
+                path: self.path.clone(),
+                name: name.into(),
+                found: shape.to_vec(),
+                expected: wanted,
+            });
+        }
+        let row = tensor.length / all as u64;
+        let place = Place {
+            file: self.location.clone(),
+            offset: tensor.offset + row * rows.start as u64,
+            length: row * rows.len() as u64,
+        };
+        let dims = wanted.iter().map(|extent| i64::try_from(*extent).unwrap_or(i64::MAX)).collect();
+        let name = format!("{name}[{}..{}]", rows.start, rows.end);
+        Ok(initializer(&name, whole.data_type, dims, &place))
+    }
+
+    /// Returns the tensors whose names start with `prefix`, under what follows it.
+    #[must_use]
+    pub fn part(&self, prefix: &str) -> Self {
+        let inside = self.tensors.iter().filter_map(|(name, place)| {
+            Some((name.strip_prefix(prefix)?.to_owned(), place.clone()))
+        });
+        Self { tensors: inside.collect(), ..self.clone() }
+    }
+
+    /// Returns the tensors' names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
     /// Returns where the tensor `name` lies.
     ///
     /// # Errors

@@ -8,16 +8,21 @@ use std::path::PathBuf;
 
 use super::{
     ArchError, Checkpoint,
+    anchor::{Anchor, Form},
     fitted::Expansion,
     network::{
         ATTENTION_MASK, INPUT_IDS, Network, Precision, extent, float_weight, linear, token_input,
         with_hidden,
     },
+    pooling::mean_head,
     relative,
 };
-use crate::onnx::{
-    Attribute, GraphBuilder,
-    proto::{TensorProto, data_type},
+use crate::{
+    family::ModuleKind,
+    onnx::{
+        Attribute, GraphBuilder,
+        proto::{TensorProto, data_type},
+    },
 };
 
 /// The sizes of an encoder and what its layers compute.
@@ -77,25 +82,25 @@ struct Ending {
     norm: String,
 }
 
-impl Encoder {
-    /// Returns the number of blocks.
-    pub(super) fn num_blocks(&self) -> usize {
+impl Anchor for Encoder {
+    fn num_blocks(&self) -> usize {
         self.shape.num_blocks
     }
 
-    /// Returns the extent of a hidden state.
-    pub(super) fn width(&self) -> usize {
+    fn hidden_shape(&self, _depth: usize, _inner: bool) -> Vec<Option<usize>> {
+        vec![None, Some(self.shape.width)]
+    }
+
+    fn output_width(&self) -> usize {
         self.shape.width
     }
 
-    /// Returns the number of token ids.
-    pub(super) fn num_words(&self) -> usize {
-        self.shape.num_words
+    fn max_tokens(&self) -> usize {
+        self.shape.num_positions - self.shape.first_position
     }
 
-    /// Returns the most tokens that the encoder has positions for.
-    pub(super) fn max_tokens(&self) -> usize {
-        self.shape.num_positions - self.shape.first_position
+    fn num_words(&self) -> usize {
+        self.shape.num_words
     }
 
     /// Builds the embeddings: token ids to hidden states.
@@ -104,7 +109,7 @@ impl Encoder {
     ///
     /// - input_ids: \[batch, tokens\]
     /// - output: \[batch, tokens, width\]
-    pub(super) fn stem(&self) -> Result<Network, ArchError> {
+    fn stem(&self) -> Result<Network, ArchError> {
         let mut graph = GraphBuilder::default();
         let ids = token_input(&mut graph, INPUT_IDS);
         let words = self.table("word", self.shape.num_words)?;
@@ -131,17 +136,30 @@ impl Encoder {
         Ok(self.network(graph, &normed, Precision::F32))
     }
 
+    fn part(&self, index: usize, part: ModuleKind, form: Form<'_>) -> Result<Network, ArchError> {
+        match part {
+            ModuleKind::Attention => self.attention(index, form.precision()),
+            _ => self.mlp(index, form.precision()),
+        }
+    }
+
+    fn head(&self, _has_norm: bool) -> Result<Option<Network>, ArchError> {
+        Ok(Some(mean_head(self.shape.width)))
+    }
+
+    fn expansion(&self, index: usize) -> Result<Option<Expansion>, ArchError> {
+        self.expand(index).map(Some)
+    }
+}
+
+impl Encoder {
     /// Builds the attention sub-layer of block `index` with its residual and norm.
     ///
     /// # Shapes
     ///
     /// - hidden: \[batch, tokens, width\]
     /// - attention_mask: \[batch, tokens\]
-    pub(super) fn attention(
-        &self,
-        index: usize,
-        precision: Precision,
-    ) -> Result<Network, ArchError> {
+    fn attention(&self, index: usize, precision: Precision) -> Result<Network, ArchError> {
         let width = self.shape.width;
         let layer = format!("encoder.layer.{index}.attention");
         let (mut graph, hidden) = with_hidden(width);
@@ -172,7 +190,7 @@ impl Encoder {
     }
 
     /// Returns the expanding half of block `index`'s feed-forward sub-layer.
-    pub(super) fn expansion(&self, index: usize) -> Result<Expansion, ArchError> {
+    fn expand(&self, index: usize) -> Result<Expansion, ArchError> {
         let (width, inner) = (self.shape.width, self.shape.inner_width);
         let dense = format!("encoder.layer.{index}.intermediate.dense");
         Ok(Expansion {
@@ -187,10 +205,10 @@ impl Encoder {
     /// # Shapes
     ///
     /// - hidden: \[batch, tokens, width\]
-    pub(super) fn mlp(&self, index: usize, precision: Precision) -> Result<Network, ArchError> {
+    fn mlp(&self, index: usize, precision: Precision) -> Result<Network, ArchError> {
         let (width, inner) = (self.shape.width, self.shape.inner_width);
         let (mut graph, hidden) = with_hidden(width);
-        let expansion = self.expansion(index)?;
+        let expansion = self.expand(index)?;
         let expanded = linear(&mut graph, &hidden, expansion.weight);
         let bias = float_weight(&mut graph, expansion.bias);
         let expanded = graph.fused(expansion.activation, &[&expanded, &bias], &[]);

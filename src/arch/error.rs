@@ -94,6 +94,16 @@ pub enum ArchError {
         /// Its element type.
         found: String,
     },
+    /// A checkpoint has a tensor that the architecture does not know.
+    #[error("{}: tensor `{name}` is unknown; supported are {architecture}", path.display())]
+    UnknownTensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// What is supported.
+        architecture: &'static str,
+    },
     /// A map names a space that does not exist, or joins spaces that it cannot join.
     #[error("the map from `{from}` to `{to}`: {reason}")]
     Map {

@@ -2,9 +2,15 @@
 
 use std::path::Path;
 
-use super::{ArchError, Network, checkpoint::open_verified, network::Precision};
+use super::{
+    ArchError, Network,
+    anchor::{Anchor, Form},
+    checkpoint::open_verified,
+    network::Precision,
+    pooling::mean_head,
+};
 use crate::{
-    family::OnnxSource,
+    family::{ModuleKind, OnnxSource},
     onnx::{OnnxError, cut, proto::ModelProto, read_model},
 };
 
@@ -45,24 +51,31 @@ impl Exported {
         }
         Ok(Self { stem, blocks, width: source.width })
     }
+}
 
-    /// Returns the number of blocks.
-    pub(super) fn num_blocks(&self) -> usize {
+impl Anchor for Exported {
+    fn num_blocks(&self) -> usize {
         self.blocks.len()
     }
 
-    /// Returns the extent of a hidden state.
-    pub(super) fn width(&self) -> usize {
+    fn hidden_shape(&self, _depth: usize, _inner: bool) -> Vec<Option<usize>> {
+        vec![None, Some(self.width)]
+    }
+
+    fn output_width(&self) -> usize {
         self.width
     }
 
-    /// Returns the stem's network.
-    pub(super) fn stem(&self) -> Network {
-        Network::new(self.stem.clone(), Precision::F32)
+    fn stem(&self) -> Result<Network, ArchError> {
+        Ok(Network::new(self.stem.clone(), Precision::F32))
     }
 
-    /// Returns the network of block `index`: its attention part (0) or its feed-forward part (1).
-    pub(super) fn sub_layer(&self, index: usize, part: usize, precision: Precision) -> Network {
-        Network::new(self.blocks[index][part].clone(), precision)
+    fn part(&self, index: usize, part: ModuleKind, form: Form<'_>) -> Result<Network, ArchError> {
+        let piece = usize::from(part == ModuleKind::Mlp);
+        Ok(Network::new(self.blocks[index][piece].clone(), form.precision()))
+    }
+
+    fn head(&self, _has_norm: bool) -> Result<Option<Network>, ArchError> {
+        Ok(Some(mean_head(self.width)))
     }
 }

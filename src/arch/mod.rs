@@ -3,22 +3,31 @@
 //! Reads configurations and file headers, never the weights themselves, which stay in their files.
 //! It knows no budgets and runs nothing. Start at [`Family::load`].
 
+mod anchor;
 mod bert;
+mod builder;
 mod checkpoint;
 mod encoder;
 mod error;
 mod exported;
 mod family;
 mod fitted;
+mod input;
 mod mpnet;
 mod network;
+mod picture;
 mod pooling;
 mod relative;
 mod tokenize;
+mod trained;
+mod vit;
+mod vit_layout;
 
 pub use checkpoint::{Checkpoint, TensorPlace};
 pub use error::ArchError;
 pub use family::Family;
 pub use fitted::{FitRecord, FitRecords, fit_file_name};
-pub use network::{ATTENTION_MASK, INPUT_IDS, Network, Precision};
+pub use input::{ModelInput, Pixels};
+pub use network::{ATTENTION_MASK, INPUT_IDS, Network, PIXEL_VALUES, Precision};
+pub use picture::{PictureError, decode_picture, raw_picture};
 pub use tokenize::{Encoding, Tokenizer};

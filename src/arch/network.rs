@@ -14,6 +14,8 @@ use crate::onnx::{
 pub const INPUT_IDS: &str = "input_ids";
 /// 1 for a token and 0 for padding, `[batch, tokens]` INT64.
 pub const ATTENTION_MASK: &str = "attention_mask";
+/// Images, `[batch, channels, height, width]` FP32, normalized.
+pub const PIXEL_VALUES: &str = "pixel_values";
 
 /// What one module computes: a small ONNX graph whose weights lie in the family's files.
 #[derive(Debug, Clone)]
@@ -127,6 +129,11 @@ pub(super) fn float_weight(graph: &mut GraphBuilder, tensor: TensorProto) -> Str
 /// Multiplies `input` by the transpose of a `[out, in]` weight, as `Linear` layers keep it.
 pub(super) fn linear(graph: &mut GraphBuilder, input: &str, weight: TensorProto) -> String {
     let weight = float_weight(graph, weight);
-    let transposed = graph.node("Transpose", &[&weight], &[("perm", Attribute::Ints(vec![1, 0]))]);
-    graph.node("MatMul", &[input, &transposed], &[])
+    let weight = transposed(graph, &weight);
+    graph.node("MatMul", &[input, &weight], &[])
+}
+
+/// Swaps the axes of a matrix; ONNX Runtime does so once, when it creates the session.
+pub(super) fn transposed(graph: &mut GraphBuilder, matrix: &str) -> String {
+    graph.node("Transpose", &[matrix], &[("perm", Attribute::Ints(vec![1, 0]))])
 }

@@ -22,7 +22,7 @@ const EXAMPLES: &str = "Examples:
   tessera serve --pool models
   tessera front --pool models --family text --tokens 128 --svg front.svg
   tessera plan --pool models --family text --latency-budget-ms 5
-  tessera fit --pool models --family text --corpus calibration.jsonl";
+  tessera fit --pool models --family text --data calibration.jsonl";
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -31,13 +31,13 @@ pub enum Command {
     #[command(after_help = "Example:\n  tessera serve --pool models --host 0.0.0.0 --port 8000")]
     Serve(ServeArguments),
     /// Fit stitches, bridges and exits in closed form, from texts
-    #[command(after_help = "Example:\n  tessera fit --family text --corpus calibration.jsonl")]
+    #[command(after_help = "Example:\n  tessera fit --family text --data calibration.jsonl")]
     Fit(FitArguments),
     /// Measure what each module costs on this machine
     #[command(after_help = "Example:\n  tessera profile --family text --threads 2")]
     Profile(ProfileArguments),
     /// Measure what plans are worth, on texts that no fit has seen
-    #[command(after_help = "Example:\n  tessera evaluate --family text --corpus heldout.jsonl")]
+    #[command(after_help = "Example:\n  tessera evaluate --family text --data heldout.jsonl")]
     Evaluate(EvaluateArguments),
     /// Tell which plan a budget gets
     #[command(after_help = "Example:\n  tessera plan --family text --latency-budget-ms 5")]
@@ -46,8 +46,17 @@ pub enum Command {
     #[command(after_help = "Example:\n  tessera front --family text --svg front.svg")]
     Front(FrontArguments),
     /// Show what a family consists of
-    #[command(after_help = "Example:\n  tessera inspect --family text")]
+    #[command(
+        after_help = "Examples:\n  tessera inspect --family text\n  tessera inspect --family \
+                            fashion --plan 's[0..2]>m[2..6]' --mermaid"
+    )]
     Inspect(InspectArguments),
+    /// Write a plan's sub-network as one ONNX file that needs nothing else
+    #[command(
+        after_help = "Examples:\n  tessera export --family fashion --plan 's[0..2]>m[2..6]' -o \
+                            net.onnx\n  tessera export --family text --latency-budget-ms 5 -o net.onnx"
+    )]
+    Export(ExportArguments),
 }
 
 /// Options of all commands.
@@ -120,9 +129,16 @@ pub struct FitArguments {
     /// The family.
     #[command(flatten)]
     pub family: FamilyArgument,
-    /// Texts, JSON Lines of {"id": …, "text": …}
+    /// Texts (JSON Lines of {"id": …, "text": …}), or images (a folder of class/name.png, an IDX or
+    /// NPY file)
+    #[arg(long, alias = "corpus")]
+    pub data: PathBuf,
+    /// Labels of an IDX or NPY file of images [default for IDX: the file beside it]
     #[arg(long)]
-    pub corpus: PathBuf,
+    pub labels: Option<PathBuf>,
+    /// Most texts or images; the first ones are taken
+    #[arg(long)]
+    pub examples: Option<usize>,
     /// Ridges to try, relative to the mean of the features' squares; held-out texts choose
     #[arg(long, value_delimiter = ',', default_value = "1e-4,1e-3,1e-2,1e-1,1")]
     pub regularizations: Vec<f64>,
@@ -154,15 +170,19 @@ pub struct EvaluateArguments {
     /// The family.
     #[command(flatten)]
     pub family: FamilyArgument,
-    /// Texts that no fit has seen, JSON Lines of {"id": …, "text": …}
+    /// Texts (JSON Lines of {"id": …, "text": …}) or labelled images (a folder of class/name.png, an
+    /// IDX or NPY file) that no fit has seen
+    #[arg(long, alias = "corpus")]
+    pub data: PathBuf,
+    /// Labels of an IDX or NPY file of images [default for IDX: the file beside it]
     #[arg(long)]
-    pub corpus: PathBuf,
+    pub labels: Option<PathBuf>,
     /// Tokens after which texts are cut
     #[arg(long, default_value_t = 128)]
     pub max_tokens: usize,
-    /// Most texts; the first ones are taken
-    #[arg(long)]
-    pub texts: Option<usize>,
+    /// Most texts or images; the first ones are taken
+    #[arg(long, alias = "texts")]
+    pub examples: Option<usize>,
     /// Most plans measured in one round
     #[arg(long, default_value_t = 40)]
     pub plans: usize,
@@ -234,7 +254,42 @@ pub struct InspectArguments {
     /// The family.
     #[command(flatten)]
     pub family: FamilyArgument,
+    /// Only the modules of this plan
+    #[arg(long)]
+    pub plan: Option<String>,
     /// Write JSON instead of a table
     #[arg(long)]
     pub json: bool,
+    /// Write a Graphviz graph instead of a table
+    #[arg(long, conflicts_with = "json")]
+    pub dot: bool,
+    /// Write a Mermaid flowchart instead of a table
+    #[arg(long, conflicts_with_all = ["json", "dot"])]
+    pub mermaid: bool,
+}
+
+/// Options of `export`.
+#[derive(Debug, Args)]
+pub struct ExportArguments {
+    /// The family.
+    #[command(flatten)]
+    pub family: FamilyArgument,
+    /// Plan to export; without one the budget chooses
+    #[arg(long)]
+    pub plan: Option<String>,
+    /// The shape of the requests that the budget is for.
+    #[command(flatten)]
+    pub shape: ShapeArguments,
+    /// Latency budget in milliseconds
+    #[arg(long)]
+    pub latency_budget_ms: Option<f64>,
+    /// Memory budget in megabytes of 10⁶ bytes
+    #[arg(long)]
+    pub memory_budget_mb: Option<f64>,
+    /// Least quality, 0 to 1
+    #[arg(long)]
+    pub min_quality: Option<f64>,
+    /// File to write
+    #[arg(long, short)]
+    pub output: PathBuf,
 }

@@ -1,6 +1,9 @@
 //! Commands, configuration and wiring; no logic of its own. Start at [`run`].
 
 mod args;
+mod draw;
+mod export;
+mod inspect;
 mod offline;
 mod progress;
 mod serve;
@@ -38,6 +41,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         Command::Evaluate(evaluate) => offline::evaluate(&common, &evaluate),
         Command::Plan(plan) => show::plan(&common, &plan),
         Command::Front(front) => show::front(&common, &front),
-        Command::Inspect(inspect) => show::inspect(&common, &inspect),
+        Command::Inspect(inspect) => inspect::inspect(&common, &inspect),
+        Command::Export(export) => export::export(&common, &export),
     }
 }

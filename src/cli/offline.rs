@@ -6,7 +6,7 @@ use super::{
     setup,
 };
 use crate::{
-    fit::{Corpus, EvaluateOptions, FitOptions, ProfileCache, QualityRecords, write_atomically},
+    fit::{Dataset, EvaluateOptions, FitOptions, ProfileCache, QualityRecords, write_atomically},
     runtime::Executor,
     telemetry,
 };
@@ -16,7 +16,12 @@ pub(super) fn fit(common: &Common, arguments: &FitArguments) -> anyhow::Result<(
     telemetry::start_logging(&common.log, common.log_format)?;
     let machine = setup::machine(common)?;
     let family = setup::family(common, &arguments.family.family)?;
-    let corpus = Corpus::read(&arguments.corpus, None)?;
+    let data = Dataset::read(
+        &arguments.data,
+        arguments.labels.as_deref(),
+        &family.manifest,
+        arguments.examples,
+    )?;
     let options = FitOptions {
         regularizations: arguments.regularizations.clone(),
         max_tokens: arguments.max_tokens,
@@ -24,7 +29,7 @@ pub(super) fn fit(common: &Common, arguments: &FitArguments) -> anyhow::Result<(
         refit: arguments.refit,
     };
     let bars = Bars::default();
-    let count = crate::fit::fit_maps(&machine.runtime, &family.folder, &corpus, &options, &bars)?;
+    let count = crate::fit::fit_maps(&machine.runtime, &family.folder, &data, &options, &bars)?;
     drop(bars);
     say(&format!("{count} maps fitted"));
     Ok(())
@@ -59,7 +64,12 @@ pub(super) fn evaluate(common: &Common, arguments: &EvaluateArguments) -> anyhow
     let machine = setup::machine(common)?;
     let family = setup::family(common, &arguments.family.family)?;
     let profile = setup::profile(&machine, &family)?;
-    let corpus = Corpus::read(&arguments.corpus, arguments.texts)?;
+    let data = Dataset::read(
+        &arguments.data,
+        arguments.labels.as_deref(),
+        &family.manifest,
+        arguments.examples,
+    )?;
     let records =
         if arguments.again { QualityRecords::default() } else { setup::quality(&family)? };
     let options = EvaluateOptions {
@@ -67,10 +77,10 @@ pub(super) fn evaluate(common: &Common, arguments: &EvaluateArguments) -> anyhow
         plans_per_round: arguments.plans,
         max_rounds: arguments.rounds,
         command: format!(
-            "tessera evaluate --family {} --corpus {} --texts {} --max-tokens {}",
+            "tessera evaluate --family {} --data {} --examples {} --max-tokens {}",
             arguments.family.family,
-            corpus.name(),
-            corpus.texts().len(),
+            data.name(),
+            data.len(),
             arguments.max_tokens
         ),
     };
@@ -83,14 +93,14 @@ pub(super) fn evaluate(common: &Common, arguments: &EvaluateArguments) -> anyhow
     let bars = Bars::default();
     let records = crate::fit::evaluate(
         &mut executor,
-        &corpus,
+        &data,
         crate::fit::Evaluation { profile: &profile, records, options: &options },
         &bars,
         &mut save,
     )?;
     drop(bars);
     say(&format!(
-        "{} plans measured on {} texts; qualities are predicted to ±{:.3}",
+        "{} plans measured on {} examples; qualities are predicted to ±{:.3}",
         records.plans.len(),
         records.num_texts,
         records.prediction_error

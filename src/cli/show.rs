@@ -1,7 +1,9 @@
-//! `plan`, `front` and `inspect`.
+//! `plan` and `front`.
+
+use std::sync::Arc;
 
 use super::{
-    args::{Common, FrontArguments, InspectArguments, PlanArguments, ShapeArguments},
+    args::{Common, FrontArguments, PlanArguments, ShapeArguments},
     progress::say,
     setup,
     svg::{FrontPoint, PointKind, front_svg},
@@ -63,49 +65,8 @@ pub(super) fn front(common: &Common, arguments: &FrontArguments) -> anyhow::Resu
     Ok(())
 }
 
-/// Shows what a family consists of.
-pub(super) fn inspect(common: &Common, arguments: &InspectArguments) -> anyhow::Result<()> {
-    telemetry::start_logging(&common.log, common.log_format)?;
-    let family = setup::family(common, &arguments.family.family)?;
-    let graph = &family.graph;
-    let space = |id: crate::family::SpaceId| graph.spaces()[id.0].name.as_str();
-    let modules: Vec<_> = graph.modules().iter().enumerate().collect();
-    if arguments.json {
-        let modules: Vec<_> = modules
-            .iter()
-            .map(|(index, module)| {
-                let weights = family.network(ModuleId(*index)).map(|n| n.weight_bytes());
-                serde_json::json!({
-                    "name": module.name,
-                    "from": space(module.from),
-                    "to": space(module.to),
-                    "kind": format!("{:?}", module.kind),
-                    "variant": module.variant,
-                    "weight_bytes": weights.unwrap_or(0),
-                })
-            })
-            .collect();
-        say(&serde_json::to_string_pretty(&modules)?);
-        return Ok(());
-    }
-    say(&format!("{}: {}", family.manifest.name, family.manifest.description));
-    say(&format!("{:34} {:8} {:8} {:10} {:>10}", "module", "from", "to", "kind", "weights"));
-    for (index, module) in modules {
-        let weights = family.network(ModuleId(index)).map_or(0, |n| n.weight_bytes());
-        say(&format!(
-            "{:34} {:8} {:8} {:10} {:>10}",
-            module.name,
-            space(module.from),
-            space(module.to),
-            format!("{:?}", module.kind).to_lowercase(),
-            crate::tensor::ByteSize(weights).to_string()
-        ));
-    }
-    Ok(())
-}
-
 /// Returns a family with its plans on this machine.
-fn table(common: &Common, name: &str) -> anyhow::Result<(std::sync::Arc<Family>, PlanTable)> {
+pub(super) fn table(common: &Common, name: &str) -> anyhow::Result<(Arc<Family>, PlanTable)> {
     telemetry::start_logging(&common.log, common.log_format)?;
     let machine = setup::machine(common)?;
     let family = setup::family(common, name)?;
@@ -177,10 +138,16 @@ fn picture(
             }
         })
         .collect();
-    let title = format!(
-        "{}: {} over latency, batch {}, {} tokens",
-        family.manifest.name, family.manifest.quality.metric, shape.batch, shape.tokens
+    let manifest = &family.manifest;
+    let mut title = format!(
+        "{}: {} over latency, batch {}",
+        manifest.name,
+        manifest.quality.metric.name(),
+        shape.batch
     );
+    if manifest.image.is_none() {
+        title.push_str(&format!(", {} tokens", shape.tokens));
+    }
     front_svg(&title, &points)
 }
 

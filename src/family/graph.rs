@@ -19,8 +19,15 @@ pub struct Space {
     pub name: String,
     /// What the space is.
     pub kind: SpaceKind,
-    /// The extent of the last axis, where it is known.
-    pub width: Option<usize>,
+    /// The extents of a tensor's axes after the batch; `None` where one may vary.
+    pub shape: Vec<Option<usize>>,
+}
+
+impl Space {
+    /// Returns the extent of the last axis, where it is known.
+    pub fn width(&self) -> Option<usize> {
+        self.shape.last().copied().flatten()
+    }
 }
 
 /// What a [`Space`] is.
@@ -36,6 +43,9 @@ pub enum SpaceKind {
         depth: usize,
         /// Whether the next block's attention has been passed as well.
         inner: bool,
+        /// Whether the path came over a stitch and the family tells such paths apart, because they
+        /// end differently (SN-Net v1 leaves the final norm out).
+        stitched: bool,
     },
     /// The family's output.
     Output,
@@ -158,6 +168,34 @@ impl FamilyGraph {
     /// Returns the output's space.
     pub fn output(&self) -> SpaceId {
         self.output
+    }
+
+    /// Finds the module from `space` to hidden states of `anchor` between its blocks.
+    pub fn entry(
+        &self,
+        space: SpaceId,
+        (anchor, start): (usize, usize),
+        variant: Option<&str>,
+    ) -> Option<ModuleId> {
+        let leads_there = |id: &&ModuleId| {
+            let module = self.module(**id);
+            let kind = self.spaces[module.to.0].kind;
+            let to = matches!(kind, SpaceKind::Hidden { anchor: a, depth, inner: false, .. }
+                if (a, depth) == (anchor, start));
+            to && module.variant.as_deref() == variant
+        };
+        self.outgoing(space).iter().find(leads_there).copied()
+    }
+
+    /// Returns the head of `anchor` after its last block.
+    pub fn reference_head(&self, anchor: &str) -> Option<ModuleId> {
+        let is_its = |module: &Module| {
+            let kind = self.spaces[module.from.0].kind;
+            let own = matches!(kind, SpaceKind::Hidden { anchor: index, stitched: false, .. }
+                if self.anchors[index] == anchor);
+            module.kind == ModuleKind::Head && own
+        };
+        self.modules.iter().position(is_its).map(ModuleId)
     }
 
     /// Finds a space by its name.

@@ -6,9 +6,9 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use super::FamilyError;
+use super::{ExitsSpec, FamilyError, ImageSpec, MapSpec, StitchesSpec};
 
 /// A parsed and validated `family.toml`. Unknown keys are errors.
 #[derive(Debug, Clone, Deserialize)]
@@ -33,6 +33,12 @@ pub struct Manifest {
     pub quality: QualitySpec,
     /// The pretrained networks by name.
     pub anchors: BTreeMap<String, AnchorSpec>,
+    /// How images become tensors, where the family takes images; it takes texts otherwise.
+    pub image: Option<ImageSpec>,
+    /// Stitches that were trained with the anchors.
+    pub stitches: Option<StitchesSpec>,
+    /// Exits that were trained with the anchors.
+    pub exits: Option<ExitsSpec>,
     /// The maps fitted between spaces.
     #[serde(default)]
     pub maps: Vec<MapSpec>,
@@ -48,6 +54,10 @@ pub struct Limits {
     pub max_batch: usize,
     /// Bytes per text.
     pub max_text_bytes: usize,
+    /// Bytes per image file.
+    pub max_image_bytes: usize,
+    /// Pixels per image file, when decoded.
+    pub max_pixels: u64,
 }
 
 /// The output tensor.
@@ -58,19 +68,44 @@ pub struct OutputSpec {
     pub name: String,
     /// The extent of the last axis.
     pub width: usize,
+    /// The classes by index, where the output is a score a class.
+    #[serde(default)]
+    pub labels: Vec<String>,
 }
 
 /// What quality means in a family.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct QualitySpec {
-    /// The metric, in \[0, 1\], 1 for the reference.
-    pub metric: String,
+    /// The metric, in \[0, 1\].
+    pub metric: Metric,
     /// Where measured qualities lie.
     pub file: PathBuf,
     /// The least quality of a plan that is offered; an explicit plan may be worse.
     #[serde(default)]
     pub floor: f64,
+}
+
+/// How plans are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+pub enum Metric {
+    /// The share of the reference's ten nearest neighbours that a plan's vectors find among the
+    /// reference's vectors; 1 for the reference.
+    #[serde(rename = "recall@10")]
+    RecallAt10,
+    /// The share of labelled inputs whose class scores highest.
+    #[serde(rename = "accuracy")]
+    Accuracy,
+}
+
+impl Metric {
+    /// Returns the name, as manifests write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::RecallAt10 => "recall@10",
+            Self::Accuracy => "accuracy",
+        }
+    }
 }
 
 /// A pretrained network.
@@ -81,16 +116,49 @@ pub struct AnchorSpec {
     pub folder: Option<PathBuf>,
     /// An ONNX file and where to cut it.
     pub onnx: Option<OnnxSource>,
-    /// The tokenizer (`tokenizer.json`) that the anchor was trained with.
-    pub tokenizer: PathBuf,
+    /// A part of a larger checkpoint.
+    pub part: Option<PartSource>,
+    /// The tokenizer (`tokenizer.json`) that the anchor was trained with; texts only.
+    pub tokenizer: Option<PathBuf>,
     /// Whether the family is complete without this anchor, when its files are missing.
     #[serde(default)]
     pub optional: bool,
     /// Parallel modules to offer for each sub-layer: `int8`, `skip`.
     #[serde(default)]
     pub variants: Vec<String>,
+    /// Narrower forms of every block, trained with it: prefixes of its heads and hidden units.
+    #[serde(default)]
+    pub widths: Vec<WidthSpec>,
+    /// The depths after which the anchor's own norm and head may follow, trained so (SortedNet).
+    #[serde(default)]
+    pub depths: Vec<usize>,
     /// The SHA-256 of every file of the anchor, by path.
     pub sha256: BTreeMap<PathBuf, String>,
+}
+
+/// A checkpoint that holds several networks, as SN-Net's do.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PartSource {
+    /// The safetensors file.
+    pub file: PathBuf,
+    /// What comes before this network's tensors, such as `anchors.0.`.
+    pub prefix: String,
+    /// The network's configuration.
+    pub config: PathBuf,
+}
+
+/// A narrower form of a block: a prefix of its heads and of its hidden units (MatFormer,
+/// DynaBERT).
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WidthSpec {
+    /// The variant's name.
+    pub name: String,
+    /// How many of the attention heads.
+    pub heads: usize,
+    /// How many of the feed-forward part's hidden units.
+    pub hidden: usize,
 }
 
 /// An ONNX file and the tensors that separate its modules.
@@ -107,79 +175,15 @@ pub struct OnnxSource {
     pub blocks: Vec<[String; 2]>,
 }
 
-/// A map fitted in closed form from one space to another.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MapSpec {
-    /// The space it starts in, such as `l3.1`.
-    pub from: String,
-    /// The space it ends in, such as `l6.2`, or `out`.
-    pub to: String,
-    /// Tells several maps between the same spaces apart.
-    pub label: Option<String>,
-    /// How it computes.
-    pub form: MapForm,
-    /// What it sees; nothing more than the block's hidden units and its token for `mlp`.
-    #[serde(default)]
-    pub features: Vec<Feature>,
-    /// A plan on whose hidden states in `from` it is fitted; the anchor's own where there is none.
-    pub fitted_on: Option<String>,
-    /// Parallel modules to offer: `int8`.
-    #[serde(default)]
-    pub variants: Vec<String>,
-}
-
-/// How a fitted map computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum MapForm {
-    /// `W · features + b` for every token, then the layer norm before the target, if it has one.
-    Tokens,
-    /// The feed-forward part of the block that `from` lies in, with its last matrix fitted anew so
-    /// that it leads to `to`: `W · [gelu(expand · token), token] + b`.
-    Mlp,
-    /// `normalize(W · features + b)` once for a sequence.
-    Pooled,
-}
-
-/// What a fitted map sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Feature {
-    /// The token itself.
-    Token,
-    /// The token before it; zero before the first.
-    Previous,
-    /// The token after it; zero after the last.
-    Next,
-    /// The first token of the sequence, `[CLS]`.
-    First,
-    /// The mean over the sequence's tokens.
-    Mean,
-    /// The largest value over the sequence's tokens.
-    Max,
-    /// The standard deviation over the sequence's tokens.
-    Deviation,
-}
-
-impl Feature {
-    /// Returns the name that manifests and weight files use.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Token => "token",
-            Self::Previous => "previous",
-            Self::Next => "next",
-            Self::First => "first",
-            Self::Mean => "mean",
-            Self::Max => "max",
-            Self::Deviation => "deviation",
-        }
-    }
-}
-
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_tokens: 256, max_batch: 64, max_text_bytes: 262_144 }
+        Self {
+            max_tokens: 256,
+            max_batch: 64,
+            max_text_bytes: 262_144,
+            max_image_bytes: 8 << 20,
+            max_pixels: 25_000_000,
+        }
     }
 }
 
@@ -222,10 +226,19 @@ impl Manifest {
             ("limits.max_tokens", self.limits.max_tokens),
             ("limits.max_batch", self.limits.max_batch),
             ("limits.max_text_bytes", self.limits.max_text_bytes),
+            ("limits.max_image_bytes", self.limits.max_image_bytes),
             ("output.width", self.output.width),
         ];
         if let Some((key, value)) = limits.iter().find(|(_, value)| *value == 0) {
             return refuse(key, value, "must be at least 1".into());
+        }
+        let stitches = self.stitches.iter().map(|stitches| ("stitches.file", &stitches.file));
+        let exits = self.exits.iter().map(|exits| ("exits.file", &exits.file));
+        for (key, file) in stitches.chain(exits).chain([("quality.file", &self.quality.file)]) {
+            if !is_inside(file) {
+                let expected = "paths are relative and stay inside the family's folder".into();
+                return refuse(key, &file.display(), expected);
+            }
         }
         if !(0.0..=1.0).contains(&self.quality.floor) {
             return refuse("quality.floor", &self.quality.floor, "must lie in [0, 1]".into());
@@ -235,6 +248,26 @@ impl Manifest {
                 refuse(&format!("anchors.{name}.{key}"), &value, expected)
             })?;
         }
+        let labels = self.output.labels.len();
+        if labels != 0 && labels != self.output.width {
+            let expected = format!("there must be one for each of the {}", self.output.width);
+            return refuse("output.labels", &format!("{labels} labels"), expected);
+        }
+        if let Some((key, value, expected)) = self.image.as_ref().and_then(ImageSpec::fault) {
+            return refuse(&format!("image.{key}"), &value, expected);
+        }
+        self.validate_maps(path)
+    }
+
+    fn validate_maps(&self, path: &Path) -> Result<(), FamilyError> {
+        let refuse = |key: &str, value: &dyn Display, expected: String| {
+            Err(FamilyError::Value {
+                path: path.to_owned(),
+                key: key.to_owned(),
+                value: value.to_string(),
+                expected,
+            })
+        };
         for map in &self.maps {
             if let Some(label) = map.label.as_ref().filter(|label| !is_plain(label)) {
                 let key = format!("maps ({} to {}).label", map.from, map.to);
@@ -261,17 +294,29 @@ impl AnchorSpec {
         if !plain(name) {
             return refuse("", name.into(), "an anchor's name is letters, digits and `_`");
         }
-        if self.folder.is_some() == self.onnx.is_some() {
-            return refuse("folder", "".into(), "exactly one of `folder` and `onnx` is needed");
+        let sources = [self.folder.is_some(), self.onnx.is_some(), self.part.is_some()];
+        if sources.into_iter().filter(|given| *given).count() != 1 {
+            let expected = "exactly one of `folder`, `onnx` and `part` is needed";
+            return refuse("folder", "".into(), expected);
         }
         if let Some(variant) = self.variants.iter().find(|v| !matches!(v.as_str(), "int8" | "skip"))
         {
             return refuse("variants", variant.clone(), "variants are `int8` and `skip`");
         }
+        if let Some(width) = self.widths.iter().find(|width| {
+            !is_plain(&width.name)
+                || matches!(width.name.as_str(), "int8" | "skip" | "via" | "exit")
+                || width.heads == 0
+                || width.hidden == 0
+        }) {
+            let expected = "a width has a name of its own, at least one head and one hidden unit";
+            return refuse("widths", format!("{width:?}"), expected);
+        }
         let onnx = self.onnx.as_ref().map(|onnx| &onnx.file);
-        let paths = self.folder.iter().chain(onnx).chain([&self.tokenizer]);
+        let part = self.part.iter().flat_map(|part| [&part.file, &part.config]);
+        let paths = self.folder.iter().chain(onnx).chain(part).chain(&self.tokenizer);
         for path in paths.chain(self.sha256.keys()) {
-            if !path.components().all(|part| matches!(part, Component::Normal(_))) {
+            if !is_inside(path) {
                 let expected = "paths are relative and stay inside the family's folder";
                 return refuse("", path.display().to_string(), expected);
             }
@@ -280,68 +325,16 @@ impl AnchorSpec {
     }
 }
 
+/// Tells whether a path stays inside the folder that it is relative to.
+fn is_inside(path: &Path) -> bool {
+    path.components().all(|part| matches!(part, Component::Normal(_)))
+}
+
 /// Tells whether a label can stand in plan ids and file names.
 fn is_plain(label: &str) -> bool {
     !label.is_empty() && label.chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const GOOD: &str = r#"
-        name = "tiny"
-        task = "sentence-embedding"
-        description = "A test."
-        license = "Apache-2.0"
-        reference = "a"
-        output = { name = "embedding", width = 8 }
-        quality = { metric = "recall@10", file = "quality.json" }
-        [anchors.a]
-        folder = "anchors/a"
-        tokenizer = "anchors/a/tokenizer.json"
-        sha256 = {}
-        [[maps]]
-        from = "a.1"
-        to = "out"
-        form = "pooled"
-        features = ["mean", "first"]
-    "#;
-
-    fn read(text: &str) -> Result<Manifest, FamilyError> {
-        let pool = tempfile::tempdir().expect("a temporary folder");
-        let folder = pool.path().join("tiny");
-        std::fs::create_dir(&folder).expect("created");
-        std::fs::write(folder.join("family.toml"), text).expect("written");
-        Manifest::read(&folder)
-    }
-
-    #[test]
-    fn a_manifest_is_read() {
-        let manifest = read(GOOD).expect("valid");
-        assert_eq!(manifest.limits.max_tokens, 256);
-        assert_eq!(manifest.maps[0].form, MapForm::Pooled);
-        assert_eq!(manifest.maps[0].features, [Feature::Mean, Feature::First]);
-    }
-
-    #[test]
-    fn wrong_keys_and_values_are_named() {
-        for (from, to, named) in [
-            ("task =", "tsak =", "tsak"),
-            ("reference = \"a\"", "reference = \"b\"", "`reference` is `b`"),
-            ("name = \"tiny\"", "name = \"big\"", "`name` is `big`"),
-            ("width = 8", "width = 0", "output.width"),
-            ("metric =", "floor = 1.5, metric =", "quality.floor"),
-            ("sha256 = {}", "sha256 = {}\nvariants = [\"int4\"]", "int4"),
-            ("folder = \"anchors/a\"", "folder = \"../a\"", "../a"),
-            ("folder = \"anchors/a\"", "folder = \"/etc\"", "/etc"),
-            ("folder = \"anchors/a\"", "", "exactly one of"),
-            ("\"mean\"", "\"median\"", "median"),
-            ("features", "fetaures", "features"),
-            ("name = \"tiny\"", "name = ", "TOML parse error"),
-        ] {
-            let error = read(&GOOD.replace(from, to)).expect_err(to).to_string();
-            assert!(error.contains(named), "{to}: {error}");
-        }
-    }
-}
+#[path = "manifest_tests.rs"]
+mod tests;

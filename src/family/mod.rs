@@ -5,12 +5,19 @@
 
 mod error;
 mod graph;
+mod image;
 mod manifest;
+mod maps;
 mod plan_id;
+mod trained;
 
 pub use error::FamilyError;
 pub use graph::{FamilyGraph, Module, ModuleId, ModuleKind, Space, SpaceId, SpaceKind};
+pub use image::{Filter, ImageSpec, Resize};
 pub use manifest::{
-    AnchorSpec, Feature, Limits, Manifest, MapForm, MapSpec, OnnxSource, OutputSpec, QualitySpec,
+    AnchorSpec, Limits, Manifest, Metric, OnnxSource, OutputSpec, PartSource, QualitySpec,
+    WidthSpec,
 };
+pub use maps::{Feature, MapForm, MapSpec};
 pub use plan_id::PlanId;
+pub use trained::{ExitsSpec, StitchesSpec};

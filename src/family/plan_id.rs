@@ -217,69 +217,75 @@ fn walk(graph: &FamilyGraph, segments: &[Segment<'_>]) -> Result<Vec<ModuleId>, 
     let mut space = graph.input();
     for segment in segments {
         check_options(segment)?;
-        let name = format!("{}.{}", segment.anchor, segment.start);
-        let entry = graph.space_named(&name).ok_or_else(|| {
-            format!("there is no space `{name}`; anchors are {}", graph.anchors().join(", "))
+        let anchor = graph.anchors().iter().position(|name| name == segment.anchor);
+        let anchor = anchor.ok_or_else(|| {
+            let known = graph.anchors().join(", ");
+            format!("there is no anchor `{}`; there are {known}", segment.anchor)
         })?;
-        space = step(graph, space, entry, option(segment, "via"), &mut path)?;
-        for depth in segment.start..segment.end {
-            let end = format!("{}.{}", segment.anchor, depth + 1);
-            space = walk_block(graph, segment, depth, (space, &end), &mut path)?;
-        }
-        if segment.inner {
-            let end = format!("{}.{}+", segment.anchor, segment.end);
-            space = walk_block(graph, segment, segment.end, (space, &end), &mut path)?;
+        let label = option(segment, "via");
+        let target = format!("{}.{}", segment.anchor, segment.start);
+        let entry = graph.entry(space, (anchor, segment.start), label);
+        space = take(graph, space, &target, (entry, label), &mut path)?;
+        while !is_end(graph.spaces()[space.0].kind, segment) {
+            space = walk_part(graph, segment, space, &mut path)?;
         }
     }
     let label = segments.last().and_then(|segment| option(segment, "exit"));
-    step(graph, space, graph.output(), label, &mut path)?;
+    let exit = graph.outgoing(space).iter().copied().find(|id| {
+        let module = graph.module(*id);
+        module.to == graph.output() && module.variant.as_deref() == label
+    });
+    take(graph, space, "out", (exit, label), &mut path)?;
     Ok(path)
 }
 
-/// Takes the module from `from` to `to` with the variant `label`.
-fn step(
+/// Appends the module found and returns where it leads.
+fn take(
     graph: &FamilyGraph,
     from: SpaceId,
-    to: SpaceId,
-    label: Option<&str>,
+    to: &str,
+    (found, label): (Option<ModuleId>, Option<&str>),
     path: &mut Vec<ModuleId>,
 ) -> Result<SpaceId, String> {
-    let module = graph.outgoing(from).iter().find(|id| {
-        let module = graph.module(**id);
-        module.to == to && module.variant.as_deref() == label
-    });
-    let (from_name, to_name) = (&graph.spaces()[from.0].name, &graph.spaces()[to.0].name);
-    let id = module.ok_or_else(|| {
+    let id = found.ok_or_else(|| {
         let labelled = label.map_or(String::new(), |label| format!(" called `{label}`"));
-        format!("no module{labelled} leads from `{from_name}` to `{to_name}`")
+        let from = &graph.spaces()[from.0].name;
+        format!("no module{labelled} leads from `{from}` to `{to}`")
     })?;
-    path.push(*id);
-    Ok(to)
+    path.push(id);
+    Ok(graph.module(id).to)
 }
 
-/// Takes the modules of block `depth` in the variants that the segment asks for.
-fn walk_block(
+/// Tells whether a segment ends in a space of `kind`.
+fn is_end(kind: SpaceKind, segment: &Segment<'_>) -> bool {
+    matches!(kind, SpaceKind::Hidden { depth, inner, .. }
+        if (depth, inner) == (segment.end, segment.inner))
+}
+
+/// Takes the next module of a block in the variant that the segment asks for.
+fn walk_part(
     graph: &FamilyGraph,
     segment: &Segment<'_>,
-    depth: usize,
-    (mut space, end): (SpaceId, &str),
+    space: SpaceId,
     path: &mut Vec<ModuleId>,
 ) -> Result<SpaceId, String> {
-    let end = graph
-        .space_named(end)
-        .ok_or_else(|| format!("anchor `{}` has no block {depth}", segment.anchor))?;
-    while space != end {
-        let next = graph.outgoing(space).iter().find(|id| {
-            let module = graph.module(**id);
-            is_block(module.kind)
-                && module.variant.as_deref() == wanted(segment, depth, module.kind)
-        });
-        let id = next
-            .ok_or_else(|| format!("block {depth} of `{}` has no such variant", segment.anchor))?;
-        path.push(*id);
-        space = graph.module(*id).to;
+    let SpaceKind::Hidden { depth, .. } = graph.spaces()[space.0].kind else {
+        return Err(format!("anchor `{}` has no hidden states here", segment.anchor));
+    };
+    let parts: Vec<ModuleId> = graph.outgoing(space).to_vec();
+    let parts = parts.into_iter().filter(|id| is_block(graph.module(*id).kind));
+    let parts: Vec<ModuleId> = parts.collect();
+    if parts.is_empty() {
+        return Err(format!("anchor `{}` has no block {depth}", segment.anchor));
     }
-    Ok(space)
+    let next = parts.into_iter().find(|id| {
+        let module = graph.module(*id);
+        module.variant.as_deref() == wanted(segment, depth, module.kind)
+    });
+    let id =
+        next.ok_or_else(|| format!("block {depth} of `{}` has no such variant", segment.anchor))?;
+    path.push(id);
+    Ok(graph.module(id).to)
 }
 
 /// Returns the variant that the segment's options give the sub-layer `kind` of block `depth`.

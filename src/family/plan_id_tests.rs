@@ -9,17 +9,17 @@ fn graph() -> FamilyGraph {
     for depth in 0..=2 {
         spaces.push(space(
             &format!("a.{depth}"),
-            SpaceKind::Hidden { anchor: 0, depth, inner: false },
+            SpaceKind::Hidden { anchor: 0, depth, inner: false, stitched: false },
         ));
     }
     for depth in 0..=3 {
         spaces.push(space(
             &format!("b.{depth}"),
-            SpaceKind::Hidden { anchor: 1, depth, inner: false },
+            SpaceKind::Hidden { anchor: 1, depth, inner: false, stitched: false },
         ));
         spaces.push(space(
             &format!("b.{depth}+"),
-            SpaceKind::Hidden { anchor: 1, depth, inner: true },
+            SpaceKind::Hidden { anchor: 1, depth, inner: true, stitched: false },
         ));
     }
     let mut edges = vec![
@@ -60,7 +60,7 @@ fn graph() -> FamilyGraph {
 }
 
 fn space(name: &str, kind: SpaceKind) -> Space {
-    Space { name: name.into(), kind, width: None }
+    Space { name: name.into(), kind, shape: Vec::new() }
 }
 
 /// Collects every path from `space` to the output.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::FitError;
-use crate::arch::{Encoding, Tokenizer};
+use crate::arch::Tokenizer;
 
 /// A text with its name.
 #[derive(Debug, Clone, Deserialize)]
@@ -57,30 +57,20 @@ impl Corpus {
         &self.texts
     }
 
-    /// Encodes the texts in batches of similar length; each comes with the texts' positions.
+    /// Returns the number of tokens of each text, at most `max_tokens`.
     ///
     /// # Errors
     ///
     /// Fails where the tokenizer does.
-    pub fn batches(
+    pub fn lengths(
         &self,
         tokenizer: &Tokenizer,
-        batch: usize,
         max_tokens: usize,
-    ) -> Result<Vec<(Vec<usize>, Encoding)>, FitError> {
-        let mut encoded = Vec::with_capacity(self.texts.len());
-        for (index, text) in self.texts.iter().enumerate() {
-            let encoding =
-                tokenizer.encode_up_to(&[&text.text], max_tokens).map_err(FitError::Tokenize)?;
-            encoded.push((index, encoding));
-        }
-        encoded.sort_by_key(|(index, encoding)| (encoding.tokens, *index));
-        Ok(encoded
-            .chunks(batch.max(1))
-            .map(|chunk| {
-                let positions = chunk.iter().map(|(index, _)| *index).collect();
-                (positions, Encoding::stack(chunk.iter().map(|(_, encoding)| encoding)))
-            })
-            .collect())
+    ) -> Result<Vec<usize>, FitError> {
+        let length = |text: &Text| {
+            let encoding = tokenizer.encode_up_to(&[&text.text], max_tokens);
+            encoding.map(|encoding| encoding.tokens).map_err(FitError::Tokenize)
+        };
+        self.texts.iter().map(length).collect()
     }
 }

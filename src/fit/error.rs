@@ -51,6 +51,12 @@ pub enum FitError {
         /// Where it ends.
         to: String,
     },
+    /// A plan cannot be written as one model.
+    #[error("the plan cannot be exported: {reason}")]
+    Export {
+        /// What is wrong.
+        reason: String,
+    },
     /// The family does not have what the work needs.
     #[error("{0}")]
     Family(String),

@@ -6,11 +6,12 @@ use std::{
 };
 
 use super::{
-    Corpus, FitError, Profile, Progress, QualityRecords, candidate_paths, recall::Neighbours, today,
+    Dataset, FitError, Profile, Progress, QualityRecords, candidate_paths, recall::Neighbours,
+    today,
 };
 use crate::{
-    arch::{Encoding, Family},
-    family::{FamilyGraph, Module, ModuleId, ModuleKind, PlanId},
+    arch::{Family, ModelInput},
+    family::{FamilyGraph, Metric, Module, ModuleId, ModuleKind, PlanId},
     runtime::{Activation, Executor, SideInputs},
 };
 
@@ -38,7 +39,10 @@ pub struct Evaluation<'a> {
     pub options: &'a EvaluateOptions,
 }
 
-/// The fewest texts that a quality may be measured on.
+/// How many texts or images run at once.
+const BATCH: usize = 16;
+
+/// The fewest texts or images that a quality may be measured on.
 const MIN_TEXTS: usize = 20;
 
 /// Measures plans on `corpus` until the front consists of measured plans or the rounds end.
@@ -51,7 +55,7 @@ const MIN_TEXTS: usize = 20;
 /// Fails when a plan does not run, texts are too few, or saving fails.
 pub fn evaluate(
     executor: &mut Executor,
-    corpus: &Corpus,
+    data: &Dataset,
     evaluation: Evaluation<'_>,
     progress: &dyn Progress,
     save: &mut dyn FnMut(&QualityRecords) -> Result<(), FitError>,
@@ -59,19 +63,20 @@ pub fn evaluate(
     let Evaluation { profile, mut records, options } = evaluation;
     let family = executor.family().clone();
     let graph = &family.graph;
-    if corpus.texts().len() < MIN_TEXTS {
+    if data.len() < MIN_TEXTS {
         return Err(FitError::TooFewTexts {
             what: "evaluation".into(),
             needed: MIN_TEXTS,
-            found: corpus.texts().len(),
+            found: data.len(),
         });
     }
-    describe(&mut records, &family, corpus, options);
+    describe(&mut records, &family, data, options);
     let known = |id: &String, _: &mut f64| PlanId::find_path(graph, id).is_ok();
     records.plans.retain(known);
-    let reference = reference_path(graph)
+    let reference = reference_path(&family)
         .ok_or_else(|| FitError::Family("the reference has no head".into()))?;
     let mut wanted = singles(graph);
+    wanted.extend(uniform(graph));
     wanted.insert(reference.clone());
     for round in 0..=options.max_rounds {
         let mut due = not_measured(graph, &records, wanted);
@@ -91,14 +96,9 @@ pub fn evaluate(
         }
         progress.note(&format!("round {round}: {} plans", due.len()));
         due.insert(reference.clone());
-        let mut embeddings = run_all(executor, corpus, &due, options, progress)?;
-        let truth = embeddings
-            .remove(&reference)
-            .ok_or_else(|| FitError::Family("the reference did not run".into()))?;
-        let neighbours = Neighbours::new(truth, family.manifest.output.width);
-        records.plans.insert(PlanId::of_path(graph, &reference).into(), 1.0);
-        for (path, embeddings) in embeddings {
-            let quality = (neighbours.recall(&embeddings) * 1e4).round() / 1e4;
+        let outputs = run_all(executor, data, &due, options, progress)?;
+        for (path, quality) in qualities(&family, data, &reference, outputs)? {
+            let quality = (quality * 1e4).round() / 1e4;
             records.plans.insert(PlanId::of_path(graph, &path).into(), quality);
         }
         records.fit_losses(graph);
@@ -111,12 +111,12 @@ pub fn evaluate(
 fn describe(
     records: &mut QualityRecords,
     family: &Family,
-    corpus: &Corpus,
+    data: &Dataset,
     options: &EvaluateOptions,
 ) {
-    records.metric.clone_from(&family.manifest.quality.metric);
-    records.data = corpus.name();
-    records.num_texts = corpus.texts().len();
+    records.metric = family.manifest.quality.metric.name().into();
+    records.data = data.name();
+    records.num_texts = data.len();
     records.max_tokens = options.max_tokens;
     records.date = today(SystemTime::now());
     records.command.clone_from(&options.command);
@@ -132,10 +132,50 @@ fn not_measured(
     paths.into_iter().filter(|path| !measured(path)).collect()
 }
 
+/// Judges each path's outputs, by labels or by the reference's outputs.
+fn qualities(
+    family: &Family,
+    data: &Dataset,
+    reference: &[ModuleId],
+    mut outputs: HashMap<Vec<ModuleId>, Vec<f32>>,
+) -> Result<Vec<(Vec<ModuleId>, f64)>, FitError> {
+    if family.manifest.quality.metric == Metric::Accuracy {
+        let labels =
+            data.labels().ok_or_else(|| FitError::Family("accuracy needs labelled data".into()))?;
+        let judged = outputs.into_iter().map(|(path, classes)| (path, accuracy(&classes, labels)));
+        return Ok(judged.collect());
+    }
+    let truth = outputs
+        .remove(reference)
+        .ok_or_else(|| FitError::Family("the reference did not run".into()))?;
+    let neighbours = Neighbours::new(truth, family.manifest.output.width);
+    let judged = outputs.into_iter().map(|(path, found)| (path, neighbours.recall(&found)));
+    Ok(judged.chain([(reference.to_vec(), 1.0)]).collect())
+}
+
+/// Returns the share of `classes`, which are whole numbers, that are right.
+#[expect(clippy::cast_precision_loss, reason = "classes and images are far below 2^24")]
+fn accuracy(classes: &[f32], labels: &[usize]) -> f64 {
+    let is_right = |(class, label): &(&f32, &usize)| (**class - **label as f32).abs() < 0.5;
+    let right = classes.iter().zip(labels).filter(is_right).count();
+    right as f64 / labels.len().max(1) as f64
+}
+
+/// Returns the position of the largest score of each row, as a number.
+#[expect(clippy::cast_precision_loss, reason = "classes are far below 2^24")]
+fn best_classes(scores: &[f32], width: usize) -> Vec<f32> {
+    let best = |row: &[f32]| {
+        let largest = row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
+        largest.map_or(0.0, |(index, _)| index as f32)
+    };
+    scores.chunks(width).map(best).collect()
+}
+
 /// Returns the path that ends in the reference's own head.
-fn reference_path(graph: &FamilyGraph) -> Option<Vec<ModuleId>> {
-    let head = graph.modules().iter().position(|module| module.kind == ModuleKind::Head)?;
-    path_through(graph, ModuleId(head), |module| i64::from(module.variant.is_some()))
+fn reference_path(family: &Family) -> Option<Vec<ModuleId>> {
+    let graph = &family.graph;
+    let head = graph.reference_head(&family.manifest.reference)?;
+    path_through(graph, head, |module| i64::from(module.variant.is_some()))
 }
 
 /// Returns for every module that departs from its anchor the path through it that departs least
@@ -150,6 +190,29 @@ fn singles(graph: &FamilyGraph) -> BTreeSet<Vec<ModuleId>> {
         .filter(|(_, module)| !is_plain(module))
         .filter_map(|(index, _)| path_through(graph, ModuleId(index), departure))
         .collect()
+}
+
+/// Returns for every variant of an anchor's blocks the anchor's paths that take it wherever it is.
+fn uniform(graph: &FamilyGraph) -> BTreeSet<Vec<ModuleId>> {
+    let variants = graph.modules().iter().filter_map(|module| module.variant.as_deref());
+    let variants: BTreeSet<&str> = variants.filter(|variant| *variant != "skip").collect();
+    let exits = graph.modules().iter().enumerate().filter(|(_, m)| m.to == graph.output());
+    let exits: Vec<usize> = exits.map(|(index, _)| index).collect();
+    let mut paths = BTreeSet::new();
+    for variant in variants {
+        let length = |module: &Module| match module.kind {
+            ModuleKind::Stitch | ModuleKind::Bridge => 1_000,
+            _ => i64::from(module.variant.as_deref() != Some(variant)),
+        };
+        for exit in &exits {
+            let end = graph.modules()[*exit].from.0;
+            if let Some(mut path) = shortest(graph, (graph.input().0, end), length) {
+                path.push(ModuleId(*exit));
+                paths.insert(path);
+            }
+        }
+    }
+    paths
 }
 
 /// Finds the path through `id` that departs least by `departure`.
@@ -170,7 +233,7 @@ fn path_through(
 fn shortest(
     graph: &FamilyGraph,
     (from, to): (usize, usize),
-    length: fn(&Module) -> i64,
+    length: impl Fn(&Module) -> i64,
 ) -> Option<Vec<ModuleId>> {
     let mut best: Vec<Option<(i64, Option<ModuleId>)>> = vec![None; graph.spaces().len()];
     best[from] = Some((0, None));
@@ -223,35 +286,37 @@ fn spread(
     ranked.into_iter().step_by(every).map(|(_, path)| path).collect()
 }
 
-/// Runs all `paths` over the corpus and returns each one's outputs in the order of the texts.
+/// Runs all `paths` over the data and returns each one's outputs, or the classes that score highest.
 /// Batches follow the paths as a tree, so that a common start runs once.
 fn run_all(
     executor: &mut Executor,
-    corpus: &Corpus,
+    data: &Dataset,
     paths: &BTreeSet<Vec<ModuleId>>,
     options: &EvaluateOptions,
     progress: &dyn Progress,
 ) -> Result<HashMap<Vec<ModuleId>, Vec<f32>>, FitError> {
     let family = executor.family().clone();
     let width = family.manifest.output.width;
-    let new = || vec![0.0; corpus.texts().len() * width];
+    let is_classes = family.manifest.quality.metric == Metric::Accuracy;
+    let kept = if is_classes { 1 } else { width };
+    let new = || vec![0.0; data.len() * kept];
     let mut outputs: HashMap<_, _> = paths.iter().map(|path| (path.clone(), new())).collect();
     for (anchor, paths) in by_stem(&family.graph, paths) {
-        let tokenizer = family
-            .tokenizer(&anchor)
-            .ok_or_else(|| FitError::Family(format!("anchor `{anchor}` has no tokenizer")))?;
-        let batches = corpus.batches(tokenizer, 16, options.max_tokens)?;
+        let batches = data.batches(&family, &anchor, BATCH, options.max_tokens)?;
         progress.phase(&format!("evaluate {anchor}"), batches.len() as u64);
-        for (positions, encoding) in batches {
-            let mut tree = Tree::new(executor, encoding)?;
+        for positions in batches {
+            let input = data.input(&family, &anchor, &positions, options.max_tokens)?;
+            let mut tree = Tree::new(executor, input)?;
             for path in &paths {
-                let rows = tree.run(path)?;
-                let all = outputs.get_mut(*path).into_iter();
-                all.for_each(|all| {
-                    for (row, position) in rows.chunks(width).zip(&positions) {
-                        all[position * width..][..width].copy_from_slice(row);
+                let mut rows = tree.run(path)?;
+                if is_classes {
+                    rows = best_classes(&rows, width);
+                }
+                for all in outputs.get_mut(*path).into_iter() {
+                    for (row, position) in rows.chunks(kept).zip(&positions) {
+                        all[position * kept..][..kept].copy_from_slice(row);
                     }
-                });
+                }
             }
             progress.step();
         }
@@ -282,8 +347,8 @@ struct Tree<'a> {
 }
 
 impl<'a> Tree<'a> {
-    fn new(executor: &'a mut Executor, encoding: Encoding) -> Result<Self, FitError> {
-        let sides = SideInputs::of_encoding(encoding)?;
+    fn new(executor: &'a mut Executor, input: ModelInput) -> Result<Self, FitError> {
+        let sides = SideInputs::of_input(input)?;
         Ok(Self { executor, sides, path: Vec::new(), states: Vec::new() })
     }
 

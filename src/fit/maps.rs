@@ -11,12 +11,12 @@ use safetensors::{Dtype, tensor::TensorView};
 use sha2::{Digest, Sha256};
 
 use super::{
-    Corpus, FitError, Progress,
+    Dataset, FitError, Progress,
     ridge::{Affine, Regression},
     today, write_atomically,
 };
 use crate::{
-    arch::{Family, FitRecord, FitRecords, fit_file_name},
+    arch::{Family, FitRecord, FitRecords, ModelInput, fit_file_name},
     family::{FamilyGraph, MapForm, MapSpec, ModuleId, ModuleKind, PlanId, SpaceId},
     runtime::{Activation, Executor, Runtime, SideInputs},
     tensor::Tensor,
@@ -76,7 +76,7 @@ struct Fit {
 pub fn fit_maps(
     runtime: &Runtime,
     folder: &std::path::Path,
-    corpus: &Corpus,
+    data: &Dataset,
     options: &FitOptions,
     progress: &dyn Progress,
 ) -> Result<usize, FitError> {
@@ -93,10 +93,10 @@ pub fn fit_maps(
             return Ok(fitted.len());
         }
         let mut executor = Executor::new(runtime.clone(), family.clone());
-        gather(&mut executor, corpus, options, &mut fits, progress)?;
+        gather(&mut executor, data, options, &mut fits, progress)?;
         let mut records = records;
         for fit in &fits {
-            let record = solve(folder, corpus, options, fit)?;
+            let record = solve(folder, data, options, fit)?;
             let name = fit_file_name(&fit.map);
             progress.note(&format!(
                 "{} to {}: held-out R² {:.3} on {} rows",
@@ -164,28 +164,26 @@ fn check_tokenizers(family: &Family, fit: &Fit) -> Result<(), FitError> {
 /// Runs the texts and adds up what the regressions need.
 fn gather(
     executor: &mut Executor,
-    corpus: &Corpus,
+    data: &Dataset,
     options: &FitOptions,
     fits: &mut [Fit],
     progress: &dyn Progress,
 ) -> Result<(), FitError> {
     let family = executor.family().clone();
     fits.iter().try_for_each(|fit| check_tokenizers(&family, fit))?;
-    let tokenizer = family
-        .tokenizer(&family.manifest.reference)
-        .ok_or_else(|| FitError::Family("the reference has no tokenizer".into()))?;
-    let batches = corpus.batches(tokenizer, 16, options.max_tokens)?;
+    let reference = &family.manifest.reference;
+    let batches = data.batches(&family, reference, 16, options.max_tokens)?;
     // Every nth text for maps of tokens, so that all lengths are there.
-    let every = corpus.texts().len().div_ceil(options.max_token_texts.max(1)).max(1);
+    let every = data.len().div_ceil(options.max_token_texts.max(1)).max(1);
     let paths = fits.iter().flat_map(|fit| [&fit.prefix, &fit.target]);
     let anchors = paths.filter_map(|path| family.graph.stem_anchor(path));
     let anchors: BTreeSet<String> = anchors.map(str::to_owned).collect();
     progress.phase("fit", batches.len() as u64);
-    for (number, (positions, _)) in batches.iter().enumerate() {
+    for (number, positions) in batches.iter().enumerate() {
         let held_out = number % HELD_OUT == HELD_OUT - 1;
-        let texts = positions.iter().map(|position| corpus.texts()[*position].text.as_str());
-        let texts: Vec<&str> = texts.collect();
-        let encode = |anchor: &String| Inputs::encode(&family, anchor, &texts, options.max_tokens);
+        let encode = |anchor: &String| {
+            Inputs::new(data.input(&family, anchor, positions, options.max_tokens)?)
+        };
         let inputs = anchors.iter().map(|anchor| Ok((anchor.clone(), encode(anchor)?)));
         let inputs = inputs.collect::<Result<_, FitError>>()?;
         let mut states = States { executor, family: &family, inputs, known: HashMap::new() };
@@ -214,9 +212,10 @@ fn add_batch(
         .ok_or_else(|| FitError::Family("a map is gone".into()))?;
     let features = states.features(&fit.prefix, &fit.map.from, network)?;
     let targets = states.at(&fit.target)?;
-    let mask = &inputs_of(family, &states.inputs, &fit.prefix)?.mask;
-    let (features, inputs) = rows(&features, (!is_pooled).then_some(mask));
-    let (targets, outputs) = rows(&targets, (!is_pooled).then_some(mask));
+    let mask = inputs_of(family, &states.inputs, &fit.prefix)?.mask.as_ref();
+    let mask = mask.filter(|_| !is_pooled);
+    let (features, inputs) = rows(&features, mask);
+    let (targets, outputs) = rows(&targets, mask);
     let new = || [Regression::new(inputs, outputs), Regression::new(inputs, outputs)];
     fit.sums.get_or_insert_with(new)[part].add(&features, &targets);
     Ok(())
@@ -231,25 +230,20 @@ fn rows(tensor: &Tensor, mask: Option<&Vec<i64>>) -> (Vec<f32>, usize) {
     (rows.flat_map(|(_, row)| row.iter().copied()).collect(), width)
 }
 
-/// Texts as the modules of an anchor read them.
+/// Texts or images as the modules of an anchor read them.
 struct Inputs {
-    mask: Vec<i64>,
+    /// 1 for a token and 0 for padding; images have none.
+    mask: Option<Vec<i64>>,
     sides: SideInputs,
 }
 
 impl Inputs {
-    fn encode(
-        family: &Family,
-        anchor: &str,
-        texts: &[&str],
-        max_tokens: usize,
-    ) -> Result<Self, FitError> {
-        let tokenizer = family
-            .tokenizer(anchor)
-            .ok_or_else(|| FitError::Family(format!("anchor `{anchor}` has no tokenizer")))?;
-        let encoding = tokenizer.encode_up_to(texts, max_tokens).map_err(FitError::Tokenize)?;
-        let mask = encoding.attention_mask.clone();
-        Ok(Self { mask, sides: SideInputs::of_encoding(encoding)? })
+    fn new(input: ModelInput) -> Result<Self, FitError> {
+        let mask = match &input {
+            ModelInput::Tokens(encoding) => Some(encoding.attention_mask.clone()),
+            ModelInput::Pixels(_) => None,
+        };
+        Ok(Self { mask, sides: SideInputs::of_input(input)? })
     }
 }
 
@@ -323,16 +317,13 @@ impl States<'_> {
 /// Solves a map's regression and writes its weights.
 fn solve(
     folder: &std::path::Path,
-    corpus: &Corpus,
+    data: &Dataset,
     options: &FitOptions,
     fit: &Fit,
 ) -> Result<FitRecord, FitError> {
     let name = fit_file_name(&fit.map);
-    let few = || FitError::TooFewTexts {
-        what: name.clone(),
-        needed: HELD_OUT * 16,
-        found: corpus.texts().len(),
-    };
+    let few =
+        || FitError::TooFewTexts { what: name.clone(), needed: HELD_OUT * 16, found: data.len() };
     let [sums, held_out] = fit.sums.as_ref().ok_or_else(few)?;
     if held_out.rows() == 0 {
         return Err(few());
@@ -354,7 +345,7 @@ fn solve(
         samples: sums.rows() as u64,
         regularization,
         held_out_r2: (explained * 1e4).round() / 1e4,
-        data: corpus.name(),
+        data: data.name(),
         date: today(SystemTime::now()),
     })
 }

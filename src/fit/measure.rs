@@ -7,8 +7,8 @@ use std::{
 
 use super::{FitError, ModuleProfile, ProfileCache, Progress, profile::module_digest};
 use crate::{
-    arch::{Encoding, Family},
-    family::{ModuleId, SpaceKind},
+    arch::{Encoding, Family, ModelInput, Pixels},
+    family::{Manifest, ModuleId, SpaceKind},
     plan::Grid,
     runtime::{Activation, Executor, SideInputs},
     tensor::{Tensor, TensorData},
@@ -39,9 +39,10 @@ impl Default for ProfileOptions {
 }
 
 impl ProfileOptions {
-    /// Returns the options without lengths beyond `max_tokens`.
-    fn within(&self, max_tokens: usize) -> Self {
+    /// Returns the options without lengths that the family's inputs never have.
+    fn within(&self, manifest: &Manifest) -> Self {
         let mut options = self.clone();
+        let max_tokens = if manifest.image.is_some() { 1 } else { manifest.limits.max_tokens };
         options.tokens.iter_mut().for_each(|tokens| *tokens = (*tokens).min(max_tokens));
         options.tokens.dedup();
         options
@@ -69,7 +70,7 @@ pub fn measure_profile(
         return Ok(());
     };
     let groups = groups(executor, &missing);
-    let options = &options.within(family.manifest.limits.max_tokens);
+    let options = &options.within(&family.manifest);
     let cells = options.batches.len() * options.tokens.len();
     progress.phase("profile", (groups.len() * cells) as u64);
     for group in groups.values() {
@@ -128,7 +129,7 @@ fn measure_cell(
     shape: (usize, usize),
     options: &ProfileOptions,
 ) -> Result<Vec<f64>, FitError> {
-    let sides = SideInputs::of_encoding(full_encoding(executor.family(), shape))?;
+    let sides = SideInputs::of_input(full_input(executor.family(), shape))?;
     let states = states(executor, group, shape)?;
     let mut times: Vec<Vec<f64>> = vec![Vec::new(); group.len()];
     let start = Instant::now();
@@ -157,15 +158,16 @@ fn states(
     let mut states = Vec::new();
     for id in group {
         let space = &graph.spaces()[graph.module(*id).from.0];
-        let state = match (space.kind, space.width) {
-            (SpaceKind::Hidden { .. }, Some(width)) => {
-                let values = (0..batch * tokens * width).map(wave).collect();
-                let shape = vec![batch, tokens, width];
+        let state = match space.kind {
+            SpaceKind::Hidden { .. } => {
+                let extents = space.shape.iter().map(|extent| extent.unwrap_or(tokens));
+                let shape: Vec<usize> = [batch].into_iter().chain(extents).collect();
+                let values = (0..shape.iter().product()).map(wave).collect();
                 let tensor = Tensor::new(shape, TensorData::F32(values))
                     .map_err(|e| FitError::Family(e.to_string()))?;
                 Some(Activation::of_tensor(tensor)?)
             }
-            _ => None,
+            SpaceKind::Input | SpaceKind::Output => None,
         };
         states.push(state);
     }
@@ -179,12 +181,18 @@ fn wave(index: usize) -> f32 {
     (fraction - fraction.floor()) * 2.0 - 1.0
 }
 
-/// Returns token ids without padding.
-pub(super) fn full_encoding(family: &Family, (batch, tokens): (usize, usize)) -> Encoding {
+/// Returns token ids without padding, or images of noise.
+pub(super) fn full_input(family: &Family, (batch, tokens): (usize, usize)) -> ModelInput {
+    if let Some(image) = &family.manifest.image {
+        let shape = [image.channels, image.height, image.width];
+        let values = (0..batch * shape.iter().product::<usize>()).map(wave).collect();
+        return ModelInput::Pixels(Pixels { shape, values });
+    }
     let anchors = family.graph.anchors().iter().filter_map(|anchor| family.tokenizer(anchor));
     let words = anchors.map(|tokenizer| tokenizer.vocabulary_size()).min().unwrap_or(1).max(1);
     let ids = (0..batch * tokens).map(|index| ((1_000 + index * 37) % words) as i64).collect();
-    Encoding { batch, tokens, input_ids: ids, attention_mask: vec![1; batch * tokens] }
+    let attention_mask = vec![1; batch * tokens];
+    ModelInput::Tokens(Encoding { batch, tokens, input_ids: ids, attention_mask })
 }
 
 /// Returns the activations of module `id` in bytes at each batch and length: as ONNX Runtime's own
@@ -197,7 +205,7 @@ fn activations(
     let mut per_sequence = Vec::new();
     for &tokens in &options.tokens {
         let shape = (1, tokens);
-        let sides = SideInputs::of_encoding(full_encoding(executor.family(), shape))?;
+        let sides = SideInputs::of_input(full_input(executor.family(), shape))?;
         let state = states(executor, &[id], shape)?.pop().flatten();
         per_sequence.push((sides, state));
     }

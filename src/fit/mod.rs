@@ -4,9 +4,12 @@
 //! bridges and exits, [`evaluate`] for qualities and [`plan_table`] for what serving reads.
 
 mod corpus;
+mod dataset;
 mod error;
 mod evaluate;
+mod export;
 mod front;
+mod images;
 mod maps;
 mod measure;
 mod profile;
@@ -16,9 +19,12 @@ mod ridge;
 mod write;
 
 pub use corpus::{Corpus, Text};
+pub use dataset::Dataset;
 pub use error::FitError;
 pub use evaluate::{EvaluateOptions, Evaluation, evaluate};
+pub use export::export_plan;
 pub use front::{candidate_paths, costed_graph, entry, plan_table};
+pub use images::ImageSet;
 pub use maps::{FitOptions, fit_maps};
 pub use measure::{ProfileOptions, measure_profile};
 pub use profile::{MachineKey, ModuleProfile, Profile, ProfileCache};

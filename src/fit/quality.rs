@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use serde::{Deserialize, Serialize};
 
 use super::FitError;
-use crate::family::{FamilyGraph, ModuleId, ModuleKind, PlanId, SpaceId, SpaceKind};
+use crate::family::{FamilyGraph, Metric, ModuleId, ModuleKind, PlanId, SpaceId, SpaceKind};
 
 /// The least quality that a logarithm is taken of.
 const FLOOR: f64 = 1e-3;
@@ -71,7 +71,8 @@ impl QualityRecords {
 
     /// Returns the predicted quality of `path`, made careful by the model's error.
     pub fn predict(&self, graph: &FamilyGraph, path: &[ModuleId]) -> f64 {
-        if path.iter().all(|id| is_reference(graph, *id)) {
+        let is_own_measure = self.metric != Metric::Accuracy.name();
+        if is_own_measure && path.iter().all(|id| is_reference(graph, *id)) {
             return 1.0;
         }
         let loss = self.predicted_loss(graph, path);

@@ -94,6 +94,7 @@ impl GraphBuilder {
             producer_name: "tessera".into(),
             opset_import: vec![opset("", OPSET), opset(MICROSOFT, 1)],
             graph: Some(self.graph),
+            metadata_props: Vec::new(),
         }
     }
 

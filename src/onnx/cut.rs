@@ -131,5 +131,6 @@ fn without_graph(model: &ModelProto) -> ModelProto {
         opset_import: model.opset_import.clone(),
         producer_name: model.producer_name.clone(),
         graph: None,
+        metadata_props: Vec::new(),
     }
 }

@@ -1,8 +1,12 @@
 //! Joining a chain of modules into one graph.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, path::Path};
 
-use super::proto::{GraphProto, ModelProto, OperatorSetId};
+use super::{
+    OnnxError,
+    external::{place_of, read_bytes},
+    proto::{GraphProto, ModelProto, OperatorSetId},
+};
 
 /// Joins `models` into one: each reads the output of the one before it wherever it has an input
 /// that is not in `shared`. Names are made unique by the module's position; `shared` inputs keep
@@ -47,7 +51,23 @@ pub fn join(models: &[ModelProto], shared: &[&str]) -> ModelProto {
         opset_import: opsets,
         producer_name: "tessera".into(),
         graph: Some(joined),
+        metadata_props: Vec::new(),
     }
+}
+
+/// Puts weights that lie in files of `folder` inside the model.
+///
+/// # Errors
+///
+/// Fails when a weight cannot be read.
+pub fn embed_weights(model: &mut ModelProto, folder: &Path) -> Result<(), OnnxError> {
+    let tensors = model.graph.iter_mut().flat_map(|graph| graph.initializer.iter_mut());
+    for tensor in tensors.filter(|tensor| place_of(tensor).is_some()) {
+        tensor.raw_data = Some(read_bytes(folder, tensor)?);
+        tensor.external_data.clear();
+        tensor.data_location = None;
+    }
+    Ok(())
 }
 
 fn rename_all(graph: &mut GraphProto, rename: &impl Fn(&mut String)) {

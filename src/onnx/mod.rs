@@ -17,5 +17,5 @@ pub use build::{Attribute, GraphBuilder};
 pub use cut::cut;
 pub use error::OnnxError;
 pub use external::read_model;
-pub use join::join;
+pub use join::{embed_weights, join};
 pub use quantize::quantize_weights;

@@ -10,7 +10,7 @@ use ort::value::{DynValue, Tensor as OrtTensor};
 
 use super::{Runtime, RuntimeError, activations, session::ModuleSession};
 use crate::{
-    arch::{ATTENTION_MASK, Encoding, Family, INPUT_IDS, Network},
+    arch::{ATTENTION_MASK, Encoding, Family, INPUT_IDS, ModelInput, Network, PIXEL_VALUES},
     family::ModuleId,
     tensor::{Tensor, TensorData},
 };
@@ -22,6 +22,7 @@ use crate::{
 pub struct Executor {
     runtime: Runtime,
     family: Arc<Family>,
+    /// By network: modules that compute the same share a session.
     sessions: Vec<Option<ModuleSession>>,
     extra: HashMap<(String, Vec<u8>), ModuleSession>,
     residency: Residency,
@@ -62,7 +63,7 @@ impl ModuleObserver for () {
 impl Executor {
     /// Prepares to run paths of `family`; loads nothing yet.
     pub fn new(runtime: Runtime, family: Arc<Family>) -> Self {
-        let sessions = family.graph.modules().iter().map(|_| None).collect();
+        let sessions = (0..family.num_networks()).map(|_| None).collect();
         Self { runtime, family, sessions, extra: HashMap::new(), residency: Residency::default() }
     }
 
@@ -184,10 +185,11 @@ impl Executor {
 
     /// Returns the session of `id`, creating it where it is not there; `None` for the identity.
     fn session(&mut self, id: ModuleId) -> Result<Option<&mut ModuleSession>, RuntimeError> {
-        let Some(network) = self.family.network(id) else {
+        let (Some(index), Some(network)) = (self.family.network_index(id), self.family.network(id))
+        else {
             return Ok(None);
         };
-        let slot = &mut self.sessions[id.0];
+        let slot = &mut self.sessions[index];
         if slot.is_none() {
             let name = &self.family.graph.module(id).name;
             let start = Instant::now();
@@ -203,6 +205,24 @@ impl Executor {
 }
 
 impl SideInputs {
+    /// Hands a plan's input over.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the shapes contradict each other.
+    pub fn of_input(input: ModelInput) -> Result<Self, RuntimeError> {
+        match input {
+            ModelInput::Tokens(encoding) => Self::of_encoding(encoding),
+            ModelInput::Pixels(pixels) => {
+                let [channels, height, width] = pixels.shape;
+                let shape = [pixels.batch(), channels, height, width];
+                let value = OrtTensor::from_array((shape, pixels.values))
+                    .map_err(|source| RuntimeError::Tensor { source })?;
+                Ok(Self { values: vec![(PIXEL_VALUES, value.into_dyn())] })
+            }
+        }
+    }
+
     /// Hands the token ids and the mask of `encoding` over.
     ///
     /// # Errors

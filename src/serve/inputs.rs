@@ -1,97 +1,170 @@
 //! Checking a request's input tensors.
 
+use std::sync::Arc;
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+
 use super::ServeError;
 use crate::{
-    arch::{ATTENTION_MASK, Encoding, INPUT_IDS},
-    family::Limits,
+    arch::{ATTENTION_MASK, Encoding, INPUT_IDS, ModelInput, PIXEL_VALUES, Pixels},
+    family::{ImageSpec, Limits, Manifest},
     tensor::{DataType, Tensor, TensorData, TensorSpec},
 };
 
 /// The input of texts.
 pub(super) const TEXT: &str = "text";
+/// The input of image files.
+pub(super) const IMAGE: &str = "image";
 
 /// A request's inputs, checked.
 #[derive(Debug, Clone)]
 pub(super) enum Inputs {
     /// Texts to be tokenized.
-    Texts(Vec<String>),
-    /// Token ids.
-    Tokens(Encoding),
+    Texts(Arc<[String]>),
+    /// Image files to be decoded.
+    Pictures(Vec<Vec<u8>>),
+    /// What plans read.
+    Ready(ModelInput),
 }
 
-/// Returns what inputs there are.
-pub(super) fn specs() -> Vec<TensorSpec> {
-    let spec = |name: &str, data_type, rank| TensorSpec {
+/// Returns what inputs a family takes.
+pub(super) fn specs(manifest: &Manifest) -> Vec<TensorSpec> {
+    let spec = |name: &str, data_type, shape: &[Option<usize>]| TensorSpec {
         name: name.into(),
         data_type,
-        shape: vec![None; rank],
+        shape: shape.to_vec(),
     };
-    vec![
-        spec(TEXT, DataType::Bytes, 1),
-        spec(INPUT_IDS, DataType::I64, 2),
-        spec(ATTENTION_MASK, DataType::I64, 2),
-    ]
+    match &manifest.image {
+        None => vec![
+            spec(TEXT, DataType::Bytes, &[None]),
+            spec(INPUT_IDS, DataType::I64, &[None, None]),
+            spec(ATTENTION_MASK, DataType::I64, &[None, None]),
+        ],
+        Some(image) => {
+            let [channels, height, width] = extents(image).map(Some);
+            vec![
+                spec(IMAGE, DataType::Bytes, &[None]),
+                spec(PIXEL_VALUES, DataType::F32, &[None, channels, height, width]),
+            ]
+        }
+    }
 }
 
 impl Inputs {
-    /// Checks `tensors`: `text` alone, or `input_ids` with or without `attention_mask`.
+    /// Checks `tensors`: `text` alone, or `input_ids` with or without `attention_mask`; `image` or
+    /// `pixel_values` where the family reads images.
     pub(super) fn parse(
         tensors: Vec<(String, Tensor)>,
-        limits: &Limits,
+        manifest: &Manifest,
     ) -> Result<Self, ServeError> {
-        let (mut text, mut ids, mut mask) = (None, None, None);
+        let limits = &manifest.limits;
+        let specs = specs(manifest);
+        let mut found: Vec<Option<Tensor>> = specs.iter().map(|_| None).collect();
         for (name, tensor) in tensors {
-            let slot = match name.as_str() {
-                TEXT => &mut text,
-                INPUT_IDS => &mut ids,
-                ATTENTION_MASK => &mut mask,
-                _ => {
-                    return Err(refuse(
-                        &name,
-                        "there is no such input; there are text, input_ids and attention_mask",
-                    ));
-                }
+            let Some(index) = specs.iter().position(|spec| spec.name == name) else {
+                let known: Vec<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
+                let reason = format!("there is no such input; there are {}", known.join(", "));
+                return Err(refuse(&name, &reason));
             };
-            if slot.replace(tensor).is_some() {
+            if found[index].replace(tensor).is_some() {
                 return Err(refuse(&name, "it is given twice"));
             }
         }
-        match (text, ids, mask) {
-            (Some(text), None, None) => texts(text, limits),
-            (None, Some(ids), mask) => tokens(ids, mask, limits),
-            (Some(_), _, _) => Err(refuse(TEXT, "it excludes input_ids and attention_mask")),
-            (None, None, Some(_)) => Err(refuse(INPUT_IDS, "it is missing beside attention_mask")),
-            (None, None, None) => Err(refuse(TEXT, "it is missing; give text, or input_ids")),
-        }
-    }
-
-    /// Returns the inputs where they do not depend on a vocabulary.
-    pub(super) fn for_other_vocabulary(self, anchor: &str) -> Result<Self, ServeError> {
-        match self {
-            Self::Texts(_) => Ok(self),
-            Self::Tokens(_) => Err(refuse(
-                INPUT_IDS,
-                &format!("anchor `{anchor}` has another vocabulary; give text instead"),
-            )),
+        let mut found = found.into_iter();
+        let mut next = || found.next().flatten();
+        match &manifest.image {
+            None => text_inputs([next(), next(), next()], limits),
+            Some(image) => image_inputs([next(), next()], image, limits),
         }
     }
 }
 
-fn texts(tensor: Tensor, limits: &Limits) -> Result<Inputs, ServeError> {
-    let found = tensor.data_type();
-    let (shape, TensorData::Bytes(texts)) = tensor.into_parts() else {
-        return Err(refuse(TEXT, &format!("it is {found}, but BYTES is needed")));
-    };
-    // A trailing axis of one is what many clients send for a list of strings.
-    if !matches!(shape[..], [_] | [_, 1]) {
-        return Err(refuse(TEXT, &format!("its shape is {shape:?}, but [batch] is needed")));
+fn text_inputs(
+    [text, ids, mask]: [Option<Tensor>; 3],
+    limits: &Limits,
+) -> Result<Inputs, ServeError> {
+    match (text, ids, mask) {
+        (Some(text), None, None) => texts(text, limits),
+        (None, Some(ids), mask) => tokens(ids, mask, limits),
+        (Some(_), _, _) => Err(refuse(TEXT, "it excludes input_ids and attention_mask")),
+        (None, None, Some(_)) => Err(refuse(INPUT_IDS, "it is missing beside attention_mask")),
+        (None, None, None) => Err(refuse(TEXT, "it is missing; give text, or input_ids")),
     }
+}
+
+fn image_inputs(
+    [image, pixels]: [Option<Tensor>; 2],
+    spec: &ImageSpec,
+    limits: &Limits,
+) -> Result<Inputs, ServeError> {
+    match (image, pixels) {
+        (Some(image), None) => pictures(image, limits),
+        (None, Some(values)) => pixel_values(values, spec, limits),
+        (Some(_), Some(_)) => Err(refuse(IMAGE, "it excludes pixel_values")),
+        (None, None) => Err(refuse(IMAGE, "it is missing; give image, or pixel_values")),
+    }
+}
+
+/// Takes image files as they are, or in base64, which JSON needs.
+fn pictures(tensor: Tensor, limits: &Limits) -> Result<Inputs, ServeError> {
+    let files = list_of_bytes(IMAGE, tensor)?;
+    check_batch(files.len(), limits)?;
+    let file = |bytes: Vec<u8>| {
+        let is_binary = bytes.iter().take(8).any(|byte| !byte.is_ascii_graphic());
+        let file = if is_binary || bytes.is_empty() {
+            bytes
+        } else {
+            let refused = |e| refuse(IMAGE, &format!("it is neither an image nor base64: {e}"));
+            BASE64_STANDARD.decode(&bytes).map_err(refused)?
+        };
+        check_limit("an image's number of bytes", file.len(), limits.max_image_bytes)?;
+        Ok(file)
+    };
+    files.into_iter().map(file).collect::<Result<_, _>>().map(Inputs::Pictures)
+}
+
+fn pixel_values(tensor: Tensor, spec: &ImageSpec, limits: &Limits) -> Result<Inputs, ServeError> {
+    let found = tensor.data_type();
+    let (shape, TensorData::F32(values)) = tensor.into_parts() else {
+        return Err(refuse(PIXEL_VALUES, &format!("it is {found}, but FP32 is needed")));
+    };
+    let [channels, height, width] = extents(spec);
+    if shape.len() != 4 || shape[1..] != [channels, height, width] {
+        let needed = format!("[batch, {channels}, {height}, {width}]");
+        let reason = format!("its shape is {shape:?}, but {needed} is needed");
+        return Err(refuse(PIXEL_VALUES, &reason));
+    }
+    check_batch(shape[0], limits)?;
+    if values.iter().any(|value| !value.is_finite()) {
+        return Err(refuse(PIXEL_VALUES, "it holds a value that is infinite or no number"));
+    }
+    Ok(Inputs::Ready(ModelInput::Pixels(Pixels { shape: [channels, height, width], values })))
+}
+
+fn extents(image: &ImageSpec) -> [usize; 3] {
+    [image.channels, image.height, image.width]
+}
+
+fn texts(tensor: Tensor, limits: &Limits) -> Result<Inputs, ServeError> {
+    let texts = list_of_bytes(TEXT, tensor)?;
     check_batch(texts.len(), limits)?;
     let text = |bytes: Vec<u8>| {
         check_limit("a text's number of bytes", bytes.len(), limits.max_text_bytes)?;
         String::from_utf8(bytes).map_err(|_| refuse(TEXT, "it is no valid UTF-8"))
     };
     texts.into_iter().map(text).collect::<Result<_, _>>().map(Inputs::Texts)
+}
+
+/// Takes the elements of `[batch]`, or of `[batch, 1]`, which many clients send.
+fn list_of_bytes(name: &str, tensor: Tensor) -> Result<Vec<Vec<u8>>, ServeError> {
+    let found = tensor.data_type();
+    let (shape, TensorData::Bytes(elements)) = tensor.into_parts() else {
+        return Err(refuse(name, &format!("it is {found}, but BYTES is needed")));
+    };
+    if !matches!(shape[..], [_] | [_, 1]) {
+        return Err(refuse(name, &format!("its shape is {shape:?}, but [batch] is needed")));
+    }
+    Ok(elements)
 }
 
 fn tokens(ids: Tensor, mask: Option<Tensor>, limits: &Limits) -> Result<Inputs, ServeError> {
@@ -114,7 +187,7 @@ fn tokens(ids: Tensor, mask: Option<Tensor>, limits: &Limits) -> Result<Inputs, 
     };
     check_mask(&attention_mask, shape[1])?;
     let encoding = Encoding { batch: shape[0], tokens: shape[1], input_ids, attention_mask };
-    Ok(Inputs::Tokens(encoding))
+    Ok(Inputs::Ready(ModelInput::Tokens(encoding)))
 }
 
 fn integers(name: &str, tensor: Tensor) -> Result<([usize; 2], Vec<i64>), ServeError> {
@@ -168,6 +241,7 @@ fn check_limit(what: &str, found: usize, limit: usize) -> Result<(), ServeError>
     Ok(())
 }
 
-fn refuse(name: &str, reason: &str) -> ServeError {
+/// Returns the error for an input.
+pub(super) fn refuse(name: &str, reason: &str) -> ServeError {
     ServeError::Input { name: name.into(), reason: reason.into() }
 }

@@ -7,6 +7,7 @@ mod correction;
 mod error;
 mod inputs;
 mod observe;
+mod prepare;
 mod registry;
 mod request;
 mod service;

@@ -53,8 +53,8 @@ pub struct Report {
     pub tokens: usize,
     /// From arrival to answer.
     pub latency: Duration,
-    /// Turning texts into tokens.
-    pub tokenize: Duration,
+    /// Turning texts into tokens, or image files into pixels.
+    pub preprocess: Duration,
     /// Waiting for the inference thread.
     pub queue: Duration,
     /// Running modules.

@@ -12,10 +12,11 @@ use super::{
     ErrorCode, InferRequest, InferResponse, Observer, Outcome, PlanSummary, Report, ServeError,
     correction::Correction,
     inputs::{self, Inputs},
+    prepare::prepare,
     worker::{self, Done, InferenceThread, Job},
 };
 use crate::{
-    arch::{Encoding, Family},
+    arch::{Family, INPUT_IDS, ModelInput},
     family::{FamilyError, Manifest, ModuleId, PlanId},
     fit::{self, FitError, Profile, QualityRecords},
     plan::{Budget, ChooseError, PlanEntry, PlanTable},
@@ -133,7 +134,7 @@ impl FamilyService {
 
     /// Returns the inputs: texts, or token ids with their mask.
     pub fn input_specs(&self) -> Vec<TensorSpec> {
-        inputs::specs()
+        inputs::specs(self.manifest())
     }
 
     /// Returns the output.
@@ -149,7 +150,8 @@ impl FamilyService {
     /// Returns the plans that no other beats at this shape, cheapest first.
     pub fn front(&self, batch: usize, tokens: usize) -> Vec<PlanSummary> {
         let front = self.loaded.table.front(batch, tokens).into_iter();
-        front.map(|entry| self.summary_of(entry, batch, tokens)).collect()
+        let factor = self.correction.factor();
+        front.map(|entry| Self::summary_of(entry, batch, tokens, factor)).collect()
     }
 
     /// Returns the plan that `budget` gets at this shape.
@@ -163,7 +165,7 @@ impl FamilyService {
         tokens: usize,
         budget: &Budget,
     ) -> Result<PlanSummary, ServeError> {
-        self.plan_for((batch, tokens), budget).map(|(summary, _)| summary)
+        self.plan_for((batch, tokens), budget).map(|chosen| chosen.plan)
     }
 
     /// Answers a request.
@@ -189,24 +191,28 @@ impl FamilyService {
 
     async fn answer(&self, request: InferRequest) -> Result<InferResponse, ServeError> {
         let arrival = request.arrival;
-        let inputs = Inputs::parse(request.inputs, &self.manifest().limits)?;
-        let reference = self.manifest().reference.clone();
-        let start = Instant::now();
-        let encoding = self.encode(inputs.clone(), &reference).await?;
-        let shape = (encoding.batch, encoding.tokens);
-        let elapsed = arrival.elapsed();
-        let (plan, path) = self.plan_in_time(shape, &request.budget, elapsed)?;
-        let anchor = self.loaded.family.graph.stem_anchor(&path).unwrap_or_default().to_owned();
-        let encoding = if self.loaded.family.share_tokenizer(&anchor, &reference) {
-            encoding
-        } else {
-            self.encode(inputs.for_other_vocabulary(&anchor)?, &anchor).await?
+        let family = &self.loaded.family;
+        let inputs = Inputs::parse(request.inputs, self.manifest())?;
+        let texts = match &inputs {
+            Inputs::Texts(texts) => Some(texts.clone()),
+            Inputs::Pictures(_) | Inputs::Ready(_) => None,
         };
-        let tokenize = start.elapsed();
-        let done = self.run(path, encoding).await?;
+        let reference = &self.manifest().reference;
+        let start = Instant::now();
+        let input = prepare(family, inputs, reference).await?;
+        let shape = (input.batch(), input.tokens());
+        let elapsed = arrival.elapsed();
+        let Chosen { plan, path, profiled } = self.plan_in_time(shape, &request.budget, elapsed)?;
+        let anchor = family.graph.stem_anchor(&path).unwrap_or_default();
+        let input = if family.share_tokenizer(anchor, reference) {
+            input
+        } else {
+            let texts = texts.ok_or_else(|| other_vocabulary(anchor))?;
+            prepare(family, Inputs::Texts(texts), anchor).await?
+        };
+        let preprocess = start.elapsed();
+        let done = self.run(path, input).await?;
         if !done.has_loaded {
-            let predicted = plan.predicted_latency.saturating_sub(elapsed);
-            let profiled = predicted.div_f64(self.correction.factor());
             self.correction.learn(profiled, done.compute);
         }
         let report = Report {
@@ -214,7 +220,7 @@ impl FamilyService {
             batch: shape.0,
             tokens: shape.1,
             latency: arrival.elapsed(),
-            tokenize,
+            preprocess,
             queue: done.queue,
             compute: done.compute,
         };
@@ -222,35 +228,14 @@ impl FamilyService {
         Ok(InferResponse { output_name, output: done.output, report })
     }
 
-    /// Turns inputs into token ids, off the async threads where there are texts.
-    async fn encode(&self, inputs: Inputs, anchor: &str) -> Result<Encoding, ServeError> {
-        let tokenizer = self.loaded.family.tokenizer(anchor).ok_or(ServeError::WorkerGone)?.clone();
-        let texts = match inputs {
-            Inputs::Tokens(encoding) => {
-                inputs::check_vocabulary(&encoding, tokenizer.vocabulary_size())?;
-                return Ok(encoding);
-            }
-            Inputs::Texts(texts) => texts,
-        };
-        let encode = move || {
-            let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-            tokenizer.encode(&texts)
-        };
-        let encoded = tokio::task::spawn_blocking(encode).await;
-        encoded.map_err(|_| ServeError::WorkerGone)?.map_err(|reason| ServeError::Input {
-            name: inputs::TEXT.into(),
-            reason: format!("it cannot be tokenized: {reason}"),
-        })
-    }
-
     /// Queues a job and waits for it.
-    async fn run(&self, path: Vec<ModuleId>, encoding: Encoding) -> Result<Done, ServeError> {
+    async fn run(&self, path: Vec<ModuleId>, input: ModelInput) -> Result<Done, ServeError> {
         let (reply, answer) = oneshot::channel();
         let queued = Instant::now();
         let job = Job {
             family: self.index,
             path,
-            encoding,
+            input,
             max_batch: self.loaded.profile.max_batch(),
             queued,
             deadline: queued + self.config.max_wait,
@@ -270,9 +255,9 @@ impl FamilyService {
         answer.await.map_err(|_| ServeError::WorkerGone)?
     }
 
-    /// Describes a plan at a shape, its latency corrected by what requests really take.
-    fn summary_of(&self, entry: &PlanEntry, batch: usize, tokens: usize) -> PlanSummary {
-        let seconds = entry.latency_seconds_at(batch, tokens) * self.correction.factor();
+    /// Describes a plan at a shape, its latency corrected by `factor`, by what requests really take.
+    fn summary_of(entry: &PlanEntry, batch: usize, tokens: usize, factor: f64) -> PlanSummary {
+        let seconds = entry.latency_seconds_at(batch, tokens) * factor;
         PlanSummary {
             plan: entry.id.clone(),
             predicted_latency: Duration::from_secs_f64(seconds),
@@ -288,12 +273,12 @@ impl FamilyService {
         shape: (usize, usize),
         budget: &Budget,
         elapsed: Duration,
-    ) -> Result<(PlanSummary, Vec<ModuleId>), ServeError> {
+    ) -> Result<Chosen, ServeError> {
         let left = budget.latency.map(|latency| latency.saturating_sub(elapsed));
         match self.plan_for(shape, &Budget { latency: left, ..budget.clone() }) {
-            Ok((mut summary, path)) => {
-                summary.predicted_latency += elapsed;
-                Ok((summary, path))
+            Ok(mut chosen) => {
+                chosen.plan.predicted_latency += elapsed;
+                Ok(chosen)
             }
             Err(ServeError::Choose(mut error)) => {
                 if let ChooseError::Infeasible(infeasible) = &mut *error {
@@ -312,7 +297,7 @@ impl FamilyService {
         &self,
         (batch, tokens): (usize, usize),
         budget: &Budget,
-    ) -> Result<(PlanSummary, Vec<ModuleId>), ServeError> {
+    ) -> Result<Chosen, ServeError> {
         let shape = (batch, tokens);
         let unlisted = budget.plan.as_deref().filter(|id| self.loaded.table.find(id).is_none());
         let Some(id) = unlisted else {
@@ -336,7 +321,7 @@ impl FamilyService {
         table: &PlanTable,
         (batch, tokens): (usize, usize),
         budget: &Budget,
-    ) -> Result<(PlanSummary, Vec<ModuleId>), ServeError> {
+    ) -> Result<Chosen, ServeError> {
         let factor = self.correction.factor();
         let latency = budget.latency.map(|latency| latency.div_f64(factor));
         let chosen = table.choose(batch, tokens, &Budget { latency, ..budget.clone() });
@@ -348,8 +333,24 @@ impl FamilyService {
             error
         })?;
         let path = choice.entry.modules.iter().map(|index| ModuleId(*index)).collect();
-        Ok((self.summary_of(choice.entry, batch, tokens), path))
+        let plan = Self::summary_of(choice.entry, batch, tokens, factor);
+        let seconds = choice.entry.latency_seconds_at(batch, tokens);
+        Ok(Chosen { plan, path, profiled: Duration::from_secs_f64(seconds) })
     }
+}
+
+/// What a budget gets.
+struct Chosen {
+    plan: PlanSummary,
+    path: Vec<ModuleId>,
+    /// What the plan took when it was profiled.
+    profiled: Duration,
+}
+
+/// Returns the error for token ids that the plan's anchor does not know.
+fn other_vocabulary(anchor: &str) -> ServeError {
+    let reason = format!("anchor `{anchor}` has another vocabulary; give text instead");
+    inputs::refuse(INPUT_IDS, &reason)
 }
 
 /// Tells the observer how a request ended, also when its future is dropped.
@@ -396,5 +397,9 @@ fn digest(family: &Family) -> String {
     for anchor in family.manifest.anchors.values() {
         anchor.sha256.values().for_each(|sha256| hash.update(sha256));
     }
+    let stitches = family.manifest.stitches.iter().map(|stitches| &stitches.sha256);
+    stitches
+        .chain(family.manifest.exits.iter().map(|exits| &exits.sha256))
+        .for_each(|sha256| hash.update(sha256));
     hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }

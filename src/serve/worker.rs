@@ -14,7 +14,7 @@ use tokio::sync::{
 
 use super::{Observer, ServeError};
 use crate::{
-    arch::Encoding,
+    arch::ModelInput,
     family::ModuleId,
     runtime::{Executor, ModuleObserver, RuntimeError, SideInputs},
     tensor::{Tensor, TensorData},
@@ -27,8 +27,8 @@ pub(super) struct Job {
     pub(super) family: usize,
     /// The path.
     pub(super) path: Vec<ModuleId>,
-    /// The tokens.
-    pub(super) encoding: Encoding,
+    /// What the path reads.
+    pub(super) input: ModelInput,
     /// The most sequences that run at once.
     pub(super) max_batch: usize,
     /// When it was queued.
@@ -155,8 +155,8 @@ impl Worker {
         let before = executor.residency();
         let mut times = ModuleTimes { name, family: &family, observer: &*self.observer };
         let mut outputs = Vec::new();
-        for chunk in chunks(&job.encoding, job.max_batch) {
-            let sides = SideInputs::of_encoding(chunk)?;
+        for chunk in chunks(&job.input, job.max_batch) {
+            let sides = SideInputs::of_input(chunk)?;
             outputs.push(executor.run(&job.path, &sides, &mut times)?);
         }
         if executor.residency() != before {
@@ -190,11 +190,13 @@ impl ModuleObserver for ModuleTimes<'_> {
     }
 }
 
-/// Splits `encoding` into chunks of at most `max_batch` sequences, each cut to its longest.
-fn chunks(encoding: &Encoding, max_batch: usize) -> Vec<Encoding> {
-    (0..encoding.batch)
+/// Splits `input` into chunks of at most `max_batch` texts or images, texts cut to the chunk's
+/// longest.
+fn chunks(input: &ModelInput, max_batch: usize) -> Vec<ModelInput> {
+    let batch = input.batch();
+    (0..batch)
         .step_by(max_batch.max(1))
-        .map(|start| encoding.rows(start..encoding.batch.min(start + max_batch.max(1))))
+        .map(|start| input.rows(start..batch.min(start + max_batch.max(1))))
         .collect()
 }
 

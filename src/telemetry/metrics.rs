@@ -121,7 +121,7 @@ impl Metrics {
 
     fn answered(&self, family: &str, report: &Report, latency_budget: Option<Duration>) {
         for (stage, time) in [
-            ("tokenize", report.tokenize),
+            ("preprocess", report.preprocess),
             ("queue", report.queue),
             ("compute", report.compute),
             ("total", report.latency),
@@ -130,7 +130,7 @@ impl Metrics {
         }
         let plan = self.plan_label(family, &report.plan.plan);
         self.plans.with_label_values(&[family, plan]).inc();
-        let measured = report.tokenize + report.compute;
+        let measured = report.preprocess + report.compute;
         if !measured.is_zero() {
             let ratio = report.plan.predicted_latency.div_duration_f64(measured);
             self.prediction_ratio.with_label_values(&[family]).observe(ratio);

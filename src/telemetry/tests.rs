@@ -24,7 +24,7 @@ fn report(plan: &str) -> Report {
         batch: 1,
         tokens: 8,
         latency: Duration::from_millis(6),
-        tokenize: Duration::from_millis(1),
+        preprocess: Duration::from_millis(1),
         queue: Duration::from_millis(1),
         compute: Duration::from_millis(4),
     }

@@ -146,7 +146,7 @@ async fn a_text_is_embedded_and_the_answer_says_how() {
     assert_eq!(parameters["tokens"], 5);
     assert_eq!(reply.header("content-type"), "application/json");
     let timing = reply.header("server-timing");
-    for stage in ["tokenize;dur=", "queue;dur=", "compute;dur=", "total;dur="] {
+    for stage in ["preprocess;dur=", "queue;dur=", "compute;dur=", "total;dur="] {
         assert!(timing.contains(stage), "{timing}");
     }
 }

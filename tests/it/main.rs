@@ -16,3 +16,4 @@ mod reference;
 mod support;
 mod synthetic;
 mod tidy;
+mod vision;

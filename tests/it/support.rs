@@ -125,8 +125,12 @@ pub(crate) struct Reference(HashMap<String, (Vec<usize>, Vec<f64>)>);
 impl Reference {
     /// Reads `tests/references/{name}.safetensors`.
     pub(crate) fn read(name: &str) -> Self {
-        let path = root().join("tests/references").join(format!("{name}.safetensors"));
-        let bytes = std::fs::read(Path::new(&path)).expect("the reference is there");
+        Self::open(&root().join("tests/references").join(format!("{name}.safetensors")))
+    }
+
+    /// Reads a reference file.
+    pub(crate) fn open(path: &Path) -> Self {
+        let bytes = std::fs::read(path).expect("the reference is there");
         let tensors = SafeTensors::deserialize(&bytes).expect("the reference is valid");
         let read = |view: safetensors::tensor::TensorView<'_>| match view.dtype() {
             Dtype::F32 => view
@@ -147,6 +151,11 @@ impl Reference {
             .map(|(name, view)| (name, (view.shape().to_vec(), read(view))))
             .collect();
         Self(tensors)
+    }
+
+    /// Returns the names of its tensors.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
     }
 
     /// Returns a tensor's shape and values.

@@ -1,0 +1,155 @@
+//! What a family needs of a pretrained network, whatever its architecture, and how one is opened.
+
+use std::{
+    fmt::Debug,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    ArchError, Checkpoint, Network, bert, checkpoint::open_verified, exported::Exported,
+    fitted::Expansion, mpnet, network::Precision, vit::VisionTransformer, vit_layout,
+};
+use crate::family::{AnchorSpec, ModuleKind, WidthSpec};
+
+/// A pretrained network in modules.
+pub(super) trait Anchor: Debug {
+    /// Returns the number of blocks.
+    fn num_blocks(&self) -> usize;
+
+    /// Returns the extents, after the batch, of the hidden states after `depth` blocks, or inside
+    /// the next one.
+    fn hidden_shape(&self, depth: usize, inner: bool) -> Vec<Option<usize>>;
+
+    /// Returns the modules of block `index`: its two sub-layers, or the block as a whole.
+    fn parts(&self, _index: usize) -> &'static [ModuleKind] {
+        &[ModuleKind::Attention, ModuleKind::Mlp]
+    }
+
+    /// Returns channels, height and width of its images, where it reads images.
+    fn image(&self) -> Option<[usize; 3]> {
+        None
+    }
+
+    /// Returns the extent of its own output.
+    fn output_width(&self) -> usize;
+
+    /// Returns the heads and the hidden units of a block, where it can run narrower.
+    fn widest(&self) -> Option<(usize, usize)> {
+        None
+    }
+
+    /// Returns the most tokens that it has positions for.
+    fn max_tokens(&self) -> usize {
+        usize::MAX
+    }
+
+    /// Returns the number of token ids that it knows.
+    fn num_words(&self) -> usize {
+        usize::MAX
+    }
+
+    /// Builds what comes before the first block.
+    fn stem(&self) -> Result<Network, ArchError>;
+
+    /// Builds one of the [`parts`](Self::parts) of block `index` in one of its forms.
+    fn part(&self, index: usize, part: ModuleKind, form: Form<'_>) -> Result<Network, ArchError>;
+
+    /// Builds what follows the last block, without its final norm if that is left out; `None` where
+    /// it has nothing of its own.
+    fn head(&self, has_norm: bool) -> Result<Option<Network>, ArchError>;
+
+    /// Returns the expanding half of block `index`'s feed-forward part, where maps may use it.
+    fn expansion(&self, _index: usize) -> Result<Option<Expansion>, ArchError> {
+        Ok(None)
+    }
+}
+
+/// The form in which a module of a block runs.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Form<'a> {
+    /// As it was trained.
+    Plain,
+    /// In 8-bit integers.
+    Int8,
+    /// With a prefix of its heads and hidden units.
+    Narrow(&'a WidthSpec),
+}
+
+impl<'a> Form<'a> {
+    /// Returns how the matrix products compute.
+    pub(super) fn precision(self) -> Precision {
+        if matches!(self, Self::Int8) { Precision::Int8 } else { Precision::F32 }
+    }
+
+    /// Returns the prefix to run, if it is one.
+    pub(super) fn narrow(self) -> Option<&'a WidthSpec> {
+        match self {
+            Self::Narrow(width) => Some(width),
+            Self::Plain | Self::Int8 => None,
+        }
+    }
+}
+
+/// Opens the anchor `name`.
+pub(super) fn open(
+    folder: &Path,
+    name: &str,
+    spec: &AnchorSpec,
+) -> Result<Box<dyn Anchor>, ArchError> {
+    if let Some(onnx) = &spec.onnx {
+        let sha256 = digest(folder, spec, &onnx.file)?;
+        return Ok(Box::new(Exported::open(folder, name, onnx, sha256)?));
+    }
+    let (config, weights, prefix) = match &spec.part {
+        Some(part) => (part.config.clone(), part.file.clone(), part.prefix.as_str()),
+        None => {
+            let anchor = spec.folder.clone().unwrap_or_default();
+            (anchor.join("config.json"), anchor.join("model.safetensors"), "")
+        }
+    };
+    let file = open_verified(folder, &config, digest(folder, spec, &config)?)?;
+    let text = String::from_utf8_lossy(file.bytes()).into_owned();
+    let path = folder.join(&config);
+    let checkpoint = Checkpoint::open(folder, &weights, digest(folder, spec, &weights)?)?;
+    of_config(path, &text, checkpoint.part(prefix))
+}
+
+/// Opens an anchor of the architecture that its configuration names.
+fn of_config(
+    path: PathBuf,
+    text: &str,
+    checkpoint: Checkpoint,
+) -> Result<Box<dyn Anchor>, ArchError> {
+    let value: serde_json::Value = serde_json::from_str(text)
+        .map_err(|e| ArchError::Malformed { path: path.clone(), message: e.to_string() })?;
+    let architecture = value["architecture"].as_str();
+    let is_timm = architecture.is_some_and(|name| {
+        ["vit_", "deit_", "deit3_"].iter().any(|known| name.starts_with(known))
+    });
+    match value["model_type"].as_str() {
+        Some("bert") => Ok(Box::new(bert::open(&path, text, checkpoint)?)),
+        Some("mpnet") => Ok(Box::new(mpnet::open(&path, text, checkpoint)?)),
+        model_type if matches!(model_type, Some("vit" | "deit")) || is_timm => {
+            let (layout, shape) = vit_layout::read(&path, text, &checkpoint)?;
+            Ok(Box::new(VisionTransformer { shape, layout, checkpoint }))
+        }
+        other => Err(ArchError::Config {
+            path,
+            key: "model_type".into(),
+            value: other.or(architecture).unwrap_or_default().into(),
+            expected: "`bert`, `mpnet`, `vit` and `deit` are supported, and timm's architectures \
+                       vit_*, deit_* and deit3_*"
+                .into(),
+        }),
+    }
+}
+
+/// Returns the digest that the manifest has for a file of an anchor.
+pub(super) fn digest<'a>(
+    folder: &Path,
+    spec: &'a AnchorSpec,
+    file: &Path,
+) -> Result<&'a str, ArchError> {
+    let found = spec.sha256.get(file).map(String::as_str);
+    found.ok_or_else(|| ArchError::NoDigest { path: folder.join(file) })
+}

@@ -1,0 +1,478 @@
+//! Builds a family's spaces and modules from its manifest and its files.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{
+    ArchError, Checkpoint, FitRecords, Network, Tokenizer,
+    anchor::{self, Anchor, Form},
+    fitted::{self, Expansion, MapParts, fit_file_name},
+    network::Precision,
+    trained,
+};
+use crate::family::{
+    AnchorSpec, ExitsSpec, FamilyError, Manifest, MapForm, MapSpec, Module, ModuleKind, Space,
+    SpaceId, SpaceKind, StitchesSpec, WidthSpec,
+};
+
+/// What a family consists of.
+#[derive(Debug)]
+pub(super) struct FamilyBuilder<'a> {
+    folder: &'a Path,
+    manifest: &'a Manifest,
+    opened: Vec<Box<dyn Anchor>>,
+    pub(super) anchors: Vec<String>,
+    pub(super) spaces: Vec<Space>,
+    pub(super) modules: Vec<Module>,
+    pub(super) networks: Vec<Option<Network>>,
+    pub(super) features: Vec<Network>,
+    pub(super) tokenizers: BTreeMap<String, Arc<Tokenizer>>,
+}
+
+/// An anchor while its modules are added: itself, or its twin behind stitches that leave the final
+/// norm out.
+#[derive(Debug, Clone, Copy)]
+struct Side<'s> {
+    name: &'s str,
+    spec: &'s AnchorSpec,
+    index: usize,
+    is_stitched: bool,
+}
+
+impl Side<'_> {
+    /// Returns what the names of its spaces and modules start with.
+    fn prefix(self) -> String {
+        format!("{}{}", self.name, if self.is_stitched { "~" } else { "" })
+    }
+
+    fn space(self, depth: usize, inner: bool) -> String {
+        format!("{}.{depth}{}", self.prefix(), if inner { "+" } else { "" })
+    }
+}
+
+impl<'a> FamilyBuilder<'a> {
+    /// Opens the anchors that are there and adds everything that joins them.
+    pub(super) fn build(folder: &'a Path, manifest: &'a Manifest) -> Result<Self, ArchError> {
+        let mut builder = Self::new(folder, manifest);
+        for (name, spec) in &manifest.anchors {
+            if spec.optional && is_missing(folder, spec) {
+                tracing::info!(
+                    family = manifest.name,
+                    anchor = name,
+                    "optional anchor is not there"
+                );
+                continue;
+            }
+            builder.add_anchor(name, spec)?;
+        }
+        if let Some(stitches) = &manifest.stitches {
+            builder.add_stitches(stitches)?;
+        }
+        if let Some(exits) = &manifest.exits {
+            builder.add_exits(exits)?;
+        }
+        builder.add_maps()?;
+        Ok(builder)
+    }
+
+    fn new(folder: &'a Path, manifest: &'a Manifest) -> Self {
+        let end = |name: &str, kind, shape| Space { name: name.into(), kind, shape };
+        Self {
+            folder,
+            manifest,
+            opened: Vec::new(),
+            anchors: Vec::new(),
+            spaces: vec![
+                end("in", SpaceKind::Input, Vec::new()),
+                end("out", SpaceKind::Output, vec![Some(manifest.output.width)]),
+            ],
+            modules: Vec::new(),
+            networks: Vec::new(),
+            features: Vec::new(),
+            tokenizers: BTreeMap::new(),
+        }
+    }
+
+    fn add_anchor(&mut self, name: &str, spec: &AnchorSpec) -> Result<(), ArchError> {
+        let anchor = anchor::open(self.folder, name, spec)?;
+        self.check_promises(name, spec, &*anchor)?;
+        self.add_tokenizer(name, spec, &*anchor)?;
+        let side = Side { name, spec, index: self.anchors.len(), is_stitched: false };
+        self.add_blocks(side, &*anchor)?;
+        let (stem, first) = (format!("{name}.stem"), side.space(0, false));
+        self.add(stem, ["in", &first], ModuleKind::Stem, Some(anchor.stem()?))?;
+        // Vectors of texts can be compared only in the reference's space; classes are the same for
+        // every anchor.
+        if name == self.manifest.reference || self.manifest.image.is_some() {
+            self.add_heads(side, &*anchor, true)?;
+        }
+        if let Some(stitches) = self.manifest.stitches.as_ref().filter(|s| !s.final_norm)
+            && stitches.pairs.iter().any(|[_, to]| to == name)
+        {
+            let side = Side { is_stitched: true, ..side };
+            self.add_blocks(side, &*anchor)?;
+            self.add_heads(side, &*anchor, false)?;
+        }
+        self.anchors.push(name.into());
+        self.opened.push(anchor);
+        Ok(())
+    }
+
+    /// Adds an anchor's hidden spaces and the modules of its blocks.
+    fn add_blocks(&mut self, side: Side<'_>, anchor: &dyn Anchor) -> Result<(), ArchError> {
+        for depth in 0..=anchor.num_blocks() {
+            let is_last = depth == anchor.num_blocks();
+            let has_inner = !is_last && anchor.parts(depth).len() > 1;
+            for inner in [false, true].into_iter().take(1 + usize::from(has_inner)) {
+                let (index, stitched) = (side.index, side.is_stitched);
+                self.spaces.push(Space {
+                    name: side.space(depth, inner),
+                    kind: SpaceKind::Hidden { anchor: index, depth, inner, stitched },
+                    shape: anchor.hidden_shape(depth, inner),
+                });
+            }
+        }
+        for block in 0..anchor.num_blocks() {
+            let parts = anchor.parts(block);
+            let inner = side.space(block, true);
+            let ends = [side.space(block, false), side.space(block + 1, false)];
+            match *parts {
+                [one, two] => {
+                    self.add_part(side, anchor, (block, one), [&ends[0], &inner])?;
+                    self.add_part(side, anchor, (block, two), [&inner, &ends[1]])?;
+                }
+                _ => {
+                    let whole = (block, ModuleKind::Block);
+                    self.add_part(side, anchor, whole, [&ends[0], &ends[1]])?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a module of a block in all its forms.
+    fn add_part(
+        &mut self,
+        side: Side<'_>,
+        anchor: &dyn Anchor,
+        (block, kind): (usize, ModuleKind),
+        ends: [&str; 2],
+    ) -> Result<(), ArchError> {
+        let part = match kind {
+            ModuleKind::Attention => ".attn",
+            ModuleKind::Mlp => ".mlp",
+            _ => "",
+        };
+        let plain = format!("{}.block.{block}{part}", side.prefix());
+        let network = anchor.part(block, kind, Form::Plain)?;
+        self.add(plain.clone(), ends, kind, Some(network))?;
+        let named = side.spec.variants.iter().map(|variant| match variant.as_str() {
+            "int8" => (variant, Some(Form::Int8)),
+            _ => (variant, None),
+        });
+        let narrow = side.spec.widths.iter().map(|width| (&width.name, Some(Form::Narrow(width))));
+        for (variant, form) in named.chain(narrow) {
+            let network = form.map(|form| anchor.part(block, kind, form)).transpose()?;
+            self.add(format!("{plain}.{variant}"), ends, kind, network)?;
+            self.name_variant(Some(variant.clone()));
+        }
+        Ok(())
+    }
+
+    /// Adds the anchor's own head after its last block, and after others where it was trained so.
+    fn add_heads(
+        &mut self,
+        side: Side<'_>,
+        anchor: &dyn Anchor,
+        has_norm: bool,
+    ) -> Result<(), ArchError> {
+        let Some(head) = anchor.head(has_norm)? else {
+            return Ok(());
+        };
+        let last = anchor.num_blocks();
+        let name = format!("{}.head", side.prefix());
+        let from = side.space(last, false);
+        self.add(name.clone(), [&from, "out"], ModuleKind::Head, Some(head.clone()))?;
+        for depth in side.spec.depths.iter().filter(|depth| **depth < last) {
+            let from = side.space(*depth, false);
+            let name = format!("{name}.{depth}");
+            self.add(name, [&from, "out"], ModuleKind::Exit, Some(head.clone()))?;
+            self.name_variant(Some("head".into()));
+        }
+        Ok(())
+    }
+
+    /// Adds the stitches of an SN-Net: from after a block to before a block of the next anchor.
+    fn add_stitches(&mut self, spec: &StitchesSpec) -> Result<(), ArchError> {
+        let weights = Checkpoint::open(self.folder, &spec.file, &spec.sha256)?;
+        for (pair, [from, to]) in spec.pairs.iter().enumerate() {
+            let depths = [self.depth("stitches.pairs", from)?, self.depth("stitches.pairs", to)?];
+            if depths[0] != depths[1] {
+                let expected = "anchors of as many blocks as one another are stitched".to_owned();
+                return Err(self
+                    .refuse("stitches.pairs", format!("{from}, {to}"), expected)
+                    .into());
+            }
+            for (after, before, window) in spec.windows(depths[0]) {
+                let start = format!("{from}.{}", after + 1);
+                let twin = format!("{to}~.{before}");
+                let has_twin = self.spaces.iter().any(|space| space.name == twin);
+                let end = if has_twin { twin } else { format!("{to}.{before}") };
+                let widths = [&start, &end].map(|name| self.width_of(name));
+                let name = format!("stitch_layers.{pair}.{window}.transform");
+                let network = trained::stitch(&weights, &name, widths)?;
+                let name = format!("stitch.{start}-{end}");
+                self.add(name, [&start, &end], ModuleKind::Stitch, Some(network))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the exits that the file has.
+    fn add_exits(&mut self, spec: &ExitsSpec) -> Result<(), ArchError> {
+        let weights = Checkpoint::open(self.folder, &spec.file, &spec.sha256)?;
+        for (number, anchor) in spec.anchors.iter().enumerate() {
+            for depth in 0..self.depth("exits.anchors", anchor)? {
+                let name = format!("exits.{number}.{depth}");
+                if !weights.has(&format!("{name}.head.weight")) {
+                    continue;
+                }
+                let from = format!("{anchor}.{depth}");
+                let widths = [self.width_of(&from), self.manifest.output.width];
+                let network = trained::exit(&weights, &name, widths)?;
+                let name = format!("exit.{from}");
+                self.add(name, [&from, "out"], ModuleKind::Exit, Some(network))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the number of blocks of `anchor`, which the manifest names under `key`.
+    fn depth(&self, key: &str, anchor: &str) -> Result<usize, FamilyError> {
+        let index = self.anchors.iter().position(|known| known == anchor);
+        index.map(|index| self.opened[index].num_blocks()).ok_or_else(|| {
+            let known = self.anchors.join(", ");
+            self.refuse(key, anchor.to_owned(), format!("there are the anchors {known}"))
+        })
+    }
+
+    fn width_of(&self, space: &str) -> usize {
+        let found = self.spaces.iter().find(|known| known.name == space);
+        found.and_then(Space::width).unwrap_or_default()
+    }
+
+    /// Adds the maps that have been fitted.
+    fn add_maps(&mut self) -> Result<(), ArchError> {
+        let records = FitRecords::read(self.folder)?;
+        for map in &self.manifest.maps {
+            if self.leads_to_missing_anchor(map) {
+                continue;
+            }
+            let (from, to) = (self.space(map, &map.from)?, self.space(map, &map.to)?);
+            let kind = map_kind(map, self.spaces[from.0].kind, self.spaces[to.0].kind)?;
+            let parts = MapParts {
+                map,
+                width_in: self.spaces[from.0].width().unwrap_or_default(),
+                width_out: self.spaces[to.0].width().unwrap_or_default(),
+                expansion: self.expansion(self.spaces[from.0].kind)?,
+            };
+            self.features.push(fitted::feature_network(&parts)?);
+            let Some(record) = records.maps.get(&fit_file_name(map)) else {
+                tracing::warn!(
+                    from = map.from,
+                    to = map.to,
+                    "map is not fitted; run `tessera fit`"
+                );
+                continue;
+            };
+            let file = PathBuf::from(fit_file_name(map));
+            let weights = Checkpoint::open(self.folder, &file, &record.sha256)?;
+            self.add_map(&parts, &weights, kind)?;
+        }
+        Ok(())
+    }
+
+    /// Adds a fitted map in all its forms.
+    fn add_map(
+        &mut self,
+        parts: &MapParts<'_>,
+        weights: &Checkpoint,
+        kind: ModuleKind,
+    ) -> Result<(), ArchError> {
+        let map = parts.map;
+        let ends = [map.from.as_str(), map.to.as_str()];
+        let label = map.label.as_ref().map_or(String::new(), |label| format!(".{label}"));
+        let name = format!("map.{}-{}{label}", map.from, map.to);
+        let network = fitted::network(parts, weights, Precision::F32)?;
+        self.add(name.clone(), ends, kind, Some(network))?;
+        self.name_variant(map.label.clone());
+        for variant in &map.variants {
+            let network = fitted::network(parts, weights, Precision::Int8)?;
+            self.add(format!("{name}.{variant}"), ends, kind, Some(network))?;
+            let label = map.label.as_ref().map_or(variant.clone(), |l| format!("{l}-{variant}"));
+            self.name_variant(Some(label));
+        }
+        Ok(())
+    }
+
+    /// Returns the expansion of the block inside which a space lies, where its anchor has one.
+    fn expansion(&self, space: SpaceKind) -> Result<Option<Expansion>, ArchError> {
+        match space {
+            SpaceKind::Hidden { anchor, depth, inner: true, .. } => {
+                self.opened[anchor].expansion(depth)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Gives the module added last its variant.
+    fn name_variant(&mut self, variant: Option<String>) {
+        if let Some(module) = self.modules.last_mut() {
+            module.variant = variant;
+        }
+    }
+
+    fn add(
+        &mut self,
+        name: String,
+        [from, to]: [&str; 2],
+        kind: ModuleKind,
+        network: Option<Network>,
+    ) -> Result<(), ArchError> {
+        let find = |space: &str| {
+            self.spaces.iter().position(|known| known.name == space).map(SpaceId).ok_or_else(|| {
+                FamilyError::DanglingModule {
+                    module: name.clone(),
+                    space: space.to_owned(),
+                    known: known_spaces(&self.spaces),
+                }
+            })
+        };
+        let (from, to) = (find(from)?, find(to)?);
+        self.modules.push(Module { name, from, to, kind, variant: None });
+        self.networks.push(network);
+        Ok(())
+    }
+
+    fn add_tokenizer(
+        &mut self,
+        name: &str,
+        spec: &AnchorSpec,
+        anchor: &dyn Anchor,
+    ) -> Result<(), ArchError> {
+        let Some(location) = &spec.tokenizer else {
+            return Ok(());
+        };
+        let sha256 = anchor::digest(self.folder, spec, location)?;
+        let max_tokens = self.manifest.limits.max_tokens;
+        let tokenizer = Tokenizer::open(self.folder, location, sha256, max_tokens)?;
+        let words = tokenizer.vocabulary_size();
+        if words > anchor.num_words() {
+            return Err(ArchError::Malformed {
+                path: self.folder.join(location),
+                message: format!("has {words} words, but `{name}` knows {}", anchor.num_words()),
+            });
+        }
+        self.tokenizers.insert(name.into(), Arc::new(tokenizer));
+        Ok(())
+    }
+
+    /// Checks what the manifest promises against what the anchor can do.
+    fn check_promises(
+        &self,
+        name: &str,
+        spec: &AnchorSpec,
+        anchor: &dyn Anchor,
+    ) -> Result<(), FamilyError> {
+        let Manifest { limits, output, image, reference, .. } = self.manifest;
+        let key = |key: &str| format!("anchors.{name}.{key}");
+        if image.is_none() && limits.max_tokens > anchor.max_tokens() {
+            let expected = format!("`{name}` has positions for {}", anchor.max_tokens());
+            return Err(self.refuse("limits.max_tokens", limits.max_tokens.to_string(), expected));
+        }
+        if image.is_none() && spec.tokenizer.is_none() {
+            let expected = "an anchor that reads texts needs one".to_owned();
+            return Err(self.refuse(&key("tokenizer"), String::new(), expected));
+        }
+        let has_head = name == reference || image.is_some();
+        if has_head && output.width != anchor.output_width() {
+            let expected = format!("`{name}` ends {} wide", anchor.output_width());
+            return Err(self.refuse("output.width", output.width.to_string(), expected));
+        }
+        let given = image.as_ref().map(|image| [image.channels, image.height, image.width]);
+        if let Some(read) = anchor.image().filter(|read| Some(*read) != given) {
+            let expected = format!("`{name}` reads images of {read:?} (channels, height, width)");
+            return Err(self.refuse("image", format!("{given:?}"), expected));
+        }
+        for width in &spec.widths {
+            let fits = |(heads, hidden)| width.heads <= heads && width.hidden <= hidden;
+            let widest = anchor.widest();
+            if !widest.is_some_and(fits) {
+                let expected = match widest {
+                    Some((heads, hidden)) => format!("it has {heads} heads, {hidden} hidden units"),
+                    None => "only vision transformers run narrower".into(),
+                };
+                let WidthSpec { heads, hidden, .. } = width;
+                return Err(self.refuse(&key("widths"), format!("{heads}, {hidden}"), expected));
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the error for a key of the manifest.
+    fn refuse(&self, key: &str, value: String, expected: String) -> FamilyError {
+        FamilyError::Value {
+            path: self.folder.join("family.toml"),
+            key: key.into(),
+            value,
+            expected,
+        }
+    }
+
+    fn leads_to_missing_anchor(&self, map: &MapSpec) -> bool {
+        [&map.from, &map.to].iter().any(|space| {
+            let anchor = space.split('.').next().unwrap_or_default();
+            self.manifest.anchors.get(anchor).is_some_and(|spec| spec.optional)
+                && !self.anchors.iter().any(|known| known == anchor)
+        })
+    }
+
+    fn space(&self, map: &MapSpec, name: &str) -> Result<SpaceId, ArchError> {
+        let found = self.spaces.iter().position(|space| space.name == name && name != "in");
+        found.map(SpaceId).ok_or_else(|| ArchError::Map {
+            from: map.from.clone(),
+            to: map.to.clone(),
+            reason: format!("there is no space `{name}`; known: {}", known_spaces(&self.spaces)),
+        })
+    }
+}
+
+/// Tells what a map between two spaces is.
+fn map_kind(map: &MapSpec, from: SpaceKind, to: SpaceKind) -> Result<ModuleKind, ArchError> {
+    use SpaceKind::{Hidden, Output};
+    let pooled = map.form == MapForm::Pooled;
+    match (from, to) {
+        (Hidden { inner: false, .. }, Output) if pooled => Ok(ModuleKind::Exit),
+        (Hidden { anchor: a, .. }, Hidden { anchor: b, inner: false, .. }) if !pooled => {
+            Ok(if a == b { ModuleKind::Bridge } else { ModuleKind::Stitch })
+        }
+        _ => Err(ArchError::Map {
+            from: map.from.clone(),
+            to: map.to.clone(),
+            reason: "a `tokens` or `mlp` map ends between two blocks, a `pooled` one leads from \
+                     there to `out`"
+                .into(),
+        }),
+    }
+}
+
+fn known_spaces(spaces: &[Space]) -> String {
+    spaces.iter().map(|space| space.name.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+fn is_missing(folder: &Path, spec: &AnchorSpec) -> bool {
+    spec.sha256.keys().any(|file| !folder.join(file).exists())
+}

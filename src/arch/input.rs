@@ -1,0 +1,85 @@
+//! What a plan reads: texts as token ids, or images as pixels.
+
+use std::ops::Range;
+
+use super::Encoding;
+
+/// The input of a path.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ModelInput {
+    /// Token ids with their mask.
+    Tokens(Encoding),
+    /// Normalized images.
+    Pixels(Pixels),
+}
+
+/// Images as stems read them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pixels {
+    /// Channels, height and width of each image.
+    pub shape: [usize; 3],
+    /// `[batch, channels, height, width]`.
+    pub values: Vec<f32>,
+}
+
+impl Pixels {
+    /// Returns the number of values of one image.
+    pub fn image_len(&self) -> usize {
+        self.shape.iter().product::<usize>().max(1)
+    }
+
+    /// Returns the number of images.
+    pub fn batch(&self) -> usize {
+        self.values.len() / self.image_len()
+    }
+}
+
+impl ModelInput {
+    /// Returns the number of texts or images.
+    pub fn batch(&self) -> usize {
+        match self {
+            Self::Tokens(encoding) => encoding.batch,
+            Self::Pixels(pixels) => pixels.batch(),
+        }
+    }
+
+    /// Returns the tokens of the longest text; 1 for images, which all have as many.
+    pub fn tokens(&self) -> usize {
+        match self {
+            Self::Tokens(encoding) => encoding.tokens,
+            Self::Pixels(_) => 1,
+        }
+    }
+
+    /// Returns some texts, cut to the longest of them, or some images.
+    ///
+    /// # Panics
+    ///
+    /// Panics when `rows` is out of range.
+    #[must_use]
+    pub fn rows(&self, rows: Range<usize>) -> Self {
+        match self {
+            Self::Tokens(encoding) => Self::Tokens(encoding.rows(rows)),
+            Self::Pixels(pixels) => {
+                let len = pixels.image_len();
+                let values = pixels.values[rows.start * len..rows.end * len].to_vec();
+                Self::Pixels(Pixels { shape: pixels.shape, values })
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_are_taken_whole() {
+        let values: Vec<f32> =
+            (0..12).map(|value| f32::from(i8::try_from(value).expect("small"))).collect();
+        let input = ModelInput::Pixels(Pixels { shape: [1, 2, 2], values });
+        assert_eq!((input.batch(), input.tokens()), (3, 1));
+        let ModelInput::Pixels(rows) = input.rows(1..3) else { panic!("images stay images") };
+        assert_eq!((rows.batch(), rows.values[0]), (2, 4.0));
+    }
+}

@@ -1,0 +1,53 @@
+//! `export`.
+
+use anyhow::ensure;
+
+use super::{
+    args::{Common, ExportArguments, ShapeArguments},
+    progress::say,
+    setup, show,
+};
+use crate::{
+    family::{ModuleId, PlanId},
+    fit::{export_plan, write_atomically},
+    plan::BudgetParameters,
+    telemetry,
+    tensor::ByteSize,
+};
+
+/// Writes a plan as one ONNX file.
+pub(super) fn export(common: &Common, arguments: &ExportArguments) -> anyhow::Result<()> {
+    let (family, path) = match &arguments.plan {
+        Some(plan) => {
+            telemetry::start_logging(&common.log, common.log_format)?;
+            let family = setup::family(common, &arguments.family.family)?;
+            let path = PlanId::find_path(&family.graph, plan)?;
+            (family, path)
+        }
+        None => {
+            let budget = BudgetParameters {
+                latency_budget_ms: arguments.latency_budget_ms,
+                memory_budget_mb: arguments.memory_budget_mb,
+                min_quality: arguments.min_quality,
+                plan: None,
+            }
+            .parse()?;
+            let (family, table) = show::table(common, &arguments.family.family)?;
+            let ShapeArguments { batch, tokens } = arguments.shape;
+            let choice = table.choose(batch, tokens, &budget)?;
+            let path = choice.entry.modules.iter().map(|index| ModuleId(*index)).collect();
+            (family, path)
+        }
+    };
+    let is_file = arguments.output.extension().is_some_and(|extension| extension == "onnx");
+    ensure!(is_file, "{}: the file's name must end in .onnx", arguments.output.display());
+    let model = export_plan(&family, &path)?;
+    write_atomically(&arguments.output, &model)?;
+    say(&format!(
+        "{}: {} ({})",
+        arguments.output.display(),
+        PlanId::of_path(&family.graph, &path),
+        ByteSize(model.len() as u64)
+    ));
+    Ok(())
+}

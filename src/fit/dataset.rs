@@ -1,0 +1,117 @@
+//! What offline work runs on: texts or labelled images.
+
+use std::path::Path;
+
+use super::{Corpus, FitError, ImageSet};
+use crate::{
+    arch::{Family, ModelInput},
+    family::Manifest,
+};
+
+/// Texts or labelled images.
+#[derive(Debug, Clone)]
+pub enum Dataset {
+    /// Texts.
+    Texts(Corpus),
+    /// Labelled images.
+    Images(ImageSet),
+}
+
+impl Dataset {
+    /// Reads what the family reads from `path`; `labels` are those of an array of images.
+    ///
+    /// # Errors
+    ///
+    /// Fails like [`Corpus::read`] and [`ImageSet::read`].
+    pub fn read(
+        path: &Path,
+        labels: Option<&Path>,
+        manifest: &Manifest,
+        limit: Option<usize>,
+    ) -> Result<Self, FitError> {
+        match manifest.image {
+            None => Corpus::read(path, limit).map(Self::Texts),
+            Some(_) => ImageSet::read(path, labels, manifest, limit).map(Self::Images),
+        }
+    }
+
+    /// Returns the file's or folder's name.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Texts(corpus) => corpus.name(),
+            Self::Images(images) => images.name(),
+        }
+    }
+
+    /// Returns the number of texts or images.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Texts(corpus) => corpus.texts().len(),
+            Self::Images(images) => images.labels().len(),
+        }
+    }
+
+    /// Tells whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns the classes, where there are any.
+    pub fn labels(&self) -> Option<&[usize]> {
+        match self {
+            Self::Texts(_) => None,
+            Self::Images(images) => Some(images.labels()),
+        }
+    }
+
+    /// Returns positions in batches: texts of similar length as `anchor` reads them, images as they
+    /// come.
+    ///
+    /// # Errors
+    ///
+    /// Fails where the tokenizer does.
+    pub fn batches(
+        &self,
+        family: &Family,
+        anchor: &str,
+        batch: usize,
+        max_tokens: usize,
+    ) -> Result<Vec<Vec<usize>>, FitError> {
+        let mut positions: Vec<usize> = (0..self.len()).collect();
+        if let Self::Texts(corpus) = self {
+            let lengths = corpus.lengths(tokenizer(family, anchor)?, max_tokens)?;
+            positions.sort_by_key(|position| (lengths[*position], *position));
+        }
+        Ok(positions.chunks(batch.max(1)).map(<[usize]>::to_vec).collect())
+    }
+
+    /// Returns the texts or images at `positions` as `anchor` reads them.
+    ///
+    /// # Errors
+    ///
+    /// Fails where the tokenizer does, or an image cannot be read.
+    pub fn input(
+        &self,
+        family: &Family,
+        anchor: &str,
+        positions: &[usize],
+        max_tokens: usize,
+    ) -> Result<ModelInput, FitError> {
+        match self {
+            Self::Texts(corpus) => {
+                let texts = positions.iter().map(|p| corpus.texts()[*p].text.as_str());
+                let texts: Vec<&str> = texts.collect();
+                let encoding = tokenizer(family, anchor)?.encode_up_to(&texts, max_tokens);
+                encoding.map(ModelInput::Tokens).map_err(FitError::Tokenize)
+            }
+            Self::Images(images) => {
+                images.pixels(positions, &family.manifest).map(ModelInput::Pixels)
+            }
+        }
+    }
+}
+
+fn tokenizer<'f>(family: &'f Family, anchor: &str) -> Result<&'f crate::arch::Tokenizer, FitError> {
+    let found = family.tokenizer(anchor).map(|tokenizer| &**tokenizer);
+    found.ok_or_else(|| FitError::Family(format!("anchor `{anchor}` has no tokenizer")))
+}

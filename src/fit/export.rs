@@ -1,0 +1,44 @@
+//! A plan's sub-network as one ONNX model that holds its weights.
+
+use prost::Message;
+
+use super::FitError;
+use crate::{
+    arch::{ATTENTION_MASK, Family, INPUT_IDS, PIXEL_VALUES},
+    family::{ModuleId, PlanId},
+    onnx::{embed_weights, join, proto::StringStringEntry},
+};
+
+/// Joins the modules of `path` and puts their weights inside.
+///
+/// The inputs are `input_ids` and `attention_mask`, or `pixel_values`; the output has the name in
+/// the manifest. The plan's id stands in the model's metadata.
+///
+/// # Errors
+///
+/// Fails when a module cannot be quantized, or weights cannot be read.
+pub fn export_plan(family: &Family, path: &[ModuleId]) -> Result<Vec<u8>, FitError> {
+    let wrap = |e: crate::onnx::OnnxError| FitError::Export { reason: e.to_string() };
+    let networks = path.iter().filter_map(|id| family.network(*id));
+    let models = networks
+        .map(|network| network.to_onnx(&family.folder))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(wrap)?;
+    let mut model = join(&models, &[INPUT_IDS, ATTENTION_MASK, PIXEL_VALUES]);
+    embed_weights(&mut model, &family.folder).map_err(wrap)?;
+    if let Some(graph) = &mut model.graph {
+        graph.name = family.manifest.name.clone();
+        let name = &family.manifest.output.name;
+        let old = graph.output.first().map(|output| output.name.clone()).unwrap_or_default();
+        let values = graph.node.iter_mut().flat_map(|node| node.output.iter_mut());
+        let values = values.chain(graph.output.iter_mut().map(|output| &mut output.name));
+        values.filter(|value| **value == old).for_each(|value| value.clone_from(name));
+    }
+    let entry = |key: &str, value: String| StringStringEntry { key: key.into(), value };
+    model.metadata_props = vec![
+        entry("tessera.family", family.manifest.name.clone()),
+        entry("tessera.plan", PlanId::of_path(&family.graph, path).into()),
+        entry("license", family.manifest.license.clone()),
+    ];
+    Ok(model.encode_to_vec())
+}
