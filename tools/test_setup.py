@@ -237,5 +237,39 @@ class SetupTest(unittest.TestCase):
         self.assertIn("there are toy", said)
 
 
+class DebianPackageTest(unittest.TestCase):
+    def write(self, folder, members):
+        """Writes an ar archive with a tar archive of `members` in it."""
+        inner = Path(folder) / "data.tar.gz"
+        make_tar(inner, members)
+        parts = [("debian-binary", b"2.0\n"), ("control.tar.gz", b"odd"),
+                 ("data.tar.gz", inner.read_bytes())]
+        path = Path(folder) / "toy.deb"
+        with open(path, "wb") as file:
+            file.write(b"!<arch>\n")
+            for name, content in parts:
+                file.write(f"{name:16}{0:<12}{0:<6}{0:<6}{644:<8}{len(content):<10}`\n".encode())
+                file.write(content + b"\n" * (len(content) % 2))
+        return path
+
+    def test_a_file_is_taken_out_by_its_path(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = self.write(folder, [("./usr/share/a.bin", b"content"), ("usr/b", b"other")])
+            output = io.BytesIO()
+            setup.copy_member(path, "usr/share/a.bin", output)
+            self.assertEqual(output.getvalue(), b"content")
+
+    def test_what_is_missing_a_link_or_no_package_is_refused_by_name(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = self.write(folder, [("./usr/link", None)])
+            for member in ["usr/none", "usr/link"]:
+                with self.assertRaisesRegex(setup.SetupError, "has no " + member):
+                    setup.copy_member(path, member, io.BytesIO())
+            for content in [b"", b"!<arch>\n", b"!<arch>\n" + b"x" * 80, b"zip"]:
+                path.write_bytes(content)
+                with self.assertRaisesRegex(setup.SetupError, "no Debian package"):
+                    setup.copy_member(path, "usr/none", io.BytesIO())
+
+
 if __name__ == "__main__":
     unittest.main()

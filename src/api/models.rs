@@ -12,6 +12,7 @@ use tracing::Span;
 
 use super::{Shared, error::ApiError};
 use crate::{
+    family::{Limits, Manifest},
     serve::{FamilyService, ServeError},
     tensor::TensorSpec,
 };
@@ -80,8 +81,18 @@ struct MetadataParameters {
     license: String,
     metric: String,
     max_batch: usize,
-    max_tokens: usize,
-    max_text_bytes: usize,
+    #[serde(flatten)]
+    limits: InputLimits,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    labels: Vec<String>,
+}
+
+/// What one input may hold.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum InputLimits {
+    Texts { max_tokens: usize, max_text_bytes: usize },
+    Images { max_image_bytes: usize, max_pixels: u64 },
 }
 
 /// Describes a model.
@@ -93,8 +104,8 @@ pub(super) async fn metadata(model: Model) -> Json<Metadata> {
         license: manifest.license.clone(),
         metric: manifest.quality.metric.name().to_owned(),
         max_batch: manifest.limits.max_batch,
-        max_tokens: manifest.limits.max_tokens,
-        max_text_bytes: manifest.limits.max_text_bytes,
+        limits: InputLimits::of(manifest),
+        labels: manifest.output.labels.clone(),
     };
     Json(Metadata {
         name: model.service.name().to_owned(),
@@ -104,6 +115,17 @@ pub(super) async fn metadata(model: Model) -> Json<Metadata> {
         outputs: model.service.output_specs().into_iter().map(WireSpec::new).collect(),
         parameters,
     })
+}
+
+impl InputLimits {
+    fn of(manifest: &Manifest) -> Self {
+        let Limits { max_tokens, max_text_bytes, max_image_bytes, max_pixels, .. } =
+            manifest.limits;
+        match manifest.image {
+            None => Self::Texts { max_tokens, max_text_bytes },
+            Some(_) => Self::Images { max_image_bytes, max_pixels },
+        }
+    }
 }
 
 impl WireSpec {

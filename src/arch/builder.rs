@@ -273,8 +273,11 @@ impl<'a> FamilyBuilder<'a> {
             }
             let (from, to) = (self.space(map, &map.from)?, self.space(map, &map.to)?);
             let kind = map_kind(map, self.spaces[from.0].kind, self.spaces[to.0].kind)?;
+            let shapes = [from, to].map(|space| self.spaces[space.0].shape.clone());
             let parts = MapParts {
                 map,
+                shape_in: &shapes[0],
+                shape_out: &shapes[1],
                 width_in: self.spaces[from.0].width().unwrap_or_default(),
                 width_out: self.spaces[to.0].width().unwrap_or_default(),
                 expansion: self.expansion(self.spaces[from.0].kind)?,

@@ -6,20 +6,27 @@ use super::{
     ArchError, Network,
     anchor::{Anchor, Form},
     checkpoint::open_verified,
-    network::Precision,
+    network::{PIXEL_VALUES, Precision},
     pooling::mean_head,
 };
 use crate::{
     family::{ModuleKind, OnnxSource},
-    onnx::{OnnxError, cut, proto::ModelProto, read_model},
+    onnx::{
+        CutPoint, OnnxError, cut,
+        proto::{GraphProto, ModelProto},
+        read_model, rename_tensor,
+    },
 };
 
-/// An ONNX export in pieces: the stem, then each block's attention and feed-forward part.
+/// An ONNX export in pieces: the stem, the blocks' modules, the head where the export has one.
 #[derive(Debug)]
 pub(super) struct Exported {
     stem: ModelProto,
-    blocks: Vec<[ModelProto; 2]>,
-    width: usize,
+    blocks: Vec<Vec<ModelProto>>,
+    head: Option<ModelProto>,
+    source: OnnxSource,
+    image: Option<[usize; 3]>,
+    output_width: usize,
 }
 
 impl Exported {
@@ -37,20 +44,61 @@ impl Exported {
     ) -> Result<Self, ArchError> {
         drop(open_verified(folder, &source.file, sha256)?);
         let wrap = |source: OnnxError| ArchError::Onnx { anchor: anchor.into(), source };
-        let model = read_model(folder, &source.file).map_err(wrap)?;
-        let mut cuts = vec![source.stem.as_str()];
-        cuts.extend(source.blocks.iter().flatten().map(String::as_str));
-        let output = cuts.pop().unwrap_or_default();
-        let width = i64::try_from(source.width).unwrap_or(i64::MAX);
-        let mut pieces = cut(&model, &cuts, output, width).map_err(wrap)?.into_iter();
-        let stem = pieces.next().ok_or(OnnxError::NoTensor { tensor: output.into() });
-        let stem = stem.map_err(wrap)?;
-        let mut blocks = Vec::new();
-        while let (Some(attention), Some(mlp)) = (pieces.next(), pieces.next()) {
-            blocks.push([attention, mlp]);
+        let mut model = read_model(folder, &source.file).map_err(wrap)?;
+        let (mut image, mut output_width) = (None, source.width.unwrap_or_default());
+        if let Some(spec) = &source.image {
+            let graph = model.graph.as_ref();
+            let extents = |name: &str, is_input| graph.and_then(|g| declared(g, name, is_input));
+            let missing = |tensor: &str| wrap(OnnxError::NoTensor { tensor: tensor.into() });
+            let read = extents(&spec.input, true).ok_or_else(|| missing(&spec.input))?;
+            let [channels, height, width] = read[..] else {
+                return Err(missing(&spec.input));
+            };
+            image = Some([channels, height, width]);
+            let written = extents(&spec.output, false).ok_or_else(|| missing(&spec.output))?;
+            output_width = written.last().copied().unwrap_or_default();
+            rename_tensor(&mut model, &spec.input, PIXEL_VALUES);
         }
-        Ok(Self { stem, blocks, width: source.width })
+        let main = source.image.as_ref().map(|_| PIXEL_VALUES);
+        let cuts = cut_points(source, output_width);
+        let mut pieces = cut(&model, &cuts, main).map_err(wrap)?.into_iter();
+        let stem = pieces.next().unwrap_or_default();
+        let parts = source.blocks.iter().map(|block| block.tensors().len());
+        let blocks = parts.map(|count| pieces.by_ref().take(count).collect()).collect();
+        let head = pieces.next();
+        Ok(Self { stem, blocks, head, source: source.clone(), image, output_width })
     }
+}
+
+/// Lists where the export is cut, in order, with shapes; the last is the output of images.
+fn cut_points(source: &OnnxSource, output_width: usize) -> Vec<CutPoint> {
+    let extent = |extent: usize| i64::try_from(extent).ok();
+    let hidden = |depth: usize| match (&source.image, source.width) {
+        (Some(image), _) => {
+            let extents = image.shapes.get(depth).into_iter().flatten();
+            [None].into_iter().chain(extents.map(|e| extent(*e))).collect()
+        }
+        (None, width) => vec![None, None, width.and_then(extent)],
+    };
+    let stem = CutPoint { tensor: source.stem.clone(), shape: hidden(0) };
+    let blocks = source.blocks.iter().enumerate().flat_map(|(index, block)| {
+        let ends = block.tensors().iter();
+        ends.map(move |tensor| (tensor.clone(), index + 1))
+    });
+    let blocks = blocks.map(|(tensor, depth)| CutPoint { tensor, shape: hidden(depth) });
+    let output = source.image.as_ref().map(|image| CutPoint {
+        tensor: image.output.clone(),
+        shape: vec![None, extent(output_width)],
+    });
+    [stem].into_iter().chain(blocks).chain(output).collect()
+}
+
+/// Returns the extents, after the batch, that a graph declares for an input or output.
+fn declared(graph: &GraphProto, name: &str, is_input: bool) -> Option<Vec<usize>> {
+    let values = if is_input { &graph.input } else { &graph.output };
+    let value = values.iter().find(|value| value.name == name)?;
+    let extents = value.extents()?;
+    extents.into_iter().skip(1).collect()
 }
 
 impl Anchor for Exported {
@@ -58,12 +106,29 @@ impl Anchor for Exported {
         self.blocks.len()
     }
 
-    fn hidden_shape(&self, _depth: usize, _inner: bool) -> Vec<Option<usize>> {
-        vec![None, Some(self.width)]
+    fn hidden_shape(&self, depth: usize, inner: bool) -> Vec<Option<usize>> {
+        match &self.source.image {
+            Some(image) => {
+                let depth = depth + usize::from(inner);
+                image.shapes.get(depth).into_iter().flatten().copied().map(Some).collect()
+            }
+            None => vec![None, self.source.width],
+        }
+    }
+
+    fn parts(&self, index: usize) -> &'static [ModuleKind] {
+        match self.blocks[index][..] {
+            [_, _] => &[ModuleKind::Attention, ModuleKind::Mlp],
+            _ => &[ModuleKind::Block],
+        }
+    }
+
+    fn image(&self) -> Option<[usize; 3]> {
+        self.image
     }
 
     fn output_width(&self) -> usize {
-        self.width
+        self.output_width
     }
 
     fn stem(&self) -> Result<Network, ArchError> {
@@ -76,6 +141,7 @@ impl Anchor for Exported {
     }
 
     fn head(&self, _has_norm: bool) -> Result<Option<Network>, ArchError> {
-        Ok(Some(mean_head(self.width)))
+        let head = self.head.clone().map(|head| Network::new(head, Precision::F32));
+        Ok(head.or_else(|| self.source.width.map(mean_head)))
     }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{ArchError, Network, Tokenizer, builder::FamilyBuilder};
-use crate::family::{FamilyGraph, Manifest, MapSpec, ModuleId};
+use crate::family::{FamilyGraph, Manifest, MapSpec, ModuleId, SpaceId};
 
 /// A family ready to be run: what each module computes, and how they join.
 #[derive(Debug)]
@@ -84,6 +84,18 @@ impl Family {
             has(&map.from) && has(&map.to)
         });
         maps.zip(&self.features)
+    }
+
+    /// Tells whether a module is a map that was fitted in closed form.
+    pub fn is_fitted(&self, id: ModuleId) -> bool {
+        let module = self.graph.module(id);
+        let name = |space: SpaceId| self.graph.spaces()[space.0].name.as_str();
+        let (from, to) = (name(module.from), name(module.to));
+        let label = module.variant.as_deref().map(|label| label.trim_end_matches("int8"));
+        let label = label.map(|label| label.trim_end_matches('-')).filter(|l| !l.is_empty());
+        let is_of =
+            |map: &MapSpec| map.from == from && map.to == to && map.label.as_deref() == label;
+        self.manifest.maps.iter().any(is_of)
     }
 
     /// Returns the tokenizer of `anchor`; `None` where the family reads images.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ArchError, Checkpoint, Network,
+    ArchError, Checkpoint, Network, convolved,
     network::{ATTENTION_MASK, Precision, extent, float_weight, linear, token_input, with_hidden},
     pooling::{float_mask, mean, normalize, reduce},
 };
@@ -89,6 +89,10 @@ pub(super) struct Expansion {
 pub(super) struct MapParts<'a> {
     /// The manifest's entry.
     pub(super) map: &'a MapSpec,
+    /// The shape of the space it starts in, after the batch.
+    pub(super) shape_in: &'a [Option<usize>],
+    /// The shape of the space it ends in, after the batch.
+    pub(super) shape_out: &'a [Option<usize>],
     /// The width of the space it starts in.
     pub(super) width_in: usize,
     /// The width of the space it ends in.
@@ -103,12 +107,15 @@ pub(super) fn network(
     weights: &Checkpoint,
     precision: Precision,
 ) -> Result<Network, ArchError> {
+    if parts.map.form == MapForm::Conv {
+        return convolved::network(parts, weights, precision);
+    }
     let map = FittedMap { parts, map: parts.map, weights };
     let (mut graph, hidden) = with_hidden(parts.width_in);
     let (mapped, rank) = match parts.map.form {
         MapForm::Tokens => (map.tokens(&mut graph, &hidden)?, 3),
         MapForm::Mlp => (map.mlp(&mut graph, &hidden)?, 3),
-        MapForm::Pooled => (map.pooled(&mut graph, &hidden)?, 2),
+        MapForm::Pooled | MapForm::Conv => (map.pooled(&mut graph, &hidden)?, 2),
     };
     let shape = [None, None, extent(parts.width_out)];
     Ok(Network::new(graph.finish(&mapped, "output", &shape[3 - rank..]), precision))
@@ -117,6 +124,9 @@ pub(super) fn network(
 /// Builds the network that computes a map's features one beside another, for fitting it:
 /// `[batch, tokens, features · width]`, or `[batch, features · width]` where they are pooled.
 pub(super) fn feature_network(parts: &MapParts<'_>) -> Result<Network, ArchError> {
+    if parts.map.form == MapForm::Conv {
+        return convolved::feature_network(parts);
+    }
     let (mut graph, hidden) = with_hidden(parts.width_in);
     let (features, shape) = match parts.map.form {
         MapForm::Tokens => (token_features(&mut graph, &hidden, parts.map)?, [None; 3].as_slice()),
@@ -126,7 +136,9 @@ pub(super) fn feature_network(parts: &MapParts<'_>) -> Result<Network, ArchError
             let joined = graph.node("Concat", &inputs, &[("axis", Attribute::Int(-1))]);
             (joined, [None; 3].as_slice())
         }
-        MapForm::Pooled => (pooled_features(&mut graph, &hidden, parts.map)?, [None; 2].as_slice()),
+        MapForm::Pooled | MapForm::Conv => {
+            (pooled_features(&mut graph, &hidden, parts.map)?, [None; 2].as_slice())
+        }
     };
     Ok(Network::new(graph.finish(&features, "output", shape), Precision::F32))
 }
@@ -161,7 +173,9 @@ impl FittedMap<'_> {
                     let pooled = graph.node("Unsqueeze", &[&pooled, &axis], &[]);
                     linear(graph, &pooled, weight)
                 }
-                Feature::Max | Feature::Deviation => return Err(unsupported(self.map, *feature)),
+                Feature::Max | Feature::Deviation | Feature::Neighbourhood => {
+                    return Err(unsupported(self.map, *feature));
+                }
             };
             sum = graph.node("Add", &[&part, &sum], &[]);
         }
@@ -268,7 +282,9 @@ fn token_features(
                 let shape = graph.node("Shape", &[hidden], &[]);
                 graph.node("Expand", &[&pooled, &shape], &[])
             }
-            Feature::Max | Feature::Deviation => return Err(unsupported(map, *feature)),
+            Feature::Max | Feature::Deviation | Feature::Neighbourhood => {
+                return Err(unsupported(map, *feature));
+            }
         });
     }
     let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
@@ -284,7 +300,8 @@ fn pooled_features(
     let mut mask = TokenMask::default();
     let mut parts = Vec::new();
     for feature in &map.features {
-        if matches!(feature, Feature::Token | Feature::Previous | Feature::Next) {
+        use Feature::{Neighbourhood, Next, Previous, Token};
+        if matches!(feature, Token | Previous | Next | Neighbourhood) {
             return Err(unsupported(map, *feature));
         }
         parts.push(pooled_feature(graph, hidden, &mut mask, *feature));
@@ -329,7 +346,8 @@ fn expand(
     Ok(graph.fused(expansion.activation, &[&product, &bias], &[]))
 }
 
-fn unsupported(map: &MapSpec, feature: Feature) -> ArchError {
+/// Returns the error for a feature that a form cannot compute.
+pub(super) fn unsupported(map: &MapSpec, feature: Feature) -> ArchError {
     ArchError::Map {
         from: map.from.clone(),
         to: map.to.clone(),

@@ -7,6 +7,7 @@ mod anchor;
 mod bert;
 mod builder;
 mod checkpoint;
+mod convolved;
 mod encoder;
 mod error;
 mod exported;

@@ -178,7 +178,8 @@ mod tests {
     }
 
     fn png(width: u32, height: u32) -> Vec<u8> {
-        let paint = |x: u32, y: u32| image::Rgb([(x * 10) as u8, (y * 10) as u8, 255]);
+        let byte = |value: u32| u8::try_from(value * 10).expect("a byte");
+        let paint = |x: u32, y: u32| image::Rgb([byte(x), byte(y), 255]);
         let mut bytes = Cursor::new(Vec::new());
         let picture = image::RgbImage::from_fn(width, height, paint);
         picture.write_to(&mut bytes, ImageFormat::Png).expect("written");

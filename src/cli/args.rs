@@ -51,10 +51,16 @@ pub enum Command {
                             fashion --plan 's[0..2]>m[2..6]' --mermaid"
     )]
     Inspect(InspectArguments),
+    /// Make a family of ONNX exports: find where to cut them, check the pieces, propose stitches
+    #[command(
+        after_help = "Example:\n  tessera import --family animals small.onnx large.onnx --labels \
+                            classes.txt"
+    )]
+    Import(ImportArguments),
     /// Write a plan's sub-network as one ONNX file that needs nothing else
     #[command(
-        after_help = "Examples:\n  tessera export --family fashion --plan 's[0..2]>m[2..6]' -o \
-                            net.onnx\n  tessera export --family text --latency-budget-ms 5 -o net.onnx"
+        after_help = "Examples:\n  tessera export --family text --plan 'l6[0..3]' -o a.onnx\n  \
+                            tessera export --family text --latency-budget-ms 5 -o b.onnx"
     )]
     Export(ExportArguments),
 }
@@ -170,8 +176,8 @@ pub struct EvaluateArguments {
     /// The family.
     #[command(flatten)]
     pub family: FamilyArgument,
-    /// Texts (JSON Lines of {"id": …, "text": …}) or labelled images (a folder of class/name.png, an
-    /// IDX or NPY file) that no fit has seen
+    /// Texts (JSON Lines of {"id": …, "text": …}) or labelled images (a folder of class/name.png,
+    /// an IDX or NPY file) that no fit has seen
     #[arg(long, alias = "corpus")]
     pub data: PathBuf,
     /// Labels of an IDX or NPY file of images [default for IDX: the file beside it]
@@ -266,6 +272,29 @@ pub struct InspectArguments {
     /// Write a Mermaid flowchart instead of a table
     #[arg(long, conflicts_with_all = ["json", "dot"])]
     pub mermaid: bool,
+}
+
+/// Options of `import`.
+#[derive(Debug, Args)]
+pub struct ImportArguments {
+    /// Name of the new family, a folder of the pool
+    #[arg(long)]
+    pub family: String,
+    /// ONNX exports of image networks, the cheapest first
+    #[arg(required = true)]
+    pub files: Vec<PathBuf>,
+    /// Tensor to cut an export at, as ANCHOR=TENSOR; repeat it, in order, for all cuts of an anchor
+    #[arg(long = "cut")]
+    pub cuts: Vec<String>,
+    /// File with the name of a class on each line
+    #[arg(long)]
+    pub labels: Option<PathBuf>,
+    /// Hugging Face's preprocessor_config.json [default: as for ImageNet]
+    #[arg(long)]
+    pub preprocessor: Option<PathBuf>,
+    /// SPDX licence of the weights
+    #[arg(long, default_value = "unknown")]
+    pub license: String,
 }
 
 /// Options of `export`.

@@ -3,6 +3,7 @@
 mod args;
 mod draw;
 mod export;
+mod import;
 mod inspect;
 mod offline;
 mod progress;
@@ -10,6 +11,7 @@ mod serve;
 mod setup;
 mod show;
 mod svg;
+mod svg_kind;
 
 use std::process::ExitCode;
 
@@ -42,6 +44,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         Command::Plan(plan) => show::plan(&common, &plan),
         Command::Front(front) => show::front(&common, &front),
         Command::Inspect(inspect) => inspect::inspect(&common, &inspect),
+        Command::Import(import) => import::import(&common, &import),
         Command::Export(export) => export::export(&common, &export),
     }
 }

@@ -46,12 +46,17 @@ pub(super) fn profile(common: &Common, arguments: &ProfileArguments) -> anyhow::
     }
     let profile = setup::profile(&machine, &family)?;
     say(&format!("{}", machine.key.file(&machine.cache).display()));
-    say(&format!("{:34} {:>10} {:>10} {:>10}", "module", "1×32 ms", "1×128 ms", "16×128 ms"));
+    let is_image = family.manifest.image.is_some();
+    let shapes = if is_image { [(1, 1), (4, 1), (16, 1)] } else { [(1, 32), (1, 128), (16, 128)] };
+    let [a, b, c] = shapes.map(|(batch, tokens)| match is_image {
+        true => format!("{batch} ms"),
+        false => format!("{batch}×{tokens} ms"),
+    });
+    say(&format!("{:34} {a:>10} {b:>10} {c:>10}", "module"));
     for (index, module) in family.graph.modules().iter().enumerate() {
         if let Some(measured) = profile.module(crate::family::ModuleId(index)) {
-            let at = |batch, tokens| measured.latency_seconds.at(batch, tokens) * 1e3;
-            let columns = [at(1, 32), at(1, 128), at(16, 128)];
-            let [a, b, c] = columns;
+            let at = |(batch, tokens)| measured.latency_seconds.at(batch, tokens) * 1e3;
+            let [a, b, c] = shapes.map(at);
             say(&format!("{:34} {a:>10.3} {b:>10.3} {c:>10.3}", module.name));
         }
     }

@@ -6,7 +6,8 @@ use super::{
     args::{Common, FrontArguments, PlanArguments, ShapeArguments},
     progress::say,
     setup,
-    svg::{FrontPoint, PointKind, front_svg},
+    svg::{FrontPoint, front_svg},
+    svg_kind::PointKind,
 };
 use crate::{
     arch::Family,
@@ -161,15 +162,21 @@ fn kind_of(family: &Family, entry: &PlanEntry) -> PointKind {
     };
     for index in &entry.modules {
         let module = family.graph.module(ModuleId(*index));
+        let variant = module.variant.as_deref();
         match module.kind {
+            ModuleKind::Stitch if family.is_fitted(ModuleId(*index)) => add(PointKind::Fitted),
             ModuleKind::Stitch => add(PointKind::Stitched),
             ModuleKind::Bridge => add(PointKind::Bridged),
+            ModuleKind::Exit if variant == Some("head") => add(PointKind::Shortened),
             ModuleKind::Exit => add(PointKind::Exit),
             _ => {}
         }
-        match module.variant.as_deref() {
+        match variant {
             Some("skip") => add(PointKind::Dropped),
             Some(variant) if variant.ends_with("int8") => add(PointKind::Quantized),
+            Some(_) if matches!(module.kind, ModuleKind::Attention | ModuleKind::Mlp) => {
+                add(PointKind::Narrowed);
+            }
             _ => {}
         }
     }

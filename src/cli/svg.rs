@@ -5,6 +5,8 @@
 
 use std::fmt::{self, Write};
 
+use super::svg_kind::PointKind;
+
 const WIDTH: f64 = 960.0;
 const HEIGHT: f64 = 600.0;
 const LEFT: f64 = 72.0;
@@ -26,79 +28,6 @@ const STYLE: &str = "<style>\
     .point{stroke-width:1.8}.faint{opacity:.45}\
     @media(prefers-color-scheme:dark){text{fill:#adb5bd}.paper{fill:#15191e}.grid{stroke:#2b3138}}\
     </style>\n";
-
-/// What a plan is made of; decides the colour and shape of its marker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum PointKind {
-    /// One network of the pool, whole.
-    Anchor,
-    /// Parts of several networks, joined by fitted stitches.
-    Stitched,
-    /// Parts of several networks, joined by a small trained network.
-    Bridged,
-    /// A network with blocks left out.
-    Dropped,
-    /// A network left early through an exit head.
-    Exit,
-    /// A network in lower precision.
-    Quantized,
-    /// Several of these at once.
-    Mixed,
-}
-
-impl PointKind {
-    /// All kinds, in the order of the legend.
-    pub(super) const ALL: [Self; 7] = [
-        Self::Anchor,
-        Self::Stitched,
-        Self::Bridged,
-        Self::Dropped,
-        Self::Exit,
-        Self::Quantized,
-        Self::Mixed,
-    ];
-
-    /// Returns the name in the legend.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Anchor => "anchor",
-            Self::Stitched => "stitched",
-            Self::Bridged => "bridged",
-            Self::Dropped => "dropped",
-            Self::Exit => "exit",
-            Self::Quantized => "quantized",
-            Self::Mixed => "mixed",
-        }
-    }
-
-    /// Returns a colour that stands out on light and on dark paper (Okabe and Ito, slightly toned).
-    fn colour(self) -> &'static str {
-        match self {
-            Self::Anchor => "#d55e00",
-            Self::Stitched => "#0f7fc4",
-            Self::Bridged => "#c2699f",
-            Self::Dropped => "#12956f",
-            Self::Exit => "#c98a00",
-            Self::Quantized => "#7a68c8",
-            Self::Mixed => "#7f868d",
-        }
-    }
-
-    /// Returns the outline of the marker around the origin, as SVG path data.
-    fn outline(self) -> &'static str {
-        match self {
-            Self::Anchor => {
-                "M0-7 1.7-2.3 6.7-2.2 2.7.9 4.1 5.7 0 2.9-4.1 5.7-2.7.9-6.7-2.2-1.7-2.3Z"
-            }
-            Self::Stitched => "M-4.5 0A4.5 4.5 0 1 1 4.5 0 4.5 4.5 0 1 1-4.5 0Z",
-            Self::Bridged => "M-4-4H4V4H-4Z",
-            Self::Dropped => "M-5-4H5L0 5Z",
-            Self::Exit => "M0-5 5 4H-5Z",
-            Self::Quantized => "M0-5.5 5.5 0 0 5.5-5.5 0Z",
-            Self::Mixed => "M-1.7-5H1.7V-1.7H5V1.7H1.7V5H-1.7V1.7H-5V-1.7H-1.7Z",
-        }
-    }
-}
 
 /// A plan to draw.
 #[derive(Debug, Clone, PartialEq)]
@@ -151,6 +80,7 @@ impl fmt::Display for Drawing<'_> {
         writeln!(svg, r#"<text class="title" x="{LEFT}" y="32">{title}</text>"#)?;
         write_axes(svg, axes)?;
         write_front(svg, visible, axes)?;
+        write_curves(svg, visible, axes)?;
         for point in visible {
             write_point(svg, point, axes)?;
         }
@@ -267,9 +197,9 @@ fn write_axes(svg: &mut fmt::Formatter<'_>, axes: &Axes) -> fmt::Result {
     writeln!(svg, r#"<text {centred} transform="translate(22 {y}) rotate(-90)">quality</text>"#)
 }
 
-/// Returns what quality each latency buys: the points of the front that are the best so far.
-fn front_steps<'a>(visible: &[&'a FrontPoint]) -> Vec<&'a FrontPoint> {
-    let mut front: Vec<_> = visible.iter().copied().filter(|point| point.on_front).collect();
+/// Returns what quality each latency buys: the points that are the best so far.
+fn steps<'a>(points: impl Iterator<Item = &'a FrontPoint>) -> Vec<&'a FrontPoint> {
+    let mut front: Vec<_> = points.collect();
     front.sort_by(|left, right| {
         let by_latency = left.latency_ms.total_cmp(&right.latency_ms);
         by_latency.then(right.quality.total_cmp(&left.quality))
@@ -283,13 +213,40 @@ fn front_steps<'a>(visible: &[&'a FrontPoint]) -> Vec<&'a FrontPoint> {
     front
 }
 
+fn front_steps<'a>(visible: &[&'a FrontPoint]) -> Vec<&'a FrontPoint> {
+    steps(visible.iter().copied().filter(|point| point.on_front))
+}
+
 fn write_front(svg: &mut fmt::Formatter<'_>, visible: &[&FrontPoint], axes: &Axes) -> fmt::Result {
-    let steps = front_steps(visible);
+    write_steps(svg, &front_steps(visible), axes, r#"class="front""#)
+}
+
+/// Draws trained and fitted stitches as curves of their own, where there are both to compare.
+fn write_curves(svg: &mut fmt::Formatter<'_>, visible: &[&FrontPoint], axes: &Axes) -> fmt::Result {
+    let curves = [PointKind::Stitched, PointKind::Fitted]
+        .map(|kind| (kind, steps(visible.iter().copied().filter(move |point| point.kind == kind))));
+    if curves.iter().any(|(_, steps)| steps.is_empty()) {
+        return Ok(());
+    }
+    for (kind, steps) in curves {
+        let style = format!(r#"fill="none" stroke-dasharray="4 3" stroke="{}""#, kind.colour());
+        write_steps(svg, &steps, axes, &style)?;
+    }
+    Ok(())
+}
+
+/// Draws points as a line of steps to the right border.
+fn write_steps(
+    svg: &mut fmt::Formatter<'_>,
+    steps: &[&FrontPoint],
+    axes: &Axes,
+    style: &str,
+) -> fmt::Result {
     let Some((first, rest)) = steps.split_first() else {
         return Ok(());
     };
     let (x, y) = (axes.x(first.latency_ms), axes.y(first.quality));
-    write!(svg, r#"<path class="front" d="M{x:.1} {y:.1}"#)?;
+    write!(svg, r#"<path {style} d="M{x:.1} {y:.1}"#)?;
     for point in rest {
         write!(svg, "H{:.1}V{:.1}", axes.x(point.latency_ms), axes.y(point.quality))?;
     }

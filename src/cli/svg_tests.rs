@@ -1,6 +1,7 @@
 //! Tests of the picture.
 
-use super::{FrontPoint, PointKind, front_svg, linear_ticks};
+use super::{FrontPoint, front_svg, linear_ticks};
+use crate::cli::svg_kind::PointKind;
 
 fn point(label: &str, latency_ms: f64, quality: f64) -> FrontPoint {
     FrontPoint {

@@ -26,10 +26,11 @@ pub struct ImageSpec {
 }
 
 /// How images are brought to the size that stems read.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Resize {
     /// Both sides are stretched to what they must be.
+    #[default]
     Stretch,
     /// The shorter side is brought to this many pixels, then the middle is cut out.
     Shorter(usize),
@@ -48,12 +49,6 @@ pub enum Filter {
     Bicubic,
     /// A windowed sinc over three pixels.
     Lanczos,
-}
-
-impl Default for Resize {
-    fn default() -> Self {
-        Self::Stretch
-    }
 }
 
 impl ImageSpec {

@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{ExitsSpec, FamilyError, ImageSpec, MapSpec, StitchesSpec};
+use super::{ExitsSpec, FamilyError, ImageSpec, MapSpec, OnnxSource, StitchesSpec};
 
 /// A parsed and validated `family.toml`. Unknown keys are errors.
 #[derive(Debug, Clone, Deserialize)]
@@ -161,20 +161,6 @@ pub struct WidthSpec {
     pub hidden: usize,
 }
 
-/// An ONNX file and the tensors that separate its modules.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct OnnxSource {
-    /// The file.
-    pub file: PathBuf,
-    /// The width of the hidden states.
-    pub width: usize,
-    /// The hidden states before the first block.
-    pub stem: String,
-    /// The hidden states after each block's attention and after each block, in order.
-    pub blocks: Vec<[String; 2]>,
-}
-
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -311,6 +297,9 @@ impl AnchorSpec {
         }) {
             let expected = "a width has a name of its own, at least one head and one hidden unit";
             return refuse("widths", format!("{width:?}"), expected);
+        }
+        if let Some((key, value, expected)) = self.onnx.as_ref().and_then(OnnxSource::fault) {
+            return refuse(key, value, &expected);
         }
         let onnx = self.onnx.as_ref().map(|onnx| &onnx.file);
         let part = self.part.iter().flat_map(|part| [&part.file, &part.config]);

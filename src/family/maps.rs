@@ -35,14 +35,19 @@ pub enum MapForm {
     Mlp,
     /// `normalize(W · features + b)` once for a sequence.
     Pooled,
+    /// `W · features + b` for every place of a feature map `[channels, height, width]`: a
+    /// convolution over one place, or over three by three.
+    Conv,
 }
 
 /// What a fitted map sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Feature {
-    /// The token itself.
+    /// The token itself, or the place of a feature map.
     Token,
+    /// The three by three places around one; zero beyond the border.
+    Neighbourhood,
     /// The token before it; zero before the first.
     Previous,
     /// The token after it; zero after the last.
@@ -62,6 +67,7 @@ impl Feature {
     pub fn name(self) -> &'static str {
         match self {
             Self::Token => "token",
+            Self::Neighbourhood => "neighbourhood",
             Self::Previous => "previous",
             Self::Next => "next",
             Self::First => "first",

@@ -8,6 +8,7 @@ mod graph;
 mod image;
 mod manifest;
 mod maps;
+mod onnx_source;
 mod plan_id;
 mod trained;
 
@@ -15,9 +16,9 @@ pub use error::FamilyError;
 pub use graph::{FamilyGraph, Module, ModuleId, ModuleKind, Space, SpaceId, SpaceKind};
 pub use image::{Filter, ImageSpec, Resize};
 pub use manifest::{
-    AnchorSpec, Limits, Manifest, Metric, OnnxSource, OutputSpec, PartSource, QualitySpec,
-    WidthSpec,
+    AnchorSpec, Limits, Manifest, Metric, OutputSpec, PartSource, QualitySpec, WidthSpec,
 };
 pub use maps::{Feature, MapForm, MapSpec};
+pub use onnx_source::{BlockEnds, OnnxImage, OnnxSource};
 pub use plan_id::PlanId;
 pub use trained::{ExitsSpec, StitchesSpec};

@@ -220,7 +220,7 @@ fn walk(graph: &FamilyGraph, segments: &[Segment<'_>]) -> Result<Vec<ModuleId>, 
         let anchor = graph.anchors().iter().position(|name| name == segment.anchor);
         let anchor = anchor.ok_or_else(|| {
             let known = graph.anchors().join(", ");
-            format!("there is no anchor `{}`; there are {known}", segment.anchor)
+            format!("there is no anchor `{}`; anchors are {known}", segment.anchor)
         })?;
         let label = option(segment, "via");
         let target = format!("{}.{}", segment.anchor, segment.start);

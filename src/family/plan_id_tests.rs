@@ -114,7 +114,7 @@ fn what_is_no_plan_is_refused_with_the_reason() {
         ("a", "not of the form"),
         ("a[0..2", "not of the form"),
         ("a[2..0]", "not of the form"),
-        ("c[0..2]", "no space `c.0`"),
+        ("c[0..2]", "no anchor `c`; anchors are a, b"),
         ("a[0..3]", "no block 2"),
         ("a[0..1]", "from `a.1` to `out`"),
         ("a[0..2]>b[2..3]", "from `a.2` to `b.2`"),

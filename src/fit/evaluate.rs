@@ -286,7 +286,7 @@ fn spread(
     ranked.into_iter().step_by(every).map(|(_, path)| path).collect()
 }
 
-/// Runs all `paths` over the data and returns each one's outputs, or the classes that score highest.
+/// Runs all `paths` over the data and returns each one's outputs, or the classes that score best.
 /// Batches follow the paths as a tree, so that a common start runs once.
 fn run_all(
     executor: &mut Executor,

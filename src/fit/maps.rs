@@ -19,7 +19,7 @@ use crate::{
     arch::{Family, FitRecord, FitRecords, ModelInput, fit_file_name},
     family::{FamilyGraph, MapForm, MapSpec, ModuleId, ModuleKind, PlanId, SpaceId},
     runtime::{Activation, Executor, Runtime, SideInputs},
-    tensor::Tensor,
+    tensor::{Tensor, TensorData},
 };
 
 /// One text in this many is held out to judge a fit.
@@ -215,10 +215,28 @@ fn add_batch(
     let mask = inputs_of(family, &states.inputs, &fit.prefix)?.mask.as_ref();
     let mask = mask.filter(|_| !is_pooled);
     let (features, inputs) = rows(&features, mask);
+    let targets = if fit.map.form == MapForm::Conv { channels_last(&targets) } else { targets };
     let (targets, outputs) = rows(&targets, mask);
     let new = || [Regression::new(inputs, outputs), Regression::new(inputs, outputs)];
     fit.sums.get_or_insert_with(new)[part].add(&features, &targets);
     Ok(())
+}
+
+/// Turns `[batch, channels, height, width]` into `[batch, height · width, channels]`.
+fn channels_last(map: &Tensor) -> Tensor {
+    let [batch, channels, height, width] = map.shape()[..] else {
+        return map.clone();
+    };
+    let (values, places) = (map.as_f32().unwrap_or_default(), height * width);
+    let mut turned = Vec::with_capacity(values.len());
+    for image in 0..batch {
+        for place in 0..places {
+            let of_channel = |channel: usize| values[(image * channels + channel) * places + place];
+            turned.extend((0..channels).map(of_channel));
+        }
+    }
+    Tensor::new(vec![batch, places, channels], TensorData::F32(turned))
+        .expect("as many values as before")
 }
 
 /// Returns a tensor's rows, those of padding left out, and their width.
@@ -375,7 +393,7 @@ fn serialize(map: &MapSpec, affine: &Affine) -> Result<Vec<u8>, FitError> {
 /// Returns the weights of a map by name, each with its columns in the regression.
 fn parts(map: &MapSpec, affine: &Affine, width: usize) -> Vec<(String, std::ops::Range<usize>)> {
     match map.form {
-        MapForm::Tokens => {
+        MapForm::Tokens | MapForm::Conv => {
             let width = affine.inputs / map.features.len().max(1);
             let features = map.features.iter().enumerate();
             features

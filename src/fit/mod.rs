@@ -10,6 +10,8 @@ mod evaluate;
 mod export;
 mod front;
 mod images;
+mod import;
+mod imported;
 mod maps;
 mod measure;
 mod profile;
@@ -25,11 +27,23 @@ pub use evaluate::{EvaluateOptions, Evaluation, evaluate};
 pub use export::export_plan;
 pub use front::{candidate_paths, costed_graph, entry, plan_table};
 pub use images::ImageSet;
+pub use import::{ImportOptions, ImportReport, import};
 pub use maps::{FitOptions, fit_maps};
 pub use measure::{ProfileOptions, measure_profile};
 pub use profile::{MachineKey, ModuleProfile, Profile, ProfileCache};
 pub use quality::{QualityRecords, losses_of};
 pub use write::{today, write_atomically};
+
+/// Writes an error and what it came of on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text.push_str(&format!(": {inner}"));
+        source = inner.source();
+    }
+    text
+}
 
 /// Hears how far a long piece of work is.
 pub trait Progress {

@@ -4,49 +4,61 @@ use std::collections::{HashMap, HashSet};
 
 use super::{
     OnnxError,
+    articulation::reads,
+    batch::{BATCH, batch_constant, batch_nodes},
     external::place_of,
-    proto::{GraphProto, ModelProto, NodeProto, ValueInfoProto, data_type},
+    proto::{GraphProto, ModelProto, ValueInfoProto, data_type},
 };
 
-/// Cuts `model` at `cuts`, in order, into one more pieces than cuts; the last ends in `output`.
+/// A tensor at which a graph is cut, f32.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CutPoint {
+    /// The tensor's name.
+    pub tensor: String,
+    /// The extent of each axis; `None` where it may vary.
+    pub shape: Vec<Option<i64>>,
+}
+
+/// Cuts `model` at `cuts`, in order, into as many pieces; the last cut is where the last one ends.
 ///
 /// A piece's inputs are the cut before it and those of the model's inputs that it needs: what
-/// depends on the inputs only, such as an attention mask, is computed again in each piece. Every
-/// cut tensor and the output are taken to be `[batch, tokens, width]` in f32.
+/// depends on the inputs only, such as an attention mask, is computed again in each piece. The
+/// model's `main` input, if one is named, may be read by the first piece alone; the batch, where
+/// [`fix_shapes`](super::fix_shapes) has put it, is read off each piece's own input.
 ///
 /// # Errors
 ///
-/// Fails when a tensor does not exist, and when a weight is used on both sides of a cut, which
-/// means that a tensor leads around it.
+/// Fails when a tensor does not exist, when a piece does not read the cut before it, and when a
+/// tensor leads around a cut: the main input, or a weight used on both sides.
 pub fn cut(
     model: &ModelProto,
-    cuts: &[&str],
-    output: &str,
-    width: i64,
+    cuts: &[CutPoint],
+    main: Option<&str>,
 ) -> Result<Vec<ModelProto>, OnnxError> {
     let empty = GraphProto::default();
-    let source = Source::new(model.graph.as_ref().unwrap_or(&empty));
+    let source = Source::new(model.graph.as_ref().unwrap_or(&empty), main);
     let mut used: HashSet<String> = HashSet::new();
     let mut pieces = Vec::new();
-    let ends = cuts.iter().copied().map(Some).chain([None]);
-    let starts = [None].into_iter().chain(cuts.iter().copied().map(Some));
-    for (start, end) in starts.zip(ends) {
-        let target = end.unwrap_or(output);
-        let mut graph = source.piece(start, target)?;
-        for tensor in graph.initializer.iter().filter(|tensor| place_of(tensor).is_some()) {
+    let starts = [None].into_iter().chain(cuts.iter().map(Some));
+    for (start, end) in starts.zip(cuts) {
+        let mut graph = source.piece(start.map(|start| start.tensor.as_str()), &end.tensor)?;
+        // Exporters store equal weights once; only without a main input do they tell of a bypass.
+        let large = graph.initializer.iter().filter(|tensor| place_of(tensor).is_some());
+        for tensor in large.filter(|_| main.is_none()) {
             if !used.insert(tensor.name.clone()) {
                 return Err(OnnxError::Bypassed {
-                    from: start.unwrap_or_default().into(),
-                    to: target.into(),
+                    from: start.map(|start| start.tensor.clone()).unwrap_or_default(),
+                    to: end.tensor.clone(),
                     weight: tensor.name.clone(),
                 });
             }
         }
-        let hidden = [None, None, Some(width)];
+        let declare =
+            |cut: &CutPoint| ValueInfoProto::tensor(&cut.tensor, data_type::FLOAT, &cut.shape);
         if let Some(start) = start {
-            graph.input.insert(0, ValueInfoProto::tensor(start, data_type::FLOAT, &hidden));
+            graph.input.insert(0, declare(start));
         }
-        graph.output = vec![ValueInfoProto::tensor(target, data_type::FLOAT, &hidden)];
+        graph.output = vec![declare(end)];
         pieces.push(ModelProto { graph: Some(graph), ..without_graph(model) });
     }
     Ok(pieces)
@@ -55,18 +67,19 @@ pub fn cut(
 /// The graph to be cut, with its tensors by name.
 struct Source<'a> {
     graph: &'a GraphProto,
+    main: Option<&'a str>,
     producer: HashMap<&'a str, usize>,
 }
 
 impl<'a> Source<'a> {
-    fn new(graph: &'a GraphProto) -> Self {
+    fn new(graph: &'a GraphProto, main: Option<&'a str>) -> Self {
         let producer = graph
             .node
             .iter()
             .enumerate()
             .flat_map(|(index, node)| node.output.iter().map(move |o| (o.as_str(), index)))
             .collect();
-        Self { graph, producer }
+        Self { graph, main, producer }
     }
 
     /// Returns what lies between `start` and `end`, without the declaration of either.
@@ -80,49 +93,45 @@ impl<'a> Source<'a> {
         let mut tensors = HashSet::new();
         let mut open = vec![end];
         while let Some(tensor) = open.pop() {
-            if Some(tensor) == start || !tensors.insert(tensor) {
+            let is_first = tensors.insert(tensor);
+            // Behind a cut the batch is read off the cut itself.
+            let is_known = Some(tensor) == start || (tensor == BATCH && start.is_some());
+            if is_known || !is_first {
                 continue;
+            }
+            if start.is_some() && Some(tensor) == self.main {
+                return Err(self.around(start, tensor));
             }
             if let Some(index) = self.producer.get(tensor).filter(|index| nodes.insert(**index)) {
                 open.extend(reads(&self.graph.node[*index]));
             }
         }
-        let keep = |index: &usize| nodes.contains(index);
-        Ok(GraphProto {
-            name: format!("{} to {end}", start.unwrap_or("inputs")),
-            node: (0..self.graph.node.len())
-                .filter(keep)
-                .map(|index| self.graph.node[index].clone())
-                .collect(),
-            initializer: self
-                .graph
-                .initializer
-                .iter()
-                .filter(|tensor| tensors.contains(tensor.name.as_str()))
-                .cloned()
-                .collect(),
-            input: self
-                .graph
-                .input
-                .iter()
-                .filter(|input| tensors.contains(input.name.as_str()))
-                .cloned()
-                .collect(),
-            ..GraphProto::default()
-        })
-    }
-}
-
-/// Returns the names that a node reads, those that its inner graphs take from outside included.
-fn reads(node: &NodeProto) -> Vec<&str> {
-    let mut names: Vec<&str> = node.input.iter().map(String::as_str).collect();
-    for attribute in &node.attribute {
-        for graph in attribute.g.iter().chain(&attribute.graphs) {
-            names.extend(graph.node.iter().flat_map(reads));
-            names.extend(graph.output.iter().map(|output| output.name.as_str()));
+        if let Some(unread) = start.filter(|start| !tensors.contains(start)) {
+            return Err(OnnxError::Unread { from: unread.into(), to: end.into() });
         }
+        let mut node: Vec<_> = (0..self.graph.node.len())
+            .filter(|index| nodes.contains(index))
+            .map(|index| self.graph.node[index].clone())
+            .collect();
+        let initializers = self.graph.initializer.iter();
+        let mut initializer: Vec<_> =
+            initializers.filter(|tensor| tensors.contains(tensor.name.as_str())).cloned().collect();
+        if let Some(start) = start.filter(|_| tensors.contains(BATCH)) {
+            node.splice(0..0, batch_nodes(start));
+            let constant = batch_constant();
+            if !initializer.iter().any(|tensor| tensor.name == constant.name) {
+                initializer.push(constant);
+            }
+        }
+        let inputs = self.graph.input.iter();
+        let input = inputs.filter(|input| tensors.contains(input.name.as_str())).cloned().collect();
+        let name = format!("{} to {end}", start.unwrap_or("inputs"));
+        Ok(GraphProto { name, node, initializer, input, ..GraphProto::default() })
     }
-    names
+
+    fn around(&self, start: Option<&str>, tensor: &str) -> OnnxError {
+        OnnxError::Around { from: start.unwrap_or_default().into(), tensor: tensor.into() }
+    }
 }
 
 fn without_graph(model: &ModelProto) -> ModelProto {

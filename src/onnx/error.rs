@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+/// The versions of the standard's operators that are read.
+pub(super) const OPSETS: std::ops::RangeInclusive<i64> = 11..=21;
+
 /// Why an ONNX file or graph is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum OnnxError {
@@ -44,6 +47,42 @@ pub enum OnnxError {
     Duplicate {
         /// The tensor.
         tensor: String,
+    },
+    /// The input passes through a node that chooses what runs.
+    #[error("the input passes through control flow, which cannot be cut: node `{node}`")]
+    ControlFlow {
+        /// The node.
+        node: String,
+    },
+    /// A node reads a shape that cannot be told from the batch.
+    #[error("node `{node}` reads a shape: {reason}")]
+    Shape {
+        /// The node.
+        node: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A piece needs the main input behind a cut.
+    #[error("the cut at `{from}` is none: what follows it needs `{tensor}` as well")]
+    Around {
+        /// The cut's tensor.
+        from: String,
+        /// What leads around it.
+        tensor: String,
+    },
+    /// A piece does not read the cut before it.
+    #[error("the cuts `{from}` and `{to}` are in no order: `{to}` does not depend on `{from}`")]
+    Unread {
+        /// The cut's tensor.
+        from: String,
+        /// The next cut's tensor.
+        to: String,
+    },
+    /// The opset is not supported.
+    #[error("opset {found} is not supported; {OPSETS:?} are")]
+    Opset {
+        /// The version found.
+        found: i64,
     },
     /// A cut names a tensor that the graph does not have.
     #[error("there is no tensor `{tensor}` in the graph")]

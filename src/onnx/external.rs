@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{Read, Seek, SeekFrom},
-    path::Path,
+    path::{Component, Path},
 };
 
 use bytes::Bytes;
@@ -11,6 +11,7 @@ use prost::Message;
 
 use super::{
     OnnxError,
+    error::OPSETS,
     proto::{EXTERNAL, GraphProto, ModelProto, StringStringEntry, TensorProto, data_type},
 };
 use crate::tensor::MappedFile;
@@ -29,30 +30,67 @@ pub struct Place {
     pub length: u64,
 }
 
-/// Reads the ONNX file `folder/location`, leaving its large weights in the file.
+/// Reads the ONNX file `folder/location`, leaving its large weights in the file, or in the files
+/// beside it where they lie there.
 ///
 /// # Errors
 ///
-/// Fails when the file cannot be read or is no ONNX model, when its nodes are not in order (a
-/// cycle), and when its weights already lie in other files.
+/// Fails when the file cannot be read or is no ONNX model, when its opset is not supported, when
+/// its nodes are not in order (a cycle), and when weights lie outside the file's folder, or beyond
+/// the end of their file.
 pub fn read_model(folder: &Path, location: &Path) -> Result<ModelProto, OnnxError> {
     let path = folder.join(location);
     let file = MappedFile::open(&path)
         .map_err(|source| OnnxError::Unreadable { path: path.clone(), source })?;
     let mut model = ModelProto::decode(file.bytes().clone())
         .map_err(|source| OnnxError::Malformed { path: path.clone(), source })?;
+    let opset =
+        model.opset_import.iter().find(|opset| matches!(opset.domain.as_str(), "" | "ai.onnx"));
+    if let Some(opset) = opset.filter(|opset| !OPSETS.contains(&opset.version)) {
+        return Err(OnnxError::Opset { found: opset.version });
+    }
     let graph = model.graph.as_mut().ok_or(OnnxError::NoGraph { path })?;
     for tensor in &mut graph.initializer {
         if tensor.data_location == Some(EXTERNAL) {
-            return Err(OnnxError::Initializer {
-                name: tensor.name.clone(),
-                reason: "its data lies in another file, which is not supported here".into(),
-            });
+            place_beside(folder, location, tensor)?;
+        } else {
+            leave_in_file(tensor, file.bytes(), &location.to_string_lossy());
         }
-        leave_in_file(tensor, file.bytes(), &location.to_string_lossy());
     }
+    // Old exports list weights among the inputs as well.
+    let initializers: std::collections::HashSet<&str> =
+        graph.initializer.iter().map(|tensor| tensor.name.as_str()).collect();
+    graph.input.retain(|input| !initializers.contains(input.name.as_str()));
     check_order(graph)?;
     Ok(model)
+}
+
+/// Names the place of a weight that lies in a file beside the model, relative to `folder`.
+fn place_beside(folder: &Path, model: &Path, tensor: &mut TensorProto) -> Result<(), OnnxError> {
+    let refuse = |reason: String| OnnxError::Initializer { name: tensor.name.clone(), reason };
+    let entry = |key: &str| tensor.external_data.iter().find(|entry| entry.key == key);
+    let number = |key: &str| entry(key).map(|entry| entry.value.parse::<u64>()).transpose();
+    let wrong = |_| refuse("its external data has a place that is no number".into());
+    let (offset, length) =
+        (number("offset").map_err(wrong)?.unwrap_or(0), number("length").map_err(wrong)?);
+    let name = entry("location").map(|entry| entry.value.clone()).unwrap_or_default();
+    let is_plain = Path::new(&name).components().all(|part| matches!(part, Component::Normal(_)));
+    if name.is_empty() || !is_plain {
+        return Err(refuse(format!("its data lies at `{name}`, outside the model's folder")));
+    }
+    let location = model.parent().unwrap_or(Path::new("")).join(&name);
+    let path = folder.join(&location);
+    let size = std::fs::metadata(&path)
+        .map_err(|source| OnnxError::Unreadable { path: path.clone(), source })?
+        .len();
+    let length = length.unwrap_or(size.saturating_sub(offset));
+    if offset.checked_add(length).is_none_or(|end| end > size) {
+        let reason = format!("bytes {offset} and {length} more lie beyond `{name}`'s {size}");
+        return Err(refuse(reason));
+    }
+    let place = Place { file: location.to_string_lossy().into_owned(), offset, length };
+    *tensor = initializer(&tensor.name, tensor.data_type, tensor.dims.clone(), &place);
+    Ok(())
 }
 
 /// Declares an initializer whose bytes lie at `place`.

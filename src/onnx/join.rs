@@ -70,6 +70,22 @@ pub fn embed_weights(model: &mut ModelProto, folder: &Path) -> Result<(), OnnxEr
     Ok(())
 }
 
+/// Calls the tensor `from` `to` wherever it occurs.
+pub fn rename_tensor(model: &mut ModelProto, from: &str, to: &str) {
+    let rename = |name: &mut String| {
+        if name == from {
+            to.clone_into(name);
+        }
+    };
+    if let Some(graph) = &mut model.graph {
+        for node in &mut graph.node {
+            node.input.iter_mut().chain(&mut node.output).for_each(rename);
+        }
+        graph.initializer.iter_mut().for_each(|tensor| rename(&mut tensor.name));
+        graph.input.iter_mut().chain(&mut graph.output).for_each(|value| rename(&mut value.name));
+    }
+}
+
 fn rename_all(graph: &mut GraphProto, rename: &impl Fn(&mut String)) {
     for node in &mut graph.node {
         rename(&mut node.name);

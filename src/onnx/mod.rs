@@ -5,6 +5,8 @@
 //! maps the weights. Start at [`GraphBuilder`] for building and at [`cut`] for taking an export
 //! apart.
 
+mod articulation;
+mod batch;
 mod build;
 mod cut;
 mod error;
@@ -13,9 +15,11 @@ mod join;
 pub mod proto;
 mod quantize;
 
+pub use articulation::{Articulations, articulations};
+pub use batch::{Extents, fix_shapes, shape_reads};
 pub use build::{Attribute, GraphBuilder};
-pub use cut::cut;
+pub use cut::{CutPoint, cut};
 pub use error::OnnxError;
 pub use external::read_model;
-pub use join::{embed_weights, join};
+pub use join::{embed_weights, join, rename_tensor};
 pub use quantize::quantize_weights;

@@ -196,6 +196,16 @@ pub mod dimension {
 }
 
 impl ValueInfoProto {
+    /// Returns the extent of each axis, `None` where it may vary, if a shape is declared.
+    pub fn extents(&self) -> Option<Vec<Option<usize>>> {
+        let shape = self.r#type.as_ref()?.tensor_type.as_ref()?.shape.as_ref()?;
+        let extent = |dimension: &Dimension| match dimension.value {
+            Some(dimension::Value::Size(size)) => usize::try_from(size).ok(),
+            Some(dimension::Value::Name(_)) | None => None,
+        };
+        Some(shape.dim.iter().map(extent).collect())
+    }
+
     /// Describes a tensor; a `None` in `shape` is an axis of any extent.
     pub fn tensor(name: &str, elem_type: i32, shape: &[Option<i64>]) -> Self {
         let dim = shape

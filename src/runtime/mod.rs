@@ -9,8 +9,10 @@ mod error;
 mod executor;
 mod library;
 mod session;
+mod whole;
 
 pub use environment::{Runtime, RuntimeConfig};
 pub use error::RuntimeError;
 pub use executor::{Activation, Executor, ModuleObserver, Residency, SideInputs};
 pub use library::find_library;
+pub use whole::WholeModel;

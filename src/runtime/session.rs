@@ -112,7 +112,12 @@ impl ModuleSession {
     }
 }
 
-fn builder(runtime: &Runtime, folder: &Path, module: &str) -> ort::Result<SessionBuilder> {
+/// Prepares a session whose weights lie in files of `folder`.
+pub(super) fn builder(
+    runtime: &Runtime,
+    folder: &Path,
+    module: &str,
+) -> ort::Result<SessionBuilder> {
     Ok(Session::builder(runtime.environment())?
         .with_optimization_level(GraphOptimizationLevel::All)?
         .with_log_id(module)?

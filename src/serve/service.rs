@@ -255,7 +255,7 @@ impl FamilyService {
         answer.await.map_err(|_| ServeError::WorkerGone)?
     }
 
-    /// Describes a plan at a shape, its latency corrected by `factor`, by what requests really take.
+    /// Describes a plan at a shape, its latency corrected by `factor`.
     fn summary_of(entry: &PlanEntry, batch: usize, tokens: usize, factor: f64) -> PlanSummary {
         let seconds = entry.latency_seconds_at(batch, tokens) * factor;
         PlanSummary {

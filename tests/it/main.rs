@@ -12,6 +12,8 @@
 mod bad_input;
 mod bad_pool;
 mod http;
+mod images;
+mod import;
 mod reference;
 mod support;
 mod synthetic;

@@ -49,12 +49,23 @@ pub(crate) fn text_family() -> Arc<Family> {
         .clone()
 }
 
+/// Returns a small image family of random weights.
+pub(crate) fn fashion_family() -> Arc<Family> {
+    static FAMILY: OnceLock<Arc<Family>> = OnceLock::new();
+    FAMILY
+        .get_or_init(|| {
+            let folder = root().join("tests/pool/fashion");
+            Arc::new(Family::load(&folder).expect("the family is committed"))
+        })
+        .clone()
+}
+
 /// Returns an executor of the text family.
 pub(crate) fn text_executor() -> Executor {
     Executor::new(runtime(), text_family())
 }
 
-/// The text family as it is served, with a profile taken here and now.
+/// The text family of the default pool and the small image family as they are served, with profiles taken here and now.
 struct Served {
     registry: Arc<Registry>,
     metrics: Arc<Metrics>,
@@ -65,9 +76,12 @@ fn served() -> &'static Served {
     static SERVED: OnceLock<Served> = OnceLock::new();
     SERVED.get_or_init(|| {
         let metrics = Arc::new(Metrics::new().expect("metrics"));
-        let family = text_family();
-        let quality = QualityRecords::read(&family.folder.join("quality.json")).expect("read");
-        let loaded = LoadedFamily::new(family, short_profile(), quality, 0.05).expect("plans");
+        let load = |family: Arc<Family>, profile| {
+            let quality = QualityRecords::read(&family.folder.join("quality.json")).expect("read");
+            LoadedFamily::new(family, profile, quality, 0.05).expect("plans")
+        };
+        let fashion = measured(&fashion_family());
+        let loaded = vec![load(text_family(), short_profile()), load(fashion_family(), fashion)];
         let config = ServiceConfig {
             preload: false,
             queue_limit: 64,
@@ -75,15 +89,15 @@ fn served() -> &'static Served {
             latency_margin: 0.05,
         };
         let observer: Arc<dyn Observer> = metrics.clone();
-        let (services, thread) = FamilyService::start(&runtime(), vec![loaded], config, &observer)
-            .expect("the family starts");
+        let (services, thread) = FamilyService::start(&runtime(), loaded, config, &observer)
+            .expect("the families start");
         let families = services.into_iter();
         let families = families.map(|s| (s.name().to_owned(), FamilyState::Ready(s)));
         Served { registry: Arc::new(Registry::new(families)), metrics, _thread: thread }
     })
 }
 
-/// Returns the registry that serves the text family.
+/// Returns the registry that serves them.
 pub(crate) fn registry() -> Arc<Registry> {
     served().registry.clone()
 }
@@ -96,27 +110,26 @@ pub(crate) fn metrics() -> Arc<Metrics> {
 /// Measures the text family's modules quickly and roughly.
 pub(crate) fn short_profile() -> Profile {
     static PROFILE: OnceLock<Profile> = OnceLock::new();
-    PROFILE
-        .get_or_init(|| {
-            let machine = MachineKey {
-                processor: "this one".into(),
-                num_threads: 2,
-                spin: false,
-                runtime: "any".into(),
-            };
-            let mut cache = ProfileCache { machine, modules: BTreeMap::new() };
-            let options = ProfileOptions {
-                batches: vec![1, 4],
-                tokens: vec![8, 64, 256],
-                time_per_cell: Duration::from_millis(1),
-                min_runs: 1,
-            };
-            let mut executor = text_executor();
-            measure_profile(&mut executor, &options, &mut cache, &(), &mut |_| Ok(()))
-                .expect("measured");
-            cache.profile_of(&text_family()).expect("every module was measured")
-        })
-        .clone()
+    PROFILE.get_or_init(|| measured(&text_family())).clone()
+}
+
+fn measured(family: &Arc<Family>) -> Profile {
+    let machine = MachineKey {
+        processor: "this one".into(),
+        num_threads: 2,
+        spin: false,
+        runtime: "any".into(),
+    };
+    let mut cache = ProfileCache { machine, modules: BTreeMap::new() };
+    let options = ProfileOptions {
+        batches: vec![1, 4],
+        tokens: vec![8, 64, 256],
+        time_per_cell: Duration::from_millis(1),
+        min_runs: 1,
+    };
+    let mut executor = Executor::new(runtime(), family.clone());
+    measure_profile(&mut executor, &options, &mut cache, &(), &mut |_| Ok(())).expect("measured");
+    cache.profile_of(family).expect("every module was measured")
 }
 
 /// A reference file's tensors.

@@ -16,7 +16,7 @@ use tessera::{
     runtime::{Executor, SideInputs},
 };
 
-use crate::support::{Reference, assert_close, root, runtime};
+use crate::support::{Reference, assert_close, fashion_family, root, runtime};
 
 /// Runs a plan on images `[batch, channels, height, width]`.
 fn run(executor: &mut Executor, plan: &str, images: (&[usize], &[f32])) -> Vec<f32> {
@@ -35,8 +35,7 @@ fn to_f32(values: &[f64]) -> Vec<f32> {
 
 #[test]
 fn plans_of_every_kind_are_what_pytorch_computes_with_smaller_networks() {
-    let family = Arc::new(Family::load(&root().join("models/fashion")).expect("the family"));
-    let mut executor = Executor::new(runtime(), family);
+    let mut executor = Executor::new(runtime(), fashion_family());
     let reference = Reference::read("fashion");
     let (shape, images) = reference.tensor("pixel_values");
     let images = to_f32(images);
@@ -52,8 +51,7 @@ fn plans_of_every_kind_are_what_pytorch_computes_with_smaller_networks() {
 
 #[test]
 fn a_batch_of_images_is_its_images_one_by_one() {
-    let family = Arc::new(Family::load(&root().join("models/fashion")).expect("the family"));
-    let mut executor = Executor::new(runtime(), family);
+    let mut executor = Executor::new(runtime(), fashion_family());
     let reference = Reference::read("fashion");
     let (shape, images) = reference.tensor("pixel_values");
     let images = to_f32(images);

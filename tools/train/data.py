@@ -30,8 +30,17 @@ def load(folder, split):
 
 def augment(images):
     """Mirrors half of the images, and shifts each by up to SHIFT pixels."""
+    return shift(mirror(images, torch.rand(len(images)) < 0.5))
+
+
+def mirror(images, chosen):
+    """Mirrors the chosen images."""
+    return torch.where(chosen[:, None, None, None], images.flip(-1), images)
+
+
+def shift(images):
+    """Moves each image by up to SHIFT pixels in both directions."""
     count, _, height, width = images.shape
-    images = torch.where(torch.rand(count, 1, 1, 1) < 0.5, images.flip(-1), images)
     empty = (0 - MEAN) / DEVIATION
     padded = torch.nn.functional.pad(images, [SHIFT] * 4, value=empty)
     rows = torch.randint(0, 2 * SHIFT + 1, (count, 1)) + torch.arange(height)

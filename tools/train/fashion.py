@@ -37,11 +37,12 @@ KEPT = 24
 # wider ones, which a second cycle mends.
 CYCLES = {
     "s": [(8e-3, 10, 3)],
-    "m": [(8e-3, 9, 3), (3e-3, 0, 2)],
-    "l": [(6e-3, 10, 4)],
+    "m": [(3e-3, 6, 2)],
+    "l": [(2.5e-3, 5, 1)],
 }
-JOINT_EPOCHS = 7
-JOINT_RATE = 2e-3
+JOINT_EPOCHS = 6
+JOINT_RATE = 3e-3
+EXIT_WEIGHT = 0.1
 STITCH_IMAGES = 100
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -127,7 +128,7 @@ def trained(options, name):
 
 
 def train_joint(options):
-    """Trains stitches, nested sub-networks and exits, taught by the best anchor."""
+    """Trains stitches, nested sub-networks and exits, taught by the anchors together."""
     target = options.out / "joint.pt"
     if target.exists():
         print(f"{target} is there")
@@ -138,28 +139,42 @@ def train_joint(options):
     for name, anchor in zip(ANCHORS, net.anchors):
         anchor.load_state_dict(trained(options, name))
     supernet.fit_stitches(net, images[:STITCH_IMAGES])
-    teacher = VisionTransformer(*ANCHORS["l"], DEPTH).bfloat16().eval()
-    teacher.load_state_dict(net.anchors[-1].state_dict())
     net.bfloat16()
+    taught = teach(net.anchors, images)
     steps = JOINT_EPOCHS * (len(images) // BATCH)
     optimizer = Optimizer([net], JOINT_RATE, steps)
     log = Log(options.out / "joint.jsonl", steps)
     choices = supernet.generator(options.seed)
     for epoch in range(JOINT_EPOCHS):
         for rows in data.batches(len(images), BATCH):
-            batch = data.augment(images[rows]).bfloat16()
-            with torch.no_grad():
-                taught = torch.softmax(teacher(batch).float(), 1)
+            mirrored = torch.rand(len(rows)) < 0.5
+            batch = data.shift(data.mirror(images[rows], mirrored)).bfloat16()
+            soft = taught[mirrored.long(), rows]
             logits, exits = net.run(batch, net.sample(choices))
-            loss = mixed_loss(logits, taught, labels[rows])
+            loss = mixed_loss(logits, soft, labels[rows])
             # Exits learn on every path that passes them, without bending the blocks much.
-            loss = loss + 0.1 * sum(mixed_loss(early, taught, labels[rows]) for early in exits)
+            loss = loss + EXIT_WEIGHT * sum(mixed_loss(e, soft, labels[rows]) for e in exits)
             loss.backward()
             optimizer.step()
             log.add(loss.item())
         log.epoch(epoch)
     optimizer.restore()
     save({"model": net.state_dict()}, target, log)
+
+
+@torch.no_grad()
+def teach(anchors, images):
+    """Returns what the anchors say together of each image, as it is and mirrored: the mean of their
+    probabilities, [2, images, classes]. Each of them alone is a worse teacher."""
+    taught = torch.zeros(2, len(images), 10)
+    print("joint: the anchors label the images", flush=True)
+    for start in range(0, len(images), BATCH):
+        rows = slice(start, start + BATCH)
+        for mirrored in range(2):
+            batch = images[rows].flip(-1) if mirrored else images[rows]
+            said = [torch.softmax(anchor(batch.bfloat16()).float(), 1) for anchor in anchors]
+            taught[mirrored, rows] = torch.stack(said).mean(0)
+    return taught
 
 
 def mixed_loss(logits, taught, labels):
@@ -185,7 +200,8 @@ def save(state, path, log):
     temporary = path.with_suffix(".tmp")
     torch.save(state, temporary)
     temporary.rename(path)
-    log.say(f"wrote {path.name}" + (f", test accuracy {a:.4f}" if (a := state.get("accuracy")) else ""))
+    found = state.get("accuracy")
+    log.say(f"wrote {path.name}" + (f", test accuracy {found:.4f}" if found else ""))
 
 
 class Log:
@@ -203,7 +219,8 @@ class Log:
         if self.count % 100 == 0:
             spent = time.time() - self.start
             left = spent / self.count * (self.steps - self.count)
-            mean = sum(self.losses[-100:]) / 100
+            recent = self.losses[-100:]
+            mean = sum(recent) / max(1, len(recent))
             self.say(f"{self.count}/{self.steps} loss {mean:.4f}, {left / 60:.0f} min left")
 
     def epoch(self, number, **facts):

@@ -4,11 +4,15 @@
 A narrowed block is built from slices of the weights as a smaller block, a shortened network from
 fewer blocks: nothing here knows of plans inside one set of weights. Whole anchors run in timm.
 
-  python3 tools/train/reference.py --out tests/references
+  python3 tools/train/reference.py --family models/fashion --out fashion.safetensors
+  python3 tools/train/reference.py --family tests/pool/fashion --out \\
+      tests/references/fashion.safetensors --new      a small family of random weights first
 """
 
 import argparse
+import json
 import random
+import tempfile
 from pathlib import Path
 
 import timm
@@ -19,11 +23,13 @@ from timm.models.vision_transformer import VisionTransformer
 
 import data
 import supernet
+import write
 
 ROOT = Path(__file__).resolve().parents[2]
-WIDTHS = {"s": (64, 2), "m": (128, 4), "l": (192, 6)}
+SMALL = {"s": (8, 1), "m": (16, 2), "l": (24, 3)}
 DEPTH = 6
-NARROW = {"": (6, 768), "w33": (2, 256), "w67": (4, 512)}
+# Filled from the family's configurations.
+WIDTHS, NARROW = {}, {}
 IMAGES = 16
 PLANS = 10
 
@@ -33,10 +39,20 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--family", type=Path, default=ROOT / "models" / "fashion")
-    parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
-    parser.add_argument("--out", type=Path, default=ROOT / "tests" / "references")
+    parser.add_argument("--family", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=ROOT / ".tessera" / "data" / "fashion-mnist")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--new", action="store_true", help="make a small random family first")
     options = parser.parse_args()
+    if options.new:
+        small_family(options.family)
+    for name in "sml":
+        config = json.loads((options.family / "anchors" / name / "config.json").read_text())
+        sizes = config["model_args"]
+        WIDTHS[name] = (sizes["embed_dim"], sizes["num_heads"])
+    width, heads = WIDTHS["l"]
+    for name, share in [("", 1), ("w33", 1 / 3), ("w67", 2 / 3)]:
+        NARROW[name] = (round(heads * share), round(4 * width * share))
     weights = load_file(options.family / "model.safetensors")
     weights |= load_file(options.family / "exits.safetensors")
     weights = {name: tensor.float() for name, tensor in weights.items()}
@@ -48,7 +64,29 @@ def main():
             found[f"logits {plan}"] = run(weights, images, segments, end)
         for name in WIDTHS:
             found[f"logits {name}[0..6]"] = whole(weights, name, images)
-    save_file(found, options.out / "fashion.safetensors", {"timm": timm.__version__})
+    save_file(found, options.out, {"timm": timm.__version__})
+
+
+def small_family(folder):
+    """Writes a family of random weights with the manifest of the trained one."""
+    torch.manual_seed(0)
+    net = supernet.Supernet(supernet.new(*zip(*SMALL.values()), DEPTH))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    manifest = (Path(__file__).parent / "family.toml").read_text().split("\n[[maps]]")[0]
+    width, heads = SMALL["l"]
+    for large, share in [("heads = 2, hidden = 256", 1 / 3), ("heads = 4, hidden = 512", 2 / 3)]:
+        small = f"heads = {round(heads * share)}, hidden = {round(4 * width * share)}"
+        manifest = manifest.replace(large, small)
+    manifest = manifest.replace("floor = 0.86", "floor = 0.0").rstrip() + "\n"
+    with tempfile.TemporaryDirectory() as out:
+        torch.save({"model": net.state_dict()}, Path(out) / "joint.pt")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "family.toml").write_text(manifest)
+        write.write(Path(out), SMALL, DEPTH, folder)
+    for name in ["README.md", "training.jsonl"]:
+        (folder / name).unlink()
 
 
 def whole(weights, name, images):

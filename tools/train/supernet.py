@@ -94,8 +94,8 @@ class Supernet(nn.Module):
         """Draws a configuration: an anchor, a stitched path, or the largest anchor nested."""
         depth, last = self.anchors[0].depth, len(self.anchors) - 1
         kind = generator.random()
-        if kind < 0.25:
-            return self.whole(generator.choices(range(last + 1), [1, 1, 2])[0])
+        if kind < 0.3:
+            return self.whole(generator.choices(range(last + 1), [1, 2, 3])[0])
         if kind < 0.65:
             return self.sample_stitched(generator, depth, last)
         return self.sample_nested(generator, depth, last)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import shutil
+from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
@@ -25,9 +26,12 @@ def load(out, anchors, depth):
 
 
 def write(out, anchors, depth, folder):
-    """Writes weights, configurations and the training log, and puts their digests into the
-    manifest."""
+    """Writes weights, configurations, the training log and the model card, and puts their digests
+    into the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
+    for name in ["family.toml", "README.md"]:
+        if not (folder / name).exists():
+            shutil.copy(Path(__file__).parent / name, folder / name)
     state = load(out, anchors, depth).state_dict()
     halves = {name: tensor.half().contiguous() for name, tensor in state.items()}
     exits = {name: halves.pop(name) for name in list(halves) if name.startswith("exits.")}

@@ -1,0 +1,318 @@
+//! Taking any ONNX export of an image network into a family of its own.
+//!
+//! Cut points are found, shapes are learnt by running the export, the export is rewritten so that
+//! pieces of it stand alone, and the joined pieces are compared with the original before anything
+//! is accepted. A family is made beside its place and renamed, so nothing is half-imported.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use prost::Message;
+use sha2::{Digest, Sha256};
+
+use super::{
+    FitError, Progress,
+    imported::{Imported, manifest},
+    measure::wave,
+};
+use crate::{
+    arch::{Family, ModelInput, Pixels},
+    family::PlanId,
+    onnx::{
+        Extents, OnnxError, articulations, embed_weights, fix_shapes, proto::ModelProto,
+        read_model, shape_reads,
+    },
+    runtime::{Executor, Runtime, SideInputs, WholeModel},
+    tensor::{Tensor, TensorData},
+};
+
+/// How far joined pieces may stand from the original, relative to the larger of 1 and the largest
+/// score.
+const TOLERANCE: f64 = 1e-5;
+
+/// What is imported, and how.
+#[derive(Debug, Clone)]
+pub struct ImportOptions {
+    /// The family's name.
+    pub family: String,
+    /// The exports, the cheapest first; the last is the reference.
+    pub files: Vec<PathBuf>,
+    /// Tensors to cut at, by the anchor's name, in place of those found.
+    pub cuts: HashMap<String, Vec<String>>,
+    /// The names of the classes; none where they are unknown.
+    pub labels: Vec<String>,
+    /// A `preprocessor_config.json` that says how images become tensors.
+    pub preprocessor: Option<PathBuf>,
+    /// The SPDX licence of the weights.
+    pub license: String,
+    /// Images to compare on besides random ones, `[batch, channels, height, width]`.
+    pub probes: Vec<Tensor>,
+}
+
+/// What was found of one export.
+#[derive(Debug, Clone)]
+pub struct ImportReport {
+    /// The anchor's name.
+    pub anchor: String,
+    /// The number of nodes.
+    pub num_nodes: usize,
+    /// The number of blocks.
+    pub num_blocks: usize,
+    /// The largest difference between joined and original, relative as the tolerance is.
+    pub difference: f64,
+}
+
+/// Imports exports as a new family of the pool in `pool`.
+///
+/// # Errors
+///
+/// Fails when the family is there already, an export cannot be read, cut or run, exports disagree,
+/// or joined pieces are not what the original is; the error names file and node or tensor.
+pub fn import(
+    runtime: &Runtime,
+    pool: &Path,
+    options: &ImportOptions,
+    progress: &dyn Progress,
+) -> Result<Vec<ImportReport>, FitError> {
+    let place = pool.join(&options.family);
+    if place.exists() {
+        let message = "there is such a family already; remove it or choose another name".into();
+        return Err(FitError::Malformed { path: place, message });
+    }
+    let wrap = |source| FitError::File { path: pool.to_owned(), source };
+    let scratch = tempfile::Builder::new().prefix(".import-").tempdir_in(pool).map_err(wrap)?;
+    let folder = scratch.path().join(&options.family);
+    progress.phase("import", 2 * options.files.len() as u64);
+    let mut anchors: Vec<Imported> = Vec::new();
+    for file in &options.files {
+        let anchor = take_apart(runtime, &folder, file, options)?;
+        if let Some(first) = anchors.first() {
+            check_agreement(first, &anchor)?;
+        }
+        if anchors.iter().any(|known| known.name == anchor.name) {
+            let message = format!("gives the anchor `{}`, which another file gives", anchor.name);
+            return Err(FitError::Malformed { path: file.clone(), message });
+        }
+        anchors.push(anchor);
+        progress.step();
+    }
+    let text = manifest(options, &anchors)?;
+    let path = folder.join("family.toml");
+    fs::write(&path, text).map_err(|source| FitError::File { path, source })?;
+    let family = Arc::new(Family::load(&folder)?);
+    let mut reports = Vec::new();
+    for anchor in &anchors {
+        let difference = compare(runtime, &family, anchor, &options.probes)?;
+        reports.push(ImportReport {
+            anchor: anchor.name.clone(),
+            num_nodes: anchor.num_nodes,
+            num_blocks: anchor.cuts.len() - 1,
+            difference,
+        });
+        progress.step();
+    }
+    fs::rename(&folder, &place).map_err(|source| FitError::File { path: place, source })?;
+    Ok(reports)
+}
+
+/// Reads an export; its weights lie in files of the folder returned.
+fn read(file: &Path) -> Result<(&Path, ModelProto), FitError> {
+    let folder = file.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    let model = read_model(folder, file.file_name().unwrap_or_default().as_ref());
+    Ok((folder, model.map_err(|e| malformed(file, &e))?))
+}
+
+fn malformed(file: &Path, error: &OnnxError) -> FitError {
+    FitError::Malformed { path: file.to_owned(), message: super::chain(error) }
+}
+
+/// Finds cuts and shapes of one export, and writes it as an anchor.
+fn take_apart(
+    runtime: &Runtime,
+    folder: &Path,
+    file: &Path,
+    options: &ImportOptions,
+) -> Result<Imported, FitError> {
+    let (source, mut model) = read(file)?;
+    let wrap = |e: OnnxError| malformed(file, &e);
+    let name = anchor_name(file);
+    let (input, image) = image_input(&model, file)?;
+    let found = articulations(&model, &input).map_err(wrap)?;
+    let named = options.cuts.get(&name);
+    if let Some(odd) = named.and_then(|cuts| cuts.iter().find(|cut| !found.all.contains(*cut))) {
+        let known = found.all.join(", ");
+        let message =
+            format!("`{odd}` is no tensor that everything passes through; these are: {known}");
+        return Err(FitError::Malformed { path: file.to_owned(), message });
+    }
+    let proposed = named.unwrap_or(&found.cuts).clone();
+    let output = model.graph.iter().flat_map(|graph| &graph.output).next();
+    let output = output.map(|output| output.name.clone()).unwrap_or_default();
+    let reads = shape_reads(&model);
+    let wanted: HashSet<&String> = reads.iter().chain(&proposed).chain([&output]).collect();
+    let wanted: Vec<String> = wanted.into_iter().cloned().collect();
+    let known = learn_shapes(runtime, (source, &model), (&input, image), &wanted)?;
+    if !reads.is_empty() {
+        fix_shapes(&mut model, &input, &known).map_err(wrap)?;
+    }
+    let (cuts, shapes) = usable(&proposed, &known);
+    if cuts.len() < 2 {
+        let message = format!(
+            "has {} usable cuts, but a stem and a block are needed; name cuts with --cut",
+            cuts.len()
+        );
+        return Err(FitError::Malformed { path: file.to_owned(), message });
+    }
+    let width = known.get(&output).and_then(|[one, _]| one.last().copied()).unwrap_or_default();
+    declare(&mut model, (&output, width));
+    embed_weights(&mut model, source).map_err(wrap)?;
+    let num_nodes = model.graph.as_ref().map_or(0, |graph| graph.node.len());
+    let bytes = model.encode_to_vec();
+    let location = PathBuf::from("anchors").join(&name).join("model.onnx");
+    write(&folder.join(&location), &bytes)?;
+    let sha256 = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let original = file.to_owned();
+    Ok(Imported {
+        name,
+        original,
+        location,
+        sha256,
+        input,
+        output,
+        image,
+        width,
+        cuts,
+        shapes,
+        num_nodes,
+    })
+}
+
+/// Runs the export on one image and on two, and returns the extents of the tensors `wanted`.
+fn learn_shapes(
+    runtime: &Runtime,
+    (folder, model): (&Path, &ModelProto),
+    (input, image): (&str, [usize; 3]),
+    wanted: &[String],
+) -> Result<HashMap<String, Extents>, FitError> {
+    let mut whole = WholeModel::load(runtime, folder, model, wanted)?;
+    let one = whole.shapes((input, &random_images(1, image)), wanted)?;
+    let two = whole.shapes((input, &random_images(2, image)), wanted)?;
+    let extents = one.into_iter().zip(two).map(|(one, two)| [one, two]);
+    Ok(wanted.iter().cloned().zip(extents).collect())
+}
+
+/// Returns the graph's input of images and its channels, height and width.
+fn image_input(model: &ModelProto, file: &Path) -> Result<(String, [usize; 3]), FitError> {
+    let refuse = |message: String| FitError::Malformed { path: file.to_owned(), message };
+    let inputs: Vec<_> = model.graph.iter().flat_map(|graph| &graph.input).collect();
+    let [input] = inputs[..] else {
+        let names: Vec<&str> = inputs.iter().map(|input| input.name.as_str()).collect();
+        return Err(refuse(format!("has the inputs {}, but one is needed", names.join(", "))));
+    };
+    let extents = input.extents().unwrap_or_default();
+    match extents[..] {
+        [None, Some(channels), Some(height), Some(width)] => {
+            Ok((input.name.clone(), [channels, height, width]))
+        }
+        _ => Err(refuse(format!(
+            "input `{}` is {extents:?} (`None` where it varies), but [batch, channels, height, \
+             width] is needed, with the batch alone varying",
+            input.name
+        ))),
+    }
+}
+
+/// Keeps the cuts whose tensors are a batch of something of fixed shape.
+fn usable(proposed: &[String], known: &HashMap<String, Extents>) -> (Vec<String>, Vec<Vec<usize>>) {
+    let usable = proposed.iter().filter_map(|cut| {
+        let [one, two] = known.get(cut)?;
+        let (first, rest) = one.split_first()?;
+        let (second, others) = two.split_first()?;
+        let is_batch = (*first, *second) == (1, 2) && rest == others && !rest.is_empty();
+        is_batch.then(|| (cut.clone(), rest.to_vec()))
+    });
+    usable.unzip()
+}
+
+/// Writes the shape of the output into the model, which some exports leave out.
+fn declare(model: &mut ModelProto, (output, width): (&str, usize)) {
+    use crate::onnx::proto::{ValueInfoProto, data_type};
+    let shape = [None, i64::try_from(width).ok()];
+    if let Some(graph) = &mut model.graph {
+        graph.output = vec![ValueInfoProto::tensor(output, data_type::FLOAT, &shape)];
+        graph.value_info.clear();
+    }
+}
+
+/// Checks that two exports read and answer the same.
+fn check_agreement(one: &Imported, other: &Imported) -> Result<(), FitError> {
+    let (read, written) = ((one.image, one.width), (other.image, other.width));
+    if read == written {
+        return Ok(());
+    }
+    let say = |(image, width): ([usize; 3], usize)| format!("{image:?} to {width} classes");
+    let message =
+        format!("maps {}, but {} maps {}", say(written), one.original.display(), say(read));
+    Err(FitError::Malformed { path: other.original.clone(), message })
+}
+
+/// Runs joined pieces and the original and returns the largest difference.
+fn compare(
+    runtime: &Runtime,
+    family: &Arc<Family>,
+    anchor: &Imported,
+    probes: &[Tensor],
+) -> Result<f64, FitError> {
+    let (source, model) = read(&anchor.original)?;
+    let wanted = [anchor.output.clone()];
+    let mut whole = WholeModel::load(runtime, source, &model, &wanted)?;
+    let mut executor = Executor::new(runtime.clone(), family.clone());
+    let plan = format!("{}[0..{}]", anchor.name, anchor.cuts.len() - 1);
+    let path = PlanId::find_path(&family.graph, &plan)?;
+    let mut largest = 0.0_f64;
+    let random = [1, 3].map(|batch| random_images(batch, anchor.image));
+    for images in random.iter().chain(probes) {
+        let expected = whole.run((&anchor.input, images), &wanted)?.pop();
+        let values = images.as_f32().unwrap_or_default().to_vec();
+        let pixels = ModelInput::Pixels(Pixels { shape: anchor.image, values });
+        let found = executor.run(&path, &SideInputs::of_input(pixels)?, &mut ())?;
+        let expected = expected.as_ref().and_then(Tensor::as_f32).unwrap_or_default();
+        let found = found.as_f32().unwrap_or_default();
+        let scale = expected.iter().fold(1.0_f32, |scale, score| scale.max(score.abs()));
+        let differences = found.iter().zip(expected);
+        let differences =
+            differences.map(|(found, expected)| f64::from((found - expected).abs() / scale));
+        // What is no number must not pass for a small difference.
+        let differences = differences.map(|d| if d.is_nan() { f64::INFINITY } else { d });
+        largest = differences.fold(largest, f64::max);
+        if found.len() != expected.len() || largest > TOLERANCE {
+            let message = format!("joined again it differs by {largest:.1e}, over {TOLERANCE:.0e}");
+            return Err(FitError::Malformed { path: anchor.original.clone(), message });
+        }
+    }
+    Ok(largest)
+}
+
+fn random_images(batch: usize, image: [usize; 3]) -> Tensor {
+    let shape = vec![batch, image[0], image[1], image[2]];
+    let values = (0..shape.iter().product()).map(wave).collect();
+    Tensor::new(shape, TensorData::F32(values)).expect("as many values as the shape holds")
+}
+
+/// Makes an anchor's name of a file's.
+fn anchor_name(file: &Path) -> String {
+    let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
+    stem.chars().map(plain).collect()
+}
+
+fn write(path: &Path, content: &[u8]) -> Result<(), FitError> {
+    let wrap = |source| FitError::File { path: path.to_owned(), source };
+    fs::create_dir_all(path.parent().unwrap_or(path)).map_err(wrap)?;
+    fs::write(path, content).map_err(wrap)
+}

@@ -1,0 +1,241 @@
+//! The manifest of an imported family, and the stitches that it proposes.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::{FitError, import::ImportOptions};
+
+/// An export as it was taken apart.
+#[derive(Debug, Clone)]
+pub(super) struct Imported {
+    /// The anchor's name.
+    pub(super) name: String,
+    /// The file that was imported.
+    pub(super) original: PathBuf,
+    /// Where the anchor lies in the family's folder.
+    pub(super) location: PathBuf,
+    /// Its SHA-256.
+    pub(super) sha256: String,
+    /// The graph's input.
+    pub(super) input: String,
+    /// The graph's output.
+    pub(super) output: String,
+    /// Channels, height and width of an image.
+    pub(super) image: [usize; 3],
+    /// The number of classes.
+    pub(super) width: usize,
+    /// The tensors at which it is cut.
+    pub(super) cuts: Vec<String>,
+    /// Their extents after the batch.
+    pub(super) shapes: Vec<Vec<usize>>,
+    /// The number of nodes.
+    pub(super) num_nodes: usize,
+}
+
+/// The keys of `preprocessor_config.json` that matter here.
+#[derive(Debug, Deserialize)]
+struct Preprocessor {
+    image_mean: Option<Vec<f32>>,
+    image_std: Option<Vec<f32>>,
+    size: Option<serde_json::Value>,
+    resample: Option<u8>,
+}
+
+/// What images become.
+struct Preprocessing {
+    mean: Vec<f32>,
+    std: Vec<f32>,
+    resize: String,
+    filter: &'static str,
+}
+
+/// Writes the manifest.
+pub(super) fn manifest(options: &ImportOptions, anchors: &[Imported]) -> Result<String, FitError> {
+    let reference = anchors.last().ok_or_else(|| FitError::Family("no export is given".into()))?;
+    let [channels, height, width] = reference.image;
+    let names: Vec<&str> = anchors.iter().map(|anchor| anchor.name.as_str()).collect();
+    let images = preprocessing(options.preprocessor.as_deref(), reference.image)?;
+    let labels = match options.labels.len() {
+        0 => String::new(),
+        _ => format!("labels = {}\n", quoted(&options.labels)),
+    };
+    let mut text = format!(
+        "name = {}\ntask = \"image-classification\"\ndescription = {}\nlicense = {}\n\
+         reference = \"{}\"\n\n[image]\nchannels = {channels}\nheight = {height}\nwidth = {width}\n\
+         mean = {:?}\nstd = {:?}\nresize = {}\nfilter = \"{}\"\n\n\
+         [output]\nname = \"logits\"\nwidth = {}\n{labels}\n\
+         [quality]\nmetric = \"accuracy\"\nfile = \"quality.json\"\n",
+        toml_text(&options.family),
+        toml_text(&format!("Imported from {}", names.join(", "))),
+        toml_text(&options.license),
+        reference.name,
+        images.mean,
+        images.std,
+        images.resize,
+        images.filter,
+        reference.width,
+    );
+    anchors.iter().for_each(|anchor| text.push_str(&anchor_text(anchor)));
+    for (small, large) in anchors.iter().zip(anchors.iter().skip(1)) {
+        text.push_str(&stitches(small, large));
+    }
+    Ok(text)
+}
+
+fn anchor_text(anchor: &Imported) -> String {
+    let Imported { name, location, input, output, cuts, shapes, sha256, .. } = anchor;
+    let location = toml_text(&location.to_string_lossy());
+    let stem = cuts.first().map(|stem| toml_text(stem)).unwrap_or_default();
+    let blocks: Vec<String> =
+        cuts.iter().skip(1).map(|cut| format!("  {},\n", toml_text(cut))).collect();
+    let blocks = blocks.concat();
+    format!(
+        "\n[anchors.{name}.onnx]\nfile = {location}\nstem = {stem}\nblocks = [\n{blocks}]\n\n\
+         [anchors.{name}.onnx.image]\ninput = {}\noutput = {}\nshapes = {shapes:?}\n\n\
+         [anchors.{name}.sha256]\n{location} = \"{sha256}\"\n",
+        toml_text(input),
+        toml_text(output),
+    )
+}
+
+/// Proposes stitches where the spaces of two anchors line up: from the last of each shape of the
+/// smaller one to the first and the last of the same shape of the larger one.
+fn stitches(small: &Imported, large: &Imported) -> String {
+    let mut text = String::new();
+    let mut done: Vec<(usize, usize)> = Vec::new();
+    for (depth, shape) in small.shapes.iter().enumerate() {
+        let is_last = small.shapes.get(depth + 1).is_none_or(|next| place(next) != place(shape));
+        if !is_last || depth == 0 {
+            continue;
+        }
+        let alike = large.shapes.iter().enumerate().skip(1);
+        let alike = alike.filter(|(_, other)| place(other) == place(shape));
+        let alike: Vec<usize> = alike.map(|(index, _)| index).collect();
+        for target in alike.first().into_iter().chain(alike.last()) {
+            if done.contains(&(depth, *target)) {
+                continue;
+            }
+            done.push((depth, *target));
+            let (form, feature) = match place(shape) {
+                Place::Map(..) => ("conv", "neighbourhood"),
+                Place::Tokens(..) => ("tokens", "token"),
+            };
+            text.push_str(&format!(
+                "\n[[maps]]\nfrom = \"{}.{depth}\"\nto = \"{}.{target}\"\nform = \"{form}\"\n\
+                 features = [\"{feature}\"]\n",
+                small.name, large.name
+            ));
+        }
+    }
+    text
+}
+
+/// Where the vectors of a tensor stand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Place {
+    /// Channels first: height and width.
+    Map(usize, usize),
+    /// Channels last: everything before them.
+    Tokens(Vec<usize>),
+}
+
+/// Tells places from channels: maps have their channels first where the other two extents are the
+/// image's proportions, and last otherwise.
+fn place(shape: &[usize]) -> Place {
+    match *shape {
+        [_, height, width] if height == width => Place::Map(height, width),
+        [ref places @ .., _] => Place::Tokens(places.to_vec()),
+        [] => Place::Tokens(Vec::new()),
+    }
+}
+
+fn preprocessing(path: Option<&Path>, image: [usize; 3]) -> Result<Preprocessing, FitError> {
+    let [channels, height, width] = image;
+    let defaults = if channels == 1 {
+        (vec![0.5], vec![0.5])
+    } else {
+        (vec![0.485, 0.456, 0.406], vec![0.229, 0.224, 0.225])
+    };
+    let side = height.max(width);
+    let shorter = |side: usize| format!("{{ shorter = {side} }}");
+    // What most networks for ImageNet are evaluated with: an eighth of the image is cut off.
+    let mut found = Preprocessing {
+        mean: defaults.0,
+        std: defaults.1,
+        resize: shorter(side + side / 7),
+        filter: "bilinear",
+    };
+    let Some(path) = path else {
+        return Ok(found);
+    };
+    let malformed = |message: String| FitError::Malformed { path: path.to_owned(), message };
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| FitError::File { path: path.to_owned(), source })?;
+    let given: Preprocessor = serde_json::from_str(&text).map_err(|e| malformed(e.to_string()))?;
+    found.mean = given.image_mean.unwrap_or(found.mean);
+    found.std = given.image_std.unwrap_or(found.std);
+    found.filter = match given.resample.unwrap_or(2) {
+        0 => "nearest",
+        1 => "lanczos",
+        2 => "bilinear",
+        3 => "bicubic",
+        other => return Err(malformed(format!("`resample` is {other}, but 0 to 3 are supported"))),
+    };
+    if let Some(size) = given.size {
+        let edge = size["shortest_edge"].as_u64().and_then(|edge| usize::try_from(edge).ok());
+        found.resize = edge.map_or("\"stretch\"".into(), shorter);
+    }
+    Ok(found)
+}
+
+fn quoted(texts: &[String]) -> String {
+    let texts: Vec<String> = texts.iter().map(|text| toml_text(text)).collect();
+    format!("[{}]", texts.join(", "))
+}
+
+/// Writes a text as TOML does.
+fn toml_text(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn imported(name: &str, shapes: &[&[usize]]) -> Imported {
+        Imported {
+            name: name.into(),
+            original: format!("{name}.onnx").into(),
+            location: format!("anchors/{name}/model.onnx").into(),
+            sha256: "00".into(),
+            input: "x".into(),
+            output: "y".into(),
+            image: [3, 8, 8],
+            width: 2,
+            cuts: (0..shapes.len()).map(|depth| format!("\"{depth}\"")).collect(),
+            shapes: shapes.iter().map(|shape| shape.to_vec()).collect(),
+            num_nodes: 1,
+        }
+    }
+
+    #[test]
+    fn stitches_join_the_ends_of_equal_resolutions() {
+        let small = imported("a", &[&[4, 8, 8], &[4, 8, 8], &[8, 4, 4]]);
+        let large = imported("b", &[&[6, 8, 8], &[6, 8, 8], &[6, 8, 8], &[9, 4, 4]]);
+        let text = stitches(&small, &large);
+        let ends =
+            |from: &str, to: &str| format!("from = \"{from}\"\nto = \"{to}\"\nform = \"conv\"");
+        for (from, to) in [("a.1", "b.1"), ("a.1", "b.2"), ("a.2", "b.3")] {
+            assert!(text.contains(&ends(from, to)), "{from} to {to}: {text}");
+        }
+        assert_eq!(text.matches("[[maps]]").count(), 3);
+    }
+
+    #[test]
+    fn tokens_are_told_from_maps() {
+        assert_eq!(place(&[50, 192]), Place::Tokens(vec![50]));
+        assert_eq!(place(&[7, 7, 96]), Place::Tokens(vec![7, 7]));
+        assert_eq!(place(&[96, 7, 7]), Place::Map(7, 7));
+    }
+}

@@ -1,0 +1,174 @@
+//! Taking exports apart: small ones made here, and real ones where TESSERA_EXPORTS names a folder.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use prost::Message;
+use tessera::{
+    arch::Family,
+    fit::{FitError, ImportOptions, import},
+    onnx::{
+        Attribute, GraphBuilder,
+        proto::{ModelProto, StringStringEntry, data_type},
+    },
+};
+
+use crate::support::runtime;
+
+fn options(files: &[PathBuf]) -> ImportOptions {
+    ImportOptions {
+        family: "taken".into(),
+        files: files.to_vec(),
+        cuts: HashMap::new(),
+        labels: Vec::new(),
+        preprocessor: None,
+        license: "Apache-2.0".into(),
+        probes: Vec::new(),
+    }
+}
+
+/// Makes a small residual network whose head reshapes by its input's shape, as exports do.
+fn network(blocks: usize, width: i64, side: i64) -> ModelProto {
+    let mut graph = GraphBuilder::default();
+    let shape = [None, Some(3), Some(side), Some(side)];
+    let images = graph.input("images", data_type::FLOAT, &shape);
+    let pads = [("pads", Attribute::Ints(vec![1; 4]))];
+    let kernel = |graph: &mut GraphBuilder, inputs: i64, seed: i64| {
+        let count = width * inputs * 9;
+        let values: Vec<f32> =
+            (0..count).map(|i| (((i + seed) * 37 % 101) as f32 - 50.0) / 300.0).collect();
+        graph.floats(vec![width, inputs, 3, 3], &values)
+    };
+    let weight = kernel(&mut graph, 3, 1);
+    let mut value = graph.node("Conv", &[&images, &weight], &pads);
+    for block in 0..blocks {
+        let weight = kernel(&mut graph, width, 7 * block as i64);
+        let inner = graph.node("Conv", &[&value, &weight], &pads);
+        let sum = graph.node("Add", &[&inner, &value], &[]);
+        value = graph.node("Relu", &[&sum], &[]);
+    }
+    let shape = graph.node("Shape", &[&images], &[]);
+    let first = graph.ints(&[0]);
+    let batch = graph.node("Gather", &[&shape, &first], &[]);
+    let rest = graph.ints(&[-1]);
+    let flat = graph.node("Concat", &[&batch, &rest], &[("axis", Attribute::Int(0))]);
+    let pooled = graph.node("GlobalAveragePool", &[&value], &[]);
+    let logits = graph.node("Reshape", &[&pooled, &flat], &[]);
+    graph.finish(&logits, "logits", &[None, Some(width)])
+}
+
+fn write(folder: &Path, name: &str, model: &ModelProto) -> PathBuf {
+    let path = folder.join(name);
+    fs::write(&path, model.encode_to_vec()).expect("written");
+    path
+}
+
+#[test]
+fn exports_are_taken_apart_and_stitches_proposed() {
+    let pool = tempfile::tempdir().expect("a temporary folder");
+    let files = [
+        write(pool.path(), "small.onnx", &network(2, 4, 8)),
+        write(pool.path(), "large-net.onnx", &network(3, 4, 8)),
+    ];
+    let reports = import(&runtime(), pool.path(), &options(&files), &()).expect("imported");
+    let blocks: Vec<_> = reports.iter().map(|r| (r.anchor.as_str(), r.num_blocks)).collect();
+    assert_eq!(blocks, [("small", 2), ("large_net", 3)]);
+    let family = Family::load(&pool.path().join("taken")).expect("it loads");
+    assert_eq!(family.manifest.reference, "large_net");
+    let maps = family.manifest.maps.iter();
+    let ends: Vec<_> = maps.map(|map| (map.from.as_str(), map.to.as_str())).collect();
+    assert_eq!(ends, [("small.2", "large_net.1"), ("small.2", "large_net.3")]);
+}
+
+/// Imports and returns what is said of the refusal; nothing may be left behind.
+fn refused(pool: &Path, files: &[PathBuf], change: impl Fn(&mut ImportOptions)) -> String {
+    let mut options = options(files);
+    change(&mut options);
+    let error = import(&runtime(), pool, &options, &()).expect_err("refused");
+    let left = fs::read_dir(pool).expect("a folder").filter_map(Result::ok);
+    let folders = left.filter(|entry| entry.path().is_dir()).count();
+    assert_eq!(folders, 0, "something is left behind");
+    match error {
+        FitError::Arch(error) => {
+            let source = std::error::Error::source(&error).map(ToString::to_string);
+            format!("{error}: {}", source.unwrap_or_default())
+        }
+        other => other.to_string(),
+    }
+}
+
+#[test]
+fn exports_that_cannot_be_taken_apart_are_refused_by_file_and_reason() {
+    let pool = tempfile::tempdir().expect("a temporary folder");
+    let folder = pool.path();
+    let good = write(folder, "good.onnx", &network(2, 4, 8));
+    let mut model = network(2, 4, 8);
+    let graph = model.graph.as_mut().expect("a graph");
+    let weight = graph.initializer.iter_mut().find(|tensor| tensor.dims.len() == 4);
+    let weight = weight.expect("a kernel");
+    weight.raw_data = None;
+    weight.data_location = Some(1);
+    let location = StringStringEntry { key: "location".into(), value: "gone.bin".into() };
+    weight.external_data = vec![location];
+    let external = write(folder, "external.onnx", &model);
+    let mut model = network(2, 4, 8);
+    let place = &mut model.graph.as_mut().expect("a graph").initializer[0];
+    place.data_location = Some(1);
+    place.external_data =
+        vec![StringStringEntry { key: "location".into(), value: "../../etc/passwd".into() }];
+    let outside = write(folder, "outside.onnx", &model);
+    let other_size = write(folder, "other_size.onnx", &network(2, 4, 16));
+    let single = write(folder, "single.onnx", &network(0, 4, 8));
+    let mut model = network(2, 4, 8);
+    model.opset_import[0].version = 99;
+    let future = write(folder, "future.onnx", &model);
+    let noise = folder.join("noise.onnx");
+    fs::write(&noise, b"\x08\xffno model").expect("written");
+    for (files, reason) in [
+        (vec![external], "gone.bin"),
+        (vec![outside], "outside the model's folder"),
+        (vec![good.clone(), other_size], "maps [3, 16, 16]"),
+        (vec![single], "usable cuts"),
+        (vec![future], "opset 99"),
+        (vec![noise], "is no ONNX model"),
+        (vec![good.clone(), good.clone()], "which another file gives"),
+        (vec![folder.join("none.onnx")], "cannot be read"),
+    ] {
+        let message = refused(folder, &files, |_| ());
+        assert!(message.contains(reason), "no `{reason}` in: {message}");
+    }
+    let cuts = HashMap::from([("good".to_owned(), vec!["Conv_9".to_owned()])]);
+    let message = refused(folder, &[good], |options| options.cuts = cuts.clone());
+    assert!(message.contains("`Conv_9` is no tensor that everything passes through"), "{message}");
+}
+
+#[test]
+fn real_exports_joined_again_are_what_they_were() {
+    let Some(folder) = std::env::var_os("TESSERA_EXPORTS") else {
+        println!("skipped: TESSERA_EXPORTS names no folder (see tools/exports.py)");
+        return;
+    };
+    let files = fs::read_dir(folder).expect("a folder").filter_map(Result::ok);
+    let files = files.map(|entry| entry.path());
+    let mut files: Vec<_> = files.filter(|p| p.extension().is_some_and(|e| e == "onnx")).collect();
+    files.sort();
+    assert!(!files.is_empty(), "there is no export");
+    for file in files {
+        let pool = tempfile::tempdir().expect("a temporary folder");
+        let start = std::time::Instant::now();
+        let reports = import(&runtime(), pool.path(), &options(std::slice::from_ref(&file)), &());
+        let reports = reports.unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        let report = &reports[0];
+        println!(
+            "{}: {} nodes, {} blocks, {:.1e}, {:.1} s",
+            report.anchor,
+            report.num_nodes,
+            report.num_blocks,
+            report.difference,
+            start.elapsed().as_secs_f64()
+        );
+    }
+}
