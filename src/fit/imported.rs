@@ -109,9 +109,15 @@ fn stitches(small: &Imported, large: &Imported) -> String {
         if !is_last || depth == 0 {
             continue;
         }
-        let alike = large.shapes.iter().enumerate().skip(1);
-        let alike = alike.filter(|(_, other)| place(other) == place(shape));
-        let alike: Vec<usize> = alike.map(|(index, _)| index).collect();
+        let places = large.shapes.iter().enumerate().skip(1);
+        let places: Vec<usize> = places
+            .filter(|(_, other)| place(other) == place(shape))
+            .map(|(index, _)| index)
+            .collect();
+        // Anchors that share their widths are joined where these agree as well.
+        let same: Vec<usize> =
+            places.iter().copied().filter(|index| large.shapes[*index] == *shape).collect();
+        let alike = if same.is_empty() { places } else { same };
         for target in alike.first().into_iter().chain(alike.last()) {
             if done.contains(&(depth, *target)) {
                 continue;
@@ -230,6 +236,15 @@ mod tests {
             assert!(text.contains(&ends(from, to)), "{from} to {to}: {text}");
         }
         assert_eq!(text.matches("[[maps]]").count(), 3);
+    }
+
+    #[test]
+    fn stitches_prefer_equal_widths() {
+        let small = imported("a", &[&[4, 8, 8], &[4, 8, 8]]);
+        let large = imported("b", &[&[6, 8, 8], &[6, 8, 8], &[4, 8, 8]]);
+        let text = stitches(&small, &large);
+        assert_eq!(text.matches("[[maps]]").count(), 1);
+        assert!(text.contains("to = \"b.2\""), "{text}");
     }
 
     #[test]

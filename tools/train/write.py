@@ -29,9 +29,9 @@ def write(out, anchors, depth, folder):
     """Writes weights, configurations, the training log and the model card, and puts their digests
     into the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ["family.toml", "README.md"]:
+    for source, name in [("family.toml", "family.toml"), ("model_card.md", "README.md")]:
         if not (folder / name).exists():
-            shutil.copy(Path(__file__).parent / name, folder / name)
+            shutil.copy(Path(__file__).parent / source, folder / name)
     state = load(out, anchors, depth).state_dict()
     halves = {name: tensor.half().contiguous() for name, tensor in state.items()}
     exits = {name: halves.pop(name) for name in list(halves) if name.startswith("exits.")}
