@@ -7,9 +7,10 @@ BINARY := target/release/tessera
 MAILS := .tessera/data/mails
 IMAGES := .tessera/data/fashion-mnist
 TRAINING := .tessera/training/bin/python
+CLIENTS := .tessera/conformance/bin/python
 
-.PHONY: help setup setup-full data build serve test lint fmt bench fit profile evaluate train references \
-	clean
+.PHONY: help setup setup-full data build serve test conformance lint fmt bench fit profile evaluate train \
+	references clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +37,15 @@ test: setup ## Check the format, the lints and every test
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --no-deps --quiet
 	$(PYTHON) -m unittest discover -q -s tools
 	$(CARGO) test --release --locked
+	$(MAKE) conformance
+
+$(CLIENTS): tests/conformance/requirements.txt
+	$(PYTHON) -m venv .tessera/conformance
+	.tessera/conformance/bin/pip install --quiet --require-hashes --requirement $<
+	@touch $@
+
+conformance: setup build $(CLIENTS) ## Run other people's clients against the server
+	cd tests/conformance && ../../$(CLIENTS) -m unittest -q
 
 lint: ## Check lints and documentation only
 	$(CARGO) clippy --locked --all-targets -- -D warnings
@@ -51,19 +61,22 @@ bench: setup build ## Measure the planner, chains against one session, and servi
 
 fit: setup build data ## Fit stitches, bridges and exits in closed form
 	./$(BINARY) fit --family text --data $(MAILS)/calibration.jsonl $(ARGS)
+	./$(BINARY) fit --family fashion --data $(IMAGES)/train-images-idx3-ubyte.gz --examples 4000 $(ARGS)
 
 profile: setup build ## Measure the modules on this machine
 	./$(BINARY) profile --family text $(ARGS)
+	./$(BINARY) profile --family fashion $(ARGS)
 
-evaluate: setup build data ## Measure the plans' quality on held-out mails
+evaluate: setup build data ## Measure the plans' quality on held-out mails and images
 	./$(BINARY) evaluate --family text --data $(MAILS)/heldout.jsonl --examples 1000 $(ARGS)
+	./$(BINARY) evaluate --family fashion --data $(IMAGES)/t10k-images-idx3-ubyte.gz $(ARGS)
 
 $(TRAINING): tools/train/requirements.txt
 	$(PYTHON) -m venv .tessera/training
 	.tessera/training/bin/pip install --quiet --requirement $<
 	@touch $@
 
-train: data $(TRAINING) ## Train the family fashion (about 100 minutes on 2 cores)
+train: data $(TRAINING) ## Train the family fashion (about two hours on 2 cores)
 	$(TRAINING) tools/train/fashion.py all --data $(IMAGES) --out .tessera/train/fashion
 
 references: setup data $(TRAINING) ## Make the reference outputs of the tests anew
@@ -71,6 +84,8 @@ references: setup data $(TRAINING) ## Make the reference outputs of the tests an
 	$(TRAINING) tools/vision_reference.py --out tests/references/vit
 	$(TRAINING) tools/train/reference.py --family tests/pool/fashion --new --data $(IMAGES) \
 		--out tests/references/fashion.safetensors
+	$(TRAINING) tools/train/reference.py --family models/fashion --data $(IMAGES) \
+		--out tests/references/fashion-trained.safetensors
 
 clean: ## Remove what was built; fetched files stay
 	$(CARGO) clean

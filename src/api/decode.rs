@@ -1,7 +1,9 @@
-//! The body of an inference request, from JSON to what [`serve`](crate::serve) takes.
+//! An inference request, from its wire form to what [`serve`](crate::serve) takes.
 
 use std::{fmt, marker::PhantomData, time::Instant};
 
+use bytes::Bytes;
+use schemars::JsonSchema;
 use serde::{
     Deserialize, Deserializer,
     de::{IgnoredAny, SeqAccess, Visitor},
@@ -11,8 +13,9 @@ use serde_json::{Map, Value};
 use super::{
     body::parse_json,
     error::ApiError,
-    inputs::{WireInput, names},
-    parameters::Parameters,
+    inputs::{Tail, WireInput},
+    parameters::{Parameters, ParametersSchema},
+    tensors::{RequestTensor, names},
 };
 use crate::{
     serve::{InferRequest, ServeError},
@@ -33,6 +36,21 @@ pub(super) struct Decoded {
     pub(super) explain: bool,
     /// How many of the best classes to name in place of all scores.
     pub(super) classification: Option<usize>,
+    /// Whether the output goes back as raw bytes behind the JSON.
+    pub(super) binary: bool,
+}
+
+/// A request of any protocol.
+#[derive(Debug)]
+pub(super) struct Parts {
+    /// The id to send back.
+    pub(super) id: Option<String>,
+    /// The parameters of the request.
+    pub(super) parameters: Map<String, Value>,
+    /// The inputs.
+    pub(super) inputs: Vec<RequestTensor>,
+    /// The outputs asked for; all where there is none.
+    pub(super) outputs: Vec<RequestedOutput>,
 }
 
 /// The tensors of a model.
@@ -47,74 +65,127 @@ pub(super) struct Specs {
 }
 
 /// Unknown keys are ignored, as the protocol demands; unknown parameters are not.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "InferRequest")]
 #[serde(expecting = "a JSON object with `inputs`")]
-struct WireRequest {
+pub(super) struct WireRequest {
     id: Option<String>,
     #[serde(default)]
+    #[schemars(with = "ParametersSchema")]
     parameters: Map<String, Value>,
+    #[schemars(with = "Vec<WireInput>")]
     inputs: Bounded<WireInput>,
     #[serde(default)]
-    outputs: Bounded<WireOutput>,
+    #[schemars(with = "Vec<RequestedOutput>")]
+    outputs: Bounded<RequestedOutput>,
 }
 
-#[derive(Debug, Deserialize)]
+/// An output that a request asks for.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(expecting = "an output object")]
-struct WireOutput {
-    name: String,
+pub(super) struct RequestedOutput {
+    /// Its name.
+    pub(super) name: String,
+    /// How it is to be written.
     #[serde(default)]
-    parameters: Map<String, Value>,
+    pub(super) parameters: Map<String, Value>,
 }
 
-/// Decodes `body`, which arrived at `arrival`.
+/// Decodes `body`, which arrived at `arrival`; its JSON ends after `json_len` bytes, or with it.
 ///
 /// # Errors
 ///
 /// Fails on a body that is no JSON of the protocol's form, and on names, types, shapes and
 /// parameters that the model does not take.
-pub(super) fn decode(body: &[u8], specs: &Specs, arrival: Instant) -> Result<Decoded, ApiError> {
-    let WireRequest { id, parameters, inputs, outputs } = parse_json(body)?;
-    let Parameters { budget, explain } = Parameters::parse(parameters)?;
-    let mut classification = None;
-    for output in outputs.checked("the number of outputs")? {
-        classification = output.check(specs)?.or(classification);
+pub(super) fn decode(
+    mut body: Bytes,
+    json_len: Option<usize>,
+    specs: &Specs,
+    arrival: Instant,
+) -> Result<Decoded, ApiError> {
+    let found = body.len();
+    let json_len = json_len.unwrap_or(found);
+    if json_len > found {
+        return Err(ApiError::JsonLength { found: json_len.to_string(), limit: found });
     }
+    let json = body.split_to(json_len);
+    let WireRequest { id, parameters, inputs, outputs } = parse_json(&json)?;
+    let outputs = outputs.checked("the number of outputs")?;
+    let mut tail = Tail::new(body);
     let inputs = inputs.checked("the number of inputs")?.into_iter();
-    let inputs = inputs.map(|input| input.into_tensor(&specs.inputs)).collect::<Result<_, _>>()?;
-    let request = InferRequest { inputs, budget, arrival };
-    Ok(Decoded { request, id, explain, classification })
+    let inputs = inputs.map(|input| input.locate(&mut tail)).collect::<Result<_, _>>()?;
+    tail.check_used()?;
+    Decoded::new(Parts { id, parameters, inputs, outputs }, specs, arrival)
 }
 
-impl WireOutput {
-    /// Checks the output, and returns how many classes to name if it asks for that.
-    fn check(&self, specs: &Specs) -> Result<Option<usize>, ApiError> {
-        let Self { name, parameters } = self;
-        if !specs.outputs.iter().any(|spec| spec.name == *name) {
-            let known = names(&specs.outputs);
-            return Err(ApiError::UnknownOutput { name: name.clone(), known });
-        }
+impl Decoded {
+    /// Checks a request that arrived at `arrival` against the model's `specs`.
+    ///
+    /// # Errors
+    ///
+    /// Fails on names, types, shapes and parameters that the model does not take.
+    pub(super) fn new(parts: Parts, specs: &Specs, arrival: Instant) -> Result<Self, ApiError> {
+        let Parts { id, parameters, inputs, outputs } = parts;
+        check_number("the number of inputs", inputs.len())?;
+        check_number("the number of outputs", outputs.len())?;
+        let Parameters { budget, explain, mut binary } = Parameters::parse(parameters)?;
         let mut classification = None;
+        for output in outputs {
+            let asked = output.check(specs)?;
+            classification = asked.classification.or(classification);
+            binary = asked.binary.unwrap_or(binary);
+        }
+        let inputs = inputs.into_iter().map(|input| input.into_tensor(&specs.inputs));
+        let inputs = inputs.collect::<Result<_, _>>()?;
+        let request = InferRequest { inputs, budget, arrival };
+        Ok(Self { request, id, explain, classification, binary })
+    }
+}
+
+/// How an output is to be written, as far as the request says.
+#[derive(Debug, Default)]
+struct Form {
+    classification: Option<usize>,
+    binary: Option<bool>,
+}
+
+impl RequestedOutput {
+    fn check(self, specs: &Specs) -> Result<Form, ApiError> {
+        let Self { name, parameters } = self;
+        if !specs.outputs.iter().any(|spec| spec.name == name) {
+            return Err(ApiError::UnknownOutput { name, known: names(&specs.outputs) });
+        }
+        let mut form = Form::default();
         for (parameter, value) in parameters {
-            match parameter.as_str() {
-                "classification" if specs.num_labels > 0 => {
-                    let count = value.as_u64().and_then(|count| usize::try_from(count).ok());
-                    let count = count.filter(|count| (1..=specs.num_labels).contains(count));
-                    classification = Some(count.ok_or_else(|| {
-                        let most = specs.num_labels;
-                        let reason =
-                            format!("classification is {value}, it must lie in 1..={most}");
-                        ServeError::Input { name: name.clone(), reason }
-                    })?);
+            match (parameter.as_str(), &value) {
+                ("binary_data", Value::Bool(binary)) => form.binary = Some(*binary),
+                ("classification", _) if specs.num_labels > 0 => {
+                    form.classification = Some(num_classes(&name, &value, specs.num_labels)?);
                 }
-                "binary_data" if *value == Value::Bool(false) => {}
                 _ => {
-                    let known = "binary_data = false, and classification where there are labels";
-                    return Err(ApiError::UnknownParameter { name: parameter.clone(), known });
+                    let known = "binary_data = true or false, and classification where there are \
+                                 labels";
+                    return Err(ApiError::UnknownParameter { name: parameter, known });
                 }
             }
         }
-        Ok(classification)
+        Ok(form)
     }
+}
+
+fn num_classes(output: &str, value: &Value, most: usize) -> Result<usize, ServeError> {
+    let count = value.as_u64().and_then(|count| usize::try_from(count).ok());
+    count.filter(|count| (1..=most).contains(count)).ok_or_else(|| ServeError::Input {
+        name: output.to_owned(),
+        reason: format!("classification is {value}, it must lie in 1..={most}"),
+    })
+}
+
+fn check_number(what: &str, found: usize) -> Result<(), ServeError> {
+    if found > MAX_TENSORS {
+        return Err(ServeError::TooLarge { what: what.to_owned(), found, limit: MAX_TENSORS });
+    }
+    Ok(())
 }
 
 /// An array of which no more than [`MAX_TENSORS`] elements are kept, so that it cannot eat memory.
@@ -126,10 +197,7 @@ struct Bounded<T> {
 
 impl<T> Bounded<T> {
     fn checked(self, what: &str) -> Result<Vec<T>, ServeError> {
-        if self.len > MAX_TENSORS {
-            let (found, limit) = (self.len, MAX_TENSORS);
-            return Err(ServeError::TooLarge { what: what.to_owned(), found, limit });
-        }
+        check_number(what, self.len)?;
         Ok(self.kept)
     }
 }
@@ -177,10 +245,16 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for BoundedVisitor<T> {
 mod tests {
     use std::time::Instant;
 
+    use bytes::Bytes;
+
     use super::{Decoded, Specs, decode};
-    use crate::tensor::{DataType, TensorSpec};
+    use crate::tensor::{DataType, TensorData, TensorSpec};
 
     fn decode_text(body: &[u8]) -> Result<Decoded, String> {
+        decode_with(body, None)
+    }
+
+    fn decode_with(body: &[u8], json_len: Option<usize>) -> Result<Decoded, String> {
         let spec = |name: &str, data_type| TensorSpec {
             name: name.to_owned(),
             data_type,
@@ -191,7 +265,8 @@ mod tests {
             outputs: vec![spec("embedding", DataType::F32)],
             num_labels: 3,
         };
-        decode(body, &specs, Instant::now()).map_err(|error| error.to_string())
+        let body = Bytes::copy_from_slice(body);
+        decode(body, json_len, &specs, Instant::now()).map_err(|error| error.to_string())
     }
 
     const INPUT: &str = r#"{"name":"text","shape":[1],"datatype":"BYTES","data":["a"]}"#;
@@ -206,6 +281,37 @@ mod tests {
         assert_eq!(decoded.id.as_deref(), Some("7"));
         assert_eq!(decoded.request.inputs[0].0, "text");
         assert!(decoded.explain);
+    }
+
+    #[test]
+    fn raw_tensors_follow_the_json_whose_length_is_told() {
+        let json = br#"{"inputs":[{"name":"text","shape":[1],"datatype":"BYTES",
+            "parameters":{"binary_data_size":5}}],"parameters":{"binary_data_output":true}}"#;
+        let body = [&json[..], b"\x01\0\0\0a"].concat();
+        let decoded = decode_with(&body, Some(json.len())).expect("valid");
+        assert!(decoded.binary);
+        assert_eq!(decoded.request.inputs[0].1.data(), &TensorData::Bytes(vec![b"a".to_vec()]));
+        for (json_len, reason) in [
+            (Some(body.len() + 1), "must lie in 0..="),
+            (Some(json.len() - 1), "line 2"),
+            (Some(json.len() + 1), "trailing characters"),
+            (None, "trailing characters"),
+            (Some(0), "EOF"),
+        ] {
+            let error = decode_with(&body, json_len).expect_err(reason);
+            assert!(error.contains(reason), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_output_says_for_itself_whether_it_is_raw() {
+        for (all, one, binary) in [("true", "false", false), ("false", "true", true)] {
+            let body = format!(
+                r#"{{"inputs":[{INPUT}],"parameters":{{"binary_data_output":{all}}},
+                "outputs":[{{"name":"embedding","parameters":{{"binary_data":{one}}}}}]}}"#
+            );
+            assert_eq!(decode_text(body.as_bytes()).expect("valid").binary, binary);
+        }
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub(super) enum Values {
     Integers(Vec<i64>),
     /// All are numbers, at least one of them no integer.
     Floats(Vec<f64>),
+    /// All are true or false.
+    Booleans(Vec<bool>),
     /// All are strings.
     Texts(Vec<Vec<u8>>),
 }
@@ -49,6 +51,7 @@ impl Values {
             Self::Empty => 0,
             Self::Integers(values) => values.len(),
             Self::Floats(values) => values.len(),
+            Self::Booleans(values) => values.len(),
             Self::Texts(values) => values.len(),
         }
     }
@@ -58,7 +61,7 @@ impl Values {
             Self::Empty => *self = Self::Integers(vec![value]),
             Self::Integers(values) => values.push(value),
             Self::Floats(values) => values.push(to_float(value)),
-            Self::Texts(_) => return Err(MIXED),
+            Self::Booleans(_) | Self::Texts(_) => return Err(MIXED),
         }
         Ok(())
     }
@@ -72,7 +75,16 @@ impl Values {
                 floats.push(value);
                 *self = Self::Floats(floats);
             }
-            Self::Texts(_) => return Err(MIXED),
+            Self::Booleans(_) | Self::Texts(_) => return Err(MIXED),
+        }
+        Ok(())
+    }
+
+    fn push_boolean(&mut self, value: bool) -> Result<(), &'static str> {
+        match self {
+            Self::Empty => *self = Self::Booleans(vec![value]),
+            Self::Booleans(values) => values.push(value),
+            Self::Integers(_) | Self::Floats(_) | Self::Texts(_) => return Err(MIXED),
         }
         Ok(())
     }
@@ -81,13 +93,13 @@ impl Values {
         match self {
             Self::Empty => *self = Self::Texts(vec![value]),
             Self::Texts(values) => values.push(value),
-            Self::Integers(_) | Self::Floats(_) => return Err(MIXED),
+            Self::Integers(_) | Self::Floats(_) | Self::Booleans(_) => return Err(MIXED),
         }
         Ok(())
     }
 }
 
-const MIXED: &str = "`data` mixes strings and numbers";
+const MIXED: &str = "`data` mixes strings, numbers and booleans";
 const RAGGED: &str =
     "`data` is ragged: the arrays of one level of nesting differ in length or depth";
 
@@ -140,7 +152,7 @@ impl<'de> Visitor<'de> for Level<'_> {
     type Value = ();
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("numbers, strings or arrays of them in `data`")
+        formatter.write_str("numbers, strings, booleans or arrays of them in `data`")
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<(), A::Error> {
@@ -175,6 +187,10 @@ impl<'de> Visitor<'de> for Level<'_> {
         self.add(|values| values.push_float(value))
     }
 
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<(), E> {
+        self.add(|values| values.push_boolean(value))
+    }
+
     fn visit_str<E: de::Error>(self, value: &str) -> Result<(), E> {
         self.add(|values| values.push_text(value.as_bytes().to_vec()))
     }
@@ -199,6 +215,7 @@ mod tests {
             ("[1,0.5]", vec![2], Values::Floats(vec![1.0, 0.5])),
             ("[18446744073709551615]", vec![1], Values::Floats(vec![18_446_744_073_709_551_615.0])),
             ("[\"a\",\"\"]", vec![2], Values::Texts(vec![b"a".to_vec(), Vec::new()])),
+            ("[true,false]", vec![2], Values::Booleans(vec![true, false])),
             ("[[],[]]", vec![2, 0], Values::Empty),
         ] {
             assert_eq!(parse(text), Ok((extents, values)), "{text}");
@@ -215,7 +232,8 @@ mod tests {
             ("[[],1]", "ragged"),
             ("[[1],2]", "ragged"),
             ("[null]", "expected numbers"),
-            ("[true]", "expected numbers"),
+            ("[true,1]", "mixes"),
+            ("[1,true]", "mixes"),
             ("[{}]", "expected numbers"),
             ("7", "must be an array"),
             ("\"text\"", "must be an array"),

@@ -1,8 +1,10 @@
-//! The answer to an inference request, as JSON.
+//! The answer to an inference request, as JSON with or without raw bytes behind it.
 
+use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
+use serde_json::{Map, Value};
 
-use super::{error::ApiError, models::Model};
+use super::{error::ApiError, models::Model, raw::encode_raw};
 use crate::{
     plan::QualitySource,
     serve::{InferResponse, PlanSummary, Report},
@@ -35,7 +37,8 @@ impl Heading {
 }
 
 /// A plan and its cost, as every route writes it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Plan")]
 pub(super) struct WirePlan<'a> {
     plan: &'a str,
     predicted_latency_ms: f64,
@@ -60,8 +63,9 @@ impl<'a> WirePlan<'a> {
     }
 }
 
-#[derive(Debug, Serialize)]
-struct WireResponse<'a> {
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "InferResponse")]
+pub(super) struct WireResponse<'a> {
     model_name: &'a str,
     model_version: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -70,7 +74,8 @@ struct WireResponse<'a> {
     outputs: [WireOutput<'a>; 1],
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Report")]
 struct WireReport<'a> {
     #[serde(flatten)]
     plan: WirePlan<'a>,
@@ -81,7 +86,8 @@ struct WireReport<'a> {
 }
 
 /// What `explain` adds.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Explanation")]
 struct WireExplanation {
     batch: usize,
     tokens: usize,
@@ -89,12 +95,32 @@ struct WireExplanation {
     compute_ms: f64,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "OutputTensor")]
 struct WireOutput<'a> {
     name: &'a str,
     shape: &'a [usize],
     datatype: &'static str,
-    data: WireData<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parameters: Option<OutputParameters>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Vec<Value>")]
+    data: Option<WireData<'a>>,
+}
+
+/// What is said of an output whose elements follow the JSON.
+#[derive(Debug, Serialize, JsonSchema)]
+struct OutputParameters {
+    binary_data_size: usize,
+}
+
+/// An answer's body.
+#[derive(Debug)]
+pub(super) struct Encoded {
+    /// The JSON, and raw bytes where the request asked for them.
+    pub(super) body: Vec<u8>,
+    /// Where the JSON ends, if something follows it.
+    pub(super) json_len: Option<usize>,
 }
 
 #[derive(Debug)]
@@ -112,42 +138,81 @@ impl Serialize for WireData<'_> {
     }
 }
 
-/// Writes the answer.
+/// Writes the answer; the output's elements follow the JSON where `binary` says so.
 ///
 /// # Errors
 ///
-/// Fails only where JSON cannot say what is there, which no answer holds.
-pub(super) fn encode(heading: &Heading, response: &InferResponse) -> Result<Vec<u8>, ApiError> {
-    let Report { plan, batch, tokens, latency, preprocess, queue, compute } = &response.report;
-    let explanation = heading.explain.then_some(WireExplanation {
-        batch: *batch,
-        tokens: *tokens,
-        preprocess_ms: preprocess.as_secs_f64() * 1e3,
-        compute_ms: compute.as_secs_f64() * 1e3,
-    });
-    let parameters = WireReport {
-        plan: WirePlan::new(plan),
-        latency_ms: latency.as_secs_f64() * 1e3,
-        queue_ms: queue.as_secs_f64() * 1e3,
-        explanation,
+/// Fails only where JSON or raw bytes cannot say what is there, which no answer holds.
+pub(super) fn encode(
+    heading: &Heading,
+    response: &InferResponse,
+    binary: bool,
+) -> Result<Encoded, ApiError> {
+    let tensor = &response.output;
+    let raw = if binary { Some(raw_bytes(tensor)?) } else { None };
+    let output = WireOutput {
+        name: &response.output_name,
+        shape: tensor.shape(),
+        datatype: tensor.data_type().name(),
+        parameters: raw.as_ref().map(|raw| OutputParameters { binary_data_size: raw.len() }),
+        data: raw.is_none().then_some(WireData(tensor.data())),
     };
-    let body = WireResponse {
+    let json = WireResponse {
         model_name: &heading.model_name,
         model_version: &heading.model_version,
         id: heading.id.as_deref(),
-        parameters,
-        outputs: [WireOutput::new(&response.output_name, &response.output)],
+        parameters: WireReport::new(&response.report, heading.explain),
+        outputs: [output],
     };
-    serde_json::to_vec(&body).map_err(|source| ApiError::Encode { source: Box::new(source) })
+    let mut body = serde_json::to_vec(&json).map_err(refused)?;
+    let json_len = raw.as_ref().map(|_| body.len());
+    body.extend(raw.unwrap_or_default());
+    Ok(Encoded { body, json_len })
 }
 
-impl<'a> WireOutput<'a> {
-    fn new(name: &'a str, tensor: &'a Tensor) -> Self {
+/// Returns an output's elements as raw bytes.
+///
+/// # Errors
+///
+/// Fails where one is longer than raw bytes can say, which no answer holds.
+pub(super) fn raw_bytes(tensor: &Tensor) -> Result<Vec<u8>, ApiError> {
+    encode_raw(tensor.data()).map_err(|reason| ApiError::Encode { source: reason.into() })
+}
+
+/// Returns what was done as parameters by name.
+///
+/// # Errors
+///
+/// Fails only where JSON cannot say what is there, which no report holds.
+pub(super) fn report_parameters(
+    report: &Report,
+    explain: bool,
+) -> Result<Map<String, Value>, ApiError> {
+    match serde_json::to_value(WireReport::new(report, explain)) {
+        Ok(Value::Object(parameters)) => Ok(parameters),
+        Ok(_) => Ok(Map::new()),
+        Err(error) => Err(refused(error)),
+    }
+}
+
+fn refused(source: serde_json::Error) -> ApiError {
+    ApiError::Encode { source: Box::new(source) }
+}
+
+impl<'a> WireReport<'a> {
+    fn new(report: &'a Report, explain: bool) -> Self {
+        let Report { plan, batch, tokens, latency, preprocess, queue, compute, .. } = report;
+        let explanation = explain.then_some(WireExplanation {
+            batch: *batch,
+            tokens: *tokens,
+            preprocess_ms: preprocess.as_secs_f64() * 1e3,
+            compute_ms: compute.as_secs_f64() * 1e3,
+        });
         Self {
-            name,
-            shape: tensor.shape(),
-            datatype: tensor.data_type().name(),
-            data: WireData(tensor.data()),
+            plan: WirePlan::new(plan),
+            latency_ms: latency.as_secs_f64() * 1e3,
+            queue_ms: queue.as_secs_f64() * 1e3,
+            explanation,
         }
     }
 }
@@ -176,6 +241,7 @@ mod tests {
             plan,
             batch: 1,
             tokens: 7,
+            total_tokens: 7,
             latency: Duration::from_micros(5500),
             preprocess: Duration::from_micros(250),
             queue: Duration::from_micros(500),
@@ -192,8 +258,9 @@ mod tests {
             id: id.map(str::to_owned),
             explain,
         };
-        let json = encode(&heading, &response(data)).expect("encoded");
-        serde_json::from_slice(&json).expect("JSON")
+        let encoded = encode(&heading, &response(data), false).expect("encoded");
+        assert_eq!(encoded.json_len, None);
+        serde_json::from_slice(&encoded.body).expect("JSON")
     }
 
     #[test]
@@ -218,5 +285,23 @@ mod tests {
         assert_eq!(answer["parameters"]["preprocess_ms"], 0.25);
         assert_eq!(answer["outputs"][0]["data"], json!(["a", "\u{fffd}"]));
         assert_eq!(answer.get("id"), None);
+    }
+
+    #[test]
+    fn raw_outputs_follow_the_json() {
+        let heading = Heading {
+            model_name: "text".to_owned(),
+            model_version: "1".to_owned(),
+            id: None,
+            explain: false,
+        };
+        let response = response(TensorData::F32(vec![0.5, -0.25]));
+        let encoded = encode(&heading, &response, true).expect("encoded");
+        let (json, raw) = encoded.body.split_at(encoded.json_len.expect("raw bytes follow"));
+        let json: Value = serde_json::from_slice(json).expect("JSON");
+        let output = json!({"name": "embedding", "shape": [1, 2], "datatype": "FP32",
+                            "parameters": {"binary_data_size": 8}});
+        assert_eq!(json["outputs"][0], output);
+        assert_eq!(raw, [0.5_f32.to_le_bytes(), (-0.25_f32).to_le_bytes()].concat());
     }
 }

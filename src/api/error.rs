@@ -7,6 +7,7 @@ use axum::{
     http::{HeaderValue, Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
@@ -27,12 +28,27 @@ pub(super) enum ApiError {
     /// The body is no text.
     #[error("the body is not UTF-8 after {valid_bytes} bytes")]
     NotUtf8 { valid_bytes: usize },
+    /// The header that says where the JSON ends and raw tensors begin is wrong.
+    #[error("Inference-Header-Content-Length is {found}, it must lie in 0..={limit}")]
+    JsonLength { found: String, limit: usize },
     /// The body is larger than bodies may be.
     #[error("the body is over the limit of {} bytes", limit.0)]
     BodyTooLarge { limit: ByteSize },
     /// The connection broke in the middle of the body.
     #[error("the body cannot be read")]
     BodyUnreadable { source: Box<dyn Error + Send + Sync> },
+    /// The request has no token, and needs one.
+    #[error("this server needs a token: Authorization: Bearer …")]
+    NoToken,
+    /// The token is nobody's.
+    #[error("the token is not known")]
+    WrongToken,
+    /// The client may not change what is served.
+    #[error("client `{client}` may not load or unload models")]
+    NoAdmin { client: String },
+    /// The client asks more often than it may.
+    #[error("client `{client}` asks too often; wait for {wait:?}")]
+    RateLimited { client: String, wait: Duration },
     /// A parameter has no meaning here.
     #[error("unknown parameter `{name}`; known: {known}")]
     UnknownParameter { name: String, known: &'static str },
@@ -66,8 +82,9 @@ pub(super) enum ApiError {
 }
 
 /// The body of a failure.
-#[derive(Debug, Serialize)]
-struct WireError<'a> {
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Error")]
+pub(super) struct WireError<'a> {
     error: String,
     code: &'static str,
     request_id: &'a str,
@@ -75,8 +92,25 @@ struct WireError<'a> {
     cheapest: Option<WireCheapest<'a>>,
 }
 
+/// The body of a failure as OpenAI's clients read it.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct OpenAiError {
+    error: OpenAiReason,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct OpenAiReason {
+    message: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    param: Option<String>,
+    code: &'static str,
+    request_id: String,
+}
+
 /// What would have been possible.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Cheapest")]
 struct WireCheapest<'a> {
     plan: &'a str,
     predicted_latency_ms: f64,
@@ -92,11 +126,15 @@ impl ApiError {
             Self::Serve(error) => error.code(),
             Self::Json { .. }
             | Self::NotUtf8 { .. }
+            | Self::JsonLength { .. }
             | Self::BodyUnreadable { .. }
             | Self::UnknownParameter { .. }
             | Self::Parameter { .. }
             | Self::UnknownOutput { .. }
             | Self::NoMethod { .. } => ErrorCode::InvalidArgument,
+            Self::NoToken | Self::WrongToken => ErrorCode::Unauthenticated,
+            Self::NoAdmin { .. } => ErrorCode::PermissionDenied,
+            Self::RateLimited { .. } => ErrorCode::Overloaded,
             Self::UnknownVersion { .. } | Self::NoRoute { .. } => ErrorCode::NotFound,
             Self::BodyTooLarge { .. } => ErrorCode::TooLarge,
             Self::TimedOut { .. } => ErrorCode::DeadlineExceeded,
@@ -125,24 +163,55 @@ impl ApiError {
 
     /// Returns how many seconds to wait before the request may succeed; at least one.
     fn retry_after_seconds(&self) -> Option<u64> {
-        match self {
-            Self::Serve(ServeError::QueueFull { retry_after, .. }) => {
-                Some(retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0))
-            }
-            _ => (self.code() == ErrorCode::Overloaded).then_some(1),
-        }
-        .map(|seconds| seconds.max(1))
+        let wait = match self {
+            Self::Serve(ServeError::QueueFull { retry_after, .. }) => *retry_after,
+            Self::RateLimited { wait, .. } => *wait,
+            _ if self.code() == ErrorCode::Overloaded => Duration::from_secs(1),
+            _ => return None,
+        };
+        Some((wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1))
     }
 
-    /// Writes the body; what is internal goes to the log, and the client gets the request's id.
-    pub(super) fn render(&self, request_id: &str) -> Body {
-        let internal = self.code() == ErrorCode::Internal;
-        if internal {
-            tracing::error!(error = source_chain(self), "internal error");
+    /// Returns what the client is told; what is internal goes to the log.
+    pub(super) fn message(&self) -> String {
+        if self.code() != ErrorCode::Internal {
+            return self.to_string();
         }
-        let error = if internal { "internal error".to_owned() } else { self.to_string() };
+        tracing::error!(error = source_chain(self), "internal error");
+        "internal error".to_owned()
+    }
+
+    /// Writes the body as OpenAI's clients read it.
+    pub(super) fn render_openai(&self, request_id: &str) -> Body {
+        let kind = match self.code() {
+            ErrorCode::InvalidArgument
+            | ErrorCode::NotFound
+            | ErrorCode::TooLarge
+            | ErrorCode::BudgetInfeasible => "invalid_request_error",
+            ErrorCode::Unauthenticated => "authentication_error",
+            ErrorCode::PermissionDenied => "permission_error",
+            ErrorCode::Overloaded => "rate_limit_error",
+            ErrorCode::Cancelled
+            | ErrorCode::Internal
+            | ErrorCode::Unavailable
+            | ErrorCode::DeadlineExceeded => "server_error",
+        };
+        let error = OpenAiReason {
+            message: self.message(),
+            kind,
+            param: None,
+            code: self.code().name(),
+            request_id: request_id.to_owned(),
+        };
+        let json = serde_json::to_vec(&OpenAiError { error });
+        Body::from(json.expect("strings can be written as JSON"))
+    }
+
+    /// Writes the body, with the id under which the log knows the request.
+    pub(super) fn render(&self, request_id: &str) -> Body {
         let cheapest = self.infeasible().map(WireCheapest::new);
-        let body = WireError { error, code: self.code().name(), request_id, cheapest };
+        let body =
+            WireError { error: self.message(), code: self.code().name(), request_id, cheapest };
         let json = serde_json::to_vec(&body).expect("strings and numbers can be written as JSON");
         Body::from(json)
     }
@@ -168,6 +237,10 @@ impl IntoResponse for ApiError {
         if let Some(seconds) = self.retry_after_seconds() {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
+        if self.code() == ErrorCode::Unauthenticated {
+            let bearer = HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, bearer);
+        }
         response.extensions_mut().insert(Arc::new(self));
         response
     }
@@ -188,6 +261,7 @@ fn status(code: ErrorCode) -> StatusCode {
     match code {
         ErrorCode::InvalidArgument => StatusCode::BAD_REQUEST,
         ErrorCode::Unauthenticated => StatusCode::UNAUTHORIZED,
+        ErrorCode::PermissionDenied => StatusCode::FORBIDDEN,
         ErrorCode::NotFound => StatusCode::NOT_FOUND,
         ErrorCode::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         ErrorCode::BudgetInfeasible => StatusCode::UNPROCESSABLE_ENTITY,
@@ -219,6 +293,7 @@ mod tests {
         for (code, expected) in [
             (ErrorCode::InvalidArgument, 400),
             (ErrorCode::Unauthenticated, 401),
+            (ErrorCode::PermissionDenied, 403),
             (ErrorCode::NotFound, 404),
             (ErrorCode::TooLarge, 413),
             (ErrorCode::BudgetInfeasible, 422),

@@ -8,27 +8,47 @@ use axum::{
     http::{StatusCode, header},
     response::IntoResponse,
 };
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{ROUTES, Shared};
 use crate::serve::FamilyState;
 
+/// The server's name.
+pub(super) const NAME: &str = env!("CARGO_PKG_NAME");
+
+/// Its version.
+pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The extensions of the protocol that are served: Triton's by its names, then our own.
+pub(super) const EXTENSIONS: [&str; 9] = [
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "statistics",
+    "budgets",
+    "plans",
+    "server_timing",
+    "metrics",
+];
+
 /// The server as the protocol describes it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct ServerMetadata {
     name: &'static str,
     version: &'static str,
-    extensions: [&'static str; 4],
+    extensions: [&'static str; 9],
 }
 
 /// Whether the process runs.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Liveness {
     live: bool,
 }
 
 /// Whether the server takes requests.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Readiness {
     ready: bool,
 }
@@ -40,18 +60,14 @@ pub(super) async fn live() -> Json<Liveness> {
 
 /// Tells whether at least one model takes requests.
 pub(super) async fn ready(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
-    let ready = shared.api.registry.is_ready();
+    let ready = shared.api.repository.registry().is_ready();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(Readiness { ready }))
 }
 
 /// Describes the server.
 pub(super) async fn server() -> Json<ServerMetadata> {
-    Json(ServerMetadata {
-        name: env!("CARGO_PKG_NAME"),
-        version: env!("CARGO_PKG_VERSION"),
-        extensions: ["budgets", "plans", "server_timing", "metrics"],
-    })
+    Json(ServerMetadata { name: NAME, version: VERSION, extensions: EXTENSIONS })
 }
 
 /// Writes the metrics in the Prometheus text format.
@@ -62,10 +78,12 @@ pub(super) async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoRespo
 
 /// Lists the routes and the models for a person.
 pub(super) async fn index(State(shared): State<Arc<Shared>>) -> String {
-    let mut page = format!("Tessera {}\n\n{ROUTES}\n", env!("CARGO_PKG_VERSION"));
-    for (name, state) in shared.api.registry.families() {
+    let mut page = format!("Tessera {VERSION}\n\n{ROUTES}\n");
+    for (name, state) in shared.api.repository.registry().families() {
         let state = match state {
             FamilyState::Ready(_) => "ready",
+            FamilyState::Loading => "loading",
+            FamilyState::Unloaded => "unloaded",
             FamilyState::Failed { .. } => "failed to load; the log says why",
         };
         writeln!(page, "model {name}: {state}").expect("writing to a string cannot fail");

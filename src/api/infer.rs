@@ -1,4 +1,4 @@
-//! `POST /v2/models/{model}/infer`.
+//! `POST /v2/models/{model}/infer`, and what every protocol's inference shares.
 
 use std::{
     sync::Arc,
@@ -6,8 +6,9 @@ use std::{
 };
 
 use axum::{
+    Extension,
     extract::State,
-    http::header,
+    http::{HeaderMap, HeaderName, HeaderValue, header},
     response::{IntoResponse, Response},
 };
 use tracing::Span;
@@ -16,58 +17,126 @@ use super::{
     Shared,
     body::{Body, off_thread},
     classes::best_classes,
+    clients::Permit,
     decode::{Decoded, Specs, decode},
-    encode::{Heading, encode},
+    encode::{Encoded, Heading, encode},
     error::ApiError,
     models::Model,
 };
 use crate::{
-    serve::{Outcome, Report},
+    serve::{InferResponse, Observer, Outcome, Report},
     tensor::Tensor,
 };
 
 /// The most bytes of JSON that an element of an output takes, roughly.
 const MAX_ELEMENT_BYTES: usize = 16;
 
+/// The header that says where a body's JSON ends and raw tensors begin.
+const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
+
 /// Answers an inference request. The latency budget counts from when the whole body is here.
 pub(super) async fn infer(
     State(shared): State<Arc<Shared>>,
     model: Model,
+    Extension(permit): Extension<Permit>,
+    headers: HeaderMap,
     Body(body): Body,
 ) -> Result<Response, ApiError> {
     let arrival = Instant::now();
-    let service = &model.service;
-    let specs = Specs {
-        inputs: service.input_specs(),
-        outputs: service.output_specs(),
-        num_labels: service.manifest().output.labels.len(),
+    let specs = model.specs();
+    let decoded = match json_length(&headers, body.len()) {
+        Ok(json_len) => {
+            off_thread(body.len(), move || decode(body, json_len, &specs, arrival)).await
+        }
+        Err(error) => Err(error),
     };
-    let decoded = off_thread(body.len(), move || decode(&body, &specs, arrival)).await;
-    let Decoded { request, id, explain, classification } = decoded.inspect_err(|error| {
-        shared.api.observer.finished(service.name(), &Outcome::Failed { code: error.code() });
-    })?;
-    let mut response = service.infer(request).await?;
+    let mut decoded = told(&*shared.api.observer, &model, decoded)?;
+    permit.cap(&mut decoded.request.budget);
+    let binary = decoded.binary;
+    let Answer { heading, response } = answer(&model, decoded).await?;
+    let report = response.report.clone();
+    let num_bytes = num_elements(&response.output).saturating_mul(MAX_ELEMENT_BYTES);
+    let encoded = off_thread(num_bytes, move || encode(&heading, &response, binary)).await?;
+    Ok(respond(encoded, &server_timing(&report, arrival.elapsed())))
+}
+
+/// A model's answer, before a protocol writes it.
+#[derive(Debug)]
+pub(super) struct Answer {
+    /// What it says beside its output.
+    pub(super) heading: Heading,
+    /// The output, and what was done.
+    pub(super) response: InferResponse,
+}
+
+/// Answers a request that was decoded.
+pub(super) async fn answer(model: &Model, decoded: Decoded) -> Result<Answer, ApiError> {
+    let Decoded { request, id, explain, classification, .. } = decoded;
+    let mut response = model.service.infer(request).await?;
     if let Some(count) = classification {
-        let labels = &service.manifest().output.labels;
+        let labels = &model.service.manifest().output.labels;
         response.output = best_classes(&response.output, count, labels);
     }
     Span::current().record("plan", &response.report.plan.plan);
-    let report = response.report.clone();
-    let heading = Heading::new(&model, id, explain);
-    let num_bytes = num_elements(&response.output).saturating_mul(MAX_ELEMENT_BYTES);
-    let json = off_thread(num_bytes, move || encode(&heading, &response)).await?;
-    let timing = server_timing(&report, arrival.elapsed());
-    let headers =
-        [(header::CONTENT_TYPE.as_str(), "application/json".to_owned()), ("server-timing", timing)];
-    Ok((headers, json).into_response())
+    Ok(Answer { heading: Heading::new(model, id, explain), response })
 }
+
+/// Tells the observer of a request that was refused before its family heard of it.
+pub(super) fn told<T>(
+    observer: &dyn Observer,
+    model: &Model,
+    decoded: Result<T, ApiError>,
+) -> Result<T, ApiError> {
+    decoded.inspect_err(|error| {
+        observer.finished(model.service.name(), &Outcome::Failed { code: error.code() });
+    })
+}
+
+impl Model {
+    /// Returns the model's tensors.
+    pub(super) fn specs(&self) -> Specs {
+        Specs {
+            inputs: self.service.input_specs(),
+            outputs: self.service.output_specs(),
+            num_labels: self.service.manifest().output.labels.len(),
+        }
+    }
+}
+
+/// Returns where the JSON of a body of `limit` bytes ends, if the request says so.
+fn json_length(headers: &HeaderMap, limit: usize) -> Result<Option<usize>, ApiError> {
+    let Some(value) = headers.get(&JSON_LENGTH) else {
+        return Ok(None);
+    };
+    let length = value.to_str().ok().and_then(|text| text.parse().ok());
+    length.map(Some).ok_or_else(|| {
+        let found = String::from_utf8_lossy(value.as_bytes()).chars().take(32).collect();
+        ApiError::JsonLength { found, limit }
+    })
+}
+
+fn respond(encoded: Encoded, timing: &str) -> Response {
+    let Encoded { body, json_len } = encoded;
+    let content_type = if json_len.is_some() { OCTETS } else { JSON };
+    let mut response = ([(header::CONTENT_TYPE, content_type)], body).into_response();
+    if let Some(json_len) = json_len {
+        response.headers_mut().insert(JSON_LENGTH, HeaderValue::from(json_len));
+    }
+    if let Ok(timing) = HeaderValue::from_str(timing) {
+        response.headers_mut().insert("server-timing", timing);
+    }
+    response
+}
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
 fn num_elements(tensor: &Tensor) -> usize {
     tensor.data().len()
 }
 
 /// Writes the stages in milliseconds (W3C Server Timing).
-fn server_timing(report: &Report, total: Duration) -> String {
+pub(super) fn server_timing(report: &Report, total: Duration) -> String {
     let stages = [
         ("preprocess", report.preprocess),
         ("queue", report.queue),

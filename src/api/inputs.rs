@@ -1,18 +1,22 @@
-//! One input of a request, from its wire form to a tensor.
+//! One input of a JSON request: its elements in the JSON, or behind it as raw bytes.
 
-use std::ops::RangeInclusive;
-
+use bytes::Bytes;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::elements::{Elements, Values};
-use crate::{
-    serve::ServeError,
-    tensor::{DataType, Tensor, TensorData, TensorSpec},
+use super::{
+    elements::Elements,
+    tensors::{Content, RequestTensor},
 };
+use crate::serve::ServeError;
 
-/// An input as the protocol writes it.
-#[derive(Debug, Deserialize)]
+/// The parameter of an input whose elements follow the JSON.
+const BINARY_DATA_SIZE: &str = "binary_data_size";
+
+/// An input as the protocol writes it in JSON.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "InputTensor")]
 #[serde(expecting = "an input object")]
 pub(super) struct WireInput {
     name: String,
@@ -20,135 +24,76 @@ pub(super) struct WireInput {
     datatype: String,
     #[serde(default)]
     parameters: Map<String, Value>,
-    data: Elements,
+    #[schemars(with = "Option<Vec<Value>>")]
+    data: Option<Elements>,
+}
+
+/// What follows the JSON of a body: the raw tensors, in the order of the inputs.
+#[derive(Debug)]
+pub(super) struct Tail {
+    rest: Bytes,
 }
 
 impl WireInput {
-    /// Checks the input against the model's `specs` and converts it.
+    /// Finds the input's elements.
     ///
     /// # Errors
     ///
-    /// Fails when the model has no such input, or when datatype, shape or data are not what it
-    /// takes.
-    pub(super) fn into_tensor(self, specs: &[TensorSpec]) -> Result<(String, Tensor), ServeError> {
+    /// Fails when they are nowhere or in two places, or when the tail is too short.
+    pub(super) fn locate(self, tail: &mut Tail) -> Result<RequestTensor, ServeError> {
         let Self { name, shape, datatype, parameters, data } = self;
         let refuse = |reason| ServeError::Input { name: name.clone(), reason };
-        let spec = specs.iter().find(|spec| spec.name == name).ok_or_else(|| {
-            refuse(format!("the model has no such input; it has {}", names(specs)))
-        })?;
-        if let Some(parameter) = parameters.keys().next() {
-            return Err(refuse(format!("unknown parameter `{parameter}`; inputs take none")));
+        let mut size = None;
+        for (parameter, value) in &parameters {
+            if parameter != BINARY_DATA_SIZE {
+                let reason = format!(
+                    "unknown parameter `{parameter}`; inputs take `{BINARY_DATA_SIZE}` alone"
+                );
+                return Err(refuse(reason));
+            }
+            size = Some(value.as_u64().ok_or_else(|| {
+                refuse(format!("{BINARY_DATA_SIZE} is {value}, it must be an integer from 0 on"))
+            })?);
         }
-        let data_type = parse_data_type(&datatype, spec.data_type).map_err(refuse)?;
-        let shape = parse_shape(&shape).map_err(refuse)?;
-        check_extents(&shape, &data).map_err(refuse)?;
-        let data = convert(data.values, data_type).map_err(refuse)?;
-        let tensor = Tensor::new(shape, data).map_err(|error| refuse(error.to_string()))?;
-        Ok((name, tensor))
+        let content = match (data, size) {
+            (Some(elements), None) => Content::Nested(elements),
+            (None, Some(size)) => Content::Raw(tail.take(size).map_err(refuse)?),
+            (Some(_), Some(_)) => {
+                return Err(refuse(format!("it has both data and {BINARY_DATA_SIZE}")));
+            }
+            (None, None) => {
+                return Err(refuse(format!("it has no data, and no {BINARY_DATA_SIZE} either")));
+            }
+        };
+        Ok(RequestTensor { name, datatype, shape, content })
     }
 }
 
-/// Returns the names of `specs`, for a message.
-pub(super) fn names(specs: &[TensorSpec]) -> String {
-    let names: Vec<String> = specs.iter().map(|spec| format!("`{}`", spec.name)).collect();
-    names.join(", ")
-}
+impl Tail {
+    /// Wraps the bytes after the JSON.
+    pub(super) fn new(rest: Bytes) -> Self {
+        Self { rest }
+    }
 
-/// Finds the datatype, which is the wanted one or, where that is an integer, any integer.
-fn parse_data_type(name: &str, wanted: DataType) -> Result<DataType, String> {
-    match DataType::from_name(name) {
-        Some(found) if found == wanted => Ok(found),
-        Some(found) if wanted == DataType::I64 && integer_range(found).is_some() => Ok(found),
-        _ if wanted == DataType::I64 => {
-            Err(format!("datatype is `{name}`, but must be INT64 or a smaller integer type"))
+    /// Checks that every byte belongs to a tensor.
+    ///
+    /// # Errors
+    ///
+    /// Fails when some are left.
+    pub(super) fn check_used(&self) -> Result<(), ServeError> {
+        if self.rest.is_empty() {
+            return Ok(());
         }
-        _ => Err(format!("datatype is `{name}`, but must be {wanted}")),
+        let reason = format!("{} bytes follow the last tensor", self.rest.len());
+        Err(ServeError::Input { name: "the binary data".to_owned(), reason })
     }
-}
 
-/// Reads the extents; whether the model takes them is for [`serve`](crate::serve) to say.
-fn parse_shape(shape: &[i64]) -> Result<Vec<usize>, String> {
-    let extents: Option<_> = shape.iter().map(|extent| usize::try_from(*extent).ok()).collect();
-    extents.ok_or_else(|| format!("shape is {shape:?}, but extents must be 0 or more"))
-}
-
-/// Checks that `data` is flat or nested like `shape`, and holds as many elements.
-fn check_extents(shape: &[usize], data: &Elements) -> Result<(), String> {
-    let extents = data.extents();
-    if extents.len() > 1 && extents != shape {
-        return Err(format!("data is nested as {extents:?}, but shape is {shape:?}"));
-    }
-    let num_wanted = shape.iter().try_fold(1_usize, |count, extent| count.checked_mul(*extent));
-    match num_wanted {
-        None => Err(format!("shape {shape:?} holds more elements than can be counted")),
-        Some(wanted) if wanted != data.values.len() => {
-            let found = data.values.len();
-            Err(format!("data has {found} elements, but shape {shape:?} holds {wanted}"))
+    fn take(&mut self, size: u64) -> Result<Bytes, String> {
+        let left = self.rest.len();
+        match usize::try_from(size).ok().filter(|size| *size <= left) {
+            Some(size) => Ok(self.rest.split_to(size)),
+            None => Err(format!("{BINARY_DATA_SIZE} is {size}, but {left} bytes are left")),
         }
-        Some(_) => Ok(()),
-    }
-}
-
-fn convert(values: Values, data_type: DataType) -> Result<TensorData, String> {
-    match (data_type, values) {
-        (DataType::Bytes, Values::Texts(values)) => Ok(TensorData::Bytes(values)),
-        (DataType::Bytes, Values::Empty) => Ok(TensorData::Bytes(Vec::new())),
-        (DataType::F32, Values::Floats(values)) => {
-            values.into_iter().map(to_f32).collect::<Result<_, _>>().map(TensorData::F32)
-        }
-        (DataType::F32, Values::Integers(values)) => Ok(TensorData::F32(
-            #[expect(clippy::cast_precision_loss, reason = "FP32 holds what fits of an integer")]
-            values.into_iter().map(|value| value as f32).collect(),
-        )),
-        (DataType::F32, Values::Empty) => Ok(TensorData::F32(Vec::new())),
-        (_, values) => to_integers(values, data_type).map(TensorData::I64),
-    }
-}
-
-fn to_f32(value: f64) -> Result<f32, String> {
-    #[expect(clippy::cast_possible_truncation, reason = "rounding to FP32 is what is asked for")]
-    let narrow = value as f32;
-    if narrow.is_finite() { Ok(narrow) } else { Err(format!("{value:e} does not fit FP32")) }
-}
-
-fn to_integers(values: Values, data_type: DataType) -> Result<Vec<i64>, String> {
-    let refused = || format!("data must be {}", wording(data_type));
-    let range = integer_range(data_type).ok_or_else(refused)?;
-    match values {
-        Values::Empty => Ok(Vec::new()),
-        Values::Integers(values) => match values.iter().find(|value| !range.contains(value)) {
-            None => Ok(values),
-            Some(value) => Err(format!("{value} does not fit {data_type}")),
-        },
-        Values::Floats(_) | Values::Texts(_) => Err(refused()),
-    }
-}
-
-fn wording(data_type: DataType) -> &'static str {
-    match data_type {
-        DataType::Bytes => "strings",
-        DataType::F32 => "numbers",
-        _ => "integers of at most 64 bits with a sign",
-    }
-}
-
-/// Returns the values of an integer type, as far as `INT64` has them.
-fn integer_range(data_type: DataType) -> Option<RangeInclusive<i64>> {
-    match data_type {
-        DataType::U8 => Some(0..=i64::from(u8::MAX)),
-        DataType::U16 => Some(0..=i64::from(u16::MAX)),
-        DataType::U32 => Some(0..=i64::from(u32::MAX)),
-        DataType::U64 => Some(0..=i64::MAX),
-        DataType::I8 => Some(i64::from(i8::MIN)..=i64::from(i8::MAX)),
-        DataType::I16 => Some(i64::from(i16::MIN)..=i64::from(i16::MAX)),
-        DataType::I32 => Some(i64::from(i32::MIN)..=i64::from(i32::MAX)),
-        DataType::I64 => Some(i64::MIN..=i64::MAX),
-        DataType::Bool
-        | DataType::F16
-        | DataType::BF16
-        | DataType::F32
-        | DataType::F64
-        | DataType::Bytes => None,
     }
 }
 
@@ -156,10 +101,12 @@ fn integer_range(data_type: DataType) -> Option<RangeInclusive<i64>> {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::WireInput;
+    use bytes::Bytes;
+
+    use super::{Tail, WireInput};
     use crate::tensor::{DataType, Tensor, TensorData, TensorSpec};
 
-    fn convert(input: Value) -> Result<Tensor, String> {
+    fn convert(input: Value, tail: &[u8]) -> Result<Tensor, String> {
         let spec = |name: &str, data_type, shape: &[Option<usize>]| TensorSpec {
             name: name.to_owned(),
             data_type,
@@ -171,7 +118,10 @@ mod tests {
             spec("image", DataType::F32, &[None, Some(2)]),
         ];
         let input: WireInput = serde_json::from_value(input).map_err(|e| e.to_string())?;
-        input.into_tensor(&specs).map(|(_, tensor)| tensor).map_err(|e| e.to_string())
+        let mut tail = Tail::new(Bytes::copy_from_slice(tail));
+        let tensor = input.locate(&mut tail).map_err(|e| e.to_string())?;
+        tail.check_used().map_err(|e| e.to_string())?;
+        tensor.into_tensor(&specs).map(|(_, tensor)| tensor).map_err(|e| e.to_string())
     }
 
     fn tensor(shape: &[usize], data: TensorData) -> Tensor {
@@ -194,11 +144,19 @@ mod tests {
                 tensor(&[0, 2], TensorData::I64(Vec::new())),
             ),
             (
+                json!({"name": "ids", "shape": [1, 2], "datatype": "BOOL", "data": [true, false]}),
+                tensor(&[1, 2], TensorData::I64(vec![1, 0])),
+            ),
+            (
                 json!({"name": "image", "shape": [1, 2], "datatype": "FP32", "data": [1, 0.5]}),
                 tensor(&[1, 2], TensorData::F32(vec![1.0, 0.5])),
             ),
+            (
+                json!({"name": "image", "shape": [1, 2], "datatype": "BF16", "data": [1, 0.5]}),
+                tensor(&[1, 2], TensorData::F32(vec![1.0, 0.5])),
+            ),
         ] {
-            assert_eq!(convert(input.clone()), Ok(wanted), "{input}");
+            assert_eq!(convert(input.clone(), b""), Ok(wanted), "{input}");
         }
     }
 
@@ -234,11 +192,50 @@ mod tests {
                     "name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"],
                     "parameters": {"binary_data_size": 3}
                 }),
-                "unknown parameter `binary_data_size`",
+                "both data and binary_data_size",
+            ),
+            (
+                json!({
+                    "name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"],
+                    "parameters": {"shared_memory_region": "r"}
+                }),
+                "unknown parameter `shared_memory_region`",
+            ),
+            (json!({"name": "text", "shape": [1], "datatype": "BYTES"}), "no data"),
+            (
+                json!({"name": "image", "shape": [1, 2], "datatype": "FP32", "data": [true, 1]}),
+                "mixes",
+            ),
+            (
+                json!({"name": "image", "shape": [1, 1], "datatype": "FP32", "data": [true]}),
+                "must be numbers",
             ),
         ] {
-            let error = convert(input.clone()).expect_err(&input.to_string());
+            let error = convert(input.clone(), b"").expect_err(&input.to_string());
             assert!(error.contains(reason), "{input}: {error}");
         }
+    }
+
+    #[test]
+    fn raw_tensors_are_taken_from_behind_the_header() {
+        let image = |size: Value| {
+            json!({"name": "image", "shape": [1, 2], "datatype": "FP16",
+                   "parameters": {"binary_data_size": size}})
+        };
+        let raw = [0, 0x3c, 0, 0xc0];
+        let wanted = tensor(&[1, 2], TensorData::F32(vec![1.0, -2.0]));
+        assert_eq!(convert(image(json!(4)), &raw), Ok(wanted));
+        for (size, reason) in [
+            (json!(5), "binary_data_size is 5, but 4 bytes are left"),
+            (json!(u64::MAX), "but 4 bytes are left"),
+            (json!(3), "1 bytes follow the last tensor"),
+            (json!(-4), "must be an integer from 0 on"),
+            (json!("4"), "must be an integer from 0 on"),
+        ] {
+            let error = convert(image(size), &raw).expect_err(reason);
+            assert!(error.contains(reason), "{error}");
+        }
+        let error = convert(image(json!(2)), &raw[..2]).expect_err("too short");
+        assert!(error.contains("has 2 bytes, but 2 FP16 of 2 bytes each"), "{error}");
     }
 }

@@ -1,10 +1,6 @@
 //! What happens around every request: a span, a time limit, a net for panics, bodies for errors.
 
-use std::{
-    any::Any,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{any::Any, sync::Arc, time::Duration};
 
 use axum::{
     extract::{MatchedPath, Request, State},
@@ -14,19 +10,18 @@ use axum::{
 };
 use tracing::{Instrument, Span, field::Empty};
 
-use super::{Shared, error::ApiError};
+use super::{Shared, error::ApiError, request_id::next_request_id};
 
 /// The header with the id under which the log knows a request.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// What is answered without a token.
+const OPEN_PATHS: [&str; 5] =
+    ["/", "/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs"];
+
 /// Runs a request in a span of its own, and gives its failure a body with the request's id.
-pub(super) async fn trace(
-    State(shared): State<Arc<Shared>>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let number = shared.num_requests.fetch_add(1, Ordering::Relaxed);
-    let request_id = format!("{}-{number}", std::process::id());
+pub(super) async fn trace(request: Request, next: Next) -> Response {
+    let request_id = next_request_id();
     let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
     let span = tracing::info_span!(
         "request",
@@ -41,10 +36,14 @@ pub(super) async fn trace(
 }
 
 async fn answer(request_id: String, request: Request, next: Next) -> Response {
+    let is_openai = request.uri().path().starts_with("/v1/");
     let mut response = next.run(request).await;
     if let Some(error) = response.extensions_mut().remove::<Arc<ApiError>>() {
         tracing::debug!(%error, "refused");
-        *response.body_mut() = error.render(&request_id);
+        *response.body_mut() = match is_openai {
+            true => error.render_openai(&request_id),
+            false => error.render(&request_id),
+        };
         let json = HeaderValue::from_static("application/json");
         response.headers_mut().insert(header::CONTENT_TYPE, json);
     }
@@ -54,6 +53,21 @@ async fn answer(request_id: String, request: Request, next: Next) -> Response {
         response.headers_mut().insert(REQUEST_ID, request_id);
     }
     response
+}
+
+/// Lets a request pass the gate; health checks and the list of routes need not.
+pub(super) async fn admit(
+    State(shared): State<Arc<Shared>>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    if !OPEN_PATHS.contains(&request.uri().path()) {
+        let authorization = request.headers().get(header::AUTHORIZATION);
+        let authorization = authorization.and_then(|value| value.to_str().ok());
+        let permit = shared.api.gate.pass(authorization)?;
+        request.extensions_mut().insert(permit);
+    }
+    Ok(next.run(request).await)
 }
 
 /// Gives up a request that takes longer than `limit`, the arrival of its body included.

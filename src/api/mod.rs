@@ -1,29 +1,35 @@
-//! The HTTP edge: the Open Inference Protocol v2 with JSON tensors, budgets and plans.
+//! The edges: the Open Inference Protocol v2 over HTTP and gRPC, with budgets and plans.
 //!
-//! The only room that names axum. It decodes and encodes; what a request means and what happens to
+//! The only room that names axum and tonic. It decodes and encodes; what a request means and what happens to
 //! it is decided in [`serve`](crate::serve); below that only plain data types are used. Start at
 //! [`router`], which lists the routes; [`serve()`] runs them on a socket until told to stop.
 
 mod body;
 mod classes;
+mod clients;
 mod decode;
+mod describe;
 mod elements;
 mod encode;
 mod error;
+mod grpc;
 mod health;
 mod infer;
 mod inputs;
 mod layers;
+mod messages;
 mod models;
+mod openai;
+mod openapi;
 mod parameters;
 mod plans;
+mod raw;
+mod repository;
+mod request_id;
 mod server;
+mod tensors;
 
-use std::{
-    fmt,
-    sync::{Arc, atomic::AtomicU64},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -31,12 +37,19 @@ use axum::{
     middleware,
     routing::{get, post},
 };
-use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::{
+    CompressionLevel,
+    catch_panic::CatchPanicLayer,
+    compression::{CompressionLayer, predicate::SizeAbove},
+    decompression::RequestDecompressionLayer,
+};
 
+pub use clients::{Clients, ClientsError, Gate};
+pub use grpc::serve_grpc;
 pub use server::serve;
 
 use crate::{
-    serve::{Observer, Registry},
+    serve::{Observer, Repository},
     tensor::ByteSize,
 };
 
@@ -50,29 +63,44 @@ GET  /v2/models/{model}/ready     200 while the model takes requests
 POST /v2/models/{model}/infer     inference within a budget
 GET  /v2/models/{model}/plans     the Pareto front (?batch=1&tokens=128)
 POST /v2/models/{model}/plan      the plan that a budget would get
+GET  /v2/models/{model}/config    the model as a Triton configuration
+GET  /v2/models/{model}/stats     what the model has answered
+GET  /v2/models/stats             what every model has answered
+POST /v2/repository/index         the models of the pool
+POST /v2/repository/models/{model}/load      load a model, or load it anew
+POST /v2/repository/models/{model}/unload    stop serving a model
+POST /v1/embeddings               embeddings for OpenAI's clients
+GET  /v1/models                   the models with embeddings
 GET  /metrics                     Prometheus metrics
+GET  /openapi.json                all of this for programs
+GET  /docs                        the same for people
 Every model route also exists under /v2/models/{model}/versions/{version}.
 ";
+
+/// The smallest answer that is compressed where the client takes that.
+const MIN_COMPRESSED_BYTES: u64 = 2048;
 
 /// What the routes work with; cheap to clone.
 #[derive(Clone)]
 pub struct ApiState {
     /// The families.
-    pub registry: Arc<Registry>,
+    pub repository: Arc<Repository>,
     /// Hears of requests that are refused before they reach their family.
     pub observer: Arc<dyn Observer>,
     /// Writes the metrics in the Prometheus text format.
     pub render_metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// What requests pass.
+    pub gate: Arc<Gate>,
 }
 
 impl ApiState {
-    /// Gathers what the routes work with; the fields say what each part is.
+    /// Gathers what the routes work with; the fields say what each part is. The gate is open.
     pub fn new(
-        registry: Arc<Registry>,
+        repository: Arc<Repository>,
         observer: Arc<dyn Observer>,
         render_metrics: Arc<dyn Fn() -> String + Send + Sync>,
     ) -> Self {
-        Self { registry, observer, render_metrics }
+        Self { repository, observer, render_metrics, gate: Arc::default() }
     }
 }
 
@@ -102,31 +130,48 @@ impl Default for ApiConfig {
 struct Shared {
     api: ApiState,
     config: ApiConfig,
-    num_requests: AtomicU64,
 }
 
 /// Builds the routes.
 pub fn router(state: ApiState, config: &ApiConfig) -> Router {
-    let shared = Arc::new(Shared { api: state, config: *config, num_requests: AtomicU64::new(0) });
+    let shared = Arc::new(Shared { api: state, config: *config });
     let model = Router::new()
         .route("/", get(models::metadata))
         .route("/ready", get(models::ready))
         .route("/infer", post(infer::infer))
         .route("/plans", get(plans::front))
-        .route("/plan", post(plans::choose));
+        .route("/plan", post(plans::choose))
+        .route("/config", get(repository::config))
+        .route("/stats", get(repository::statistics));
     Router::new()
         .route("/", get(health::index))
+        .route("/openapi.json", get(openapi::openapi))
+        .route("/docs", get(openapi::docs))
         .route("/metrics", get(health::metrics))
         .route("/v2", get(health::server))
         .route("/v2/health/live", get(health::live))
         .route("/v2/health/ready", get(health::ready))
+        .route("/v1/models", get(openai::models))
+        .route("/v1/models/{model}", get(openai::model))
+        .route("/v1/embeddings", post(openai::embeddings))
+        .route("/v2/models/stats", get(repository::all_statistics))
+        .route("/v2/repository/index", post(repository::index))
+        .route("/v2/repository/models/{model}/load", post(repository::load))
+        .route("/v2/repository/models/{model}/unload", post(repository::unload))
         .nest("/v2/models/{model}", model.clone())
         .nest("/v2/models/{model}/versions/{version}", model)
         .fallback(error::no_route)
         .method_not_allowed_fallback(error::no_method)
         .layer(DefaultBodyLimit::max(config.max_body.as_usize()))
+        .layer(middleware::from_fn_with_state(shared.clone(), layers::admit))
         .layer(middleware::from_fn_with_state(config.request_timeout, layers::limit_time))
         .layer(CatchPanicLayer::custom(layers::answer_panic))
-        .layer(middleware::from_fn_with_state(shared.clone(), layers::trace))
+        .layer(middleware::from_fn(layers::trace))
+        .layer(RequestDecompressionLayer::new())
+        .layer(
+            CompressionLayer::new()
+                .quality(CompressionLevel::Fastest)
+                .compress_when(SizeAbove::new(MIN_COMPRESSED_BYTES)),
+        )
         .with_state(shared)
 }

@@ -7,20 +7,24 @@ use axum::{
     extract::{FromRequestParts, Path, State},
     http::request::Parts,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tracing::Span;
 
 use super::{Shared, error::ApiError};
 use crate::{
     family::{Limits, Manifest},
-    serve::{FamilyService, ServeError},
+    serve::{FamilyService, FamilyState, Registry, ServeError},
     tensor::TensorSpec,
 };
 
 /// The version that every model has, whatever it consists of.
 const VERSION: &str = "1";
 
-/// The model that a path names.
+/// What runs every model.
+pub(super) const PLATFORM: &str = "tessera_onnxruntime";
+
+/// The model that a request names.
 #[derive(Debug)]
 pub(super) struct Model {
     /// Answers its requests.
@@ -42,22 +46,51 @@ impl FromRequestParts<Arc<Shared>> for Model {
         let Path(path) = Path::<ModelPath>::from_request_parts(parts, shared)
             .await
             .map_err(|_| ApiError::NoRoute { path: parts.uri.path().to_owned() })?;
-        let service = shared.api.registry.family(&path.model)?;
+        Self::find(shared.api.repository.registry(), &path.model, path.version)
+    }
+}
+
+impl Model {
+    /// Finds the model `name` in `version`, or as it is now.
+    ///
+    /// # Errors
+    ///
+    /// Fails when there is no such model or version, or the model is not served.
+    pub(super) fn find(
+        registry: &Registry,
+        name: &str,
+        version: Option<String>,
+    ) -> Result<Self, ApiError> {
+        let service = registry.family(name)?;
         Span::current().record("model", service.name());
-        let version = path.version.unwrap_or_else(|| VERSION.to_owned());
+        let version = version.unwrap_or_else(|| VERSION.to_owned());
         if version != VERSION && version != service.digest() {
             return Err(ApiError::UnknownVersion {
-                model: path.model,
-                version,
+                model: name.to_owned(),
+                version: version.chars().take(100).collect(),
                 known: format!("`{VERSION}`, which is `{}`", service.digest()),
             });
         }
         Ok(Self { service, version })
     }
+
+    /// Returns every model that is served.
+    pub(super) fn all(registry: &Registry) -> Vec<Self> {
+        let ready = |(_, state)| match state {
+            FamilyState::Ready(service) => Some(Self { service, version: VERSION.to_owned() }),
+            FamilyState::Loading | FamilyState::Failed { .. } | FamilyState::Unloaded => None,
+        };
+        registry.families().into_iter().filter_map(ready).collect()
+    }
+
+    /// Returns the versions by which the model can be asked for.
+    pub(super) fn versions(&self) -> [String; 2] {
+        [VERSION.to_owned(), self.service.digest().to_owned()]
+    }
 }
 
 /// A model as the protocol describes it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Metadata {
     name: String,
     versions: [String; 2],
@@ -67,14 +100,14 @@ pub(super) struct Metadata {
     parameters: MetadataParameters,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct WireSpec {
     name: String,
     datatype: &'static str,
     shape: Vec<i64>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct MetadataParameters {
     task: String,
     description: String,
@@ -88,7 +121,7 @@ struct MetadataParameters {
 }
 
 /// What one input may hold.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(untagged)]
 enum InputLimits {
     Texts { max_tokens: usize, max_text_bytes: usize },
@@ -109,8 +142,8 @@ pub(super) async fn metadata(model: Model) -> Json<Metadata> {
     };
     Json(Metadata {
         name: model.service.name().to_owned(),
-        versions: [VERSION.to_owned(), model.service.digest().to_owned()],
-        platform: "tessera_onnxruntime",
+        versions: model.versions(),
+        platform: PLATFORM,
         inputs: model.service.input_specs().into_iter().map(WireSpec::new).collect(),
         outputs: model.service.output_specs().into_iter().map(WireSpec::new).collect(),
         parameters,
@@ -136,8 +169,8 @@ impl WireSpec {
 }
 
 /// Whether a model takes requests.
-#[derive(Debug, Serialize)]
-pub(super) struct Readiness {
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct ModelReadiness {
     name: String,
     ready: bool,
 }
@@ -146,9 +179,9 @@ pub(super) struct Readiness {
 pub(super) async fn ready(
     State(shared): State<Arc<Shared>>,
     model: Model,
-) -> Result<Json<Readiness>, ApiError> {
-    if shared.api.registry.is_draining() {
+) -> Result<Json<ModelReadiness>, ApiError> {
+    if shared.api.repository.registry().is_draining() {
         return Err(ServeError::Draining.into());
     }
-    Ok(Json(Readiness { name: model.service.name().to_owned(), ready: true }))
+    Ok(Json(ModelReadiness { name: model.service.name().to_owned(), ready: true }))
 }

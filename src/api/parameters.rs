@@ -1,13 +1,37 @@
 //! The `parameters` of a request: its budget, by names that are all known.
 
+use schemars::JsonSchema;
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
 use crate::plan::{Budget, BudgetParameters};
 
 /// The parameters with a meaning here, as error messages list them.
-const KNOWN: &str =
-    "latency_budget_ms, memory_budget_mb, min_quality, plan, priority, timeout, explain";
+const KNOWN: &str = "latency_budget_ms, memory_budget_mb, min_quality, plan, priority, timeout, \
+                     explain, binary_data_output";
+
+/// The parameters as they are described; each is read by [`Parameters::parse`].
+#[derive(Debug, JsonSchema)]
+#[schemars(rename = "Parameters", deny_unknown_fields)]
+#[expect(dead_code, reason = "it is a description")]
+pub(super) struct ParametersSchema {
+    /// The answer should be ready within this time, counted from arrival.
+    latency_budget_ms: Option<f64>,
+    /// The plan's weights and largest activations, in 10⁶ bytes.
+    memory_budget_mb: Option<f64>,
+    /// Least quality, 0 to 1.
+    min_quality: Option<f64>,
+    /// This plan and no other, by id.
+    plan: Option<String>,
+    /// As in Triton; it is checked and without effect.
+    priority: Option<u64>,
+    /// In microseconds: the latency budget if there is no other.
+    timeout: Option<u64>,
+    /// Adds the stages' times to the answer.
+    explain: Option<bool>,
+    /// Whether outputs go back as raw bytes behind the JSON.
+    binary_data_output: Option<bool>,
+}
 
 /// What a request's parameters say.
 #[derive(Debug, Default, PartialEq)]
@@ -16,6 +40,8 @@ pub(super) struct Parameters {
     pub(super) budget: Budget,
     /// Whether the answer tells more of how it came about.
     pub(super) explain: bool,
+    /// Whether outputs go back as raw bytes behind the JSON.
+    pub(super) binary: bool,
 }
 
 impl Parameters {
@@ -30,7 +56,7 @@ impl Parameters {
     pub(super) fn parse(parameters: Map<String, Value>) -> Result<Self, ApiError> {
         let mut budget = BudgetParameters::default();
         let mut timeout_ms = None;
-        let mut explain = false;
+        let (mut explain, mut binary) = (false, false);
         for (name, value) in parameters {
             let parameter = Parameter { name, value };
             match parameter.name.as_str() {
@@ -41,7 +67,7 @@ impl Parameters {
                 "timeout" => timeout_ms = parameter.timeout_ms()?,
                 "explain" => explain = parameter.switch()?,
                 "priority" => drop(parameter.whole_number()?),
-                "binary_data_output" => parameter.refuse_binary()?,
+                "binary_data_output" => binary = parameter.switch()?,
                 "sequence_id" | "sequence_start" | "sequence_end" => {}
                 _ => {
                     return Err(ApiError::UnknownParameter { name: parameter.name, known: KNOWN });
@@ -50,7 +76,7 @@ impl Parameters {
         }
         budget.latency_budget_ms = budget.latency_budget_ms.or(timeout_ms);
         let budget = budget.parse().map_err(|error| ApiError::Serve(error.into()))?;
-        Ok(Self { budget, explain })
+        Ok(Self { budget, explain, binary })
     }
 }
 
@@ -86,13 +112,6 @@ impl Parameter {
         #[expect(clippy::cast_precision_loss, reason = "a timeout is far below 2^53 µs")]
         let timeout_ms = microseconds as f64 / 1e3;
         Ok((microseconds > 0).then_some(timeout_ms))
-    }
-
-    fn refuse_binary(self) -> Result<(), ApiError> {
-        match self.value {
-            Value::Bool(false) => Ok(()),
-            _ => Err(self.refused("false: binary tensors are not supported")),
-        }
     }
 
     fn refused(self, expected: &'static str) -> ApiError {
@@ -132,7 +151,7 @@ mod tests {
             "latency_budget_ms": 2.5, "memory_budget_mb": 100, "min_quality": 0.9,
             "plan": "l6[0..6]", "timeout": 1, "priority": 3, "explain": true,
             "sequence_id": 7, "sequence_start": true, "sequence_end": true,
-            "binary_data_output": false,
+            "binary_data_output": true,
         }));
         let budget = Budget {
             latency: Some(Duration::from_micros(2500)),
@@ -140,7 +159,7 @@ mod tests {
             min_quality: Some(0.9),
             plan: Some("l6[0..6]".to_owned()),
         };
-        assert_eq!(parsed, Ok(Parameters { budget, explain: true }));
+        assert_eq!(parsed, Ok(Parameters { budget, explain: true, binary: true }));
     }
 
     #[test]
@@ -166,7 +185,7 @@ mod tests {
             (json!({"timeout": -5}), "an integer from 0 on"),
             (json!({"priority": "high"}), "an integer from 0 on"),
             (json!({"explain": "yes"}), "true or false"),
-            (json!({"binary_data_output": true}), "binary tensors are not supported"),
+            (json!({"binary_data_output": 1}), "true or false"),
         ] {
             let error = parse(parameters.clone()).expect_err(&parameters.to_string());
             assert!(error.contains(reason), "{parameters}: {error}");

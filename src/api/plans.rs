@@ -5,6 +5,7 @@ use axum::{
     http::header,
     response::{IntoResponse, Response},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -13,7 +14,7 @@ use super::{
     encode::WirePlan,
     error::ApiError,
     models::Model,
-    parameters::Parameters,
+    parameters::{Parameters, ParametersSchema},
 };
 use crate::serve::{FamilyService, ServeError};
 
@@ -30,8 +31,9 @@ impl Default for Shape {
     }
 }
 
-#[derive(Debug, Serialize)]
-struct WireFront<'a> {
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Front")]
+pub(super) struct WireFront<'a> {
     model: &'a str,
     batch: usize,
     tokens: usize,
@@ -39,17 +41,20 @@ struct WireFront<'a> {
     plans: Vec<WirePlan<'a>>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[schemars(rename = "PlanRequest")]
 #[serde(expecting = "a JSON object")]
-struct WireQuestion {
+pub(super) struct WireQuestion {
     batch: Option<usize>,
     tokens: Option<usize>,
     #[serde(default)]
+    #[schemars(with = "ParametersSchema")]
     parameters: Map<String, Value>,
 }
 
-#[derive(Debug, Serialize)]
-struct WireChoice<'a> {
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Choice")]
+pub(super) struct WireChoice<'a> {
     model: &'a str,
     batch: usize,
     tokens: usize,

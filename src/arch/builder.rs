@@ -14,8 +14,8 @@ use super::{
     trained,
 };
 use crate::family::{
-    AnchorSpec, ExitsSpec, FamilyError, Manifest, MapForm, MapSpec, Module, ModuleKind, Space,
-    SpaceId, SpaceKind, StitchesSpec, WidthSpec,
+    AnchorSpec, ExitsSpec, FamilyError, MANIFEST_FILE, Manifest, MapForm, MapSpec, Module,
+    ModuleKind, Space, SpaceId, SpaceKind, StitchesSpec, WidthSpec,
 };
 
 /// What a family consists of.
@@ -428,7 +428,7 @@ impl<'a> FamilyBuilder<'a> {
     /// Returns the error for a key of the manifest.
     fn refuse(&self, key: &str, value: String, expected: String) -> FamilyError {
         FamilyError::Value {
-            path: self.folder.join("family.toml"),
+            path: self.folder.join(MANIFEST_FILE),
             key: key.into(),
             value,
             expected,

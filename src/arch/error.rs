@@ -10,6 +10,15 @@ pub enum ArchError {
     /// The manifest or the graph is wrong.
     #[error(transparent)]
     Family(#[from] FamilyError),
+    /// The modules that a manifest makes are no graph of plans.
+    #[error("{}", path.display())]
+    Graph {
+        /// The manifest.
+        path: PathBuf,
+        /// What is wrong with the graph.
+        #[source]
+        source: FamilyError,
+    },
     /// An ONNX file is wrong.
     #[error("anchor `{anchor}`")]
     Onnx {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{ArchError, Network, Tokenizer, builder::FamilyBuilder};
-use crate::family::{FamilyGraph, Manifest, MapSpec, ModuleId, SpaceId};
+use crate::family::{FamilyGraph, MANIFEST_FILE, Manifest, MapSpec, ModuleId, SpaceId};
 
 /// A family ready to be run: what each module computes, and how they join.
 #[derive(Debug)]
@@ -37,7 +37,8 @@ impl Family {
     pub fn load(folder: &Path) -> Result<Self, ArchError> {
         let manifest = Manifest::read(folder)?;
         let parts = FamilyBuilder::build(folder, &manifest)?;
-        let graph = FamilyGraph::new(parts.anchors, parts.spaces, parts.modules)?;
+        let graph = FamilyGraph::new(parts.anchors, parts.spaces, parts.modules)
+            .map_err(|source| ArchError::Graph { path: folder.join(MANIFEST_FILE), source })?;
         let (networks, of_module) = share(parts.networks);
         Ok(Self {
             folder: folder.to_owned(),

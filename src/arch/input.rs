@@ -51,6 +51,16 @@ impl ModelInput {
         }
     }
 
+    /// Returns the tokens of all texts without padding, or the number of images.
+    pub fn total_tokens(&self) -> usize {
+        match self {
+            Self::Tokens(encoding) => {
+                encoding.attention_mask.iter().filter(|mask| **mask == 1).count()
+            }
+            Self::Pixels(pixels) => pixels.batch(),
+        }
+    }
+
     /// Returns some texts, cut to the longest of them, or some images.
     ///
     /// # Panics

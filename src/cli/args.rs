@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
 
 use crate::{telemetry::LogFormat, tensor::ByteSize};
 
@@ -27,8 +28,11 @@ const EXAMPLES: &str = "Examples:
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Serve the families of a pool over HTTP
-    #[command(after_help = "Example:\n  tessera serve --pool models --host 0.0.0.0 --port 8000")]
+    /// Serve the families of a pool over HTTP and gRPC
+    #[command(
+        after_help = "Examples:\n  tessera serve --pool models --host 0.0.0.0 --port 8000\n  \
+                            tessera serve --config deploy/tessera.toml --check-config"
+    )]
     Serve(ServeArguments),
     /// Fit stitches, bridges and exits in closed form, from texts
     #[command(after_help = "Example:\n  tessera fit --family text --data calibration.jsonl")]
@@ -66,8 +70,12 @@ pub enum Command {
 }
 
 /// Options of all commands.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args, Serialize)]
 pub struct Common {
+    /// File with options (TOML): the environment and flags come before it
+    #[arg(long, global = true, env = "TESSERA_CONFIG")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
     /// Folder of families
     #[arg(long, global = true, env = "TESSERA_POOL", default_value = "models")]
     pub pool: PathBuf,
@@ -93,15 +101,28 @@ pub struct Common {
 }
 
 /// Options of `serve`.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args, Serialize)]
 pub struct ServeArguments {
+    /// Check options and pool, print the options in effect, and stop
+    #[arg(long)]
+    #[serde(skip)]
+    pub check_config: bool,
     /// Address to listen on
     #[arg(long, env = "TESSERA_HOST", default_value = "127.0.0.1")]
     pub host: String,
     /// HTTP port
     #[arg(long, env = "TESSERA_PORT", default_value_t = 8000)]
     pub port: u16,
-    /// Largest request body
+    /// gRPC port
+    #[arg(long, env = "TESSERA_GRPC_PORT", default_value_t = 8001)]
+    pub grpc_port: u16,
+    /// Serve HTTP alone
+    #[arg(long, env = "TESSERA_NO_GRPC")]
+    pub no_grpc: bool,
+    /// File of clients with their tokens (TOML); SIGHUP reads it again [default: everybody may ask]
+    #[arg(long, env = "TESSERA_CLIENTS")]
+    pub clients: Option<PathBuf>,
+    /// Largest request body or message
     #[arg(long, env = "TESSERA_MAX_BODY", default_value = "16MiB")]
     pub max_body: ByteSize,
     /// Most requests that wait for inference

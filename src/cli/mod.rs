@@ -1,6 +1,7 @@
 //! Commands, configuration and wiring; no logic of its own. Start at [`run`].
 
 mod args;
+mod config;
 mod draw;
 mod export;
 mod import;
@@ -15,15 +16,12 @@ mod svg_kind;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 pub use args::Arguments;
 use args::Command;
 
 /// Parses the command line, runs the command and reports its error.
 pub fn run() -> ExitCode {
-    let arguments = Arguments::parse();
-    match dispatch(arguments) {
+    match config::parse(std::env::args_os()).and_then(dispatch) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let message = format!("tessera: {error:#}");

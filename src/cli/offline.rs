@@ -41,8 +41,7 @@ pub(super) fn profile(common: &Common, arguments: &ProfileArguments) -> anyhow::
     let machine = setup::machine(common)?;
     let family = setup::family(common, &arguments.family.family)?;
     if arguments.again {
-        let empty = ProfileCache { machine: machine.key.clone(), modules: Default::default() };
-        empty.write(&machine.cache)?;
+        ProfileCache::empty(machine.key.clone()).write(&machine.cache)?;
     }
     let profile = setup::profile(&machine, &family)?;
     say(&format!("{}", machine.key.file(&machine.cache).display()));

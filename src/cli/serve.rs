@@ -1,18 +1,23 @@
 //! `serve`: from a pool to a listening server.
 
-use std::{sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use anyhow::Context;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     args::{Common, ServeArguments},
+    progress::say,
     setup::{self, Machine},
 };
 use crate::{
-    api::{self, ApiConfig, ApiState},
+    api::{self, ApiConfig, ApiState, Clients, Gate},
     serve::{
-        FamilyService, FamilyState, InferenceThread, LoadedFamily, Observer, Registry,
+        Engine, InferenceThread, LoadedFamily, Loader, Observer, Registry, Repository,
         ServiceConfig,
     },
     telemetry::{self, Metrics},
@@ -20,6 +25,9 @@ use crate::{
 
 /// Serves the pool until the process is told to stop.
 pub(super) fn run(common: &Common, arguments: &ServeArguments) -> anyhow::Result<()> {
+    if arguments.check_config {
+        return check(common, arguments);
+    }
     telemetry::start_logging(&common.log, common.log_format)?;
     let tokio = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -27,48 +35,83 @@ pub(super) fn run(common: &Common, arguments: &ServeArguments) -> anyhow::Result
         .build()
         .context("the async runtime cannot start")?;
     // Bound before the pool is loaded, so that a port in use is told at once.
-    let address = format!("{}:{}", arguments.host, arguments.port);
-    let listener = tokio
-        .block_on(tokio::net::TcpListener::bind(&address))
-        .with_context(|| format!("cannot listen on {address}"))?;
+    let http = tokio.block_on(listen(&arguments.host, arguments.port))?;
+    let grpc = match arguments.no_grpc {
+        true => None,
+        false => Some(tokio.block_on(listen(&arguments.host, arguments.grpc_port))?),
+    };
+    let stop = CancellationToken::new();
+    let names = setup::family_names(&common.pool)?;
     let machine = setup::machine(common)?;
     let metrics = Arc::new(Metrics::new()?);
-    let (registry, _thread) = registry(common, arguments, &machine, &metrics)?;
-    let registry = Arc::new(registry);
+    let (repository, _thread) = repository(common, arguments, machine, &metrics, &stop)?;
+    let registry = repository.registry().clone();
     let observer: Arc<dyn Observer> = metrics.clone();
-    let state = ApiState::new(registry.clone(), observer, Arc::new(move || metrics.render()));
+    let state = ApiState::new(repository.clone(), observer, Arc::new(move || metrics.render()));
     let config = ApiConfig {
         max_body: arguments.max_body,
         request_timeout: Duration::from_secs(arguments.request_timeout),
     };
     let drain = Duration::from_secs(arguments.drain_timeout);
-    tokio.block_on(async move {
-        let stop = CancellationToken::new();
+    let loading = std::thread::spawn(move || repository.load_all(&names));
+    let served = tokio.block_on(async {
         tokio::spawn(stop_on_signal(stop.clone(), registry));
-        tracing::info!(address = %listener.local_addr()?, "serving");
-        let router = api::router(state, &config);
-        api::serve(listener, router, stop, drain).await.context("serving failed")
-    })
+        tokio::spawn(read_clients_on_signal(state.gate.clone(), arguments.clone()));
+        tracing::info!(address = %http.local_addr()?, "serving HTTP");
+        let calls = api::serve_grpc(grpc, state.clone(), config, stop.clone(), drain);
+        let routes = api::serve(http, api::router(state, &config), stop.clone(), drain);
+        let ended = tokio::try_join!(routes, calls).context("serving failed");
+        stop.cancel();
+        ended.map(|_| ())
+    });
+    // A family that is still being loaded is inside ONNX Runtime, under which no process may end.
+    drop(loading.join());
+    served
 }
 
-/// Loads every family; one that does not load is kept as failed while the others serve.
-fn registry(
-    common: &Common,
-    arguments: &ServeArguments,
-    machine: &Machine,
-    metrics: &Arc<Metrics>,
-) -> anyhow::Result<(Registry, InferenceThread)> {
-    let mut states = Vec::new();
-    let mut loaded = Vec::new();
-    for name in setup::family_names(&common.pool)? {
-        match load(common, machine, &name, arguments.latency_margin) {
-            Ok(family) => loaded.push(family),
-            Err(error) => {
-                tracing::error!(family = name, "not served: {error:#}");
-                states.push((name, FamilyState::Failed { reason: format!("{error:#}") }));
-            }
+/// Checks what can be checked without serving, and prints the options in effect.
+fn check(common: &Common, arguments: &ServeArguments) -> anyhow::Result<()> {
+    let names = setup::family_names(&common.pool)?;
+    for name in &names {
+        setup::family(common, name)?;
+    }
+    setup::machine(common)?;
+    clients(arguments)?;
+    let options = toml::to_string(common)? + &toml::to_string(arguments)?;
+    say(&format!("{options}# families: {}", names.join(", ")));
+    Ok(())
+}
+
+/// Reads who may ask, if a file says so.
+fn clients(arguments: &ServeArguments) -> anyhow::Result<Option<Clients>> {
+    Ok(arguments.clients.as_deref().map(Clients::read).transpose()?)
+}
+
+/// Reads the clients again at every SIGHUP; a wrong file changes nothing.
+async fn read_clients_on_signal(gate: Arc<Gate>, arguments: ServeArguments) {
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else {
+        return;
+    };
+    while hangup.recv().await.is_some() {
+        match clients(&arguments) {
+            Ok(clients) => gate.replace(clients),
+            Err(error) => tracing::error!("the clients stay as they were: {error:#}"),
         }
     }
+}
+
+async fn listen(host: &str, port: u16) -> anyhow::Result<TcpListener> {
+    let address = format!("{host}:{port}");
+    TcpListener::bind(&address).await.with_context(|| format!("cannot listen on {address}"))
+}
+
+fn repository(
+    common: &Common,
+    arguments: &ServeArguments,
+    machine: Machine,
+    metrics: &Arc<Metrics>,
+    stop: &CancellationToken,
+) -> anyhow::Result<(Arc<Repository>, InferenceThread)> {
     let config = ServiceConfig {
         preload: !arguments.no_preload,
         queue_limit: arguments.queue_limit.max(1),
@@ -76,29 +119,50 @@ fn registry(
         latency_margin: arguments.latency_margin,
     };
     let observer: Arc<dyn Observer> = metrics.clone();
-    let (services, thread) = FamilyService::start(&machine.runtime, loaded, config, &observer)?;
-    for service in services {
-        tracing::info!(family = service.name(), version = service.digest(), "ready");
-        states.push((service.name().to_owned(), FamilyState::Ready(service)));
-    }
-    Ok((Registry::new(states), thread))
+    let (engine, thread) = Engine::start(machine.runtime.clone(), config, observer)
+        .context("the inference thread cannot start")?;
+    let loader = PoolLoader {
+        common: common.clone(),
+        machine,
+        margin: arguments.latency_margin,
+        stop: stop.clone(),
+    };
+    let registry = Arc::new(Registry::default());
+    Ok((Arc::new(Repository::new(registry, engine, Box::new(loader))), thread))
 }
 
-fn load(
-    common: &Common,
-    machine: &Machine,
-    name: &str,
+/// Loads families from the pool's folder, measuring what is not measured yet.
+struct PoolLoader {
+    common: Common,
+    machine: Machine,
     margin: f64,
-) -> anyhow::Result<LoadedFamily> {
-    let family = setup::family(common, name)?;
-    let profile = setup::profile(machine, &family)?;
-    let quality = setup::quality(&family)?;
-    Ok(LoadedFamily::new(family, profile, quality, margin)?)
+    stop: CancellationToken,
+}
+
+impl PoolLoader {
+    fn try_load(&self, name: &str) -> anyhow::Result<LoadedFamily> {
+        anyhow::ensure!(!self.stop.is_cancelled(), "the server is stopping");
+        let family = setup::family(&self.common, name)?;
+        let profile = setup::profile_until(&self.machine, &family, &self.stop)?;
+        let quality = setup::quality(&family)?;
+        Ok(LoadedFamily::new(family, profile, quality, self.margin)?)
+    }
+}
+
+impl Loader for PoolLoader {
+    fn names(&self) -> Result<Vec<String>, String> {
+        setup::family_names(&self.common.pool).map_err(|error| format!("{error:#}"))
+    }
+
+    fn load(&self, name: &str) -> Result<LoadedFamily, String> {
+        std::panic::catch_unwind(AssertUnwindSafe(|| self.try_load(name)))
+            .map_err(|_| "loading it panicked".to_owned())?
+            .map_err(|error| format!("{error:#}"))
+    }
 }
 
 /// Cancels `stop` on SIGTERM or SIGINT, making the server not ready first.
 async fn stop_on_signal(stop: CancellationToken, registry: Arc<Registry>) {
-    use tokio::signal::unix::{SignalKind, signal};
     let Ok(mut terminate) = signal(SignalKind::terminate()) else {
         return;
     };

@@ -6,10 +6,12 @@ use std::{
 };
 
 use anyhow::Context;
+use tokio_util::sync::CancellationToken;
 
 use super::{args::Common, progress::Bars};
 use crate::{
     arch::Family,
+    family::MANIFEST_FILE,
     fit::{
         FitError, MachineKey, Profile, ProfileCache, ProfileOptions, QualityRecords,
         measure_profile,
@@ -52,13 +54,32 @@ pub(super) fn family(common: &Common, name: &str) -> anyhow::Result<Arc<Family>>
 
 /// Returns the profile of `family`, measuring what the machine's cache does not have.
 pub(super) fn profile(machine: &Machine, family: &Arc<Family>) -> anyhow::Result<Profile> {
-    let mut cache = ProfileCache::read(&machine.cache, machine.key.clone())?;
+    profile_until(machine, family, &CancellationToken::new())
+}
+
+/// Like [`profile`], but gives up when `stop` is cancelled.
+pub(super) fn profile_until(
+    machine: &Machine,
+    family: &Arc<Family>,
+    stop: &CancellationToken,
+) -> anyhow::Result<Profile> {
+    let mut cache = match ProfileCache::read(&machine.cache, machine.key.clone()) {
+        Err(error @ FitError::Malformed { .. }) => {
+            // Everything in it can be measured again, and is then written over it.
+            tracing::warn!(%error, "the cache of profiles is broken; measuring anew");
+            ProfileCache::empty(machine.key.clone())
+        }
+        read => read?,
+    };
     if let Ok(profile) = cache.profile_of(family) {
         return Ok(profile);
     }
     tracing::info!(family = family.manifest.name, "measuring modules on this machine, once");
     let mut executor = Executor::new(machine.runtime.clone(), family.clone());
-    let mut save = |cache: &ProfileCache| -> Result<(), FitError> { cache.write(&machine.cache) };
+    let mut save = |cache: &ProfileCache| -> Result<(), FitError> {
+        cache.write(&machine.cache)?;
+        if stop.is_cancelled() { Err(FitError::Stopped) } else { Ok(()) }
+    };
     let options = ProfileOptions::default();
     measure_profile(&mut executor, &options, &mut cache, &Bars::default(), &mut save)?;
     cache.profile_of(family).map_err(|_| anyhow::anyhow!("modules are left without a profile"))
@@ -86,7 +107,7 @@ pub(super) fn family_names(pool: &Path) -> anyhow::Result<Vec<String>> {
         .with_context(|| format!("the pool `{}` cannot be read", pool.display()))?;
     let mut names: Vec<String> = entries
         .filter_map(Result::ok)
-        .filter(|entry| entry.path().join("family.toml").is_file())
+        .filter(|entry| entry.path().join(MANIFEST_FILE).is_file())
         .filter_map(|entry| entry.file_name().into_string().ok())
         .collect();
     names.sort();

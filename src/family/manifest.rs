@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{ExitsSpec, FamilyError, ImageSpec, MapSpec, OnnxSource, StitchesSpec};
 
+/// The manifest's name in a family's folder.
+pub const MANIFEST_FILE: &str = "family.toml";
+
 /// A parsed and validated `family.toml`. Unknown keys are errors.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -181,7 +184,7 @@ impl Manifest {
     /// Fails on a file that cannot be read, is no TOML, has unknown keys, or whose values
     /// contradict each other; the error names file, key, value and what would be valid.
     pub fn read(folder: &Path) -> Result<Self, FamilyError> {
-        let path = folder.join("family.toml");
+        let path = folder.join(MANIFEST_FILE);
         let text = std::fs::read_to_string(&path)
             .map_err(|source| FamilyError::Unreadable { path: path.clone(), source })?;
         let manifest: Self = toml::from_str(&text)

@@ -16,7 +16,8 @@ pub use error::FamilyError;
 pub use graph::{FamilyGraph, Module, ModuleId, ModuleKind, Space, SpaceId, SpaceKind};
 pub use image::{Filter, ImageSpec, Resize};
 pub use manifest::{
-    AnchorSpec, Limits, Manifest, Metric, OutputSpec, PartSource, QualitySpec, WidthSpec,
+    AnchorSpec, Limits, MANIFEST_FILE, Manifest, Metric, OutputSpec, PartSource, QualitySpec,
+    WidthSpec,
 };
 pub use maps::{Feature, MapForm, MapSpec};
 pub use onnx_source::{BlockEnds, OnnxImage, OnnxSource};

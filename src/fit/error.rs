@@ -24,6 +24,9 @@ pub enum FitError {
         /// What the parser says.
         message: String,
     },
+    /// Whoever asked for it wants it no more.
+    #[error("stopped before it was done")]
+    Stopped,
     /// A corpus is too small for what is asked.
     #[error("{what} needs at least {needed} texts, but there are {found}")]
     TooFewTexts {

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     arch::{Family, ModelInput, Pixels},
-    family::PlanId,
+    family::{MANIFEST_FILE, PlanId},
     onnx::{
         Extents, OnnxError, articulations, embed_weights, fix_shapes, proto::ModelProto,
         read_model, shape_reads,
@@ -101,7 +101,7 @@ pub fn import(
         progress.step();
     }
     let text = manifest(options, &anchors)?;
-    let path = folder.join("family.toml");
+    let path = folder.join(MANIFEST_FILE);
     fs::write(&path, text).map_err(|source| FitError::File { path, source })?;
     let family = Arc::new(Family::load(&folder)?);
     let mut reports = Vec::new();

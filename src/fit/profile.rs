@@ -84,6 +84,11 @@ impl MachineKey {
 }
 
 impl ProfileCache {
+    /// Returns a cache in which nothing is measured.
+    pub fn empty(machine: MachineKey) -> Self {
+        Self { machine, modules: BTreeMap::new() }
+    }
+
     /// Reads the cache of `machine` in `folder`; empty where there is none.
     ///
     /// # Errors
@@ -94,7 +99,7 @@ impl ProfileCache {
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(Self { machine, modules: BTreeMap::new() });
+                return Ok(Self::empty(machine));
             }
             Err(source) => return Err(FitError::File { path, source }),
         };

@@ -14,6 +14,8 @@ pub enum ErrorCode {
     InvalidArgument,
     /// A missing or wrong token.
     Unauthenticated,
+    /// A token that does not allow this.
+    PermissionDenied,
     /// An unknown family, version or plan.
     NotFound,
     /// A body or tensor over its limit.
@@ -38,6 +40,7 @@ impl ErrorCode {
         match self {
             Self::InvalidArgument => "invalid_argument",
             Self::Unauthenticated => "unauthenticated",
+            Self::PermissionDenied => "permission_denied",
             Self::NotFound => "not_found",
             Self::TooLarge => "too_large",
             Self::BudgetInfeasible => "budget_infeasible",
@@ -61,11 +64,21 @@ pub enum ServeError {
         /// The names that exist.
         known: String,
     },
-    /// The family did not load.
-    #[error("model `{name}` is not available")]
-    FamilyFailed {
+    /// The family does not answer.
+    #[error("model `{name}` is not available: {state}")]
+    Unavailable {
         /// The family.
         name: String,
+        /// Whether it is loading, did not load or is unloaded.
+        state: &'static str,
+    },
+    /// The family cannot be loaded; the one that was served before still is.
+    #[error("model `{name}` cannot be loaded; the log says why")]
+    LoadFailed {
+        /// The family.
+        name: String,
+        /// Why, for the log.
+        reason: String,
     },
     /// An input is not one of the family's, is missing, or comes with one that excludes it.
     #[error("input `{name}`: {reason}")]
@@ -136,7 +149,9 @@ impl ServeError {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::UnknownFamily { .. } | Self::UnknownPlan { .. } => ErrorCode::NotFound,
-            Self::FamilyFailed { .. } | Self::Draining => ErrorCode::Unavailable,
+            Self::Unavailable { .. } | Self::LoadFailed { .. } | Self::Draining => {
+                ErrorCode::Unavailable
+            }
             Self::Input { .. } | Self::Budget(_) => ErrorCode::InvalidArgument,
             Self::TooLarge { .. } => ErrorCode::TooLarge,
             Self::Choose(error) => match **error {

@@ -4,18 +4,24 @@
 //! [`FamilyService::infer`].
 
 mod correction;
+mod engine;
 mod error;
 mod inputs;
 mod observe;
 mod prepare;
 mod registry;
+mod repository;
 mod request;
 mod service;
+mod statistics;
 mod worker;
 
+pub use engine::{Engine, ServiceConfig};
 pub use error::{ErrorCode, ServeError};
 pub use observe::{Observer, Outcome};
 pub use registry::{FamilyState, Registry};
+pub use repository::{Loader, Repository};
 pub use request::{InferRequest, InferResponse, PlanSummary, Report};
-pub use service::{FamilyService, LoadedFamily, ServiceConfig};
+pub use service::{FamilyService, LoadedFamily};
+pub use statistics::{BatchTally, Statistics, Tally};
 pub use worker::InferenceThread;

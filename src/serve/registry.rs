@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -13,6 +13,8 @@ use super::{FamilyService, ServeError};
 /// A family that is served, or the reason why it is not.
 #[derive(Debug, Clone)]
 pub enum FamilyState {
+    /// It is loaded for the first time.
+    Loading,
     /// It answers requests.
     Ready(Arc<FamilyService>),
     /// It did not load; the others are served.
@@ -20,46 +22,74 @@ pub enum FamilyState {
         /// Why.
         reason: String,
     },
+    /// It was taken out of service.
+    Unloaded,
 }
 
 /// The families by name.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Registry {
-    families: BTreeMap<String, FamilyState>,
+    families: RwLock<BTreeMap<String, FamilyState>>,
     draining: AtomicBool,
 }
 
 impl Registry {
     /// Offers `families`.
     pub fn new(families: impl IntoIterator<Item = (String, FamilyState)>) -> Self {
-        Self { families: families.into_iter().collect(), draining: AtomicBool::new(false) }
+        let families = RwLock::new(families.into_iter().collect());
+        Self { families, draining: AtomicBool::new(false) }
     }
 
     /// Returns every family by name, those that failed included.
     pub fn families(&self) -> Vec<(String, FamilyState)> {
-        self.families.iter().map(|(name, state)| (name.clone(), state.clone())).collect()
+        self.read(|families| {
+            families.iter().map(|(name, state)| (name.clone(), state.clone())).collect()
+        })
+    }
+
+    /// Returns the state of the family `name`.
+    pub fn state(&self, name: &str) -> Option<FamilyState> {
+        self.read(|families| families.get(name).cloned())
+    }
+
+    /// Puts the family `name` into `state`. Requests on the one before end on it.
+    pub fn set(&self, name: &str, state: FamilyState) {
+        let mut families = self.families.write().unwrap_or_else(PoisonError::into_inner);
+        let before = families.insert(name.to_owned(), state);
+        drop(families);
+        // Dropped after the lock is free: the last reference to a family ends its sessions.
+        drop(before);
     }
 
     /// Returns the family `name`.
     ///
     /// # Errors
     ///
-    /// Fails when there is none or it did not load.
+    /// Fails when there is none, it did not load, or it is loading or unloaded.
     pub fn family(&self, name: &str) -> Result<Arc<FamilyService>, ServeError> {
-        match self.families.get(name) {
-            Some(FamilyState::Ready(family)) => Ok(family.clone()),
-            Some(FamilyState::Failed { .. }) => Err(ServeError::FamilyFailed { name: name.into() }),
+        let unavailable = |state| ServeError::Unavailable { name: name.into(), state };
+        match self.state(name) {
+            Some(FamilyState::Ready(family)) => Ok(family),
+            Some(FamilyState::Loading) => Err(unavailable("it is loading")),
+            Some(FamilyState::Unloaded) => Err(unavailable("it is unloaded")),
+            Some(FamilyState::Failed { .. }) => Err(unavailable("it did not load")),
             None => Err(ServeError::UnknownFamily {
                 name: name.chars().take(100).collect(),
-                known: self.families.keys().cloned().collect::<Vec<_>>().join(", "),
+                known: self
+                    .read(|families| families.keys().cloned().collect::<Vec<_>>())
+                    .join(", "),
             }),
         }
     }
 
-    /// Tells whether at least one family answers and the server is not stopping.
+    /// Tells whether the server takes requests: no family is loaded for the first time, at least
+    /// one answers, and the server is not stopping.
     pub fn is_ready(&self) -> bool {
-        let ready = |state: &FamilyState| matches!(state, FamilyState::Ready(_));
-        !self.is_draining() && self.families.values().any(ready)
+        let is =
+            |wanted: fn(&FamilyState) -> bool| self.read(|families| families.values().any(wanted));
+        !self.is_draining()
+            && !is(|state| matches!(state, FamilyState::Loading))
+            && is(|state| matches!(state, FamilyState::Ready(_)))
     }
 
     /// Tells whether the server is stopping.
@@ -70,5 +100,9 @@ impl Registry {
     /// Makes the server not ready, so that balancers send no more requests.
     pub fn start_draining(&self) {
         self.draining.store(true, Ordering::Relaxed);
+    }
+
+    fn read<T>(&self, look: impl FnOnce(&BTreeMap<String, FamilyState>) -> T) -> T {
+        look(&self.families.read().unwrap_or_else(PoisonError::into_inner))
     }
 }

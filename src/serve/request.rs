@@ -51,6 +51,8 @@ pub struct Report {
     pub batch: usize,
     /// The tokens of its longest sequence.
     pub tokens: usize,
+    /// The tokens of all sequences, padding left out; images where there are no tokens.
+    pub total_tokens: usize,
     /// From arrival to answer.
     pub latency: Duration,
     /// Turning texts into tokens, or image files into pixels.

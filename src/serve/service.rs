@@ -6,39 +6,27 @@ use std::{
 };
 
 use sha2::{Digest, Sha256};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use super::{
     ErrorCode, InferRequest, InferResponse, Observer, Outcome, PlanSummary, Report, ServeError,
+    ServiceConfig, Statistics,
     correction::Correction,
     inputs::{self, Inputs},
     prepare::prepare,
-    worker::{self, Done, InferenceThread, Job},
+    statistics::Counter,
+    worker::{Done, FamilyKey, Job, Queue, QueueError},
 };
 use crate::{
     arch::{Family, INPUT_IDS, ModelInput},
     family::{FamilyError, Manifest, ModuleId, PlanId},
     fit::{self, FitError, Profile, QualityRecords},
     plan::{Budget, ChooseError, PlanEntry, PlanTable},
-    runtime::{Executor, Runtime},
     tensor::{DataType, TensorSpec},
 };
 
 /// When a client that was refused for load may try again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-
-/// How families are served.
-#[derive(Debug, Clone, Copy)]
-pub struct ServiceConfig {
-    /// Whether the modules of all plans are loaded before requests need them, while none waits.
-    pub preload: bool,
-    /// The most requests that wait for the inference thread.
-    pub queue_limit: usize,
-    /// How long a request may wait before it is given up.
-    pub max_wait: Duration,
-    /// How much less than the latency budget a plan must be predicted to take, as a share of it.
-    pub latency_margin: f64,
-}
 
 /// A family with what is known of its costs and qualities.
 #[derive(Debug)]
@@ -68,6 +56,14 @@ impl LoadedFamily {
         let table = fit::plan_table(&family, &profile, &quality, margin)?;
         Ok(Self { family, profile, quality, table })
     }
+
+    /// Returns the modules that its plans use, those of the best plan first.
+    pub(super) fn modules(&self) -> Vec<ModuleId> {
+        let mut seen = std::collections::HashSet::new();
+        let entries = self.table.entries().iter();
+        let modules = entries.flat_map(|entry| entry.modules.iter().copied());
+        modules.filter(|index| seen.insert(*index)).map(ModuleId).collect()
+    }
 }
 
 /// Answers the requests of one family.
@@ -76,45 +72,23 @@ pub struct FamilyService {
     correction: Correction,
     digest: String,
     config: ServiceConfig,
-    index: usize,
-    jobs: mpsc::Sender<Job>,
+    key: FamilyKey,
+    queue: Queue,
     observer: Arc<dyn Observer>,
+    counter: Counter,
 }
 
 impl FamilyService {
-    /// Starts the inference thread and serves `families` through it. The thread must be dropped
-    /// before the process ends.
-    ///
-    /// # Errors
-    ///
-    /// Fails when the thread cannot start.
-    pub fn start(
-        runtime: &Runtime,
-        families: Vec<LoadedFamily>,
+    pub(super) fn new(
+        loaded: LoadedFamily,
+        key: FamilyKey,
+        queue: Queue,
         config: ServiceConfig,
-        observer: &Arc<dyn Observer>,
-    ) -> Result<(Vec<Arc<Self>>, InferenceThread), FitError> {
-        let mut preload = Vec::new();
-        for (index, loaded) in families.iter().enumerate() {
-            if config.preload {
-                preload.extend(modules_of(&loaded.table).into_iter().map(|id| (index, id)));
-            }
-        }
-        let executors = families
-            .iter()
-            .map(|loaded| Executor::new(runtime.clone(), loaded.family.clone()))
-            .collect();
-        let (jobs, thread) =
-            worker::start(executors, preload, config.queue_limit, observer.clone())
-                .map_err(|e| FitError::Family(format!("the inference thread cannot start: {e}")))?;
-        let services = families.into_iter().enumerate();
-        let services = services.map(|(index, loaded)| {
-            let digest = digest(&loaded.family);
-            let (jobs, observer) = (jobs.clone(), observer.clone());
-            let correction = Correction::default();
-            Arc::new(Self { loaded, correction, digest, config, index, jobs, observer })
-        });
-        Ok((services.collect(), thread))
+        observer: Arc<dyn Observer>,
+    ) -> Self {
+        let digest = digest(&loaded.family);
+        let (correction, counter) = (Correction::default(), Counter::default());
+        Self { loaded, correction, digest, config, key, queue, observer, counter }
     }
 
     /// Returns the served name.
@@ -130,6 +104,11 @@ impl FamilyService {
     /// Returns a digest of everything that answers depend on.
     pub fn digest(&self) -> &str {
         &self.digest
+    }
+
+    /// Returns what it has answered since it was loaded.
+    pub fn statistics(&self) -> Statistics {
+        self.counter.read()
     }
 
     /// Returns the inputs: texts, or token ids with their mask.
@@ -180,7 +159,7 @@ impl FamilyService {
     /// A request whose future is dropped while it waits costs no compute.
     pub async fn infer(&self, request: InferRequest) -> Result<InferResponse, ServeError> {
         let latency_budget = request.budget.latency;
-        let mut ending = Ending { service: self, is_told: false };
+        let mut ending = Ending { service: self, arrival: request.arrival, is_told: false };
         let result = self.answer(request).await;
         ending.tell(&match &result {
             Ok(response) => Outcome::Answered { report: &response.report, latency_budget },
@@ -210,7 +189,7 @@ impl FamilyService {
             let texts = texts.ok_or_else(|| other_vocabulary(anchor))?;
             prepare(family, Inputs::Texts(texts), anchor).await?
         };
-        let preprocess = start.elapsed();
+        let (preprocess, total_tokens) = (start.elapsed(), input.total_tokens());
         let done = self.run(path, input).await?;
         if !done.has_loaded {
             self.correction.learn(profiled, done.compute);
@@ -219,6 +198,7 @@ impl FamilyService {
             plan,
             batch: shape.0,
             tokens: shape.1,
+            total_tokens,
             latency: arrival.elapsed(),
             preprocess,
             queue: done.queue,
@@ -233,7 +213,7 @@ impl FamilyService {
         let (reply, answer) = oneshot::channel();
         let queued = Instant::now();
         let job = Job {
-            family: self.index,
+            family: self.key,
             path,
             input,
             max_batch: self.loaded.profile.max_batch(),
@@ -242,14 +222,13 @@ impl FamilyService {
             reply,
         };
         self.observer.queue_changed(self.name(), 1);
-        if let Err(error) = self.jobs.try_send(job) {
+        if let Err(error) = self.queue.push(job) {
             self.observer.queue_changed(self.name(), -1);
             return Err(match error {
-                mpsc::error::TrySendError::Full(_) => ServeError::QueueFull {
-                    limit: self.config.queue_limit,
-                    retry_after: RETRY_AFTER,
-                },
-                mpsc::error::TrySendError::Closed(_) => ServeError::WorkerGone,
+                QueueError::Full { limit } => {
+                    ServeError::QueueFull { limit, retry_after: RETRY_AFTER }
+                }
+                QueueError::Closed => ServeError::WorkerGone,
             });
         }
         answer.await.map_err(|_| ServeError::WorkerGone)?
@@ -356,12 +335,17 @@ fn other_vocabulary(anchor: &str) -> ServeError {
 /// Tells the observer how a request ended, also when its future is dropped.
 struct Ending<'a> {
     service: &'a FamilyService,
+    arrival: Instant,
     is_told: bool,
 }
 
 impl Ending<'_> {
     fn tell(&mut self, outcome: &Outcome<'_>) {
         self.is_told = true;
+        match outcome {
+            Outcome::Answered { report, .. } => self.service.counter.answered(report),
+            Outcome::Failed { .. } => self.service.counter.failed(self.arrival.elapsed()),
+        }
         self.service.observer.finished(self.service.name(), outcome);
     }
 }
@@ -374,17 +358,17 @@ impl Drop for Ending<'_> {
     }
 }
 
+/// When nobody asks it any more, its sessions go.
+impl Drop for FamilyService {
+    fn drop(&mut self) {
+        self.queue.remove(self.key);
+    }
+}
+
 impl std::fmt::Debug for FamilyService {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("FamilyService").field("name", &self.name()).finish_non_exhaustive()
     }
-}
-
-/// Returns the modules that the table's plans use, those of the best plan first.
-fn modules_of(table: &PlanTable) -> Vec<ModuleId> {
-    let mut seen = std::collections::HashSet::new();
-    let modules = table.entries().iter().flat_map(|entry| entry.modules.iter().copied());
-    modules.filter(|index| seen.insert(*index)).map(ModuleId).collect()
 }
 
 fn digest(family: &Family) -> String {

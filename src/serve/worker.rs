@@ -1,8 +1,11 @@
 //! The inference thread: owns every session and runs one request at a time.
 
 use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -16,15 +19,35 @@ use super::{Observer, ServeError};
 use crate::{
     arch::ModelInput,
     family::ModuleId,
-    runtime::{Executor, ModuleObserver, RuntimeError, SideInputs},
+    runtime::{Executor, ModuleObserver, Residency, RuntimeError, SideInputs},
     tensor::{Tensor, TensorData},
 };
+
+/// A family as the thread knows it; one that is loaded anew gets another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct FamilyKey(pub(super) u64);
+
+/// What the inference thread is asked to do.
+#[derive(Debug)]
+enum Task {
+    Answer(Job),
+    Install { family: FamilyKey, executor: Box<Executor>, preload: Vec<ModuleId> },
+    Remove(FamilyKey),
+}
+
+/// The way to the inference thread.
+#[derive(Debug, Clone)]
+pub(super) struct Queue {
+    tasks: mpsc::UnboundedSender<Task>,
+    num_waiting: Arc<AtomicUsize>,
+    limit: usize,
+}
 
 /// What the inference thread is asked to run.
 #[derive(Debug)]
 pub(super) struct Job {
-    /// The family's position among the thread's executors.
-    pub(super) family: usize,
+    /// The family that answers.
+    pub(super) family: FamilyKey,
     /// The path.
     pub(super) path: Vec<ModuleId>,
     /// What the path reads.
@@ -65,69 +88,145 @@ impl Drop for InferenceThread {
     }
 }
 
-/// Starts the inference thread over `executors`; it ends when the returned sender is dropped.
-///
-/// While no job waits, it loads the modules in `preload`, so that requests find them loaded.
+impl Queue {
+    /// Queues a job.
+    ///
+    /// # Errors
+    ///
+    /// Fails when as many jobs wait as may, or the thread is gone.
+    pub(super) fn push(&self, job: Job) -> Result<(), QueueError> {
+        let room = |waiting: usize| (waiting < self.limit).then_some(waiting + 1);
+        self.num_waiting
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, room)
+            .map_err(|_| QueueError::Full { limit: self.limit })?;
+        self.tasks.send(Task::Answer(job)).map_err(|_| QueueError::Closed)
+    }
+
+    /// Hands a family's executor over; `preload` is loaded while no job waits.
+    pub(super) fn install(&self, family: FamilyKey, executor: Executor, preload: Vec<ModuleId>) {
+        // Nobody is there to run it when the thread is gone, and nothing is lost.
+        drop(self.tasks.send(Task::Install { family, executor: Box::new(executor), preload }));
+    }
+
+    /// Lets go of a family once the jobs queued before are done.
+    pub(super) fn remove(&self, family: FamilyKey) {
+        drop(self.tasks.send(Task::Remove(family)));
+    }
+}
+
+/// Why a job is not queued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum QueueError {
+    /// As many wait as may.
+    Full {
+        /// How many that is.
+        limit: usize,
+    },
+    /// The thread is gone.
+    Closed,
+}
+
+/// Starts the inference thread, for which at most `limit` jobs wait; it ends when the returned
+/// queue and its clones are dropped.
 pub(super) fn start(
-    executors: Vec<Executor>,
-    preload: Vec<(usize, ModuleId)>,
-    queue_limit: usize,
+    limit: usize,
     observer: Arc<dyn Observer>,
-) -> std::io::Result<(mpsc::Sender<Job>, InferenceThread)> {
-    let (sender, receiver) = mpsc::channel(queue_limit);
+) -> std::io::Result<(Queue, InferenceThread)> {
+    #[expect(clippy::disallowed_methods, reason = "jobs are counted, families are few")]
+    let (tasks, receiver) = mpsc::unbounded_channel();
+    let num_waiting = Arc::new(AtomicUsize::new(0));
     let is_stopped = Arc::new(Mutex::new(false));
     let guard = InferenceThread { is_stopped: is_stopped.clone() };
-    let worker = Worker { executors, preload: preload.into(), observer, is_stopped };
+    let worker = Worker {
+        executors: HashMap::new(),
+        past_loads: HashMap::new(),
+        preload: VecDeque::new(),
+        num_waiting: num_waiting.clone(),
+        observer,
+        is_stopped,
+    };
     thread::Builder::new()
         .name("inference".into())
         .spawn(move || worker.run_until_closed(receiver))?;
-    Ok((sender, guard))
+    Ok((Queue { tasks, num_waiting, limit }, guard))
 }
 
 struct Worker {
-    executors: Vec<Executor>,
-    preload: VecDeque<(usize, ModuleId)>,
+    executors: HashMap<FamilyKey, Executor>,
+    /// How many modules were loaded for families of a name that are gone.
+    past_loads: HashMap<String, u64>,
+    preload: VecDeque<(FamilyKey, ModuleId)>,
+    num_waiting: Arc<AtomicUsize>,
     observer: Arc<dyn Observer>,
     /// Held while the thread is inside ONNX Runtime.
     is_stopped: Arc<Mutex<bool>>,
 }
 
 impl Worker {
-    fn run_until_closed(mut self, mut receiver: mpsc::Receiver<Job>) {
-        loop {
-            let task = match receiver.try_recv() {
-                Ok(job) => Task::Answer(job),
-                Err(TryRecvError::Disconnected) => return,
-                Err(TryRecvError::Empty) => match self.preload.pop_front() {
-                    Some((family, module)) => Task::Load(family, module),
-                    None => match receiver.blocking_recv() {
-                        Some(job) => Task::Answer(job),
-                        None => return,
-                    },
-                },
-            };
+    fn run_until_closed(mut self, mut receiver: mpsc::UnboundedReceiver<Task>) {
+        while let Some(step) = self.next(&mut receiver) {
             let gate = self.is_stopped.clone();
             let is_stopped = gate.lock().unwrap_or_else(PoisonError::into_inner);
             if *is_stopped {
                 return;
             }
-            match task {
-                Task::Load(family, module) => self.load(family, module),
-                Task::Answer(job) => self.answer(job),
+            match step {
+                Step::Load(family, module) => self.load(family, module),
+                Step::Do(Task::Answer(job)) => {
+                    self.num_waiting.fetch_sub(1, Ordering::Relaxed);
+                    self.answer(job);
+                }
+                Step::Do(Task::Install { family, executor, preload }) => {
+                    self.executors.insert(family, *executor);
+                    self.preload.extend(preload.into_iter().map(|module| (family, module)));
+                }
+                Step::Do(Task::Remove(family)) => self.remove(family),
             }
         }
     }
 
-    fn load(&mut self, family: usize, module: ModuleId) {
-        if let Err(error) = self.executors[family].load(&[module]) {
+    /// Returns what to do next: what is asked for, or a module to load while nothing is.
+    fn next(&mut self, receiver: &mut mpsc::UnboundedReceiver<Task>) -> Option<Step> {
+        match receiver.try_recv() {
+            Ok(task) => Some(Step::Do(task)),
+            Err(TryRecvError::Disconnected) => None,
+            Err(TryRecvError::Empty) => match self.preload.pop_front() {
+                Some((family, module)) => Some(Step::Load(family, module)),
+                None => receiver.blocking_recv().map(Step::Do),
+            },
+        }
+    }
+
+    fn load(&mut self, family: FamilyKey, module: ModuleId) {
+        let Some(executor) = self.executors.get_mut(&family) else {
+            return;
+        };
+        if let Err(error) = executor.load(&[module]) {
             tracing::warn!(%error, "a module cannot be loaded ahead of its use");
         }
-        self.report_residency(family);
+        let name = executor.family().manifest.name.clone();
+        self.report_residency(&name);
+    }
+
+    fn remove(&mut self, family: FamilyKey) {
+        self.preload.retain(|(key, _)| *key != family);
+        if let Some(executor) = self.executors.remove(&family) {
+            let name = executor.family().manifest.name.clone();
+            let loads = executor.residency().num_loads;
+            *self.past_loads.entry(name.clone()).or_default() += loads;
+            drop(executor);
+            self.report_residency(&name);
+        }
     }
 
     /// Runs a job unless nobody waits for it any more.
     fn answer(&mut self, job: Job) {
-        let name = self.executors[job.family].family().manifest.name.clone();
+        // A family is removed after its last job, so this is one that waits for no answer.
+        let Some(executor) = self.executors.get(&job.family) else {
+            return;
+        };
+        let name = executor.family().manifest.name.clone();
+        let loads = executor.residency().num_loads;
         self.observer.queue_changed(&name, -1);
         if job.reply.is_closed() {
             return;
@@ -137,44 +236,64 @@ impl Worker {
         let result = if start > job.deadline {
             Err(ServeError::DeadlineExceeded { waited: queue })
         } else {
-            let loads = self.executors[job.family].residency().num_loads;
-            let output = self.run(&name, &job);
-            let has_loaded = self.executors[job.family].residency().num_loads > loads;
-            output
-                .map(|output| Done { output, queue, compute: start.elapsed(), has_loaded })
-                .map_err(ServeError::from)
+            let ran = self.run(&name, &job);
+            let has_loaded = |executor: &Executor| executor.residency().num_loads > loads;
+            let has_loaded = self.executors.get(&job.family).is_some_and(has_loaded);
+            ran.map(|output| Done { output, queue, compute: start.elapsed(), has_loaded })
         };
         // Nobody hears a failure to send: the client has gone in the meantime.
         drop(job.reply.send(result));
     }
 
     /// Runs a job in chunks of at most its largest batch.
-    fn run(&mut self, name: &str, job: &Job) -> Result<Tensor, RuntimeError> {
-        let executor = &mut self.executors[job.family];
-        let family = executor.family().clone();
+    fn run(&mut self, name: &str, job: &Job) -> Result<Tensor, ServeError> {
+        let executor = self.executors.get_mut(&job.family).ok_or(ServeError::WorkerGone)?;
         let before = executor.residency();
-        let mut times = ModuleTimes { name, family: &family, observer: &*self.observer };
-        let mut outputs = Vec::new();
-        for chunk in chunks(&job.input, job.max_batch) {
-            let sides = SideInputs::of_input(chunk)?;
-            outputs.push(executor.run(&job.path, &sides, &mut times)?);
-        }
+        let outputs = run_chunks(executor, name, job, &*self.observer)?;
         if executor.residency() != before {
-            self.report_residency(job.family);
+            self.report_residency(name);
         }
         Ok(concatenate(outputs))
     }
 
-    fn report_residency(&self, family: usize) {
-        let executor = &self.executors[family];
-        self.observer.residency_changed(&executor.family().manifest.name, &executor.residency());
+    /// Tells what all versions of a family hold together.
+    fn report_residency(&self, name: &str) {
+        let mut sum = Residency {
+            num_loads: self.past_loads.get(name).copied().unwrap_or(0),
+            ..Residency::default()
+        };
+        for executor in self.executors.values() {
+            if executor.family().manifest.name == name {
+                let Residency { num_modules, weight_bytes, num_loads } = executor.residency();
+                sum.num_modules += num_modules;
+                sum.weight_bytes += weight_bytes;
+                sum.num_loads += num_loads;
+            }
+        }
+        self.observer.residency_changed(name, &sum);
     }
 }
 
 /// What the thread does next.
-enum Task {
-    Load(usize, ModuleId),
-    Answer(Job),
+enum Step {
+    Load(FamilyKey, ModuleId),
+    Do(Task),
+}
+
+fn run_chunks(
+    executor: &mut Executor,
+    name: &str,
+    job: &Job,
+    observer: &dyn Observer,
+) -> Result<Vec<Tensor>, RuntimeError> {
+    let family = executor.family().clone();
+    let mut times = ModuleTimes { name, family: &family, observer };
+    let mut outputs = Vec::new();
+    for chunk in chunks(&job.input, job.max_batch) {
+        let sides = SideInputs::of_input(chunk)?;
+        outputs.push(executor.run(&job.path, &sides, &mut times)?);
+    }
+    Ok(outputs)
 }
 
 /// Passes module times on under the modules' names.

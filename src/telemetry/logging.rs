@@ -3,6 +3,7 @@
 use std::io;
 
 use clap::ValueEnum;
+use serde::Serialize;
 use tracing_subscriber::{
     EnvFilter, Layer, Registry, fmt::layer, layer::SubscriberExt, util::SubscriberInitExt,
 };
@@ -10,7 +11,8 @@ use tracing_subscriber::{
 use super::TelemetryError;
 
 /// How log lines are written.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// For a person.
     #[default]

@@ -23,6 +23,7 @@ fn report(plan: &str) -> Report {
         },
         batch: 1,
         tokens: 8,
+        total_tokens: 8,
         latency: Duration::from_millis(6),
         preprocess: Duration::from_millis(1),
         queue: Duration::from_millis(1),

@@ -68,11 +68,7 @@ impl Tensor {
 
     /// Returns the element type.
     pub fn data_type(&self) -> DataType {
-        match self.data {
-            TensorData::I64(_) => DataType::I64,
-            TensorData::F32(_) => DataType::F32,
-            TensorData::Bytes(_) => DataType::Bytes,
-        }
+        self.data.data_type()
     }
 
     /// Takes the tensor apart.
@@ -98,6 +94,15 @@ impl Tensor {
 }
 
 impl TensorData {
+    /// Returns the element type.
+    pub fn data_type(&self) -> DataType {
+        match self {
+            Self::I64(_) => DataType::I64,
+            Self::F32(_) => DataType::F32,
+            Self::Bytes(_) => DataType::Bytes,
+        }
+    }
+
     /// Returns the number of elements.
     pub fn len(&self) -> usize {
         match self {

@@ -6,7 +6,7 @@ use tessera::api::{ApiConfig, ApiState, router};
 
 use crate::{
     http::{Reply, app, infer, send, text_request},
-    support::{metrics, registry},
+    support::{metrics, repository},
 };
 
 const INFER: &str = "/v2/models/text/infer";
@@ -209,7 +209,7 @@ async fn what_is_too_large_is_refused() {
 async fn the_body_limit_is_the_configured_one() {
     let config = ApiConfig { max_body: "1KiB".parse().expect("a size"), ..ApiConfig::default() };
     let render = std::sync::Arc::new(|| metrics().render());
-    let app = router(ApiState::new(registry(), metrics(), render), &config);
+    let app = router(ApiState::new(repository(), metrics(), render), &config);
     let reply = send(&app, "POST", INFER, " ".repeat(1025)).await;
     assert_refused(&app, reply, 413, "1024 bytes").await;
 }

@@ -11,7 +11,7 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tessera::{
     api::{ApiConfig, ApiState, router, serve},
-    serve::{FamilyState, Registry},
+    serve::{FamilyState, InferenceThread, Registry, Repository},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -20,7 +20,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use crate::support::{Reference, assert_close, metrics, registry};
+use crate::support::{Families, Reference, assert_close, metrics, registry, repository, start};
 
 /// A plan that needs no fitted map.
 const NAMED: &str = "l6[0..6]{skip.attn:4}";
@@ -51,13 +51,18 @@ impl Reply {
     }
 }
 
-fn state(registry: Arc<Registry>) -> ApiState {
-    ApiState::new(registry, metrics(), Arc::new(|| metrics().render()))
+fn state(repository: Arc<Repository>) -> ApiState {
+    ApiState::new(repository, metrics(), Arc::new(|| metrics().render()))
+}
+
+/// Returns a repository that offers what `registry` does.
+fn offering(registry: Registry) -> (Arc<Repository>, InferenceThread) {
+    start(registry, metrics(), Box::new(Families))
 }
 
 /// Returns the routes over the real pool.
 pub(crate) fn app() -> Router {
-    router(state(registry()), &ApiConfig::default())
+    router(state(repository()), &ApiConfig::default())
 }
 
 /// Sends a request and reads the answer.
@@ -295,10 +300,8 @@ async fn unknown_paths_and_wrong_methods_are_answered_in_json() {
 #[tokio::test]
 async fn a_family_that_did_not_load_is_unavailable_without_the_reason() {
     let failed = FamilyState::Failed { reason: "secret".to_owned() };
-    let app = router(
-        state(Arc::new(Registry::new([("image".to_owned(), failed)]))),
-        &ApiConfig::default(),
-    );
+    let (offered, _thread) = offering(Registry::new([("image".to_owned(), failed)]));
+    let app = router(state(offered), &ApiConfig::default());
     for path in ["/v2/models/image", "/v2/models/image/ready"] {
         let reply = get(&app, path).await;
         assert_eq!(reply.expect(503)["code"], "unavailable");
@@ -311,14 +314,14 @@ async fn a_family_that_did_not_load_is_unavailable_without_the_reason() {
 #[tokio::test]
 async fn a_request_that_takes_too_long_is_answered_504() {
     let config = ApiConfig { request_timeout: Duration::ZERO, ..ApiConfig::default() };
-    let app = router(state(registry()), &config);
+    let app = router(state(repository()), &config);
     let error = infer(&app, &text_request(json!({}))).await.expect(504);
     assert_eq!(error["code"], "deadline_exceeded");
 }
 
 #[tokio::test]
 async fn a_panic_is_an_internal_error_without_details() {
-    let state = ApiState::new(registry(), metrics(), Arc::new(|| panic!("secret")));
+    let state = ApiState::new(repository(), metrics(), Arc::new(|| panic!("secret")));
     let app = router(state, &ApiConfig::default());
     let reply = get(&app, "/metrics").await;
     let error = reply.expect(500);
@@ -336,11 +339,12 @@ async fn read_to_end(mut connection: TcpStream) -> String {
 
 #[tokio::test]
 async fn draining_ends_what_runs_and_takes_nothing_new() {
-    let registry = Arc::new(Registry::new(registry().families()));
+    let (offered, _thread) = offering(Registry::new(registry().families()));
+    let registry = offered.registry().clone();
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let stop = CancellationToken::new();
-    let app = router(state(registry.clone()), &ApiConfig::default());
+    let app = router(state(offered), &ApiConfig::default());
     let limit = Duration::from_secs(30);
     let server = tokio::spawn(serve(listener, app.clone(), stop.clone(), limit));
 

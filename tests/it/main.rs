@@ -15,6 +15,7 @@ mod http;
 mod images;
 mod import;
 mod reference;
+mod repository;
 mod support;
 mod synthetic;
 mod tidy;

@@ -13,7 +13,7 @@ use tessera::{
     fit::{MachineKey, Profile, ProfileCache, ProfileOptions, QualityRecords, measure_profile},
     runtime::{Executor, Runtime, RuntimeConfig, find_library},
     serve::{
-        FamilyService, FamilyState, InferenceThread, LoadedFamily, Observer, Registry,
+        Engine, InferenceThread, LoadedFamily, Loader, Observer, Registry, Repository,
         ServiceConfig,
     },
     telemetry::Metrics,
@@ -65,9 +65,10 @@ pub(crate) fn text_executor() -> Executor {
     Executor::new(runtime(), text_family())
 }
 
-/// The text family of the default pool and the small image family as they are served, with profiles taken here and now.
+/// The text family of the default pool and the small image family as they are served, with
+/// profiles taken here and now.
 struct Served {
-    registry: Arc<Registry>,
+    repository: Arc<Repository>,
     metrics: Arc<Metrics>,
     _thread: InferenceThread,
 }
@@ -76,35 +77,64 @@ fn served() -> &'static Served {
     static SERVED: OnceLock<Served> = OnceLock::new();
     SERVED.get_or_init(|| {
         let metrics = Arc::new(Metrics::new().expect("metrics"));
-        let load = |family: Arc<Family>, profile| {
-            let quality = QualityRecords::read(&family.folder.join("quality.json")).expect("read");
-            LoadedFamily::new(family, profile, quality, 0.05).expect("plans")
-        };
-        let fashion = measured(&fashion_family());
-        let loaded = vec![load(text_family(), short_profile()), load(fashion_family(), fashion)];
-        let config = ServiceConfig {
-            preload: false,
-            queue_limit: 64,
-            max_wait: Duration::from_secs(30),
-            latency_margin: 0.05,
-        };
-        let observer: Arc<dyn Observer> = metrics.clone();
-        let (services, thread) = FamilyService::start(&runtime(), loaded, config, &observer)
-            .expect("the families start");
-        let families = services.into_iter();
-        let families = families.map(|s| (s.name().to_owned(), FamilyState::Ready(s)));
-        Served { registry: Arc::new(Registry::new(families)), metrics, _thread: thread }
+        let (repository, thread) = start(Registry::default(), metrics.clone(), Box::new(Families));
+        repository.load_all(&Families.names().expect("names"));
+        Served { repository, metrics, _thread: thread }
     })
+}
+
+/// Starts an engine that serves what `registry` offers and `loader` loads.
+pub(crate) fn start(
+    registry: Registry,
+    observer: Arc<dyn Observer>,
+    loader: Box<dyn Loader>,
+) -> (Arc<Repository>, InferenceThread) {
+    let config = ServiceConfig {
+        preload: false,
+        queue_limit: 64,
+        max_wait: Duration::from_secs(30),
+        latency_margin: 0.05,
+    };
+    let (engine, thread) = Engine::start(runtime(), config, observer).expect("a thread");
+    (Arc::new(Repository::new(Arc::new(registry), engine, loader)), thread)
+}
+
+/// Loads the two families.
+pub(crate) struct Families;
+
+impl Loader for Families {
+    fn names(&self) -> Result<Vec<String>, String> {
+        Ok(vec!["fashion".to_owned(), "text".to_owned()])
+    }
+
+    fn load(&self, name: &str) -> Result<LoadedFamily, String> {
+        let (family, profile) = match name {
+            "text" => (text_family(), short_profile()),
+            _ => (fashion_family(), fashion_profile()),
+        };
+        let quality = QualityRecords::read(&family.folder.join("quality.json")).expect("read");
+        LoadedFamily::new(family, profile, quality, 0.05).map_err(|error| error.to_string())
+    }
+}
+
+/// Returns the repository that serves them.
+pub(crate) fn repository() -> Arc<Repository> {
+    served().repository.clone()
 }
 
 /// Returns the registry that serves them.
 pub(crate) fn registry() -> Arc<Registry> {
-    served().registry.clone()
+    repository().registry().clone()
 }
 
 /// Returns the metrics of that registry.
 pub(crate) fn metrics() -> Arc<Metrics> {
     served().metrics.clone()
+}
+
+fn fashion_profile() -> Profile {
+    static PROFILE: OnceLock<Profile> = OnceLock::new();
+    PROFILE.get_or_init(|| measured(&fashion_family())).clone()
 }
 
 /// Measures the text family's modules quickly and roughly.

@@ -33,10 +33,9 @@ fn to_f32(values: &[f64]) -> Vec<f32> {
     values.iter().map(|value| *value as f32).collect()
 }
 
-#[test]
-fn plans_of_every_kind_are_what_pytorch_computes_with_smaller_networks() {
-    let mut executor = Executor::new(runtime(), fashion_family());
-    let reference = Reference::read("fashion");
+fn check_plans(family: Arc<Family>, reference: &str) {
+    let mut executor = Executor::new(runtime(), family);
+    let reference = Reference::read(reference);
     let (shape, images) = reference.tensor("pixel_values");
     let images = to_f32(images);
     let plans: Vec<&str> = reference.names().filter_map(|n| n.strip_prefix("logits ")).collect();
@@ -47,6 +46,17 @@ fn plans_of_every_kind_are_what_pytorch_computes_with_smaller_networks() {
         let (_, expected) = reference.tensor(&format!("logits {plan}"));
         assert_close(&found, expected, 1e-4, plan);
     }
+}
+
+#[test]
+fn plans_of_every_kind_are_what_pytorch_computes_with_smaller_networks() {
+    check_plans(fashion_family(), "fashion");
+}
+
+#[test]
+fn plans_of_the_trained_family_are_too() {
+    let folder = root().join("models/fashion");
+    check_plans(Arc::new(Family::load(&folder).expect("loaded")), "fashion-trained");
 }
 
 #[test]

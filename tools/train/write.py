@@ -35,8 +35,9 @@ def write(out, anchors, depth, folder):
     state = load(out, anchors, depth).state_dict()
     halves = {name: tensor.half().contiguous() for name, tensor in state.items()}
     exits = {name: halves.pop(name) for name in list(halves) if name.startswith("exits.")}
-    save_file(halves, folder / "model.safetensors", {"format": "pt"})
-    save_file(exits, folder / "exits.safetensors", {"format": "pt"})
+    for part, name in [(halves, "model.safetensors"), (exits, "exits.safetensors")]:
+        save_file(part, folder / name, {"format": "pt"})
+        (folder / name).chmod(0o644)
     for name, (width, heads) in anchors.items():
         place = folder / "anchors" / name
         place.mkdir(parents=True, exist_ok=True)

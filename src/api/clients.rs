@@ -1,0 +1,324 @@
+//! Who may ask, and for how much: bearer tokens from a file.
+//!
+//! Without a file everybody may do everything, which suits a server on its own machine's address
+//! alone. Start at [`Clients::read`]; [`Gate`] is what requests pass.
+
+use std::{
+    collections::BTreeMap,
+    num::NonZeroU32,
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use governor::{
+    DefaultDirectRateLimiter, Quota, RateLimiter,
+    clock::{Clock, DefaultClock},
+};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use super::error::ApiError;
+use crate::{plan::Budget, tensor::ByteSize};
+
+/// What precedes a token in the header.
+const SCHEME: &str = "bearer ";
+
+/// Why a file of tokens is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientsError {
+    /// It cannot be read.
+    #[error("{}: cannot be read", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is no valid TOML, or has a wrong or unknown key.
+    #[error("{}: {message}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+}
+
+/// The file: `[clients.NAME]`, each with a token and what it may take.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ClientsFile {
+    clients: BTreeMap<String, ClientSpec>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ClientSpec {
+    token: Option<String>,
+    token_sha256: Option<String>,
+    requests_per_second: Option<NonZeroU32>,
+    max_latency_budget_ms: Option<f64>,
+    max_memory_budget_mb: Option<f64>,
+    #[serde(default)]
+    admin: bool,
+}
+
+/// The clients that a file names.
+#[derive(Debug)]
+pub struct Clients {
+    clients: Vec<Arc<Client>>,
+}
+
+#[derive(Debug)]
+struct Client {
+    name: String,
+    digest: [u8; 32],
+    limiter: Option<DefaultDirectRateLimiter>,
+    max_latency: Option<Duration>,
+    max_memory_bytes: Option<u64>,
+    is_admin: bool,
+}
+
+/// What requests pass; the clients behind it can be replaced while it is open.
+#[derive(Debug, Default)]
+pub struct Gate(RwLock<Option<Arc<Clients>>>);
+
+/// What a request that passed may do.
+#[derive(Debug, Clone)]
+pub(super) struct Permit(Option<Arc<Client>>);
+
+impl Clients {
+    /// Reads the clients from the file at `path`.
+    ///
+    /// # Errors
+    ///
+    /// Fails on a file that cannot be read, is no TOML, has unknown keys, or whose values make no
+    /// sense; the error names file and client.
+    pub fn read(path: &Path) -> Result<Self, ClientsError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ClientsError::Unreadable { path: path.to_owned(), source })?;
+        Self::parse(&text)
+            .map_err(|message| ClientsError::Malformed { path: path.to_owned(), message })
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        // What the parser shows of the file might be a token.
+        let file: ClientsFile = toml::from_str(text).map_err(|e| e.message().to_owned())?;
+        let client = |(name, spec): (String, ClientSpec)| {
+            Client::new(name.clone(), spec).map_err(|reason| format!("client `{name}`: {reason}"))
+        };
+        let clients = file.clients.into_iter().map(client).collect::<Result<Vec<_>, _>>()?;
+        if clients.is_empty() {
+            return Err("there is no client".to_owned());
+        }
+        Ok(Self { clients: clients.into_iter().map(Arc::new).collect() })
+    }
+
+    /// Finds whose token this is; how long that takes tells nothing of it.
+    fn find(&self, token: &str) -> Option<Arc<Client>> {
+        let digest: [u8; 32] = Sha256::digest(token.as_bytes()).into();
+        let mut found = None;
+        for client in &self.clients {
+            if bool::from(client.digest.ct_eq(&digest)) {
+                found = Some(client.clone());
+            }
+        }
+        found
+    }
+}
+
+impl Client {
+    fn new(name: String, spec: ClientSpec) -> Result<Self, String> {
+        let digest = match (spec.token, spec.token_sha256) {
+            (Some(token), None) if token.len() >= 16 => Sha256::digest(token.as_bytes()).into(),
+            (Some(_), None) => return Err("token must have 16 bytes or more".to_owned()),
+            (None, Some(hex)) => parse_digest(&hex).ok_or("token_sha256 must be 64 hex digits")?,
+            _ => return Err("give token or token_sha256, and not both".to_owned()),
+        };
+        let positive = |key: &str, value: Option<f64>| match value {
+            Some(value) if !(value.is_finite() && value > 0.0) => {
+                Err(format!("{key} is {value}, it must be over 0"))
+            }
+            other => Ok(other),
+        };
+        let latency = positive("max_latency_budget_ms", spec.max_latency_budget_ms)?;
+        let memory = positive("max_memory_budget_mb", spec.max_memory_budget_mb)?;
+        let max_latency = latency
+            .map(|ms| Duration::try_from_secs_f64(ms / 1e3).map_err(|e| e.to_string()))
+            .transpose()?;
+        let max_memory_bytes = memory
+            .map(|mb| format!("{mb}MB").parse::<ByteSize>().map_err(|e| e.to_string()))
+            .transpose()?
+            .map(|size| size.0);
+        let limiter =
+            spec.requests_per_second.map(|count| RateLimiter::direct(Quota::per_second(count)));
+        let is_admin = spec.admin;
+        Ok(Self { name, digest, limiter, max_latency, max_memory_bytes, is_admin })
+    }
+}
+
+impl Gate {
+    /// Lets nobody but `clients` pass, or everybody.
+    pub fn new(clients: Option<Clients>) -> Self {
+        Self(RwLock::new(clients.map(Arc::new)))
+    }
+
+    /// Replaces the clients; requests that passed go on.
+    pub fn replace(&self, clients: Option<Clients>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = clients.map(Arc::new);
+    }
+
+    /// Lets a request with this `Authorization` header pass.
+    ///
+    /// # Errors
+    ///
+    /// Fails on a missing or wrong token, and on one that comes too often.
+    pub(super) fn pass(&self, authorization: Option<&str>) -> Result<Permit, ApiError> {
+        let Some(clients) = self.0.read().unwrap_or_else(PoisonError::into_inner).clone() else {
+            return Ok(Permit(None));
+        };
+        let token = authorization
+            .and_then(|value| {
+                let (scheme, token) = value.split_at_checked(SCHEME.len())?;
+                scheme.eq_ignore_ascii_case(SCHEME).then_some(token.trim())
+            })
+            .ok_or(ApiError::NoToken)?;
+        let client = clients.find(token).ok_or(ApiError::WrongToken)?;
+        if let Some(Err(not_until)) = client.limiter.as_ref().map(RateLimiter::check) {
+            let wait = not_until.wait_time_from(DefaultClock::default().now());
+            return Err(ApiError::RateLimited { client: client.name.clone(), wait });
+        }
+        Ok(Permit(Some(client)))
+    }
+}
+
+impl Permit {
+    /// Makes a budget no larger than the client may take.
+    pub(super) fn cap(&self, budget: &mut Budget) {
+        let Some(client) = &self.0 else {
+            return;
+        };
+        budget.latency = smaller(budget.latency, client.max_latency);
+        budget.memory_bytes = smaller(budget.memory_bytes, client.max_memory_bytes);
+    }
+
+    /// Checks that the client may change what is served.
+    ///
+    /// # Errors
+    ///
+    /// Fails when it may not.
+    pub(super) fn check_admin(&self) -> Result<(), ApiError> {
+        match &self.0 {
+            Some(client) if !client.is_admin => {
+                Err(ApiError::NoAdmin { client: client.name.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn smaller<T: Ord>(asked: Option<T>, most: Option<T>) -> Option<T> {
+    match (asked, most) {
+        (Some(asked), Some(most)) => Some(asked.min(most)),
+        (asked, most) => asked.or(most),
+    }
+}
+
+fn parse_digest(hex: &str) -> Option<[u8; 32]> {
+    let is_hex = hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let mut digest = [0; 32];
+    for (index, byte) in digest.iter_mut().enumerate().filter(|_| is_hex) {
+        *byte = u8::from_str_radix(&hex[2 * index..2 * index + 2], 16).ok()?;
+    }
+    is_hex.then_some(digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = r#"
+        [clients.alice]
+        token = "a token of alice"
+        max_latency_budget_ms = 20
+        max_memory_budget_mb = 1.5
+        [clients.ops]
+        token_sha256 = "9F86D081884C7D659A2FEAA0C55AD015A3BF4F1B2B0B822CD15D6C15B0F00A08"
+        requests_per_second = 1
+        admin = true
+    "#;
+
+    fn gate() -> Gate {
+        Gate::new(Some(Clients::parse(FILE).expect("valid")))
+    }
+
+    #[test]
+    fn a_token_is_needed_where_there_are_clients() {
+        let gate = gate();
+        for (header, reason) in [
+            (None, "needs a token"),
+            (Some("Basic YTpi"), "needs a token"),
+            (Some("Bearer"), "needs a token"),
+            (Some("Bearer wrong"), "is not known"),
+            (Some("Bearer "), "is not known"),
+            (Some("Bearer é"), "is not known"),
+        ] {
+            let error = gate.pass(header).expect_err(reason);
+            assert!(error.to_string().contains(reason), "{error}");
+        }
+        assert!(gate.pass(Some("bearer a token of alice")).is_ok());
+        gate.replace(None);
+        assert!(gate.pass(None).is_ok());
+    }
+
+    #[test]
+    fn budgets_are_capped_at_the_client_s() {
+        let permit = gate().pass(Some("Bearer a token of alice")).expect("known");
+        let capped = |latency_ms: Option<u64>| {
+            let latency = latency_ms.map(Duration::from_millis);
+            let mut budget = Budget { latency, ..Budget::default() };
+            permit.cap(&mut budget);
+            (budget.latency, budget.memory_bytes)
+        };
+        assert_eq!(capped(None), (Some(Duration::from_millis(20)), Some(1_500_000)));
+        assert_eq!(capped(Some(5)).0, Some(Duration::from_millis(5)));
+        assert_eq!(capped(Some(50)).0, Some(Duration::from_millis(20)));
+        assert!(permit.check_admin().is_err());
+    }
+
+    #[test]
+    fn a_client_that_asks_too_often_is_told_when_to_come_back() {
+        let gate = gate();
+        let permit = gate.pass(Some("Bearer test")).expect("the first");
+        assert!(permit.check_admin().is_ok());
+        let Err(ApiError::RateLimited { client, wait }) = gate.pass(Some("Bearer test")) else {
+            panic!("the second within a second passed");
+        };
+        assert_eq!(client, "ops");
+        assert!(wait <= Duration::from_secs(1) && wait > Duration::ZERO);
+    }
+
+    #[test]
+    fn a_wrong_file_is_refused_by_client_without_showing_tokens() {
+        for (text, reason) in [
+            ("", "missing field `clients`"),
+            ("[clients]", "there is no client"),
+            ("[clients.a]", "client `a`: give token or token_sha256"),
+            ("[clients.a]\ntoken = \"short\"", "16 bytes or more"),
+            ("[clients.a]\ntoken_sha256 = \"00\"", "64 hex digits"),
+            ("[clients.a]\ntoken = \"0123456789abcdef\"\nrate = 1", "unknown field `rate`"),
+            (
+                "[clients.a]\ntoken = \"0123456789abcdef\"\nmax_latency_budget_ms = -1",
+                "must be over 0",
+            ),
+            ("[clients.a]\ntoken = \"0123456789abcdef", "string"),
+        ] {
+            let error = Clients::parse(text).expect_err(reason);
+            assert!(error.contains(reason), "{error}");
+            assert!(!error.contains("0123456789abcdef"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! The server and its models, as the protocol's metadata.
+
+use crate::{
+    api::{
+        health::{EXTENSIONS, NAME, VERSION},
+        messages::{
+            ModelMetadataResponse, ServerMetadataResponse, model_metadata_response::TensorMetadata,
+        },
+        models::{Model, PLATFORM},
+    },
+    tensor::TensorSpec,
+};
+
+/// Describes the server.
+pub(super) fn server() -> ServerMetadataResponse {
+    ServerMetadataResponse {
+        name: NAME.to_owned(),
+        version: VERSION.to_owned(),
+        extensions: EXTENSIONS.map(str::to_owned).into(),
+    }
+}
+
+/// Describes a model.
+pub(super) fn model(model: &Model) -> ModelMetadataResponse {
+    let tensor = |spec: TensorSpec| TensorMetadata {
+        datatype: spec.data_type.name().to_owned(),
+        shape: spec.protocol_shape(),
+        name: spec.name,
+    };
+    ModelMetadataResponse {
+        name: model.service.name().to_owned(),
+        versions: model.versions().into(),
+        platform: PLATFORM.to_owned(),
+        inputs: model.service.input_specs().into_iter().map(tensor).collect(),
+        outputs: model.service.output_specs().into_iter().map(tensor).collect(),
+    }
+}

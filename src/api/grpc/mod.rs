@@ -1,0 +1,14 @@
+//! The gRPC edge: the same service as over HTTP, by the Open Inference Protocol's messages.
+//!
+//! It decodes messages into what [`decode`](super::decode) checks for every protocol, and writes
+//! answers back. Start at [`service`], which lists the calls; [`server()`] runs them on a socket.
+
+mod describe;
+mod health;
+mod infer;
+mod repository;
+mod server;
+mod service;
+mod status;
+
+pub use server::serve_grpc;

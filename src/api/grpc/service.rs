@@ -1,0 +1,331 @@
+//! The calls of `inference.GRPCInferenceService`.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
+use tracing::{Instrument, field::Empty};
+
+use super::{
+    describe,
+    infer::{decode, encode},
+    repository,
+    status::status_of,
+};
+use crate::api::{
+    ApiState,
+    body::off_thread,
+    clients::Permit,
+    describe::{config, statistics},
+    error::ApiError,
+    infer::{answer, told},
+    messages::{
+        ModelConfigRequest, ModelConfigResponse, ModelInferRequest, ModelInferResponse,
+        ModelMetadataRequest, ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse,
+        ModelStatisticsRequest, ModelStatisticsResponse, ModelStreamInferResponse,
+        RepositoryIndexRequest, RepositoryIndexResponse, RepositoryModelLoadRequest,
+        RepositoryModelLoadResponse, RepositoryModelUnloadRequest, RepositoryModelUnloadResponse,
+        ServerLiveRequest, ServerLiveResponse, ServerMetadataRequest, ServerMetadataResponse,
+        ServerReadyRequest, ServerReadyResponse,
+        grpc_inference_service_server::GrpcInferenceService,
+    },
+    models::Model,
+    request_id::next_request_id,
+};
+
+/// The metadata in which clients tell how long they wait.
+const TIMEOUT: &str = "grpc-timeout";
+
+/// The metadata with the client's token.
+const AUTHORIZATION: &str = "authorization";
+
+/// Answers the calls; cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct InferenceService {
+    state: ApiState,
+}
+
+/// What a call says beside its message.
+#[derive(Debug, Clone)]
+struct Terms {
+    permit: Permit,
+    /// How long the client waits.
+    wait: Option<Duration>,
+}
+
+impl Terms {
+    /// Lets a call pass the gate.
+    fn of(state: &ApiState, metadata: &MetadataMap) -> Result<Self, ApiError> {
+        let authorization = metadata.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+        Ok(Self { permit: state.gate.pass(authorization)?, wait: wait_of(metadata) })
+    }
+}
+
+type Answers =
+    Pin<Box<dyn Stream<Item = Result<ModelStreamInferResponse, Status>> + Send + 'static>>;
+
+impl InferenceService {
+    /// Answers from `state`.
+    pub(super) fn new(state: ApiState) -> Self {
+        Self { state }
+    }
+
+    fn model(&self, name: &str, version: String) -> Result<Model, ApiError> {
+        let version = Some(version).filter(|version| !version.is_empty());
+        Model::find(self.state.repository.registry(), name, version)
+    }
+
+    /// Answers one message.
+    async fn infer(
+        &self,
+        message: ModelInferRequest,
+        arrival: Instant,
+        terms: Terms,
+    ) -> Result<ModelInferResponse, ApiError> {
+        let model = self.model(&message.model_name, message.model_version.clone())?;
+        let specs = model.specs();
+        let num_bytes = prost::Message::encoded_len(&message);
+        let decoded = off_thread(num_bytes, move || decode(message, &specs, arrival)).await;
+        let mut decoded = told(&*self.state.observer, &model, decoded)?;
+        let budget = &mut decoded.request.budget;
+        budget.latency = budget.latency.or(terms.wait);
+        terms.permit.cap(budget);
+        let binary = decoded.binary;
+        let answer = answer(&model, decoded).await?;
+        encode(answer, binary)
+    }
+}
+
+/// Runs a call in a span of its own and answers it.
+async fn call<T>(
+    method: &'static str,
+    work: impl Future<Output = Result<T, ApiError>>,
+) -> Result<Response<T>, Status> {
+    let id = next_request_id();
+    let span = tracing::info_span!("request", id, method, model = Empty, plan = Empty);
+    let result = async {
+        let result = work.await;
+        match &result {
+            Ok(_) => tracing::debug!("answered"),
+            Err(error) => tracing::debug!(%error, "refused"),
+        }
+        result
+    };
+    match result.instrument(span).await {
+        Ok(message) => {
+            let mut response = Response::new(message);
+            if let Ok(id) = id.parse() {
+                response.metadata_mut().insert(super::status::REQUEST_ID, id);
+            }
+            Ok(response)
+        }
+        Err(error) => Err(status_of(&error, &id)),
+    }
+}
+
+/// Returns how long the client waits, from the unit-suffixed number that gRPC sends.
+fn wait_of(metadata: &MetadataMap) -> Option<Duration> {
+    let text = metadata.get(TIMEOUT)?.to_str().ok()?;
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u64 = number.parse().ok()?;
+    let wait = match unit {
+        "H" => Duration::from_secs(number.checked_mul(3600)?),
+        "M" => Duration::from_secs(number.checked_mul(60)?),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    };
+    (!wait.is_zero()).then_some(wait)
+}
+
+#[tonic::async_trait]
+impl GrpcInferenceService for InferenceService {
+    type ModelStreamInferStream = Answers;
+
+    async fn server_live(
+        &self,
+        _: Request<ServerLiveRequest>,
+    ) -> Result<Response<ServerLiveResponse>, Status> {
+        call("ServerLive", async { Ok(ServerLiveResponse { live: true }) }).await
+    }
+
+    async fn server_ready(
+        &self,
+        _: Request<ServerReadyRequest>,
+    ) -> Result<Response<ServerReadyResponse>, Status> {
+        let ready = self.state.repository.registry().is_ready();
+        call("ServerReady", async { Ok(ServerReadyResponse { ready }) }).await
+    }
+
+    async fn model_ready(
+        &self,
+        request: Request<ModelReadyRequest>,
+    ) -> Result<Response<ModelReadyResponse>, Status> {
+        let ModelReadyRequest { name, version } = request.into_inner();
+        let draining = self.state.repository.registry().is_draining();
+        let ready = !draining && self.model(&name, version).is_ok();
+        call("ModelReady", async { Ok(ModelReadyResponse { ready }) }).await
+    }
+
+    async fn server_metadata(
+        &self,
+        _: Request<ServerMetadataRequest>,
+    ) -> Result<Response<ServerMetadataResponse>, Status> {
+        call("ServerMetadata", async { Ok(describe::server()) }).await
+    }
+
+    async fn model_metadata(
+        &self,
+        request: Request<ModelMetadataRequest>,
+    ) -> Result<Response<ModelMetadataResponse>, Status> {
+        call("ModelMetadata", async {
+            Terms::of(&self.state, request.metadata())?;
+            let ModelMetadataRequest { name, version } = request.into_inner();
+            self.model(&name, version).map(|model| describe::model(&model))
+        })
+        .await
+    }
+
+    async fn model_infer(
+        &self,
+        request: Request<ModelInferRequest>,
+    ) -> Result<Response<ModelInferResponse>, Status> {
+        let arrival = Instant::now();
+        call("ModelInfer", async {
+            let terms = Terms::of(&self.state, request.metadata())?;
+            self.infer(request.into_inner(), arrival, terms).await
+        })
+        .await
+    }
+
+    async fn model_stream_infer(
+        &self,
+        request: Request<Streaming<ModelInferRequest>>,
+    ) -> Result<Response<Answers>, Status> {
+        let service = Arc::new(self.clone());
+        let metadata = Arc::new(request.metadata().clone());
+        let answers = request.into_inner().then(move |message| {
+            let (service, metadata) = (service.clone(), metadata.clone());
+            async move {
+                let message = message?;
+                let id = message.id.clone();
+                let arrival = Instant::now();
+                let answered = async {
+                    // A stream's deadline is the whole stream's.
+                    let terms = Terms { wait: None, ..Terms::of(&service.state, &metadata)? };
+                    service.infer(message, arrival, terms).await
+                };
+                Ok(match call("ModelStreamInfer", answered).await {
+                    Ok(response) => ModelStreamInferResponse {
+                        error_message: String::new(),
+                        infer_response: Some(response.into_inner()),
+                    },
+                    Err(status) => ModelStreamInferResponse {
+                        error_message: status.message().to_owned(),
+                        infer_response: Some(ModelInferResponse {
+                            id,
+                            ..ModelInferResponse::default()
+                        }),
+                    },
+                })
+            }
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn model_config(
+        &self,
+        request: Request<ModelConfigRequest>,
+    ) -> Result<Response<ModelConfigResponse>, Status> {
+        let answer = async {
+            Terms::of(&self.state, request.metadata())?;
+            let ModelConfigRequest { name, version } = request.into_inner();
+            let config = Some(config(&self.model(&name, version)?));
+            Ok(ModelConfigResponse { config })
+        };
+        call("ModelConfig", answer).await
+    }
+
+    async fn model_statistics(
+        &self,
+        request: Request<ModelStatisticsRequest>,
+    ) -> Result<Response<ModelStatisticsResponse>, Status> {
+        let answer = async {
+            Terms::of(&self.state, request.metadata())?;
+            let ModelStatisticsRequest { name, version } = request.into_inner();
+            let models = match name.is_empty() {
+                true => Model::all(self.state.repository.registry()),
+                false => vec![self.model(&name, version)?],
+            };
+            let model_stats = models.iter().map(statistics).collect();
+            Ok(ModelStatisticsResponse { model_stats })
+        };
+        call("ModelStatistics", answer).await
+    }
+
+    async fn repository_index(
+        &self,
+        request: Request<RepositoryIndexRequest>,
+    ) -> Result<Response<RepositoryIndexResponse>, Status> {
+        call("RepositoryIndex", async {
+            Terms::of(&self.state, request.metadata())?;
+            repository::index(&self.state.repository, request.into_inner()).await
+        })
+        .await
+    }
+
+    async fn repository_model_load(
+        &self,
+        request: Request<RepositoryModelLoadRequest>,
+    ) -> Result<Response<RepositoryModelLoadResponse>, Status> {
+        call("RepositoryModelLoad", async {
+            Terms::of(&self.state, request.metadata())?.permit.check_admin()?;
+            repository::load(&self.state.repository, request.into_inner()).await
+        })
+        .await
+    }
+
+    async fn repository_model_unload(
+        &self,
+        request: Request<RepositoryModelUnloadRequest>,
+    ) -> Result<Response<RepositoryModelUnloadResponse>, Status> {
+        call("RepositoryModelUnload", async {
+            Terms::of(&self.state, request.metadata())?.permit.check_admin()?;
+            repository::unload(&self.state.repository, request.into_inner()).await
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_long_a_client_waits_is_read_in_its_unit() {
+        for (text, wait) in [
+            ("1H", Some(Duration::from_secs(3600))),
+            ("2M", Some(Duration::from_secs(120))),
+            ("3S", Some(Duration::from_secs(3))),
+            ("40m", Some(Duration::from_millis(40))),
+            ("500u", Some(Duration::from_micros(500))),
+            ("6n", Some(Duration::from_nanos(6))),
+            ("0m", None),
+            ("m", None),
+            ("", None),
+            ("12", None),
+            ("99999999999999999999S", None),
+            ("18446744073709551615H", None),
+        ] {
+            let mut metadata = MetadataMap::new();
+            metadata.insert(TIMEOUT, text.parse().expect("ASCII"));
+            assert_eq!(wait_of(&metadata), wait, "{text}");
+        }
+    }
+}

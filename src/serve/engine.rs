@@ -1,0 +1,70 @@
+//! What all families share: the inference thread and how requests are served.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use super::{
+    FamilyService, LoadedFamily, Observer,
+    worker::{self, FamilyKey, InferenceThread, Queue},
+};
+use crate::runtime::{Executor, Runtime};
+
+/// How families are served.
+#[derive(Debug, Clone, Copy)]
+pub struct ServiceConfig {
+    /// Whether the modules of all plans are loaded before requests need them, while none waits.
+    pub preload: bool,
+    /// The most requests that wait for the inference thread.
+    pub queue_limit: usize,
+    /// How long a request may wait before it is given up.
+    pub max_wait: Duration,
+    /// How much less than the latency budget a plan must be predicted to take, as a share of it.
+    pub latency_margin: f64,
+}
+
+/// Serves families through one inference thread.
+pub struct Engine {
+    runtime: Runtime,
+    config: ServiceConfig,
+    queue: Queue,
+    observer: Arc<dyn Observer>,
+    num_families: AtomicU64,
+}
+
+impl Engine {
+    /// Starts the inference thread, which must be dropped before the process ends.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the thread cannot start.
+    pub fn start(
+        runtime: Runtime,
+        config: ServiceConfig,
+        observer: Arc<dyn Observer>,
+    ) -> std::io::Result<(Self, InferenceThread)> {
+        let (queue, thread) = worker::start(config.queue_limit, observer.clone())?;
+        let num_families = AtomicU64::new(0);
+        Ok((Self { runtime, config, queue, observer, num_families }, thread))
+    }
+
+    /// Serves a family. When the last reference to it is dropped, its sessions go.
+    pub fn serve(&self, loaded: LoadedFamily) -> Arc<FamilyService> {
+        let key = FamilyKey(self.num_families.fetch_add(1, Ordering::Relaxed));
+        let executor = Executor::new(self.runtime.clone(), loaded.family.clone());
+        let preload = if self.config.preload { loaded.modules() } else { Vec::new() };
+        self.queue.install(key, executor, preload);
+        let observer = self.observer.clone();
+        Arc::new(FamilyService::new(loaded, key, self.queue.clone(), self.config, observer))
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Engine").field("config", &self.config).finish_non_exhaustive()
+    }
+}

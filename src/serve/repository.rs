@@ -1,0 +1,123 @@
+//! Loading, reloading and unloading families while others are served.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::{Engine, FamilyState, LoadedFamily, Registry, ServeError};
+
+/// Finds and loads the families of a pool. Calls take long and come from blocking threads.
+pub trait Loader: Send + Sync {
+    /// Returns the names of the pool's families.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the pool cannot be read, with the reason.
+    fn names(&self) -> Result<Vec<String>, String>;
+
+    /// Loads the family `name`.
+    ///
+    /// # Errors
+    ///
+    /// Fails when it cannot be served, with the reason.
+    fn load(&self, name: &str) -> Result<LoadedFamily, String>;
+}
+
+/// The families of a pool, of which some are served.
+pub struct Repository {
+    registry: Arc<Registry>,
+    engine: Engine,
+    loader: Box<dyn Loader>,
+    /// Held while a family is loaded or unloaded, so that two calls do not cross.
+    turn: Mutex<()>,
+}
+
+impl Repository {
+    /// Manages what `registry` offers; `engine` serves what `loader` loads.
+    pub fn new(registry: Arc<Registry>, engine: Engine, loader: Box<dyn Loader>) -> Self {
+        Self { registry, engine, loader, turn: Mutex::new(()) }
+    }
+
+    /// Returns the families that are offered.
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// Returns the names of the pool's families, and of those that are offered beside them.
+    pub fn names(&self) -> Vec<String> {
+        let mut names = self.loader.names().unwrap_or_else(|reason| {
+            tracing::warn!(reason, "the pool cannot be read");
+            Vec::new()
+        });
+        names.extend(self.registry.families().into_iter().map(|(name, _)| name));
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    /// Loads every family of `names`, one after the other; what does not load is told in the log.
+    pub fn load_all(&self, names: &[String]) {
+        for name in names {
+            self.registry.set(name, FamilyState::Loading);
+        }
+        for name in names {
+            // The log has heard of it, and the registry tells who asks.
+            drop(self.load(name));
+        }
+    }
+
+    /// Loads the family `name`, or loads it anew: requests that run on the old one end on it. If it
+    /// cannot be loaded, what was served before still is. Takes long; not for async threads.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the pool has no such family, or it cannot be loaded.
+    pub fn load(&self, name: &str) -> Result<(), ServeError> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.names();
+        if !known.iter().any(|other| other == name) {
+            return Err(ServeError::UnknownFamily {
+                name: name.chars().take(100).collect(),
+                known: known.join(", "),
+            });
+        }
+        match self.loader.load(name) {
+            Ok(loaded) => {
+                let service = self.engine.serve(loaded);
+                tracing::info!(family = name, version = service.digest(), "ready");
+                self.registry.set(name, FamilyState::Ready(service));
+                Ok(())
+            }
+            Err(reason) => {
+                tracing::error!(family = name, "not loaded: {reason}");
+                if !matches!(self.registry.state(name), Some(FamilyState::Ready(_))) {
+                    let reason = reason.clone();
+                    self.registry.set(name, FamilyState::Failed { reason });
+                }
+                Err(ServeError::LoadFailed { name: name.to_owned(), reason })
+            }
+        }
+    }
+
+    /// Takes the family `name` out of service; requests that run on it end.
+    ///
+    /// # Errors
+    ///
+    /// Fails when no such family is offered.
+    pub fn unload(&self, name: &str) -> Result<(), ServeError> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.registry.state(name).is_none() {
+            return Err(self.registry.family(name).err().unwrap_or(ServeError::WorkerGone));
+        }
+        self.registry.set(name, FamilyState::Unloaded);
+        tracing::info!(family = name, "unloaded");
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Repository {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Repository")
+            .field("registry", &self.registry)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,87 @@
+"""Starts the server for the tests, once, and stops it at the end."""
+
+import atexit
+import os
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BINARY = Path(os.environ.get("TESSERA_BINARY", ROOT / "target/release/tessera"))
+READY_SECONDS = 240
+
+
+FAMILIES = {"text": ROOT / "models" / "text", "fashion": ROOT / "tests" / "pool" / "fashion"}
+
+
+class Served:
+    """A running server over a pool of the text family and the small image family, or of some."""
+
+    def __init__(self, *options, families=tuple(FAMILIES)):
+        self.folder = tempfile.TemporaryDirectory()
+        self.pool = Path(self.folder.name) / "pool"
+        self.pool.mkdir()
+        for name in families:
+            (self.pool / name).symlink_to(FAMILIES[name])
+        self.http, self.grpc = free_ports(2)
+        cache = os.environ.get("TESSERA_CACHE", str(ROOT / ".tessera" / "conformance-cache"))
+        self.log = open(Path(self.folder.name) / "log", "w+")
+        command = [str(BINARY), "serve", "--pool", str(self.pool), "--port", str(self.http),
+                   "--grpc-port", str(self.grpc), "--cache", cache, *options]
+        self.process = subprocess.Popen(command, stderr=self.log, cwd=ROOT)
+        atexit.register(self.stop)
+        self.wait()
+
+    def wait(self):
+        """Waits until the server is ready."""
+        deadline = time.monotonic() + READY_SECONDS
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                break
+            try:
+                urllib.request.urlopen(f"http://{self.http_address}/v2/health/ready", timeout=5)
+                return
+            except OSError:
+                time.sleep(0.2)
+        self.log.seek(0)
+        raise RuntimeError(f"the server is not ready:\n{self.log.read()}")
+
+    def stop(self):
+        """Stops the server, which must end by itself."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(60)
+        self.log.close()
+        self.folder.cleanup()
+
+    @property
+    def http_address(self):
+        """Where HTTP is served."""
+        return f"127.0.0.1:{self.http}"
+
+    @property
+    def grpc_address(self):
+        """Where gRPC is served."""
+        return f"127.0.0.1:{self.grpc}"
+
+
+def free_ports(count):
+    """Returns ports that nobody listens on."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+_served = None
+
+
+def served():
+    """Returns the one server of this run."""
+    global _served
+    _served = _served or Served()
+    return _served
