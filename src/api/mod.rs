@@ -1,8 +1,9 @@
 //! The edges: the Open Inference Protocol v2 over HTTP and gRPC, with budgets and plans.
 //!
-//! The only room that names axum and tonic. It decodes and encodes; what a request means and what happens to
-//! it is decided in [`serve`](crate::serve); below that only plain data types are used. Start at
-//! [`router`], which lists the routes; [`serve()`] runs them on a socket until told to stop.
+//! The only room that names axum and tonic. It decodes and encodes; what a request means and what
+//! happens to it is decided in [`serve`](crate::serve); below that only plain data types are used.
+//! Start at [`router`], which lists the routes; [`serve()`] and [`serve_grpc`] run them on sockets
+//! until told to stop.
 
 mod body;
 mod classes;

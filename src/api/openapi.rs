@@ -200,13 +200,14 @@ impl Operation {
             true => written.subschema_for::<OpenAiError>(),
             false => written.subschema_for::<WireError<'_>>(),
         };
+        let error = json!({"application/json": {"schema": error}});
         let mut described = json!({
             "summary": self.summary,
             "operationId": self.id(),
             "parameters": self.parameters(),
             "responses": {
                 "200": with_content("It worked", self.response.describe(written)),
-                "default": with_content("It did not", json!({"application/json": {"schema": error}})),
+                "default": with_content("It did not", error),
             },
         });
         if let Some(request) = self.request {

@@ -62,6 +62,7 @@ impl Repository {
             // The log has heard of it, and the registry tells who asks.
             drop(self.load(name));
         }
+        tracing::info!("every family is loaded or failed");
     }
 
     /// Loads the family `name`, or loads it anew: requests that run on the old one end on it. If it

@@ -416,7 +416,7 @@ impl Server {
     /// Starts the program on a free port and waits until it serves.
     fn start(pool: &Path) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_tessera"))
-            .args(["serve", "--port", "0", "--log-format", "json", "--log", "info", "--pool"])
+            .args(["serve", "--port", "0", "--no-grpc", "--log-format", "json", "--pool"])
             .arg(pool)
             .arg("--cache")
             .arg(pool.join("cache"))
@@ -430,6 +430,8 @@ impl Server {
             server.log.push(line.clone());
             if let Some((_, rest)) = line.split_once("\"address\":\"") {
                 server.address = rest.split('"').next().expect("an address").to_owned();
+            }
+            if line.contains("every family is loaded or failed") {
                 return server;
             }
         }

@@ -286,7 +286,7 @@ async fn metrics_show_what_happened() {
 #[tokio::test]
 async fn unknown_paths_and_wrong_methods_are_answered_in_json() {
     let app = app();
-    let error = get(&app, "/v1/models").await.expect(404);
+    let error = get(&app, "/v3/models").await.expect(404);
     assert_eq!(error["code"], "not_found");
     let reply = get(&app, "/v2/models/text/infer").await;
     assert_eq!(reply.expect(405)["code"], "invalid_argument");
@@ -315,7 +315,10 @@ async fn a_family_that_did_not_load_is_unavailable_without_the_reason() {
 async fn a_request_that_takes_too_long_is_answered_504() {
     let config = ApiConfig { request_timeout: Duration::ZERO, ..ApiConfig::default() };
     let app = router(state(repository()), &config);
-    let error = infer(&app, &text_request(json!({}))).await.expect(504);
+    let texts = vec!["a text that takes a while ".repeat(40); 32];
+    let slow = json!({"inputs": [
+        {"name": "text", "shape": [32], "datatype": "BYTES", "data": texts}]});
+    let error = infer(&app, &slow).await.expect(504);
     assert_eq!(error["code"], "deadline_exceeded");
 }
 

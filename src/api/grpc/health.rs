@@ -1,5 +1,5 @@
-//! The standard health service, `grpc.health.v1`: the server under the empty name and the protocol's
-//! service name, each model under its own.
+//! The standard health service, `grpc.health.v1`: the server under the empty name and that of the
+//! protocol's service, each model under its own.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
