@@ -1,6 +1,6 @@
 //! What is answered when a request fails: one status, one code, one message.
 
-use std::{error::Error, sync::Arc, time::Duration};
+use std::{any::Any, error::Error, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -34,6 +34,12 @@ pub(super) enum ApiError {
     /// The body is larger than bodies may be.
     #[error("the body is over the limit of {} bytes", limit.0)]
     BodyTooLarge { limit: ByteSize },
+    /// The body is compressed in a way that is not known.
+    #[error("the body's Content-Encoding must be gzip, deflate or identity")]
+    Encoding,
+    /// There are as many connections as may be.
+    #[error("too many connections are open; try again later")]
+    TooManyConnections,
     /// The connection broke in the middle of the body.
     #[error("the body cannot be read")]
     BodyUnreadable { source: Box<dyn Error + Send + Sync> },
@@ -120,6 +126,16 @@ struct WireCheapest<'a> {
 }
 
 impl ApiError {
+    /// Returns the error for a handler that panicked with `payload`.
+    pub(super) fn of_panic(payload: &(dyn Any + Send)) -> Self {
+        let message = payload
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| payload.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+            .unwrap_or_else(|| "without a message".to_owned());
+        Self::Panicked { message }
+    }
+
     /// Returns what kind of failure this is.
     pub(super) fn code(&self) -> ErrorCode {
         match self {
@@ -128,6 +144,7 @@ impl ApiError {
             | Self::NotUtf8 { .. }
             | Self::JsonLength { .. }
             | Self::BodyUnreadable { .. }
+            | Self::Encoding
             | Self::UnknownParameter { .. }
             | Self::Parameter { .. }
             | Self::UnknownOutput { .. }
@@ -137,6 +154,7 @@ impl ApiError {
             Self::RateLimited { .. } => ErrorCode::Overloaded,
             Self::UnknownVersion { .. } | Self::NoRoute { .. } => ErrorCode::NotFound,
             Self::BodyTooLarge { .. } => ErrorCode::TooLarge,
+            Self::TooManyConnections => ErrorCode::Unavailable,
             Self::TimedOut { .. } => ErrorCode::DeadlineExceeded,
             Self::Panicked { .. } | Self::Interrupted { .. } | Self::Encode { .. } => {
                 ErrorCode::Internal
@@ -147,6 +165,7 @@ impl ApiError {
     fn status(&self) -> StatusCode {
         match self {
             Self::NoMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Encoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             _ => status(self.code()),
         }
     }
@@ -166,6 +185,7 @@ impl ApiError {
         let wait = match self {
             Self::Serve(ServeError::QueueFull { retry_after, .. }) => *retry_after,
             Self::RateLimited { wait, .. } => *wait,
+            Self::TooManyConnections => Duration::from_secs(1),
             _ if self.code() == ErrorCode::Overloaded => Duration::from_secs(1),
             _ => return None,
         };

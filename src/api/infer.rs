@@ -11,7 +11,7 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, header},
     response::{IntoResponse, Response},
 };
-use tracing::Span;
+use tracing::{Instrument, Span, debug_span};
 
 use super::{
     Shared,
@@ -23,13 +23,10 @@ use super::{
     error::ApiError,
     models::Model,
 };
-use crate::{
-    serve::{InferResponse, Observer, Outcome, Report},
-    tensor::Tensor,
-};
+use crate::serve::{InferResponse, Observer, Outcome, Report};
 
 /// The most bytes of JSON that an element of an output takes, roughly.
-const MAX_ELEMENT_BYTES: usize = 16;
+pub(super) const MAX_ELEMENT_BYTES: usize = 16;
 
 /// The header that says where a body's JSON ends and raw tensors begin.
 const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
@@ -46,7 +43,9 @@ pub(super) async fn infer(
     let specs = model.specs();
     let decoded = match json_length(&headers, body.len()) {
         Ok(json_len) => {
-            off_thread(body.len(), move || decode(body, json_len, &specs, arrival)).await
+            off_thread(body.len(), move || decode(body, json_len, &specs, arrival))
+                .instrument(debug_span!("decode"))
+                .await
         }
         Err(error) => Err(error),
     };
@@ -55,8 +54,10 @@ pub(super) async fn infer(
     let binary = decoded.binary;
     let Answer { heading, response } = answer(&model, decoded).await?;
     let report = response.report.clone();
-    let num_bytes = num_elements(&response.output).saturating_mul(MAX_ELEMENT_BYTES);
-    let encoded = off_thread(num_bytes, move || encode(&heading, &response, binary)).await?;
+    let num_bytes = response.output.data().len().saturating_mul(MAX_ELEMENT_BYTES);
+    let encoded = off_thread(num_bytes, move || encode(&heading, &response, binary))
+        .instrument(debug_span!("encode"))
+        .await?;
     Ok(respond(encoded, &server_timing(&report, arrival.elapsed())))
 }
 
@@ -130,10 +131,6 @@ fn respond(encoded: Encoded, timing: &str) -> Response {
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
-
-fn num_elements(tensor: &Tensor) -> usize {
-    tensor.data().len()
-}
 
 /// Writes the stages in milliseconds (W3C Server Timing).
 pub(super) fn server_timing(report: &Report, total: Duration) -> String {

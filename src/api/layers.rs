@@ -3,41 +3,60 @@
 use std::{any::Any, sync::Arc, time::Duration};
 
 use axum::{
+    Router,
     extract::{MatchedPath, Request, State},
-    http::{HeaderName, HeaderValue, header},
-    middleware::Next,
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    middleware::{Next, from_fn},
     response::{IntoResponse, Response},
 };
 use tracing::{Instrument, Span, field::Empty};
 
-use super::{Shared, error::ApiError, request_id::next_request_id};
+use super::{ApiState, Shared, error::ApiError, request_id::next_request_id};
 
 /// The header with the id under which the log knows a request.
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What is answered without a token.
 const OPEN_PATHS: [&str; 5] =
     ["/", "/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs"];
 
 /// Runs a request in a span of its own, and gives its failure a body with the request's id.
-pub(super) async fn trace(request: Request, next: Next) -> Response {
+pub(super) async fn trace(
+    State(shared): State<Arc<Shared>>,
+    request: Request,
+    next: Next,
+) -> Response {
     let request_id = next_request_id();
+    let method = request.method().as_str();
     let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
     let span = tracing::info_span!(
         "request",
         id = request_id,
-        method = %request.method(),
-        path,
+        "http.request.method" = method,
+        "http.route" = path,
+        "http.response.status_code" = Empty,
         model = Empty,
         plan = Empty,
-        status = Empty,
+        "otel.name" = format!("{method} {path}"),
+        "otel.kind" = "server",
+        "otel.status_code" = Empty,
     );
+    continue_trace(&shared.api, &span, request.headers());
     answer(request_id, request, next).instrument(span).await
+}
+
+/// Makes a request's span part of the trace that its headers name.
+pub(super) fn continue_trace(state: &ApiState, span: &Span, headers: &HeaderMap) {
+    let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    (state.continue_trace)(span, header("traceparent"), header("tracestate"));
 }
 
 async fn answer(request_id: String, request: Request, next: Next) -> Response {
     let is_openai = request.uri().path().starts_with("/v1/");
     let mut response = next.run(request).await;
+    if is_encoding_refused(&response) {
+        response = ApiError::Encoding.into_response();
+    }
     if let Some(error) = response.extensions_mut().remove::<Arc<ApiError>>() {
         tracing::debug!(%error, "refused");
         *response.body_mut() = match is_openai {
@@ -47,12 +66,28 @@ async fn answer(request_id: String, request: Request, next: Next) -> Response {
         let json = HeaderValue::from_static("application/json");
         response.headers_mut().insert(header::CONTENT_TYPE, json);
     }
-    Span::current().record("status", response.status().as_u16());
+    let span = Span::current();
+    span.record("http.response.status_code", i64::from(response.status().as_u16()));
+    if response.status().is_server_error() {
+        span.record("otel.status_code", "ERROR");
+    }
     tracing::debug!("answered");
     if let Ok(request_id) = HeaderValue::from_str(&request_id) {
         response.headers_mut().insert(REQUEST_ID, request_id);
     }
     response
+}
+
+/// Tells whether the body came in an encoding that the layer before the routes does not know.
+fn is_encoding_refused(response: &Response) -> bool {
+    response.status() == StatusCode::UNSUPPORTED_MEDIA_TYPE
+        && response.extensions().get::<Arc<ApiError>>().is_none()
+}
+
+/// What answers connections over the limit.
+pub(super) fn refusal() -> Router {
+    let refuse = |request: Request, next| answer(next_request_id(), request, next);
+    Router::new().fallback(|| async { ApiError::TooManyConnections }).layer(from_fn(refuse))
 }
 
 /// Lets a request pass the gate; health checks and the list of routes need not.
@@ -82,10 +117,5 @@ pub(super) async fn limit_time(
 /// Answers a request whose handler panicked.
 #[expect(clippy::needless_pass_by_value, reason = "the layer hands the payload over by value")]
 pub(super) fn answer_panic(payload: Box<dyn Any + Send>) -> Response {
-    let message = payload
-        .downcast_ref::<String>()
-        .cloned()
-        .or_else(|| payload.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-        .unwrap_or_else(|| "without a message".to_owned());
-    ApiError::Panicked { message }.into_response()
+    ApiError::of_panic(&*payload).into_response()
 }

@@ -2,8 +2,8 @@
 //!
 //! The only room that names axum and tonic. It decodes and encodes; what a request means and what
 //! happens to it is decided in [`serve`](crate::serve); below that only plain data types are used.
-//! Start at [`router`], which lists the routes; [`serve()`] and [`serve_grpc`] run them on sockets
-//! until told to stop.
+//! Start at [`router`], which lists the routes; [`serve_http`] and [`serve_grpc`] run them on
+//! sockets until told to stop.
 
 mod body;
 mod classes;
@@ -27,10 +27,10 @@ mod plans;
 mod raw;
 mod repository;
 mod request_id;
-mod server;
 mod tensors;
+mod transport;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, io, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -47,7 +47,11 @@ use tower_http::{
 
 pub use clients::{Clients, ClientsError, Gate};
 pub use grpc::serve_grpc;
-pub use server::serve;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tracing::Span;
+pub use transport::{Limits, Tls, TlsError, TlsFiles, Transport};
+use transport::{Protocol, Server};
 
 use crate::{
     serve::{Observer, Repository},
@@ -92,16 +96,23 @@ pub struct ApiState {
     pub render_metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// What requests pass.
     pub gate: Arc<Gate>,
+    /// Makes a request's span part of the trace that its headers name.
+    pub continue_trace: ContinueTrace,
 }
 
+/// Makes a span part of the trace that `traceparent` and `tracestate` name (W3C Trace Context).
+pub type ContinueTrace = Arc<dyn Fn(&Span, Option<&str>, Option<&str>) + Send + Sync>;
+
 impl ApiState {
-    /// Gathers what the routes work with; the fields say what each part is. The gate is open.
+    /// Gathers what the routes work with; the fields say what each part is. The gate is open,
+    /// and no trace is continued.
     pub fn new(
         repository: Arc<Repository>,
         observer: Arc<dyn Observer>,
         render_metrics: Arc<dyn Fn() -> String + Send + Sync>,
     ) -> Self {
-        Self { repository, observer, render_metrics, gate: Arc::default() }
+        let continue_trace: ContinueTrace = Arc::new(|_, _, _| {});
+        Self { repository, observer, render_metrics, gate: Arc::default(), continue_trace }
     }
 }
 
@@ -167,12 +178,36 @@ pub fn router(state: ApiState, config: &ApiConfig) -> Router {
         .layer(middleware::from_fn_with_state(shared.clone(), layers::admit))
         .layer(middleware::from_fn_with_state(config.request_timeout, layers::limit_time))
         .layer(CatchPanicLayer::custom(layers::answer_panic))
-        .layer(middleware::from_fn(layers::trace))
         .layer(RequestDecompressionLayer::new())
+        .layer(middleware::from_fn_with_state(shared.clone(), layers::trace))
         .layer(
             CompressionLayer::new()
                 .quality(CompressionLevel::Fastest)
                 .compress_when(SizeAbove::new(MIN_COMPRESSED_BYTES)),
         )
         .with_state(shared)
+}
+
+/// Serves `router` until `shutdown`, then drains: no connection is accepted any more, idle ones are
+/// closed, and running requests may end within the transport's limit.
+///
+/// Whoever cancels `shutdown` starts draining the [`Registry`](crate::serve::Registry) first, so
+/// that readiness turns false on the connections that are still open.
+///
+/// # Errors
+///
+/// Fails when the socket has no address.
+///
+/// # Cancel safety
+///
+/// Dropping the future stops accepting; connections that are open go on until the runtime ends.
+pub async fn serve_http(
+    listener: TcpListener,
+    router: Router,
+    transport: Transport,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    let refusal = layers::refusal();
+    let server = Server { protocol: Protocol::Http, router, refusal, transport };
+    server.run(listener, shutdown).await
 }

@@ -13,6 +13,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
+use tracing::{Instrument, debug_span};
 
 use super::{
     Shared,
@@ -20,9 +21,10 @@ use super::{
     clients::Permit,
     encode::report_parameters,
     error::ApiError,
-    infer::{server_timing, told},
+    infer::{MAX_ELEMENT_BYTES, server_timing, told},
     models::Model,
     parameters::{Parameters, ParametersSchema},
+    raw::flatten,
 };
 use crate::{
     serve::{InferRequest, InferResponse, ServeError},
@@ -31,9 +33,6 @@ use crate::{
 
 /// The task whose families answer here.
 const TASK: &str = "sentence-embedding";
-
-/// The bytes of JSON that an element of an embedding takes, roughly.
-const MAX_ELEMENT_BYTES: usize = 16;
 
 /// A request for embeddings.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -156,7 +155,8 @@ pub(super) async fn embeddings(
     Body(body): Body,
 ) -> Result<Response, ApiError> {
     let arrival = Instant::now();
-    let question: Question = off_thread(body.len(), move || parse_json(&body)).await?;
+    let question: Question =
+        off_thread(body.len(), move || parse_json(&body)).instrument(debug_span!("decode")).await?;
     let model = Model::find(shared.api.repository.registry(), &question.model, None)?;
     let Asked { inputs, parameters, form } =
         told(&*shared.api.observer, &model, Asked::new(&model, question))?;
@@ -167,6 +167,7 @@ pub(super) async fn embeddings(
     let report = response.report.clone();
     let body =
         off_thread(num_bytes, move || write(model.service.name(), &response, &form, explain))
+            .instrument(debug_span!("encode"))
             .await?;
     let timing = server_timing(&report, arrival.elapsed());
     let headers = [("content-type", "application/json".to_owned()), ("server-timing", timing)];
@@ -310,7 +311,7 @@ impl Serialize for Numbers<'_> {
         match self.encoding {
             Encoding::Float => self.values.serialize(serializer),
             Encoding::Base64 => {
-                let raw: Vec<u8> = self.values.iter().flat_map(|v| v.to_le_bytes()).collect();
+                let raw = flatten(self.values, |value| value.to_le_bytes());
                 serializer.serialize_str(&BASE64_STANDARD.encode(raw))
             }
         }

@@ -3,6 +3,8 @@
 //! [`operations`] is the list of routes; a test compares it with the router's, so that neither has
 //! what the other lacks.
 
+use std::sync::LazyLock;
+
 use axum::{
     http::header,
     response::{Html, IntoResponse},
@@ -147,7 +149,7 @@ fn openai_operations() -> [Operation; 3] {
 
 /// Answers with the document.
 pub(super) async fn openapi() -> impl IntoResponse {
-    axum::Json(document())
+    axum::Json(&*DOCUMENT)
 }
 
 /// Answers with the page.
@@ -158,6 +160,9 @@ pub(super) async fn docs() -> impl IntoResponse {
 /// The page takes nothing from elsewhere.
 const PAGE_POLICY: &str =
     "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'";
+
+/// The document, which is the same for every request.
+static DOCUMENT: LazyLock<Value> = LazyLock::new(document);
 
 /// Builds the document.
 fn document() -> Value {

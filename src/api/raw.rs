@@ -60,7 +60,11 @@ pub(super) fn encode_raw(data: &TensorData) -> Result<Vec<u8>, String> {
     }
 }
 
-fn flatten<T: Copy, const N: usize>(values: &[T], to_bytes: impl Fn(T) -> [u8; N]) -> Vec<u8> {
+/// Writes elements of `N` bytes each behind one another.
+pub(super) fn flatten<T: Copy, const N: usize>(
+    values: &[T],
+    to_bytes: impl Fn(T) -> [u8; N],
+) -> Vec<u8> {
     let mut raw = vec![0; values.len() * N];
     for (place, value) in raw.chunks_exact_mut(N).zip(values) {
         place.copy_from_slice(&to_bytes(*value));

@@ -81,9 +81,7 @@ pub(super) async fn load(
     Path(name): Path<String>,
     Body(body): Body,
 ) -> Result<(), ApiError> {
-    permit.check_admin()?;
-    let call: RepositoryCall = parse_or_default(&body)?;
-    check_parameters(call.parameters.keys())?;
+    check_call(&permit, &body)?;
     change(&shared.api.repository, move |repository| repository.load(&name)).await
 }
 
@@ -94,10 +92,15 @@ pub(super) async fn unload(
     Path(name): Path<String>,
     Body(body): Body,
 ) -> Result<(), ApiError> {
-    permit.check_admin()?;
-    let call: RepositoryCall = parse_or_default(&body)?;
-    check_parameters(call.parameters.keys())?;
+    check_call(&permit, &body)?;
     change(&shared.api.repository, move |repository| repository.unload(&name)).await
+}
+
+/// Checks who calls, and what for.
+fn check_call(permit: &Permit, body: &[u8]) -> Result<(), ApiError> {
+    permit.check_admin()?;
+    let call: RepositoryCall = parse_or_default(body)?;
+    check_parameters(call.parameters.keys())
 }
 
 /// Refuses what load and unload calls do not take, such as a model's files.

@@ -134,12 +134,46 @@ pub struct ServeArguments {
     /// Seconds after which a request is given up
     #[arg(long, env = "TESSERA_REQUEST_TIMEOUT", default_value_t = 30)]
     pub request_timeout: u64,
-    /// Seconds that requests under way have to finish when the server is told to stop
-    #[arg(long, env = "TESSERA_DRAIN_TIMEOUT", default_value_t = 30)]
-    pub drain_timeout: u64,
+    /// OpenTelemetry collector to send spans to over gRPC, such as http://localhost:4317
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
+    /// The connections.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub connections: ConnectionArguments,
     /// Share of a latency budget that is kept free, against noise
     #[arg(long, env = "TESSERA_LATENCY_MARGIN", default_value_t = 0.1)]
     pub latency_margin: f64,
+}
+
+/// What connections may take.
+#[derive(Debug, Clone, Args, Serialize)]
+pub struct ConnectionArguments {
+    /// Server's certificate and those that lead to a known authority (PEM), for both ports; SIGHUP
+    /// reads it again [default: no encryption]
+    #[arg(long, env = "TESSERA_TLS_CERT", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key of the certificate (PEM)
+    #[arg(long, env = "TESSERA_TLS_KEY", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Authorities for clients' certificates (PEM): clients without one are refused
+    #[arg(long, env = "TESSERA_TLS_CLIENT_CA", requires = "tls_cert")]
+    pub tls_client_ca: Option<PathBuf>,
+    /// Most connections at once; the next ones are answered 503
+    #[arg(long, env = "TESSERA_MAX_CONNECTIONS", default_value_t = 4096)]
+    pub max_connections: u32,
+    /// Most requests at once on one HTTP/2 connection
+    #[arg(long, env = "TESSERA_MAX_STREAMS", default_value_t = 128)]
+    pub max_streams: u32,
+    /// Seconds until the head of a connection's first request must be there
+    #[arg(long, env = "TESSERA_HEADER_TIMEOUT", default_value_t = 10)]
+    pub header_timeout: u64,
+    /// Seconds for which a connection may stay open without a request
+    #[arg(long, env = "TESSERA_IDLE_TIMEOUT", default_value_t = 300)]
+    pub idle_timeout: u64,
+    /// Seconds that requests under way have to finish when the server is told to stop
+    #[arg(long, env = "TESSERA_DRAIN_TIMEOUT", default_value_t = 30)]
+    pub drain_timeout: u64,
 }
 
 /// The family that a command is about.

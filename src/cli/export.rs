@@ -19,7 +19,7 @@ use crate::{
 pub(super) fn export(common: &Common, arguments: &ExportArguments) -> anyhow::Result<()> {
     let (family, path) = match &arguments.plan {
         Some(plan) => {
-            telemetry::start_logging(&common.log, common.log_format)?;
+            telemetry::start_logging(&common.log, common.log_format, None)?;
             let family = setup::family(common, &arguments.family.family)?;
             let path = PlanId::find_path(&family.graph, plan)?;
             (family, path)

@@ -13,7 +13,7 @@ use crate::{fit::ImportOptions, telemetry};
 
 /// Makes a family of ONNX exports.
 pub(super) fn import(common: &Common, arguments: &ImportArguments) -> anyhow::Result<()> {
-    telemetry::start_logging(&common.log, common.log_format)?;
+    telemetry::start_logging(&common.log, common.log_format, None)?;
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
     ensure!(
         !arguments.family.is_empty() && arguments.family.chars().all(is_plain),

@@ -15,7 +15,7 @@ use crate::{
 
 /// Shows what a family, or one plan of it, consists of.
 pub(super) fn inspect(common: &Common, arguments: &InspectArguments) -> anyhow::Result<()> {
-    telemetry::start_logging(&common.log, common.log_format)?;
+    telemetry::start_logging(&common.log, common.log_format, None)?;
     let family = setup::family(common, &arguments.family.family)?;
     let modules: Vec<ModuleId> = match &arguments.plan {
         Some(plan) => PlanId::find_path(&family.graph, plan)?,

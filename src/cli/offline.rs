@@ -13,7 +13,7 @@ use crate::{
 
 /// Fits the maps of a family.
 pub(super) fn fit(common: &Common, arguments: &FitArguments) -> anyhow::Result<()> {
-    telemetry::start_logging(&common.log, common.log_format)?;
+    telemetry::start_logging(&common.log, common.log_format, None)?;
     let machine = setup::machine(common)?;
     let family = setup::family(common, &arguments.family.family)?;
     let data = Dataset::read(
@@ -37,7 +37,7 @@ pub(super) fn fit(common: &Common, arguments: &FitArguments) -> anyhow::Result<(
 
 /// Measures the modules of a family.
 pub(super) fn profile(common: &Common, arguments: &ProfileArguments) -> anyhow::Result<()> {
-    telemetry::start_logging(&common.log, common.log_format)?;
+    telemetry::start_logging(&common.log, common.log_format, None)?;
     let machine = setup::machine(common)?;
     let family = setup::family(common, &arguments.family.family)?;
     if arguments.again {
@@ -64,7 +64,7 @@ pub(super) fn profile(common: &Common, arguments: &ProfileArguments) -> anyhow::
 
 /// Measures the plans of a family.
 pub(super) fn evaluate(common: &Common, arguments: &EvaluateArguments) -> anyhow::Result<()> {
-    telemetry::start_logging(&common.log, common.log_format)?;
+    telemetry::start_logging(&common.log, common.log_format, None)?;
     let machine = setup::machine(common)?;
     let family = setup::family(common, &arguments.family.family)?;
     let profile = setup::profile(&machine, &family)?;

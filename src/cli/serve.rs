@@ -10,30 +10,38 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    args::{Common, ServeArguments},
+    args::{Common, ConnectionArguments, ServeArguments},
     progress::say,
     setup::{self, Machine},
 };
 use crate::{
-    api::{self, ApiConfig, ApiState, Clients, Gate},
+    api::{self, ApiConfig, ApiState, Clients, Gate, Limits, Tls, TlsFiles, Transport},
     serve::{
         Engine, InferenceThread, LoadedFamily, Loader, Observer, Registry, Repository,
         ServiceConfig,
     },
-    telemetry::{self, Metrics},
+    telemetry::{self, Metrics, Traces},
 };
+
+/// How many files the server may have open beside its connections.
+const OTHER_FILES: u64 = 512;
 
 /// Serves the pool until the process is told to stop.
 pub(super) fn run(common: &Common, arguments: &ServeArguments) -> anyhow::Result<()> {
     if arguments.check_config {
         return check(common, arguments);
     }
-    telemetry::start_logging(&common.log, common.log_format)?;
     let tokio = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("the async runtime cannot start")?;
+    // Dropped before the runtime, through which it sends.
+    let traces = {
+        let _inside = tokio.enter();
+        arguments.otlp_endpoint.as_deref().map(Traces::start).transpose()?
+    };
+    telemetry::start_logging(&common.log, common.log_format, traces.as_ref())?;
     // Bound before the pool is loaded, so that a port in use is told at once.
     let http = tokio.block_on(listen(&arguments.host, arguments.port))?;
     let grpc = match arguments.no_grpc {
@@ -44,22 +52,28 @@ pub(super) fn run(common: &Common, arguments: &ServeArguments) -> anyhow::Result
     let names = setup::family_names(&common.pool)?;
     let machine = setup::machine(common)?;
     let metrics = Arc::new(Metrics::new()?);
+    let secrets = Secrets::read(arguments)?;
     let (repository, _thread) = repository(common, arguments, machine, &metrics, &stop)?;
     let registry = repository.registry().clone();
     let observer: Arc<dyn Observer> = metrics.clone();
-    let state = ApiState::new(repository.clone(), observer, Arc::new(move || metrics.render()));
+    let transport =
+        Transport::new(limits(&arguments.connections), secrets.tls.clone(), observer.clone());
+    let state = ApiState {
+        gate: secrets.gate.clone(),
+        continue_trace: Arc::new(telemetry::continue_trace),
+        ..ApiState::new(repository.clone(), observer, Arc::new(move || metrics.render()))
+    };
     let config = ApiConfig {
         max_body: arguments.max_body,
         request_timeout: Duration::from_secs(arguments.request_timeout),
     };
-    let drain = Duration::from_secs(arguments.drain_timeout);
     let loading = std::thread::spawn(move || repository.load_all(&names));
     let served = tokio.block_on(async {
         tokio::spawn(stop_on_signal(stop.clone(), registry));
-        tokio::spawn(read_clients_on_signal(state.gate.clone(), arguments.clone()));
-        tracing::info!(address = %http.local_addr()?, "serving HTTP");
-        let calls = api::serve_grpc(grpc, state.clone(), config, stop.clone(), drain);
-        let routes = api::serve(http, api::router(state, &config), stop.clone(), drain);
+        tokio::spawn(secrets.reload_on_signal(arguments.clone()));
+        let router = api::router(state.clone(), &config);
+        let calls = api::serve_grpc(grpc, state, config, transport.clone(), stop.clone());
+        let routes = api::serve_http(http, router, transport, stop.clone());
         let ended = tokio::try_join!(routes, calls).context("serving failed");
         stop.cancel();
         ended.map(|_| ())
@@ -76,10 +90,47 @@ fn check(common: &Common, arguments: &ServeArguments) -> anyhow::Result<()> {
         setup::family(common, name)?;
     }
     setup::machine(common)?;
-    clients(arguments)?;
+    Secrets::read(arguments)?;
     let options = toml::to_string(common)? + &toml::to_string(arguments)?;
     say(&format!("{options}# families: {}", names.join(", ")));
     Ok(())
+}
+
+/// What lets clients in; its files are read again while the server runs.
+struct Secrets {
+    gate: Arc<Gate>,
+    tls: Option<Arc<Tls>>,
+}
+
+impl Secrets {
+    fn read(arguments: &ServeArguments) -> anyhow::Result<Self> {
+        let ConnectionArguments { tls_cert, tls_key, tls_client_ca, .. } = &arguments.connections;
+        let files = tls_cert.clone().zip(tls_key.clone()).map(|(certificate, key)| TlsFiles {
+            certificate,
+            key,
+            client_authority: tls_client_ca.clone(),
+        });
+        let tls = files.map(Tls::read).transpose()?.map(Arc::new);
+        Ok(Self { gate: Arc::new(Gate::new(clients(arguments)?)), tls })
+    }
+
+    /// Reads the files again at every SIGHUP; a wrong one changes nothing.
+    async fn reload_on_signal(self, arguments: ServeArguments) {
+        let Ok(mut hangup) = signal(SignalKind::hangup()) else {
+            return;
+        };
+        while hangup.recv().await.is_some() {
+            match clients(&arguments) {
+                Ok(clients) => self.gate.replace(clients),
+                Err(error) => tracing::error!("the clients stay as they were: {error:#}"),
+            }
+            if let Some(Err(error)) = self.tls.as_ref().map(|tls| tls.reload()) {
+                let error = anyhow::Error::new(error);
+                tracing::error!("the certificate stays as it was: {error:#}");
+            }
+            tracing::info!("clients and certificates were read again");
+        }
+    }
 }
 
 /// Reads who may ask, if a file says so.
@@ -87,16 +138,24 @@ fn clients(arguments: &ServeArguments) -> anyhow::Result<Option<Clients>> {
     Ok(arguments.clients.as_deref().map(Clients::read).transpose()?)
 }
 
-/// Reads the clients again at every SIGHUP; a wrong file changes nothing.
-async fn read_clients_on_signal(gate: Arc<Gate>, arguments: ServeArguments) {
-    let Ok(mut hangup) = signal(SignalKind::hangup()) else {
-        return;
-    };
-    while hangup.recv().await.is_some() {
-        match clients(&arguments) {
-            Ok(clients) => gate.replace(clients),
-            Err(error) => tracing::error!("the clients stay as they were: {error:#}"),
-        }
+/// Returns what connections may take, having made room for them in the process's limits.
+fn limits(arguments: &ConnectionArguments) -> Limits {
+    let wanted = u64::from(arguments.max_connections) + OTHER_FILES;
+    match rlimit::increase_nofile_limit(wanted) {
+        Ok(found) if found >= wanted => {}
+        Ok(found) => tracing::warn!(
+            found,
+            wanted,
+            "the limit of open files (ulimit -n) is too low for --max-connections"
+        ),
+        Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
+    }
+    Limits {
+        max_connections: usize::try_from(arguments.max_connections).unwrap_or(usize::MAX),
+        max_streams: arguments.max_streams,
+        header_timeout: Duration::from_secs(arguments.header_timeout),
+        idle_timeout: Duration::from_secs(arguments.idle_timeout),
+        drain_timeout: Duration::from_secs(arguments.drain_timeout),
     }
 }
 

@@ -68,7 +68,7 @@ pub(super) fn front(common: &Common, arguments: &FrontArguments) -> anyhow::Resu
 
 /// Returns a family with its plans on this machine.
 pub(super) fn table(common: &Common, name: &str) -> anyhow::Result<(Arc<Family>, PlanTable)> {
-    telemetry::start_logging(&common.log, common.log_format)?;
+    telemetry::start_logging(&common.log, common.log_format, None)?;
     let machine = setup::machine(common)?;
     let family = setup::family(common, name)?;
     let profile = setup::profile(&machine, &family)?;

@@ -19,6 +19,12 @@ pub trait Observer: Send + Sync {
 
     /// Is called when a request enters (+1) or leaves (−1) the queue.
     fn queue_changed(&self, family: &str, change: i64);
+
+    /// Is called when a connection is opened (+1) or closed (−1); `protocol` is `http` or `grpc`.
+    fn connections_changed(&self, protocol: &str, change: i64);
+
+    /// Is called when a connection is refused because there are too many.
+    fn connection_refused(&self, protocol: &str);
 }
 
 /// How a request ended.

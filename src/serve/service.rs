@@ -7,6 +7,7 @@ use std::{
 
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
+use tracing::{Instrument, Span, debug_span};
 
 use super::{
     ErrorCode, InferRequest, InferResponse, Observer, Outcome, PlanSummary, Report, ServeError,
@@ -178,7 +179,8 @@ impl FamilyService {
         };
         let reference = &self.manifest().reference;
         let start = Instant::now();
-        let input = prepare(family, inputs, reference).await?;
+        let input =
+            prepare(family, inputs, reference).instrument(debug_span!("preprocess")).await?;
         let shape = (input.batch(), input.tokens());
         let elapsed = arrival.elapsed();
         let Chosen { plan, path, profiled } = self.plan_in_time(shape, &request.budget, elapsed)?;
@@ -218,6 +220,8 @@ impl FamilyService {
             input,
             max_batch: self.loaded.profile.max_batch(),
             queued,
+            request: Span::current(),
+            waiting: debug_span!("queue"),
             deadline: queued + self.config.max_wait,
             reply,
         };

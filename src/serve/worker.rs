@@ -14,6 +14,7 @@ use tokio::sync::{
     mpsc::{self, error::TryRecvError},
     oneshot,
 };
+use tracing::Span;
 
 use super::{Observer, ServeError};
 use crate::{
@@ -30,7 +31,7 @@ pub(super) struct FamilyKey(pub(super) u64);
 /// What the inference thread is asked to do.
 #[derive(Debug)]
 enum Task {
-    Answer(Job),
+    Answer(Box<Job>),
     Install { family: FamilyKey, executor: Box<Executor>, preload: Vec<ModuleId> },
     Remove(FamilyKey),
 }
@@ -56,6 +57,10 @@ pub(super) struct Job {
     pub(super) max_batch: usize,
     /// When it was queued.
     pub(super) queued: Instant,
+    /// The span of its request.
+    pub(super) request: Span,
+    /// The span of its waiting.
+    pub(super) waiting: Span,
     /// When it is not worth running any more.
     pub(super) deadline: Instant,
     /// Where the answer goes; closed when nobody waits for it.
@@ -99,7 +104,7 @@ impl Queue {
         self.num_waiting
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, room)
             .map_err(|_| QueueError::Full { limit: self.limit })?;
-        self.tasks.send(Task::Answer(job)).map_err(|_| QueueError::Closed)
+        self.tasks.send(Task::Answer(Box::new(job))).map_err(|_| QueueError::Closed)
     }
 
     /// Hands a family's executor over; `preload` is loaded while no job waits.
@@ -174,7 +179,7 @@ impl Worker {
                 Step::Load(family, module) => self.load(family, module),
                 Step::Do(Task::Answer(job)) => {
                     self.num_waiting.fetch_sub(1, Ordering::Relaxed);
-                    self.answer(job);
+                    self.answer(*job);
                 }
                 Step::Do(Task::Install { family, executor, preload }) => {
                     self.executors.insert(family, *executor);
@@ -220,7 +225,7 @@ impl Worker {
     }
 
     /// Runs a job unless nobody waits for it any more.
-    fn answer(&mut self, job: Job) {
+    fn answer(&mut self, mut job: Job) {
         // A family is removed after its last job, so this is one that waits for no answer.
         let Some(executor) = self.executors.get(&job.family) else {
             return;
@@ -233,14 +238,18 @@ impl Worker {
         }
         let start = Instant::now();
         let queue = start - job.queued;
+        job.waiting = Span::none();
         let result = if start > job.deadline {
             Err(ServeError::DeadlineExceeded { waited: queue })
         } else {
-            let ran = self.run(&name, &job);
+            let computing = tracing::debug_span!(parent: &job.request, "compute");
+            let ran = computing.in_scope(|| self.run(&name, &job));
             let has_loaded = |executor: &Executor| executor.residency().num_loads > loads;
             let has_loaded = self.executors.get(&job.family).is_some_and(has_loaded);
             ran.map(|output| Done { output, queue, compute: start.elapsed(), has_loaded })
         };
+        // A span ends when nobody holds it any more: the request's must not wait for this thread.
+        job.request = Span::none();
         // Nobody hears a failure to send: the client has gone in the meantime.
         drop(job.reply.send(result));
     }
@@ -305,7 +314,9 @@ struct ModuleTimes<'a> {
 
 impl ModuleObserver for ModuleTimes<'_> {
     fn ran(&mut self, module: ModuleId, time: Duration) {
-        self.observer.module_ran(self.name, &self.family.graph.module(module).name, time);
+        let module = &self.family.graph.module(module).name;
+        tracing::debug!(module, seconds = time.as_secs_f64(), "ran");
+        self.observer.module_ran(self.name, module, time);
     }
 }
 

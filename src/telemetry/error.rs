@@ -23,6 +23,15 @@ pub enum TelemetryError {
         #[source]
         source: TryInitError,
     },
+    /// Spans cannot be sent there.
+    #[error("spans cannot be sent to `{endpoint}`; an address is such as http://localhost:4317")]
+    Endpoint {
+        /// Where to.
+        endpoint: String,
+        /// The reason.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A metric is refused by its registry.
     #[error("the metrics cannot be set up")]
     Metrics(#[from] prometheus::Error),

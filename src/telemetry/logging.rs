@@ -4,11 +4,13 @@ use std::io;
 
 use clap::ValueEnum;
 use serde::Serialize;
+use tracing::Level;
 use tracing_subscriber::{
-    EnvFilter, Layer, Registry, fmt::layer, layer::SubscriberExt, util::SubscriberInitExt,
+    EnvFilter, Layer, Registry, filter::Targets, fmt::layer, layer::SubscriberExt,
+    util::SubscriberInitExt,
 };
 
-use super::TelemetryError;
+use super::{TelemetryError, Traces};
 
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, ValueEnum)]
@@ -21,20 +23,37 @@ pub enum LogFormat {
     Json,
 }
 
-/// Starts logging to standard error, for the whole process.
+/// Which spans and events a collector gets: those of requests and their stages.
+const SENT: Level = Level::DEBUG;
+
+/// Starts logging to standard error, and sending spans with `traces`, for the whole process.
 ///
 /// # Errors
 ///
 /// Fails on a filter that does not parse, and when logging was set up before.
-pub fn start_logging(filter: &str, format: LogFormat) -> Result<(), TelemetryError> {
+pub fn start_logging(
+    filter: &str,
+    format: LogFormat,
+    traces: Option<&Traces>,
+) -> Result<(), TelemetryError> {
     let directives = EnvFilter::try_new(filter)
         .map_err(|source| TelemetryError::Filter { filter: filter.to_owned(), source })?;
     let lines = match format {
         LogFormat::Text => layer().with_writer(io::stderr).boxed(),
         LogFormat::Json => layer().json().with_writer(io::stderr).boxed(),
     };
+    let spans = traces.map(|traces| {
+        tracing_opentelemetry::layer()
+            .with_tracer(traces.tracer())
+            .with_location(false)
+            .with_threads(false)
+            .with_target(false)
+            .with_tracked_inactivity(false)
+            .with_filter(Targets::new().with_target(env!("CARGO_PKG_NAME"), SENT))
+    });
     Registry::default()
         .with(lines.with_filter(directives))
+        .with(spans)
         .try_init()
         .map_err(|source| TelemetryError::AlreadySet { source })
 }

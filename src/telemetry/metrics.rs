@@ -64,6 +64,12 @@ const MODULE_LOADS: NameAndHelp =
 const MODULES: NameAndHelp =
     ("tessera_runtime_module_duration_seconds", "Run time of each module.");
 
+const CONNECTIONS: NameAndHelp = ("tessera_api_connections", "Open connections.");
+const REFUSALS: NameAndHelp = (
+    "tessera_api_connections_refused_total",
+    "Connections that were refused because there were too many.",
+);
+
 /// Counts what is served, in a Prometheus registry of its own.
 #[derive(Debug)]
 pub struct Metrics {
@@ -80,6 +86,8 @@ pub struct Metrics {
     resident_modules: IntGaugeVec,
     module_loads: IntCounterVec,
     modules: HistogramVec,
+    connections: IntGaugeVec,
+    refused_connections: IntCounterVec,
 }
 
 impl Metrics {
@@ -107,6 +115,8 @@ impl Metrics {
             resident_modules: gauges(&registry, RESIDENT_MODULES, "family")?,
             module_loads: counters(&registry, MODULE_LOADS, &["family"])?,
             modules: histograms(&registry, MODULES, &["family", "module"], MODULE_BUCKETS)?,
+            connections: gauges(&registry, CONNECTIONS, "protocol")?,
+            refused_connections: counters(&registry, REFUSALS, &["protocol"])?,
             registry,
         })
     }
@@ -192,6 +202,14 @@ impl Observer for Metrics {
 
     fn queue_changed(&self, family: &str, change: i64) {
         self.queue_depth.with_label_values(&[family]).add(change);
+    }
+
+    fn connections_changed(&self, protocol: &str, change: i64) {
+        self.connections.with_label_values(&[protocol]).add(change);
+    }
+
+    fn connection_refused(&self, protocol: &str) {
+        self.refused_connections.with_label_values(&[protocol]).inc();
     }
 }
 

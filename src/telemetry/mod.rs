@@ -1,14 +1,17 @@
-//! What operators see: Prometheus metrics and logs.
+//! What operators see: Prometheus metrics, logs and traces.
 //!
 //! [`Metrics`] hears of requests and modules as an [`Observer`](crate::serve::Observer) and writes
-//! the Prometheus text; [`start_logging`] sets up `tracing`. Neither decides anything.
+//! the Prometheus text; [`start_logging`] sets up `tracing`, and [`Traces`] sends its spans to a
+//! collector. None of them decides anything.
 
 mod error;
 mod logging;
 mod metrics;
 #[cfg(test)]
 mod tests;
+mod traces;
 
 pub use error::TelemetryError;
 pub use logging::{LogFormat, start_logging};
 pub use metrics::Metrics;
+pub use traces::{Traces, continue_trace};

@@ -103,6 +103,6 @@ fn plans_beyond_the_limit_share_one_label() {
 
 #[test]
 fn a_filter_that_does_not_parse_is_refused_by_name() {
-    let error = start_logging("tessera=loud", LogFormat::Json).expect_err("no level");
+    let error = start_logging("tessera=loud", LogFormat::Json, None).expect_err("no level");
     assert!(error.to_string().contains("`tessera=loud`"), "{error}");
 }

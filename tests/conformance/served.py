@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import signal
 import socket
 import subprocess
 import tempfile
@@ -20,7 +21,7 @@ FAMILIES = {"text": ROOT / "models" / "text", "fashion": ROOT / "tests" / "pool"
 class Served:
     """A running server over a pool of the text family and the small image family, or of some."""
 
-    def __init__(self, *options, families=tuple(FAMILIES)):
+    def __init__(self, *options, families=tuple(FAMILIES), tls=None, environment=None):
         self.folder = tempfile.TemporaryDirectory()
         self.pool = Path(self.folder.name) / "pool"
         self.pool.mkdir()
@@ -31,7 +32,9 @@ class Served:
         self.log = open(Path(self.folder.name) / "log", "w+")
         command = [str(BINARY), "serve", "--pool", str(self.pool), "--port", str(self.http),
                    "--grpc-port", str(self.grpc), "--cache", cache, *options]
-        self.process = subprocess.Popen(command, stderr=self.log, cwd=ROOT)
+        self.tls = tls
+        self.process = subprocess.Popen(command, stderr=self.log, cwd=ROOT,
+                                        env=os.environ | (environment or {}))
         atexit.register(self.stop)
         self.wait()
 
@@ -42,7 +45,9 @@ class Served:
             if self.process.poll() is not None:
                 break
             try:
-                urllib.request.urlopen(f"http://{self.http_address}/v2/health/ready", timeout=5)
+                scheme = "https" if self.tls else "http"
+                url = f"{scheme}://{self.http_address}/v2/health/ready"
+                urllib.request.urlopen(url, timeout=5, context=self.tls).close()
                 return
             except OSError:
                 time.sleep(0.2)
@@ -56,6 +61,18 @@ class Served:
             self.process.wait(60)
         self.log.close()
         self.folder.cleanup()
+
+    def reload(self):
+        """Has the server read its files again, and waits until it has."""
+        before = self.messages().count("were read again")
+        self.process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 10
+        while self.messages().count("were read again") == before and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    def messages(self):
+        """Returns what the server has logged."""
+        return Path(self.log.name).read_text()
 
     @property
     def http_address(self):

@@ -1,13 +1,12 @@
 """What is wrong gets its status and a message over both protocols, and harms nobody else."""
 
+import errno
 import hashlib
 import http.client
 import json
-import signal
 import socket
 import struct
 import tempfile
-import time
 import unittest
 from pathlib import Path
 
@@ -139,13 +138,13 @@ class WrongFrames(unittest.TestCase):
                             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + struct.pack(">I", 2**31)]:
                 with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
                     connection.sendall(garbage)
-                    connection.shutdown(socket.SHUT_WR)
-                    connection.settimeout(10)
                     try:
+                        connection.shutdown(socket.SHUT_WR)
                         while connection.recv(4096):
                             pass
-                    except ConnectionResetError:
-                        pass
+                    except OSError as error:
+                        # The server has gone before the garbage was read to its end.
+                        self.assertIn(error.errno, [errno.ENOTCONN, errno.ECONNRESET])
         status, _, _ = post(served().http_address, "/v2/repository/index", b"", {})
         self.assertEqual(status, 200)
 
@@ -240,21 +239,18 @@ class Tokens(unittest.TestCase):
         self.assertEqual(self.grpc(token), grpc.StatusCode.RESOURCE_EXHAUSTED)
 
     def test_clients_are_read_again(self):
+        self.assertEqual(self.http("another")[0], 401)
         self.write("another")
-        self.server.process.send_signal(signal.SIGHUP)
-        deadline = time.monotonic() + 10
-        while self.http("another")[0] == 401 and time.monotonic() < deadline:
-            time.sleep(0.05)
+        self.server.reload()
         self.assertEqual(self.http("another")[0], 422)
         self.assertEqual(self.http("website")[0], 401)
         self.file.write_text("[clients.broken]")
-        self.server.process.send_signal(signal.SIGHUP)
-        time.sleep(0.5)
+        self.server.reload()
         self.assertEqual(self.http("another")[0], 422)
+        self.assertIn("client `broken`: give token or token_sha256", self.server.messages())
         self.write("website")
-        self.server.process.send_signal(signal.SIGHUP)
-        while self.http("website")[0] == 401 and time.monotonic() < deadline:
-            time.sleep(0.05)
+        self.server.reload()
+        self.assertEqual(self.http("website")[0], 422)
 
     def test_health_needs_none(self):
         for path in ["/v2/health/live", "/v2/health/ready", "/"]:

@@ -10,7 +10,7 @@ use axum::{
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tessera::{
-    api::{ApiConfig, ApiState, router, serve},
+    api::{ApiConfig, ApiState, Limits, Transport, router, serve_http},
     serve::{FamilyState, InferenceThread, Registry, Repository},
 };
 use tokio::{
@@ -53,6 +53,18 @@ impl Reply {
 
 fn state(repository: Arc<Repository>) -> ApiState {
     ApiState::new(repository, metrics(), Arc::new(|| metrics().render()))
+}
+
+/// Takes so many connections.
+fn transport(max_connections: usize) -> Transport {
+    let limits = Limits {
+        max_connections,
+        max_streams: 8,
+        header_timeout: Duration::from_millis(300),
+        idle_timeout: Duration::from_secs(30),
+        drain_timeout: Duration::from_secs(30),
+    };
+    Transport::new(limits, None, metrics())
 }
 
 /// Returns a repository that offers what `registry` does.
@@ -348,8 +360,7 @@ async fn draining_ends_what_runs_and_takes_nothing_new() {
     let address = listener.local_addr().expect("an address");
     let stop = CancellationToken::new();
     let app = router(state(offered), &ApiConfig::default());
-    let limit = Duration::from_secs(30);
-    let server = tokio::spawn(serve(listener, app.clone(), stop.clone(), limit));
+    let server = tokio::spawn(serve_http(listener, app.clone(), transport(8), stop.clone()));
 
     let body = text_request(json!({})).to_string();
     let head = format!(
@@ -380,8 +391,7 @@ async fn answers_on_a_socket_have_the_length_that_they_say() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let stop = CancellationToken::new();
-    let limit = Duration::from_secs(30);
-    let server = tokio::spawn(serve(listener, app(), stop.clone(), limit));
+    let server = tokio::spawn(serve_http(listener, app(), transport(8), stop.clone()));
     for (path, start) in [("/v2/health/live", "HTTP/1.1 200"), ("/nowhere", "HTTP/1.1 404")] {
         let mut connection = TcpStream::connect(address).await.expect("connected");
         let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");

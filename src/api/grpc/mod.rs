@@ -6,6 +6,7 @@
 mod describe;
 mod health;
 mod infer;
+mod layers;
 mod repository;
 mod server;
 mod service;

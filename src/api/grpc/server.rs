@@ -1,78 +1,70 @@
 //! The gRPC service on a socket.
 
-use std::{io, time::Duration};
+use std::io;
 
+use axum::{Router, middleware};
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{codec::CompressionEncoding, transport::Server};
+use tonic::{codec::CompressionEncoding, service::Routes};
+use tower_http::catch_panic::CatchPanicLayer;
 
-use super::{health::report_health, service::InferenceService};
+use super::{health::report_health, layers, service::InferenceService};
 use crate::api::{
     ApiConfig, ApiState,
     messages::{DESCRIPTORS, grpc_inference_service_server::GrpcInferenceServiceServer},
+    transport::{Protocol, Server, Transport},
 };
 
-/// The longest time between two pings of an idle connection; one without an answer is closed.
-const KEEPALIVE: Duration = Duration::from_secs(60);
-
 /// Serves until `shutdown`, then drains: no call is taken any more, and running ones may end within
-/// `drain_timeout`. Without a listener nothing is served.
+/// the transport's limit. Without a listener nothing is served.
 ///
 /// # Errors
 ///
-/// Fails when the socket does, or the descriptors for reflection cannot be read.
+/// Fails when the socket has no address, or the descriptors for reflection cannot be read.
 ///
 /// # Cancel safety
 ///
-/// Dropping the future ends the connections.
+/// Dropping the future stops accepting; connections that are open go on until the runtime ends.
 pub async fn serve_grpc(
     listener: Option<TcpListener>,
     state: ApiState,
     config: ApiConfig,
+    transport: Transport,
     shutdown: CancellationToken,
-    drain_timeout: Duration,
 ) -> io::Result<()> {
     let Some(listener) = listener else {
         return Ok(());
     };
-    tracing::info!(address = %listener.local_addr()?, "serving gRPC");
     let (reporter, health) = tonic_health::server::health_reporter();
     let reporting = report_health(reporter, state.repository.registry().clone());
+    let routes = Routes::new(health);
+    let router = routed(routes, state, config)?;
+    let server = Server { protocol: Protocol::Grpc, router, refusal: layers::refusal(), transport };
+    tokio::select! {
+        result = server.run(listener, shutdown) => result,
+        () = reporting => Ok(()),
+    }
+}
+
+/// Adds all other services to `routes`.
+fn routed(routes: Routes, state: ApiState, config: ApiConfig) -> io::Result<Router> {
     let described = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let reflection = described().build_v1().map_err(io::Error::other)?;
-    let older_reflection = described().build_v1alpha().map_err(io::Error::other)?;
-    let service = GrpcInferenceServiceServer::new(InferenceService::new(state))
+    let service = GrpcInferenceServiceServer::new(InferenceService::new(state.clone()))
         .max_decoding_message_size(config.max_body.as_usize())
         .max_encoding_message_size(usize::MAX)
         .accept_compressed(CompressionEncoding::Gzip)
         .send_compressed(CompressionEncoding::Gzip);
-    let server = Server::builder()
-        .timeout(config.request_timeout)
-        .tcp_nodelay(true)
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .add_service(health)
-        .add_service(reflection)
-        .add_service(older_reflection)
+    Ok(routes
+        .add_service(described().build_v1().map_err(io::Error::other)?)
+        .add_service(described().build_v1alpha().map_err(io::Error::other)?)
         .add_service(service)
-        .serve_with_incoming_shutdown(
-            TcpListenerStream::new(listener),
-            shutdown.clone().cancelled_owned(),
-        );
-    let overdue = async {
-        shutdown.cancelled().await;
-        tokio::time::sleep(drain_timeout).await;
-    };
-    tokio::select! {
-        result = server => result.map_err(io::Error::other),
-        () = overdue => {
-            tracing::warn!(?drain_timeout, "calls were still running at the end of the drain");
-            Ok(())
-        }
-        () = reporting => Ok(()),
-    }
+        .prepare()
+        .into_axum_router()
+        .layer(middleware::from_fn_with_state(config.request_timeout, layers::limit_time))
+        .layer(CatchPanicLayer::custom(layers::answer_panic))
+        .layer(middleware::from_fn_with_state(state, layers::trace)))
 }

@@ -8,11 +8,12 @@ use std::{
 
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
-use tracing::{Instrument, field::Empty};
+use tracing::{Instrument, Span, debug_span, field::Empty};
 
 use super::{
     describe,
     infer::{decode, encode},
+    layers::wait_of,
     repository,
     status::status_of,
 };
@@ -34,11 +35,7 @@ use crate::api::{
         grpc_inference_service_server::GrpcInferenceService,
     },
     models::Model,
-    request_id::next_request_id,
 };
-
-/// The metadata in which clients tell how long they wait.
-const TIMEOUT: &str = "grpc-timeout";
 
 /// The metadata with the client's token.
 const AUTHORIZATION: &str = "authorization";
@@ -61,7 +58,7 @@ impl Terms {
     /// Lets a call pass the gate.
     fn of(state: &ApiState, metadata: &MetadataMap) -> Result<Self, ApiError> {
         let authorization = metadata.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-        Ok(Self { permit: state.gate.pass(authorization)?, wait: wait_of(metadata) })
+        Ok(Self { permit: state.gate.pass(authorization)?, wait: wait_of(metadata.as_ref()) })
     }
 }
 
@@ -89,59 +86,31 @@ impl InferenceService {
         let model = self.model(&message.model_name, message.model_version.clone())?;
         let specs = model.specs();
         let num_bytes = prost::Message::encoded_len(&message);
-        let decoded = off_thread(num_bytes, move || decode(message, &specs, arrival)).await;
+        let decoded = off_thread(num_bytes, move || decode(message, &specs, arrival))
+            .instrument(debug_span!("decode"))
+            .await;
         let mut decoded = told(&*self.state.observer, &model, decoded)?;
         let budget = &mut decoded.request.budget;
         budget.latency = budget.latency.or(terms.wait);
         terms.permit.cap(budget);
         let binary = decoded.binary;
         let answer = answer(&model, decoded).await?;
-        encode(answer, binary)
+        debug_span!("encode").in_scope(|| encode(answer, binary))
     }
 }
 
-/// Runs a call in a span of its own and answers it.
-async fn call<T>(
-    method: &'static str,
-    work: impl Future<Output = Result<T, ApiError>>,
-) -> Result<Response<T>, Status> {
-    let id = next_request_id();
-    let span = tracing::info_span!("request", id, method, model = Empty, plan = Empty);
-    let result = async {
-        let result = work.await;
-        match &result {
-            Ok(_) => tracing::debug!("answered"),
-            Err(error) => tracing::debug!(%error, "refused"),
-        }
-        result
-    };
-    match result.instrument(span).await {
+/// Answers a call.
+async fn call<T>(work: impl Future<Output = Result<T, ApiError>>) -> Result<Response<T>, Status> {
+    match work.await {
         Ok(message) => {
-            let mut response = Response::new(message);
-            if let Ok(id) = id.parse() {
-                response.metadata_mut().insert(super::status::REQUEST_ID, id);
-            }
-            Ok(response)
+            tracing::debug!("answered");
+            Ok(Response::new(message))
         }
-        Err(error) => Err(status_of(&error, &id)),
+        Err(error) => {
+            tracing::debug!(%error, "refused");
+            Err(status_of(&error))
+        }
     }
-}
-
-/// Returns how long the client waits, from the unit-suffixed number that gRPC sends.
-fn wait_of(metadata: &MetadataMap) -> Option<Duration> {
-    let text = metadata.get(TIMEOUT)?.to_str().ok()?;
-    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let number: u64 = number.parse().ok()?;
-    let wait = match unit {
-        "H" => Duration::from_secs(number.checked_mul(3600)?),
-        "M" => Duration::from_secs(number.checked_mul(60)?),
-        "S" => Duration::from_secs(number),
-        "m" => Duration::from_millis(number),
-        "u" => Duration::from_micros(number),
-        "n" => Duration::from_nanos(number),
-        _ => return None,
-    };
-    (!wait.is_zero()).then_some(wait)
 }
 
 #[tonic::async_trait]
@@ -152,7 +121,7 @@ impl GrpcInferenceService for InferenceService {
         &self,
         _: Request<ServerLiveRequest>,
     ) -> Result<Response<ServerLiveResponse>, Status> {
-        call("ServerLive", async { Ok(ServerLiveResponse { live: true }) }).await
+        call(async { Ok(ServerLiveResponse { live: true }) }).await
     }
 
     async fn server_ready(
@@ -160,7 +129,7 @@ impl GrpcInferenceService for InferenceService {
         _: Request<ServerReadyRequest>,
     ) -> Result<Response<ServerReadyResponse>, Status> {
         let ready = self.state.repository.registry().is_ready();
-        call("ServerReady", async { Ok(ServerReadyResponse { ready }) }).await
+        call(async { Ok(ServerReadyResponse { ready }) }).await
     }
 
     async fn model_ready(
@@ -170,21 +139,21 @@ impl GrpcInferenceService for InferenceService {
         let ModelReadyRequest { name, version } = request.into_inner();
         let draining = self.state.repository.registry().is_draining();
         let ready = !draining && self.model(&name, version).is_ok();
-        call("ModelReady", async { Ok(ModelReadyResponse { ready }) }).await
+        call(async { Ok(ModelReadyResponse { ready }) }).await
     }
 
     async fn server_metadata(
         &self,
         _: Request<ServerMetadataRequest>,
     ) -> Result<Response<ServerMetadataResponse>, Status> {
-        call("ServerMetadata", async { Ok(describe::server()) }).await
+        call(async { Ok(describe::server()) }).await
     }
 
     async fn model_metadata(
         &self,
         request: Request<ModelMetadataRequest>,
     ) -> Result<Response<ModelMetadataResponse>, Status> {
-        call("ModelMetadata", async {
+        call(async {
             Terms::of(&self.state, request.metadata())?;
             let ModelMetadataRequest { name, version } = request.into_inner();
             self.model(&name, version).map(|model| describe::model(&model))
@@ -197,7 +166,7 @@ impl GrpcInferenceService for InferenceService {
         request: Request<ModelInferRequest>,
     ) -> Result<Response<ModelInferResponse>, Status> {
         let arrival = Instant::now();
-        call("ModelInfer", async {
+        call(async {
             let terms = Terms::of(&self.state, request.metadata())?;
             self.infer(request.into_inner(), arrival, terms).await
         })
@@ -210,9 +179,11 @@ impl GrpcInferenceService for InferenceService {
     ) -> Result<Response<Answers>, Status> {
         let service = Arc::new(self.clone());
         let metadata = Arc::new(request.metadata().clone());
+        let stream = Span::current();
         let answers = request.into_inner().then(move |message| {
             let (service, metadata) = (service.clone(), metadata.clone());
-            async move {
+            let span = tracing::info_span!(parent: &stream, "message", model = Empty, plan = Empty);
+            let answered = async move {
                 let message = message?;
                 let id = message.id.clone();
                 let arrival = Instant::now();
@@ -221,7 +192,7 @@ impl GrpcInferenceService for InferenceService {
                     let terms = Terms { wait: None, ..Terms::of(&service.state, &metadata)? };
                     service.infer(message, arrival, terms).await
                 };
-                Ok(match call("ModelStreamInfer", answered).await {
+                Ok(match call(answered).await {
                     Ok(response) => ModelStreamInferResponse {
                         error_message: String::new(),
                         infer_response: Some(response.into_inner()),
@@ -234,7 +205,8 @@ impl GrpcInferenceService for InferenceService {
                         }),
                     },
                 })
-            }
+            };
+            answered.instrument(span)
         });
         Ok(Response::new(Box::pin(answers)))
     }
@@ -249,7 +221,7 @@ impl GrpcInferenceService for InferenceService {
             let config = Some(config(&self.model(&name, version)?));
             Ok(ModelConfigResponse { config })
         };
-        call("ModelConfig", answer).await
+        call(answer).await
     }
 
     async fn model_statistics(
@@ -266,14 +238,14 @@ impl GrpcInferenceService for InferenceService {
             let model_stats = models.iter().map(statistics).collect();
             Ok(ModelStatisticsResponse { model_stats })
         };
-        call("ModelStatistics", answer).await
+        call(answer).await
     }
 
     async fn repository_index(
         &self,
         request: Request<RepositoryIndexRequest>,
     ) -> Result<Response<RepositoryIndexResponse>, Status> {
-        call("RepositoryIndex", async {
+        call(async {
             Terms::of(&self.state, request.metadata())?;
             repository::index(&self.state.repository, request.into_inner()).await
         })
@@ -284,7 +256,7 @@ impl GrpcInferenceService for InferenceService {
         &self,
         request: Request<RepositoryModelLoadRequest>,
     ) -> Result<Response<RepositoryModelLoadResponse>, Status> {
-        call("RepositoryModelLoad", async {
+        call(async {
             Terms::of(&self.state, request.metadata())?.permit.check_admin()?;
             repository::load(&self.state.repository, request.into_inner()).await
         })
@@ -295,37 +267,10 @@ impl GrpcInferenceService for InferenceService {
         &self,
         request: Request<RepositoryModelUnloadRequest>,
     ) -> Result<Response<RepositoryModelUnloadResponse>, Status> {
-        call("RepositoryModelUnload", async {
+        call(async {
             Terms::of(&self.state, request.metadata())?.permit.check_admin()?;
             repository::unload(&self.state.repository, request.into_inner()).await
         })
         .await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn how_long_a_client_waits_is_read_in_its_unit() {
-        for (text, wait) in [
-            ("1H", Some(Duration::from_secs(3600))),
-            ("2M", Some(Duration::from_secs(120))),
-            ("3S", Some(Duration::from_secs(3))),
-            ("40m", Some(Duration::from_millis(40))),
-            ("500u", Some(Duration::from_micros(500))),
-            ("6n", Some(Duration::from_nanos(6))),
-            ("0m", None),
-            ("m", None),
-            ("", None),
-            ("12", None),
-            ("99999999999999999999S", None),
-            ("18446744073709551615H", None),
-        ] {
-            let mut metadata = MetadataMap::new();
-            metadata.insert(TIMEOUT, text.parse().expect("ASCII"));
-            assert_eq!(wait_of(&metadata), wait, "{text}");
-        }
     }
 }

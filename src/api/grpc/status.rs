@@ -4,16 +4,9 @@ use tonic::{Code, Status};
 
 use crate::{api::error::ApiError, serve::ErrorCode};
 
-/// The metadata with the id under which the log knows a request.
-pub(super) const REQUEST_ID: &str = "x-request-id";
-
 /// Returns the status of a failed request.
-pub(super) fn status_of(error: &ApiError, request_id: &str) -> Status {
-    let mut status = Status::new(code_of(error.code()), error.message());
-    if let Ok(request_id) = request_id.parse() {
-        status.metadata_mut().insert(REQUEST_ID, request_id);
-    }
-    status
+pub(super) fn status_of(error: &ApiError) -> Status {
+    Status::new(code_of(error.code()), error.message())
 }
 
 /// Returns the gRPC code of a failure.
@@ -58,8 +51,7 @@ mod tests {
     #[test]
     fn what_is_internal_is_not_told() {
         let error = ApiError::Panicked { message: "a secret".to_owned() };
-        let status = status_of(&error, "7-1");
+        let status = status_of(&error);
         assert_eq!(status.message(), "internal error");
-        assert_eq!(status.metadata().get(REQUEST_ID).map(|id| id.as_bytes()), Some(&b"7-1"[..]));
     }
 }

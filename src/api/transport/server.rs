@@ -1,0 +1,169 @@
+//! The sockets: connections are accepted within their limit, and drained in the end.
+
+use std::{io, sync::Arc, time::Duration};
+
+use axum::{Router, serve::Listener};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{Protocol, Tls, activity::Patience, connection::Connections};
+use crate::serve::Observer;
+
+/// How many connections over the limit are told so at once; more are closed without a word.
+const MAX_REFUSALS: usize = 64;
+
+/// How long a connection over the limit has to ask, and to read that it is refused.
+const REFUSAL: Patience =
+    Patience { first: Duration::from_secs(2), idle: Duration::from_millis(200) };
+
+/// What connections may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// The most connections at once, over all ports; the next ones are answered 503.
+    pub max_connections: usize,
+    /// The most requests at once on an HTTP/2 connection.
+    pub max_streams: u32,
+    /// How long a connection may take until the head of its first request is there, a TLS
+    /// handshake included.
+    pub header_timeout: Duration,
+    /// How long a connection may stay open without a request.
+    pub idle_timeout: Duration,
+    /// How long running requests may take after the server is told to stop.
+    pub drain_timeout: Duration,
+}
+
+/// How connections are taken; cheap to clone, and shared by all ports.
+#[derive(Clone)]
+pub struct Transport {
+    limits: Limits,
+    tls: Option<Arc<Tls>>,
+    connections: Arc<Semaphore>,
+    observer: Arc<dyn Observer>,
+}
+
+impl Transport {
+    /// Gathers how connections are taken; without `tls` they are not encrypted.
+    pub fn new(limits: Limits, tls: Option<Arc<Tls>>, observer: Arc<dyn Observer>) -> Self {
+        let connections = Arc::new(Semaphore::new(limits.max_connections));
+        Self { limits, tls, connections, observer }
+    }
+
+    /// Returns what connections may take.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+}
+
+impl std::fmt::Debug for Transport {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Transport").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+/// Routes on a socket.
+#[derive(Debug)]
+pub(in crate::api) struct Server {
+    /// What is spoken.
+    pub(in crate::api) protocol: Protocol,
+    /// The routes.
+    pub(in crate::api) router: Router,
+    /// What answers connections over the limit.
+    pub(in crate::api) refusal: Router,
+    /// How connections are taken.
+    pub(in crate::api) transport: Transport,
+}
+
+impl Server {
+    /// Serves until `shutdown`, then drains: no connection is accepted any more, idle ones are
+    /// closed, and running requests may end within the limit.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the socket has no address.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future stops accepting; connections that are open go on until the runtime ends.
+    pub(in crate::api) async fn run(
+        self,
+        mut listener: TcpListener,
+        shutdown: CancellationToken,
+    ) -> io::Result<()> {
+        let Self { protocol, transport, .. } = &self;
+        let Limits { drain_timeout, .. } = transport.limits;
+        let is_encrypted = transport.tls.is_some();
+        let address = listener.local_addr()?;
+        tracing::info!(%address, tls = is_encrypted, "serving {}", protocol.title());
+        let tls = transport.tls.clone();
+        let connections =
+            Arc::new(Connections::new(*protocol, &transport.limits, tls, shutdown.clone()));
+        let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
+        let tasks = TaskTracker::new();
+        while let Some((stream, _)) =
+            shutdown.run_until_cancelled(Listener::accept(&mut listener)).await
+        {
+            self.take(stream, &connections, &refusals, &tasks);
+        }
+        drop(listener);
+        tasks.close();
+        if tokio::time::timeout(drain_timeout, tasks.wait()).await.is_err() {
+            tracing::warn!(?drain_timeout, "requests were still running at the end of the drain");
+        }
+        Ok(())
+    }
+
+    /// Serves a connection within the limit, and refuses one over it.
+    fn take(
+        &self,
+        stream: TcpStream,
+        connections: &Arc<Connections>,
+        refusals: &Arc<Semaphore>,
+        tasks: &TaskTracker,
+    ) {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "a connection stays without TCP_NODELAY");
+        }
+        let connections = connections.clone();
+        let Limits { header_timeout: first, idle_timeout: idle, .. } = self.transport.limits;
+        if let Ok(permit) = self.transport.connections.clone().try_acquire_owned() {
+            let counted = Counted::new(self.transport.observer.clone(), self.protocol, permit);
+            let router = self.router.clone();
+            tasks.spawn(async move {
+                connections.serve(stream, router, Patience { first, idle }).await;
+                drop(counted);
+            });
+            return;
+        }
+        self.transport.observer.connection_refused(self.protocol.name());
+        if let Ok(permit) = refusals.clone().try_acquire_owned() {
+            let router = self.refusal.clone();
+            tasks.spawn(async move {
+                connections.serve(stream, router, REFUSAL).await;
+                drop(permit);
+            });
+        }
+    }
+}
+
+/// A connection that counts.
+struct Counted {
+    observer: Arc<dyn Observer>,
+    protocol: Protocol,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Counted {
+    fn new(observer: Arc<dyn Observer>, protocol: Protocol, permit: OwnedSemaphorePermit) -> Self {
+        observer.connections_changed(protocol.name(), 1);
+        Self { observer, protocol, _permit: permit }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.observer.connections_changed(self.protocol.name(), -1);
+    }
+}

@@ -1,0 +1,123 @@
+"""Connections that do nothing, and more of them than may be."""
+
+import http.client
+import json
+import socket
+import time
+import unittest
+
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from served import Served
+
+LIMIT = 20
+HEADER_SECONDS = 2
+IDLE_SECONDS = 4
+
+
+def seconds_until_closed(connection):
+    """Returns how long it takes until the server closes a connection."""
+    start = time.monotonic()
+    connection.settimeout(30)
+    try:
+        while connection.recv(4096):
+            pass
+    except ConnectionResetError:
+        pass
+    return time.monotonic() - start
+
+
+class Connections(unittest.TestCase):
+    """A server with low limits."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.server = Served("--max-connections", str(LIMIT), "--header-timeout",
+                            str(HEADER_SECONDS), "--idle-timeout", str(IDLE_SECONDS),
+                            families=["fashion"])
+        cls.addresses = {"http": ("127.0.0.1", cls.server.http),
+                         "grpc": ("127.0.0.1", cls.server.grpc)}
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.server.stop()
+
+    def metric(self, name):
+        """Returns the sum of a metric over its labels."""
+        connection = http.client.HTTPConnection(self.server.http_address, timeout=30)
+        connection.request("GET", "/metrics")
+        lines = connection.getresponse().read().decode().splitlines()
+        connection.close()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
+
+    def test_who_says_nothing_or_not_enough_is_closed(self):
+        for port, said in [
+            ("http", b""), ("grpc", b""),
+            ("http", b"GET /v2 HTTP/1.1\r\nhost: x\r\n"),
+            ("http", b"PRI * HTT"), ("grpc", b"PRI * HTT"),
+            ("grpc", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"),
+            # A frame that is cut short: 16 bytes of settings are announced.
+            ("grpc", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x10\4\0\0\0\0\0\0"),
+        ]:
+            with self.subTest(port=port, said=said):
+                with socket.create_connection(self.addresses[port]) as connection:
+                    connection.sendall(said)
+                    closed = seconds_until_closed(connection)
+                self.assertGreater(closed, HEADER_SECONDS - 0.5)
+                self.assertLess(closed, HEADER_SECONDS + 3)
+
+    def test_who_has_asked_may_stay_for_a_while(self):
+        with socket.create_connection(self.addresses["http"]) as connection:
+            connection.sendall(b"GET /v2 HTTP/1.1\r\nhost: x\r\n\r\n")
+            time.sleep(HEADER_SECONDS + 0.5)
+            connection.sendall(b"GET /v2 HTTP/1.1\r\nhost: x\r\n\r\n")
+            closed = seconds_until_closed(connection)
+        self.assertGreater(closed, IDLE_SECONDS - 0.5)
+        self.assertLess(closed, IDLE_SECONDS + 3)
+
+    def test_a_head_without_end_is_refused(self):
+        with socket.create_connection(self.addresses["http"]) as connection:
+            connection.sendall(b"GET /v2 HTTP/1.1\r\n")
+            try:
+                for _ in range(64):
+                    connection.sendall(b"x: " + b"y" * 16384 + b"\r\n")
+                connection.settimeout(10)
+                answer = connection.recv(64)
+            except (BrokenPipeError, ConnectionResetError):
+                answer = b"HTTP/1.1 431"
+        self.assertTrue(answer.startswith(b"HTTP/1.1 431"), answer)
+
+    def test_over_the_limit_each_is_told(self):
+        idle = [socket.create_connection(self.addresses["http"]) for _ in range(LIMIT)]
+        time.sleep(0.3)
+        connection = http.client.HTTPConnection(self.server.http_address, timeout=10)
+        connection.request("GET", "/v2")
+        response = connection.getresponse()
+        self.assertEqual(response.status, 503)
+        self.assertEqual(response.headers["retry-after"], "1")
+        answer = json.loads(response.read())
+        self.assertEqual(answer["code"], "unavailable")
+        self.assertIn("too many connections", answer["error"])
+        connection.close()
+        with grpc.insecure_channel(self.server.grpc_address) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            with self.assertRaises(grpc.RpcError) as failed:
+                stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=10)
+        self.assertEqual(failed.exception.code(), grpc.StatusCode.UNAVAILABLE)
+        self.assertIn("too many connections", failed.exception.details())
+        for one in idle:
+            one.close()
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            connection = http.client.HTTPConnection(self.server.http_address, timeout=10)
+            connection.request("GET", "/v2")
+            status = connection.getresponse().status
+            connection.close()
+            if status == 200:
+                break
+        self.assertGreaterEqual(self.metric("tessera_api_connections_refused_total"), 2)
+
+
+if __name__ == "__main__":
+    unittest.main()
