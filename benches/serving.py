@@ -41,9 +41,10 @@ class Server:
     """A server process and one keep-alive connection to it."""
 
     def __init__(self, options):
-        self.port = free_port()
+        self.port, self.grpc_port = free_port(), free_port()
         self.log = tempfile.TemporaryFile()
-        command = [*command_of(options, "serve"), "--port", str(self.port)]
+        command = [*command_of(options, "serve"), "--port", str(self.port),
+                   "--grpc-port", str(self.grpc_port)]
         self.start = time.perf_counter()
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=self.log, stderr=self.log)
         self.connection = None

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 
 use super::{Shared, error::ApiError};
 
-/// The most bytes that are parsed or written on an async thread; 64 KiB take well under 500 µs.
+/// The most bytes of JSON that are parsed or written on an async thread, well under 500 µs.
 const MAX_INLINE_BYTES: usize = 64 << 10;
 
 /// A whole request body, whatever its content type says.
@@ -38,7 +38,15 @@ pub(super) fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiErro
     serde_json::from_str(text).map_err(|source| ApiError::Json { source })
 }
 
-/// Runs `work` on `num_bytes` bytes here, or on a blocking thread where it would hold up this one.
+/// How many raw bytes are read or written in the time that one byte of JSON takes.
+const RAW_PER_JSON: usize = 16;
+
+/// Returns how many bytes of JSON take as long as `json` of them and `raw` bytes beside them.
+pub(super) fn in_json_bytes(json: usize, raw: usize) -> usize {
+    json.saturating_add(raw / RAW_PER_JSON)
+}
+
+/// Runs `work` on `num_bytes` bytes of JSON here, or on a blocking thread where it would hold up this one.
 pub(super) async fn off_thread<T: Send + 'static>(
     num_bytes: usize,
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
-use super::{error::ApiError, models::Model, raw::encode_raw};
+use super::{error::ApiError, models::Model, raw::{append_raw, raw_len}};
 use crate::{
     plan::QualitySource,
     serve::{InferResponse, PlanSummary, Report},
@@ -149,13 +149,13 @@ pub(super) fn encode(
     binary: bool,
 ) -> Result<Encoded, ApiError> {
     let tensor = &response.output;
-    let raw = if binary { Some(raw_bytes(tensor)?) } else { None };
+    let raw_len = binary.then(|| raw_len(tensor.data()));
     let output = WireOutput {
         name: &response.output_name,
         shape: tensor.shape(),
         datatype: tensor.data_type().name(),
-        parameters: raw.as_ref().map(|raw| OutputParameters { binary_data_size: raw.len() }),
-        data: raw.is_none().then_some(WireData(tensor.data())),
+        parameters: raw_len.map(|binary_data_size| OutputParameters { binary_data_size }),
+        data: raw_len.is_none().then_some(WireData(tensor.data())),
     };
     let json = WireResponse {
         model_name: &heading.model_name,
@@ -165,8 +165,12 @@ pub(super) fn encode(
         outputs: [output],
     };
     let mut body = serde_json::to_vec(&json).map_err(refused)?;
-    let json_len = raw.as_ref().map(|_| body.len());
-    body.extend(raw.unwrap_or_default());
+    let Some(raw_len) = raw_len else {
+        return Ok(Encoded { body, json_len: None });
+    };
+    let json_len = Some(body.len());
+    body.reserve_exact(raw_len);
+    append_raw(&mut body, tensor.data()).map_err(unwritable)?;
     Ok(Encoded { body, json_len })
 }
 
@@ -176,7 +180,13 @@ pub(super) fn encode(
 ///
 /// Fails where one is longer than raw bytes can say, which no answer holds.
 pub(super) fn raw_bytes(tensor: &Tensor) -> Result<Vec<u8>, ApiError> {
-    encode_raw(tensor.data()).map_err(|reason| ApiError::Encode { source: reason.into() })
+    let mut raw = Vec::with_capacity(raw_len(tensor.data()));
+    append_raw(&mut raw, tensor.data()).map_err(unwritable)?;
+    Ok(raw)
+}
+
+fn unwritable(reason: String) -> ApiError {
+    ApiError::Encode { source: reason.into() }
 }
 
 /// Returns what was done as parameters by name.

@@ -15,7 +15,7 @@ use tracing::{Instrument, Span, debug_span};
 
 use super::{
     Shared,
-    body::{Body, off_thread},
+    body::{Body, in_json_bytes, off_thread},
     classes::best_classes,
     clients::Permit,
     decode::{Decoded, Specs, decode},
@@ -23,10 +23,13 @@ use super::{
     error::ApiError,
     models::Model,
 };
-use crate::serve::{InferResponse, Observer, Outcome, Report};
+use crate::{
+    serve::{InferResponse, Observer, Outcome, Report},
+    tensor::Tensor,
+};
 
 /// The most bytes of JSON that an element of an output takes, roughly.
-pub(super) const MAX_ELEMENT_BYTES: usize = 16;
+const MAX_ELEMENT_BYTES: usize = 16;
 
 /// The header that says where a body's JSON ends and raw tensors begin.
 const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
@@ -43,7 +46,8 @@ pub(super) async fn infer(
     let specs = model.specs();
     let decoded = match json_length(&headers, body.len()) {
         Ok(json_len) => {
-            off_thread(body.len(), move || decode(body, json_len, &specs, arrival))
+            let json = json_len.unwrap_or(body.len()).min(body.len());
+            off_thread(in_json_bytes(json, body.len() - json), move || decode(body, json_len, &specs, arrival))
                 .instrument(debug_span!("decode"))
                 .await
         }
@@ -54,11 +58,20 @@ pub(super) async fn infer(
     let binary = decoded.binary;
     let Answer { heading, response } = answer(&model, decoded).await?;
     let report = response.report.clone();
-    let num_bytes = response.output.data().len().saturating_mul(MAX_ELEMENT_BYTES);
+    let num_bytes = output_bytes(&response.output, binary);
     let encoded = off_thread(num_bytes, move || encode(&heading, &response, binary))
         .instrument(debug_span!("encode"))
         .await?;
     Ok(respond(encoded, &server_timing(&report, arrival.elapsed())))
+}
+
+/// Returns how much work it is to write an output, in bytes of JSON.
+pub(super) fn output_bytes(output: &Tensor, binary: bool) -> usize {
+    let num_elements = output.data().len();
+    match binary {
+        true => in_json_bytes(0, num_elements.saturating_mul(size_of::<f32>())),
+        false => num_elements.saturating_mul(MAX_ELEMENT_BYTES),
+    }
 }
 
 /// A model's answer, before a protocol writes it.

@@ -21,7 +21,7 @@ use super::{
     clients::Permit,
     encode::report_parameters,
     error::ApiError,
-    infer::{MAX_ELEMENT_BYTES, server_timing, told},
+    infer::{output_bytes, server_timing, told},
     models::Model,
     parameters::{Parameters, ParametersSchema},
     raw::flatten,
@@ -163,7 +163,7 @@ pub(super) async fn embeddings(
     let Parameters { mut budget, explain, .. } = parameters;
     permit.cap(&mut budget);
     let response = model.service.infer(InferRequest { inputs, budget, arrival }).await?;
-    let num_bytes = response.output.data().len().saturating_mul(MAX_ELEMENT_BYTES);
+    let num_bytes = output_bytes(&response.output, false);
     let report = response.report.clone();
     let body =
         off_thread(num_bytes, move || write(model.service.name(), &response, &form, explain))
@@ -311,7 +311,8 @@ impl Serialize for Numbers<'_> {
         match self.encoding {
             Encoding::Float => self.values.serialize(serializer),
             Encoding::Base64 => {
-                let raw = flatten(self.values, |value| value.to_le_bytes());
+                let mut raw = Vec::new();
+                flatten(&mut raw, self.values, |value| value.to_le_bytes());
                 serializer.serialize_str(&BASE64_STANDARD.encode(raw))
             }
         }

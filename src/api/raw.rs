@@ -37,39 +37,49 @@ pub(super) fn decode_raw(
     }
 }
 
-/// Writes elements as raw bytes.
+/// Returns how many raw bytes elements take.
+pub(super) fn raw_len(data: &TensorData) -> usize {
+    match data {
+        TensorData::F32(values) => size_of_val(values.as_slice()),
+        TensorData::I64(values) => size_of_val(values.as_slice()),
+        TensorData::Bytes(elements) => {
+            elements.iter().map(|element| element.len() + LENGTH_BYTES).sum()
+        }
+    }
+}
+
+/// Writes elements as raw bytes behind what is in `raw`.
 ///
 /// # Errors
 ///
 /// Fails when an element of `BYTES` is longer than its length can say.
-pub(super) fn encode_raw(data: &TensorData) -> Result<Vec<u8>, String> {
+pub(super) fn append_raw(raw: &mut Vec<u8>, data: &TensorData) -> Result<(), String> {
     match data {
-        TensorData::F32(values) => Ok(flatten(values, |value| value.to_le_bytes())),
-        TensorData::I64(values) => Ok(flatten(values, |value| value.to_le_bytes())),
+        TensorData::F32(values) => flatten(raw, values, |value| value.to_le_bytes()),
+        TensorData::I64(values) => flatten(raw, values, |value| value.to_le_bytes()),
         TensorData::Bytes(elements) => {
-            let num_bytes = elements.iter().map(|element| element.len() + LENGTH_BYTES).sum();
-            let mut raw = Vec::with_capacity(num_bytes);
             for element in elements {
                 let length = u32::try_from(element.len())
                     .map_err(|_| format!("an element has {} bytes", element.len()))?;
                 raw.extend_from_slice(&length.to_le_bytes());
                 raw.extend_from_slice(element);
             }
-            Ok(raw)
         }
     }
+    Ok(())
 }
 
-/// Writes elements of `N` bytes each behind one another.
+/// Writes elements of `N` bytes each behind what is in `raw`.
 pub(super) fn flatten<T: Copy, const N: usize>(
+    raw: &mut Vec<u8>,
     values: &[T],
     to_bytes: impl Fn(T) -> [u8; N],
-) -> Vec<u8> {
-    let mut raw = vec![0; values.len() * N];
-    for (place, value) in raw.chunks_exact_mut(N).zip(values) {
+) {
+    let start = raw.len();
+    raw.resize(start + values.len() * N, 0);
+    for (place, value) in raw[start..].chunks_exact_mut(N).zip(values) {
         place.copy_from_slice(&to_bytes(*value));
     }
-    raw
 }
 
 /// Reads the elements of `N` bytes each.
@@ -194,7 +204,9 @@ mod tests {
                 [TensorData::F32(floats), TensorData::I64(integers), TensorData::Bytes(elements)]
             {
                 let data_type = data.data_type();
-                let raw = encode_raw(&data).expect("short elements");
+                let mut raw = Vec::new();
+                append_raw(&mut raw, &data).expect("short elements");
+                prop_assert_eq!(raw.len(), raw_len(&data));
                 let back = decode_raw(&raw, data.len(), data_type, data_type);
                 prop_assert_eq!(back, Ok(data));
             }

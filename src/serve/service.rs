@@ -16,7 +16,7 @@ use super::{
     inputs::{self, Inputs},
     prepare::prepare,
     statistics::Counter,
-    worker::{Done, FamilyKey, Job, Queue, QueueError},
+    worker::{Done, FamilyKey, Job, Queue, QueueError, Work},
 };
 use crate::{
     arch::{Family, INPUT_IDS, ModelInput},
@@ -216,9 +216,7 @@ impl FamilyService {
         let queued = Instant::now();
         let job = Job {
             family: self.key,
-            path,
-            input,
-            max_batch: self.loaded.profile.max_batch(),
+            work: Work { path, input, max_batch: self.loaded.profile.max_batch() },
             queued,
             request: Span::current(),
             waiting: debug_span!("queue"),

@@ -49,12 +49,8 @@ pub(super) struct Queue {
 pub(super) struct Job {
     /// The family that answers.
     pub(super) family: FamilyKey,
-    /// The path.
-    pub(super) path: Vec<ModuleId>,
-    /// What the path reads.
-    pub(super) input: ModelInput,
-    /// The most sequences that run at once.
-    pub(super) max_batch: usize,
+    /// What is run.
+    pub(super) work: Work,
     /// When it was queued.
     pub(super) queued: Instant,
     /// The span of its request.
@@ -65,6 +61,17 @@ pub(super) struct Job {
     pub(super) deadline: Instant,
     /// Where the answer goes; closed when nobody waits for it.
     pub(super) reply: oneshot::Sender<Result<Done, ServeError>>,
+}
+
+/// A path and what goes through it.
+#[derive(Debug)]
+pub(super) struct Work {
+    /// The path.
+    pub(super) path: Vec<ModuleId>,
+    /// What the path reads.
+    pub(super) input: ModelInput,
+    /// The most sequences that run at once.
+    pub(super) max_batch: usize,
 }
 
 /// A finished job.
@@ -243,7 +250,7 @@ impl Worker {
             Err(ServeError::DeadlineExceeded { waited: queue })
         } else {
             let computing = tracing::debug_span!(parent: &job.request, "compute");
-            let ran = computing.in_scope(|| self.run(&name, &job));
+            let ran = computing.in_scope(|| self.run(&name, job.family, job.work));
             let has_loaded = |executor: &Executor| executor.residency().num_loads > loads;
             let has_loaded = self.executors.get(&job.family).is_some_and(has_loaded);
             ran.map(|output| Done { output, queue, compute: start.elapsed(), has_loaded })
@@ -255,10 +262,10 @@ impl Worker {
     }
 
     /// Runs a job in chunks of at most its largest batch.
-    fn run(&mut self, name: &str, job: &Job) -> Result<Tensor, ServeError> {
-        let executor = self.executors.get_mut(&job.family).ok_or(ServeError::WorkerGone)?;
+    fn run(&mut self, name: &str, family: FamilyKey, work: Work) -> Result<Tensor, ServeError> {
+        let executor = self.executors.get_mut(&family).ok_or(ServeError::WorkerGone)?;
         let before = executor.residency();
-        let outputs = run_chunks(executor, name, job, &*self.observer)?;
+        let outputs = run_chunks(executor, name, work, &*self.observer)?;
         if executor.residency() != before {
             self.report_residency(name);
         }
@@ -292,15 +299,15 @@ enum Step {
 fn run_chunks(
     executor: &mut Executor,
     name: &str,
-    job: &Job,
+    work: Work,
     observer: &dyn Observer,
 ) -> Result<Vec<Tensor>, RuntimeError> {
     let family = executor.family().clone();
     let mut times = ModuleTimes { name, family: &family, observer };
     let mut outputs = Vec::new();
-    for chunk in chunks(&job.input, job.max_batch) {
+    for chunk in chunks(work.input, work.max_batch) {
         let sides = SideInputs::of_input(chunk)?;
-        outputs.push(executor.run(&job.path, &sides, &mut times)?);
+        outputs.push(executor.run(&work.path, &sides, &mut times)?);
     }
     Ok(outputs)
 }
@@ -322,8 +329,11 @@ impl ModuleObserver for ModuleTimes<'_> {
 
 /// Splits `input` into chunks of at most `max_batch` texts or images, texts cut to the chunk's
 /// longest.
-fn chunks(input: &ModelInput, max_batch: usize) -> Vec<ModelInput> {
+fn chunks(input: ModelInput, max_batch: usize) -> Vec<ModelInput> {
     let batch = input.batch();
+    if batch <= max_batch && matches!(input, ModelInput::Pixels(_)) {
+        return vec![input];
+    }
     (0..batch)
         .step_by(max_batch.max(1))
         .map(|start| input.rows(start..batch.min(start + max_batch.max(1))))

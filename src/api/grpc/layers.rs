@@ -56,6 +56,16 @@ pub(super) async fn trace(
     response
 }
 
+/// Has answers compressed where the request is: every client says that it could read them, and few
+/// would have the server spend milliseconds on tensors that hardly get smaller.
+pub(super) async fn compress_like_the_request(mut request: Request, next: Next) -> Response<Body> {
+    let encoding = request.headers().get("grpc-encoding");
+    if encoding.is_none_or(|encoding| encoding == "identity") {
+        request.headers_mut().remove("grpc-accept-encoding");
+    }
+    next.run(request).await
+}
+
 /// Gives up a call that takes longer than `limit`, or than its client waits.
 pub(super) async fn limit_time(
     State(limit): State<Duration>,

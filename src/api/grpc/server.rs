@@ -64,6 +64,7 @@ fn routed(routes: Routes, state: ApiState, config: ApiConfig) -> io::Result<Rout
         .add_service(service)
         .prepare()
         .into_axum_router()
+        .layer(middleware::from_fn(layers::compress_like_the_request))
         .layer(middleware::from_fn_with_state(config.request_timeout, layers::limit_time))
         .layer(CatchPanicLayer::custom(layers::answer_panic))
         .layer(middleware::from_fn_with_state(state, layers::trace)))

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::api::{
     ApiState,
-    body::off_thread,
+    body::{in_json_bytes, off_thread},
     clients::Permit,
     describe::{config, statistics},
     error::ApiError,
@@ -85,7 +85,7 @@ impl InferenceService {
     ) -> Result<ModelInferResponse, ApiError> {
         let model = self.model(&message.model_name, message.model_version.clone())?;
         let specs = model.specs();
-        let num_bytes = prost::Message::encoded_len(&message);
+        let num_bytes = in_json_bytes(0, prost::Message::encoded_len(&message));
         let decoded = off_thread(num_bytes, move || decode(message, &specs, arrival))
             .instrument(debug_span!("decode"))
             .await;
