@@ -9,7 +9,7 @@ IMAGES := .tessera/data/fashion-mnist
 TRAINING := .tessera/training/bin/python
 CLIENTS := .tessera/conformance/bin/python
 
-.PHONY: help setup setup-full data build serve test conformance lint fmt bench fit profile evaluate train \
+.PHONY: help setup setup-full data build serve test conformance fuzz lint fmt bench fit profile evaluate train \
 	references clean
 
 help: ## Show this list
@@ -46,6 +46,9 @@ $(CLIENTS): tests/conformance/requirements.txt
 
 conformance: setup build $(CLIENTS) ## Run other people's clients against the server
 	cd tests/conformance && ../../$(CLIENTS) -m unittest -q
+
+fuzz: ## Feed every reader of requests and files a million wrong inputs (FUZZ_CASES)
+	$(CARGO) test --profile fuzz --locked --lib -- --ignored fuzz_tests
 
 lint: ## Check lints and documentation only
 	$(CARGO) clippy --locked --all-targets -- -D warnings

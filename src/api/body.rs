@@ -46,7 +46,8 @@ pub(super) fn in_json_bytes(json: usize, raw: usize) -> usize {
     json.saturating_add(raw / RAW_PER_JSON)
 }
 
-/// Runs `work` on `num_bytes` bytes of JSON here, or on a blocking thread where it would hold up this one.
+/// Runs `work` on `num_bytes` bytes of JSON here, or on a blocking thread where it would hold up
+/// this one.
 pub(super) async fn off_thread<T: Send + 'static>(
     num_bytes: usize,
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,

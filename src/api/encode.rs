@@ -4,7 +4,11 @@ use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
-use super::{error::ApiError, models::Model, raw::{append_raw, raw_len}};
+use super::{
+    error::ApiError,
+    models::Model,
+    raw::{append_raw, raw_len},
+};
 use crate::{
     plan::QualitySource,
     serve::{InferResponse, PlanSummary, Report},

@@ -47,9 +47,11 @@ pub(super) async fn infer(
     let decoded = match json_length(&headers, body.len()) {
         Ok(json_len) => {
             let json = json_len.unwrap_or(body.len()).min(body.len());
-            off_thread(in_json_bytes(json, body.len() - json), move || decode(body, json_len, &specs, arrival))
-                .instrument(debug_span!("decode"))
-                .await
+            off_thread(in_json_bytes(json, body.len() - json), move || {
+                decode(body, json_len, &specs, arrival)
+            })
+            .instrument(debug_span!("decode"))
+            .await
         }
         Err(error) => Err(error),
     };

@@ -13,6 +13,8 @@ mod describe;
 mod elements;
 mod encode;
 mod error;
+#[cfg(test)]
+mod fuzz_tests;
 mod grpc;
 mod health;
 mod infer;

@@ -157,7 +157,7 @@ impl Checkpoint {
         self.metadata.get(key).map(String::as_str)
     }
 
-    fn parse(file: &MappedFile, location: &Path) -> Result<Self, ArchError> {
+    pub(super) fn parse(file: &MappedFile, location: &Path) -> Result<Self, ArchError> {
         let malformed = |message: String| ArchError::Malformed {
             path: file.path().to_owned(),
             message: format!("is no valid safetensors file: {message}"),

@@ -1,12 +1,12 @@
 //! A family as loaded: its manifest, its graph and the network of every module.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use super::{ArchError, Network, Tokenizer, builder::FamilyBuilder};
+use super::{ArchError, Network, Stamps, Tokenizer, builder::FamilyBuilder};
 use crate::family::{FamilyGraph, MANIFEST_FILE, Manifest, MapSpec, ModuleId, SpaceId};
 
 /// A family ready to be run: what each module computes, and how they join.
@@ -23,6 +23,7 @@ pub struct Family {
     of_module: Vec<Option<usize>>,
     features: Vec<Network>,
     tokenizers: BTreeMap<String, Arc<Tokenizer>>,
+    stamps: Stamps,
 }
 
 impl Family {
@@ -35,6 +36,9 @@ impl Family {
     ///
     /// Fails on whatever is wrong with the manifest, a file or the graph; the error names it.
     pub fn load(folder: &Path) -> Result<Self, ArchError> {
+        // Before anything is read: what changes from here on is noticed when it is needed.
+        let stamps = Stamps::take(folder)
+            .map_err(|source| ArchError::Unreadable { path: folder.to_owned(), source })?;
         let manifest = Manifest::read(folder)?;
         let parts = FamilyBuilder::build(folder, &manifest)?;
         let graph = FamilyGraph::new(parts.anchors, parts.spaces, parts.modules)
@@ -48,7 +52,20 @@ impl Family {
             features: parts.features,
             tokenizers: parts.tokenizers,
             manifest,
+            stamps,
         })
+    }
+
+    /// Returns what the files of the family's folder were when it was loaded.
+    pub fn stamps(&self) -> &Stamps {
+        &self.stamps
+    }
+
+    /// Returns a file with weights of `network` that is not the one that was loaded any more.
+    pub fn changed_file(&self, network: &Network) -> Option<PathBuf> {
+        let files: BTreeSet<String> = network.files().collect();
+        let mut paths = files.into_iter().map(|file| self.folder.join(file));
+        paths.find(|path| !self.stamps.is_unchanged(path))
     }
 
     /// Returns what module `id` computes, or `None` where it is the identity.

@@ -58,6 +58,13 @@ impl Network {
         graph.initializer.iter().map(|tensor| self.loaded_bytes(tensor)).sum()
     }
 
+    /// Returns the files in which weights lie, relative to the family's folder.
+    pub fn files(&self) -> impl Iterator<Item = String> {
+        let graph = self.model.graph.iter();
+        let tensors = graph.flat_map(|graph| &graph.initializer);
+        tensors.filter_map(|tensor| external::place_of(tensor).map(|place| place.file))
+    }
+
     /// Returns the model as ONNX Runtime reads it, its weights being places in files of `folder`.
     ///
     /// # Errors

@@ -128,6 +128,10 @@ pub struct ServeArguments {
     /// Most requests that wait for inference
     #[arg(long, env = "TESSERA_QUEUE_LIMIT", default_value_t = 256)]
     pub queue_limit: usize,
+    /// Seconds between looks at the pool's folder for families that are new, changed or gone; 0 for
+    /// never
+    #[arg(long, env = "TESSERA_POLL_POOL", default_value_t = 0)]
+    pub poll_pool: u64,
     /// Load modules when a request first needs them, not ahead of it
     #[arg(long, env = "TESSERA_NO_PRELOAD")]
     pub no_preload: bool,

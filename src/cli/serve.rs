@@ -16,8 +16,9 @@ use super::{
 };
 use crate::{
     api::{self, ApiConfig, ApiState, Clients, Gate, Limits, Tls, TlsFiles, Transport},
+    arch::Stamps,
     serve::{
-        Engine, InferenceThread, LoadedFamily, Loader, Observer, Registry, Repository,
+        Engine, InferenceThread, LoadedFamily, Loader, Observer, Registry, Repository, Seen,
         ServiceConfig,
     },
     telemetry::{self, Metrics, Traces},
@@ -67,10 +68,13 @@ pub(super) fn run(common: &Common, arguments: &ServeArguments) -> anyhow::Result
         max_body: arguments.max_body,
         request_timeout: Duration::from_secs(arguments.request_timeout),
     };
+    let poll = Duration::from_secs(arguments.poll_pool);
+    let following = follow_pool(repository.clone(), poll, stop.clone());
     let loading = std::thread::spawn(move || repository.load_all(&names));
     let served = tokio.block_on(async {
         tokio::spawn(stop_on_signal(stop.clone(), registry));
         tokio::spawn(secrets.reload_on_signal(arguments.clone()));
+        tokio::spawn(following);
         let router = api::router(state.clone(), &config);
         let calls = api::serve_grpc(grpc, state, config, transport.clone(), stop.clone());
         let routes = api::serve_http(http, router, transport, stop.clone());
@@ -81,6 +85,26 @@ pub(super) fn run(common: &Common, arguments: &ServeArguments) -> anyhow::Result
     // A family that is still being loaded is inside ONNX Runtime, under which no process may end.
     drop(loading.join());
     served
+}
+
+/// Follows the pool's folder every `poll` until the server stops; never where that is zero.
+async fn follow_pool(repository: Arc<Repository>, poll: Duration, stop: CancellationToken) {
+    if poll.is_zero() {
+        return;
+    }
+    let mut ticks = tokio::time::interval(poll);
+    let mut seen = Seen::default();
+    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+        let repository = repository.clone();
+        let look = move || {
+            repository.follow(&mut seen);
+            seen
+        };
+        match tokio::task::spawn_blocking(look).await {
+            Ok(after) => seen = after,
+            Err(error) => return tracing::error!(%error, "the pool is followed no more"),
+        }
+    }
 }
 
 /// Checks what can be checked without serving, and prints the options in effect.
@@ -210,7 +234,11 @@ impl PoolLoader {
 
 impl Loader for PoolLoader {
     fn names(&self) -> Result<Vec<String>, String> {
-        setup::family_names(&self.common.pool).map_err(|error| format!("{error:#}"))
+        setup::found_families(&self.common.pool).map_err(|error| format!("{error:#}"))
+    }
+
+    fn stamps(&self, name: &str) -> Option<Stamps> {
+        Stamps::take(&self.common.pool.join(name)).ok()
     }
 
     fn load(&self, name: &str) -> Result<LoadedFamily, String> {

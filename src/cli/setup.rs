@@ -101,8 +101,15 @@ fn default_cache() -> Option<PathBuf> {
     Some(base.join("tessera"))
 }
 
-/// Returns the folders of the pool that hold a manifest, by name.
+/// Returns the folders of the pool that hold a manifest, by name; there must be one.
 pub(super) fn family_names(pool: &Path) -> anyhow::Result<Vec<String>> {
+    let names = found_families(pool)?;
+    anyhow::ensure!(!names.is_empty(), "the pool `{}` holds no family.toml", pool.display());
+    Ok(names)
+}
+
+/// Returns the folders of the pool that hold a manifest, by name.
+pub(super) fn found_families(pool: &Path) -> anyhow::Result<Vec<String>> {
     let entries = std::fs::read_dir(pool)
         .with_context(|| format!("the pool `{}` cannot be read", pool.display()))?;
     let mut names: Vec<String> = entries
@@ -111,6 +118,5 @@ pub(super) fn family_names(pool: &Path) -> anyhow::Result<Vec<String>> {
         .filter_map(|entry| entry.file_name().into_string().ok())
         .collect();
     names.sort();
-    anyhow::ensure!(!names.is_empty(), "the pool `{}` holds no family.toml", pool.display());
     Ok(names)
 }

@@ -4,6 +4,8 @@
 //! [`FamilyGraph`]; a plan is a path in it, written as a [`PlanId`] such as `l3[0..1]>l6[2..6]`.
 
 mod error;
+#[cfg(test)]
+mod fuzz_tests;
 mod graph;
 mod image;
 mod manifest;

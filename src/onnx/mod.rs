@@ -11,6 +11,8 @@ mod build;
 mod cut;
 mod error;
 pub mod external;
+#[cfg(test)]
+mod fuzz_tests;
 mod join;
 pub mod proto;
 mod quantize;

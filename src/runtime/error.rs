@@ -25,6 +25,18 @@ pub enum RuntimeError {
         #[source]
         source: ort::Error,
     },
+    /// A file is not the one whose digest was checked.
+    #[error(
+        "module `{module}` cannot be loaded: {} was changed or removed after its digest was \
+         checked; load the family again",
+        path.display()
+    )]
+    Changed {
+        /// The module.
+        module: String,
+        /// The file.
+        path: PathBuf,
+    },
     /// A module's network cannot be made ready.
     #[error("module `{module}` cannot be loaded")]
     Network {

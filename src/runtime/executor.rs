@@ -193,6 +193,9 @@ impl Executor {
         if slot.is_none() {
             let name = &self.family.graph.module(id).name;
             let start = Instant::now();
+            if let Some(path) = self.family.changed_file(network) {
+                return Err(RuntimeError::Changed { module: name.clone(), path });
+            }
             let session = ModuleSession::load(&self.runtime, &self.family.folder, name, network)?;
             tracing::debug!(module = name, seconds = start.elapsed().as_secs_f64(), "loaded");
             self.residency.num_modules += 1;

@@ -20,7 +20,7 @@ pub use engine::{Engine, ServiceConfig};
 pub use error::{ErrorCode, ServeError};
 pub use observe::{Observer, Outcome};
 pub use registry::{FamilyState, Registry};
-pub use repository::{Loader, Repository};
+pub use repository::{Loader, Repository, Seen};
 pub use request::{InferRequest, InferResponse, PlanSummary, Report};
 pub use service::{FamilyService, LoadedFamily};
 pub use statistics::{BatchTally, Statistics, Tally};

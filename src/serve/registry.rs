@@ -61,6 +61,14 @@ impl Registry {
         drop(before);
     }
 
+    /// Forgets the family `name`. Requests on it end on it.
+    pub fn remove(&self, name: &str) {
+        let mut families = self.families.write().unwrap_or_else(PoisonError::into_inner);
+        let before = families.remove(name);
+        drop(families);
+        drop(before);
+    }
+
     /// Returns the family `name`.
     ///
     /// # Errors

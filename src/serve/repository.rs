@@ -1,8 +1,12 @@
 //! Loading, reloading and unloading families while others are served.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use super::{Engine, FamilyState, LoadedFamily, Registry, ServeError};
+use crate::arch::Stamps;
 
 /// Finds and loads the families of a pool. Calls take long and come from blocking threads.
 pub trait Loader: Send + Sync {
@@ -19,6 +23,18 @@ pub trait Loader: Send + Sync {
     ///
     /// Fails when it cannot be served, with the reason.
     fn load(&self, name: &str) -> Result<LoadedFamily, String>;
+
+    /// Returns what the files of the family `name` are now, `None` where they cannot be read.
+    fn stamps(&self, name: &str) -> Option<Stamps>;
+}
+
+/// What was seen of the pool's files.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// At the last look.
+    last: HashMap<String, Stamps>,
+    /// When they were last loaded because of a look.
+    tried: HashMap<String, Stamps>,
 }
 
 /// The families of a pool, of which some are served.
@@ -95,6 +111,45 @@ impl Repository {
                 }
                 Err(ServeError::LoadFailed { name: name.to_owned(), reason })
             }
+        }
+    }
+
+    /// Follows the pool's folder: loads families that are new or whose files were changed, and
+    /// takes those that are gone out of service. What changes between two calls is left alone until
+    /// it rests, so that nothing is loaded while it is copied. Takes long; not for async threads.
+    pub fn follow(&self, seen: &mut Seen) {
+        let names = match self.loader.names() {
+            Ok(names) => names,
+            Err(reason) => return tracing::warn!(reason, "the pool cannot be read"),
+        };
+        seen.tried.retain(|name, _| names.contains(name));
+        for name in &names {
+            let Some(now) = self.loader.stamps(name) else {
+                continue;
+            };
+            let is_at_rest = seen.last.insert(name.clone(), now.clone()).as_ref() == Some(&now);
+            let is_tried = seen.tried.get(name) == Some(&now);
+            if is_at_rest && !is_tried && self.is_outdated(name, &now) {
+                tracing::info!(family = name, "the pool has new files of it");
+                // The log has heard of it; these files are not tried again.
+                drop(self.load(name));
+                seen.tried.insert(name.clone(), now);
+            }
+        }
+        for (name, state) in self.registry.families() {
+            if matches!(state, FamilyState::Ready(_)) && !names.contains(&name) {
+                tracing::info!(family = name, "the pool has it no more");
+                self.registry.remove(&name);
+            }
+        }
+    }
+
+    /// Tells whether a family with these files ought to be loaded; not if someone unloaded it.
+    fn is_outdated(&self, name: &str, now: &Stamps) -> bool {
+        match self.registry.state(name) {
+            Some(FamilyState::Ready(service)) => service.stamps() != now,
+            Some(FamilyState::Failed { .. }) | None => true,
+            Some(FamilyState::Loading | FamilyState::Unloaded) => false,
         }
     }
 

@@ -19,7 +19,7 @@ use super::{
     worker::{Done, FamilyKey, Job, Queue, QueueError, Work},
 };
 use crate::{
-    arch::{Family, INPUT_IDS, ModelInput},
+    arch::{Family, INPUT_IDS, ModelInput, Stamps},
     family::{FamilyError, Manifest, ModuleId, PlanId},
     fit::{self, FitError, Profile, QualityRecords},
     plan::{Budget, ChooseError, PlanEntry, PlanTable},
@@ -105,6 +105,11 @@ impl FamilyService {
     /// Returns a digest of everything that answers depend on.
     pub fn digest(&self) -> &str {
         &self.digest
+    }
+
+    /// Returns what the files of its folder were when it was loaded.
+    pub fn stamps(&self) -> &Stamps {
+        self.loaded.family.stamps()
     }
 
     /// Returns what it has answered since it was loaded.

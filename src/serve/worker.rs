@@ -265,7 +265,8 @@ impl Worker {
     fn run(&mut self, name: &str, family: FamilyKey, work: Work) -> Result<Tensor, ServeError> {
         let executor = self.executors.get_mut(&family).ok_or(ServeError::WorkerGone)?;
         let before = executor.residency();
-        let outputs = run_chunks(executor, name, work, &*self.observer)?;
+        let outputs = run_chunks(executor, name, work, &*self.observer)
+            .map_err(|error| told_if_changed(name, error))?;
         if executor.residency() != before {
             self.report_residency(name);
         }
@@ -288,6 +289,16 @@ impl Worker {
         }
         self.observer.residency_changed(name, &sum);
     }
+}
+
+/// Tells the operator, not the client, which file was changed under a family.
+fn told_if_changed(name: &str, error: RuntimeError) -> ServeError {
+    if !matches!(error, RuntimeError::Changed { .. }) {
+        return error.into();
+    }
+    tracing::error!(family = name, %error);
+    let state = "its files were changed; it must be loaded again";
+    ServeError::Unavailable { name: name.to_owned(), state }
 }
 
 /// What the thread does next.

@@ -5,6 +5,8 @@
 
 mod data_type;
 mod mapped;
+#[cfg(test)]
+pub(crate) mod mutate;
 mod units;
 mod value;
 

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,12 +22,16 @@ FAMILIES = {"text": ROOT / "models" / "text", "fashion": ROOT / "tests" / "pool"
 class Served:
     """A running server over a pool of the text family and the small image family, or of some."""
 
-    def __init__(self, *options, families=tuple(FAMILIES), tls=None, environment=None):
+    def __init__(self, *options, families=tuple(FAMILIES), copied=False, tls=None,
+                 environment=None):
         self.folder = tempfile.TemporaryDirectory()
         self.pool = Path(self.folder.name) / "pool"
         self.pool.mkdir()
         for name in families:
-            (self.pool / name).symlink_to(FAMILIES[name])
+            if copied:
+                shutil.copytree(FAMILIES[name], self.pool / name)
+            else:
+                (self.pool / name).symlink_to(FAMILIES[name])
         self.http, self.grpc = free_ports(2)
         cache = os.environ.get("TESSERA_CACHE", str(ROOT / ".tessera" / "conformance-cache"))
         self.log = open(Path(self.folder.name) / "log", "w+")

@@ -9,6 +9,7 @@ use std::{
 
 use safetensors::{Dtype, SafeTensors};
 use tessera::{
+    arch::Stamps,
     arch::{Encoding, Family},
     fit::{MachineKey, Profile, ProfileCache, ProfileOptions, QualityRecords, measure_profile},
     runtime::{Executor, Runtime, RuntimeConfig, find_library},
@@ -105,6 +106,10 @@ pub(crate) struct Families;
 impl Loader for Families {
     fn names(&self) -> Result<Vec<String>, String> {
         Ok(vec!["fashion".to_owned(), "text".to_owned()])
+    }
+
+    fn stamps(&self, _name: &str) -> Option<Stamps> {
+        None
     }
 
     fn load(&self, name: &str) -> Result<LoadedFamily, String> {

@@ -4,6 +4,8 @@
 //! answers back. Start at [`service`], which lists the calls; [`server()`] runs them on a socket.
 
 mod describe;
+#[cfg(test)]
+mod fuzz_tests;
 mod health;
 mod infer;
 mod layers;
