@@ -9,8 +9,8 @@ IMAGES := .tessera/data/fashion-mnist
 TRAINING := .tessera/training/bin/python
 CLIENTS := .tessera/conformance/bin/python
 
-.PHONY: help setup setup-full data build serve test conformance fuzz lint fmt bench fit profile evaluate train \
-	references clean
+.PHONY: help setup setup-full data build serve test conformance conformance-kserve schemathesis fuzz \
+	protocols beside json lint fmt bench fit profile evaluate train references clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,6 +46,30 @@ $(CLIENTS): tests/conformance/requirements.txt
 
 conformance: setup build $(CLIENTS) ## Run other people's clients against the server
 	cd tests/conformance && ../../$(CLIENTS) -m unittest -q
+
+.tessera/%/bin/python:
+	$(PYTHON) -m venv .tessera/$*
+	.tessera/$*/bin/pip install --quiet --requirement $<
+	@touch $@
+
+.tessera/kserve/bin/python: tests/conformance/kserve_client/requirements.txt
+.tessera/schemathesis/bin/python: tests/conformance/schemathesis.txt
+.tessera/benches/bin/python: benches/requirements.txt
+
+conformance-kserve: setup build .tessera/kserve/bin/python ## Run KServe's clients against the server
+	.tessera/kserve/bin/python -W ignore -m unittest -q tests/conformance/kserve_client/test_kserve.py
+
+schemathesis: setup build .tessera/schemathesis/bin/python ## Try the OpenAPI document's routes with made-up requests
+	cd tests/conformance && ../../.tessera/schemathesis/bin/python check_schema.py $(ARGS)
+
+protocols: setup build .tessera/benches/bin/python ## Measure each protocol against a raw ONNX Runtime session
+	.tessera/benches/bin/python benches/protocols.py --binary $(BINARY) $(ARGS)
+
+beside: setup build .tessera/benches/bin/python ## Measure inference beside health checks, scrapes, idle connections
+	.tessera/benches/bin/python benches/beside.py --binary $(BINARY) $(ARGS)
+
+json: ## Compare JSON parsers on a large request
+	CARGO_TARGET_DIR=.tessera/json $(CARGO) run --quiet --release --manifest-path benches/json/Cargo.toml
 
 fuzz: ## Feed every reader of requests and files a million wrong inputs (FUZZ_CASES)
 	$(CARGO) test --profile fuzz --locked --lib -- --ignored fuzz_tests
