@@ -67,6 +67,12 @@ impl Executor {
         Self { runtime, family, sessions, extra: HashMap::new(), residency: Residency::default() }
     }
 
+    /// Prepares to run paths of the same family, with nothing loaded.
+    #[must_use]
+    pub fn anew(&self) -> Self {
+        Self::new(self.runtime.clone(), self.family.clone())
+    }
+
     /// Returns the family.
     pub fn family(&self) -> &Arc<Family> {
         &self.family

@@ -10,7 +10,8 @@ use std::{
 
 use super::{
     FamilyService, LoadedFamily, Observer,
-    worker::{self, FamilyKey, InferenceThread, Queue},
+    queue::{FamilyKey, Queue},
+    worker::{self, InferenceThread},
 };
 use crate::runtime::{Executor, Runtime};
 

@@ -118,6 +118,9 @@ pub enum ServeError {
         /// When to try again.
         retry_after: Duration,
     },
+    /// Too much is to be done before it.
+    #[error("too many requests are before this one for its latency budget")]
+    Late,
     /// The server is stopping.
     #[error("the server is draining")]
     Draining,
@@ -133,6 +136,9 @@ pub enum ServeError {
     /// A module failed.
     #[error("inference failed")]
     Runtime(#[from] RuntimeError),
+    /// The inference thread panicked on it; the next requests are answered.
+    #[error("inference panicked")]
+    Panicked,
     /// The inference thread is gone.
     #[error("the inference thread is gone")]
     WorkerGone,
@@ -158,10 +164,10 @@ impl ServeError {
                 ChooseError::NotFound { .. } => ErrorCode::NotFound,
                 ChooseError::Infeasible(_) => ErrorCode::BudgetInfeasible,
             },
-            Self::QueueFull { .. } => ErrorCode::Overloaded,
+            Self::QueueFull { .. } | Self::Late => ErrorCode::Overloaded,
             Self::Cancelled => ErrorCode::Cancelled,
             Self::DeadlineExceeded { .. } => ErrorCode::DeadlineExceeded,
-            Self::Runtime(_) | Self::WorkerGone => ErrorCode::Internal,
+            Self::Runtime(_) | Self::Panicked | Self::WorkerGone => ErrorCode::Internal,
         }
     }
 }

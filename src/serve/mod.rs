@@ -8,12 +8,15 @@ mod engine;
 mod error;
 mod inputs;
 mod observe;
+mod planner;
 mod prepare;
+mod queue;
 mod registry;
 mod repository;
 mod request;
 mod service;
 mod statistics;
+mod waiting;
 mod worker;
 
 pub use engine::{Engine, ServiceConfig};

@@ -1,6 +1,8 @@
 //! One family as it is served.
 
 use std::{
+    collections::BTreeMap,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,17 +14,18 @@ use tracing::{Instrument, Span, debug_span};
 use super::{
     ErrorCode, InferRequest, InferResponse, Observer, Outcome, PlanSummary, Report, ServeError,
     ServiceConfig, Statistics,
-    correction::Correction,
     inputs::{self, Inputs},
+    planner::{Chosen, Planner, Terms},
     prepare::prepare,
+    queue::{FamilyKey, Job, Queue, QueueError},
     statistics::Counter,
-    worker::{Done, FamilyKey, Job, Queue, QueueError, Work},
+    worker::Done,
 };
 use crate::{
     arch::{Family, INPUT_IDS, ModelInput, Stamps},
-    family::{FamilyError, Manifest, ModuleId, PlanId},
+    family::{Manifest, ModuleId},
     fit::{self, FitError, Profile, QualityRecords},
-    plan::{Budget, ChooseError, PlanEntry, PlanTable},
+    plan::{Budget, PlanEntry, PlanTable},
     tensor::{DataType, TensorSpec},
 };
 
@@ -40,6 +43,8 @@ pub struct LoadedFamily {
     pub quality: QualityRecords,
     /// Its plans.
     pub table: PlanTable,
+    /// The plans that read the same tokens, by tokenizer; images have none.
+    alike: BTreeMap<Option<PathBuf>, PlanTable>,
 }
 
 impl LoadedFamily {
@@ -55,7 +60,19 @@ impl LoadedFamily {
         margin: f64,
     ) -> Result<Self, FitError> {
         let table = fit::plan_table(&family, &profile, &quality, margin)?;
-        Ok(Self { family, profile, quality, table })
+        let mut groups: BTreeMap<Option<PathBuf>, Vec<PlanEntry>> = BTreeMap::new();
+        for entry in table.entries() {
+            let path: Vec<ModuleId> = entry.modules.iter().copied().map(ModuleId).collect();
+            groups.entry(tokenizer_of(&family, &path)).or_default().push(entry.clone());
+        }
+        let group = |(tokenizer, entries)| Ok((tokenizer, PlanTable::new(entries, margin)?));
+        let alike = groups.into_iter().map(group).collect::<Result<_, FitError>>()?;
+        Ok(Self { family, profile, quality, table, alike })
+    }
+
+    /// Returns the plans that read the same tokens as `path` does.
+    pub(super) fn alike(&self, path: &[ModuleId]) -> Option<&PlanTable> {
+        self.alike.get(&tokenizer_of(&self.family, path))
     }
 
     /// Returns the modules that its plans use, those of the best plan first.
@@ -67,10 +84,15 @@ impl LoadedFamily {
     }
 }
 
+/// Returns what turns texts into the tokens that `path` reads.
+fn tokenizer_of(family: &Family, path: &[ModuleId]) -> Option<PathBuf> {
+    let anchor = family.graph.stem_anchor(path).unwrap_or_default();
+    family.manifest.anchors.get(anchor).and_then(|anchor| anchor.tokenizer.clone())
+}
+
 /// Answers the requests of one family.
 pub struct FamilyService {
-    loaded: LoadedFamily,
-    correction: Correction,
+    planner: Arc<Planner>,
     digest: String,
     config: ServiceConfig,
     key: FamilyKey,
@@ -88,8 +110,8 @@ impl FamilyService {
         observer: Arc<dyn Observer>,
     ) -> Self {
         let digest = digest(&loaded.family);
-        let (correction, counter) = (Correction::default(), Counter::default());
-        Self { loaded, correction, digest, config, key, queue, observer, counter }
+        let (planner, counter) = (Arc::new(Planner::new(loaded)), Counter::default());
+        Self { planner, digest, config, key, queue, observer, counter }
     }
 
     /// Returns the served name.
@@ -99,7 +121,7 @@ impl FamilyService {
 
     /// Returns the manifest.
     pub fn manifest(&self) -> &Manifest {
-        &self.loaded.family.manifest
+        &self.planner.loaded.family.manifest
     }
 
     /// Returns a digest of everything that answers depend on.
@@ -109,7 +131,7 @@ impl FamilyService {
 
     /// Returns what the files of its folder were when it was loaded.
     pub fn stamps(&self) -> &Stamps {
-        self.loaded.family.stamps()
+        self.planner.loaded.family.stamps()
     }
 
     /// Returns what it has answered since it was loaded.
@@ -134,9 +156,7 @@ impl FamilyService {
 
     /// Returns the plans that no other beats at this shape, cheapest first.
     pub fn front(&self, batch: usize, tokens: usize) -> Vec<PlanSummary> {
-        let front = self.loaded.table.front(batch, tokens).into_iter();
-        let factor = self.correction.factor();
-        front.map(|entry| Self::summary_of(entry, batch, tokens, factor)).collect()
+        self.planner.front(batch, tokens)
     }
 
     /// Returns the plan that `budget` gets at this shape.
@@ -150,7 +170,7 @@ impl FamilyService {
         tokens: usize,
         budget: &Budget,
     ) -> Result<PlanSummary, ServeError> {
-        self.plan_for((batch, tokens), budget).map(|chosen| chosen.plan)
+        self.planner.plan_for((batch, tokens), budget).map(|chosen| chosen.plan)
     }
 
     /// Answers a request.
@@ -176,7 +196,7 @@ impl FamilyService {
 
     async fn answer(&self, request: InferRequest) -> Result<InferResponse, ServeError> {
         let arrival = request.arrival;
-        let family = &self.loaded.family;
+        let family = &self.planner.loaded.family;
         let inputs = Inputs::parse(request.inputs, self.manifest())?;
         let texts = match &inputs {
             Inputs::Texts(texts) => Some(texts.clone()),
@@ -188,8 +208,8 @@ impl FamilyService {
             prepare(family, inputs, reference).instrument(debug_span!("preprocess")).await?;
         let shape = (input.batch(), input.tokens());
         let elapsed = arrival.elapsed();
-        let Chosen { plan, path, profiled } = self.plan_in_time(shape, &request.budget, elapsed)?;
-        let anchor = family.graph.stem_anchor(&path).unwrap_or_default();
+        let chosen = self.planner.plan_in_time(shape, &request.budget, elapsed)?;
+        let anchor = family.graph.stem_anchor(&chosen.path).unwrap_or_default();
         let input = if family.share_tokenizer(anchor, reference) {
             input
         } else {
@@ -197,35 +217,49 @@ impl FamilyService {
             prepare(family, Inputs::Texts(texts), anchor).await?
         };
         let (preprocess, total_tokens) = (start.elapsed(), input.total_tokens());
-        let done = self.run(path, input).await?;
-        if !done.has_loaded {
-            self.correction.learn(profiled, done.compute);
+        let terms = Terms { shape, budget: request.budget, arrival };
+        let Done { output, queue, compute, has_loaded, chosen } =
+            self.run(chosen, terms, input).await?;
+        if !has_loaded {
+            self.planner.correction.learn(chosen.profiled, compute);
         }
         let report = Report {
-            plan,
+            plan: chosen.plan,
             batch: shape.0,
             tokens: shape.1,
             total_tokens,
             latency: arrival.elapsed(),
             preprocess,
-            queue: done.queue,
-            compute: done.compute,
+            queue,
+            compute,
         };
         let output_name = self.manifest().output.name.clone();
-        Ok(InferResponse { output_name, output: done.output, report })
+        Ok(InferResponse { output_name, output, report })
     }
 
     /// Queues a job and waits for it.
-    async fn run(&self, path: Vec<ModuleId>, input: ModelInput) -> Result<Done, ServeError> {
+    async fn run(
+        &self,
+        chosen: Chosen,
+        terms: Terms,
+        input: ModelInput,
+    ) -> Result<Done, ServeError> {
         let (reply, answer) = oneshot::channel();
         let queued = Instant::now();
+        let least = self.planner.least(&chosen, &terms);
+        let latest = queued + self.config.max_wait;
+        let in_time = terms.budget.latency.map(|latency| terms.arrival + latency);
         let job = Job {
             family: self.key,
-            work: Work { path, input, max_batch: self.loaded.profile.max_batch() },
-            queued,
+            input: Some(input),
+            chosen,
+            terms: in_time.is_some().then_some(terms),
+            planner: self.planner.clone(),
             request: Span::current(),
             waiting: debug_span!("queue"),
-            deadline: queued + self.config.max_wait,
+            queued,
+            deadline: in_time.map_or(latest, |deadline| deadline.min(latest)),
+            least,
             reply,
         };
         self.observer.queue_changed(self.name(), 1);
@@ -235,102 +269,12 @@ impl FamilyService {
                 QueueError::Full { limit } => {
                     ServeError::QueueFull { limit, retry_after: RETRY_AFTER }
                 }
+                QueueError::Late => ServeError::Late,
                 QueueError::Closed => ServeError::WorkerGone,
             });
         }
         answer.await.map_err(|_| ServeError::WorkerGone)?
     }
-
-    /// Describes a plan at a shape, its latency corrected by `factor`.
-    fn summary_of(entry: &PlanEntry, batch: usize, tokens: usize, factor: f64) -> PlanSummary {
-        let seconds = entry.latency_seconds_at(batch, tokens) * factor;
-        PlanSummary {
-            plan: entry.id.clone(),
-            predicted_latency: Duration::from_secs_f64(seconds),
-            memory_bytes: entry.memory_bytes_at(batch, tokens),
-            quality: entry.quality,
-        }
-    }
-
-    /// Chooses the plan for what is left of `budget` after `elapsed`, which every plan would have
-    /// taken as well: predictions and the costs in an error count it in.
-    fn plan_in_time(
-        &self,
-        shape: (usize, usize),
-        budget: &Budget,
-        elapsed: Duration,
-    ) -> Result<Chosen, ServeError> {
-        let left = budget.latency.map(|latency| latency.saturating_sub(elapsed));
-        match self.plan_for(shape, &Budget { latency: left, ..budget.clone() }) {
-            Ok(mut chosen) => {
-                chosen.plan.predicted_latency += elapsed;
-                Ok(chosen)
-            }
-            Err(ServeError::Choose(mut error)) => {
-                if let ChooseError::Infeasible(infeasible) = &mut *error {
-                    infeasible.budget.latency = budget.latency;
-                    infeasible.cheapest.latency_seconds += elapsed.as_secs_f64();
-                }
-                Err(ServeError::Choose(error))
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Chooses the plan for `budget`. A plan asked for by id may be any path of the family, also
-    /// one that is on no front.
-    fn plan_for(
-        &self,
-        (batch, tokens): (usize, usize),
-        budget: &Budget,
-    ) -> Result<Chosen, ServeError> {
-        let shape = (batch, tokens);
-        let unlisted = budget.plan.as_deref().filter(|id| self.loaded.table.find(id).is_none());
-        let Some(id) = unlisted else {
-            return self.choose_from(&self.loaded.table, shape, budget);
-        };
-        let LoadedFamily { family, profile, quality, .. } = &self.loaded;
-        let path = PlanId::find_path(&family.graph, id)
-            .map_err(|e: FamilyError| ServeError::UnknownPlan { reason: e.to_string() })?;
-        let entry = fit::entry(family, profile, quality, &path)
-            .map_err(|e| ServeError::UnknownPlan { reason: e.to_string() })?;
-        let budget = Budget { plan: Some(entry.id.clone()), ..budget.clone() };
-        let table = PlanTable::new(vec![entry], self.config.latency_margin)
-            .map_err(|e| ServeError::UnknownPlan { reason: e.to_string() })?;
-        self.choose_from(&table, shape, &budget)
-    }
-
-    /// Chooses from `table`, whose latencies are profiled ones: the correction is taken out of the
-    /// budget that goes in and put into the latencies that come out.
-    fn choose_from(
-        &self,
-        table: &PlanTable,
-        (batch, tokens): (usize, usize),
-        budget: &Budget,
-    ) -> Result<Chosen, ServeError> {
-        let factor = self.correction.factor();
-        let latency = budget.latency.map(|latency| latency.div_f64(factor));
-        let chosen = table.choose(batch, tokens, &Budget { latency, ..budget.clone() });
-        let choice = chosen.map_err(|mut error| {
-            if let ChooseError::Infeasible(infeasible) = &mut error {
-                infeasible.budget.latency = budget.latency;
-                infeasible.cheapest.latency_seconds *= factor;
-            }
-            error
-        })?;
-        let path = choice.entry.modules.iter().map(|index| ModuleId(*index)).collect();
-        let plan = Self::summary_of(choice.entry, batch, tokens, factor);
-        let seconds = choice.entry.latency_seconds_at(batch, tokens);
-        Ok(Chosen { plan, path, profiled: Duration::from_secs_f64(seconds) })
-    }
-}
-
-/// What a budget gets.
-struct Chosen {
-    plan: PlanSummary,
-    path: Vec<ModuleId>,
-    /// What the plan took when it was profiled.
-    profiled: Duration,
 }
 
 /// Returns the error for token ids that the plan's anchor does not know.

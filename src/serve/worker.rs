@@ -2,77 +2,25 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
-use tokio::sync::{
-    mpsc::{self, error::TryRecvError},
-    oneshot,
-};
 use tracing::Span;
 
-use super::{Observer, ServeError};
+use super::{
+    Observer, ServeError,
+    planner::Chosen,
+    queue::{FamilyKey, Job, Next, Queue, Receiver, Task, queue},
+};
 use crate::{
     arch::ModelInput,
     family::ModuleId,
     runtime::{Executor, ModuleObserver, Residency, RuntimeError, SideInputs},
     tensor::{Tensor, TensorData},
 };
-
-/// A family as the thread knows it; one that is loaded anew gets another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct FamilyKey(pub(super) u64);
-
-/// What the inference thread is asked to do.
-#[derive(Debug)]
-enum Task {
-    Answer(Box<Job>),
-    Install { family: FamilyKey, executor: Box<Executor>, preload: Vec<ModuleId> },
-    Remove(FamilyKey),
-}
-
-/// The way to the inference thread.
-#[derive(Debug, Clone)]
-pub(super) struct Queue {
-    tasks: mpsc::UnboundedSender<Task>,
-    num_waiting: Arc<AtomicUsize>,
-    limit: usize,
-}
-
-/// What the inference thread is asked to run.
-#[derive(Debug)]
-pub(super) struct Job {
-    /// The family that answers.
-    pub(super) family: FamilyKey,
-    /// What is run.
-    pub(super) work: Work,
-    /// When it was queued.
-    pub(super) queued: Instant,
-    /// The span of its request.
-    pub(super) request: Span,
-    /// The span of its waiting.
-    pub(super) waiting: Span,
-    /// When it is not worth running any more.
-    pub(super) deadline: Instant,
-    /// Where the answer goes; closed when nobody waits for it.
-    pub(super) reply: oneshot::Sender<Result<Done, ServeError>>,
-}
-
-/// A path and what goes through it.
-#[derive(Debug)]
-pub(super) struct Work {
-    /// The path.
-    pub(super) path: Vec<ModuleId>,
-    /// What the path reads.
-    pub(super) input: ModelInput,
-    /// The most sequences that run at once.
-    pub(super) max_batch: usize,
-}
 
 /// A finished job.
 #[derive(Debug)]
@@ -85,6 +33,17 @@ pub(super) struct Done {
     pub(super) compute: Duration,
     /// Whether modules had to be loaded for it.
     pub(super) has_loaded: bool,
+    /// The plan that ran.
+    pub(super) chosen: Chosen,
+}
+
+/// A path and what goes through it.
+#[derive(Debug)]
+struct Work<'a> {
+    path: &'a [ModuleId],
+    input: ModelInput,
+    /// The most sequences that run at once.
+    max_batch: usize,
 }
 
 /// The inference thread. When this is dropped the thread is outside ONNX Runtime and stays there,
@@ -100,67 +59,26 @@ impl Drop for InferenceThread {
     }
 }
 
-impl Queue {
-    /// Queues a job.
-    ///
-    /// # Errors
-    ///
-    /// Fails when as many jobs wait as may, or the thread is gone.
-    pub(super) fn push(&self, job: Job) -> Result<(), QueueError> {
-        let room = |waiting: usize| (waiting < self.limit).then_some(waiting + 1);
-        self.num_waiting
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, room)
-            .map_err(|_| QueueError::Full { limit: self.limit })?;
-        self.tasks.send(Task::Answer(Box::new(job))).map_err(|_| QueueError::Closed)
-    }
-
-    /// Hands a family's executor over; `preload` is loaded while no job waits.
-    pub(super) fn install(&self, family: FamilyKey, executor: Executor, preload: Vec<ModuleId>) {
-        // Nobody is there to run it when the thread is gone, and nothing is lost.
-        drop(self.tasks.send(Task::Install { family, executor: Box::new(executor), preload }));
-    }
-
-    /// Lets go of a family once the jobs queued before are done.
-    pub(super) fn remove(&self, family: FamilyKey) {
-        drop(self.tasks.send(Task::Remove(family)));
-    }
-}
-
-/// Why a job is not queued.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum QueueError {
-    /// As many wait as may.
-    Full {
-        /// How many that is.
-        limit: usize,
-    },
-    /// The thread is gone.
-    Closed,
-}
-
 /// Starts the inference thread, for which at most `limit` jobs wait; it ends when the returned
 /// queue and its clones are dropped.
 pub(super) fn start(
     limit: usize,
     observer: Arc<dyn Observer>,
 ) -> std::io::Result<(Queue, InferenceThread)> {
-    #[expect(clippy::disallowed_methods, reason = "jobs are counted, families are few")]
-    let (tasks, receiver) = mpsc::unbounded_channel();
-    let num_waiting = Arc::new(AtomicUsize::new(0));
+    let (queue, receiver) = queue(limit);
     let is_stopped = Arc::new(Mutex::new(false));
     let guard = InferenceThread { is_stopped: is_stopped.clone() };
     let worker = Worker {
         executors: HashMap::new(),
         past_loads: HashMap::new(),
         preload: VecDeque::new(),
-        num_waiting: num_waiting.clone(),
         observer,
         is_stopped,
     };
     thread::Builder::new()
         .name("inference".into())
-        .spawn(move || worker.run_until_closed(receiver))?;
-    Ok((Queue { tasks, num_waiting, limit }, guard))
+        .spawn(move || worker.run_until_closed(&receiver))?;
+    Ok((queue, guard))
 }
 
 struct Worker {
@@ -168,44 +86,34 @@ struct Worker {
     /// How many modules were loaded for families of a name that are gone.
     past_loads: HashMap<String, u64>,
     preload: VecDeque<(FamilyKey, ModuleId)>,
-    num_waiting: Arc<AtomicUsize>,
     observer: Arc<dyn Observer>,
     /// Held while the thread is inside ONNX Runtime.
     is_stopped: Arc<Mutex<bool>>,
 }
 
 impl Worker {
-    fn run_until_closed(mut self, mut receiver: mpsc::UnboundedReceiver<Task>) {
-        while let Some(step) = self.next(&mut receiver) {
+    fn run_until_closed(mut self, receiver: &Receiver) {
+        loop {
+            let next = receiver.next(self.preload.is_empty());
             let gate = self.is_stopped.clone();
             let is_stopped = gate.lock().unwrap_or_else(PoisonError::into_inner);
             if *is_stopped {
                 return;
             }
-            match step {
-                Step::Load(family, module) => self.load(family, module),
-                Step::Do(Task::Answer(job)) => {
-                    self.num_waiting.fetch_sub(1, Ordering::Relaxed);
-                    self.answer(*job);
-                }
-                Step::Do(Task::Install { family, executor, preload }) => {
+            match next {
+                Next::Job(job, allowance) => self.answer(*job, allowance, receiver),
+                Next::Task(Task::Install { family, executor, preload }) => {
                     self.executors.insert(family, *executor);
                     self.preload.extend(preload.into_iter().map(|module| (family, module)));
                 }
-                Step::Do(Task::Remove(family)) => self.remove(family),
+                Next::Task(Task::Remove(family)) => self.remove(family),
+                Next::Nothing => {
+                    if let Some((family, module)) = self.preload.pop_front() {
+                        self.load(family, module);
+                    }
+                }
+                Next::Closed => return,
             }
-        }
-    }
-
-    /// Returns what to do next: what is asked for, or a module to load while nothing is.
-    fn next(&mut self, receiver: &mut mpsc::UnboundedReceiver<Task>) -> Option<Step> {
-        match receiver.try_recv() {
-            Ok(task) => Some(Step::Do(task)),
-            Err(TryRecvError::Disconnected) => None,
-            Err(TryRecvError::Empty) => match self.preload.pop_front() {
-                Some((family, module)) => Some(Step::Load(family, module)),
-                None => receiver.blocking_recv().map(Step::Do),
-            },
         }
     }
 
@@ -231,38 +139,62 @@ impl Worker {
         }
     }
 
-    /// Runs a job unless nobody waits for it any more.
-    fn answer(&mut self, mut job: Job) {
+    /// Runs a job unless nobody waits for it any more, or it is too late for it.
+    fn answer(&mut self, mut job: Job, allowance: Duration, receiver: &Receiver) {
         // A family is removed after its last job, so this is one that waits for no answer.
         let Some(executor) = self.executors.get(&job.family) else {
             return;
         };
         let name = executor.family().manifest.name.clone();
-        let loads = executor.residency().num_loads;
         self.observer.queue_changed(&name, -1);
         if job.reply.is_closed() {
             return;
         }
-        let start = Instant::now();
-        let queue = start - job.queued;
         job.waiting = Span::none();
-        let result = if start > job.deadline {
-            Err(ServeError::DeadlineExceeded { waited: queue })
-        } else {
-            let computing = tracing::debug_span!(parent: &job.request, "compute");
-            let ran = computing.in_scope(|| self.run(&name, job.family, job.work));
-            let has_loaded = |executor: &Executor| executor.residency().num_loads > loads;
-            let has_loaded = self.executors.get(&job.family).is_some_and(has_loaded);
-            ran.map(|output| Done { output, queue, compute: start.elapsed(), has_loaded })
-        };
+        let result = in_time(&mut job, allowance).and_then(|queue| {
+            receiver.begin(job.chosen.predicted);
+            let compute = AssertUnwindSafe(|| self.compute(&name, &mut job, queue));
+            let done = catch_unwind(compute).unwrap_or_else(|_| {
+                self.rebuild(&name, job.family);
+                Err(ServeError::Panicked)
+            });
+            receiver.end();
+            done
+        });
         // A span ends when nobody holds it any more: the request's must not wait for this thread.
         job.request = Span::none();
         // Nobody hears a failure to send: the client has gone in the meantime.
         drop(job.reply.send(result));
     }
 
+    /// Replaces a family's sessions, of which one may have been left in the middle of something.
+    fn rebuild(&mut self, name: &str, family: FamilyKey) {
+        if let Some(executor) = self.executors.get_mut(&family) {
+            *self.past_loads.entry(name.to_owned()).or_default() += executor.residency().num_loads;
+            let anew = executor.anew();
+            drop(std::mem::replace(executor, anew));
+            self.report_residency(name);
+        }
+    }
+
+    /// Runs a job's plan.
+    fn compute(&mut self, name: &str, job: &mut Job, queue: Duration) -> Result<Done, ServeError> {
+        let executor = self.executors.get(&job.family).ok_or(ServeError::WorkerGone)?;
+        let loads = executor.residency().num_loads;
+        let start = Instant::now();
+        let computing = tracing::debug_span!(parent: &job.request, "compute");
+        let max_batch = job.planner.loaded.profile.max_batch();
+        let input = job.input.take().ok_or(ServeError::WorkerGone)?;
+        let work = Work { path: &job.chosen.path, input, max_batch };
+        let output = computing.in_scope(|| self.run(name, job.family, work))?;
+        let has_loaded = |executor: &Executor| executor.residency().num_loads > loads;
+        let has_loaded = self.executors.get(&job.family).is_some_and(has_loaded);
+        let chosen = job.chosen.clone();
+        Ok(Done { output, queue, compute: start.elapsed(), has_loaded, chosen })
+    }
+
     /// Runs a job in chunks of at most its largest batch.
-    fn run(&mut self, name: &str, family: FamilyKey, work: Work) -> Result<Tensor, ServeError> {
+    fn run(&mut self, name: &str, family: FamilyKey, work: Work<'_>) -> Result<Tensor, ServeError> {
         let executor = self.executors.get_mut(&family).ok_or(ServeError::WorkerGone)?;
         let before = executor.residency();
         let outputs = run_chunks(executor, name, work, &*self.observer)
@@ -301,16 +233,31 @@ fn told_if_changed(name: &str, error: RuntimeError) -> ServeError {
     ServeError::Unavailable { name: name.to_owned(), state }
 }
 
-/// What the thread does next.
-enum Step {
-    Load(FamilyKey, ModuleId),
-    Do(Task),
+/// Chooses another plan where there is no time for the first any more; returns how long the job
+/// has waited.
+///
+/// # Errors
+///
+/// Fails when the job's deadline has passed, or no plan can meet it.
+fn in_time(job: &mut Job, allowance: Duration) -> Result<Duration, ServeError> {
+    let now = Instant::now();
+    let waited = now - job.queued;
+    let Some(terms) = &job.terms else {
+        let is_late = now > job.deadline;
+        return if is_late { Err(ServeError::DeadlineExceeded { waited }) } else { Ok(waited) };
+    };
+    let left = job.deadline.saturating_duration_since(now);
+    if job.chosen.predicted > allowance.min(left) {
+        job.chosen = job.planner.choose_again(&job.chosen, terms, allowance, left)?;
+        job.chosen.plan.predicted_latency += job.queued - terms.arrival;
+    }
+    Ok(waited)
 }
 
 fn run_chunks(
     executor: &mut Executor,
     name: &str,
-    work: Work,
+    work: Work<'_>,
     observer: &dyn Observer,
 ) -> Result<Vec<Tensor>, RuntimeError> {
     let family = executor.family().clone();
@@ -318,7 +265,7 @@ fn run_chunks(
     let mut outputs = Vec::new();
     for chunk in chunks(work.input, work.max_batch) {
         let sides = SideInputs::of_input(chunk)?;
-        outputs.push(executor.run(&work.path, &sides, &mut times)?);
+        outputs.push(executor.run(work.path, &sides, &mut times)?);
     }
     Ok(outputs)
 }

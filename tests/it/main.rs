@@ -14,6 +14,7 @@ mod bad_pool;
 mod http;
 mod images;
 mod import;
+mod load;
 mod reference;
 mod repository;
 mod support;

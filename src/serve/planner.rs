@@ -1,0 +1,192 @@
+//! The choice of plans for one family, by what is known of its costs and of the machine.
+
+use std::time::{Duration, Instant};
+
+use super::{LoadedFamily, PlanSummary, ServeError, correction::Correction};
+use crate::{
+    family::{FamilyError, ModuleId, PlanId},
+    fit,
+    plan::{Budget, ChooseError, PlanEntry, PlanTable},
+};
+
+/// Chooses the plans of a family.
+#[derive(Debug)]
+pub(super) struct Planner {
+    pub(super) loaded: LoadedFamily,
+    pub(super) correction: Correction,
+    /// How much less than there is a plan must be predicted to take, as a share of it.
+    margin: f64,
+}
+
+/// What a budget gets.
+#[derive(Debug, Clone)]
+pub(super) struct Chosen {
+    pub(super) plan: PlanSummary,
+    pub(super) path: Vec<ModuleId>,
+    /// What the plan took when it was profiled.
+    pub(super) profiled: Duration,
+    /// What it is predicted to take now, without what was done before.
+    pub(super) predicted: Duration,
+}
+
+/// What another plan of a request may cost, should there be no time for the first.
+#[derive(Debug)]
+pub(super) struct Terms {
+    /// The batch and its tokens.
+    pub(super) shape: (usize, usize),
+    /// The budget; its latency counts from the arrival.
+    pub(super) budget: Budget,
+    /// When the request arrived.
+    pub(super) arrival: Instant,
+}
+
+impl Terms {
+    /// Returns the budget without a limit in time, for which the fastest plan is chosen.
+    fn fastest(&self) -> Budget {
+        let min_quality = self.budget.min_quality.or(Some(0.0));
+        Budget { latency: None, min_quality, ..self.budget.clone() }
+    }
+}
+
+impl Planner {
+    /// Prepares to choose plans.
+    pub(super) fn new(loaded: LoadedFamily) -> Self {
+        let margin = loaded.table.margin();
+        Self { loaded, correction: Correction::default(), margin }
+    }
+
+    /// Returns the plans that no other beats at this shape, cheapest first.
+    pub(super) fn front(&self, batch: usize, tokens: usize) -> Vec<PlanSummary> {
+        let front = self.loaded.table.front(batch, tokens).into_iter();
+        let factor = self.correction.factor();
+        front.map(|entry| summary_of(entry, batch, tokens, factor)).collect()
+    }
+
+    /// Chooses the plan for what is left of `budget` after `elapsed`, which every plan would have
+    /// taken as well: predictions and the costs in an error count it in.
+    pub(super) fn plan_in_time(
+        &self,
+        shape: (usize, usize),
+        budget: &Budget,
+        elapsed: Duration,
+    ) -> Result<Chosen, ServeError> {
+        let left = budget.latency.map(|latency| latency.saturating_sub(elapsed));
+        match self.plan_for(shape, &Budget { latency: left, ..budget.clone() }) {
+            Ok(mut chosen) => {
+                chosen.plan.predicted_latency += elapsed;
+                Ok(chosen)
+            }
+            Err(ServeError::Choose(mut error)) => {
+                if let ChooseError::Infeasible(infeasible) = &mut *error {
+                    infeasible.budget.latency = budget.latency;
+                    infeasible.cheapest.latency_seconds += elapsed.as_secs_f64();
+                }
+                Err(ServeError::Choose(error))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Chooses the plan for `budget`. A plan asked for by id may be any path of the family, also
+    /// one that is on no front.
+    pub(super) fn plan_for(
+        &self,
+        (batch, tokens): (usize, usize),
+        budget: &Budget,
+    ) -> Result<Chosen, ServeError> {
+        let shape = (batch, tokens);
+        let unlisted = budget.plan.as_deref().filter(|id| self.loaded.table.find(id).is_none());
+        let Some(id) = unlisted else {
+            return self.choose_from(&self.loaded.table, shape, budget);
+        };
+        let LoadedFamily { family, profile, quality, .. } = &self.loaded;
+        let path = PlanId::find_path(&family.graph, id)
+            .map_err(|e: FamilyError| ServeError::UnknownPlan { reason: e.to_string() })?;
+        let entry = fit::entry(family, profile, quality, &path)
+            .map_err(|e| ServeError::UnknownPlan { reason: e.to_string() })?;
+        let budget = Budget { plan: Some(entry.id.clone()), ..budget.clone() };
+        let table = PlanTable::new(vec![entry], self.margin)
+            .map_err(|e| ServeError::UnknownPlan { reason: e.to_string() })?;
+        self.choose_from(&table, shape, &budget)
+    }
+
+    /// Returns the least that a request can take whose first choice was `chosen`, its margin
+    /// included.
+    pub(super) fn least(&self, chosen: &Chosen, terms: &Terms) -> Duration {
+        let found = self.choose_alike(chosen, terms, &terms.fastest()).map(|least| least.predicted);
+        found
+            .map_or(chosen.predicted, |least| least.min(chosen.predicted))
+            .mul_f64(1.0 + self.margin)
+    }
+
+    /// Chooses a plan that takes at most `allowance`, or the least it can if that is still in time;
+    /// it reads the same tokens as `chosen`.
+    ///
+    /// # Errors
+    ///
+    /// Fails when none is in time.
+    pub(super) fn choose_again(
+        &self,
+        chosen: &Chosen,
+        terms: &Terms,
+        allowance: Duration,
+        left: Duration,
+    ) -> Result<Chosen, ServeError> {
+        let within = |latency| Budget { latency: Some(latency), ..terms.budget.clone() };
+        self.choose_alike(chosen, terms, &within(allowance)).or_else(|_| {
+            let fastest = self.choose_alike(chosen, terms, &terms.fastest())?;
+            match fastest.predicted.mul_f64(1.0 + self.margin) <= left {
+                true => Ok(fastest),
+                false => Err(ServeError::Late),
+            }
+        })
+    }
+
+    fn choose_alike(
+        &self,
+        chosen: &Chosen,
+        terms: &Terms,
+        budget: &Budget,
+    ) -> Result<Chosen, ServeError> {
+        match self.loaded.alike(&chosen.path) {
+            Some(table) if budget.plan.is_none() => self.choose_from(table, terms.shape, budget),
+            _ => self.plan_for(terms.shape, budget),
+        }
+    }
+
+    /// Chooses from `table`, whose latencies are profiled ones: the correction is taken out of the
+    /// budget that goes in and put into the latencies that come out.
+    fn choose_from(
+        &self,
+        table: &PlanTable,
+        (batch, tokens): (usize, usize),
+        budget: &Budget,
+    ) -> Result<Chosen, ServeError> {
+        let factor = self.correction.factor();
+        let latency = budget.latency.map(|latency| latency.div_f64(factor));
+        let chosen = table.choose(batch, tokens, &Budget { latency, ..budget.clone() });
+        let choice = chosen.map_err(|mut error| {
+            if let ChooseError::Infeasible(infeasible) = &mut error {
+                infeasible.budget.latency = budget.latency;
+                infeasible.cheapest.latency_seconds *= factor;
+            }
+            error
+        })?;
+        let path = choice.entry.modules.iter().map(|index| ModuleId(*index)).collect();
+        let plan = summary_of(choice.entry, batch, tokens, factor);
+        let seconds = choice.entry.latency_seconds_at(batch, tokens);
+        let predicted = plan.predicted_latency;
+        Ok(Chosen { plan, path, profiled: Duration::from_secs_f64(seconds), predicted })
+    }
+}
+
+/// Describes a plan at a shape, its latency corrected by `factor`.
+fn summary_of(entry: &PlanEntry, batch: usize, tokens: usize, factor: f64) -> PlanSummary {
+    let seconds = entry.latency_seconds_at(batch, tokens) * factor;
+    PlanSummary {
+        plan: entry.id.clone(),
+        predicted_latency: Duration::from_secs_f64(seconds),
+        memory_bytes: entry.memory_bytes_at(batch, tokens),
+        quality: entry.quality,
+    }
+}

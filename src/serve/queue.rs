@@ -1,0 +1,242 @@
+//! The way to the inference thread: requests by deadline, and families that come and go.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::oneshot;
+use tracing::Span;
+
+use super::{
+    ServeError,
+    planner::{Chosen, Planner, Terms},
+    waiting::Waiting,
+    worker::Done,
+};
+use crate::{arch::ModelInput, family::ModuleId, runtime::Executor};
+
+/// A family as the thread knows it; one that is loaded anew gets another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct FamilyKey(pub(super) u64);
+
+/// What the inference thread is asked to do beside answering.
+#[derive(Debug)]
+pub(super) enum Task {
+    /// Take a family over.
+    Install { family: FamilyKey, executor: Box<Executor>, preload: Vec<ModuleId> },
+    /// Let go of a family; comes up when none of its requests waits.
+    Remove(FamilyKey),
+}
+
+/// What the inference thread is asked to run.
+#[derive(Debug)]
+pub(super) struct Job {
+    /// The family that answers.
+    pub(super) family: FamilyKey,
+    /// What the plan reads, until it does.
+    pub(super) input: Option<ModelInput>,
+    /// The plan, unless there is no time for it any more.
+    pub(super) chosen: Chosen,
+    /// What another plan may cost; `None` where nothing depends on time.
+    pub(super) terms: Option<Terms>,
+    /// Chooses other plans.
+    pub(super) planner: Arc<Planner>,
+    /// The span of its request.
+    pub(super) request: Span,
+    /// The span of its waiting.
+    pub(super) waiting: Span,
+    /// When it was queued.
+    pub(super) queued: Instant,
+    /// When its answer is worth nothing any more.
+    pub(super) deadline: Instant,
+    /// The least that it can take.
+    pub(super) least: Duration,
+    /// Where the answer goes; closed when nobody waits for it.
+    pub(super) reply: oneshot::Sender<Result<Done, ServeError>>,
+}
+
+/// Why a job is not queued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum QueueError {
+    /// As many wait as may.
+    Full {
+        /// How many that is.
+        limit: usize,
+    },
+    /// It would be late, or make another late.
+    Late,
+    /// The thread is gone.
+    Closed,
+}
+
+/// The senders' end; when the last clone is dropped, the thread ends.
+#[derive(Debug, Clone)]
+pub(super) struct Queue {
+    shared: Arc<Shared>,
+    _open: Arc<Open>,
+}
+
+/// The thread's end.
+#[derive(Debug)]
+pub(super) struct Receiver(Arc<Shared>);
+
+/// What the thread does next.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// A job, and how long it may take.
+    Job(Box<Job>, Duration),
+    /// A task.
+    Task(Task),
+    /// Nothing is asked for.
+    Nothing,
+    /// Nobody will ask again.
+    Closed,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+    limit: usize,
+}
+
+#[derive(Debug)]
+struct State {
+    waiting: Waiting<Box<Job>>,
+    tasks: VecDeque<Task>,
+    /// When the job that runs is expected to be done.
+    busy_until: Instant,
+    is_closed: bool,
+}
+
+/// Closes the queue when it is dropped.
+#[derive(Debug)]
+struct Open(Arc<Shared>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.change(|state| state.is_closed = true);
+    }
+}
+
+/// The thread has ended, also if it panicked: what waits is told by its closed replies.
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.0.change(|state| {
+            state.is_closed = true;
+            state.waiting = Waiting::new();
+            state.tasks.clear();
+        });
+    }
+}
+
+/// Makes a queue in which at most `limit` jobs wait.
+pub(super) fn queue(limit: usize) -> (Queue, Receiver) {
+    let state = State {
+        waiting: Waiting::new(),
+        tasks: VecDeque::new(),
+        busy_until: Instant::now(),
+        is_closed: false,
+    };
+    let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), limit });
+    let open = Arc::new(Open(shared.clone()));
+    (Queue { shared: shared.clone(), _open: open }, Receiver(shared))
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let changed = change(&mut self.lock());
+        self.changed.notify_one();
+        changed
+    }
+}
+
+impl Queue {
+    /// Queues a job.
+    ///
+    /// # Errors
+    ///
+    /// Fails when as many jobs wait as may, when a job whose budget counts would be late even if
+    /// everything before it takes the least it can, and when the thread is gone.
+    pub(super) fn push(&self, job: Job) -> Result<(), QueueError> {
+        let Shared { limit, .. } = *self.shared;
+        self.shared.change(|state| {
+            let start = state.busy_until.max(Instant::now());
+            if state.is_closed {
+                return Err(QueueError::Closed);
+            }
+            if state.waiting.len() >= limit {
+                return Err(QueueError::Full { limit });
+            }
+            if job.terms.is_some() && !state.waiting.has_room(start, job.deadline, job.least) {
+                return Err(QueueError::Late);
+            }
+            state.waiting.push(job.deadline, job.least, Box::new(job));
+            Ok(())
+        })
+    }
+
+    /// Hands a family's executor over; `preload` is loaded while no job waits.
+    pub(super) fn install(&self, family: FamilyKey, executor: Executor, preload: Vec<ModuleId>) {
+        let executor = Box::new(executor);
+        self.task(Task::Install { family, executor, preload });
+    }
+
+    /// Lets go of a family once the jobs queued before are done.
+    pub(super) fn remove(&self, family: FamilyKey) {
+        self.task(Task::Remove(family));
+    }
+
+    fn task(&self, task: Task) {
+        self.shared.change(|state| state.tasks.push_back(task));
+    }
+}
+
+impl Receiver {
+    /// Takes what is to be done next; waits for something where `may_wait`.
+    pub(super) fn next(&self, may_wait: bool) -> Next {
+        let mut state = self.0.lock();
+        loop {
+            if let Some(task) = state.next_task() {
+                return Next::Task(task);
+            }
+            if let Some((job, allowance)) = state.waiting.pop(Instant::now()) {
+                return Next::Job(job, allowance);
+            }
+            if state.is_closed {
+                return Next::Closed;
+            }
+            if !may_wait {
+                return Next::Nothing;
+            }
+            state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Tells how long the job that begins now is expected to run.
+    pub(super) fn begin(&self, expected: Duration) {
+        self.0.lock().busy_until = Instant::now() + expected;
+    }
+
+    /// Tells that the job that ran is done.
+    pub(super) fn end(&self) {
+        self.0.lock().busy_until = Instant::now();
+    }
+}
+
+impl State {
+    fn next_task(&mut self) -> Option<Task> {
+        let is_due = |task: &Task| match task {
+            Task::Install { .. } => true,
+            Task::Remove(family) => !self.waiting.items().any(|job| job.family == *family),
+        };
+        let index = self.tasks.iter().position(is_due)?;
+        self.tasks.remove(index)
+    }
+}
