@@ -61,6 +61,33 @@ impl ModelInput {
         }
     }
 
+    /// Puts texts or images below one another, texts padded to the longest.
+    ///
+    /// Returns `None` where there is nothing, texts are among images, or images differ in shape.
+    #[must_use]
+    pub fn concatenate(inputs: &[&Self]) -> Option<Self> {
+        match inputs.first()? {
+            Self::Tokens(_) => {
+                let encodings = inputs.iter().map(|input| match input {
+                    Self::Tokens(encoding) => Some(encoding),
+                    Self::Pixels(_) => None,
+                });
+                let encodings: Vec<&Encoding> = encodings.collect::<Option<_>>()?;
+                Some(Self::Tokens(Encoding::concatenate(&encodings)))
+            }
+            Self::Pixels(Pixels { shape, .. }) => {
+                let values = inputs.iter().map(|input| match input {
+                    Self::Pixels(pixels) if pixels.shape == *shape => {
+                        Some(pixels.values.as_slice())
+                    }
+                    _ => None,
+                });
+                let values = values.collect::<Option<Vec<_>>>()?.concat();
+                Some(Self::Pixels(Pixels { shape: *shape, values }))
+            }
+        }
+    }
+
     /// Returns some texts, cut to the longest of them, or some images.
     ///
     /// # Panics
@@ -91,5 +118,28 @@ mod tests {
         assert_eq!((input.batch(), input.tokens()), (3, 1));
         let ModelInput::Pixels(rows) = input.rows(1..3) else { panic!("images stay images") };
         assert_eq!((rows.batch(), rows.values[0]), (2, 4.0));
+    }
+
+    #[test]
+    fn inputs_are_put_below_one_another() {
+        let pixels = |shape: [usize; 3], value: f32| {
+            ModelInput::Pixels(Pixels { shape, values: vec![value; shape.iter().product()] })
+        };
+        let (one, two) = (pixels([1, 2, 2], 1.0), pixels([1, 2, 2], 2.0));
+        let both = ModelInput::concatenate(&[&one, &two]).expect("of one shape");
+        assert_eq!((both.batch(), both.rows(1..2)), (2, two));
+        assert_eq!(ModelInput::concatenate(&[&one, &pixels([1, 2, 3], 1.0)]), None);
+        assert_eq!(ModelInput::concatenate(&[]), None);
+
+        let tokens = |rows: &[&[i64]]| {
+            let (batch, tokens) = (rows.len(), rows[0].len());
+            let input_ids: Vec<i64> = rows.concat();
+            let attention_mask = input_ids.iter().map(|id| i64::from(*id > 0)).collect();
+            ModelInput::Tokens(Encoding { batch, tokens, input_ids, attention_mask })
+        };
+        let (short, long) = (tokens(&[&[5, 6]]), tokens(&[&[7, 8, 9], &[3, 0, 0]]));
+        let both = ModelInput::concatenate(&[&short, &long]);
+        assert_eq!(both, Some(tokens(&[&[5, 6, 0], &[7, 8, 9], &[3, 0, 0]])));
+        assert_eq!(ModelInput::concatenate(&[&short, &one]), None);
     }
 }

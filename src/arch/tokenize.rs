@@ -92,6 +92,25 @@ impl Tokenizer {
 }
 
 impl Encoding {
+    /// Puts encodings below one another, padded to the longest with token 0, which is masked.
+    #[must_use]
+    pub fn concatenate(encodings: &[&Self]) -> Self {
+        let tokens = encodings.iter().map(|encoding| encoding.tokens).max().unwrap_or(0);
+        let batch = encodings.iter().map(|encoding| encoding.batch).sum();
+        let (mut input_ids, mut attention_mask) = (Vec::new(), Vec::new());
+        for encoding in encodings {
+            let padding = tokens - encoding.tokens;
+            for row in 0..encoding.batch {
+                let own = row * encoding.tokens..(row + 1) * encoding.tokens;
+                input_ids.extend_from_slice(&encoding.input_ids[own.clone()]);
+                input_ids.extend(std::iter::repeat_n(0, padding));
+                attention_mask.extend_from_slice(&encoding.attention_mask[own]);
+                attention_mask.extend(std::iter::repeat_n(0, padding));
+            }
+        }
+        Self { batch, tokens, input_ids, attention_mask }
+    }
+
     /// Puts rows of token ids below one another, padded with `pad_id` to the longest.
     #[must_use]
     pub fn pad(rows: &[Vec<i64>], pad_id: i64) -> Self {

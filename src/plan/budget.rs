@@ -45,6 +45,15 @@ pub struct BudgetParameters {
     pub plan: Option<String>,
 }
 
+impl Budget {
+    /// Returns the budget without a limit in time, for which the fastest plan is chosen.
+    #[must_use]
+    pub fn fastest(&self) -> Self {
+        let min_quality = self.min_quality.or(Some(0.0));
+        Self { latency: None, min_quality, ..self.clone() }
+    }
+}
+
 impl BudgetParameters {
     /// Checks the parameters and converts their units.
     ///

@@ -3,6 +3,7 @@
 //! Knows no wire format. Start at [`Registry`], which holds the families, and
 //! [`FamilyService::infer`].
 
+mod batch;
 mod correction;
 mod engine;
 mod error;
@@ -14,6 +15,7 @@ mod queue;
 mod registry;
 mod repository;
 mod request;
+mod run;
 mod service;
 mod statistics;
 mod waiting;

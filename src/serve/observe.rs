@@ -11,6 +11,10 @@ pub trait Observer: Send + Sync {
     /// Is called once for every request of a family that ended.
     fn finished(&self, family: &str, outcome: &Outcome<'_>);
 
+    /// Is called after a plan ran on `rows` texts or images of one or more requests; what is
+    /// predicted is multiplied by `correction` from now on.
+    fn batch_ran(&self, family: &str, rows: usize, correction: f64);
+
     /// Is called after a module ran.
     fn module_ran(&self, family: &str, module: &str, time: Duration);
 

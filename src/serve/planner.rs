@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{LoadedFamily, PlanSummary, ServeError, correction::Correction};
+use super::{LoadedFamily, PlanSummary, ServeError, correction::Correction, waiting::Need};
 use crate::{
     family::{FamilyError, ModuleId, PlanId},
     fit,
@@ -40,11 +40,12 @@ pub(super) struct Terms {
     pub(super) arrival: Instant,
 }
 
-impl Terms {
-    /// Returns the budget without a limit in time, for which the fastest plan is chosen.
-    fn fastest(&self) -> Budget {
-        let min_quality = self.budget.min_quality.or(Some(0.0));
-        Budget { latency: None, min_quality, ..self.budget.clone() }
+impl Chosen {
+    /// Returns the choice without what was done before, which differs by request.
+    #[must_use]
+    pub(super) fn anew(mut self) -> Self {
+        self.plan.predicted_latency = self.predicted;
+        self
     }
 }
 
@@ -112,45 +113,41 @@ impl Planner {
 
     /// Returns the least that a request can take whose first choice was `chosen`, its margin
     /// included.
-    pub(super) fn least(&self, chosen: &Chosen, terms: &Terms) -> Duration {
-        let found = self.choose_alike(chosen, terms, &terms.fastest()).map(|least| least.predicted);
-        found
-            .map_or(chosen.predicted, |least| least.min(chosen.predicted))
-            .mul_f64(1.0 + self.margin)
+    pub(super) fn need(&self, chosen: &Chosen, terms: &Terms) -> Need {
+        let budget = terms.budget.fastest();
+        let fastest = |shape| {
+            let found = self.choose_alike(chosen, shape, &budget);
+            found.map(|least| self.with_margin(&least)).ok()
+        };
+        let (batch, tokens) = terms.shape;
+        let own = self.with_margin(chosen);
+        let alone = fastest(terms.shape).map_or(own, |alone| alone.min(own));
+        let full = self.loaded.profile.max_batch().max(batch);
+        let part = fastest((full, tokens)).map(|least| least * share(batch) / share(full));
+        Need { least: part.map_or(alone, |part| part.min(alone)), alone }
     }
 
-    /// Chooses a plan that takes at most `allowance`, or the least it can if that is still in time;
-    /// it reads the same tokens as `chosen`.
-    ///
-    /// # Errors
-    ///
-    /// Fails when none is in time.
-    pub(super) fn choose_again(
-        &self,
-        chosen: &Chosen,
-        terms: &Terms,
-        allowance: Duration,
-        left: Duration,
-    ) -> Result<Chosen, ServeError> {
-        let within = |latency| Budget { latency: Some(latency), ..terms.budget.clone() };
-        self.choose_alike(chosen, terms, &within(allowance)).or_else(|_| {
-            let fastest = self.choose_alike(chosen, terms, &terms.fastest())?;
-            match fastest.predicted.mul_f64(1.0 + self.margin) <= left {
-                true => Ok(fastest),
-                false => Err(ServeError::Late),
-            }
-        })
+    /// Returns the predicted latency with the margin.
+    pub(super) fn with_margin(&self, chosen: &Chosen) -> Duration {
+        chosen.predicted.mul_f64(1.0 + self.margin)
     }
 
-    fn choose_alike(
+    /// Tells whether two paths read the same tokens.
+    pub(super) fn read_alike(&self, left: &[ModuleId], right: &[ModuleId]) -> bool {
+        let tables = (self.loaded.alike(left), self.loaded.alike(right));
+        matches!(tables, (Some(left), Some(right)) if std::ptr::eq(left, right))
+    }
+
+    /// Chooses a plan that reads the same tokens as `chosen` does.
+    pub(super) fn choose_alike(
         &self,
         chosen: &Chosen,
-        terms: &Terms,
+        shape: (usize, usize),
         budget: &Budget,
     ) -> Result<Chosen, ServeError> {
         match self.loaded.alike(&chosen.path) {
-            Some(table) if budget.plan.is_none() => self.choose_from(table, terms.shape, budget),
-            _ => self.plan_for(terms.shape, budget),
+            Some(table) if budget.plan.is_none() => self.choose_from(table, shape, budget),
+            _ => self.plan_for(shape, budget),
         }
     }
 
@@ -178,6 +175,10 @@ impl Planner {
         let predicted = plan.predicted_latency;
         Ok(Chosen { plan, path, profiled: Duration::from_secs_f64(seconds), predicted })
     }
+}
+
+fn share(rows: usize) -> u32 {
+    u32::try_from(rows.max(1)).unwrap_or(u32::MAX)
 }
 
 /// Describes a plan at a shape, its latency corrected by `factor`.

@@ -11,8 +11,9 @@ use tracing::Span;
 
 use super::{
     ServeError,
+    batch::{self, Batch},
     planner::{Chosen, Planner, Terms},
-    waiting::Waiting,
+    waiting::{Need, Share, Waiting},
     worker::Done,
 };
 use crate::{arch::ModelInput, family::ModuleId, runtime::Executor};
@@ -35,6 +36,8 @@ pub(super) enum Task {
 pub(super) struct Job {
     /// The family that answers.
     pub(super) family: FamilyKey,
+    /// Its texts or images, and the tokens of the longest text.
+    pub(super) shape: (usize, usize),
     /// What the plan reads, until it does.
     pub(super) input: Option<ModelInput>,
     /// The plan, unless there is no time for it any more.
@@ -47,12 +50,14 @@ pub(super) struct Job {
     pub(super) request: Span,
     /// The span of its waiting.
     pub(super) waiting: Span,
+    /// What had passed since its arrival when it was queued.
+    pub(super) before: Duration,
     /// When it was queued.
     pub(super) queued: Instant,
     /// When its answer is worth nothing any more.
     pub(super) deadline: Instant,
     /// The least that it can take.
-    pub(super) least: Duration,
+    pub(super) need: Need,
     /// Where the answer goes; closed when nobody waits for it.
     pub(super) reply: oneshot::Sender<Result<Done, ServeError>>,
 }
@@ -85,8 +90,8 @@ pub(super) struct Receiver(Arc<Shared>);
 /// What the thread does next.
 #[derive(Debug)]
 pub(super) enum Next {
-    /// A job, and how long it may take.
-    Job(Box<Job>, Duration),
+    /// Jobs that run together.
+    Batch(Batch),
     /// A task.
     Task(Task),
     /// Nothing is asked for.
@@ -104,9 +109,9 @@ struct Shared {
 
 #[derive(Debug)]
 struct State {
-    waiting: Waiting<Box<Job>>,
+    waiting: Waiting<Job>,
     tasks: VecDeque<Task>,
-    /// When the job that runs is expected to be done.
+    /// When the batch that runs is expected to be done.
     busy_until: Instant,
     is_closed: bool,
 }
@@ -174,12 +179,18 @@ impl Queue {
             if state.waiting.len() >= limit {
                 return Err(QueueError::Full { limit });
             }
-            if job.terms.is_some() && !state.waiting.has_room(start, job.deadline, job.least) {
+            if job.terms.is_some() && !state.waiting.has_room(start, job.deadline, job.need) {
                 return Err(QueueError::Late);
             }
-            state.waiting.push(job.deadline, job.least, Box::new(job));
+            state.waiting.push(job.deadline, job.need.least, job);
             Ok(())
         })
+    }
+
+    /// Tells whether something runs or waits.
+    pub(super) fn is_busy(&self) -> bool {
+        let state = self.shared.lock();
+        state.waiting.len() > 0 || state.busy_until > Instant::now()
     }
 
     /// Hands a family's executor over; `preload` is loaded while no job waits.
@@ -206,8 +217,8 @@ impl Receiver {
             if let Some(task) = state.next_task() {
                 return Next::Task(task);
             }
-            if let Some((job, allowance)) = state.waiting.pop(Instant::now()) {
-                return Next::Job(job, allowance);
+            if let Some(batch) = state.next_batch() {
+                return Next::Batch(batch);
             }
             if state.is_closed {
                 return Next::Closed;
@@ -219,18 +230,25 @@ impl Receiver {
         }
     }
 
-    /// Tells how long the job that begins now is expected to run.
+    /// Tells how long the batch that begins now is expected to run.
     pub(super) fn begin(&self, expected: Duration) {
         self.0.lock().busy_until = Instant::now() + expected;
     }
 
-    /// Tells that the job that ran is done.
+    /// Tells that the batch that ran is done.
     pub(super) fn end(&self) {
         self.0.lock().busy_until = Instant::now();
     }
 }
 
 impl State {
+    fn next_batch(&mut self) -> Option<Batch> {
+        let now = Instant::now();
+        let choose = |members: &[&Job], shares: &[Share]| batch::choose(members, shares, now);
+        let (jobs, chosen) = self.waiting.pop_batch(now, batch::joins, choose)?;
+        Some(Batch { jobs, chosen })
+    }
+
     fn next_task(&mut self) -> Option<Task> {
         let is_due = |task: &Task| match task {
             Task::Install { .. } => true,

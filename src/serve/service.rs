@@ -208,7 +208,8 @@ impl FamilyService {
             prepare(family, inputs, reference).instrument(debug_span!("preprocess")).await?;
         let shape = (input.batch(), input.tokens());
         let elapsed = arrival.elapsed();
-        let chosen = self.planner.plan_in_time(shape, &request.budget, elapsed)?;
+        let chosen = self.planner.plan_in_time(shape, &request.budget, elapsed);
+        let chosen = chosen.map_err(|error| self.late_if_busy(error, shape, &request.budget))?;
         let anchor = family.graph.stem_anchor(&chosen.path).unwrap_or_default();
         let input = if family.share_tokenizer(anchor, reference) {
             input
@@ -218,11 +219,7 @@ impl FamilyService {
         };
         let (preprocess, total_tokens) = (start.elapsed(), input.total_tokens());
         let terms = Terms { shape, budget: request.budget, arrival };
-        let Done { output, queue, compute, has_loaded, chosen } =
-            self.run(chosen, terms, input).await?;
-        if !has_loaded {
-            self.planner.correction.learn(chosen.profiled, compute);
-        }
+        let Done { output, queue, compute, chosen } = self.run(chosen, terms, input).await?;
         let report = Report {
             plan: chosen.plan,
             batch: shape.0,
@@ -237,6 +234,19 @@ impl FamilyService {
         Ok(InferResponse { output_name, output, report })
     }
 
+    /// Tells that a request is late where other requests, not its budget, are why no plan is in time.
+    fn late_if_busy(
+        &self,
+        error: ServeError,
+        shape: (usize, usize),
+        budget: &Budget,
+    ) -> ServeError {
+        let is_infeasible = error.code() == ErrorCode::BudgetInfeasible;
+        let is_late =
+            is_infeasible && self.queue.is_busy() && self.planner.plan_for(shape, budget).is_ok();
+        if is_late { ServeError::Late } else { error }
+    }
+
     /// Queues a job and waits for it.
     async fn run(
         &self,
@@ -246,20 +256,22 @@ impl FamilyService {
     ) -> Result<Done, ServeError> {
         let (reply, answer) = oneshot::channel();
         let queued = Instant::now();
-        let least = self.planner.least(&chosen, &terms);
+        let need = self.planner.need(&chosen, &terms);
         let latest = queued + self.config.max_wait;
         let in_time = terms.budget.latency.map(|latency| terms.arrival + latency);
         let job = Job {
+            before: queued - terms.arrival,
             family: self.key,
+            shape: terms.shape,
             input: Some(input),
             chosen,
-            terms: in_time.is_some().then_some(terms),
             planner: self.planner.clone(),
             request: Span::current(),
             waiting: debug_span!("queue"),
             queued,
             deadline: in_time.map_or(latest, |deadline| deadline.min(latest)),
-            least,
+            need,
+            terms: in_time.is_some().then_some(terms),
             reply,
         };
         self.observer.queue_changed(self.name(), 1);

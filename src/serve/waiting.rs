@@ -20,6 +20,22 @@ struct Entry<T> {
     item: T,
 }
 
+/// How long the first `size` of some that run together may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Share {
+    pub(super) size: usize,
+    pub(super) allowance: Duration,
+}
+
+/// The least time that something can take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Need {
+    /// Its part of a full batch.
+    pub(super) least: Duration,
+    /// In a batch of its own.
+    pub(super) alone: Duration,
+}
+
 impl<T> Waiting<T> {
     /// Nothing waits.
     pub(super) fn new() -> Self {
@@ -41,26 +57,59 @@ impl<T> Waiting<T> {
         self.entries.insert((deadline, self.count), Entry { least, item });
     }
 
-    /// Removes what is due first. Beside it stands how long it may take at `now`, so that each that
-    /// waits has its share of the time that is left: the least over all `j` of the time until the
-    /// `j`-th deadline, divided by `j`.
-    pub(super) fn pop(&mut self, now: Instant) -> Option<(T, Duration)> {
-        let allowance = self.allowance(now);
-        self.entries.pop_first().map(|(_, entry)| (entry.item, allowance))
+    /// Removes what is due first and what runs with it. `joins` tells what may run with the members
+    /// found so far; `choose` hears them and how long a batch of the first of them may take, and
+    /// tells how many run.
+    pub(super) fn pop_batch<R>(
+        &mut self,
+        now: Instant,
+        mut joins: impl FnMut(&[&T], &T) -> bool,
+        choose: impl FnOnce(&[&T], &[Share]) -> (usize, R),
+    ) -> Option<(Vec<T>, R)> {
+        let (mut keys, mut members) = (Vec::new(), Vec::new());
+        for (key, Entry { item, .. }) in &self.entries {
+            if members.is_empty() || joins(&members, item) {
+                keys.push(*key);
+                members.push(item);
+            }
+        }
+        let sizes = (0..usize::BITS).map(|power| 1 << power).take_while(|size| *size < keys.len());
+        let sizes = sizes.chain((!keys.is_empty()).then_some(keys.len()));
+        let share = |size| Share { size, allowance: self.allowance(now, &keys[..size]) };
+        let shares: Vec<Share> = sizes.map(share).collect();
+        if shares.is_empty() {
+            return None;
+        }
+        let (size, found) = choose(&members, &shares);
+        let entries = keys.iter().take(size).filter_map(|key| self.entries.remove(key));
+        Some((entries.map(|entry| entry.item).collect(), found))
     }
 
-    fn allowance(&self, now: Instant) -> Duration {
-        let deadlines = self.entries.keys().map(|(deadline, _)| *deadline);
-        let shares = deadlines.zip(1_u32..).map(|(deadline, j)| (deadline - now) / j);
-        shares.min().unwrap_or_default()
+    /// Returns how long the batch of `keys` may take, so that each that waits has its share of the
+    /// time that is left: the least of the time until its first deadline, and, if batches of its
+    /// size that take as long follow it, the time until each other deadline divided by their number.
+    fn allowance(&self, now: Instant, keys: &[(Instant, u64)]) -> Duration {
+        let first = keys.first().map(|(deadline, _)| *deadline - now);
+        let others = self.entries.keys().filter(|key| keys.binary_search(key).is_err());
+        let shares = others.zip(0_u32..).map(|((deadline, _), before)| {
+            let batches = before / u32::try_from(keys.len()).unwrap_or(u32::MAX);
+            (*deadline - now) / batches.saturating_add(2)
+        });
+        shares.chain(first).min().unwrap_or_default()
     }
 
     /// Tells whether something more can be done in time if everything takes the least it can and
-    /// begins at `start`, and nothing that would be in time is made late by it.
-    pub(super) fn has_room(&self, start: Instant, deadline: Instant, least: Duration) -> bool {
+    /// begins at `start`, and nothing that would be in time is made late by it. It takes `alone`
+    /// itself, and `least` off the time of others, with which it may share a batch.
+    pub(super) fn has_room(
+        &self,
+        start: Instant,
+        deadline: Instant,
+        Need { least, alone }: Need,
+    ) -> bool {
         let before = self.entries.range(..=(deadline, u64::MAX));
         let mut end = start + before.map(|(_, entry)| entry.least).sum::<Duration>();
-        if end + least > deadline {
+        if end + alone > deadline {
             return false;
         }
         let after = self.entries.range((deadline, u64::MAX)..);
@@ -81,6 +130,12 @@ mod tests {
         Duration::from_millis(milliseconds)
     }
 
+    fn pop<T>(waiting: &mut Waiting<T>, now: Instant) -> Option<(T, Duration)> {
+        let choose = |_: &[&T], shares: &[Share]| (1, shares[0].allowance);
+        let (mut items, allowance) = waiting.pop_batch(now, |_, _| false, choose)?;
+        items.pop().map(|item| (item, allowance))
+    }
+
     #[test]
     fn what_is_due_first_runs_first_and_leaves_time_for_the_rest() {
         let now = Instant::now();
@@ -89,11 +144,31 @@ mod tests {
             waiting.push(now + ms(deadline), ms(1), name);
         }
         // 30 / 1, 40 / 2, 40 / 3 and 41 / 4.
-        assert_eq!(waiting.pop(now), Some(("a", ms(41) / 4)));
-        assert_eq!(waiting.pop(now), Some(("b", ms(41) / 3)));
-        assert_eq!(waiting.pop(now + ms(39)), Some(("late b", ms(1))));
-        assert_eq!(waiting.pop(now + ms(50)), Some(("c", ms(0))));
-        assert_eq!(waiting.pop(now), None);
+        assert_eq!(pop(&mut waiting, now), Some(("a", ms(41) / 4)));
+        assert_eq!(pop(&mut waiting, now), Some(("b", ms(41) / 3)));
+        assert_eq!(pop(&mut waiting, now + ms(39)), Some(("late b", ms(1))));
+        assert_eq!(pop(&mut waiting, now + ms(50)), Some(("c", ms(0))));
+        assert_eq!(pop(&mut waiting, now), None);
+    }
+
+    #[test]
+    fn what_runs_together_shares_the_time() {
+        let now = Instant::now();
+        let mut waiting = Waiting::new();
+        for (name, deadline) in [("a1", 10), ("b1", 12), ("a2", 14), ("a3", 30), ("b2", 40)] {
+            waiting.push(now + ms(deadline), ms(1), name);
+        }
+        let joins = |members: &[&&str], next: &&str| members[0][..1] == next[..1];
+        let choose = |members: &[&&str], shares: &[Share]| {
+            assert_eq!(members, [&"a1", &"a2", &"a3"]);
+            let shares: Vec<_> = shares.iter().map(|share| (share.size, share.allowance)).collect();
+            // Alone: 14 / 3. Two: b1 and a3 follow in one batch, 12 / 2. Three: b1 and b2, as well.
+            assert_eq!(shares, [(1, ms(14) / 3), (2, ms(6)), (3, ms(6))]);
+            (2, ())
+        };
+        let popped = waiting.pop_batch(now, joins, choose);
+        assert_eq!(popped, Some((vec!["a1", "a2"], ())));
+        assert_eq!(waiting.len(), 3);
     }
 
     #[test]
@@ -116,7 +191,8 @@ mod tests {
             (18, 19, 1, false),
             (18, 40, 5, true),
         ] {
-            let found = waiting.has_room(now + ms(start), now + ms(deadline), ms(least));
+            let need = Need { least: ms(least), alone: ms(least) };
+            let found = waiting.has_room(now + ms(start), now + ms(deadline), need);
             assert_eq!(found, expected, "{start} {deadline} {least}");
         }
     }
@@ -129,12 +205,13 @@ mod tests {
             let now = Instant::now();
             let mut waiting = Waiting::new();
             for (deadline, least) in jobs {
-                if waiting.has_room(now, now + ms(deadline), ms(least)) {
+                let need = Need { least: ms(least), alone: ms(least) };
+                if waiting.has_room(now, now + ms(deadline), need) {
                     waiting.push(now + ms(deadline), ms(least), (deadline, least));
                 }
             }
             let mut time = 0;
-            while let Some(((deadline, least), _)) = waiting.pop(now + ms(time)) {
+            while let Some(((deadline, least), _)) = pop(&mut waiting, now + ms(time)) {
                 time += least;
                 prop_assert!(time <= deadline);
             }

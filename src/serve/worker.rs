@@ -12,13 +12,15 @@ use tracing::Span;
 
 use super::{
     Observer, ServeError,
+    batch::Batch,
     planner::Chosen,
     queue::{FamilyKey, Job, Next, Queue, Receiver, Task, queue},
+    run::{Work, run_chunks},
 };
 use crate::{
     arch::ModelInput,
     family::ModuleId,
-    runtime::{Executor, ModuleObserver, Residency, RuntimeError, SideInputs},
+    runtime::{Executor, Residency, RuntimeError},
     tensor::{Tensor, TensorData},
 };
 
@@ -31,19 +33,8 @@ pub(super) struct Done {
     pub(super) queue: Duration,
     /// How long it ran.
     pub(super) compute: Duration,
-    /// Whether modules had to be loaded for it.
-    pub(super) has_loaded: bool,
     /// The plan that ran.
     pub(super) chosen: Chosen,
-}
-
-/// A path and what goes through it.
-#[derive(Debug)]
-struct Work<'a> {
-    path: &'a [ModuleId],
-    input: ModelInput,
-    /// The most sequences that run at once.
-    max_batch: usize,
 }
 
 /// The inference thread. When this is dropped the thread is outside ONNX Runtime and stays there,
@@ -101,7 +92,7 @@ impl Worker {
                 return;
             }
             match next {
-                Next::Job(job, allowance) => self.answer(*job, allowance, receiver),
+                Next::Batch(batch) => self.answer(batch, receiver),
                 Next::Task(Task::Install { family, executor, preload }) => {
                     self.executors.insert(family, *executor);
                     self.preload.extend(preload.into_iter().map(|module| (family, module)));
@@ -139,32 +130,52 @@ impl Worker {
         }
     }
 
-    /// Runs a job unless nobody waits for it any more, or it is too late for it.
-    fn answer(&mut self, mut job: Job, allowance: Duration, receiver: &Receiver) {
-        // A family is removed after its last job, so this is one that waits for no answer.
-        let Some(executor) = self.executors.get(&job.family) else {
+    /// Runs a batch, but not the jobs for which nobody waits any more.
+    fn answer(&mut self, Batch { mut jobs, chosen }: Batch, receiver: &Receiver) {
+        let executor = jobs.first().and_then(|job| self.executors.get(&job.family));
+        let Some(executor) = executor else {
+            // A family is removed after its last job, so these wait for no answer.
             return;
         };
         let name = executor.family().manifest.name.clone();
-        self.observer.queue_changed(&name, -1);
-        if job.reply.is_closed() {
+        for _ in &jobs {
+            self.observer.queue_changed(&name, -1);
+        }
+        jobs.retain(|job| !job.reply.is_closed());
+        jobs.iter_mut().for_each(|job| job.waiting = Span::none());
+        if jobs.is_empty() {
             return;
         }
-        job.waiting = Span::none();
-        let result = in_time(&mut job, allowance).and_then(|queue| {
-            receiver.begin(job.chosen.predicted);
-            let compute = AssertUnwindSafe(|| self.compute(&name, &mut job, queue));
-            let done = catch_unwind(compute).unwrap_or_else(|_| {
-                self.rebuild(&name, job.family);
-                Err(ServeError::Panicked)
-            });
-            receiver.end();
-            done
+        match chosen {
+            Ok(chosen) => self.run_batch(&name, jobs, &chosen, receiver),
+            Err(error) => refuse(jobs, error),
+        }
+    }
+
+    /// Runs jobs together; each again by itself where that fails, so that only one that cannot run
+    /// fails.
+    fn run_batch(&mut self, name: &str, mut jobs: Vec<Job>, chosen: &Chosen, receiver: &Receiver) {
+        let Some(family) = jobs.first().map(|job| job.family) else {
+            return;
+        };
+        let start = Instant::now();
+        receiver.begin(chosen.predicted);
+        let compute = AssertUnwindSafe(|| self.compute(name, family, &mut jobs, chosen));
+        let result = catch_unwind(compute).unwrap_or_else(|_| {
+            self.rebuild(name, family);
+            Err(ServeError::Panicked)
         });
-        // A span ends when nobody holds it any more: the request's must not wait for this thread.
-        job.request = Span::none();
-        // Nobody hears a failure to send: the client has gone in the meantime.
-        drop(job.reply.send(result));
+        receiver.end();
+        match result {
+            Ok(outputs) => reply(jobs, outputs, chosen, start),
+            Err(_) if jobs.len() > 1 => {
+                for job in jobs {
+                    let chosen = job.chosen.clone().anew();
+                    self.run_batch(name, vec![job], &chosen, receiver);
+                }
+            }
+            Err(error) => refuse(jobs, error),
+        }
     }
 
     /// Replaces a family's sessions, of which one may have been left in the middle of something.
@@ -177,32 +188,55 @@ impl Worker {
         }
     }
 
-    /// Runs a job's plan.
-    fn compute(&mut self, name: &str, job: &mut Job, queue: Duration) -> Result<Done, ServeError> {
-        let executor = self.executors.get(&job.family).ok_or(ServeError::WorkerGone)?;
-        let loads = executor.residency().num_loads;
+    /// Runs a plan on the inputs of all jobs; returns an output for each.
+    fn compute(
+        &mut self,
+        name: &str,
+        family: FamilyKey,
+        jobs: &mut [Job],
+        chosen: &Chosen,
+    ) -> Result<Vec<Tensor>, ServeError> {
+        let computing: Vec<Span> =
+            jobs.iter().map(|job| tracing::debug_span!(parent: &job.request, "compute")).collect();
+        let input = match &mut *jobs {
+            [job] => job.input.take(),
+            jobs => {
+                let inputs: Vec<&ModelInput> =
+                    jobs.iter().filter_map(|job| job.input.as_ref()).collect();
+                ModelInput::concatenate(&inputs)
+            }
+        };
+        let input = input.ok_or(ServeError::WorkerGone)?;
+        let planner = jobs[0].planner.clone();
+        let num_rows = input.batch();
+        let max_batch = planner.loaded.profile.max_batch();
+        let work = Work { path: &chosen.path, input, max_batch };
         let start = Instant::now();
-        let computing = tracing::debug_span!(parent: &job.request, "compute");
-        let max_batch = job.planner.loaded.profile.max_batch();
-        let input = job.input.take().ok_or(ServeError::WorkerGone)?;
-        let work = Work { path: &job.chosen.path, input, max_batch };
-        let output = computing.in_scope(|| self.run(name, job.family, work))?;
-        let has_loaded = |executor: &Executor| executor.residency().num_loads > loads;
-        let has_loaded = self.executors.get(&job.family).is_some_and(has_loaded);
-        let chosen = job.chosen.clone();
-        Ok(Done { output, queue, compute: start.elapsed(), has_loaded, chosen })
+        let (output, has_loaded) = computing[0].in_scope(|| self.run(name, family, work))?;
+        if !has_loaded {
+            planner.correction.learn(chosen.profiled, start.elapsed());
+        }
+        self.observer.batch_ran(name, num_rows, planner.correction.factor());
+        let rows: Vec<usize> = jobs.iter().map(|job| job.shape.0).collect();
+        Ok(split(output, &rows))
     }
 
-    /// Runs a job in chunks of at most its largest batch.
-    fn run(&mut self, name: &str, family: FamilyKey, work: Work<'_>) -> Result<Tensor, ServeError> {
+    /// Runs a path in chunks of at most the largest batch; tells whether modules were loaded for it.
+    fn run(
+        &mut self,
+        name: &str,
+        family: FamilyKey,
+        work: Work<'_>,
+    ) -> Result<(Tensor, bool), ServeError> {
         let executor = self.executors.get_mut(&family).ok_or(ServeError::WorkerGone)?;
         let before = executor.residency();
-        let outputs = run_chunks(executor, name, work, &*self.observer)
+        let output = run_chunks(executor, name, work, &*self.observer)
             .map_err(|error| told_if_changed(name, error))?;
-        if executor.residency() != before {
+        let has_loaded = executor.residency() != before;
+        if has_loaded {
             self.report_residency(name);
         }
-        Ok(concatenate(outputs))
+        Ok((output, has_loaded))
     }
 
     /// Tells what all versions of a family hold together.
@@ -233,82 +267,44 @@ fn told_if_changed(name: &str, error: RuntimeError) -> ServeError {
     ServeError::Unavailable { name: name.to_owned(), state }
 }
 
-/// Chooses another plan where there is no time for the first any more; returns how long the job
-/// has waited.
-///
-/// # Errors
-///
-/// Fails when the job's deadline has passed, or no plan can meet it.
-fn in_time(job: &mut Job, allowance: Duration) -> Result<Duration, ServeError> {
-    let now = Instant::now();
-    let waited = now - job.queued;
-    let Some(terms) = &job.terms else {
-        let is_late = now > job.deadline;
-        return if is_late { Err(ServeError::DeadlineExceeded { waited }) } else { Ok(waited) };
-    };
-    let left = job.deadline.saturating_duration_since(now);
-    if job.chosen.predicted > allowance.min(left) {
-        job.chosen = job.planner.choose_again(&job.chosen, terms, allowance, left)?;
-        job.chosen.plan.predicted_latency += job.queued - terms.arrival;
-    }
-    Ok(waited)
-}
-
-fn run_chunks(
-    executor: &mut Executor,
-    name: &str,
-    work: Work<'_>,
-    observer: &dyn Observer,
-) -> Result<Vec<Tensor>, RuntimeError> {
-    let family = executor.family().clone();
-    let mut times = ModuleTimes { name, family: &family, observer };
-    let mut outputs = Vec::new();
-    for chunk in chunks(work.input, work.max_batch) {
-        let sides = SideInputs::of_input(chunk)?;
-        outputs.push(executor.run(work.path, &sides, &mut times)?);
-    }
-    Ok(outputs)
-}
-
-/// Passes module times on under the modules' names.
-struct ModuleTimes<'a> {
-    name: &'a str,
-    family: &'a crate::arch::Family,
-    observer: &'a dyn Observer,
-}
-
-impl ModuleObserver for ModuleTimes<'_> {
-    fn ran(&mut self, module: ModuleId, time: Duration) {
-        let module = &self.family.graph.module(module).name;
-        tracing::debug!(module, seconds = time.as_secs_f64(), "ran");
-        self.observer.module_ran(self.name, module, time);
+/// Answers every job of a batch that began at `start`.
+fn reply(jobs: Vec<Job>, outputs: Vec<Tensor>, chosen: &Chosen, start: Instant) {
+    let compute = start.elapsed();
+    for (job, output) in jobs.into_iter().zip(outputs) {
+        let mut chosen = chosen.clone();
+        chosen.plan.predicted_latency += job.before;
+        let done = Done { output, queue: start - job.queued, compute, chosen };
+        // A span ends when nobody holds it any more: the request's must not wait for this thread.
+        drop(job.request);
+        // Nobody hears a failure to send: the client has gone in the meantime.
+        drop(job.reply.send(Ok(done)));
     }
 }
 
-/// Splits `input` into chunks of at most `max_batch` texts or images, texts cut to the chunk's
-/// longest.
-fn chunks(input: ModelInput, max_batch: usize) -> Vec<ModelInput> {
-    let batch = input.batch();
-    if batch <= max_batch && matches!(input, ModelInput::Pixels(_)) {
-        return vec![input];
+/// Refuses the job for which there is no time, or which failed.
+fn refuse(jobs: Vec<Job>, error: ServeError) {
+    let mut errors = std::iter::once(error).chain(std::iter::repeat_with(|| ServeError::Late));
+    for (job, error) in jobs.into_iter().zip(&mut errors) {
+        drop(job.request);
+        drop(job.reply.send(Err(error)));
     }
-    (0..batch)
-        .step_by(max_batch.max(1))
-        .map(|start| input.rows(start..batch.min(start + max_batch.max(1))))
-        .collect()
 }
 
-/// Puts outputs of equal width below one another.
-fn concatenate(mut outputs: Vec<Tensor>) -> Tensor {
-    if outputs.len() == 1 {
-        return outputs.swap_remove(0);
+/// Splits `[rows, width]` into tensors of so many rows each.
+fn split(output: Tensor, rows: &[usize]) -> Vec<Tensor> {
+    if rows.len() == 1 {
+        return vec![output];
     }
-    let width = outputs.first().map_or(0, |output| output.shape()[1..].iter().product());
-    let mut values = Vec::new();
-    for output in &outputs {
-        values.extend_from_slice(output.as_f32().unwrap_or_default());
+    let width: usize = output.shape()[1..].iter().product();
+    let extents = output.shape()[1..].to_vec();
+    let mut values = output.as_f32().unwrap_or_default();
+    let mut outputs = Vec::with_capacity(rows.len());
+    for num_rows in rows {
+        let (own, rest) = values.split_at(num_rows * width);
+        values = rest;
+        let shape = std::iter::once(*num_rows).chain(extents.iter().copied()).collect();
+        let tensor = Tensor::new(shape, TensorData::F32(own.to_vec()));
+        outputs.push(tensor.expect("rows times width is the number of values"));
     }
-    let rows = values.len().checked_div(width).unwrap_or(0);
-    Tensor::new(vec![rows, width], TensorData::F32(values))
-        .expect("rows times width is the number of values")
+    outputs
 }

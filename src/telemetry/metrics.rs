@@ -9,7 +9,7 @@ use std::{
 #[cfg(target_os = "linux")]
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
-    HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+    GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use super::TelemetryError;
@@ -37,6 +37,9 @@ const MODULE_BUCKETS: &[f64] =
 const RATIO_BUCKETS: &[f64] =
     &[0.25, 0.5, 0.67, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0];
 
+/// Upper bounds of batch sizes.
+const BATCH_BUCKETS: &[f64] = &[1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, 64.0];
+
 /// A metric's name and what it says.
 type NameAndHelp = (&'static str, &'static str);
 
@@ -54,6 +57,12 @@ const RATIO: NameAndHelp = (
 const VIOLATIONS: NameAndHelp = (
     "tessera_plan_budget_violations_total",
     "Answered requests that took longer than their latency budget.",
+);
+const BATCHES: NameAndHelp =
+    ("tessera_serve_batch_size", "Texts or images that ran together, of one or more requests.");
+const CORRECTION: NameAndHelp = (
+    "tessera_plan_correction_ratio",
+    "What profiled latencies are multiplied by, learned from what requests took.",
 );
 const INFEASIBLE: NameAndHelp =
     ("tessera_plan_infeasible_total", "Requests whose budget no plan meets.");
@@ -82,6 +91,8 @@ pub struct Metrics {
     prediction_ratio: HistogramVec,
     budget_violations: IntCounterVec,
     infeasible: IntCounterVec,
+    batches: HistogramVec,
+    corrections: GaugeVec,
     resident_bytes: IntGaugeVec,
     resident_modules: IntGaugeVec,
     module_loads: IntCounterVec,
@@ -110,6 +121,8 @@ impl Metrics {
             labelled_plans: Mutex::default(),
             prediction_ratio: histograms(&registry, RATIO, &["family"], RATIO_BUCKETS)?,
             budget_violations: counters(&registry, VIOLATIONS, &["family"])?,
+            batches: histograms(&registry, BATCHES, &["family"], BATCH_BUCKETS)?,
+            corrections: ratios(&registry, CORRECTION, "family")?,
             infeasible: counters(&registry, INFEASIBLE, &["family"])?,
             resident_bytes: gauges(&registry, RESIDENT_BYTES, "family")?,
             resident_modules: gauges(&registry, RESIDENT_MODULES, "family")?,
@@ -187,6 +200,12 @@ impl Observer for Metrics {
         self.requests.with_label_values(&[family, code]).inc();
     }
 
+    fn batch_ran(&self, family: &str, rows: usize, correction: f64) {
+        let rows = u32::try_from(rows).unwrap_or(u32::MAX);
+        self.batches.with_label_values(&[family]).observe(f64::from(rows));
+        self.corrections.with_label_values(&[family]).set(correction);
+    }
+
     fn module_ran(&self, family: &str, module: &str, time: Duration) {
         self.modules.with_label_values(&[family, module]).observe(time.as_secs_f64());
     }
@@ -229,6 +248,16 @@ fn gauges(
     label: &str,
 ) -> Result<IntGaugeVec, prometheus::Error> {
     let gauges = IntGaugeVec::new(Opts::new(name, help), &[label])?;
+    registry.register(Box::new(gauges.clone()))?;
+    Ok(gauges)
+}
+
+fn ratios(
+    registry: &Registry,
+    (name, help): NameAndHelp,
+    label: &str,
+) -> Result<GaugeVec, prometheus::Error> {
+    let gauges = GaugeVec::new(Opts::new(name, help), &[label])?;
     registry.register(Box::new(gauges.clone()))?;
     Ok(gauges)
 }

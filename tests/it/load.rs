@@ -80,6 +80,8 @@ struct Panicking(AtomicBool);
 impl Observer for Panicking {
     fn finished(&self, _family: &str, _outcome: &Outcome<'_>) {}
 
+    fn batch_ran(&self, _family: &str, _rows: usize, _correction: f64) {}
+
     fn module_ran(&self, _family: &str, _module: &str, _time: Duration) {
         assert!(!self.0.swap(false, Ordering::Relaxed), "as it was told to");
     }

@@ -1,0 +1,115 @@
+//! What runs together, and on which plan (SuperServe §4, SlackFit: the larger the batch and the better
+//! the plan, the more of the time that is left they take).
+
+use std::time::{Duration, Instant};
+
+use super::{ServeError, planner::Chosen, queue::Job, waiting::Share};
+use crate::{family::ModuleId, plan::Budget};
+
+/// How many tokens a batch may run, as a multiple of those that are no padding.
+const MAX_PADDED: f64 = 1.125;
+
+/// Jobs that run together.
+#[derive(Debug)]
+pub(super) struct Batch {
+    /// The jobs, the one that is due first in front.
+    pub(super) jobs: Vec<Job>,
+    /// The plan for all of them, or why the first cannot run.
+    pub(super) chosen: Result<Chosen, ServeError>,
+}
+
+/// Tells whether `job` may run with `members`: the family and what the plans read are the same, the
+/// batch is not over the largest measured one, and little is padded.
+pub(super) fn joins(members: &[&Job], job: &Job) -> bool {
+    let Some(first) = members.first().filter(|first| first.family == job.family) else {
+        return false;
+    };
+    let all = || members.iter().copied().chain([job]);
+    let rows: usize = all().map(|member| member.shape.0).sum();
+    if rows > job.planner.loaded.profile.max_batch() {
+        return false;
+    }
+    let longest = all().map(|member| member.shape.1).max().unwrap_or(0);
+    let tokens: usize = all().map(|member| member.shape.0 * member.shape.1).sum();
+    if padded(rows * longest, tokens) > MAX_PADDED {
+        return false;
+    }
+    match (pinned(first), pinned(job)) {
+        (Some(path), Some(other)) => path == other,
+        (None, None) => job.planner.read_alike(&first.chosen.path, &job.chosen.path),
+        _ => false,
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "tokens of a batch stay far below 2^53")]
+fn padded(run: usize, tokens: usize) -> f64 {
+    run as f64 / tokens.max(1) as f64
+}
+
+/// Returns the path of a job that runs on no other.
+fn pinned(job: &Job) -> Option<&[ModuleId]> {
+    let is_free = job.terms.as_ref().is_some_and(|terms| terms.budget.plan.is_none());
+    (!is_free).then_some(&job.chosen.path)
+}
+
+/// Chooses how many of `jobs` run, and on which plan: the best quality within the share of the time
+/// that is left, and of equal ones the larger batch. Where nothing is within its share, the fastest
+/// plan for as many as it is still in time for.
+pub(super) fn choose(
+    jobs: &[&Job],
+    shares: &[Share],
+    now: Instant,
+) -> (usize, Result<Chosen, ServeError>) {
+    let first = jobs[0];
+    let left = first.deadline.saturating_duration_since(now);
+    if first.terms.is_none() && left.is_zero() {
+        let waited = now - first.queued;
+        return (1, Err(ServeError::DeadlineExceeded { waited }));
+    }
+    if jobs.len() == 1 && first.chosen.predicted <= shares[0].allowance.min(left) {
+        return (1, Ok(first.chosen.clone().anew()));
+    }
+    let choose = |share: &Share, latency: Option<Duration>| {
+        let (shape, budget) = together(&jobs[..share.size]);
+        let budget = latency.map_or_else(
+            || budget.fastest(),
+            |latency| Budget { latency: Some(latency), ..budget.clone() },
+        );
+        let chosen = first.planner.choose_alike(&first.chosen, shape, &budget);
+        chosen.map(|chosen| (share.size, chosen))
+    };
+    let within = shares.iter().filter_map(|share| choose(share, Some(share.allowance)).ok());
+    let quality = |chosen: &Chosen| chosen.plan.quality.value;
+    // Of equal ones `max_by` takes the last, which is the largest.
+    let best = within.max_by(|left, right| quality(&left.1).total_cmp(&quality(&right.1)));
+    if let Some((size, chosen)) = best {
+        return (size, Ok(chosen));
+    }
+    if first.terms.is_none() {
+        return (1, Ok(first.chosen.clone().anew()));
+    }
+    let fastest = shares.iter().rev().filter_map(|share| choose(share, None).ok());
+    let mut in_time = fastest.filter(|(_, chosen)| first.planner.with_margin(chosen) <= left);
+    in_time.next().map_or((1, Err(ServeError::Late)), |(size, chosen)| (size, Ok(chosen)))
+}
+
+/// Returns the shape of some jobs together, and the budget that meets all of theirs, without its
+/// latency.
+fn together(jobs: &[&Job]) -> ((usize, usize), Budget) {
+    let rows = jobs.iter().map(|job| job.shape.0).sum();
+    let tokens = jobs.iter().map(|job| job.shape.1).max().unwrap_or(1);
+    let first = jobs[0];
+    if first.terms.is_none() {
+        // Its budget was met when its plan was chosen.
+        let plan = Some(first.chosen.plan.plan.clone());
+        return ((rows, tokens), Budget { plan, ..Budget::default() });
+    }
+    let budgets = || jobs.iter().filter_map(|job| job.terms.as_ref()).map(|terms| &terms.budget);
+    let budget = Budget {
+        latency: None,
+        memory_bytes: budgets().filter_map(|budget| budget.memory_bytes).min(),
+        min_quality: budgets().filter_map(|budget| budget.min_quality).max_by(f64::total_cmp),
+        plan: budgets().find_map(|budget| budget.plan.clone()),
+    };
+    ((rows, tokens), budget)
+}
