@@ -69,6 +69,8 @@ pub(super) fn choose(
     if jobs.len() == 1 && first.chosen.predicted <= shares[0].allowance.min(left) {
         return (1, Ok(first.chosen.clone().anew()));
     }
+    // Others wait behind it, so what takes longer than predicted makes more than one late.
+    let reserve = first.planner.correction.reserve();
     let choose = |share: &Share, latency: Option<Duration>| {
         let (shape, budget) = together(&jobs[..share.size]);
         let budget = latency.map_or_else(
@@ -78,7 +80,9 @@ pub(super) fn choose(
         let chosen = first.planner.choose_alike(&first.chosen, shape, &budget);
         chosen.map(|chosen| (share.size, chosen))
     };
-    let within = shares.iter().filter_map(|share| choose(share, Some(share.allowance)).ok());
+    let within = shares
+        .iter()
+        .filter_map(|share| choose(share, Some(share.allowance.div_f64(reserve))).ok());
     let quality = |chosen: &Chosen| chosen.plan.quality.value;
     // Of equal ones `max_by` takes the last, which is the largest.
     let best = within.max_by(|left, right| quality(&left.1).total_cmp(&quality(&right.1)));
