@@ -127,7 +127,12 @@ impl Bench {
         let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
         let given = std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from);
         let library = find_library(None, given.as_deref(), std::slice::from_ref(&root))?;
-        let runtime = Runtime::start(&RuntimeConfig { library, num_threads, spin: true })?;
+        let runtime = Runtime::start(&RuntimeConfig {
+            library,
+            num_threads,
+            spin: true,
+            memory_limit: None,
+        })?;
         let family = Arc::new(Family::load(&root.join("models/text"))?);
         Ok(Self { runtime, family })
     }

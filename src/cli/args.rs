@@ -89,6 +89,10 @@ pub struct Common {
     /// Let idle inference threads sleep at once: less processor time, slower answers
     #[arg(long, global = true, env = "TESSERA_NO_SPIN")]
     pub no_spin: bool,
+    /// Memory that the process may hold, such as 512MiB: modules that were not used for longest
+    /// give way to others [default: no limit]
+    #[arg(long, global = true, env = "TESSERA_MEMORY_LIMIT")]
+    pub memory_limit: Option<ByteSize>,
     /// Folder for this machine's profiles [default: $XDG_CACHE_HOME/tessera or ~/.cache/tessera]
     #[arg(long, global = true, env = "TESSERA_CACHE")]
     pub cache: Option<PathBuf>,

@@ -36,7 +36,8 @@ pub(super) fn machine(common: &Common) -> anyhow::Result<Machine> {
         find_library(common.onnxruntime.as_deref(), from_environment.as_deref(), &folders)?;
     let spin = !common.no_spin;
     let key = MachineKey::of_this_machine(&library, common.threads, spin)?;
-    let config = RuntimeConfig { library, num_threads: key.num_threads, spin };
+    let memory_limit = common.memory_limit.map(|limit| limit.0);
+    let config = RuntimeConfig { library, num_threads: key.num_threads, spin, memory_limit };
     let runtime = Runtime::start(&config)?;
     let cache = common.cache.clone().or_else(default_cache).context(
         "there is no folder for profiles: give one with --cache, or set HOME or XDG_CACHE_HOME",

@@ -1,10 +1,10 @@
 //! The process's ONNX Runtime environment.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use ort::environment::{Environment, GlobalThreadPoolOptions};
 
-use super::RuntimeError;
+use super::{RuntimeError, residents::Residents};
 
 /// How the runtime is set up.
 #[derive(Debug, Clone)]
@@ -15,12 +15,15 @@ pub struct RuntimeConfig {
     pub num_threads: usize,
     /// Whether idle pool threads spin, which answers sooner and burns processor time.
     pub spin: bool,
+    /// Bytes that the process may hold; modules give way to others to keep it.
+    pub memory_limit: Option<u64>,
 }
 
 /// The process's ONNX Runtime with its one thread pool. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Runtime {
     environment: Environment,
+    residents: Arc<Residents>,
 }
 
 impl Runtime {
@@ -43,11 +46,16 @@ impl Runtime {
             .with_name("tessera")
             .with_telemetry(false)
             .with_global_thread_pool(pool)
-            .with_logger(std::sync::Arc::new(log))
+            .with_logger(Arc::new(log))
             .build()
             .map_err(wrap)?;
         environment.set_log_level(ort::logging::LogLevel::Warning);
-        Ok(Self { environment })
+        Ok(Self { environment, residents: Residents::new(config.memory_limit) })
+    }
+
+    /// Returns the sessions of all executors.
+    pub(super) fn residents(&self) -> &Arc<Residents> {
+        &self.residents
     }
 
     /// Returns the environment in which sessions are created.

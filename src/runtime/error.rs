@@ -37,6 +37,19 @@ pub enum RuntimeError {
         /// The file.
         path: PathBuf,
     },
+    /// A module does not fit under the memory limit, even by itself.
+    #[error(
+        "a module of {bytes} bytes needs {missing} bytes more than the memory limit of {limit} \
+         bytes leaves to it"
+    )]
+    MemoryLimit {
+        /// The bytes of its weights.
+        bytes: u64,
+        /// The bytes that are missing.
+        missing: u64,
+        /// The limit.
+        limit: u64,
+    },
     /// A module's network cannot be made ready.
     #[error("module `{module}` cannot be loaded")]
     Network {

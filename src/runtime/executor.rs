@@ -8,7 +8,11 @@ use std::{
 
 use ort::value::{DynValue, Tensor as OrtTensor};
 
-use super::{Runtime, RuntimeError, activations, session::ModuleSession};
+use super::{
+    Runtime, RuntimeError, activations,
+    residents::{Key, Lease},
+    session::ModuleSession,
+};
 use crate::{
     arch::{ATTENTION_MASK, Encoding, Family, INPUT_IDS, ModelInput, Network, PIXEL_VALUES},
     family::ModuleId,
@@ -22,10 +26,10 @@ use crate::{
 pub struct Executor {
     runtime: Runtime,
     family: Arc<Family>,
-    /// By network: modules that compute the same share a session.
-    sessions: Vec<Option<ModuleSession>>,
+    /// Its name among the process's executors. By network, modules that compute the same share a
+    /// session.
+    id: u64,
     extra: HashMap<(String, Vec<u8>), ModuleSession>,
-    residency: Residency,
 }
 
 /// What an executor holds in memory.
@@ -37,6 +41,8 @@ pub struct Residency {
     pub weight_bytes: u64,
     /// How many times a module was loaded.
     pub num_loads: u64,
+    /// How many times a module gave way to another.
+    pub num_evictions: u64,
 }
 
 /// The inputs that every module of a path may read besides the hidden states.
@@ -63,8 +69,8 @@ impl ModuleObserver for () {
 impl Executor {
     /// Prepares to run paths of `family`; loads nothing yet.
     pub fn new(runtime: Runtime, family: Arc<Family>) -> Self {
-        let sessions = (0..family.num_networks()).map(|_| None).collect();
-        Self { runtime, family, sessions, extra: HashMap::new(), residency: Residency::default() }
+        let id = runtime.residents().join();
+        Self { runtime, family, id, extra: HashMap::new() }
     }
 
     /// Prepares to run paths of the same family, with nothing loaded.
@@ -80,7 +86,7 @@ impl Executor {
 
     /// Returns what is loaded.
     pub fn residency(&self) -> Residency {
-        self.residency
+        self.runtime.residents().residency(self.id)
     }
 
     /// Loads the modules of `path` that are not loaded yet.
@@ -90,6 +96,20 @@ impl Executor {
     /// Fails when ONNX Runtime refuses a module.
     pub fn load(&mut self, path: &[ModuleId]) -> Result<(), RuntimeError> {
         path.iter().try_for_each(|id| self.session(*id).map(drop))
+    }
+
+    /// Loads a module if nothing has to give way to it; tells whether it was.
+    ///
+    /// # Errors
+    ///
+    /// Fails when ONNX Runtime refuses it.
+    pub fn load_ahead(&mut self, id: ModuleId) -> Result<bool, RuntimeError> {
+        let bytes = self.family.network(id).map_or(0, Network::weight_bytes);
+        let has_room = self.runtime.residents().has_room(bytes);
+        if has_room {
+            self.load(&[id])?;
+        }
+        Ok(has_room)
     }
 
     /// Runs `path` from the input to the output.
@@ -141,7 +161,8 @@ impl Executor {
         state: Option<&Activation>,
         sides: &SideInputs,
     ) -> Result<Option<Activation>, RuntimeError> {
-        match self.session(id)? {
+        let mut lease = self.session(id)?;
+        match lease.as_mut().and_then(Lease::session) {
             Some(session) => Ok(Some(Activation(session.run(state.map(|state| &state.0), sides)?))),
             None => Ok(None),
         }
@@ -189,27 +210,31 @@ impl Executor {
         activations::measure(&self.runtime, &self.family.folder, name, network, inputs)
     }
 
-    /// Returns the session of `id`, creating it where it is not there; `None` for the identity.
-    fn session(&mut self, id: ModuleId) -> Result<Option<&mut ModuleSession>, RuntimeError> {
-        let (Some(index), Some(network)) = (self.family.network_index(id), self.family.network(id))
-        else {
+    /// Leases the session of `id`, creating it where it is not there; `None` for the identity.
+    fn session(&self, id: ModuleId) -> Result<Option<Lease<'_>>, RuntimeError> {
+        let family = &self.family;
+        let (Some(index), Some(network)) = (family.network_index(id), family.network(id)) else {
             return Ok(None);
         };
-        let slot = &mut self.sessions[index];
-        if slot.is_none() {
-            let name = &self.family.graph.module(id).name;
+        let load = || {
+            let name = &family.graph.module(id).name;
             let start = Instant::now();
-            if let Some(path) = self.family.changed_file(network) {
+            if let Some(path) = family.changed_file(network) {
                 return Err(RuntimeError::Changed { module: name.clone(), path });
             }
-            let session = ModuleSession::load(&self.runtime, &self.family.folder, name, network)?;
+            let session = ModuleSession::load(&self.runtime, &family.folder, name, network)?;
             tracing::debug!(module = name, seconds = start.elapsed().as_secs_f64(), "loaded");
-            self.residency.num_modules += 1;
-            self.residency.num_loads += 1;
-            self.residency.weight_bytes += session.weight_bytes();
-            *slot = Some(session);
-        }
-        Ok(slot.as_mut())
+            Ok(session)
+        };
+        let key = Key { executor: self.id, network: index };
+        self.runtime.residents().lease(key, network.weight_bytes(), load).map(Some)
+    }
+}
+
+/// Its sessions go with it.
+impl Drop for Executor {
+    fn drop(&mut self) {
+        self.runtime.residents().leave(self.id);
     }
 }
 

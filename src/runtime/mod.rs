@@ -8,6 +8,7 @@ mod environment;
 mod error;
 mod executor;
 mod library;
+mod residents;
 mod session;
 mod whole;
 

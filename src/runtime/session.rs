@@ -24,7 +24,6 @@ pub(super) struct ModuleSession {
     module: String,
     inputs: Vec<String>,
     output: String,
-    weight_bytes: u64,
 }
 
 impl ModuleSession {
@@ -74,18 +73,7 @@ impl ModuleSession {
         let session = builder.commit_from_memory(&model.encode_to_vec()).map_err(wrap)?;
         let inputs = session.inputs().iter().map(|input| input.name().to_owned()).collect();
         let output = session.outputs().first().map(|output| output.name().to_owned());
-        Ok(Self {
-            session,
-            module: module.into(),
-            inputs,
-            output: output.unwrap_or_default(),
-            weight_bytes: network.weight_bytes(),
-        })
-    }
-
-    /// Returns the bytes of the weights.
-    pub(super) fn weight_bytes(&self) -> u64 {
-        self.weight_bytes
+        Ok(Self { session, module: module.into(), inputs, output: output.unwrap_or_default() })
     }
 
     /// Runs the module: inputs that `sides` has by name are taken from there, the other is `state`.

@@ -1,5 +1,5 @@
-//! What runs together, and on which plan (SuperServe §4, SlackFit: the larger the batch and the better
-//! the plan, the more of the time that is left they take).
+//! What runs together, and on which plan (SuperServe §4, SlackFit: the larger the batch and the
+//! better the plan, the more of the time that is left they take).
 
 use std::time::{Duration, Instant};
 

@@ -234,7 +234,7 @@ impl FamilyService {
         Ok(InferResponse { output_name, output, report })
     }
 
-    /// Tells that a request is late where other requests, not its budget, are why no plan is in time.
+    /// Tells that a request is late where others, not its budget, are why no plan is in time.
     fn late_if_busy(
         &self,
         error: ServeError,

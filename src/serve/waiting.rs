@@ -87,7 +87,8 @@ impl<T> Waiting<T> {
 
     /// Returns how long the batch of `keys` may take, so that each that waits has its share of the
     /// time that is left: the least of the time until its first deadline, and, if batches of its
-    /// size that take as long follow it, the time until each other deadline divided by their number.
+    /// size that take as long follow it, the time until each other deadline divided by their
+    /// number.
     fn allowance(&self, now: Instant, keys: &[(Instant, u64)]) -> Duration {
         let first = keys.first().map(|(deadline, _)| *deadline - now);
         let others = self.entries.keys().filter(|key| keys.binary_search(key).is_err());

@@ -61,7 +61,7 @@ pub(super) fn start(
     let guard = InferenceThread { is_stopped: is_stopped.clone() };
     let worker = Worker {
         executors: HashMap::new(),
-        past_loads: HashMap::new(),
+        past: HashMap::new(),
         preload: VecDeque::new(),
         observer,
         is_stopped,
@@ -74,8 +74,8 @@ pub(super) fn start(
 
 struct Worker {
     executors: HashMap<FamilyKey, Executor>,
-    /// How many modules were loaded for families of a name that are gone.
-    past_loads: HashMap<String, u64>,
+    /// What families of a name that are gone have loaded and lost.
+    past: HashMap<String, Residency>,
     preload: VecDeque<(FamilyKey, ModuleId)>,
     observer: Arc<dyn Observer>,
     /// Held while the thread is inside ONNX Runtime.
@@ -112,21 +112,21 @@ impl Worker {
         let Some(executor) = self.executors.get_mut(&family) else {
             return;
         };
-        if let Err(error) = executor.load(&[module]) {
-            tracing::warn!(%error, "a module cannot be loaded ahead of its use");
+        match executor.load_ahead(module) {
+            Ok(true) => {}
+            Ok(false) => self.preload.clear(),
+            Err(error) => tracing::warn!(%error, "a module cannot be loaded ahead of its use"),
         }
-        let name = executor.family().manifest.name.clone();
-        self.report_residency(&name);
+        self.report_residency();
     }
 
     fn remove(&mut self, family: FamilyKey) {
         self.preload.retain(|(key, _)| *key != family);
         if let Some(executor) = self.executors.remove(&family) {
             let name = executor.family().manifest.name.clone();
-            let loads = executor.residency().num_loads;
-            *self.past_loads.entry(name.clone()).or_default() += loads;
+            self.remember(&name, &executor.residency());
             drop(executor);
-            self.report_residency(&name);
+            self.report_residency();
         }
     }
 
@@ -181,10 +181,10 @@ impl Worker {
     /// Replaces a family's sessions, of which one may have been left in the middle of something.
     fn rebuild(&mut self, name: &str, family: FamilyKey) {
         if let Some(executor) = self.executors.get_mut(&family) {
-            *self.past_loads.entry(name.to_owned()).or_default() += executor.residency().num_loads;
             let anew = executor.anew();
-            drop(std::mem::replace(executor, anew));
-            self.report_residency(name);
+            let old = std::mem::replace(executor, anew).residency();
+            self.remember(name, &old);
+            self.report_residency();
         }
     }
 
@@ -221,7 +221,7 @@ impl Worker {
         Ok(split(output, &rows))
     }
 
-    /// Runs a path in chunks of at most the largest batch; tells whether modules were loaded for it.
+    /// Runs a path in chunks of at most the largest batch; tells whether modules were loaded.
     fn run(
         &mut self,
         name: &str,
@@ -230,40 +230,47 @@ impl Worker {
     ) -> Result<(Tensor, bool), ServeError> {
         let executor = self.executors.get_mut(&family).ok_or(ServeError::WorkerGone)?;
         let before = executor.residency();
-        let output = run_chunks(executor, name, work, &*self.observer)
-            .map_err(|error| told_if_changed(name, error))?;
+        let output =
+            run_chunks(executor, name, work, &*self.observer).map_err(|error| told(name, error))?;
         let has_loaded = executor.residency() != before;
         if has_loaded {
-            self.report_residency(name);
+            self.report_residency();
         }
         Ok((output, has_loaded))
     }
 
-    /// Tells what all versions of a family hold together.
-    fn report_residency(&self, name: &str) {
-        let mut sum = Residency {
-            num_loads: self.past_loads.get(name).copied().unwrap_or(0),
-            ..Residency::default()
-        };
+    fn remember(&mut self, name: &str, gone: &Residency) {
+        let past = self.past.entry(name.to_owned()).or_default();
+        past.num_loads += gone.num_loads;
+        past.num_evictions += gone.num_evictions;
+    }
+
+    /// Tells what all versions of each family hold together: one may have given way to another.
+    fn report_residency(&self) {
+        let mut sums = self.past.clone();
         for executor in self.executors.values() {
-            if executor.family().manifest.name == name {
-                let Residency { num_modules, weight_bytes, num_loads } = executor.residency();
-                sum.num_modules += num_modules;
-                sum.weight_bytes += weight_bytes;
-                sum.num_loads += num_loads;
-            }
+            let sum = sums.entry(executor.family().manifest.name.clone()).or_default();
+            let own = executor.residency();
+            sum.num_modules += own.num_modules;
+            sum.weight_bytes += own.weight_bytes;
+            sum.num_loads += own.num_loads;
+            sum.num_evictions += own.num_evictions;
         }
-        self.observer.residency_changed(name, &sum);
+        for (name, sum) in &sums {
+            self.observer.residency_changed(name, sum);
+        }
     }
 }
 
-/// Tells the operator, not the client, which file was changed under a family.
-fn told_if_changed(name: &str, error: RuntimeError) -> ServeError {
-    if !matches!(error, RuntimeError::Changed { .. }) {
-        return error.into();
-    }
+/// Tells the operator, not the client, which file was changed under a family, or how much memory is
+/// missing.
+fn told(name: &str, error: RuntimeError) -> ServeError {
+    let state = match error {
+        RuntimeError::Changed { .. } => "its files were changed; it must be loaded again",
+        RuntimeError::MemoryLimit { .. } => "it does not fit into the memory limit",
+        _ => return error.into(),
+    };
     tracing::error!(family = name, %error);
-    let state = "its files were changed; it must be loaded again";
     ServeError::Unavailable { name: name.to_owned(), state }
 }
 

@@ -70,6 +70,10 @@ const RESIDENT_BYTES: NameAndHelp = ("tessera_runtime_resident_bytes", "Bytes of
 const RESIDENT_MODULES: NameAndHelp = ("tessera_runtime_resident_modules", "Loaded modules.");
 const MODULE_LOADS: NameAndHelp =
     ("tessera_runtime_module_loads_total", "How many times a module was loaded.");
+const EVICTIONS: NameAndHelp = (
+    "tessera_runtime_module_evictions_total",
+    "How many times a module gave way to another under the memory limit.",
+);
 const MODULES: NameAndHelp =
     ("tessera_runtime_module_duration_seconds", "Run time of each module.");
 
@@ -96,6 +100,7 @@ pub struct Metrics {
     resident_bytes: IntGaugeVec,
     resident_modules: IntGaugeVec,
     module_loads: IntCounterVec,
+    evictions: IntCounterVec,
     modules: HistogramVec,
     connections: IntGaugeVec,
     refused_connections: IntCounterVec,
@@ -127,6 +132,7 @@ impl Metrics {
             resident_bytes: gauges(&registry, RESIDENT_BYTES, "family")?,
             resident_modules: gauges(&registry, RESIDENT_MODULES, "family")?,
             module_loads: counters(&registry, MODULE_LOADS, &["family"])?,
+            evictions: counters(&registry, EVICTIONS, &["family"])?,
             modules: histograms(&registry, MODULES, &["family", "module"], MODULE_BUCKETS)?,
             connections: gauges(&registry, CONNECTIONS, "protocol")?,
             refused_connections: counters(&registry, REFUSALS, &["protocol"])?,
@@ -211,12 +217,14 @@ impl Observer for Metrics {
     }
 
     fn residency_changed(&self, family: &str, residency: &Residency) {
-        let Residency { num_modules, weight_bytes, num_loads } = *residency;
+        let Residency { num_modules, weight_bytes, num_loads, num_evictions } = *residency;
         let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         self.resident_modules.with_label_values(&[family]).set(signed(num_modules));
         self.resident_bytes.with_label_values(&[family]).set(signed(weight_bytes));
         let loads = self.module_loads.with_label_values(&[family]);
         loads.inc_by(num_loads.saturating_sub(loads.get()));
+        let evictions = self.evictions.with_label_values(&[family]);
+        evictions.inc_by(num_evictions.saturating_sub(evictions.get()));
     }
 
     fn queue_changed(&self, family: &str, change: i64) {

@@ -71,7 +71,8 @@ fn modules_residency_and_the_queue_are_followed() {
     let metrics = Metrics::new().expect("metrics");
     metrics.module_ran("text", "l6.block.0", Duration::from_micros(300));
     for num_loads in [3, 5] {
-        let residency = Residency { num_modules: num_loads, weight_bytes: 1000, num_loads };
+        let residency =
+            Residency { num_modules: num_loads, weight_bytes: 1000, num_loads, num_evictions: 0 };
         metrics.residency_changed("text", &residency);
     }
     for change in [1, 1, -1] {

@@ -4,17 +4,32 @@ use std::{
     fs::File,
     io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use bytes::Bytes;
+use memmap2::{Mmap, UncheckedAdvice};
 use sha2::{Digest, Sha256};
 
 /// A file mapped into memory, read-only.
 #[derive(Debug, Clone)]
 pub struct MappedFile {
     path: PathBuf,
+    mapping: Arc<Mmap>,
     bytes: Bytes,
 }
+
+/// A mapping that bytes keep alive.
+struct Shared(Arc<Mmap>);
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// How much of a file is in memory while its digest is computed.
+const DIGEST_BYTES: usize = 4 << 20;
 
 impl MappedFile {
     /// Maps the file at `path`.
@@ -30,8 +45,9 @@ impl MappedFile {
         }
         // SAFETY: the mapping is read-only and private to this process; pool files are replaced by
         // renaming, never truncated in place, which the pool's documentation demands.
-        let mapping = unsafe { memmap2::Mmap::map(&file)? };
-        Ok(Self { path: path.to_owned(), bytes: Bytes::from_owner(mapping) })
+        let mapping = Arc::new(unsafe { Mmap::map(&file)? });
+        let bytes = Bytes::from_owner(Shared(mapping.clone()));
+        Ok(Self { path: path.to_owned(), mapping, bytes })
     }
 
     /// Returns where the file lies.
@@ -44,9 +60,23 @@ impl MappedFile {
         &self.bytes
     }
 
-    /// Returns the lower-case hexadecimal SHA-256 of the content.
+    /// Returns the lower-case hexadecimal SHA-256 of the content, of which little is in memory at a
+    /// time.
+    #[expect(unsafe_code, reason = "only this says that a part of a mapping is not needed")]
     pub fn sha256(&self) -> String {
-        hex(&Sha256::digest(&self.bytes))
+        let mut digest = Sha256::new();
+        for (index, part) in self.mapping.chunks(DIGEST_BYTES).enumerate() {
+            digest.update(part);
+            let advice = UncheckedAdvice::DontNeed;
+            // SAFETY: the mapping is of a file and read-only, so what is read again is read from the
+            // file again and is the same.
+            let advised = unsafe {
+                self.mapping.unchecked_advise_range(advice, index * DIGEST_BYTES, part.len())
+            };
+            // Where this fails the pages stay, until the system needs them.
+            drop(advised);
+        }
+        hex(&digest.finalize())
     }
 }
 
@@ -70,6 +100,18 @@ mod tests {
             file.sha256(),
             "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
         );
+    }
+
+    #[test]
+    fn a_file_larger_than_a_part_has_the_digest_of_its_bytes() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("large");
+        let content: Vec<u8> =
+            (0..DIGEST_BYTES + 5_000).map(|index| index.to_le_bytes()[1]).collect();
+        std::fs::write(&path, &content).expect("written");
+        let file = MappedFile::open(&path).expect("mapped");
+        assert_eq!(file.sha256(), hex(&Sha256::digest(&content)));
+        assert_eq!(file.bytes()[..], content[..]);
     }
 
     #[test]

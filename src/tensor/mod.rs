@@ -4,6 +4,7 @@
 //! and no runtime. Start at [`Tensor`].
 
 mod data_type;
+mod heap;
 mod mapped;
 #[cfg(test)]
 pub(crate) mod mutate;
@@ -11,6 +12,7 @@ mod units;
 mod value;
 
 pub use data_type::DataType;
+pub use heap::give_back_freed_memory;
 pub use mapped::MappedFile;
 pub use units::{ByteSize, ParseByteSizeError};
 pub use value::{Tensor, TensorData, TensorError, TensorSpec};

@@ -33,7 +33,7 @@ pub(crate) fn runtime() -> Runtime {
             let environment = std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from);
             let library = find_library(None, environment.as_deref(), &[root()])
                 .expect("`make setup` has fetched ONNX Runtime");
-            let config = RuntimeConfig { library, num_threads: 2, spin: false };
+            let config = RuntimeConfig { library, num_threads: 2, spin: false, memory_limit: None };
             Runtime::start(&config).expect("ONNX Runtime starts")
         })
         .clone()
