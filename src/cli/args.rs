@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
+use super::bench_args::BenchArguments;
 use crate::{telemetry::LogFormat, tensor::ByteSize};
 
 /// A model-assembly inference server: one family of modules, a sub-network per request budget.
@@ -61,6 +62,13 @@ pub enum Command {
                             classes.txt"
     )]
     Import(ImportArguments),
+    /// Put a load on a running server: requests arrive whether or not the last is answered
+    #[command(
+        after_help = "Examples:\n  tessera bench --family fashion --budgets-ms 25\n  tessera bench \
+                            --family fashion --cv2 1,4,8 --seconds 20 --json load.json --svg \
+                            load.svg\n  tessera bench --family text --trace arrivals.txt"
+    )]
+    Bench(BenchArguments),
     /// Write a plan's sub-network as one ONNX file that needs nothing else
     #[command(
         after_help = "Examples:\n  tessera export --family text --plan 'l6[0..3]' -o a.onnx\n  \

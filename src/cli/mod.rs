@@ -1,6 +1,9 @@
 //! Commands, configuration and wiring; no logic of its own. Start at [`run`].
 
 mod args;
+mod bench;
+mod bench_args;
+mod chart;
 mod config;
 mod draw;
 mod export;
@@ -43,6 +46,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         Command::Front(front) => show::front(&common, &front),
         Command::Inspect(inspect) => inspect::inspect(&common, &inspect),
         Command::Import(import) => import::import(&common, &import),
+        Command::Bench(bench) => bench::run(&common, &bench),
         Command::Export(export) => export::export(&common, &export),
     }
 }
