@@ -214,8 +214,8 @@ impl<S> State<S> {
         resident.session
     }
 
-    /// Removes the sessions that were used longest ago and are not leased, of so many bytes together
-    /// or more if there are.
+    /// Removes the sessions that were used longest ago and are not leased, of so many bytes
+    /// together or more if there are.
     fn evict(&mut self, bytes: u64) -> Vec<S> {
         let idle = self.sessions.iter().filter(|(_, resident)| resident.session.is_some());
         let mut idle: Vec<(u64, Key, u64)> =

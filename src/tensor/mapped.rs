@@ -68,8 +68,8 @@ impl MappedFile {
         for (index, part) in self.mapping.chunks(DIGEST_BYTES).enumerate() {
             digest.update(part);
             let advice = UncheckedAdvice::DontNeed;
-            // SAFETY: the mapping is of a file and read-only, so what is read again is read from the
-            // file again and is the same.
+            // SAFETY: the mapping is of a file and read-only, so what is read again is read from
+            // the file again and is the same.
             let advised = unsafe {
                 self.mapping.unchecked_advise_range(advice, index * DIGEST_BYTES, part.len())
             };

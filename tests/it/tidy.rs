@@ -237,7 +237,7 @@ fn what_is_untidy_is_found() {
         ("src/serve/a.rs", "//! A.\nfn a() -> tonic::Status {}\n", "`tonic` belongs"),
         ("src/serve/a.rs", "//! A.\nuse {hyper::Body};\n", "`hyper` belongs"),
         ("src/plan/a.rs", "//! A.\nfn a() { unsafe { b() } }\n", "`unsafe` belongs"),
-        ("src/tensor/a.rs", "//! A.\nunsafe impl Send for A {}\n", "`unsafe` belongs"),
+        ("src/family/a.rs", "//! A.\nunsafe impl Send for A {}\n", "`unsafe` belongs"),
         ("src/plan/a.rs", "//! A.\nfn a() { println!(); }\n", "`println!` belongs"),
         ("src/plan/a.rs", "//! A.\nfn a() { b(\"//\"); print!(\"c\"); }\n", "`print!` belongs"),
         ("src/cli/a.rs", "//! A.\nfn a() { dbg!(1); }\n", "`dbg!` belongs"),
