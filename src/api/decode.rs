@@ -36,8 +36,37 @@ pub(super) struct Decoded {
     pub(super) explain: bool,
     /// How many of the best classes to name in place of all scores.
     pub(super) classification: Option<usize>,
-    /// Whether the output goes back as raw bytes behind the JSON.
-    pub(super) binary: bool,
+    /// How outputs go back.
+    pub(super) wanted: Wanted,
+}
+
+/// The outputs that go back, and how.
+#[derive(Debug, Default)]
+pub(super) struct Wanted {
+    /// By name, each with whether it goes back as raw bytes, where that is said; all where there is
+    /// none.
+    outputs: Vec<(String, Option<bool>)>,
+    /// Whether others go back as raw bytes behind the JSON.
+    binary: bool,
+}
+
+impl Wanted {
+    /// All outputs, as raw bytes.
+    #[cfg(test)]
+    pub(super) fn raw() -> Self {
+        Self { outputs: Vec::new(), binary: true }
+    }
+
+    /// Tells whether the output `name` goes back.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.outputs.is_empty() || self.outputs.iter().any(|(known, _)| known == name)
+    }
+
+    /// Tells whether the output `name` goes back as raw bytes.
+    pub(super) fn is_binary(&self, name: &str) -> bool {
+        let asked = self.outputs.iter().find(|(known, _)| known == name);
+        asked.and_then(|(_, binary)| *binary).unwrap_or(self.binary)
+    }
 }
 
 /// A request of any protocol.
@@ -128,17 +157,19 @@ impl Decoded {
         let Parts { id, parameters, inputs, outputs } = parts;
         check_number("the number of inputs", inputs.len())?;
         check_number("the number of outputs", outputs.len())?;
-        let Parameters { budget, explain, mut binary } = Parameters::parse(parameters)?;
+        let Parameters { budget, explain, binary } = Parameters::parse(parameters)?;
         let mut classification = None;
+        let mut wanted = Wanted { outputs: Vec::new(), binary };
         for output in outputs {
+            let name = output.name.clone();
             let asked = output.check(specs)?;
             classification = asked.classification.or(classification);
-            binary = asked.binary.unwrap_or(binary);
+            wanted.outputs.push((name, asked.binary));
         }
         let inputs = inputs.into_iter().map(|input| input.into_tensor(&specs.inputs));
         let inputs = inputs.collect::<Result<_, _>>()?;
         let request = InferRequest { inputs, budget, arrival };
-        Ok(Self { request, id, explain, classification, binary })
+        Ok(Self { request, id, explain, classification, wanted })
     }
 }
 

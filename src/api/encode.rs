@@ -1,17 +1,20 @@
 //! The answer to an inference request, as JSON with or without raw bytes behind it.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use super::{
+    decode::Wanted,
     error::ApiError,
     models::Model,
     raw::{append_raw, raw_len},
 };
 use crate::{
     plan::QualitySource,
-    serve::{InferResponse, PlanSummary, Report},
+    serve::{InferResponse, PlanSummary, Report, RoutedModule},
     tensor::{ByteSize, Tensor, TensorData},
 };
 
@@ -75,7 +78,7 @@ pub(super) struct WireResponse<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<&'a str>,
     parameters: WireReport<'a>,
-    outputs: [WireOutput<'a>; 1],
+    outputs: Vec<WireOutput<'a>>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -97,6 +100,9 @@ struct WireExplanation {
     tokens: usize,
     preprocess_ms: f64,
     compute_ms: f64,
+    /// The ways that tokens took, by module, as a JSON text: parameters are no objects.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    routing: Option<String>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -142,7 +148,7 @@ impl Serialize for WireData<'_> {
     }
 }
 
-/// Writes the answer; the output's elements follow the JSON where `binary` says so.
+/// Writes the answer; the elements of outputs that are `wanted` raw follow the JSON.
 ///
 /// # Errors
 ///
@@ -150,31 +156,35 @@ impl Serialize for WireData<'_> {
 pub(super) fn encode(
     heading: &Heading,
     response: &InferResponse,
-    binary: bool,
+    wanted: &Wanted,
 ) -> Result<Encoded, ApiError> {
-    let tensor = &response.output;
-    let raw_len = binary.then(|| raw_len(tensor.data()));
-    let output = WireOutput {
-        name: &response.output_name,
-        shape: tensor.shape(),
-        datatype: tensor.data_type().name(),
-        parameters: raw_len.map(|binary_data_size| OutputParameters { binary_data_size }),
-        data: raw_len.is_none().then_some(WireData(tensor.data())),
-    };
+    let outputs = response.outputs.iter().map(|(name, tensor)| {
+        let raw_len = wanted.is_binary(name).then(|| raw_len(tensor.data()));
+        WireOutput {
+            name,
+            shape: tensor.shape(),
+            datatype: tensor.data_type().name(),
+            parameters: raw_len.map(|binary_data_size| OutputParameters { binary_data_size }),
+            data: raw_len.is_none().then_some(WireData(tensor.data())),
+        }
+    });
     let json = WireResponse {
         model_name: &heading.model_name,
         model_version: &heading.model_version,
         id: heading.id.as_deref(),
         parameters: WireReport::new(&response.report, heading.explain),
-        outputs: [output],
+        outputs: outputs.collect(),
     };
     let mut body = serde_json::to_vec(&json).map_err(refused)?;
-    let Some(raw_len) = raw_len else {
+    let raw = || response.outputs.iter().filter(|(name, _)| wanted.is_binary(name));
+    if raw().next().is_none() {
         return Ok(Encoded { body, json_len: None });
-    };
+    }
     let json_len = Some(body.len());
-    body.reserve_exact(raw_len);
-    append_raw(&mut body, tensor.data()).map_err(unwritable)?;
+    body.reserve_exact(raw().map(|(_, tensor)| raw_len(tensor.data())).sum());
+    for (_, tensor) in raw() {
+        append_raw(&mut body, tensor.data()).map_err(unwritable)?;
+    }
     Ok(Encoded { body, json_len })
 }
 
@@ -215,12 +225,14 @@ fn refused(source: serde_json::Error) -> ApiError {
 
 impl<'a> WireReport<'a> {
     fn new(report: &'a Report, explain: bool) -> Self {
-        let Report { plan, batch, tokens, latency, preprocess, queue, compute, .. } = report;
+        let Report { plan, batch, tokens, latency, preprocess, queue, compute, routed, .. } =
+            report;
         let explanation = explain.then_some(WireExplanation {
             batch: *batch,
             tokens: *tokens,
             preprocess_ms: preprocess.as_secs_f64() * 1e3,
             compute_ms: compute.as_secs_f64() * 1e3,
+            routing: (!routed.is_empty()).then(|| routing(routed)),
         });
         Self {
             plan: WirePlan::new(plan),
@@ -231,6 +243,28 @@ impl<'a> WireReport<'a> {
     }
 }
 
+/// What is told of the ways that tokens took in one module.
+#[derive(Debug, Serialize)]
+struct WireRouting<'a> {
+    top_k: usize,
+    tokens: u64,
+    /// How many tokens took each way.
+    taken: &'a [u64],
+    /// The share of the ways that tokens did not take.
+    skipped: f64,
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of one request stay far below 2^53")]
+fn routing(routed: &[RoutedModule]) -> String {
+    let modules = routed.iter().map(|RoutedModule { module, top_k, num_tokens, taken }| {
+        let offered = num_tokens.saturating_mul(taken.len() as u64).max(1);
+        let skipped = 1.0 - taken.iter().sum::<u64>() as f64 / offered as f64;
+        (module, WireRouting { top_k: *top_k, tokens: *num_tokens, taken, skipped })
+    });
+    let modules: BTreeMap<_, _> = modules.collect();
+    serde_json::to_string(&modules).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -239,6 +273,7 @@ mod tests {
 
     use super::{Heading, encode};
     use crate::{
+        api::decode::Wanted,
         plan::{Quality, QualitySource},
         serve::{InferResponse, PlanSummary, Report},
         tensor::{Tensor, TensorData},
@@ -260,9 +295,10 @@ mod tests {
             preprocess: Duration::from_micros(250),
             queue: Duration::from_micros(500),
             compute: Duration::from_millis(4),
+            routed: Vec::new(),
         };
         let output = Tensor::new(vec![1, 2], data).expect("a tensor");
-        InferResponse { output_name: "embedding".to_owned(), output, report }
+        InferResponse { outputs: vec![("embedding".to_owned(), output)], report }
     }
 
     fn encoded(id: Option<&str>, explain: bool, data: TensorData) -> Value {
@@ -272,7 +308,7 @@ mod tests {
             id: id.map(str::to_owned),
             explain,
         };
-        let encoded = encode(&heading, &response(data), false).expect("encoded");
+        let encoded = encode(&heading, &response(data), &Wanted::default()).expect("encoded");
         assert_eq!(encoded.json_len, None);
         serde_json::from_slice(&encoded.body).expect("JSON")
     }
@@ -310,7 +346,7 @@ mod tests {
             explain: false,
         };
         let response = response(TensorData::F32(vec![0.5, -0.25]));
-        let encoded = encode(&heading, &response, true).expect("encoded");
+        let encoded = encode(&heading, &response, &Wanted::raw()).expect("encoded");
         let (json, raw) = encoded.body.split_at(encoded.json_len.expect("raw bytes follow"));
         let json: Value = serde_json::from_slice(json).expect("JSON");
         let output = json!({"name": "embedding", "shape": [1, 2], "datatype": "FP32",

@@ -18,7 +18,7 @@ use super::{
     body::{Body, in_json_bytes, off_thread},
     classes::best_classes,
     clients::Permit,
-    decode::{Decoded, Specs, decode},
+    decode::{Decoded, Specs, Wanted, decode},
     encode::{Encoded, Heading, encode},
     error::ApiError,
     models::Model,
@@ -57,11 +57,12 @@ pub(super) async fn infer(
     };
     let mut decoded = told(&*shared.api.observer, &model, decoded)?;
     permit.cap(&mut decoded.request.budget);
-    let binary = decoded.binary;
-    let Answer { heading, response } = answer(&model, decoded).await?;
+    let Answer { heading, response, wanted } = answer(&model, decoded).await?;
     let report = response.report.clone();
-    let num_bytes = output_bytes(&response.output, binary);
-    let encoded = off_thread(num_bytes, move || encode(&heading, &response, binary))
+    let outputs = response.outputs.iter();
+    let num_bytes =
+        outputs.map(|(name, tensor)| output_bytes(tensor, wanted.is_binary(name))).sum();
+    let encoded = off_thread(num_bytes, move || encode(&heading, &response, &wanted))
         .instrument(debug_span!("encode"))
         .await?;
     Ok(respond(encoded, &server_timing(&report, arrival.elapsed())))
@@ -81,20 +82,25 @@ pub(super) fn output_bytes(output: &Tensor, binary: bool) -> usize {
 pub(super) struct Answer {
     /// What it says beside its output.
     pub(super) heading: Heading,
-    /// The output, and what was done.
+    /// The outputs that were asked for, and what was done.
     pub(super) response: InferResponse,
+    /// How the outputs are to be written.
+    pub(super) wanted: Wanted,
 }
 
 /// Answers a request that was decoded.
 pub(super) async fn answer(model: &Model, decoded: Decoded) -> Result<Answer, ApiError> {
-    let Decoded { request, id, explain, classification, .. } = decoded;
+    let Decoded { request, id, explain, classification, wanted } = decoded;
     let mut response = model.service.infer(request).await?;
+    response.outputs.retain(|(name, _)| wanted.has(name));
     if let Some(count) = classification {
-        let labels = &model.service.manifest().output.labels;
-        response.output = best_classes(&response.output, count, labels);
+        let output = &model.service.manifest().output;
+        for (_, scores) in response.outputs.iter_mut().filter(|(name, _)| *name == output.name) {
+            *scores = best_classes(scores, count, &output.labels);
+        }
     }
     Span::current().record("plan", &response.report.plan.plan);
-    Ok(Answer { heading: Heading::new(model, id, explain), response })
+    Ok(Answer { heading: Heading::new(model, id, explain), response, wanted })
 }
 
 /// Tells the observer of a request that was refused before its family heard of it.

@@ -163,7 +163,7 @@ pub(super) async fn embeddings(
     let Parameters { mut budget, explain, .. } = parameters;
     permit.cap(&mut budget);
     let response = model.service.infer(InferRequest { inputs, budget, arrival }).await?;
-    let num_bytes = output_bytes(&response.output, false);
+    let num_bytes = response.outputs.iter().map(|(_, tensor)| output_bytes(tensor, false)).sum();
     let report = response.report.clone();
     let body =
         off_thread(num_bytes, move || write(model.service.name(), &response, &form, explain))
@@ -275,10 +275,10 @@ fn write(
     form: &Form,
     explain: bool,
 ) -> Result<Vec<u8>, ApiError> {
-    let output = &response.output;
-    let width = output.shape().last().copied().unwrap_or(1).max(1);
+    let output = response.outputs.first().map(|(_, tensor)| tensor);
+    let width = output.and_then(|output| output.shape().last().copied()).unwrap_or(1).max(1);
     let rows: Vec<Vec<f32>> = output
-        .as_f32()
+        .and_then(Tensor::as_f32)
         .unwrap_or_default()
         .chunks(width)
         .map(|row| form.dimensions.map_or_else(|| row.to_vec(), |kept| shortened(row, kept)))

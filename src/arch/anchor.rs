@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     ArchError, Checkpoint, Network, bert, checkpoint::open_verified, exported::Exported,
-    fitted::Expansion, mpnet, network::Precision, vit::VisionTransformer, vit_layout,
+    fitted::Expansion, mpnet, network::Precision, routed::Body, vit::VisionTransformer, vit_layout,
 };
 use crate::family::{AnchorSpec, ModuleKind, WidthSpec};
 
@@ -52,7 +52,13 @@ pub(super) trait Anchor: Debug {
     fn stem(&self) -> Result<Network, ArchError>;
 
     /// Builds one of the [`parts`](Self::parts) of block `index` in one of its forms.
-    fn part(&self, index: usize, part: ModuleKind, form: Form<'_>) -> Result<Network, ArchError>;
+    fn part(&self, index: usize, part: ModuleKind, form: Form<'_>) -> Result<Body, ArchError>;
+
+    /// Returns the number of ways among which tokens are routed in one of the parts of block
+    /// `index`, if they are.
+    fn num_ways(&self, _index: usize, _part: ModuleKind) -> Option<usize> {
+        None
+    }
 
     /// Builds what follows the last block, without its final norm if that is left out; `None` where
     /// it has nothing of its own.
@@ -73,6 +79,8 @@ pub(super) enum Form<'a> {
     Int8,
     /// With a prefix of its heads and hidden units.
     Narrow(&'a WidthSpec),
+    /// With another number of ways that a token takes.
+    TopK(usize),
 }
 
 impl<'a> Form<'a> {
@@ -85,8 +93,13 @@ impl<'a> Form<'a> {
     pub(super) fn narrow(self) -> Option<&'a WidthSpec> {
         match self {
             Self::Narrow(width) => Some(width),
-            Self::Plain | Self::Int8 => None,
+            Self::Plain | Self::Int8 | Self::TopK(_) => None,
         }
+    }
+
+    /// Returns the number of ways that a token takes, where it takes `own` as it was trained.
+    pub(super) fn top_k(self, own: usize) -> usize {
+        if let Self::TopK(k) = self { k } else { own }
     }
 }
 

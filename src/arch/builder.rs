@@ -11,11 +11,13 @@ use super::{
     anchor::{self, Anchor, Form},
     fitted::{self, Expansion, MapParts, fit_file_name},
     network::Precision,
+    promises,
+    routed::Body,
     trained,
 };
 use crate::family::{
-    AnchorSpec, ExitsSpec, FamilyError, MANIFEST_FILE, Manifest, MapForm, MapSpec, Module,
-    ModuleKind, Space, SpaceId, SpaceKind, StitchesSpec, WidthSpec,
+    AnchorSpec, ExitsSpec, FamilyError, Manifest, MapForm, MapSpec, Module, ModuleKind, Space,
+    SpaceId, SpaceKind, StitchesSpec,
 };
 
 /// What a family consists of.
@@ -27,7 +29,7 @@ pub(super) struct FamilyBuilder<'a> {
     pub(super) anchors: Vec<String>,
     pub(super) spaces: Vec<Space>,
     pub(super) modules: Vec<Module>,
-    pub(super) networks: Vec<Option<Network>>,
+    pub(super) bodies: Vec<Option<Body>>,
     pub(super) features: Vec<Network>,
     pub(super) tokenizers: BTreeMap<String, Arc<Tokenizer>>,
 }
@@ -90,7 +92,7 @@ impl<'a> FamilyBuilder<'a> {
                 end("out", SpaceKind::Output, vec![Some(manifest.output.width)]),
             ],
             modules: Vec::new(),
-            networks: Vec::new(),
+            bodies: Vec::new(),
             features: Vec::new(),
             tokenizers: BTreeMap::new(),
         }
@@ -98,12 +100,12 @@ impl<'a> FamilyBuilder<'a> {
 
     fn add_anchor(&mut self, name: &str, spec: &AnchorSpec) -> Result<(), ArchError> {
         let anchor = anchor::open(self.folder, name, spec)?;
-        self.check_promises(name, spec, &*anchor)?;
+        promises::check(self.folder, self.manifest, name, &*anchor)?;
         self.add_tokenizer(name, spec, &*anchor)?;
         let side = Side { name, spec, index: self.anchors.len(), is_stitched: false };
         self.add_blocks(side, &*anchor)?;
         let (stem, first) = (format!("{name}.stem"), side.space(0, false));
-        self.add(stem, ["in", &first], ModuleKind::Stem, Some(anchor.stem()?))?;
+        self.add(stem, ["in", &first], ModuleKind::Stem, Some(anchor.stem()?.into()))?;
         // Vectors of texts can be compared only in the reference's space; classes are the same for
         // every anchor.
         if name == self.manifest.reference || self.manifest.image.is_some() {
@@ -167,17 +169,12 @@ impl<'a> FamilyBuilder<'a> {
             _ => "",
         };
         let plain = format!("{}.block.{block}{part}", side.prefix());
-        let network = anchor.part(block, kind, Form::Plain)?;
-        self.add(plain.clone(), ends, kind, Some(network))?;
-        let named = side.spec.variants.iter().map(|variant| match variant.as_str() {
-            "int8" => (variant, Some(Form::Int8)),
-            _ => (variant, None),
-        });
-        let narrow = side.spec.widths.iter().map(|width| (&width.name, Some(Form::Narrow(width))));
-        for (variant, form) in named.chain(narrow) {
-            let network = form.map(|form| anchor.part(block, kind, form)).transpose()?;
-            self.add(format!("{plain}.{variant}"), ends, kind, network)?;
-            self.name_variant(Some(variant.clone()));
+        let body = anchor.part(block, kind, Form::Plain)?;
+        self.add(plain.clone(), ends, kind, Some(body))?;
+        for (variant, form) in forms(side.spec, anchor.num_ways(block, kind)) {
+            let body = form.map(|form| anchor.part(block, kind, form)).transpose()?;
+            self.add(format!("{plain}.{variant}"), ends, kind, body)?;
+            self.name_variant(Some(variant));
         }
         Ok(())
     }
@@ -195,11 +192,11 @@ impl<'a> FamilyBuilder<'a> {
         let last = anchor.num_blocks();
         let name = format!("{}.head", side.prefix());
         let from = side.space(last, false);
-        self.add(name.clone(), [&from, "out"], ModuleKind::Head, Some(head.clone()))?;
+        self.add(name.clone(), [&from, "out"], ModuleKind::Head, Some(head.clone().into()))?;
         for depth in side.spec.depths.iter().filter(|depth| **depth < last) {
             let from = side.space(*depth, false);
             let name = format!("{name}.{depth}");
-            self.add(name, [&from, "out"], ModuleKind::Exit, Some(head.clone()))?;
+            self.add(name, [&from, "out"], ModuleKind::Exit, Some(head.clone().into()))?;
             self.name_variant(Some("head".into()));
         }
         Ok(())
@@ -212,9 +209,13 @@ impl<'a> FamilyBuilder<'a> {
             let depths = [self.depth("stitches.pairs", from)?, self.depth("stitches.pairs", to)?];
             if depths[0] != depths[1] {
                 let expected = "anchors of as many blocks as one another are stitched".to_owned();
-                return Err(self
-                    .refuse("stitches.pairs", format!("{from}, {to}"), expected)
-                    .into());
+                return Err(promises::refuse(
+                    self.folder,
+                    "stitches.pairs",
+                    format!("{from}, {to}"),
+                    expected,
+                )
+                .into());
             }
             for (after, before, window) in spec.windows(depths[0]) {
                 let start = format!("{from}.{}", after + 1);
@@ -225,7 +226,7 @@ impl<'a> FamilyBuilder<'a> {
                 let name = format!("stitch_layers.{pair}.{window}.transform");
                 let network = trained::stitch(&weights, &name, widths)?;
                 let name = format!("stitch.{start}-{end}");
-                self.add(name, [&start, &end], ModuleKind::Stitch, Some(network))?;
+                self.add(name, [&start, &end], ModuleKind::Stitch, Some(network.into()))?;
             }
         }
         Ok(())
@@ -244,7 +245,7 @@ impl<'a> FamilyBuilder<'a> {
                 let widths = [self.width_of(&from), self.manifest.output.width];
                 let network = trained::exit(&weights, &name, widths)?;
                 let name = format!("exit.{from}");
-                self.add(name, [&from, "out"], ModuleKind::Exit, Some(network))?;
+                self.add(name, [&from, "out"], ModuleKind::Exit, Some(network.into()))?;
             }
         }
         Ok(())
@@ -255,7 +256,8 @@ impl<'a> FamilyBuilder<'a> {
         let index = self.anchors.iter().position(|known| known == anchor);
         index.map(|index| self.opened[index].num_blocks()).ok_or_else(|| {
             let known = self.anchors.join(", ");
-            self.refuse(key, anchor.to_owned(), format!("there are the anchors {known}"))
+            let expected = format!("there are the anchors {known}");
+            promises::refuse(self.folder, key, anchor.to_owned(), expected)
         })
     }
 
@@ -310,11 +312,11 @@ impl<'a> FamilyBuilder<'a> {
         let label = map.label.as_ref().map_or(String::new(), |label| format!(".{label}"));
         let name = format!("map.{}-{}{label}", map.from, map.to);
         let network = fitted::network(parts, weights, Precision::F32)?;
-        self.add(name.clone(), ends, kind, Some(network))?;
+        self.add(name.clone(), ends, kind, Some(network.into()))?;
         self.name_variant(map.label.clone());
         for variant in &map.variants {
             let network = fitted::network(parts, weights, Precision::Int8)?;
-            self.add(format!("{name}.{variant}"), ends, kind, Some(network))?;
+            self.add(format!("{name}.{variant}"), ends, kind, Some(network.into()))?;
             let label = map.label.as_ref().map_or(variant.clone(), |l| format!("{l}-{variant}"));
             self.name_variant(Some(label));
         }
@@ -343,8 +345,11 @@ impl<'a> FamilyBuilder<'a> {
         name: String,
         [from, to]: [&str; 2],
         kind: ModuleKind,
-        network: Option<Network>,
+        body: Option<Body>,
     ) -> Result<(), ArchError> {
+        if let Some(Body::Routed(routed)) = &body {
+            routed.check(&name)?;
+        }
         let find = |space: &str| {
             self.spaces.iter().position(|known| known.name == space).map(SpaceId).ok_or_else(|| {
                 FamilyError::DanglingModule {
@@ -356,7 +361,7 @@ impl<'a> FamilyBuilder<'a> {
         };
         let (from, to) = (find(from)?, find(to)?);
         self.modules.push(Module { name, from, to, kind, variant: None });
-        self.networks.push(network);
+        self.bodies.push(body);
         Ok(())
     }
 
@@ -383,58 +388,6 @@ impl<'a> FamilyBuilder<'a> {
         Ok(())
     }
 
-    /// Checks what the manifest promises against what the anchor can do.
-    fn check_promises(
-        &self,
-        name: &str,
-        spec: &AnchorSpec,
-        anchor: &dyn Anchor,
-    ) -> Result<(), FamilyError> {
-        let Manifest { limits, output, image, reference, .. } = self.manifest;
-        let key = |key: &str| format!("anchors.{name}.{key}");
-        if image.is_none() && limits.max_tokens > anchor.max_tokens() {
-            let expected = format!("`{name}` has positions for {}", anchor.max_tokens());
-            return Err(self.refuse("limits.max_tokens", limits.max_tokens.to_string(), expected));
-        }
-        if image.is_none() && spec.tokenizer.is_none() {
-            let expected = "an anchor that reads texts needs one".to_owned();
-            return Err(self.refuse(&key("tokenizer"), String::new(), expected));
-        }
-        let has_head = name == reference || image.is_some();
-        if has_head && output.width != anchor.output_width() {
-            let expected = format!("`{name}` ends {} wide", anchor.output_width());
-            return Err(self.refuse("output.width", output.width.to_string(), expected));
-        }
-        let given = image.as_ref().map(|image| [image.channels, image.height, image.width]);
-        if let Some(read) = anchor.image().filter(|read| Some(*read) != given) {
-            let expected = format!("`{name}` reads images of {read:?} (channels, height, width)");
-            return Err(self.refuse("image", format!("{given:?}"), expected));
-        }
-        for width in &spec.widths {
-            let fits = |(heads, hidden)| width.heads <= heads && width.hidden <= hidden;
-            let widest = anchor.widest();
-            if !widest.is_some_and(fits) {
-                let expected = match widest {
-                    Some((heads, hidden)) => format!("it has {heads} heads, {hidden} hidden units"),
-                    None => "only vision transformers run narrower".into(),
-                };
-                let WidthSpec { heads, hidden, .. } = width;
-                return Err(self.refuse(&key("widths"), format!("{heads}, {hidden}"), expected));
-            }
-        }
-        Ok(())
-    }
-
-    /// Returns the error for a key of the manifest.
-    fn refuse(&self, key: &str, value: String, expected: String) -> FamilyError {
-        FamilyError::Value {
-            path: self.folder.join(MANIFEST_FILE),
-            key: key.into(),
-            value,
-            expected,
-        }
-    }
-
     fn leads_to_missing_anchor(&self, map: &MapSpec) -> bool {
         [&map.from, &map.to].iter().any(|space| {
             let anchor = space.split('.').next().unwrap_or_default();
@@ -451,6 +404,19 @@ impl<'a> FamilyBuilder<'a> {
             reason: format!("there is no space `{name}`; known: {}", known_spaces(&self.spaces)),
         })
     }
+}
+
+/// Returns the forms beside the plain one that an anchor's manifest asks for, of a part with so many
+/// ways; `None` is the identity.
+fn forms(spec: &AnchorSpec, num_ways: Option<usize>) -> Vec<(String, Option<Form<'_>>)> {
+    let named = spec.variants.iter().map(|variant| match variant.as_str() {
+        "int8" => (variant.clone(), Some(Form::Int8)),
+        _ => (variant.clone(), None),
+    });
+    let narrow = spec.widths.iter().map(|width| (width.name.clone(), Some(Form::Narrow(width))));
+    let top_k = spec.top_k.iter().filter(|_| num_ways.is_some());
+    let routed = top_k.map(|k| (format!("k{k}"), Some(Form::TopK(*k))));
+    named.chain(narrow).chain(routed).collect()
 }
 
 /// Tells what a map between two spaces is.

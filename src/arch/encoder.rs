@@ -16,6 +16,7 @@ use super::{
     },
     pooling::mean_head,
     relative,
+    routed::Body,
 };
 use crate::{
     family::ModuleKind,
@@ -136,11 +137,12 @@ impl Anchor for Encoder {
         Ok(self.network(graph, &normed, Precision::F32))
     }
 
-    fn part(&self, index: usize, part: ModuleKind, form: Form<'_>) -> Result<Network, ArchError> {
-        match part {
+    fn part(&self, index: usize, part: ModuleKind, form: Form<'_>) -> Result<Body, ArchError> {
+        let network = match part {
             ModuleKind::Attention => self.attention(index, form.precision()),
             _ => self.mlp(index, form.precision()),
-        }
+        };
+        network.map(Body::Network)
     }
 
     fn head(&self, _has_norm: bool) -> Result<Option<Network>, ArchError> {

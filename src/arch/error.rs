@@ -113,6 +113,22 @@ pub enum ArchError {
         /// What is supported.
         architecture: &'static str,
     },
+    /// A router and the ways that tokens may take contradict each other.
+    #[error("module `{module}`: {reason}")]
+    Router {
+        /// The module.
+        module: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A tensor holds a value that is infinite or no number.
+    #[error("{}: tensor `{name}` holds a value that is infinite or no number", path.display())]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+    },
     /// A map names a space that does not exist, or joins spaces that it cannot join.
     #[error("the map from `{from}` to `{to}`: {reason}")]
     Map {

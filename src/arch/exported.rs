@@ -8,6 +8,7 @@ use super::{
     checkpoint::open_verified,
     network::{PIXEL_VALUES, Precision},
     pooling::mean_head,
+    routed::Body,
 };
 use crate::{
     family::{ModuleKind, OnnxSource},
@@ -135,9 +136,9 @@ impl Anchor for Exported {
         Ok(Network::new(self.stem.clone(), Precision::F32))
     }
 
-    fn part(&self, index: usize, part: ModuleKind, form: Form<'_>) -> Result<Network, ArchError> {
+    fn part(&self, index: usize, part: ModuleKind, form: Form<'_>) -> Result<Body, ArchError> {
         let piece = usize::from(part == ModuleKind::Mlp);
-        Ok(Network::new(self.blocks[index][piece].clone(), form.precision()))
+        Ok(Network::new(self.blocks[index][piece].clone(), form.precision()).into())
     }
 
     fn head(&self, _has_norm: bool) -> Result<Option<Network>, ArchError> {

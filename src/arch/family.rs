@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{ArchError, Network, Stamps, Tokenizer, builder::FamilyBuilder};
+use super::{ArchError, Network, Routed, Stamps, Tokenizer, builder::FamilyBuilder, routed::Body};
 use crate::family::{FamilyGraph, MANIFEST_FILE, Manifest, MapSpec, ModuleId, SpaceId};
 
 /// A family ready to be run: what each module computes, and how they join.
@@ -18,12 +18,30 @@ pub struct Family {
     pub folder: PathBuf,
     /// The graph.
     pub graph: FamilyGraph,
-    networks: Vec<Network>,
+    networks: Networks,
     /// Which of `networks` each module runs; `None` for the identity.
-    of_module: Vec<Option<usize>>,
+    computes: Vec<Option<Compute>>,
     features: Vec<Network>,
     tokenizers: BTreeMap<String, Arc<Tokenizer>>,
     stamps: Stamps,
+}
+
+/// What a module computes, by the positions of networks in its family.
+#[derive(Debug)]
+pub enum Compute {
+    /// One network, the same for every token.
+    Network(usize),
+    /// Ways that each token takes by itself.
+    Routed(Box<Routed<usize>>),
+}
+
+/// The networks of a family; of networks that are the same, such as the head that may follow any
+/// block, one is kept.
+#[derive(Debug, Default)]
+struct Networks {
+    /// With what they are called in errors and logs.
+    kept: Vec<(Network, String)>,
+    known: BTreeMap<Vec<u8>, usize>,
 }
 
 impl Family {
@@ -43,12 +61,15 @@ impl Family {
         let parts = FamilyBuilder::build(folder, &manifest)?;
         let graph = FamilyGraph::new(parts.anchors, parts.spaces, parts.modules)
             .map_err(|source| ArchError::Graph { path: folder.join(MANIFEST_FILE), source })?;
-        let (networks, of_module) = share(parts.networks);
+        let mut networks = Networks::default();
+        let named = graph.modules().iter().zip(parts.bodies);
+        let computes = named.map(|(module, body)| Some(networks.keep(&module.name, body?)));
+        let computes = computes.collect();
         Ok(Self {
             folder: folder.to_owned(),
             graph,
             networks,
-            of_module,
+            computes,
             features: parts.features,
             tokenizers: parts.tokenizers,
             manifest,
@@ -73,23 +94,71 @@ impl Family {
     /// # Panics
     ///
     /// Panics when `id` is of another family and out of range.
-    pub fn network(&self, id: ModuleId) -> Option<&Network> {
-        self.network_index(id).map(|index| &self.networks[index])
+    pub fn compute(&self, id: ModuleId) -> Option<&Compute> {
+        self.computes[id.0].as_ref()
     }
 
-    /// Returns the position of what module `id` computes among the family's networks; modules that
-    /// compute the same share one.
+    /// Returns the network at a position that [`compute`](Self::compute) names.
+    ///
+    /// # Panics
+    ///
+    /// Panics when there is none.
+    pub fn network(&self, index: usize) -> &Network {
+        &self.networks.kept[index].0
+    }
+
+    /// Returns what the network at a position is called: the first module that runs it, and its
+    /// role where that is routed.
+    ///
+    /// # Panics
+    ///
+    /// Panics when there is none.
+    pub fn network_name(&self, index: usize) -> &str {
+        &self.networks.kept[index].1
+    }
+
+    /// Returns the positions of the networks that module `id` may run, each once: none for the
+    /// identity, the entry first where tokens are routed.
     ///
     /// # Panics
     ///
     /// Panics when `id` is of another family and out of range.
-    pub fn network_index(&self, id: ModuleId) -> Option<usize> {
-        self.of_module[id.0]
+    pub fn networks_of(&self, id: ModuleId) -> Vec<usize> {
+        match self.compute(id) {
+            None => Vec::new(),
+            Some(Compute::Network(index)) => vec![*index],
+            Some(Compute::Routed(routed)) => {
+                let mut seen = BTreeSet::new();
+                routed.networks().copied().filter(|index| seen.insert(*index)).collect()
+            }
+        }
     }
 
-    /// Returns the number of networks that differ.
-    pub fn num_networks(&self) -> usize {
-        self.networks.len()
+    /// Returns the bytes that all weights of module `id` take when loaded.
+    ///
+    /// # Panics
+    ///
+    /// Panics when `id` is of another family and out of range.
+    pub fn weight_bytes(&self, id: ModuleId) -> u64 {
+        self.networks_of(id).into_iter().map(|index| self.network(index).weight_bytes()).sum()
+    }
+
+    /// Names what module `id` computes for caches; `None` where it is the identity.
+    ///
+    /// # Panics
+    ///
+    /// Panics when `id` is of another family and out of range.
+    pub fn fingerprint(&self, id: ModuleId) -> Option<Vec<u8>> {
+        match self.compute(id)? {
+            Compute::Network(index) => Some(self.network(*index).fingerprint()),
+            Compute::Routed(routed) => {
+                let mut bytes = format!("{:?}", routed.router).into_bytes();
+                for index in routed.networks() {
+                    bytes.extend(self.network(*index).fingerprint());
+                }
+                Some(bytes)
+            }
+        }
     }
 
     /// Returns the networks that compute what each of the manifest's maps sees, in the manifest's
@@ -128,17 +197,25 @@ impl Family {
     }
 }
 
-/// Keeps one of networks that are the same, such as the head that may follow any block.
-fn share(networks: Vec<Option<Network>>) -> (Vec<Network>, Vec<Option<usize>>) {
-    let mut known = BTreeMap::new();
-    let mut kept = Vec::new();
-    let of_module = networks.into_iter().map(|network| {
-        let network = network?;
-        Some(*known.entry(network.fingerprint()).or_insert_with(|| {
-            kept.push(network);
+impl Networks {
+    /// Keeps the networks of the module `name` that are not there yet.
+    fn keep(&mut self, name: &str, body: Body) -> Compute {
+        match body {
+            Body::Network(network) => Compute::Network(self.position(network, || name.to_owned())),
+            Body::Routed(routed) => {
+                let keep = |network, role: &str, index| {
+                    self.position(network, || format!("{name}.{role}.{index}"))
+                };
+                Compute::Routed(Box::new(routed.map(keep)))
+            }
+        }
+    }
+
+    fn position(&mut self, network: Network, name: impl FnOnce() -> String) -> usize {
+        let Self { kept, known } = self;
+        *known.entry(network.fingerprint()).or_insert_with(|| {
+            kept.push((network, name()));
             kept.len() - 1
-        }))
-    });
-    let of_module = of_module.collect();
-    (kept, of_module)
+        })
+    }
 }

@@ -20,7 +20,9 @@ mod mpnet;
 mod network;
 mod picture;
 mod pooling;
+mod promises;
 mod relative;
+mod routed;
 mod stamps;
 mod tokenize;
 mod trained;
@@ -29,10 +31,13 @@ mod vit_layout;
 
 pub use checkpoint::{Checkpoint, TensorPlace};
 pub use error::ArchError;
-pub use family::Family;
+pub use family::{Compute, Family};
 pub use fitted::{FitRecord, FitRecords, fit_file_name};
 pub use input::{ModelInput, Pixels};
 pub use network::{ATTENTION_MASK, INPUT_IDS, Network, PIXEL_VALUES, Precision};
 pub use picture::{PictureError, decode_picture, raw_picture};
+pub use routed::{
+    KEYS, Order, QUERIES, REST, Routed, Router, SCORES, SUM, TOKENS, VALUES, Ways, Weighting,
+};
 pub use stamps::Stamps;
 pub use tokenize::{Encoding, Tokenizer};

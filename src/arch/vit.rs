@@ -9,6 +9,7 @@ use super::{
     ArchError, Checkpoint, Network,
     anchor::{Anchor, Form},
     network::{PIXEL_VALUES, Precision, extent, float_weight, linear, transposed, with_hidden},
+    routed::Body,
     vit_layout::{BlockPart, Part, VitLayout, VitShape},
 };
 use crate::{
@@ -76,11 +77,12 @@ impl Anchor for VisionTransformer {
         Ok(self.network(graph, &tokens, Precision::F32))
     }
 
-    fn part(&self, block: usize, part: ModuleKind, form: Form<'_>) -> Result<Network, ArchError> {
-        match part {
+    fn part(&self, block: usize, part: ModuleKind, form: Form<'_>) -> Result<Body, ArchError> {
+        let network = match part {
             ModuleKind::Attention => self.attention(block, form),
             _ => self.mlp(block, form),
-        }
+        };
+        network.map(Body::Network)
     }
 
     /// Builds the classifier: the first token, the final norm unless it is left out, the head.

@@ -35,10 +35,6 @@ fn space(family: &Family, id: SpaceId) -> &str {
     &family.graph.spaces()[id.0].name
 }
 
-fn weight_bytes(family: &Family, id: ModuleId) -> u64 {
-    family.network(id).map_or(0, crate::arch::Network::weight_bytes)
-}
-
 fn json(family: &Family, modules: &[ModuleId]) -> anyhow::Result<String> {
     let modules: Vec<_> = modules
         .iter()
@@ -50,7 +46,7 @@ fn json(family: &Family, modules: &[ModuleId]) -> anyhow::Result<String> {
                 "to": space(family, module.to),
                 "kind": format!("{:?}", module.kind),
                 "variant": module.variant,
-                "weight_bytes": weight_bytes(family, *id),
+                "weight_bytes": family.weight_bytes(*id),
             })
         })
         .collect();
@@ -70,7 +66,7 @@ fn table(family: &Family, modules: &[ModuleId]) -> String {
             space(family, module.from),
             space(family, module.to),
             format!("{:?}", module.kind).to_lowercase(),
-            ByteSize(weight_bytes(family, *id)).to_string()
+            ByteSize(family.weight_bytes(*id)).to_string()
         ));
     }
     text

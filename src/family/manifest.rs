@@ -71,6 +71,12 @@ pub struct OutputSpec {
     pub name: String,
     /// The extent of the last axis.
     pub width: usize,
+    /// Whether there is a row for each token, `[batch, tokens, width]`; one for each text or image
+    /// otherwise.
+    #[serde(default)]
+    pub per_token: bool,
+    /// The name under which the last hidden states are an output as well, where heads give them.
+    pub states: Option<String>,
     /// The classes by index, where the output is a score a class.
     #[serde(default)]
     pub labels: Vec<String>,
@@ -132,6 +138,10 @@ pub struct AnchorSpec {
     /// Narrower forms of every block, trained with it: prefixes of its heads and hidden units.
     #[serde(default)]
     pub widths: Vec<WidthSpec>,
+    /// Numbers of ways that a token may take where the anchor routes tokens, besides its own number:
+    /// each makes parallel modules called `k1`, `k2` and so on.
+    #[serde(default)]
+    pub top_k: Vec<usize>,
     /// The depths after which the anchor's own norm and head may follow, trained so (SortedNet).
     #[serde(default)]
     pub depths: Vec<usize>,

@@ -4,7 +4,7 @@ use prost::Message;
 
 use super::FitError;
 use crate::{
-    arch::{ATTENTION_MASK, Family, INPUT_IDS, PIXEL_VALUES},
+    arch::{ATTENTION_MASK, Compute, Family, INPUT_IDS, PIXEL_VALUES},
     family::{ModuleId, PlanId},
     onnx::{embed_weights, join, proto::StringStringEntry},
 };
@@ -19,11 +19,20 @@ use crate::{
 /// Fails when a module cannot be quantized, or weights cannot be read.
 pub fn export_plan(family: &Family, path: &[ModuleId]) -> Result<Vec<u8>, FitError> {
     let wrap = |e: crate::onnx::OnnxError| FitError::Export { reason: e.to_string() };
-    let networks = path.iter().filter_map(|id| family.network(*id));
-    let models = networks
-        .map(|network| network.to_onnx(&family.folder))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(wrap)?;
+    let mut models = Vec::new();
+    for id in path {
+        match family.compute(*id) {
+            None => {}
+            Some(Compute::Network(index)) => {
+                models.push(family.network(*index).to_onnx(&family.folder).map_err(wrap)?);
+            }
+            Some(Compute::Routed(_)) => {
+                let name = &family.graph.module(*id).name;
+                let reason = format!("module `{name}` routes tokens, which a file of ONNX cannot");
+                return Err(FitError::Export { reason });
+            }
+        }
+    }
     let mut model = join(&models, &[INPUT_IDS, ATTENTION_MASK, PIXEL_VALUES]);
     embed_weights(&mut model, &family.folder).map_err(wrap)?;
     if let Some(graph) = &mut model.graph {

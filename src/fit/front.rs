@@ -36,7 +36,7 @@ pub fn costed_graph(
             let measured = profile.module(id);
             let cost = EdgeCost {
                 latency_seconds: measured.map_or(0.0, |m| m.latency_seconds.at(batch, tokens)),
-                weight_bytes: family.network(id).map_or(0, crate::arch::Network::weight_bytes),
+                weight_bytes: family.weight_bytes(id),
                 activation_bytes: measured
                     .map_or(0, |m| to_bytes(m.activation_bytes.peak(batch, tokens))),
                 loss: quality.loss(graph, id),
@@ -106,11 +106,10 @@ pub fn entry(
 ) -> Result<PlanEntry, FitError> {
     let id = PlanId::of_path(&family.graph, path);
     let measured = || path.iter().filter_map(|id| profile.module(*id));
-    let weights = path.iter().filter_map(|id| family.network(*id));
     Ok(PlanEntry {
         latency_seconds: Grid::sum(measured().map(|module| &module.latency_seconds))?,
         activation_bytes: Grid::max(measured().map(|module| &module.activation_bytes))?,
-        weight_bytes: weights.map(crate::arch::Network::weight_bytes).sum(),
+        weight_bytes: path.iter().map(|id| family.weight_bytes(*id)).sum(),
         quality: quality_of(&family.graph, quality, &id, path),
         modules: path.iter().map(|id| id.0).collect(),
         id: id.into(),

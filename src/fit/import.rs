@@ -282,7 +282,7 @@ fn compare(
         let pixels = ModelInput::Pixels(Pixels { shape: anchor.image, values });
         let found = executor.run(&path, &SideInputs::of_input(pixels)?, &mut ())?;
         let expected = expected.as_ref().and_then(Tensor::as_f32).unwrap_or_default();
-        let found = found.as_f32().unwrap_or_default();
+        let found = found.first().and_then(Tensor::as_f32).unwrap_or_default();
         let scale = expected.iter().fold(1.0_f32, |scale, score| scale.max(score.abs()));
         let differences = found.iter().zip(expected);
         let differences =

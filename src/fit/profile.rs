@@ -160,7 +160,7 @@ impl Profile {
 
 /// Returns the digest under which module `id` is cached, or `None` where it is the identity.
 pub(super) fn module_digest(family: &Family, id: ModuleId) -> Option<String> {
-    family.network(id).map(|network| digest(&network.fingerprint()))
+    family.fingerprint(id).map(|fingerprint| digest(&fingerprint))
 }
 
 fn digest(bytes: &[u8]) -> String {

@@ -78,8 +78,8 @@ impl GraphBuilder {
         self.add(MICROSOFT, op, inputs, attributes)
     }
 
-    /// Ends the graph with `value` as its only output, called `name`.
-    pub fn finish(mut self, value: &str, name: &str, shape: &[Option<i64>]) -> ModelProto {
+    /// Makes the f32 `value` an output, called `name`.
+    pub fn output(&mut self, value: &str, name: &str, shape: &[Option<i64>]) {
         self.graph.node.push(NodeProto {
             input: vec![value.into()],
             output: vec![name.into()],
@@ -87,6 +87,16 @@ impl GraphBuilder {
             ..NodeProto::default()
         });
         self.graph.output.push(ValueInfoProto::tensor(name, data_type::FLOAT, shape));
+    }
+
+    /// Ends the graph with `value` as its last output, called `name`.
+    pub fn finish(mut self, value: &str, name: &str, shape: &[Option<i64>]) -> ModelProto {
+        self.output(value, name, shape);
+        self.end()
+    }
+
+    /// Ends the graph.
+    pub fn end(mut self) -> ModelProto {
         self.graph.name = "module".into();
         let opset = |domain: &str, version| OperatorSetId { domain: domain.into(), version };
         ModelProto {

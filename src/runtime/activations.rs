@@ -2,11 +2,7 @@
 
 use std::path::Path;
 
-use super::{
-    Runtime, RuntimeError,
-    executor::{Activation, SideInputs},
-    session::ModuleSession,
-};
+use super::{Activation, Runtime, RuntimeError, SideInputs, session::ModuleSession};
 use crate::arch::Network;
 
 /// Runs `network` once on each of `inputs` in a session of its own with profiling on, and returns
@@ -14,21 +10,20 @@ use crate::arch::Network;
 pub(super) fn measure(
     runtime: &Runtime,
     folder: &Path,
-    module: &str,
-    network: &Network,
-    inputs: &[(SideInputs, Option<Activation>)],
+    (module, network): (&str, &Network),
+    inputs: &[(&SideInputs, Option<&Activation>)],
 ) -> Result<Vec<f64>, RuntimeError> {
     let scratch = tempfile::tempdir().map_err(|source| RuntimeError::Scratch { source })?;
     let prefix = scratch.path().join("profile");
     let mut session = ModuleSession::load_profiled(runtime, folder, module, network, &prefix)?;
     for (sides, state) in inputs {
-        session.run(state.as_ref().map(Activation::value), sides)?;
+        session.run(&[], state.map(Activation::value), sides)?;
     }
     let file = session.end_profiling()?;
     let text = std::fs::read_to_string(file).map_err(|source| RuntimeError::Scratch { source })?;
     let events: Vec<serde_json::Value> = serde_json::from_str(&text)
         .map_err(|e| RuntimeError::Scratch { source: std::io::Error::other(e) })?;
-    let states = inputs.iter().map(|(_, state)| state.as_ref().map_or(0.0, Activation::num_bytes));
+    let states = inputs.iter().map(|(_, state)| state.map_or(0.0, Activation::num_bytes));
     Ok(peaks(&events, inputs.len()).into_iter().zip(states).map(|(a, b)| a + b).collect())
 }
 

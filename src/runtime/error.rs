@@ -85,6 +85,24 @@ pub enum RuntimeError {
         /// The input.
         input: String,
     },
+    /// A router's scores cannot be compared.
+    #[error("module `{module}`: score {way} of row {row} is infinite or no number")]
+    Score {
+        /// The module.
+        module: String,
+        /// The row: a token of the batch.
+        row: usize,
+        /// The router's output.
+        way: usize,
+    },
+    /// What a routed module's networks give does not go together.
+    #[error("module `{module}`: {reason}")]
+    Routed {
+        /// The module.
+        module: String,
+        /// What is wrong.
+        reason: &'static str,
+    },
     /// A tensor cannot be handed over.
     #[error("a tensor cannot be handed to ONNX Runtime")]
     Tensor {

@@ -6,17 +6,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ort::value::{DynValue, Tensor as OrtTensor};
-
 use super::{
-    Runtime, RuntimeError, activations,
+    Activation, Routing, Runtime, RuntimeError, SideInputs, activations,
     residents::{Key, Lease},
+    routed,
     session::ModuleSession,
 };
 use crate::{
-    arch::{ATTENTION_MASK, Encoding, Family, INPUT_IDS, ModelInput, Network, PIXEL_VALUES},
+    arch::{Compute, Family, Network},
     family::ModuleId,
-    tensor::{Tensor, TensorData},
+    tensor::Tensor,
 };
 
 /// Owns the sessions of a family and runs paths through them, one at a time.
@@ -45,20 +44,13 @@ pub struct Residency {
     pub num_evictions: u64,
 }
 
-/// The inputs that every module of a path may read besides the hidden states.
-#[derive(Debug)]
-pub struct SideInputs {
-    values: Vec<(&'static str, DynValue)>,
-}
-
-/// Hidden states between two modules.
-#[derive(Debug)]
-pub struct Activation(DynValue);
-
 /// Hears how long each module of a path took.
 pub trait ModuleObserver {
     /// Is called after a module ran.
     fn ran(&mut self, module: ModuleId, time: Duration);
+
+    /// Is called after a module ran inside which tokens took ways of their own.
+    fn routed(&mut self, _module: ModuleId, _routing: &Routing) {}
 }
 
 /// Hears nothing.
@@ -95,7 +87,8 @@ impl Executor {
     ///
     /// Fails when ONNX Runtime refuses a module.
     pub fn load(&mut self, path: &[ModuleId]) -> Result<(), RuntimeError> {
-        path.iter().try_for_each(|id| self.session(*id).map(drop))
+        let networks = path.iter().flat_map(|id| self.family.networks_of(*id));
+        networks.into_iter().try_for_each(|index| self.lease(index).map(drop))
     }
 
     /// Loads a module if nothing has to give way to it; tells whether it was.
@@ -104,15 +97,20 @@ impl Executor {
     ///
     /// Fails when ONNX Runtime refuses it.
     pub fn load_ahead(&mut self, id: ModuleId) -> Result<bool, RuntimeError> {
-        let bytes = self.family.network(id).map_or(0, Network::weight_bytes);
+        // Experts wait until a token wants them.
+        let Some(first) = self.family.networks_of(id).first().copied() else {
+            return Ok(true);
+        };
+        let bytes = self.family.network(first).weight_bytes();
         let has_room = self.runtime.residents().has_room(bytes);
         if has_room {
-            self.load(&[id])?;
+            self.lease(first)?;
         }
         Ok(has_room)
     }
 
-    /// Runs `path` from the input to the output.
+    /// Runs `path` from the input to the output; returns what its last module gives, the family's
+    /// output first.
     ///
     /// # Errors
     ///
@@ -122,32 +120,21 @@ impl Executor {
         path: &[ModuleId],
         sides: &SideInputs,
         observer: &mut impl ModuleObserver,
-    ) -> Result<Tensor, RuntimeError> {
+    ) -> Result<Vec<Tensor>, RuntimeError> {
         if !self.family.graph.is_path(path) {
             return Err(RuntimeError::NotAPath);
         }
         let mut state = None;
         for id in path {
             let start = Instant::now();
-            state = self.step(*id, state, sides)?;
+            let next = self.advance(*id, state.as_ref(), sides)?;
             observer.ran(*id, start.elapsed());
+            if let Some(routing) = next.as_ref().and_then(Activation::routing) {
+                observer.routed(*id, routing);
+            }
+            state = next.or(state);
         }
-        state.ok_or(RuntimeError::NotAPath)?.to_tensor()
-    }
-
-    /// Runs one module on `state`; the identity returns it as it is.
-    ///
-    /// # Errors
-    ///
-    /// Fails when the module cannot be loaded or fails.
-    pub fn step(
-        &mut self,
-        id: ModuleId,
-        state: Option<Activation>,
-        sides: &SideInputs,
-    ) -> Result<Option<Activation>, RuntimeError> {
-        let next = self.advance(id, state.as_ref(), sides)?;
-        Ok(next.or(state))
+        state.ok_or(RuntimeError::NotAPath)?.to_tensors()
     }
 
     /// Runs one module on a state that stays; `None` where the module is the identity.
@@ -161,10 +148,21 @@ impl Executor {
         state: Option<&Activation>,
         sides: &SideInputs,
     ) -> Result<Option<Activation>, RuntimeError> {
-        let mut lease = self.session(id)?;
-        match lease.as_mut().and_then(Lease::session) {
-            Some(session) => Ok(Some(Activation(session.run(state.map(|state| &state.0), sides)?))),
+        match self.family.compute(id) {
             None => Ok(None),
+            Some(Compute::Network(index)) => {
+                let mut lease = self.lease(*index)?;
+                let outputs = lease.session()?.run(&[], state.map(Activation::value), sides)?;
+                let mut values = outputs.into_iter().map(|(_, value)| value);
+                let value = values.next().ok_or(RuntimeError::NotAPath)?;
+                let others = values.collect();
+                Ok(Some(Activation { others, ..Activation::new(value) }))
+            }
+            Some(Compute::Routed(routed)) => {
+                let module = &self.family.graph.module(id).name;
+                let state = state.ok_or(RuntimeError::NotAPath)?;
+                routed::run(self, (module, routed), state, sides).map(Some)
+            }
         }
     }
 
@@ -189,7 +187,9 @@ impl Executor {
                 place.insert(ModuleSession::load(&self.runtime, folder, name, network)?)
             }
         };
-        Activation(session.run(state.map(|state| &state.0), sides)?).to_tensor()
+        let outputs = session.run(&[], state.map(Activation::value), sides)?;
+        let value = outputs.into_iter().next().map(|(_, value)| value);
+        Activation::new(value.ok_or(RuntimeError::NotAPath)?).to_tensor()
     }
 
     /// Returns the bytes of activations that module `id` needs on each of `inputs`, a batch of side
@@ -203,124 +203,60 @@ impl Executor {
         id: ModuleId,
         inputs: &[(SideInputs, Option<Activation>)],
     ) -> Result<Vec<f64>, RuntimeError> {
-        let Some(network) = self.family.network(id) else {
+        let Some(compute) = self.family.compute(id) else {
             return Ok(vec![0.0; inputs.len()]);
         };
-        let name = &self.family.graph.module(id).name;
-        activations::measure(&self.runtime, &self.family.folder, name, network, inputs)
+        let measure = |index: usize, inputs: &[Given<'_>]| {
+            let (name, network) = (self.family.network_name(index), self.family.network(index));
+            activations::measure(&self.runtime, &self.family.folder, (name, network), inputs)
+        };
+        let given: Vec<Given<'_>> =
+            inputs.iter().map(|(sides, state)| (sides, state.as_ref())).collect();
+        match compute {
+            Compute::Network(index) => measure(*index, &given),
+            Compute::Routed(routed) => {
+                // What experts need is taken from the case that one takes all rows.
+                let entry = measure(routed.entry, &given)?;
+                let rows = routed::all_rows(inputs)?;
+                let rows: Vec<Given<'_>> = given
+                    .iter()
+                    .zip(&rows)
+                    .map(|((sides, _), rows)| (*sides, Some(rows)))
+                    .collect();
+                let way = measure(routed::first_way(routed), &rows)?;
+                let held = given.iter().map(|(_, state)| state.map_or(0.0, Activation::num_bytes));
+                let held = held.map(|bytes| bytes * routed::HELD);
+                let peaks = entry.into_iter().zip(way).zip(held);
+                Ok(peaks.map(|((entry, way), held)| entry.max(way + held)).collect())
+            }
+        }
     }
 
-    /// Leases the session of `id`, creating it where it is not there; `None` for the identity.
-    fn session(&self, id: ModuleId) -> Result<Option<Lease<'_>>, RuntimeError> {
+    /// Leases the session of the network at `index`, creating it where it is not there.
+    pub(super) fn lease(&self, index: usize) -> Result<Lease<'_>, RuntimeError> {
         let family = &self.family;
-        let (Some(index), Some(network)) = (family.network_index(id), family.network(id)) else {
-            return Ok(None);
-        };
+        let network = family.network(index);
         let load = || {
-            let name = &family.graph.module(id).name;
+            let name = family.network_name(index);
             let start = Instant::now();
             if let Some(path) = family.changed_file(network) {
-                return Err(RuntimeError::Changed { module: name.clone(), path });
+                return Err(RuntimeError::Changed { module: name.to_owned(), path });
             }
             let session = ModuleSession::load(&self.runtime, &family.folder, name, network)?;
             tracing::debug!(module = name, seconds = start.elapsed().as_secs_f64(), "loaded");
             Ok(session)
         };
         let key = Key { executor: self.id, network: index };
-        self.runtime.residents().lease(key, network.weight_bytes(), load).map(Some)
+        self.runtime.residents().lease(key, network.weight_bytes(), load)
     }
 }
+
+/// What a network is measured on.
+type Given<'a> = (&'a SideInputs, Option<&'a Activation>);
 
 /// Its sessions go with it.
 impl Drop for Executor {
     fn drop(&mut self) {
         self.runtime.residents().leave(self.id);
-    }
-}
-
-impl SideInputs {
-    /// Hands a plan's input over.
-    ///
-    /// # Errors
-    ///
-    /// Fails when the shapes contradict each other.
-    pub fn of_input(input: ModelInput) -> Result<Self, RuntimeError> {
-        match input {
-            ModelInput::Tokens(encoding) => Self::of_encoding(encoding),
-            ModelInput::Pixels(pixels) => {
-                let [channels, height, width] = pixels.shape;
-                let shape = [pixels.batch(), channels, height, width];
-                let value = OrtTensor::from_array((shape, pixels.values))
-                    .map_err(|source| RuntimeError::Tensor { source })?;
-                Ok(Self { values: vec![(PIXEL_VALUES, value.into_dyn())] })
-            }
-        }
-    }
-
-    /// Hands the token ids and the mask of `encoding` over.
-    ///
-    /// # Errors
-    ///
-    /// Fails when the shapes contradict each other.
-    pub fn of_encoding(encoding: Encoding) -> Result<Self, RuntimeError> {
-        let shape = [encoding.batch, encoding.tokens];
-        let value = |values: Vec<i64>| {
-            OrtTensor::from_array((shape, values))
-                .map(OrtTensor::into_dyn)
-                .map_err(|source| RuntimeError::Tensor { source })
-        };
-        let values = vec![
-            (INPUT_IDS, value(encoding.input_ids)?),
-            (ATTENTION_MASK, value(encoding.attention_mask)?),
-        ];
-        Ok(Self { values })
-    }
-
-    /// Returns the input called `name`.
-    pub(super) fn value(&self, name: &str) -> Option<&DynValue> {
-        self.values.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
-    }
-}
-
-impl Activation {
-    /// Returns the value as ONNX Runtime takes it.
-    pub(super) fn value(&self) -> &DynValue {
-        &self.0
-    }
-
-    /// Returns the bytes that the values take.
-    #[expect(clippy::cast_precision_loss, reason = "sizes stay far below 2^53 bytes")]
-    pub(super) fn num_bytes(&self) -> f64 {
-        let extents = self.0.dtype().tensor_shape();
-        extents
-            .map_or(0.0, |shape| shape.iter().map(|extent| *extent as f64).product::<f64>() * 4.0)
-    }
-
-    /// Copies the values out.
-    ///
-    /// # Errors
-    ///
-    /// Fails when they are not f32.
-    pub fn to_tensor(&self) -> Result<Tensor, RuntimeError> {
-        let wrap = |source| RuntimeError::Tensor { source };
-        let (shape, values) = self.0.try_extract_tensor::<f32>().map_err(wrap)?;
-        let shape = shape.iter().map(|extent| usize::try_from(*extent).unwrap_or(0)).collect();
-        Tensor::new(shape, TensorData::F32(values.to_vec()))
-            .map_err(|e| wrap(ort::Error::new(e.to_string())))
-    }
-
-    /// Hands `tensor` over as hidden states.
-    ///
-    /// # Errors
-    ///
-    /// Fails when it is not f32.
-    pub fn of_tensor(tensor: Tensor) -> Result<Self, RuntimeError> {
-        let wrap = |source| RuntimeError::Tensor { source };
-        let (shape, data) = tensor.into_parts();
-        let TensorData::F32(values) = data else {
-            return Err(wrap(ort::Error::new("hidden states are f32")));
-        };
-        let value = OrtTensor::from_array((shape, values)).map_err(wrap)?;
-        Ok(Self(value.into_dyn()))
     }
 }

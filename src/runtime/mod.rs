@@ -3,17 +3,22 @@
 //! The only room that names `ort`. It knows nothing of budgets, queues or the wire. Start at
 //! [`Runtime::start`], then [`Executor::run`].
 
+mod activation;
 mod activations;
+mod dispatch;
 mod environment;
 mod error;
 mod executor;
 mod library;
 mod residents;
+mod route;
+mod routed;
 mod session;
 mod whole;
 
+pub use activation::{Activation, Routing, SideInputs};
 pub use environment::{Runtime, RuntimeConfig};
 pub use error::RuntimeError;
-pub use executor::{Activation, Executor, ModuleObserver, Residency, SideInputs};
+pub use executor::{Executor, ModuleObserver, Residency};
 pub use library::find_library;
 pub use whole::WholeModel;

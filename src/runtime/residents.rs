@@ -65,8 +65,13 @@ pub(super) struct Lease<'a, S = ModuleSession> {
 }
 
 impl<S> Lease<'_, S> {
-    pub(super) fn session(&mut self) -> Option<&mut S> {
-        self.session.as_mut()
+    /// Returns the session.
+    ///
+    /// # Errors
+    ///
+    /// Never fails while the lease lasts.
+    pub(super) fn session(&mut self) -> Result<&mut S, RuntimeError> {
+        self.session.as_mut().ok_or(RuntimeError::NotAPath)
     }
 }
 

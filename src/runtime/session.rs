@@ -1,6 +1,6 @@
 //! One module's ONNX Runtime session.
 
-use std::{borrow::Cow, path::Path};
+use std::{borrow::Cow, path::Path, sync::Arc};
 
 use ort::{
     session::{
@@ -11,7 +11,7 @@ use ort::{
 };
 use prost::Message;
 
-use super::{Runtime, RuntimeError, executor::SideInputs};
+use super::{Runtime, RuntimeError, SideInputs};
 use crate::arch::Network;
 
 /// The configuration key under which ONNX Runtime finds external data of models given as bytes.
@@ -23,8 +23,11 @@ pub(super) struct ModuleSession {
     session: Session,
     module: String,
     inputs: Vec<String>,
-    output: String,
+    outputs: Vec<Arc<str>>,
 }
+
+/// What a module gave, by name, in the order in which it declares its outputs.
+pub(super) type Outputs = Vec<(Arc<str>, DynValue)>;
 
 impl ModuleSession {
     /// Creates the session of `network`, whose weights lie in files of `folder`.
@@ -72,20 +75,24 @@ impl ModuleSession {
         };
         let session = builder.commit_from_memory(&model.encode_to_vec()).map_err(wrap)?;
         let inputs = session.inputs().iter().map(|input| input.name().to_owned()).collect();
-        let output = session.outputs().first().map(|output| output.name().to_owned());
-        Ok(Self { session, module: module.into(), inputs, output: output.unwrap_or_default() })
+        let outputs = session.outputs().iter().map(|output| output.name().into()).collect();
+        Ok(Self { session, module: module.into(), inputs, outputs })
     }
 
-    /// Runs the module: inputs that `sides` has by name are taken from there, the other is `state`.
+    /// Runs the module: inputs that `given` or `sides` has by name are taken from there, the other
+    /// is `state`.
     pub(super) fn run(
         &mut self,
+        given: &[(&str, &DynValue)],
         state: Option<&DynValue>,
         sides: &SideInputs,
-    ) -> Result<DynValue, RuntimeError> {
+    ) -> Result<Outputs, RuntimeError> {
         let mut values: Vec<(Cow<'_, str>, SessionInputValue<'_>)> =
             Vec::with_capacity(self.inputs.len());
         for name in &self.inputs {
-            let value = sides.value(name).or(state).ok_or_else(|| RuntimeError::NoInput {
+            let given = given.iter().find(|(known, _)| known == name).map(|(_, value)| *value);
+            let value = given.or_else(|| sides.value(name)).or(state);
+            let value = value.ok_or_else(|| RuntimeError::NoInput {
                 module: self.module.clone(),
                 input: name.clone(),
             })?;
@@ -93,10 +100,14 @@ impl ModuleSession {
         }
         let wrap = |source| RuntimeError::Run { module: self.module.clone(), source };
         let mut outputs = self.session.run(values).map_err(wrap)?;
-        outputs.remove(&self.output).ok_or_else(|| RuntimeError::NoInput {
-            module: self.module.clone(),
-            input: self.output.clone(),
-        })
+        let values = self.outputs.iter().map(|name| {
+            let value = outputs.remove(&**name).ok_or_else(|| RuntimeError::NoInput {
+                module: self.module.clone(),
+                input: name.to_string(),
+            })?;
+            Ok((name.clone(), value))
+        });
+        values.collect()
     }
 }
 

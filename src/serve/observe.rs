@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{ErrorCode, Report};
-use crate::runtime::Residency;
+use crate::runtime::{Residency, Routing};
 
 /// Hears of finished requests and of what runs. Calls come from request tasks and inference
 /// threads, and must not block.
@@ -17,6 +17,12 @@ pub trait Observer: Send + Sync {
 
     /// Is called after a module ran.
     fn module_ran(&self, family: &str, module: &str, time: Duration);
+
+    /// Is called after a module ran inside which tokens took ways of their own.
+    fn tokens_routed(&self, family: &str, module: &str, routing: &Routing);
+
+    /// Is called when a router gave a score that is no number.
+    fn router_failed(&self, family: &str, module: &str);
 
     /// Is called when modules were loaded.
     fn residency_changed(&self, family: &str, residency: &Residency);

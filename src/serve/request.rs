@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::RoutedModule;
 use crate::{
     plan::{Budget, Quality},
     tensor::Tensor,
@@ -21,10 +22,8 @@ pub struct InferRequest {
 /// A family's answer.
 #[derive(Debug)]
 pub struct InferResponse {
-    /// The output's name.
-    pub output_name: String,
-    /// The output.
-    pub output: Tensor,
+    /// The outputs by name, the family's own first.
+    pub outputs: Vec<(String, Tensor)>,
     /// What was done.
     pub report: Report,
 }
@@ -61,4 +60,6 @@ pub struct Report {
     pub queue: Duration,
     /// Running modules.
     pub compute: Duration,
+    /// The ways that tokens took, by module; empty where none routes.
+    pub routed: Vec<RoutedModule>,
 }

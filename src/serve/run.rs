@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
-use super::Observer;
+use super::{
+    Observer,
+    outputs::{Outputs, concatenate},
+    routed::RoutedBatch,
+};
 use crate::{
     arch::ModelInput,
     family::ModuleId,
-    runtime::{Executor, ModuleObserver, RuntimeError, SideInputs},
-    tensor::{Tensor, TensorData},
+    runtime::{Executor, ModuleObserver, Routing, RuntimeError, SideInputs},
 };
 
 /// A path and what goes through it.
@@ -19,35 +22,51 @@ pub(super) struct Work<'a> {
     pub(super) max_batch: usize,
 }
 
+/// What a path gave.
+#[derive(Debug)]
+pub(super) struct Ran {
+    pub(super) outputs: Outputs,
+    /// The ways that tokens took.
+    pub(super) routed: RoutedBatch,
+}
+
 /// Runs a path; `name` is its family's.
 pub(super) fn run_chunks(
     executor: &mut Executor,
     name: &str,
     work: Work<'_>,
     observer: &dyn Observer,
-) -> Result<Tensor, RuntimeError> {
+) -> Result<Ran, RuntimeError> {
     let family = executor.family().clone();
-    let mut times = ModuleTimes { name, family: &family, observer };
+    let routed = RoutedBatch::default();
+    let mut heard = Heard { name, family: &family, observer, routed };
     let mut outputs = Vec::new();
     for chunk in chunks(work.input, work.max_batch) {
         let sides = SideInputs::of_input(chunk)?;
-        outputs.push(executor.run(work.path, &sides, &mut times)?);
+        outputs.push(executor.run(work.path, &sides, &mut heard)?);
     }
-    Ok(concatenate(outputs))
+    Ok(Ran { outputs: concatenate(outputs), routed: heard.routed })
 }
 
-/// Passes module times on under the modules' names.
-struct ModuleTimes<'a> {
+/// Passes on under the modules' names what is heard of them.
+struct Heard<'a> {
     name: &'a str,
     family: &'a crate::arch::Family,
     observer: &'a dyn Observer,
+    routed: RoutedBatch,
 }
 
-impl ModuleObserver for ModuleTimes<'_> {
+impl ModuleObserver for Heard<'_> {
     fn ran(&mut self, module: ModuleId, time: Duration) {
         let module = &self.family.graph.module(module).name;
         tracing::debug!(module, seconds = time.as_secs_f64(), "ran");
         self.observer.module_ran(self.name, module, time);
+    }
+
+    fn routed(&mut self, module: ModuleId, routing: &Routing) {
+        let module = &self.family.graph.module(module).name;
+        self.observer.tokens_routed(self.name, module, routing);
+        self.routed.add(module, routing);
     }
 }
 
@@ -62,19 +81,4 @@ fn chunks(input: ModelInput, max_batch: usize) -> Vec<ModelInput> {
         .step_by(max_batch.max(1))
         .map(|start| input.rows(start..batch.min(start + max_batch.max(1))))
         .collect()
-}
-
-/// Puts outputs of equal width below one another.
-fn concatenate(mut outputs: Vec<Tensor>) -> Tensor {
-    if outputs.len() == 1 {
-        return outputs.swap_remove(0);
-    }
-    let width = outputs.first().map_or(0, |output| output.shape()[1..].iter().product());
-    let mut values = Vec::new();
-    for output in &outputs {
-        values.extend_from_slice(output.as_f32().unwrap_or_default());
-    }
-    let rows = values.len().checked_div(width).unwrap_or(0);
-    Tensor::new(vec![rows, width], TensorData::F32(values))
-        .expect("rows times width is the number of values")
 }

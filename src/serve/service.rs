@@ -144,14 +144,24 @@ impl FamilyService {
         inputs::specs(self.manifest())
     }
 
-    /// Returns the output.
+    /// Returns the outputs, the family's own first.
     pub fn output_specs(&self) -> Vec<TensorSpec> {
         let output = &self.manifest().output;
-        vec![TensorSpec {
-            name: output.name.clone(),
+        let rows: &[Option<usize>] = if output.per_token { &[None, None] } else { &[None] };
+        let spec = |name: &String, width| TensorSpec {
+            name: name.clone(),
             data_type: DataType::F32,
-            shape: vec![None, Some(output.width)],
-        }]
+            shape: rows.iter().copied().chain([width]).collect(),
+        };
+        let states = output.states.iter().map(|name| spec(name, self.states_width()));
+        std::iter::once(spec(&output.name, Some(output.width))).chain(states).collect()
+    }
+
+    /// Returns the extent of the last hidden states.
+    fn states_width(&self) -> Option<usize> {
+        let graph = &self.planner.loaded.family.graph;
+        let head = graph.reference_head(&self.manifest().reference)?;
+        graph.spaces()[graph.module(head).from.0].width()
     }
 
     /// Returns the plans that no other beats at this shape, cheapest first.
@@ -219,7 +229,8 @@ impl FamilyService {
         };
         let (preprocess, total_tokens) = (start.elapsed(), input.total_tokens());
         let terms = Terms { shape, budget: request.budget, arrival };
-        let Done { output, queue, compute, chosen } = self.run(chosen, terms, input).await?;
+        let Done { outputs, routed, queue, compute, chosen } =
+            self.run(chosen, terms, input).await?;
         let report = Report {
             plan: chosen.plan,
             batch: shape.0,
@@ -229,9 +240,10 @@ impl FamilyService {
             preprocess,
             queue,
             compute,
+            routed,
         };
-        let output_name = self.manifest().output.name.clone();
-        Ok(InferResponse { output_name, output, report })
+        let names = self.output_specs().into_iter().map(|spec| spec.name);
+        Ok(InferResponse { outputs: names.zip(outputs).collect(), report })
     }
 
     /// Tells that a request is late where others, not its budget, are why no plan is in time.
@@ -337,8 +349,8 @@ impl std::fmt::Debug for FamilyService {
 fn digest(family: &Family) -> String {
     let mut hash = Sha256::new();
     for index in 0..family.graph.modules().len() {
-        if let Some(network) = family.network(ModuleId(index)) {
-            hash.update(network.fingerprint());
+        if let Some(fingerprint) = family.fingerprint(ModuleId(index)) {
+            hash.update(fingerprint);
         }
     }
     for anchor in family.manifest.anchors.values() {

@@ -13,22 +13,25 @@ use tracing::Span;
 use super::{
     Observer, ServeError,
     batch::Batch,
+    outputs::{Outputs, split},
     planner::Chosen,
     queue::{FamilyKey, Job, Next, Queue, Receiver, Task, queue},
-    run::{Work, run_chunks},
+    routed::RoutedModule,
+    run::{Ran, Work, run_chunks},
 };
 use crate::{
     arch::ModelInput,
     family::ModuleId,
     runtime::{Executor, Residency, RuntimeError},
-    tensor::{Tensor, TensorData},
 };
 
 /// A finished job.
 #[derive(Debug)]
 pub(super) struct Done {
-    /// The output.
-    pub(super) output: Tensor,
+    /// The outputs.
+    pub(super) outputs: Outputs,
+    /// The ways that its tokens took.
+    pub(super) routed: Vec<RoutedModule>,
     /// How long the job waited.
     pub(super) queue: Duration,
     /// How long it ran.
@@ -167,7 +170,7 @@ impl Worker {
         });
         receiver.end();
         match result {
-            Ok(outputs) => reply(jobs, outputs, chosen, start),
+            Ok(ran) => reply(jobs, ran, chosen, start),
             Err(_) if jobs.len() > 1 => {
                 for job in jobs {
                     let chosen = job.chosen.clone().anew();
@@ -188,14 +191,14 @@ impl Worker {
         }
     }
 
-    /// Runs a plan on the inputs of all jobs; returns an output for each.
+    /// Runs a plan on the inputs of all jobs.
     fn compute(
         &mut self,
         name: &str,
         family: FamilyKey,
         jobs: &mut [Job],
         chosen: &Chosen,
-    ) -> Result<Vec<Tensor>, ServeError> {
+    ) -> Result<Ran, ServeError> {
         let computing: Vec<Span> =
             jobs.iter().map(|job| tracing::debug_span!(parent: &job.request, "compute")).collect();
         let input = match &mut *jobs {
@@ -212,13 +215,12 @@ impl Worker {
         let max_batch = planner.loaded.profile.max_batch();
         let work = Work { path: &chosen.path, input, max_batch };
         let start = Instant::now();
-        let (output, has_loaded) = computing[0].in_scope(|| self.run(name, family, work))?;
+        let (ran, has_loaded) = computing[0].in_scope(|| self.run(name, family, work))?;
         if !has_loaded {
             planner.correction.learn(chosen.profiled, start.elapsed());
         }
         self.observer.batch_ran(name, num_rows, planner.correction.factor());
-        let rows: Vec<usize> = jobs.iter().map(|job| job.shape.0).collect();
-        Ok(split(output, &rows))
+        Ok(ran)
     }
 
     /// Runs a path in chunks of at most the largest batch; tells whether modules were loaded.
@@ -227,16 +229,16 @@ impl Worker {
         name: &str,
         family: FamilyKey,
         work: Work<'_>,
-    ) -> Result<(Tensor, bool), ServeError> {
+    ) -> Result<(Ran, bool), ServeError> {
         let executor = self.executors.get_mut(&family).ok_or(ServeError::WorkerGone)?;
         let before = executor.residency();
-        let output =
-            run_chunks(executor, name, work, &*self.observer).map_err(|error| told(name, error))?;
+        let ran = run_chunks(executor, name, work, &*self.observer)
+            .map_err(|error| told(&*self.observer, name, error))?;
         let has_loaded = executor.residency() != before;
         if has_loaded {
             self.report_residency();
         }
-        Ok((output, has_loaded))
+        Ok((ran, has_loaded))
     }
 
     fn remember(&mut self, name: &str, gone: &Residency) {
@@ -264,7 +266,10 @@ impl Worker {
 
 /// Tells the operator, not the client, which file was changed under a family, or how much memory is
 /// missing.
-fn told(name: &str, error: RuntimeError) -> ServeError {
+fn told(observer: &dyn Observer, name: &str, error: RuntimeError) -> ServeError {
+    if let RuntimeError::Score { module, .. } = &error {
+        observer.router_failed(name, module);
+    }
     let state = match error {
         RuntimeError::Changed { .. } => "its files were changed; it must be loaded again",
         RuntimeError::MemoryLimit { .. } => "it does not fit into the memory limit",
@@ -275,12 +280,16 @@ fn told(name: &str, error: RuntimeError) -> ServeError {
 }
 
 /// Answers every job of a batch that began at `start`.
-fn reply(jobs: Vec<Job>, outputs: Vec<Tensor>, chosen: &Chosen, start: Instant) {
+fn reply(jobs: Vec<Job>, ran: Ran, chosen: &Chosen, start: Instant) {
     let compute = start.elapsed();
-    for (job, output) in jobs.into_iter().zip(outputs) {
+    let shapes: Vec<(usize, usize)> = jobs.iter().map(|job| job.shape).collect();
+    let mut first_row = 0;
+    for (job, outputs) in jobs.into_iter().zip(split(ran.outputs, &shapes)) {
+        let routed = ran.routed.of_rows(first_row, job.shape.0);
+        first_row += job.shape.0;
         let mut chosen = chosen.clone();
         chosen.plan.predicted_latency += job.before;
-        let done = Done { output, queue: start - job.queued, compute, chosen };
+        let done = Done { outputs, routed, queue: start - job.queued, compute, chosen };
         // A span ends when nobody holds it any more: the request's must not wait for this thread.
         drop(job.request);
         // Nobody hears a failure to send: the client has gone in the meantime.
@@ -295,23 +304,4 @@ fn refuse(jobs: Vec<Job>, error: ServeError) {
         drop(job.request);
         drop(job.reply.send(Err(error)));
     }
-}
-
-/// Splits `[rows, width]` into tensors of so many rows each.
-fn split(output: Tensor, rows: &[usize]) -> Vec<Tensor> {
-    if rows.len() == 1 {
-        return vec![output];
-    }
-    let width: usize = output.shape()[1..].iter().product();
-    let extents = output.shape()[1..].to_vec();
-    let mut values = output.as_f32().unwrap_or_default();
-    let mut outputs = Vec::with_capacity(rows.len());
-    for num_rows in rows {
-        let (own, rest) = values.split_at(num_rows * width);
-        values = rest;
-        let shape = std::iter::once(*num_rows).chain(extents.iter().copied()).collect();
-        let tensor = Tensor::new(shape, TensorData::F32(own.to_vec()));
-        outputs.push(tensor.expect("rows times width is the number of values"));
-    }
-    outputs
 }

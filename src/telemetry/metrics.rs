@@ -12,9 +12,9 @@ use prometheus::{
     GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use super::TelemetryError;
+use super::{TelemetryError, routing::RoutingMetrics};
 use crate::{
-    runtime::Residency,
+    runtime::{Residency, Routing},
     serve::{ErrorCode, Observer, Outcome, Report},
 };
 
@@ -41,7 +41,7 @@ const RATIO_BUCKETS: &[f64] =
 const BATCH_BUCKETS: &[f64] = &[1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, 64.0];
 
 /// A metric's name and what it says.
-type NameAndHelp = (&'static str, &'static str);
+pub(super) type NameAndHelp = (&'static str, &'static str);
 
 const BUILD: NameAndHelp = ("tessera_build_info", "The version that runs.");
 const REQUESTS: NameAndHelp =
@@ -102,6 +102,7 @@ pub struct Metrics {
     module_loads: IntCounterVec,
     evictions: IntCounterVec,
     modules: HistogramVec,
+    routing: RoutingMetrics,
     connections: IntGaugeVec,
     refused_connections: IntCounterVec,
 }
@@ -127,13 +128,14 @@ impl Metrics {
             prediction_ratio: histograms(&registry, RATIO, &["family"], RATIO_BUCKETS)?,
             budget_violations: counters(&registry, VIOLATIONS, &["family"])?,
             batches: histograms(&registry, BATCHES, &["family"], BATCH_BUCKETS)?,
-            corrections: ratios(&registry, CORRECTION, "family")?,
+            corrections: ratios(&registry, CORRECTION, &["family"])?,
             infeasible: counters(&registry, INFEASIBLE, &["family"])?,
             resident_bytes: gauges(&registry, RESIDENT_BYTES, "family")?,
             resident_modules: gauges(&registry, RESIDENT_MODULES, "family")?,
             module_loads: counters(&registry, MODULE_LOADS, &["family"])?,
             evictions: counters(&registry, EVICTIONS, &["family"])?,
             modules: histograms(&registry, MODULES, &["family", "module"], MODULE_BUCKETS)?,
+            routing: RoutingMetrics::new(&registry)?,
             connections: gauges(&registry, CONNECTIONS, "protocol")?,
             refused_connections: counters(&registry, REFUSALS, &["protocol"])?,
             registry,
@@ -216,6 +218,14 @@ impl Observer for Metrics {
         self.modules.with_label_values(&[family, module]).observe(time.as_secs_f64());
     }
 
+    fn tokens_routed(&self, family: &str, module: &str, routing: &Routing) {
+        self.routing.routed(&[family, module], routing);
+    }
+
+    fn router_failed(&self, family: &str, module: &str) {
+        self.routing.failed(&[family, module]);
+    }
+
     fn residency_changed(&self, family: &str, residency: &Residency) {
         let Residency { num_modules, weight_bytes, num_loads, num_evictions } = *residency;
         let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
@@ -240,7 +250,7 @@ impl Observer for Metrics {
     }
 }
 
-fn counters(
+pub(super) fn counters(
     registry: &Registry,
     (name, help): NameAndHelp,
     labels: &[&str],
@@ -260,12 +270,12 @@ fn gauges(
     Ok(gauges)
 }
 
-fn ratios(
+pub(super) fn ratios(
     registry: &Registry,
     (name, help): NameAndHelp,
-    label: &str,
+    labels: &[&str],
 ) -> Result<GaugeVec, prometheus::Error> {
-    let gauges = GaugeVec::new(Opts::new(name, help), &[label])?;
+    let gauges = GaugeVec::new(Opts::new(name, help), labels)?;
     registry.register(Box::new(gauges.clone()))?;
     Ok(gauges)
 }

@@ -7,6 +7,7 @@
 mod error;
 mod logging;
 mod metrics;
+mod routing;
 #[cfg(test)]
 mod tests;
 mod traces;

@@ -56,38 +56,42 @@ pub(super) fn decode(
     Decoded::new(Parts { id, parameters, inputs, outputs }, specs, arrival)
 }
 
-/// Writes an answer, its output raw where `binary` says so.
+/// Writes an answer: its outputs are raw where all of them are wanted so, as messages hold either
+/// raw or typed contents.
 ///
 /// # Errors
 ///
 /// Fails only where a message cannot say what is there, which no answer holds.
-pub(super) fn encode(answer: Answer, binary: bool) -> Result<ModelInferResponse, ApiError> {
-    let Answer { heading, response } = answer;
+pub(super) fn encode(answer: Answer) -> Result<ModelInferResponse, ApiError> {
+    let Answer { heading, response, wanted } = answer;
     let explained = report_parameters(&response.report, heading.explain)?;
     let parameters = explained.into_iter().filter_map(|(name, value)| {
         let parameter_choice = Some(choice(value)?);
         Some((name, InferParameter { parameter_choice }))
     });
-    let tensor = response.output;
-    let shape = tensor.shape().iter().map(|extent| i64::try_from(*extent).unwrap_or(i64::MAX));
-    let mut output = InferOutputTensor {
-        name: response.output_name,
-        datatype: tensor.data_type().name().to_owned(),
-        shape: shape.collect(),
-        ..InferOutputTensor::default()
-    };
-    let mut raw_output_contents = Vec::new();
-    if binary {
-        raw_output_contents.push(raw_bytes(&tensor)?.into());
-    } else {
-        output.contents = Some(contents(tensor));
+    let is_raw = response.outputs.iter().all(|(name, _)| wanted.is_binary(name));
+    let (mut outputs, mut raw_output_contents) = (Vec::new(), Vec::new());
+    for (name, tensor) in response.outputs {
+        let shape = tensor.shape().iter().map(|extent| i64::try_from(*extent).unwrap_or(i64::MAX));
+        let mut output = InferOutputTensor {
+            name,
+            datatype: tensor.data_type().name().to_owned(),
+            shape: shape.collect(),
+            ..InferOutputTensor::default()
+        };
+        if is_raw {
+            raw_output_contents.push(raw_bytes(&tensor)?.into());
+        } else {
+            output.contents = Some(contents(tensor));
+        }
+        outputs.push(output);
     }
     Ok(ModelInferResponse {
         model_name: heading.model_name,
         model_version: heading.model_version,
         id: heading.id.unwrap_or_default(),
         parameters: parameters.collect(),
-        outputs: vec![output],
+        outputs,
         raw_output_contents,
     })
 }

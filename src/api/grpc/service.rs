@@ -93,9 +93,8 @@ impl InferenceService {
         let budget = &mut decoded.request.budget;
         budget.latency = budget.latency.or(terms.wait);
         terms.permit.cap(budget);
-        let binary = decoded.binary;
         let answer = answer(&model, decoded).await?;
-        debug_span!("encode").in_scope(|| encode(answer, binary))
+        debug_span!("encode").in_scope(|| encode(answer))
     }
 }
 

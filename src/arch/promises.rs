@@ -1,0 +1,55 @@
+//! What a manifest says of a family against what its anchors are.
+
+use std::path::Path;
+
+use super::anchor::Anchor;
+use crate::family::{FamilyError, MANIFEST_FILE, Manifest, WidthSpec};
+
+/// Checks what the manifest of the family in `folder` promises against what anchor `name` can do.
+pub(super) fn check(
+    folder: &Path,
+    manifest: &Manifest,
+    name: &str,
+    anchor: &dyn Anchor,
+) -> Result<(), FamilyError> {
+    let Manifest { limits, output, image, reference, anchors, .. } = manifest;
+    let spec = &anchors[name];
+    let refuse = |key: &str, value, expected| refuse(folder, key, value, expected);
+    let key = |key: &str| format!("anchors.{name}.{key}");
+    if image.is_none() && limits.max_tokens > anchor.max_tokens() {
+        let expected = format!("`{name}` has positions for {}", anchor.max_tokens());
+        return Err(refuse("limits.max_tokens", limits.max_tokens.to_string(), expected));
+    }
+    if image.is_none() && spec.tokenizer.is_none() {
+        let expected = "an anchor that reads texts needs one".to_owned();
+        return Err(refuse(&key("tokenizer"), String::new(), expected));
+    }
+    let has_head = name == reference || image.is_some();
+    if has_head && output.width != anchor.output_width() {
+        let expected = format!("`{name}` ends {} wide", anchor.output_width());
+        return Err(refuse("output.width", output.width.to_string(), expected));
+    }
+    let given = image.as_ref().map(|image| [image.channels, image.height, image.width]);
+    if let Some(read) = anchor.image().filter(|read| Some(*read) != given) {
+        let expected = format!("`{name}` reads images of {read:?} (channels, height, width)");
+        return Err(refuse("image", format!("{given:?}"), expected));
+    }
+    for width in &spec.widths {
+        let fits = |(heads, hidden)| width.heads <= heads && width.hidden <= hidden;
+        let widest = anchor.widest();
+        if !widest.is_some_and(fits) {
+            let expected = match widest {
+                Some((heads, hidden)) => format!("it has {heads} heads, {hidden} hidden units"),
+                None => "only vision transformers run narrower".into(),
+            };
+            let WidthSpec { heads, hidden, .. } = width;
+            return Err(refuse(&key("widths"), format!("{heads}, {hidden}"), expected));
+        }
+    }
+    Ok(())
+}
+
+/// Returns the error for a key of the manifest in `folder`.
+pub(super) fn refuse(folder: &Path, key: &str, value: String, expected: String) -> FamilyError {
+    FamilyError::Value { path: folder.join(MANIFEST_FILE), key: key.into(), value, expected }
+}

@@ -1,0 +1,165 @@
+//! What goes between modules, and what they read besides.
+
+use ort::value::{DynValue, Tensor as OrtTensor};
+
+use super::RuntimeError;
+use crate::{
+    arch::{ATTENTION_MASK, Encoding, INPUT_IDS, ModelInput, PIXEL_VALUES},
+    tensor::{Tensor, TensorData},
+};
+
+/// The inputs that every module of a path may read besides the hidden states.
+#[derive(Debug)]
+pub struct SideInputs {
+    values: Vec<(&'static str, DynValue)>,
+}
+
+/// Hidden states between two modules, or a path's outputs.
+#[derive(Debug)]
+pub struct Activation {
+    pub(super) value: DynValue,
+    /// What a module gives besides, such as the last hidden states beside the logits.
+    pub(super) others: Vec<DynValue>,
+    /// The ways that its rows took in the module that it comes from.
+    pub(super) routing: Option<Routing>,
+}
+
+/// The ways that rows took in a module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Routing {
+    /// The number of ways that there are.
+    pub num_ways: usize,
+    /// The ways that a row takes at most.
+    pub top_k: usize,
+    /// How many rows took each way, by sequence of the batch: `[batch, ways]`.
+    pub taken: Vec<u32>,
+    /// How many rows were routed, by sequence of the batch.
+    pub rows: Vec<u32>,
+}
+
+impl SideInputs {
+    /// Hands a plan's input over.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the shapes contradict each other.
+    pub fn of_input(input: ModelInput) -> Result<Self, RuntimeError> {
+        match input {
+            ModelInput::Tokens(encoding) => Self::of_encoding(encoding),
+            ModelInput::Pixels(pixels) => {
+                let [channels, height, width] = pixels.shape;
+                let shape = [pixels.batch(), channels, height, width];
+                let value = OrtTensor::from_array((shape, pixels.values))
+                    .map_err(|source| RuntimeError::Tensor { source })?;
+                Ok(Self { values: vec![(PIXEL_VALUES, value.into_dyn())] })
+            }
+        }
+    }
+
+    /// Hands the token ids and the mask of `encoding` over.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the shapes contradict each other.
+    pub fn of_encoding(encoding: Encoding) -> Result<Self, RuntimeError> {
+        let shape = [encoding.batch, encoding.tokens];
+        let value = |values: Vec<i64>| {
+            OrtTensor::from_array((shape, values))
+                .map(OrtTensor::into_dyn)
+                .map_err(|source| RuntimeError::Tensor { source })
+        };
+        let values = vec![
+            (INPUT_IDS, value(encoding.input_ids)?),
+            (ATTENTION_MASK, value(encoding.attention_mask)?),
+        ];
+        Ok(Self { values })
+    }
+
+    /// Returns the attention mask where there is one: 1 for a token and 0 for padding.
+    pub(super) fn mask(&self) -> Option<&[i64]> {
+        let mask = self.value(ATTENTION_MASK)?.try_extract_tensor::<i64>();
+        mask.ok().map(|(_, values)| values)
+    }
+
+    /// Returns the input called `name`.
+    pub(super) fn value(&self, name: &str) -> Option<&DynValue> {
+        self.values.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
+    }
+}
+
+impl Activation {
+    /// Wraps one value.
+    pub(super) fn new(value: DynValue) -> Self {
+        Self { value, others: Vec::new(), routing: None }
+    }
+
+    /// Returns the ways that the rows took in the module that this comes from, if it routes.
+    pub fn routing(&self) -> Option<&Routing> {
+        self.routing.as_ref()
+    }
+
+    /// Returns the value as ONNX Runtime takes it.
+    pub(super) fn value(&self) -> &DynValue {
+        &self.value
+    }
+
+    /// Returns the bytes that the values take.
+    #[expect(clippy::cast_precision_loss, reason = "sizes stay far below 2^53 bytes")]
+    pub(super) fn num_bytes(&self) -> f64 {
+        let extents = self.value.dtype().tensor_shape();
+        extents
+            .map_or(0.0, |shape| shape.iter().map(|extent| *extent as f64).product::<f64>() * 4.0)
+    }
+
+    /// Copies the values out.
+    ///
+    /// # Errors
+    ///
+    /// Fails when they are not f32.
+    pub fn to_tensor(&self) -> Result<Tensor, RuntimeError> {
+        copied(&self.value)
+    }
+
+    /// Copies the values out, and after them what the module gave besides.
+    ///
+    /// # Errors
+    ///
+    /// Fails when something is not f32.
+    pub fn to_tensors(&self) -> Result<Vec<Tensor>, RuntimeError> {
+        std::iter::once(&self.value).chain(&self.others).map(copied).collect()
+    }
+
+    /// Hands `tensor` over as hidden states.
+    ///
+    /// # Errors
+    ///
+    /// Fails when it is not f32.
+    pub fn of_tensor(tensor: Tensor) -> Result<Self, RuntimeError> {
+        let (shape, data) = tensor.into_parts();
+        let TensorData::F32(values) = data else {
+            let source = ort::Error::new("hidden states are f32");
+            return Err(RuntimeError::Tensor { source });
+        };
+        Ok(Self::new(handed_over(shape, values)?))
+    }
+}
+
+fn copied(value: &DynValue) -> Result<Tensor, RuntimeError> {
+    let (shape, values) = view(value)?;
+    Tensor::new(shape, TensorData::F32(values.to_vec()))
+        .map_err(|e| RuntimeError::Tensor { source: ort::Error::new(e.to_string()) })
+}
+
+/// Returns the shape and the elements of an f32 value, where they lie.
+pub(super) fn view(value: &DynValue) -> Result<(Vec<usize>, &[f32]), RuntimeError> {
+    let (shape, values) =
+        value.try_extract_tensor::<f32>().map_err(|source| RuntimeError::Tensor { source })?;
+    let shape = shape.iter().map(|extent| usize::try_from(*extent).unwrap_or(0)).collect();
+    Ok((shape, values))
+}
+
+/// Hands values over without copying them.
+pub(super) fn handed_over(shape: Vec<usize>, values: Vec<f32>) -> Result<DynValue, RuntimeError> {
+    let value = OrtTensor::from_array((shape, values));
+    value.map(OrtTensor::into_dyn).map_err(|source| RuntimeError::Tensor { source })
+}

@@ -1,0 +1,137 @@
+//! From a router's scores to the ways that tokens take. Pure.
+
+use crate::arch::{Order, Router, Weighting};
+
+/// Which rows take which ways, and with which weights.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Routes {
+    /// By way: the rows that take it, in ascending order.
+    pub(crate) ways: Vec<Vec<Taken>>,
+    /// The rows that were routed.
+    pub(crate) num_rows: usize,
+}
+
+/// A row that takes a way.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Taken {
+    /// The row.
+    pub(crate) row: usize,
+    /// The how manieth of the row's ways this is, the one of the largest score being the first.
+    pub(crate) slot: usize,
+    /// What the way's output is multiplied by.
+    pub(crate) weight: f32,
+}
+
+/// A score that is no number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NotANumber {
+    /// The row.
+    pub(crate) row: usize,
+    /// The router's output.
+    pub(crate) way: usize,
+}
+
+/// Routes every row for which `is_token` holds by its scores; of equal scores the first way is
+/// taken.
+///
+/// # Shapes
+///
+/// - scores: \[rows, ways\]
+///
+/// # Errors
+///
+/// Fails when a score of a row that is routed is no number or infinite.
+pub(crate) fn route(
+    router: &Router,
+    scores: &[f32],
+    is_token: impl Fn(usize) -> bool,
+) -> Result<Routes, NotANumber> {
+    let mut routes = Routes { ways: vec![Vec::new(); router.num_ways], num_rows: 0 };
+    let allowed: Vec<usize> = match &router.allowed {
+        Some(allowed) => allowed.clone(),
+        None => (0..router.num_ways).collect(),
+    };
+    let mut ranked: Vec<(usize, f32)> = Vec::with_capacity(allowed.len());
+    for (row, scores) in scores.chunks_exact(router.num_ways.max(1)).enumerate() {
+        if !is_token(row) {
+            continue;
+        }
+        if let Some(way) = scores.iter().position(|score| !score.is_finite()) {
+            return Err(NotANumber { row, way });
+        }
+        ranked.clear();
+        ranked.extend(allowed.iter().map(|way| (*way, scores[*way])));
+        choose(router, &mut ranked);
+        for (slot, (way, weight)) in ranked.iter().enumerate() {
+            routes.ways[*way].push(Taken { row, slot, weight: weight * router.scale });
+        }
+        routes.num_rows += 1;
+    }
+    Ok(routes)
+}
+
+/// Replaces all ways with their scores by those to take with their weights, the largest first.
+fn choose(router: &Router, ranked: &mut Vec<(usize, f32)>) {
+    let k = router.top_k.min(ranked.len());
+    if router.order != Order::TopKThenSoftmax {
+        softmax(ranked);
+    }
+    let larger = |a: &(usize, f32), b: &(usize, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    if k < ranked.len() {
+        ranked.select_nth_unstable_by(k, larger);
+        ranked.truncate(k);
+    }
+    ranked.sort_unstable_by(larger);
+    match router.order {
+        Order::SoftmaxThenTopK => {}
+        Order::TopKThenSoftmax => softmax(ranked),
+        Order::Threshold(least) => {
+            let reached = ranked.iter().take_while(|(_, probability)| *probability >= least);
+            let count = reached.count().max(1);
+            ranked.truncate(count);
+        }
+    }
+    if router.renormalize {
+        let sum: f32 = ranked.iter().map(|(_, weight)| weight).sum();
+        ranked.iter_mut().for_each(|(_, weight)| *weight /= sum);
+    }
+    if router.weighting == Weighting::One {
+        ranked.iter_mut().for_each(|(_, weight)| *weight = 1.0);
+    }
+}
+
+fn softmax(scores: &mut [(usize, f32)]) {
+    let largest = scores.iter().map(|(_, score)| *score).fold(f32::NEG_INFINITY, f32::max);
+    scores.iter_mut().for_each(|(_, score)| *score = (*score - largest).exp());
+    let sum: f32 = scores.iter().map(|(_, score)| score).sum();
+    scores.iter_mut().for_each(|(_, score)| *score /= sum);
+}
+
+impl Routes {
+    /// Lets ways that lead to one network be one: a row that takes several of them takes it once,
+    /// with the sum of their weights (MC-SMoE, section 3). `group_of` tells the network of a way.
+    pub(crate) fn merged(self, group_of: &[usize], num_groups: usize) -> Self {
+        if group_of.iter().enumerate().all(|(way, group)| way == *group) {
+            return self;
+        }
+        let mut ways: Vec<Vec<Taken>> = vec![Vec::new(); num_groups];
+        for (way, taken) in self.ways.into_iter().enumerate() {
+            ways[group_of[way]].extend(taken);
+        }
+        for taken in &mut ways {
+            taken.sort_by_key(|taken| (taken.row, taken.slot));
+            taken.dedup_by(|next, first| {
+                let is_same = next.row == first.row;
+                if is_same {
+                    first.weight += next.weight;
+                }
+                is_same
+            });
+        }
+        Self { ways, num_rows: self.num_rows }
+    }
+}
+
+#[cfg(test)]
+#[path = "route_tests.rs"]
+mod tests;

@@ -1,0 +1,221 @@
+//! Running a module inside which tokens take ways of their own: entry, router, dispatch, the ways,
+//! combine, exit.
+
+use ort::value::DynValue;
+
+use super::{
+    Activation, Executor, Routing, RuntimeError, SideInputs,
+    activation::{handed_over, view},
+    dispatch::{combine, gather, gather_slots, place},
+    route::{Routes, Taken, route},
+    session::Outputs,
+};
+use crate::arch::{QUERIES, REST, Routed, SCORES, SUM, TOKENS, Ways};
+
+/// How many tensors of the hidden states' size are held while a way runs: the tokens, the rest and
+/// the sum.
+pub(super) const HELD: f64 = 3.0;
+
+/// A batch inside a routed module.
+struct Inside<'a> {
+    executor: &'a Executor,
+    module: &'a str,
+    routed: &'a Routed<usize>,
+    sides: &'a SideInputs,
+    entered: Outputs,
+}
+
+/// Runs a module on `state`.
+///
+/// # Errors
+///
+/// Fails when a network cannot be loaded or fails, and when a score is no number.
+pub(super) fn run(
+    executor: &Executor,
+    (module, routed): (&str, &Routed<usize>),
+    state: &Activation,
+    sides: &SideInputs,
+) -> Result<Activation, RuntimeError> {
+    let entered = executor.lease(routed.entry)?.session()?.run(&[], Some(state.value()), sides)?;
+    let inside = Inside { executor, module, routed, sides, entered };
+    let rest = inside.value(REST).unwrap_or(state.value());
+    let (shape, rest_values) = view(rest)?;
+    let [batch, tokens, width] = shape[..] else {
+        return Err(inside.refuse("its hidden states are not [batch, tokens, width]"));
+    };
+    let routes = inside.route(batch * tokens)?;
+    let routing = inside.count(&routes, (batch, tokens));
+    let start = match routed.exit {
+        Some(_) => vec![0.0; rest_values.len()],
+        None => rest_values.to_vec(),
+    };
+    let sum = inside.take_ways(routes, (batch, tokens, width), start)?;
+    let sum = handed_over(shape, sum)?;
+    let value = match routed.exit {
+        None => sum,
+        Some(exit) => {
+            let given = [(SUM, &sum), (REST, rest)];
+            first(executor.lease(exit)?.session()?.run(&given, None, sides)?)?
+        }
+    };
+    Ok(Activation { routing: Some(routing), ..Activation::new(value) })
+}
+
+impl Inside<'_> {
+    /// Returns what the entry gave under `name`.
+    fn value(&self, name: &str) -> Option<&DynValue> {
+        self.entered.iter().find(|(known, _)| **known == *name).map(|(_, value)| value)
+    }
+
+    fn refuse(&self, reason: &'static str) -> RuntimeError {
+        RuntimeError::Routed { module: self.module.to_owned(), reason }
+    }
+
+    /// Routes the rows that are no padding.
+    fn route(&self, num_rows: usize) -> Result<Routes, RuntimeError> {
+        let router = &self.routed.router;
+        let scores = self.value(SCORES).ok_or_else(|| self.refuse("its entry gives no scores"))?;
+        let (_, scores) = view(scores)?;
+        if scores.len() != num_rows * router.num_ways {
+            return Err(self.refuse("its entry gives another number of scores than it has ways"));
+        }
+        let mask = self.sides.mask().filter(|mask| mask.len() == num_rows);
+        let is_token = |row: usize| mask.is_none_or(|mask| mask[row] == 1);
+        route(router, scores, is_token).map_err(|found| RuntimeError::Score {
+            module: self.module.to_owned(),
+            row: found.row,
+            way: found.way,
+        })
+    }
+
+    /// Counts which ways the rows of each sequence took.
+    fn count(&self, routes: &Routes, (batch, tokens): (usize, usize)) -> Routing {
+        let num_ways = routes.ways.len();
+        let (mut taken, mut rows) = (vec![0; batch * num_ways], vec![0; batch]);
+        for (way, all) in routes.ways.iter().enumerate() {
+            for Taken { row, slot, .. } in all {
+                let sequence = row / tokens.max(1);
+                taken[sequence * num_ways + way] += 1;
+                rows[sequence] += u32::from(*slot == 0);
+            }
+        }
+        Routing { num_ways, top_k: self.routed.router.top_k, taken, rows }
+    }
+
+    /// Adds to `sum` what the ways make of the rows that take them.
+    fn take_ways(
+        &self,
+        routes: Routes,
+        (batch, tokens, width): (usize, usize, usize),
+        mut sum: Vec<f32>,
+    ) -> Result<Vec<f32>, RuntimeError> {
+        let read = self.value(TOKENS).ok_or_else(|| self.refuse("its entry gives no tokens"))?;
+        let (read_shape, rows) = view(read)?;
+        let read_width = read_shape.last().copied().unwrap_or(0);
+        match &self.routed.ways {
+            Ways::Experts(experts) => {
+                let (group_of, networks) = groups(experts);
+                let routes = routes.merged(&group_of, networks.len());
+                for (network, taken) in networks.iter().zip(&routes.ways) {
+                    self.pass(*network, gather(rows, read_width, taken), taken, |made, _| {
+                        combine(&mut sum, width, taken, made);
+                    })?;
+                }
+            }
+            Ways::Attention { queries, attend, outputs } => {
+                let per_row = self.routed.router.top_k;
+                let (mut slots, mut slot_width) = (Vec::new(), 0);
+                for (network, taken) in queries.iter().zip(&routes.ways) {
+                    self.pass(*network, gather(rows, read_width, taken), taken, |made, width| {
+                        slot_width = width;
+                        slots.resize(batch * tokens * per_row * width, 0.0);
+                        place(&mut slots, (per_row, width), taken, made);
+                    })?;
+                }
+                let found =
+                    self.attend(*attend, vec![batch, tokens, per_row, slot_width], slots)?;
+                let (_, found) = view(&found)?;
+                for (network, taken) in outputs.iter().zip(&routes.ways) {
+                    let own = gather_slots(found, (per_row, slot_width), taken);
+                    self.pass(*network, own, taken, |made, _| {
+                        combine(&mut sum, width, taken, made);
+                    })?;
+                }
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Runs a way on the rows gathered for it, if there are any, and hands on what it made of them
+    /// with its width.
+    fn pass(
+        &self,
+        network: usize,
+        gathered: Vec<f32>,
+        taken: &[Taken],
+        then: impl FnOnce(&[f32], usize),
+    ) -> Result<(), RuntimeError> {
+        if taken.is_empty() {
+            return Ok(());
+        }
+        let shape = vec![taken.len(), gathered.len() / taken.len()];
+        let gathered = handed_over(shape, gathered)?;
+        let mut lease = self.executor.lease(network)?;
+        let made = first(lease.session()?.run(&[], Some(&gathered), self.sides)?)?;
+        let (_, made) = view(&made)?;
+        then(made, made.len() / taken.len());
+        Ok(())
+    }
+
+    /// Compares the queries of all ways with the keys that they share.
+    fn attend(
+        &self,
+        network: usize,
+        shape: Vec<usize>,
+        slots: Vec<f32>,
+    ) -> Result<DynValue, RuntimeError> {
+        let queries = handed_over(shape, slots)?;
+        let entered = self.entered.iter().map(|(name, value)| (&**name, value));
+        let given: Vec<(&str, &DynValue)> = entered.chain([(QUERIES, &queries)]).collect();
+        first(self.executor.lease(network)?.session()?.run(&given, None, self.sides)?)
+    }
+}
+
+fn first(outputs: Outputs) -> Result<DynValue, RuntimeError> {
+    outputs.into_iter().next().map(|(_, value)| value).ok_or(RuntimeError::NotAPath)
+}
+
+/// Returns for each way which of the networks it leads to, and the networks, each once.
+fn groups(ways: &[usize]) -> (Vec<usize>, Vec<usize>) {
+    let mut networks: Vec<usize> = Vec::new();
+    let group_of = ways.iter().map(|network| {
+        let known = networks.iter().position(|known| known == network);
+        known.unwrap_or_else(|| {
+            networks.push(*network);
+            networks.len() - 1
+        })
+    });
+    (group_of.collect(), networks)
+}
+
+/// Returns the network that the first way runs first.
+pub(super) fn first_way(routed: &Routed<usize>) -> usize {
+    let ways = match &routed.ways {
+        Ways::Experts(experts) => experts,
+        Ways::Attention { queries, .. } => queries,
+    };
+    ways.first().copied().unwrap_or(routed.entry)
+}
+
+/// Returns the hidden states of each of `inputs` as one way reads them: all rows.
+pub(super) fn all_rows(
+    inputs: &[(SideInputs, Option<Activation>)],
+) -> Result<Vec<Activation>, RuntimeError> {
+    let rows = inputs.iter().filter_map(|(_, state)| state.as_ref()).map(|state| {
+        let (shape, values) = view(state.value())?;
+        let width = shape.last().copied().unwrap_or(1).max(1);
+        let rows = handed_over(vec![values.len() / width, width], values.to_vec())?;
+        Ok(Activation::new(rows))
+    });
+    rows.collect()
+}

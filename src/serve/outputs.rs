@@ -1,0 +1,109 @@
+//! Outputs of batches: put below one another, and handed to the requests they belong to. Pure.
+
+use crate::tensor::{Tensor, TensorData};
+
+/// What one request, or one run, gives: the family's output, and what its heads give besides.
+pub(super) type Outputs = Vec<Tensor>;
+
+/// Puts the outputs of runs below one another. Where there is a row for each token, sequences are
+/// made as long as the longest, with zeros.
+pub(super) fn concatenate(mut runs: Vec<Outputs>) -> Outputs {
+    if runs.len() == 1 {
+        return runs.swap_remove(0);
+    }
+    let count = runs.iter().map(Vec::len).min().unwrap_or(0);
+    let longest = runs.iter().flatten().map(tokens).max().unwrap_or(1);
+    let joined = |index: usize| {
+        let parts = runs.iter().map(|run| rows(&run[index], (0, batch(&run[index])), longest));
+        let parts: Vec<Tensor> = parts.collect();
+        let mut shape = parts[0].shape().to_vec();
+        shape[0] = parts.iter().map(batch).sum();
+        let values = parts.iter().flat_map(|part| part.as_f32().unwrap_or_default());
+        tensor(shape, values.copied().collect())
+    };
+    (0..count).map(joined).collect()
+}
+
+/// Gives each request of a run its own outputs; `shapes` are the requests' sequences and tokens.
+pub(super) fn split(outputs: Outputs, shapes: &[(usize, usize)]) -> Vec<Outputs> {
+    if let [(_, own)] = shapes
+        && outputs.iter().all(|output| !has_tokens(output) || tokens(output) == *own)
+    {
+        return vec![outputs];
+    }
+    let mut start = 0;
+    let own = |(batch, tokens): &(usize, usize)| {
+        let end = start + batch;
+        let own = outputs.iter().map(|output| rows(output, (start, end), *tokens)).collect();
+        start = end;
+        own
+    };
+    shapes.iter().map(own).collect()
+}
+
+/// Returns some sequences of an output, with `length` rows each where there is one for each token.
+fn rows(output: &Tensor, (start, end): (usize, usize), length: usize) -> Tensor {
+    let values = output.as_f32().unwrap_or_default();
+    let mut shape = output.shape().to_vec();
+    shape[0] = end - start;
+    let sequence: usize = output.shape()[1..].iter().product();
+    let own = &values[start * sequence..end * sequence];
+    if !has_tokens(output) || tokens(output) == length {
+        return tensor(shape, own.to_vec());
+    }
+    let wanted = length * (sequence / tokens(output).max(1));
+    let mut cut = Vec::with_capacity((end - start) * wanted);
+    for sequence in own.chunks_exact(sequence.max(1)) {
+        cut.extend(sequence.iter().copied().chain(std::iter::repeat(0.0)).take(wanted));
+    }
+    shape[1] = length;
+    tensor(shape, cut)
+}
+
+/// Tells whether an output is `[batch, tokens, width]`.
+fn has_tokens(output: &Tensor) -> bool {
+    output.shape().len() == 3
+}
+
+fn batch(output: &Tensor) -> usize {
+    output.shape()[0]
+}
+
+fn tokens(output: &Tensor) -> usize {
+    if has_tokens(output) { output.shape()[1] } else { 1 }
+}
+
+fn tensor(shape: Vec<usize>, values: Vec<f32>) -> Tensor {
+    Tensor::new(shape, TensorData::F32(values)).expect("as many values as the shape says")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbered(shape: &[usize], first: u8) -> Tensor {
+        let count = shape.iter().product();
+        let values = (0..count).map(|index| f32::from(first) + index as f32);
+        tensor(shape.to_vec(), values.collect())
+    }
+
+    #[test]
+    fn rows_go_to_the_requests_that_they_belong_to() {
+        let whole = numbered(&[3, 2], 0);
+        let parts = split(vec![whole.clone()], &[(1, 9), (2, 4)]);
+        assert_eq!(parts, [vec![numbered(&[1, 2], 0)], vec![numbered(&[2, 2], 2)]]);
+        assert_eq!(concatenate(parts), [whole.clone()]);
+        assert_eq!(split(vec![whole.clone()], &[(3, 7)]), [[whole]]);
+    }
+
+    #[test]
+    fn rows_of_tokens_are_cut_and_filled_up_to_a_request_s_own_length() {
+        let run = vec![numbered(&[2, 3, 1], 1), numbered(&[2, 3, 2], 10)];
+        let parts = split(run, &[(1, 2), (1, 4)]);
+        assert_eq!(parts[0], [numbered(&[1, 2, 1], 1), numbered(&[1, 2, 2], 10)]);
+        assert_eq!(parts[1][0], tensor(vec![1, 4, 1], vec![4.0, 5.0, 6.0, 0.0]));
+        let both = concatenate(parts);
+        assert_eq!(both[0], tensor(vec![2, 4, 1], vec![1.0, 2.0, 0.0, 0.0, 4.0, 5.0, 6.0, 0.0]));
+        assert_eq!(both[1].shape(), [2, 4, 2]);
+    }
+}
