@@ -195,7 +195,8 @@ impl Bench {
     /// Returns one session of the modules of `path`.
     fn joined(&self, path: &[ModuleId]) -> anyhow::Result<SingleSession> {
         let folder = &self.family.folder;
-        let networks = path.iter().filter_map(|id| self.family.network(*id));
+        let networks = path.iter().flat_map(|id| self.family.networks_of(*id));
+        let networks = networks.map(|index| self.family.network(index));
         let models: Vec<_> =
             networks.map(|network| network.to_onnx(folder)).collect::<Result<_, _>>()?;
         let model = join(&models, &[INPUT_IDS, ATTENTION_MASK]);

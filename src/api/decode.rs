@@ -320,7 +320,7 @@ mod tests {
             "parameters":{"binary_data_size":5}}],"parameters":{"binary_data_output":true}}"#;
         let body = [&json[..], b"\x01\0\0\0a"].concat();
         let decoded = decode_with(&body, Some(json.len())).expect("valid");
-        assert!(decoded.binary);
+        assert!(decoded.wanted.is_binary("embedding"));
         assert_eq!(decoded.request.inputs[0].1.data(), &TensorData::Bytes(vec![b"a".to_vec()]));
         for (json_len, reason) in [
             (Some(body.len() + 1), "must lie in 0..="),
@@ -341,8 +341,18 @@ mod tests {
                 r#"{{"inputs":[{INPUT}],"parameters":{{"binary_data_output":{all}}},
                 "outputs":[{{"name":"embedding","parameters":{{"binary_data":{one}}}}}]}}"#
             );
-            assert_eq!(decode_text(body.as_bytes()).expect("valid").binary, binary);
+            let wanted = decode_text(body.as_bytes()).expect("valid").wanted;
+            assert_eq!(wanted.is_binary("embedding"), binary);
         }
+    }
+
+    #[test]
+    fn only_the_outputs_named_go_back() {
+        let body = |outputs: &str| format!(r#"{{"inputs":[{INPUT}],"outputs":[{outputs}]}}"#);
+        let wanted = |outputs: &str| decode_text(body(outputs).as_bytes()).expect("valid").wanted;
+        assert!(wanted("").has("embedding") && wanted("").has("another"));
+        let named = wanted(r#"{"name":"embedding"}"#);
+        assert!(named.has("embedding") && !named.has("another"));
     }
 
     #[test]

@@ -142,7 +142,7 @@ impl Anchor for Encoder {
             ModuleKind::Attention => self.attention(index, form.precision()),
             _ => self.mlp(index, form.precision()),
         };
-        network.map(Body::Network)
+        network.map(Body::from)
     }
 
     fn head(&self, _has_norm: bool) -> Result<Option<Network>, ArchError> {

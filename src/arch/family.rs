@@ -201,7 +201,7 @@ impl Networks {
     /// Keeps the networks of the module `name` that are not there yet.
     fn keep(&mut self, name: &str, body: Body) -> Compute {
         match body {
-            Body::Network(network) => Compute::Network(self.position(network, || name.to_owned())),
+            Body::Network(network) => Compute::Network(self.position(*network, || name.to_owned())),
             Body::Routed(routed) => {
                 let keep = |network, role: &str, index| {
                     self.position(network, || format!("{name}.{role}.{index}"))

@@ -43,14 +43,14 @@ pub struct Routed<N = Network> {
 #[derive(Debug, Clone)]
 pub(super) enum Body {
     /// The same for every token.
-    Network(Network),
+    Network(Box<Network>),
     /// What each token's ways do.
     Routed(Box<Routed>),
 }
 
 impl From<Network> for Body {
     fn from(network: Network) -> Self {
-        Self::Network(network)
+        Self::Network(Box::new(network))
     }
 }
 

@@ -82,7 +82,7 @@ impl Anchor for VisionTransformer {
             ModuleKind::Attention => self.attention(block, form),
             _ => self.mlp(block, form),
         };
-        network.map(Body::Network)
+        network.map(Body::from)
     }
 
     /// Builds the classifier: the first token, the final norm unless it is left out, the head.

@@ -137,6 +137,21 @@ impl Executor {
         state.ok_or(RuntimeError::NotAPath)?.to_tensors()
     }
 
+    /// Runs one module on `state`; the identity returns it as it is.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the module cannot be loaded or fails.
+    pub fn step(
+        &mut self,
+        id: ModuleId,
+        state: Option<Activation>,
+        sides: &SideInputs,
+    ) -> Result<Option<Activation>, RuntimeError> {
+        let next = self.advance(id, state.as_ref(), sides)?;
+        Ok(next.or(state))
+    }
+
     /// Runs one module on a state that stays; `None` where the module is the identity.
     ///
     /// # Errors

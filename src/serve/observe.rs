@@ -19,10 +19,10 @@ pub trait Observer: Send + Sync {
     fn module_ran(&self, family: &str, module: &str, time: Duration);
 
     /// Is called after a module ran inside which tokens took ways of their own.
-    fn tokens_routed(&self, family: &str, module: &str, routing: &Routing);
+    fn tokens_routed(&self, _family: &str, _module: &str, _routing: &Routing) {}
 
     /// Is called when a router gave a score that is no number.
-    fn router_failed(&self, family: &str, module: &str);
+    fn router_failed(&self, _family: &str, _module: &str) {}
 
     /// Is called when modules were loaded.
     fn residency_changed(&self, family: &str, residency: &Residency);

@@ -5,11 +5,12 @@ use std::time::Duration;
 use super::{
     LogFormat, Metrics,
     metrics::{MAX_PLAN_LABELS, OTHER_PLANS},
+    routing::MAX_WAY_LABELS,
     start_logging,
 };
 use crate::{
     plan::{Quality, QualitySource},
-    runtime::Residency,
+    runtime::{Residency, Routing},
     serve::{ErrorCode, Observer, Outcome, PlanSummary, Report},
 };
 
@@ -28,6 +29,7 @@ fn report(plan: &str) -> Report {
         preprocess: Duration::from_millis(1),
         queue: Duration::from_millis(1),
         compute: Duration::from_millis(4),
+        routed: Vec::new(),
     }
 }
 
@@ -106,4 +108,36 @@ fn plans_beyond_the_limit_share_one_label() {
 fn a_filter_that_does_not_parse_is_refused_by_name() {
     let error = start_logging("tessera=loud", LogFormat::Json, None).expect_err("no level");
     assert!(error.to_string().contains("`tessera=loud`"), "{error}");
+}
+
+#[test]
+fn the_ways_of_tokens_are_counted_and_those_beyond_the_limit_share_one_label() {
+    let metrics = Metrics::new().expect("metrics");
+    let routing = |taken: Vec<u32>, rows: Vec<u32>| Routing {
+        num_ways: taken.len() / rows.len(),
+        top_k: 1,
+        taken,
+        rows,
+    };
+    // Two sequences of three tokens, four ways.
+    metrics.tokens_routed("m", "m.block.0.mlp", &routing(vec![3, 0, 0, 0, 0, 2, 1, 0], vec![3, 3]));
+    let mut many = vec![0; MAX_WAY_LABELS + 2];
+    many[MAX_WAY_LABELS..].fill(5);
+    metrics.tokens_routed("m", "m.block.1.mlp", &routing(many, vec![10]));
+    metrics.router_failed("m", "m.block.0.mlp");
+    let label = r#"family="m",module="m.block.0.mlp""#;
+    for line in [
+        format!("tessera_runtime_routed_tokens_total{{{label}}} 6"),
+        r#"tessera_runtime_expert_tokens_total{expert="0",family="m",module="m.block.0.mlp"} 3"#
+            .to_owned(),
+        r#"tessera_runtime_expert_tokens_total{expert="1",family="m",module="m.block.0.mlp"} 2"#
+            .to_owned(),
+        format!("tessera_runtime_expert_imbalance_ratio{{{label}}} 2"),
+        format!("tessera_runtime_expert_skipped_ratio{{{label}}} 0.75"),
+        format!("tessera_runtime_router_failures_total{{{label}}} 1"),
+        r#"tessera_runtime_expert_tokens_total{expert="other",family="m",module="m.block.1.mlp"} 10"#
+            .to_owned(),
+    ] {
+        assert_line(&metrics, &line);
+    }
 }

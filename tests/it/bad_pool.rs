@@ -37,7 +37,7 @@ fn the_family_is_good_before_it_is_broken() {
     for id in plans {
         let path = PlanId::find_path(&family.graph, id).expect(id);
         let sides = SideInputs::of_encoding(encoding.clone()).expect("inputs");
-        let output = executor.run(&path, &sides, &mut ()).expect(id);
+        let output = executor.run(&path, &sides, &mut ()).expect(id).remove(0);
         assert_eq!(output.shape(), [1, WIDTH]);
         let values = output.as_f32().expect("f32");
         let length = values.iter().map(|value| value * value).sum::<f32>().sqrt();

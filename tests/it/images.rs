@@ -163,7 +163,7 @@ fn an_exported_plan_is_one_model_with_the_same_answers() {
         let expected = Executor::new(runtime(), family.clone()).run(&path, &sides, &mut ());
         let expected = expected.expect("the plan runs");
         let expected: Vec<f64> =
-            expected.as_f32().expect("f32").iter().map(|value| f64::from(*value)).collect();
+            expected[0].as_f32().expect("f32").iter().map(|value| f64::from(*value)).collect();
         assert_close(found.as_f32().expect("f32"), &expected, 1e-5, plan);
     }
 }

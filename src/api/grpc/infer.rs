@@ -305,7 +305,7 @@ mod tests {
             let decoded = decoded(request(vec![input(name, datatype, Some(contents))], &[]));
             let decoded = decoded.expect(datatype);
             assert_eq!(decoded.request.inputs[0].1.data(), &wanted, "{datatype}");
-            assert!(!decoded.binary);
+            assert!(!decoded.wanted.is_binary("embedding"));
         }
     }
 
@@ -314,7 +314,7 @@ mod tests {
         let decoded = decoded(request(vec![input("ids", "INT8", None)], &[&[0xff]]));
         let decoded = decoded.expect("valid");
         assert_eq!(decoded.request.inputs[0].1.data(), &TensorData::I64(vec![-1]));
-        assert!(decoded.binary);
+        assert!(decoded.wanted.is_binary("embedding"));
     }
 
     #[test]
