@@ -1,34 +1,47 @@
 //! Safetensors files: names, shapes and places, never the weights themselves.
+//!
+//! A checkpoint is one file, or several with an index that says which tensor lies in which.
 
 use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
+    collections::{BTreeMap, btree_map::Entry},
+    ops::Range,
+    path::{Component, Path, PathBuf},
 };
 
 use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
 
 use super::ArchError;
 use crate::{
     onnx::{
-        external::{Place, initializer},
+        external::{Place, initializer, read_floats},
         proto::{TensorProto, data_type},
     },
     tensor::MappedFile,
 };
 
-/// An open safetensors file.
+/// An open safetensors file, or several.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
+    /// The family's folder.
+    folder: PathBuf,
+    /// The file, or the index of the files.
     path: PathBuf,
-    /// The path relative to the family's folder, as external data names it.
-    location: String,
     tensors: BTreeMap<String, TensorPlace>,
     metadata: BTreeMap<String, String>,
+}
+
+/// What `model.safetensors.index.json` says; the rest of it is not needed.
+#[derive(Debug, Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
 }
 
 /// A tensor of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorPlace {
+    /// The file, relative to the family's folder, as external data names it.
+    pub file: String,
     /// The extent of each axis.
     pub shape: Vec<usize>,
     /// The element type, as ONNX numbers it, or `None` when networks cannot use it.
@@ -47,7 +60,45 @@ impl Checkpoint {
     /// Fails when the file cannot be read, has another digest, or is no valid safetensors file.
     pub fn open(folder: &Path, location: &Path, sha256: &str) -> Result<Self, ArchError> {
         let file = open_verified(folder, location, sha256)?;
-        Self::parse(&file, location)
+        Self::parse(folder, &file, location)
+    }
+
+    /// Opens the files that the index `folder/location` names; `sha256` returns the digest that a
+    /// file must have.
+    ///
+    /// # Errors
+    ///
+    /// Fails on an index that is none, that names a file that is not there or lies elsewhere, or a
+    /// tensor that its file does not hold, and like [`open`](Self::open) on every file.
+    pub fn open_sharded<'d>(
+        folder: &Path,
+        location: &Path,
+        sha256: impl Fn(&Path) -> Result<&'d str, ArchError>,
+    ) -> Result<Self, ArchError> {
+        let file = open_verified(folder, location, sha256(location)?)?;
+        let path = folder.join(location);
+        let malformed = |message| ArchError::Malformed { path: path.clone(), message };
+        let index: Index = serde_json::from_slice(file.bytes())
+            .map_err(|e| malformed(format!("is no index of safetensors files: {e}")))?;
+        let beside = location.parent().unwrap_or(Path::new(""));
+        let mut shards: BTreeMap<&str, Self> = BTreeMap::new();
+        let mut tensors = BTreeMap::new();
+        for (name, shard) in &index.weight_map {
+            let opened = match shards.entry(shard) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(place) => {
+                    let file = beside.join(shard);
+                    let is_plain = Path::new(shard).components().all(is_normal);
+                    if !is_plain || !folder.join(&file).is_file() {
+                        return Err(malformed(format!("names `{shard}`, which is not there")));
+                    }
+                    place.insert(Self::open(folder, &file, sha256(&file)?)?)
+                }
+            };
+            tensors.insert(name.clone(), opened.tensor(name)?.clone());
+        }
+        let metadata = BTreeMap::new();
+        Ok(Self { folder: folder.to_owned(), path, tensors, metadata })
     }
 
     /// Returns the tensor `name` as a weight called `name`, whose shape must be `shape`.
@@ -56,24 +107,10 @@ impl Checkpoint {
     ///
     /// Fails when there is no such tensor, or it has another shape or an unusable element type.
     pub fn weight(&self, name: &str, shape: &[usize]) -> Result<TensorProto, ArchError> {
-        let tensor = self.tensor(name)?;
-        if tensor.shape != shape {
-            return Err(ArchError::TensorShape {
-                path: self.path.clone(),
-                name: name.into(),
-                found: tensor.shape.clone(),
-                expected: shape.to_vec(),
-            });
-        }
-        let data_type = tensor.data_type.ok_or_else(|| ArchError::TensorType {
-            path: self.path.clone(),
-            name: name.into(),
-            found: "another type".into(),
-        })?;
+        let (tensor, data_type) = self.checked(name, shape)?;
         let place =
-            Place { file: self.location.clone(), offset: tensor.offset, length: tensor.length };
-        let dims = shape.iter().map(|extent| i64::try_from(*extent).unwrap_or(i64::MAX)).collect();
-        Ok(initializer(name, data_type, dims, &place))
+            Place { file: tensor.file.clone(), offset: tensor.offset, length: tensor.length };
+        Ok(initializer(name, data_type, dims(shape), &place))
     }
 
     /// Returns some rows of the tensor `name`, whose shape must be `shape`, as a weight of its own:
@@ -86,21 +123,50 @@ impl Checkpoint {
         &self,
         name: &str,
         shape: &[usize],
-        rows: std::ops::Range<usize>,
+        rows: Range<usize>,
     ) -> Result<TensorProto, ArchError> {
-        let whole = self.weight(name, shape)?;
         let all = shape.first().copied().unwrap_or(0);
         if rows == (0..all) {
-            return Ok(whole);
+            return self.weight(name, shape);
         }
-        let mut wanted = shape.to_vec();
+        self.rows_as(name, (shape, shape), rows)
+    }
+
+    /// Returns some rows of matrix `index` of the tensor `name`, whose shape must be
+    /// `[matrices, rows, columns]`, as a weight of its own: a shorter place in the file.
+    ///
+    /// # Errors
+    ///
+    /// Fails like [`rows`](Self::rows).
+    pub fn matrix(
+        &self,
+        name: &str,
+        shape: [usize; 3],
+        index: usize,
+        rows: Range<usize>,
+    ) -> Result<TensorProto, ArchError> {
+        let [matrices, all, columns] = shape;
+        let before = index.saturating_mul(all);
+        let rows = before.saturating_add(rows.start)..before.saturating_add(rows.end);
+        self.rows_as(name, (&shape, &[matrices.saturating_mul(all), columns]), rows)
+    }
+
+    /// Returns some rows of a tensor of shape `shape`, read as one of shape `read`.
+    fn rows_as(
+        &self,
+        name: &str,
+        (shape, read): (&[usize], &[usize]),
+        rows: Range<usize>,
+    ) -> Result<TensorProto, ArchError> {
+        let (tensor, data_type) = self.checked(name, shape)?;
+        let all = read.first().copied().unwrap_or(0);
+        let mut wanted = read.to_vec();
         if let Some(first) = wanted.first_mut() {
             *first = rows.len();
         }
-        let tensor = self.tensor(name)?;
         if rows.end > all || rows.is_empty() {
             return Err(ArchError::TensorShape {
-                path: self.path.clone(),
+                path: self.folder.join(&tensor.file),
                 name: name.into(),
                 found: shape.to_vec(),
                 expected: wanted,
@@ -108,13 +174,51 @@ impl Checkpoint {
         }
         let row = tensor.length / all as u64;
         let place = Place {
-            file: self.location.clone(),
+            file: tensor.file.clone(),
             offset: tensor.offset + row * rows.start as u64,
             length: row * rows.len() as u64,
         };
-        let dims = wanted.iter().map(|extent| i64::try_from(*extent).unwrap_or(i64::MAX)).collect();
         let name = format!("{name}[{}..{}]", rows.start, rows.end);
-        Ok(initializer(&name, whole.data_type, dims, &place))
+        Ok(initializer(&name, data_type, dims(&wanted), &place))
+    }
+
+    /// Returns the tensor `name` like [`weight`](Self::weight), after a look at all its values.
+    ///
+    /// # Errors
+    ///
+    /// Fails like [`weight`](Self::weight), when the file cannot be read, and when a value is
+    /// infinite or no number.
+    pub fn finite_weight(&self, name: &str, shape: &[usize]) -> Result<TensorProto, ArchError> {
+        let weight = self.weight(name, shape)?;
+        let path = self.folder.join(&self.tensor(name)?.file);
+        let values = read_floats(&self.folder, &weight).map_err(|e| ArchError::Malformed {
+            path: path.clone(),
+            message: format!("tensor `{name}` cannot be read: {e}"),
+        })?;
+        if values.iter().all(|value| value.is_finite()) {
+            return Ok(weight);
+        }
+        Err(ArchError::NotFinite { path, name: name.into() })
+    }
+
+    /// Returns the place and the element type of the tensor `name`, whose shape must be `shape`.
+    fn checked(&self, name: &str, shape: &[usize]) -> Result<(&TensorPlace, i32), ArchError> {
+        let tensor = self.tensor(name)?;
+        let path = || self.folder.join(&tensor.file);
+        if tensor.shape != shape {
+            return Err(ArchError::TensorShape {
+                path: path(),
+                name: name.into(),
+                found: tensor.shape.clone(),
+                expected: shape.to_vec(),
+            });
+        }
+        let data_type = tensor.data_type.ok_or_else(|| ArchError::TensorType {
+            path: path(),
+            name: name.into(),
+            found: "another type".into(),
+        })?;
+        Ok((tensor, data_type))
     }
 
     /// Returns the tensors whose names start with `prefix`, under what follows it.
@@ -147,7 +251,7 @@ impl Checkpoint {
         self.tensors.contains_key(name)
     }
 
-    /// Returns the file's path.
+    /// Returns the path of the file, or of the index of the files.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -157,7 +261,11 @@ impl Checkpoint {
         self.metadata.get(key).map(String::as_str)
     }
 
-    pub(super) fn parse(file: &MappedFile, location: &Path) -> Result<Self, ArchError> {
+    pub(super) fn parse(
+        folder: &Path,
+        file: &MappedFile,
+        location: &Path,
+    ) -> Result<Self, ArchError> {
         let malformed = |message: String| ArchError::Malformed {
             path: file.path().to_owned(),
             message: format!("is no valid safetensors file: {message}"),
@@ -169,6 +277,7 @@ impl Checkpoint {
         for (name, info) in metadata.tensors() {
             let (begin, end) = info.data_offsets;
             let place = TensorPlace {
+                file: location.to_string_lossy().into_owned(),
                 shape: info.shape.clone(),
                 data_type: onnx_type(info.dtype),
                 offset: start + begin as u64,
@@ -178,8 +287,8 @@ impl Checkpoint {
         }
         let extra = metadata.metadata().clone().unwrap_or_default();
         Ok(Self {
+            folder: folder.to_owned(),
             path: file.path().to_owned(),
-            location: location.to_string_lossy().into_owned(),
             tensors,
             metadata: extra.into_iter().collect(),
         })
@@ -204,6 +313,15 @@ pub(crate) fn open_verified(
         return Err(ArchError::Digest { path, expected: sha256.into(), found });
     }
     Ok(file)
+}
+
+/// Returns extents as ONNX writes them.
+fn dims(shape: &[usize]) -> Vec<i64> {
+    shape.iter().map(|extent| i64::try_from(*extent).unwrap_or(i64::MAX)).collect()
+}
+
+fn is_normal(component: Component<'_>) -> bool {
+    matches!(component, Component::Normal(_))
 }
 
 fn onnx_type(dtype: Dtype) -> Option<i32> {

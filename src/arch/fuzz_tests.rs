@@ -20,7 +20,8 @@ fn checkpoints() {
     feed_file(&[seed], &path, || {
         let file = MappedFile::open(&path).expect("mapped");
         let length = file.bytes().len() as u64;
-        let Ok(checkpoint) = Checkpoint::parse(&file, Path::new("model.safetensors")) else {
+        let location = Path::new("model.safetensors");
+        let Ok(checkpoint) = Checkpoint::parse(folder.path(), &file, location) else {
             return;
         };
         for name in checkpoint.names() {

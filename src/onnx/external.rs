@@ -143,7 +143,7 @@ pub fn read_bytes(folder: &Path, tensor: &TensorProto) -> Result<Bytes, OnnxErro
     read().map_err(|source| OnnxError::Unreadable { path: path.clone(), source })
 }
 
-/// Reads the values of `tensor`, F32 or F16, wherever they lie.
+/// Reads the values of `tensor`, F32, F16 or BF16, wherever they lie.
 ///
 /// # Errors
 ///
@@ -159,6 +159,12 @@ pub fn read_floats(folder: &Path, tensor: &TensorProto) -> Result<Vec<f32>, Onnx
             .0
             .iter()
             .map(|chunk| half::f16::from_le_bytes(*chunk).to_f32())
+            .collect(),
+        data_type::BFLOAT16 => bytes
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .map(|chunk| half::bf16::from_le_bytes(*chunk).to_f32())
             .collect(),
         _ => Vec::new(),
     };

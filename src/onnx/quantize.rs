@@ -85,7 +85,8 @@ fn constant_matrices(graph: &GraphProto) -> HashMap<String, Matrix> {
         let dims: Vec<usize> =
             tensor.dims.iter().filter_map(|extent| usize::try_from(*extent).ok()).collect();
         let [rows, columns] = dims[..] else { continue };
-        let is_float = matches!(tensor.data_type, data_type::FLOAT | data_type::FLOAT16);
+        let is_float =
+            matches!(tensor.data_type, data_type::FLOAT | data_type::FLOAT16 | data_type::BFLOAT16);
         if !is_float || rows.saturating_mul(columns) < MIN_ELEMENTS {
             continue;
         }
