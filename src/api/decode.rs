@@ -128,7 +128,7 @@ impl Decoded {
         let Parts { id, parameters, inputs, outputs } = parts;
         check_number("the number of inputs", inputs.len())?;
         check_number("the number of outputs", outputs.len())?;
-        let Parameters { budget, explain, mut binary } = Parameters::parse(parameters)?;
+        let Parameters { budget, priority, explain, mut binary } = Parameters::parse(parameters)?;
         let mut classification = None;
         for output in outputs {
             let asked = output.check(specs)?;
@@ -137,7 +137,7 @@ impl Decoded {
         }
         let inputs = inputs.into_iter().map(|input| input.into_tensor(&specs.inputs));
         let inputs = inputs.collect::<Result<_, _>>()?;
-        let request = InferRequest { inputs, budget, arrival };
+        let request = InferRequest { inputs, budget, priority, arrival };
         Ok(Self { request, id, explain, classification, binary })
     }
 }

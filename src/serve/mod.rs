@@ -26,7 +26,7 @@ pub use error::{ErrorCode, ServeError};
 pub use observe::{Observer, Outcome};
 pub use registry::{FamilyState, Registry};
 pub use repository::{Loader, Repository, Seen};
-pub use request::{InferRequest, InferResponse, PlanSummary, Report};
+pub use request::{DEFAULT_PRIORITY, InferRequest, InferResponse, PlanSummary, Report};
 pub use service::{FamilyService, LoadedFamily};
 pub use statistics::{BatchTally, Statistics, Tally};
 pub use worker::InferenceThread;

@@ -7,13 +7,13 @@ use std::{
 };
 
 use tokio::sync::oneshot;
-use tracing::Span;
+use tracing::{Span, debug_span};
 
 use super::{
-    ServeError,
+    Observer, ServeError,
     batch::{self, Batch},
     planner::{Chosen, Planner, Terms},
-    waiting::{Need, Share, Waiting},
+    waiting::{Need, Rank, Share, Waiting},
     worker::Done,
 };
 use crate::{arch::ModelInput, family::ModuleId, runtime::Executor};
@@ -48,18 +48,45 @@ pub(super) struct Job {
     pub(super) planner: Arc<Planner>,
     /// The span of its request.
     pub(super) request: Span,
-    /// The span of its waiting.
-    pub(super) waiting: Span,
+    /// Its place in the queue, until it runs.
+    pub(super) place: Option<Place>,
     /// What had passed since its arrival when it was queued.
     pub(super) before: Duration,
     /// When it was queued.
     pub(super) queued: Instant,
-    /// When its answer is worth nothing any more.
-    pub(super) deadline: Instant,
+    /// When it is to be done; after its deadline its answer is worth nothing any more.
+    pub(super) rank: Rank,
     /// The least that it can take.
     pub(super) need: Need,
     /// Where the answer goes; closed when nobody waits for it.
     pub(super) reply: oneshot::Sender<Result<Done, ServeError>>,
+}
+
+/// A job's place in the queue, which is left when this is dropped.
+pub(super) struct Place {
+    observer: Arc<dyn Observer>,
+    family: String,
+    _span: Span,
+}
+
+impl Place {
+    /// Takes a place.
+    pub(super) fn take(observer: Arc<dyn Observer>, family: &str) -> Self {
+        observer.queue_changed(family, 1);
+        Self { observer, family: family.to_owned(), _span: debug_span!("queue") }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.observer.queue_changed(&self.family, -1);
+    }
+}
+
+impl std::fmt::Debug for Place {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Place").field("family", &self.family).finish_non_exhaustive()
+    }
 }
 
 /// Why a job is not queued.
@@ -176,13 +203,14 @@ impl Queue {
             if state.is_closed {
                 return Err(QueueError::Closed);
             }
+            state.drop_abandoned();
             if state.waiting.len() >= limit {
                 return Err(QueueError::Full { limit });
             }
-            if job.terms.is_some() && !state.waiting.has_room(start, job.deadline, job.need) {
+            if job.terms.is_some() && !state.waiting.has_room(start, job.rank, job.need) {
                 return Err(QueueError::Late);
             }
-            state.waiting.push(job.deadline, job.need.least, job);
+            state.waiting.push(job.rank, job.need.least, job);
             Ok(())
         })
     }
@@ -243,10 +271,16 @@ impl Receiver {
 
 impl State {
     fn next_batch(&mut self) -> Option<Batch> {
+        self.drop_abandoned();
         let now = Instant::now();
         let choose = |members: &[&Job], shares: &[Share]| batch::choose(members, shares, now);
         let (jobs, chosen) = self.waiting.pop_batch(now, batch::joins, choose)?;
         Some(Batch { jobs, chosen })
+    }
+
+    /// Drops the jobs for which nobody waits any more.
+    fn drop_abandoned(&mut self) {
+        self.waiting.retain(|job| !job.reply.is_closed());
     }
 
     fn next_task(&mut self) -> Option<Task> {

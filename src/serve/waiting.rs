@@ -1,4 +1,5 @@
-//! The order in which requests run, and how long the next one may take: earliest deadline first.
+//! The order in which requests run, and how long the next one may take: by priority, then earliest
+//! deadline first.
 //!
 //! Pure: it reads no clock and runs nothing.
 
@@ -7,11 +8,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What waits, by deadline; of equal ones the first comes first.
+/// What waits, by rank; of equal ones the first comes first.
 #[derive(Debug)]
 pub(super) struct Waiting<T> {
-    entries: BTreeMap<(Instant, u64), Entry<T>>,
+    entries: BTreeMap<Key, Entry<T>>,
     count: u64,
+}
+
+type Key = (Rank, u64);
+
+/// When something is to be done, most urgent first: by priority, then by deadline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Rank {
+    pub(super) priority: u32,
+    pub(super) deadline: Instant,
 }
 
 #[derive(Debug)]
@@ -25,6 +35,8 @@ struct Entry<T> {
 pub(super) struct Share {
     pub(super) size: usize,
     pub(super) allowance: Duration,
+    /// The time until their first deadline.
+    pub(super) left: Duration,
 }
 
 /// The least time that something can take.
@@ -52,14 +64,19 @@ impl<T> Waiting<T> {
     }
 
     /// Adds `item`, which takes `least` or longer.
-    pub(super) fn push(&mut self, deadline: Instant, least: Duration, item: T) {
+    pub(super) fn push(&mut self, rank: Rank, least: Duration, item: T) {
         self.count += 1;
-        self.entries.insert((deadline, self.count), Entry { least, item });
+        self.entries.insert((rank, self.count), Entry { least, item });
     }
 
-    /// Removes what is due first and what runs with it. `joins` tells what may run with the members
+    /// Drops everything for which `stays` does not hold.
+    pub(super) fn retain(&mut self, mut stays: impl FnMut(&T) -> bool) {
+        self.entries.retain(|_, entry| stays(&entry.item));
+    }
+
+    /// Removes what comes first and what runs with it. `joins` tells what may run with the members
     /// found so far; `choose` hears them and how long a batch of the first of them may take, and
-    /// tells how many run.
+    /// tells how many run. What is late already comes before all else, alone: it waits for nothing.
     pub(super) fn pop_batch<R>(
         &mut self,
         now: Instant,
@@ -67,15 +84,21 @@ impl<T> Waiting<T> {
         choose: impl FnOnce(&[&T], &[Share]) -> (usize, R),
     ) -> Option<(Vec<T>, R)> {
         let (mut keys, mut members) = (Vec::new(), Vec::new());
-        for (key, Entry { item, .. }) in &self.entries {
-            if members.is_empty() || joins(&members, item) {
-                keys.push(*key);
-                members.push(item);
+        let is_late = |((rank, _), _): &(&Key, &Entry<T>)| rank.deadline <= now;
+        if let Some((key, late)) = self.entries.iter().find(is_late) {
+            keys.push(*key);
+            members.push(&late.item);
+        } else {
+            for (key, Entry { item, .. }) in &self.entries {
+                if members.is_empty() || joins(&members, item) {
+                    keys.push(*key);
+                    members.push(item);
+                }
             }
         }
         let sizes = (0..usize::BITS).map(|power| 1 << power).take_while(|size| *size < keys.len());
         let sizes = sizes.chain((!keys.is_empty()).then_some(keys.len()));
-        let share = |size| Share { size, allowance: self.allowance(now, &keys[..size]) };
+        let share = |size| self.share(now, &keys[..size]);
         let shares: Vec<Share> = sizes.map(share).collect();
         if shares.is_empty() {
             return None;
@@ -85,36 +108,39 @@ impl<T> Waiting<T> {
         Some((entries.map(|entry| entry.item).collect(), found))
     }
 
-    /// Returns how long the batch of `keys` may take, so that each that waits has its share of the
-    /// time that is left: the least of the time until its first deadline, and, if batches of its
-    /// size that take as long follow it, the time until each other deadline divided by their
-    /// number.
-    fn allowance(&self, now: Instant, keys: &[(Instant, u64)]) -> Duration {
-        let first = keys.first().map(|(deadline, _)| *deadline - now);
-        let others = self.entries.keys().filter(|key| keys.binary_search(key).is_err());
-        let shares = others.zip(0_u32..).map(|((deadline, _), before)| {
+    /// Returns how long the batch of `keys` may take, so that each that waits and is of no lower
+    /// priority has its share of the time that is left: the least of the time until its first
+    /// deadline, and, if batches of its size that take as long follow it, the time until each other
+    /// deadline divided by their number.
+    fn share(&self, now: Instant, keys: &[Key]) -> Share {
+        let until = |(rank, _): &Key| rank.deadline.saturating_duration_since(now);
+        let left = keys.iter().map(until).min().unwrap_or_default();
+        let lowest = keys.first().map_or(0, |(rank, _)| rank.priority);
+        let others = self.entries.keys().take_while(|(rank, _)| rank.priority <= lowest);
+        let others = others.filter(|key| keys.binary_search(key).is_err());
+        let shares = others.zip(0_u32..).map(|(key, before)| {
             let batches = before / u32::try_from(keys.len()).unwrap_or(u32::MAX);
-            (*deadline - now) / batches.saturating_add(2)
+            until(key) / batches.saturating_add(2)
         });
-        shares.chain(first).min().unwrap_or_default()
+        Share {
+            size: keys.len(),
+            allowance: shares.min().map_or(left, |least| least.min(left)),
+            left,
+        }
     }
 
     /// Tells whether something more can be done in time if everything takes the least it can and
-    /// begins at `start`, and nothing that would be in time is made late by it. It takes `alone`
-    /// itself, and `least` off the time of others, with which it may share a batch.
-    pub(super) fn has_room(
-        &self,
-        start: Instant,
-        deadline: Instant,
-        Need { least, alone }: Need,
-    ) -> bool {
-        let before = self.entries.range(..=(deadline, u64::MAX));
+    /// begins at `start`, and nothing of its priority that would be in time is made late by it. It
+    /// takes `alone` itself, and `least` off the time of others, with which it may share a batch.
+    pub(super) fn has_room(&self, start: Instant, rank: Rank, Need { least, alone }: Need) -> bool {
+        let before = self.entries.range(..=(rank, u64::MAX));
         let mut end = start + before.map(|(_, entry)| entry.least).sum::<Duration>();
-        if end + alone > deadline {
+        if end + alone > rank.deadline {
             return false;
         }
-        let after = self.entries.range((deadline, u64::MAX)..);
-        after.into_iter().all(|((deadline, _), entry)| {
+        let after = self.entries.range((rank, u64::MAX)..);
+        let mut after = after.take_while(|((other, _), _)| other.priority == rank.priority);
+        after.all(|((Rank { deadline, .. }, _), entry)| {
             end += entry.least;
             end > *deadline || end + least <= *deadline
         })
@@ -131,6 +157,10 @@ mod tests {
         Duration::from_millis(milliseconds)
     }
 
+    fn rank(deadline: Instant) -> Rank {
+        Rank { priority: 1, deadline }
+    }
+
     fn pop<T>(waiting: &mut Waiting<T>, now: Instant) -> Option<(T, Duration)> {
         let choose = |_: &[&T], shares: &[Share]| (1, shares[0].allowance);
         let (mut items, allowance) = waiting.pop_batch(now, |_, _| false, choose)?;
@@ -142,7 +172,7 @@ mod tests {
         let now = Instant::now();
         let mut waiting = Waiting::new();
         for (name, deadline) in [("b", 40), ("c", 41), ("a", 30), ("late b", 40)] {
-            waiting.push(now + ms(deadline), ms(1), name);
+            waiting.push(rank(now + ms(deadline)), ms(1), name);
         }
         // 30 / 1, 40 / 2, 40 / 3 and 41 / 4.
         assert_eq!(pop(&mut waiting, now), Some(("a", ms(41) / 4)));
@@ -157,7 +187,7 @@ mod tests {
         let now = Instant::now();
         let mut waiting = Waiting::new();
         for (name, deadline) in [("a1", 10), ("b1", 12), ("a2", 14), ("a3", 30), ("b2", 40)] {
-            waiting.push(now + ms(deadline), ms(1), name);
+            waiting.push(rank(now + ms(deadline)), ms(1), name);
         }
         let joins = |members: &[&&str], next: &&str| members[0][..1] == next[..1];
         let choose = |members: &[&&str], shares: &[Share]| {
@@ -173,11 +203,41 @@ mod tests {
     }
 
     #[test]
+    fn what_is_of_lower_priority_takes_what_is_left() {
+        let now = Instant::now();
+        let mut waiting = Waiting::new();
+        let at = |priority, deadline| Rank { priority, deadline: now + ms(deadline) };
+        waiting.push(at(2, 10), ms(8), "low");
+        waiting.push(at(1, 40), ms(8), "high");
+        // The low one is made late by another of high priority, but not the high one.
+        let need = Need { least: ms(20), alone: ms(20) };
+        assert!(waiting.has_room(now, at(1, 30), need));
+        let need = Need { least: ms(33), alone: ms(33) };
+        assert!(!waiting.has_room(now, at(1, 39), need));
+        // One of low priority comes after both.
+        let need = Need { least: ms(1), alone: ms(1) };
+        assert!(waiting.has_room(now, at(2, 17), need) && !waiting.has_room(now, at(2, 16), need));
+        assert_eq!(pop(&mut waiting, now), Some(("high", ms(40))));
+        assert_eq!(pop(&mut waiting, now), Some(("low", ms(10))));
+    }
+
+    #[test]
+    fn what_is_late_is_told_before_what_is_of_higher_priority() {
+        let now = Instant::now();
+        let mut waiting = Waiting::new();
+        waiting.push(Rank { priority: 2, deadline: now + ms(10) }, ms(1), "low");
+        waiting.push(Rank { priority: 1, deadline: now + ms(40) }, ms(1), "high");
+        assert_eq!(pop(&mut waiting, now + ms(10)), Some(("low", ms(0))));
+        waiting.retain(|_| false);
+        assert_eq!(waiting.len(), 0);
+    }
+
+    #[test]
     fn there_is_room_for_what_ends_in_time_and_makes_nothing_late() {
         let now = Instant::now();
         let mut waiting = Waiting::new();
-        waiting.push(now + ms(10), ms(4), ());
-        waiting.push(now + ms(20), ms(10), ());
+        waiting.push(rank(now + ms(10)), ms(4), ());
+        waiting.push(rank(now + ms(20)), ms(10), ());
         for (start, deadline, least, expected) in [
             (0, 3, 3, true),
             (0, 3, 4, false),
@@ -193,7 +253,7 @@ mod tests {
             (18, 40, 5, true),
         ] {
             let need = Need { least: ms(least), alone: ms(least) };
-            let found = waiting.has_room(now + ms(start), now + ms(deadline), need);
+            let found = waiting.has_room(now + ms(start), rank(now + ms(deadline)), need);
             assert_eq!(found, expected, "{start} {deadline} {least}");
         }
     }
@@ -207,8 +267,8 @@ mod tests {
             let mut waiting = Waiting::new();
             for (deadline, least) in jobs {
                 let need = Need { least: ms(least), alone: ms(least) };
-                if waiting.has_room(now, now + ms(deadline), need) {
-                    waiting.push(now + ms(deadline), ms(least), (deadline, least));
+                if waiting.has_room(now, rank(now + ms(deadline)), need) {
+                    waiting.push(rank(now + ms(deadline)), ms(least), (deadline, least));
                 }
             }
             let mut time = 0;

@@ -138,11 +138,8 @@ impl Worker {
             return;
         };
         let name = executor.family().manifest.name.clone();
-        for _ in &jobs {
-            self.observer.queue_changed(&name, -1);
-        }
         jobs.retain(|job| !job.reply.is_closed());
-        jobs.iter_mut().for_each(|job| job.waiting = Span::none());
+        jobs.iter_mut().for_each(|job| job.place = None);
         if jobs.is_empty() {
             return;
         }
