@@ -19,9 +19,10 @@ use crate::{
     tensor::{Tensor, TensorData},
 };
 
-/// Owns the sessions of a family and runs paths through them, one at a time.
+/// Owns the sessions of a family and runs paths through them, on as many threads as ask.
 ///
-/// Sessions are created when a module is first needed and shared by all plans.
+/// Sessions are created when a module is first needed and shared by all plans; where one runs on
+/// another thread, another is created beside it.
 #[derive(Debug)]
 pub struct Executor {
     runtime: Runtime,
@@ -73,12 +74,6 @@ impl Executor {
         Self { runtime, family, id, extra: HashMap::new() }
     }
 
-    /// Prepares to run paths of the same family, with nothing loaded.
-    #[must_use]
-    pub fn anew(&self) -> Self {
-        Self::new(self.runtime.clone(), self.family.clone())
-    }
-
     /// Returns the family.
     pub fn family(&self) -> &Arc<Family> {
         &self.family
@@ -94,7 +89,7 @@ impl Executor {
     /// # Errors
     ///
     /// Fails when ONNX Runtime refuses a module.
-    pub fn load(&mut self, path: &[ModuleId]) -> Result<(), RuntimeError> {
+    pub fn load(&self, path: &[ModuleId]) -> Result<(), RuntimeError> {
         path.iter().try_for_each(|id| self.session(*id).map(drop))
     }
 
@@ -103,7 +98,10 @@ impl Executor {
     /// # Errors
     ///
     /// Fails when ONNX Runtime refuses it.
-    pub fn load_ahead(&mut self, id: ModuleId) -> Result<bool, RuntimeError> {
+    pub fn load_ahead(&self, id: ModuleId) -> Result<bool, RuntimeError> {
+        if self.key(id).is_none_or(|key| self.runtime.residents().has(key)) {
+            return Ok(true);
+        }
         let bytes = self.family.network(id).map_or(0, Network::weight_bytes);
         let has_room = self.runtime.residents().has_room(bytes);
         if has_room {
@@ -118,7 +116,7 @@ impl Executor {
     ///
     /// Fails when the path is none, a module cannot be loaded or fails.
     pub fn run(
-        &mut self,
+        &self,
         path: &[ModuleId],
         sides: &SideInputs,
         observer: &mut impl ModuleObserver,
@@ -141,7 +139,7 @@ impl Executor {
     ///
     /// Fails when the module cannot be loaded or fails.
     pub fn step(
-        &mut self,
+        &self,
         id: ModuleId,
         state: Option<Activation>,
         sides: &SideInputs,
@@ -156,7 +154,7 @@ impl Executor {
     ///
     /// Fails when the module cannot be loaded or fails.
     pub fn advance(
-        &mut self,
+        &self,
         id: ModuleId,
         state: Option<&Activation>,
         sides: &SideInputs,
@@ -210,10 +208,15 @@ impl Executor {
         activations::measure(&self.runtime, &self.family.folder, name, network, inputs)
     }
 
+    /// Returns under which key the session of `id` is kept; `None` for the identity.
+    fn key(&self, id: ModuleId) -> Option<Key> {
+        self.family.network_index(id).map(|network| Key { executor: self.id, network })
+    }
+
     /// Leases the session of `id`, creating it where it is not there; `None` for the identity.
     fn session(&self, id: ModuleId) -> Result<Option<Lease<'_>>, RuntimeError> {
         let family = &self.family;
-        let (Some(index), Some(network)) = (family.network_index(id), family.network(id)) else {
+        let (Some(key), Some(network)) = (self.key(id), family.network(id)) else {
             return Ok(None);
         };
         let load = || {
@@ -226,7 +229,6 @@ impl Executor {
             tracing::debug!(module = name, seconds = start.elapsed().as_secs_f64(), "loaded");
             Ok(session)
         };
-        let key = Key { executor: self.id, network: index };
         self.runtime.residents().lease(key, network.weight_bytes(), load).map(Some)
     }
 }

@@ -5,6 +5,7 @@
 
 mod batch;
 mod correction;
+mod crew;
 mod engine;
 mod error;
 mod inputs;
@@ -29,4 +30,4 @@ pub use repository::{Loader, Repository, Seen};
 pub use request::{DEFAULT_PRIORITY, InferRequest, InferResponse, PlanSummary, Report};
 pub use service::{FamilyService, LoadedFamily};
 pub use statistics::{BatchTally, Statistics, Tally};
-pub use worker::InferenceThread;
+pub use worker::InferenceThreads;

@@ -21,7 +21,7 @@ pub(super) struct Work<'a> {
 
 /// Runs a path; `name` is its family's.
 pub(super) fn run_chunks(
-    executor: &mut Executor,
+    executor: &Executor,
     name: &str,
     work: Work<'_>,
     observer: &dyn Observer,

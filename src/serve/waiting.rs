@@ -39,6 +39,14 @@ pub(super) struct Share {
     pub(super) left: Duration,
 }
 
+/// The threads that take what waits.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Threads {
+    pub(super) num_all: usize,
+    /// Those that have nothing to do, the one that asks among them.
+    pub(super) num_free: usize,
+}
+
 /// The least time that something can take.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Need {
@@ -76,10 +84,11 @@ impl<T> Waiting<T> {
 
     /// Removes what comes first and what runs with it. `joins` tells what may run with the members
     /// found so far; `choose` hears them and how long a batch of the first of them may take, and
-    /// tells how many run. What is late already comes before all else, alone: it waits for nothing.
+    /// tells how many run: at most their part, where other threads have nothing to do. What is late
+    /// already comes before all else, alone: it waits for nothing.
     pub(super) fn pop_batch<R>(
         &mut self,
-        now: Instant,
+        (now, threads): (Instant, Threads),
         mut joins: impl FnMut(&[&T], &T) -> bool,
         choose: impl FnOnce(&[&T], &[Share]) -> (usize, R),
     ) -> Option<(Vec<T>, R)> {
@@ -96,9 +105,10 @@ impl<T> Waiting<T> {
                 }
             }
         }
-        let sizes = (0..usize::BITS).map(|power| 1 << power).take_while(|size| *size < keys.len());
-        let sizes = sizes.chain((!keys.is_empty()).then_some(keys.len()));
-        let share = |size| self.share(now, &keys[..size]);
+        let most = keys.len().div_ceil(threads.num_free.max(1));
+        let sizes = (0..usize::BITS).map(|power| 1 << power).take_while(|size| *size < most);
+        let sizes = sizes.chain((most > 0).then_some(most));
+        let share = |size| self.share(now, &keys[..size], threads.num_all);
         let shares: Vec<Share> = sizes.map(share).collect();
         if shares.is_empty() {
             return None;
@@ -111,16 +121,16 @@ impl<T> Waiting<T> {
     /// Returns how long the batch of `keys` may take, so that each that waits and is of no lower
     /// priority has its share of the time that is left: the least of the time until its first
     /// deadline, and, if batches of its size that take as long follow it, the time until each other
-    /// deadline divided by their number.
-    fn share(&self, now: Instant, keys: &[Key]) -> Share {
+    /// deadline divided by the number that a thread then runs.
+    fn share(&self, now: Instant, keys: &[Key], num_threads: usize) -> Share {
         let until = |(rank, _): &Key| rank.deadline.saturating_duration_since(now);
         let left = keys.iter().map(until).min().unwrap_or_default();
         let lowest = keys.first().map_or(0, |(rank, _)| rank.priority);
         let others = self.entries.keys().take_while(|(rank, _)| rank.priority <= lowest);
         let others = others.filter(|key| keys.binary_search(key).is_err());
-        let shares = others.zip(0_u32..).map(|(key, before)| {
-            let batches = before / u32::try_from(keys.len()).unwrap_or(u32::MAX);
-            until(key) / batches.saturating_add(2)
+        let shares = others.zip(0_usize..).map(|(key, before)| {
+            let batches = (before / keys.len() + 2).div_ceil(num_threads.max(1));
+            until(key) / u32::try_from(batches).unwrap_or(u32::MAX)
         });
         Share {
             size: keys.len(),
@@ -129,22 +139,39 @@ impl<T> Waiting<T> {
         }
     }
 
-    /// Tells whether something more can be done in time if everything takes the least it can and
-    /// begins at `start`, and nothing of its priority that would be in time is made late by it. It
-    /// takes `alone` itself, and `least` off the time of others, with which it may share a batch.
-    pub(super) fn has_room(&self, start: Instant, rank: Rank, Need { least, alone }: Need) -> bool {
-        let before = self.entries.range(..=(rank, u64::MAX));
-        let mut end = start + before.map(|(_, entry)| entry.least).sum::<Duration>();
-        if end + alone > rank.deadline {
+    /// Tells whether something more can be done in time if everything takes the least it can, the
+    /// threads being free at `free`, and nothing of its priority that would be in time is made late
+    /// by it. It takes `alone` itself, and `least` off the time of others, with which it may share a
+    /// batch.
+    pub(super) fn has_room(
+        &self,
+        free: &[Instant],
+        rank: Rank,
+        Need { least, alone }: Need,
+    ) -> bool {
+        let mut without = free.to_vec();
+        for (_, entry) in self.entries.range(..=(rank, u64::MAX)) {
+            spend(&mut without, entry.least);
+        }
+        if without.iter().min().is_none_or(|start| *start + alone > rank.deadline) {
             return false;
         }
+        let mut with = without.clone();
+        spend(&mut with, least);
         let after = self.entries.range((rank, u64::MAX)..);
         let mut after = after.take_while(|((other, _), _)| other.priority == rank.priority);
         after.all(|((Rank { deadline, .. }, _), entry)| {
-            end += entry.least;
-            end > *deadline || end + least <= *deadline
+            let (end, later) = (spend(&mut without, entry.least), spend(&mut with, entry.least));
+            end.is_none_or(|end| end > *deadline) || later.is_some_and(|later| later <= *deadline)
         })
     }
+}
+
+/// Has the thread that is free first run something for `time`; returns when that ends.
+fn spend(free: &mut [Instant], time: Duration) -> Option<Instant> {
+    let first = free.iter_mut().min()?;
+    *first += time;
+    Some(*first)
 }
 
 #[cfg(test)]
@@ -157,13 +184,15 @@ mod tests {
         Duration::from_millis(milliseconds)
     }
 
+    const ONE: Threads = Threads { num_all: 1, num_free: 1 };
+
     fn rank(deadline: Instant) -> Rank {
         Rank { priority: 1, deadline }
     }
 
     fn pop<T>(waiting: &mut Waiting<T>, now: Instant) -> Option<(T, Duration)> {
         let choose = |_: &[&T], shares: &[Share]| (1, shares[0].allowance);
-        let (mut items, allowance) = waiting.pop_batch(now, |_, _| false, choose)?;
+        let (mut items, allowance) = waiting.pop_batch((now, ONE), |_, _| false, choose)?;
         items.pop().map(|item| (item, allowance))
     }
 
@@ -197,9 +226,32 @@ mod tests {
             assert_eq!(shares, [(1, ms(14) / 3), (2, ms(6)), (3, ms(6))]);
             (2, ())
         };
-        let popped = waiting.pop_batch(now, joins, choose);
+        let popped = waiting.pop_batch((now, ONE), joins, choose);
         assert_eq!(popped, Some((vec!["a1", "a2"], ())));
         assert_eq!(waiting.len(), 3);
+    }
+
+    #[test]
+    fn threads_share_what_waits() {
+        let now = Instant::now();
+        let mut waiting = Waiting::new();
+        for deadline in [40, 40, 40, 40, 60] {
+            waiting.push(rank(now + ms(deadline)), ms(1), deadline);
+        }
+        let take = |shares: &[Share]| {
+            let last = shares.last().expect("one");
+            (last.size, (last.size, last.allowance))
+        };
+        // Of five with another thread idle it takes three, and the last two are one batch more.
+        let threads = Threads { num_all: 2, num_free: 2 };
+        let choose = |_: &[&u64], shares: &[Share]| take(shares);
+        let (_, found) = waiting.pop_batch((now, threads), |_, _| true, choose).expect("some");
+        assert_eq!(found, (3, ms(40)));
+        // Three threads that are all busy but this one.
+        let threads = Threads { num_all: 3, num_free: 1 };
+        let choose = |_: &[&u64], shares: &[Share]| take(&shares[..1]);
+        let (_, found) = waiting.pop_batch((now, threads), |_, _| true, choose).expect("some");
+        assert_eq!(found, (1, ms(40)));
     }
 
     #[test]
@@ -211,12 +263,14 @@ mod tests {
         waiting.push(at(1, 40), ms(8), "high");
         // The low one is made late by another of high priority, but not the high one.
         let need = Need { least: ms(20), alone: ms(20) };
-        assert!(waiting.has_room(now, at(1, 30), need));
+        assert!(waiting.has_room(&[now], at(1, 30), need));
         let need = Need { least: ms(33), alone: ms(33) };
-        assert!(!waiting.has_room(now, at(1, 39), need));
+        assert!(!waiting.has_room(&[now], at(1, 39), need));
         // One of low priority comes after both.
         let need = Need { least: ms(1), alone: ms(1) };
-        assert!(waiting.has_room(now, at(2, 17), need) && !waiting.has_room(now, at(2, 16), need));
+        assert!(
+            waiting.has_room(&[now], at(2, 17), need) && !waiting.has_room(&[now], at(2, 16), need)
+        );
         assert_eq!(pop(&mut waiting, now), Some(("high", ms(40))));
         assert_eq!(pop(&mut waiting, now), Some(("low", ms(10))));
     }
@@ -253,7 +307,7 @@ mod tests {
             (18, 40, 5, true),
         ] {
             let need = Need { least: ms(least), alone: ms(least) };
-            let found = waiting.has_room(now + ms(start), rank(now + ms(deadline)), need);
+            let found = waiting.has_room(&[now + ms(start)], rank(now + ms(deadline)), need);
             assert_eq!(found, expected, "{start} {deadline} {least}");
         }
     }
@@ -261,20 +315,22 @@ mod tests {
     proptest! {
         #[test]
         fn everything_admitted_can_be_done_in_time(
-            jobs in proptest::collection::vec((1_u64..200, 1_u64..40), 1..30)
+            jobs in proptest::collection::vec((1_u64..200, 1_u64..40), 1..30),
+            num_threads in 1_usize..4,
         ) {
             let now = Instant::now();
             let mut waiting = Waiting::new();
             for (deadline, least) in jobs {
                 let need = Need { least: ms(least), alone: ms(least) };
-                if waiting.has_room(now, rank(now + ms(deadline)), need) {
+                if waiting.has_room(&vec![now; num_threads], rank(now + ms(deadline)), need) {
                     waiting.push(rank(now + ms(deadline)), ms(least), (deadline, least));
                 }
             }
-            let mut time = 0;
-            while let Some(((deadline, least), _)) = pop(&mut waiting, now + ms(time)) {
-                time += least;
-                prop_assert!(time <= deadline);
+            let mut free = vec![0; num_threads];
+            while let Some(((deadline, least), _)) = pop(&mut waiting, now) {
+                let first = free.iter_mut().min().expect("a thread");
+                *first += least;
+                prop_assert!(*first <= deadline);
             }
         }
     }
