@@ -6,8 +6,9 @@ use std::{
 };
 
 use super::{
-    ArchError, Checkpoint, Network, bert, checkpoint::open_verified, exported::Exported,
-    fitted::Expansion, mpnet, network::Precision, routed::Body, vit::VisionTransformer, vit_layout,
+    ArchError, Checkpoint, Network, bert, checkpoint::open_verified, experts::Dense,
+    exported::Exported, fitted::Expansion, mpnet, network::Precision, routed::Body,
+    vit::VisionTransformer, vit_layout,
 };
 use crate::family::{AnchorSpec, ModuleKind, WidthSpec};
 
@@ -66,6 +67,11 @@ pub(super) trait Anchor: Debug {
 
     /// Returns the expanding half of block `index`'s feed-forward part, where maps may use it.
     fn expansion(&self, _index: usize) -> Result<Option<Expansion>, ArchError> {
+        Ok(None)
+    }
+
+    /// Returns block `index`'s feed-forward part in pieces, where it can be split among experts.
+    fn dense(&self, _index: usize) -> Result<Option<Dense>, ArchError> {
         Ok(None)
     }
 }

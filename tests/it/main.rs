@@ -11,10 +11,12 @@
 
 mod bad_input;
 mod bad_pool;
+mod experts;
 mod http;
 mod images;
 mod import;
 mod load;
+mod pool;
 mod reference;
 mod repository;
 mod support;
