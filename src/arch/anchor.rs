@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    ArchError, Checkpoint, Network, bert, checkpoint::open_verified, decoder, exported::Exported,
-    fitted::Expansion, moduleformer, mpnet, network::Precision, routed::Body,
+    ArchError, Checkpoint, Network, bert, checkpoint::open_verified, decoder, experts::Dense,
+    exported::Exported, fitted::Expansion, moduleformer, mpnet, network::Precision, routed::Body,
     vit::VisionTransformer, vit_layout,
 };
 use crate::family::{AnchorSpec, ModuleKind, WidthSpec};
@@ -73,6 +73,11 @@ pub(super) trait Anchor: Debug {
 
     /// Returns the expanding half of block `index`'s feed-forward part, where maps may use it.
     fn expansion(&self, _index: usize) -> Result<Option<Expansion>, ArchError> {
+        Ok(None)
+    }
+
+    /// Returns block `index`'s feed-forward part in pieces, where it can be split among experts.
+    fn dense(&self, _index: usize) -> Result<Option<Dense>, ArchError> {
         Ok(None)
     }
 }

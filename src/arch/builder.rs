@@ -9,6 +9,7 @@ use std::{
 use super::{
     ArchError, Checkpoint, FitRecords, Network, Tokenizer,
     anchor::{self, Anchor, Form},
+    experts::{self, SplitFile, SplitPart},
     fitted::{self, Expansion, MapParts, fit_file_name},
     network::Precision,
     promises,
@@ -16,8 +17,8 @@ use super::{
     trained,
 };
 use crate::family::{
-    AnchorSpec, ExitsSpec, FamilyError, Manifest, MapForm, MapSpec, Module, ModuleKind, Space,
-    SpaceId, SpaceKind, StitchesSpec,
+    AnchorSpec, ExitsSpec, ExpertsSpec, FamilyError, Manifest, MapForm, MapSpec, Module,
+    ModuleKind, Space, SpaceId, SpaceKind, StitchesSpec,
 };
 
 /// What a family consists of.
@@ -25,12 +26,14 @@ use crate::family::{
 pub(super) struct FamilyBuilder<'a> {
     folder: &'a Path,
     manifest: &'a Manifest,
+    records: FitRecords,
     opened: Vec<Box<dyn Anchor>>,
     pub(super) anchors: Vec<String>,
     pub(super) spaces: Vec<Space>,
     pub(super) modules: Vec<Module>,
     pub(super) bodies: Vec<Option<Body>>,
     pub(super) features: Vec<Network>,
+    pub(super) splits: Vec<SplitPart>,
     pub(super) tokenizers: BTreeMap<String, Arc<Tokenizer>>,
     /// The number of token ids that each anchor knows.
     pub(super) words: BTreeMap<String, usize>,
@@ -60,7 +63,7 @@ impl Side<'_> {
 impl<'a> FamilyBuilder<'a> {
     /// Opens the anchors that are there and adds everything that joins them.
     pub(super) fn build(folder: &'a Path, manifest: &'a Manifest) -> Result<Self, ArchError> {
-        let mut builder = Self::new(folder, manifest);
+        let mut builder = Self::new(folder, manifest, FitRecords::read(folder)?);
         for (name, spec) in &manifest.anchors {
             if spec.optional && is_missing(folder, spec) {
                 tracing::info!(
@@ -82,11 +85,12 @@ impl<'a> FamilyBuilder<'a> {
         Ok(builder)
     }
 
-    fn new(folder: &'a Path, manifest: &'a Manifest) -> Self {
+    fn new(folder: &'a Path, manifest: &'a Manifest, records: FitRecords) -> Self {
         let end = |name: &str, kind, shape| Space { name: name.into(), kind, shape };
         Self {
             folder,
             manifest,
+            records,
             opened: Vec::new(),
             anchors: Vec::new(),
             spaces: vec![
@@ -96,6 +100,7 @@ impl<'a> FamilyBuilder<'a> {
             modules: Vec::new(),
             bodies: Vec::new(),
             features: Vec::new(),
+            splits: Vec::new(),
             tokenizers: BTreeMap::new(),
             words: BTreeMap::new(),
         }
@@ -179,6 +184,39 @@ impl<'a> FamilyBuilder<'a> {
             let body = form.map(|form| anchor.part(block, kind, form)).transpose()?;
             self.add(format!("{plain}.{variant}"), ends, kind, body)?;
             self.name_variant(Some(variant));
+        }
+        if kind == ModuleKind::Mlp {
+            self.add_experts(side, anchor, block, ends)?;
+        }
+        Ok(())
+    }
+
+    /// Adds a feed-forward part as experts, for each number of them that a token may take.
+    fn add_experts(
+        &mut self,
+        side: Side<'_>,
+        anchor: &dyn Anchor,
+        block: usize,
+        ends: [&str; 2],
+    ) -> Result<(), ArchError> {
+        let manifest = self.manifest;
+        let of_block = |spec: &ExpertsSpec| spec.anchor == side.name && spec.has_block(block);
+        for (entry, spec) in manifest.experts.iter().enumerate().filter(|(_, s)| of_block(s)) {
+            let Some(dense) = anchor.dense(block)? else {
+                let expected = "an anchor of an ONNX file cannot be split".to_owned();
+                let key = spec.key("anchor");
+                return Err(promises::refuse(self.folder, &key, side.name.into(), expected).into());
+            };
+            experts::check(self.folder, spec, &dense)?;
+            if !side.is_stitched {
+                self.splits.push(dense.fitting((entry, block), ends[0].to_owned()));
+            }
+            let Some(file) = SplitFile::open(self.folder, &self.records, spec)? else { continue };
+            for (variant, routed) in file.modules(block, &dense)? {
+                let name = format!("{}.block.{block}.mlp.{variant}", side.prefix());
+                self.add(name, ends, ModuleKind::Mlp, Some(Body::Routed(Box::new(routed))))?;
+                self.name_variant(Some(variant));
+            }
         }
         Ok(())
     }
@@ -272,7 +310,6 @@ impl<'a> FamilyBuilder<'a> {
 
     /// Adds the maps that have been fitted.
     fn add_maps(&mut self) -> Result<(), ArchError> {
-        let records = FitRecords::read(self.folder)?;
         for map in &self.manifest.maps {
             if self.leads_to_missing_anchor(map) {
                 continue;
@@ -289,7 +326,7 @@ impl<'a> FamilyBuilder<'a> {
                 expansion: self.expansion(self.spaces[from.0].kind)?,
             };
             self.features.push(fitted::feature_network(&parts)?);
-            let Some(record) = records.maps.get(&fit_file_name(map)) else {
+            let Some(record) = self.records.maps.get(&fit_file_name(map)) else {
                 tracing::warn!(
                     from = map.from,
                     to = map.to,

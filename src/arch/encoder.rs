@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use super::{
     ArchError, Checkpoint,
     anchor::{Anchor, Form},
+    experts::Dense,
     fitted::Expansion,
     network::{
         ATTENTION_MASK, INPUT_IDS, Network, Precision, extent, float_weight, linear, token_input,
@@ -151,6 +152,23 @@ impl Anchor for Encoder {
 
     fn expansion(&self, index: usize) -> Result<Option<Expansion>, ArchError> {
         self.expand(index).map(Some)
+    }
+
+    fn dense(&self, index: usize) -> Result<Option<Dense>, ArchError> {
+        let Shape { width, inner_width, epsilon, .. } = self.shape;
+        let output = format!("encoder.layer.{index}.output");
+        let vector = |name: &str| self.weight(&format!("{output}.{name}"), &[width]);
+        Ok(Some(Dense {
+            width,
+            num_units: inner_width,
+            expansion: self.expand(index)?,
+            contraction: self.weight(&format!("{output}.dense.weight"), &[width, inner_width])?,
+            bias: vector("dense.bias")?,
+            norm: [vector("LayerNorm.weight")?, vector("LayerNorm.bias")?],
+            is_pre_norm: false,
+            epsilon,
+            scale: None,
+        }))
     }
 }
 

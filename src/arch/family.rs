@@ -6,7 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use super::{ArchError, Network, Routed, Stamps, Tokenizer, builder::FamilyBuilder, routed::Body};
+use super::{
+    ArchError, Network, Routed, SplitPart, Stamps, Tokenizer, builder::FamilyBuilder, routed::Body,
+};
 use crate::family::{FamilyGraph, MANIFEST_FILE, Manifest, MapSpec, ModuleId, SpaceId};
 
 /// A family ready to be run: what each module computes, and how they join.
@@ -22,6 +24,7 @@ pub struct Family {
     /// Which of `networks` each module runs; `None` for the identity.
     computes: Vec<Option<Compute>>,
     features: Vec<Network>,
+    splits: Vec<SplitPart>,
     tokenizers: BTreeMap<String, Arc<Tokenizer>>,
     words: BTreeMap<String, usize>,
     stamps: Stamps,
@@ -72,6 +75,7 @@ impl Family {
             networks,
             computes,
             features: parts.features,
+            splits: parts.splits,
             tokenizers: parts.tokenizers,
             words: parts.words,
             manifest,
@@ -173,6 +177,11 @@ impl Family {
             has(&map.from) && has(&map.to)
         });
         maps.zip(&self.features)
+    }
+
+    /// Returns the feed-forward parts that the manifest splits among experts.
+    pub fn split_parts(&self) -> &[SplitPart] {
+        &self.splits
     }
 
     /// Tells whether a module is a map that was fitted in closed form.

@@ -23,6 +23,26 @@ const RECORDS: &str = "fits.json";
 pub struct FitRecords {
     /// The records by file name.
     pub maps: BTreeMap<String, FitRecord>,
+    /// How feed-forward parts are split among experts, by file name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub experts: BTreeMap<String, SplitRecord>,
+}
+
+/// How an anchor's feed-forward parts were split among experts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SplitRecord {
+    /// The SHA-256 of the file.
+    pub sha256: String,
+    /// The number of tokens that the router was fitted on.
+    pub samples: u64,
+    /// The share of the groups' variance that a learned router explains on texts or images that
+    /// the fit did not see, averaged over blocks; 0 where the router is not learned.
+    pub held_out_r2: f64,
+    /// The texts or images.
+    pub data: String,
+    /// The day of the fit.
+    pub date: String,
 }
 
 /// How a map was fitted, and how well.

@@ -14,6 +14,7 @@ mod decoder_config;
 mod decoder_experts;
 mod encoder;
 mod error;
+mod experts;
 mod exported;
 mod family;
 mod fitted;
@@ -36,13 +37,15 @@ mod vit_layout;
 
 pub use checkpoint::{Checkpoint, TensorPlace};
 pub use error::ArchError;
+pub use experts::{SplitPart, split_file_name};
 pub use family::{Compute, Family};
-pub use fitted::{FitRecord, FitRecords, fit_file_name};
+pub use fitted::{FitRecord, FitRecords, SplitRecord, fit_file_name};
 pub use input::{ModelInput, Pixels};
 pub use network::{ATTENTION_MASK, INPUT_IDS, Network, PIXEL_VALUES, Precision};
 pub use picture::{PictureError, decode_picture, raw_picture};
 pub use routed::{
-    KEYS, Order, QUERIES, REST, Routed, Router, SCORES, SUM, TOKENS, VALUES, Ways, Weighting,
+    KEYS, Order, QUERIES, REST, ROWS, Routed, Router, SCORES, SIZES, SUM, TOKENS, VALUES, Ways,
+    Weighting,
 };
 pub use stamps::Stamps;
 pub use tokenize::{Encoding, Tokenizer};

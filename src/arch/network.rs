@@ -22,6 +22,8 @@ pub const PIXEL_VALUES: &str = "pixel_values";
 pub struct Network {
     model: ModelProto,
     precision: Precision,
+    /// What the weights take when loaded, where that is less than all that the graph reads.
+    held_bytes: Option<u64>,
 }
 
 /// How a network's matrix products compute.
@@ -36,7 +38,13 @@ pub enum Precision {
 impl Network {
     /// Wraps `model`; with [`Precision::Int8`] it is quantized when it is loaded.
     pub fn new(model: ModelProto, precision: Precision) -> Self {
-        Self { model, precision }
+        Self { model, precision, held_bytes: None }
+    }
+
+    /// States what the weights take when loaded, where only parts of what the graph reads stay.
+    #[must_use]
+    pub(super) fn holding(self, bytes: u64) -> Self {
+        Self { held_bytes: Some(bytes), ..self }
     }
 
     /// Returns the graph in f32.
@@ -52,6 +60,9 @@ impl Network {
     /// Returns the bytes that the weights take when loaded: four an element, or one where
     /// quantized.
     pub fn weight_bytes(&self) -> u64 {
+        if let Some(bytes) = self.held_bytes {
+            return bytes;
+        }
         let Some(graph) = &self.model.graph else {
             return 0;
         };

@@ -48,6 +48,13 @@ pub(super) fn check(
             return Err(refuse(&key("widths"), format!("{heads}, {hidden}"), expected));
         }
     }
+    let blocks = anchor.num_blocks();
+    for experts in manifest.experts.iter().filter(|experts| experts.anchor == name) {
+        if let Some(block) = experts.blocks.iter().flatten().find(|block| **block >= blocks) {
+            let expected = format!("`{name}` has {blocks} blocks, the first being 0");
+            return Err(refuse(&experts.key("blocks"), block.to_string(), expected));
+        }
+    }
     Ok(())
 }
 

@@ -8,6 +8,8 @@
 use super::{
     ArchError, Checkpoint, Network,
     anchor::{Anchor, Form},
+    experts::Dense,
+    fitted::Expansion,
     network::{PIXEL_VALUES, Precision, extent, float_weight, linear, transposed, with_hidden},
     routed::Body,
     vit_layout::{BlockPart, Part, VitLayout, VitShape},
@@ -104,6 +106,33 @@ impl Anchor for VisionTransformer {
         }
         let shape = [None, extent(self.shape.num_classes)];
         Ok(Some(Network::new(graph.finish(&logits, "output", &shape), Precision::F32)))
+    }
+
+    fn dense(&self, index: usize) -> Result<Option<Dense>, ArchError> {
+        let VitShape { width, hidden: units, epsilon, .. } = self.shape;
+        let name = |part| self.layout.block(index, part);
+        let (first, second) = (name(BlockPart::Expand), name(BlockPart::Contract));
+        let norm = name(BlockPart::NormAfter);
+        let scale = format!("blocks.{index}.ls2.gamma");
+        let has_scale = self.checkpoint.has(&scale);
+        Ok(Some(Dense {
+            width,
+            num_units: units,
+            expansion: Expansion {
+                weight: self.weight(&format!("{first}.weight"), &[units, width])?,
+                bias: self.weight(&format!("{first}.bias"), &[units])?,
+                activation: "BiasGelu",
+            },
+            contraction: self.weight(&format!("{second}.weight"), &[width, units])?,
+            bias: self.weight(&format!("{second}.bias"), &[width])?,
+            norm: [
+                self.weight(&format!("{norm}.weight"), &[width])?,
+                self.weight(&format!("{norm}.bias"), &[width])?,
+            ],
+            is_pre_norm: true,
+            epsilon,
+            scale: has_scale.then(|| self.weight(&scale, &[width])).transpose()?,
+        }))
     }
 }
 

@@ -228,7 +228,11 @@ pub struct FitArguments {
     /// Most texts for maps that see every token
     #[arg(long, default_value_t = 1_500)]
     pub token_texts: usize,
-    /// Fit maps anew that are fitted already
+    /// Split feed-forward parts among experts, as the manifest's `[[experts]]` say, instead of
+    /// fitting maps
+    #[arg(long)]
+    pub experts: bool,
+    /// Fit anew what is fitted already
     #[arg(long)]
     pub refit: bool,
 }

@@ -6,12 +6,15 @@ use super::{
     setup,
 };
 use crate::{
-    fit::{Dataset, EvaluateOptions, FitOptions, ProfileCache, QualityRecords, write_atomically},
+    fit::{
+        Dataset, EvaluateOptions, ExpertOptions, FitOptions, ProfileCache, QualityRecords,
+        write_atomically,
+    },
     runtime::Executor,
     telemetry,
 };
 
-/// Fits the maps of a family.
+/// Fits the maps of a family, or its experts.
 pub(super) fn fit(common: &Common, arguments: &FitArguments) -> anyhow::Result<()> {
     telemetry::start_logging(&common.log, common.log_format, None)?;
     let machine = setup::machine(common)?;
@@ -22,13 +25,26 @@ pub(super) fn fit(common: &Common, arguments: &FitArguments) -> anyhow::Result<(
         &family.manifest,
         arguments.examples,
     )?;
+    let bars = Bars::default();
+    if arguments.experts {
+        let options = ExpertOptions {
+            max_tokens: arguments.max_tokens,
+            max_texts: arguments.token_texts,
+            refit: arguments.refit,
+            ..ExpertOptions::default()
+        };
+        let (runtime, folder) = (&machine.runtime, &family.folder);
+        let count = crate::fit::fit_experts(runtime, folder, &data, &options, &bars)?;
+        drop(bars);
+        say(&format!("{count} anchors split among experts"));
+        return Ok(());
+    }
     let options = FitOptions {
         regularizations: arguments.regularizations.clone(),
         max_tokens: arguments.max_tokens,
         max_token_texts: arguments.token_texts,
         refit: arguments.refit,
     };
-    let bars = Bars::default();
     let count = crate::fit::fit_maps(&machine.runtime, &family.folder, &data, &options, &bars)?;
     drop(bars);
     say(&format!("{count} maps fitted"));

@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{ExitsSpec, FamilyError, ImageSpec, MapSpec, OnnxSource, StitchesSpec};
+use super::{ExitsSpec, ExpertsSpec, FamilyError, ImageSpec, MapSpec, OnnxSource, StitchesSpec};
 
 /// The manifest's name in a family's folder.
 pub const MANIFEST_FILE: &str = "family.toml";
@@ -45,6 +45,9 @@ pub struct Manifest {
     /// The maps fitted between spaces.
     #[serde(default)]
     pub maps: Vec<MapSpec>,
+    /// The feed-forward parts that are split among experts.
+    #[serde(default)]
+    pub experts: Vec<ExpertsSpec>,
 }
 
 /// What one request may hold.
@@ -255,7 +258,29 @@ impl Manifest {
         if let Some((key, value, expected)) = self.image.as_ref().and_then(ImageSpec::fault) {
             return refuse(&format!("image.{key}"), &value, expected);
         }
+        self.validate_experts(path)?;
         self.validate_maps(path)
+    }
+
+    fn validate_experts(&self, path: &Path) -> Result<(), FamilyError> {
+        for (index, spec) in self.experts.iter().enumerate() {
+            let same = |other: &ExpertsSpec| {
+                (&other.anchor, other.num_experts) == (&spec.anchor, spec.num_experts)
+            };
+            let fault = if !self.anchors.contains_key(&spec.anchor) {
+                Some(("anchor", spec.anchor.clone(), "must be an anchor".to_owned()))
+            } else if self.experts[..index].iter().any(same) {
+                let expected = "an anchor is split into as many experts once".to_owned();
+                Some(("num_experts", spec.num_experts.to_string(), expected))
+            } else {
+                spec.fault()
+            };
+            if let Some((key, value, expected)) = fault {
+                let (path, key) = (path.to_owned(), spec.key(key));
+                return Err(FamilyError::Value { path, key, value, expected });
+            }
+        }
+        Ok(())
     }
 
     fn validate_maps(&self, path: &Path) -> Result<(), FamilyError> {

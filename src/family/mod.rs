@@ -4,6 +4,7 @@
 //! [`FamilyGraph`]; a plan is a path in it, written as a [`PlanId`] such as `l3[0..1]>l6[2..6]`.
 
 mod error;
+mod experts;
 #[cfg(test)]
 mod fuzz_tests;
 mod graph;
@@ -15,6 +16,7 @@ mod plan_id;
 mod trained;
 
 pub use error::FamilyError;
+pub use experts::{ExpertsSpec, RouterForm};
 pub use graph::{FamilyGraph, Module, ModuleId, ModuleKind, Space, SpaceId, SpaceKind};
 pub use image::{Filter, ImageSpec, Resize};
 pub use manifest::{

@@ -96,7 +96,7 @@ pub fn evaluate(
         }
         progress.note(&format!("round {round}: {} plans", due.len()));
         due.insert(reference.clone());
-        let outputs = run_all(executor, data, &due, options, progress)?;
+        let outputs = run_all(executor, data, &due, options.max_tokens, progress)?;
         for (path, quality) in qualities(&family, data, &reference, outputs)? {
             let quality = (quality * 1e4).round() / 1e4;
             records.plans.insert(PlanId::of_path(graph, &path).into(), quality);
@@ -130,6 +130,29 @@ fn not_measured(
     let measured =
         |path: &Vec<ModuleId>| records.plans.contains_key(PlanId::of_path(graph, path).as_str());
     paths.into_iter().filter(|path| !measured(path)).collect()
+}
+
+/// Measures the quality of each of `plans` on `data`.
+///
+/// # Errors
+///
+/// Fails when a plan is none or does not run.
+pub fn measure_qualities(
+    executor: &mut Executor,
+    data: &Dataset,
+    plans: &[&str],
+    max_tokens: usize,
+    progress: &dyn Progress,
+) -> Result<BTreeMap<String, f64>, FitError> {
+    let family = executor.family().clone();
+    let reference = reference_path(&family)
+        .ok_or_else(|| FitError::Family("the reference has no head".into()))?;
+    let paths = plans.iter().map(|plan| PlanId::find_path(&family.graph, plan));
+    let mut paths = paths.collect::<Result<BTreeSet<_>, _>>()?;
+    paths.insert(reference.clone());
+    let outputs = run_all(executor, data, &paths, max_tokens, progress)?;
+    let judged = qualities(&family, data, &reference, outputs)?.into_iter();
+    Ok(judged.map(|(path, q)| (PlanId::of_path(&family.graph, &path).into(), q)).collect())
 }
 
 /// Judges each path's outputs, by labels or by the reference's outputs.
@@ -292,7 +315,7 @@ fn run_all(
     executor: &mut Executor,
     data: &Dataset,
     paths: &BTreeSet<Vec<ModuleId>>,
-    options: &EvaluateOptions,
+    max_tokens: usize,
     progress: &dyn Progress,
 ) -> Result<HashMap<Vec<ModuleId>, Vec<f32>>, FitError> {
     let family = executor.family().clone();
@@ -302,10 +325,10 @@ fn run_all(
     let new = || vec![0.0; data.len() * kept];
     let mut outputs: HashMap<_, _> = paths.iter().map(|path| (path.clone(), new())).collect();
     for (anchor, paths) in by_stem(&family.graph, paths) {
-        let batches = data.batches(&family, &anchor, BATCH, options.max_tokens)?;
+        let batches = data.batches(&family, &anchor, BATCH, max_tokens)?;
         progress.phase(&format!("evaluate {anchor}"), batches.len() as u64);
         for positions in batches {
-            let input = data.input(&family, &anchor, &positions, options.max_tokens)?;
+            let input = data.input(&family, &anchor, &positions, max_tokens)?;
             let mut tree = Tree::new(executor, input)?;
             for path in &paths {
                 let mut rows = tree.run(path)?;

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// One text in this many is held out to judge a fit.
-const HELD_OUT: usize = 10;
+pub(super) const HELD_OUT: usize = 10;
 
 /// How maps are fitted.
 #[derive(Debug, Clone)]
@@ -132,7 +132,7 @@ fn due_fits(family: &Family, due: impl Fn(&MapSpec) -> bool) -> Vec<Fit> {
 }
 
 /// Returns the path through one anchor's plain modules to `space`.
-fn own_path(graph: &FamilyGraph, space: SpaceId) -> Option<Vec<ModuleId>> {
+pub(super) fn own_path(graph: &FamilyGraph, space: SpaceId) -> Option<Vec<ModuleId>> {
     let is_own = |kind| {
         use ModuleKind::{Attention, Block, Head, Mlp, Stem};
         matches!(kind, Stem | Block | Attention | Mlp | Head)
@@ -240,7 +240,7 @@ fn channels_last(map: &Tensor) -> Tensor {
 }
 
 /// Returns a tensor's rows, those of padding left out, and their width.
-fn rows(tensor: &Tensor, mask: Option<&Vec<i64>>) -> (Vec<f32>, usize) {
+pub(super) fn rows(tensor: &Tensor, mask: Option<&Vec<i64>>) -> (Vec<f32>, usize) {
     let width = tensor.shape().last().copied().unwrap_or(1);
     let values = tensor.as_f32().unwrap_or_default();
     let kept = |(row, _): &(usize, &[f32])| mask.is_none_or(|mask| mask[*row] == 1);
@@ -249,14 +249,14 @@ fn rows(tensor: &Tensor, mask: Option<&Vec<i64>>) -> (Vec<f32>, usize) {
 }
 
 /// Texts or images as the modules of an anchor read them.
-struct Inputs {
+pub(super) struct Inputs {
     /// 1 for a token and 0 for padding; images have none.
-    mask: Option<Vec<i64>>,
-    sides: SideInputs,
+    pub(super) mask: Option<Vec<i64>>,
+    pub(super) sides: SideInputs,
 }
 
 impl Inputs {
-    fn new(input: ModelInput) -> Result<Self, FitError> {
+    pub(super) fn new(input: ModelInput) -> Result<Self, FitError> {
         let mask = match &input {
             ModelInput::Tokens(encoding) => Some(encoding.attention_mask.clone()),
             ModelInput::Pixels(_) => None,

@@ -1,12 +1,15 @@
 //! Offline work on a pool: profiling, fitting, evaluating, and the front that comes of it.
 //!
 //! Serves no requests. Start at [`measure_profile`] for latencies, [`fit_maps`] for stitches,
-//! bridges and exits, [`evaluate`] for qualities and [`plan_table`] for what serving reads.
+//! bridges and exits, [`fit_experts`] for experts, [`evaluate`] for qualities and [`plan_table`] for
+//! what serving reads.
 
+mod clusters;
 mod corpus;
 mod dataset;
 mod error;
 mod evaluate;
+mod experts;
 mod export;
 mod front;
 mod images;
@@ -23,7 +26,8 @@ mod write;
 pub use corpus::{Corpus, Text};
 pub use dataset::Dataset;
 pub use error::FitError;
-pub use evaluate::{EvaluateOptions, Evaluation, evaluate};
+pub use evaluate::{EvaluateOptions, Evaluation, evaluate, measure_qualities};
+pub use experts::{ExpertOptions, Grouping, fit_experts};
 pub use export::export_plan;
 pub use front::{candidate_paths, costed_graph, entry, plan_table};
 pub use images::ImageSet;

@@ -1,6 +1,8 @@
 //! What goes between modules, and what they read besides.
 
-use ort::value::{DynValue, Tensor as OrtTensor};
+use std::fmt::Debug;
+
+use ort::value::{DynValue, PrimitiveTensorElementType, Tensor as OrtTensor};
 
 use super::RuntimeError;
 use crate::{
@@ -9,7 +11,7 @@ use crate::{
 };
 
 /// The inputs that every module of a path may read besides the hidden states.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct SideInputs {
     values: Vec<(&'static str, DynValue)>,
 }
@@ -73,6 +75,11 @@ impl SideInputs {
             (ATTENTION_MASK, value(encoding.attention_mask)?),
         ];
         Ok(Self { values })
+    }
+
+    /// Hands one value over.
+    pub(super) fn of_value(name: &'static str, value: DynValue) -> Self {
+        Self { values: vec![(name, value)] }
     }
 
     /// Returns the attention mask where there is one: 1 for a token and 0 for padding.
@@ -159,7 +166,10 @@ pub(super) fn view(value: &DynValue) -> Result<(Vec<usize>, &[f32]), RuntimeErro
 }
 
 /// Hands values over without copying them.
-pub(super) fn handed_over(shape: Vec<usize>, values: Vec<f32>) -> Result<DynValue, RuntimeError> {
+pub(super) fn handed_over<T: PrimitiveTensorElementType + Debug + Clone + 'static>(
+    shape: Vec<usize>,
+    values: Vec<T>,
+) -> Result<DynValue, RuntimeError> {
     let value = OrtTensor::from_array((shape, values));
     value.map(OrtTensor::into_dyn).map_err(|source| RuntimeError::Tensor { source })
 }

@@ -17,6 +17,7 @@ mod session;
 mod whole;
 
 pub use activation::{Activation, Routing, SideInputs};
+pub use dispatch::dispatch_and_combine;
 pub use environment::{Runtime, RuntimeConfig};
 pub use error::RuntimeError;
 pub use executor::{Executor, ModuleObserver, Residency};

@@ -11,11 +11,13 @@
 
 mod bad_input;
 mod bad_pool;
+mod experts;
 mod http;
 mod images;
 mod import;
 mod load;
 mod moe;
+mod pool;
 mod reference;
 mod repository;
 mod support;

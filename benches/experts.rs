@@ -1,0 +1,144 @@
+//! What is left of a network's quality when its tokens take some of the experts of its feed-forward
+//! parts: groups at random, by k-means, with average or learned routers, and with the best router
+//! that there could be.
+//!
+//! `cargo bench --bench experts -- l6 [block …]` prints recall@10 on held-out mails (`make data`),
+//! `cargo bench --bench experts -- fashion` accuracy on test images. `TESSERA_BENCH_EXAMPLES` sets
+//! how many, `TESSERA_BENCH_EXPERTS` the number of experts. With `blocks` behind the network's name
+//! each block is split alone as well.
+
+#![expect(clippy::print_stdout, reason = "the table is what the program is for")]
+
+#[path = "../tests/it/pool.rs"]
+mod pool;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::Context;
+use pool::{Pool, text_manifest};
+use tessera::{
+    arch::Family,
+    family::Manifest,
+    fit::{Dataset, ExpertOptions, Grouping, fit_experts, measure_qualities},
+    runtime::{Executor, Runtime, RuntimeConfig, find_library},
+};
+
+/// What is compared: groups, router, and whether what is left out is replaced by its mean.
+const CASES: [(Grouping, &str, bool); 7] = [
+    (Grouping::Random, "average", false),
+    (Grouping::Clusters, "average", false),
+    (Grouping::Clusters, "learned", false),
+    (Grouping::Clusters, "oracle", false),
+    (Grouping::Clusters, "average", true),
+    (Grouping::Clusters, "learned", true),
+    (Grouping::Clusters, "oracle", true),
+];
+
+fn main() -> anyhow::Result<()> {
+    let names = std::env::args().skip(1).filter(|argument| !argument.starts_with('-'));
+    let names: Vec<String> = names.collect();
+    let network = names.first().context("which network? l6, mpnet or fashion")?;
+    let by_block = names.iter().any(|name| name == "blocks");
+    let num_examples = number("TESSERA_BENCH_EXAMPLES", 500)?;
+    let num_experts = number("TESSERA_BENCH_EXPERTS", 16)?;
+    let bench = Bench::new(network, num_examples, num_experts)?;
+    let ks = [num_experts / 8, num_experts / 4, num_experts / 2, num_experts * 3 / 4, num_experts];
+    println!("{network}, {num_experts} experts, {num_examples} examples\n");
+    let titles: String = ks.iter().map(|k| format!(" k = {k} |")).collect();
+    println!("| groups | router | left out is | blocks |{titles}");
+    println!("|---|---|---|---|{}", "---|".repeat(ks.len()));
+    for case in CASES {
+        bench.measure(case, &ks, by_block)?;
+    }
+    Ok(())
+}
+
+fn number(variable: &str, otherwise: usize) -> anyhow::Result<usize> {
+    let text = std::env::var(variable).ok();
+    text.map_or(Ok(otherwise), |text| text.parse().context(variable.to_owned()))
+}
+
+/// An anchor, and where its family and data lie.
+struct Bench {
+    runtime: Runtime,
+    anchor: String,
+    source: PathBuf,
+    manifest: String,
+    /// Images for fitting and judging, or texts.
+    data: [PathBuf; 2],
+    num_examples: usize,
+    num_experts: usize,
+}
+
+impl Bench {
+    fn new(network: &str, num_examples: usize, num_experts: usize) -> anyhow::Result<Self> {
+        let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+        let given = std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from);
+        let library = find_library(None, given.as_deref(), std::slice::from_ref(&root))?;
+        let config = RuntimeConfig { library, num_threads: 2, spin: true, memory_limit: None };
+        let runtime = Runtime::start(&config)?;
+        let data = |folder: &str, files: [&str; 2]| {
+            files.map(|file| root.join(".tessera/data").join(folder).join(file))
+        };
+        let (anchor, source, manifest, data) = if network == "fashion" {
+            let source = root.join("models/fashion");
+            let whole = std::fs::read_to_string(source.join("family.toml"))?;
+            let manifest = whole.split("[[maps]]").next().unwrap_or_default().to_owned();
+            let files = ["train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz"];
+            ("l", source, manifest, data("fashion-mnist", files))
+        } else {
+            let source = root.join("models/text");
+            let manifest = text_manifest(&source, network)?;
+            (network, source, manifest, data("mails", ["calibration.jsonl", "heldout.jsonl"]))
+        };
+        let anchor = anchor.to_owned();
+        Ok(Self { runtime, anchor, source, manifest, data, num_examples, num_experts })
+    }
+
+    /// Splits the anchor in one way, measures it for each `k`, and prints the rows.
+    fn measure(
+        &self,
+        (grouping, router, compensate): (Grouping, &str, bool),
+        ks: &[usize],
+        by_block: bool,
+    ) -> anyhow::Result<()> {
+        let Self { anchor, num_experts, .. } = self;
+        let entry = format!(
+            "[[experts]]\nanchor = \"{anchor}\"\nnum_experts = {num_experts}\ntop_k = {ks:?}\n\
+             router = \"{router}\"\n"
+        );
+        let pool = Pool::new(&self.source, &self.manifest, &entry)?;
+        let options = ExpertOptions { grouping, compensate, ..ExpertOptions::default() };
+        let calibration = self.read(&pool.path(), 0, 2_000)?;
+        fit_experts(&self.runtime, &pool.path(), &calibration, &options, &())?;
+        let family = Arc::new(Family::load(&pool.path())?);
+        let num_blocks = family.split_parts().len();
+        let held_out = self.read(&pool.path(), 1, self.num_examples)?;
+        let mut parts = vec![format!("0..{num_blocks}")];
+        parts.extend((0..num_blocks).filter(|_| by_block).map(|block| block.to_string()));
+        let plan = |blocks: &str, k: &usize| {
+            format!("{anchor}[0..{num_blocks}]{{e{num_experts}k{k}.mlp:{blocks}}}")
+        };
+        let plans: Vec<String> =
+            parts.iter().flat_map(|blocks| ks.iter().map(move |k| plan(blocks, k))).collect();
+        let plans: Vec<&str> = plans.iter().map(String::as_str).collect();
+        let mut executor = Executor::new(self.runtime.clone(), family);
+        let found = measure_qualities(&mut executor, &held_out, &plans, 128, &())?;
+        let groups = if grouping == Grouping::Random { "random" } else { "k-means" };
+        let left_out = if compensate { "its mean" } else { "nothing" };
+        for blocks in &parts {
+            let quality = |k| found.get(&plan(blocks, k)).copied().unwrap_or(f64::NAN);
+            let row: String = ks.iter().map(|k| format!(" {:.3} |", quality(k))).collect();
+            println!("| {groups} | {router} | {left_out} | {blocks} |{row}");
+        }
+        Ok(())
+    }
+
+    fn read(&self, family: &Path, which: usize, limit: usize) -> anyhow::Result<Dataset> {
+        let manifest = Manifest::read(family)?;
+        Ok(Dataset::read(&self.data[which], None, &manifest, Some(limit))?)
+    }
+}

@@ -1,0 +1,407 @@
+//! Dense feed-forward parts as experts: groups of their hidden units, of which every token takes
+//! some (EMoE, section 3; MoEfication, section 3).
+//!
+//! Weights stay where they are: an expert takes its rows and columns of the anchor's own matrices
+//! by index when its session is created. A token gets of the groups that it does not take what they
+//! give on average, so all groups together are the dense part again.
+
+use std::path::{Path, PathBuf};
+
+use safetensors::{Dtype, SafeTensors};
+
+use super::{
+    ArchError, Checkpoint, FitRecords, Network, Order, Routed, Router, SCORES, TOKENS, Ways,
+    Weighting,
+    checkpoint::open_verified,
+    fitted::Expansion,
+    network::{Precision, extent, float_weight, linear, transposed, with_hidden},
+    promises,
+    routed::{REST, ROWS, SIZES, SUM},
+};
+use crate::{
+    family::{ExpertsSpec, RouterForm},
+    onnx::{
+        Attribute, GraphBuilder,
+        proto::{ModelProto, TensorProto, data_type},
+    },
+};
+
+/// A feed-forward part in pieces.
+#[derive(Debug)]
+pub(super) struct Dense {
+    /// The extent of a token.
+    pub(super) width: usize,
+    /// The number of hidden units.
+    pub(super) num_units: usize,
+    /// The first half.
+    pub(super) expansion: Expansion,
+    /// The second matrix, `[width, units]`.
+    pub(super) contraction: TensorProto,
+    /// The second half's bias, `[width]`.
+    pub(super) bias: TensorProto,
+    /// The norm's scale and bias, `[width]`.
+    pub(super) norm: [TensorProto; 2],
+    /// Whether the norm comes before the part, instead of after it and the residual.
+    pub(super) is_pre_norm: bool,
+    /// The norm's epsilon.
+    pub(super) epsilon: f32,
+    /// What the part's output is multiplied by, `[width]` (layer scale).
+    pub(super) scale: Option<TensorProto>,
+}
+
+/// What fitting the experts of one block needs.
+#[derive(Debug)]
+pub struct SplitPart {
+    /// The position of the manifest's entry.
+    pub entry: usize,
+    /// The block.
+    pub block: usize,
+    /// The space that the feed-forward part starts in.
+    pub space: String,
+    /// The extent of a token.
+    pub width: usize,
+    /// Gives the first matrix, `[units, width]`; it reads nothing.
+    pub keys: Network,
+    /// Gives the second matrix, `[width, units]`; it reads nothing.
+    pub values: Network,
+    /// Hidden states to the tokens as the part reads them and the hidden units beside them,
+    /// `[batch, tokens, width + units]`.
+    pub units: Network,
+}
+
+/// Returns where the assignment and the router of an entry lie in the family's folder.
+pub fn split_file_name(spec: &ExpertsSpec) -> String {
+    format!("fits/{}.experts{}.safetensors", spec.anchor, spec.num_experts)
+}
+
+/// How the experts of an entry are recorded, once they are fitted.
+#[derive(Debug)]
+pub(super) struct SplitFile<'a> {
+    spec: &'a ExpertsSpec,
+    path: PathBuf,
+    weights: Checkpoint,
+    /// The file as it is, for the assignments.
+    content: Vec<u8>,
+}
+
+/// How the units of one block are split.
+#[derive(Debug)]
+struct Split<'a> {
+    spec: &'a ExpertsSpec,
+    dense: &'a Dense,
+    /// The units, ordered by expert.
+    order: Vec<i64>,
+    /// `[experts, width]`.
+    gate: TensorProto,
+    /// `[experts]`.
+    gate_bias: Option<TensorProto>,
+    /// What a token gets of an expert that it does not take, `[experts, width]`.
+    dropped: Option<TensorProto>,
+}
+
+impl<'a> SplitFile<'a> {
+    /// Opens the file of an entry; `None` where it is not fitted.
+    pub(super) fn open(
+        folder: &Path,
+        records: &FitRecords,
+        spec: &'a ExpertsSpec,
+    ) -> Result<Option<Self>, ArchError> {
+        let name = split_file_name(spec);
+        let Some(record) = records.experts.get(&name) else {
+            tracing::warn!(
+                anchor = spec.anchor,
+                num_experts = spec.num_experts,
+                "experts are not fitted; run `tessera fit --experts`"
+            );
+            return Ok(None);
+        };
+        let location = PathBuf::from(name);
+        let content = open_verified(folder, &location, &record.sha256)?.bytes().to_vec();
+        let weights = Checkpoint::open(folder, &location, &record.sha256)?;
+        Ok(Some(Self { spec, path: folder.join(location), weights, content }))
+    }
+
+    /// Builds the modules of `block` for each number of experts that a token may take.
+    pub(super) fn modules(
+        &self,
+        block: usize,
+        dense: &Dense,
+    ) -> Result<Vec<(String, Routed)>, ArchError> {
+        let split = self.split(block, dense)?;
+        let build = |k: &usize| Ok((self.spec.variant(*k), split.routed(*k)?));
+        self.spec.top_k.iter().map(build).collect()
+    }
+
+    fn split<'d>(&self, block: usize, dense: &'d Dense) -> Result<Split<'d>, ArchError>
+    where
+        'a: 'd,
+    {
+        let Self { spec, weights, .. } = self;
+        let shape = [spec.num_experts, dense.width];
+        let name = |part: &str| format!("block.{block}.{part}");
+        let optional = |part: &str, shape: &[usize]| {
+            let name = name(part);
+            weights.has(&name).then(|| weights.weight(&name, shape)).transpose()
+        };
+        Ok(Split {
+            spec,
+            dense,
+            order: self.order(&name("units"), dense.num_units)?,
+            gate: weights.weight(&name("gate.weight"), &shape)?,
+            gate_bias: optional("gate.bias", &shape[..1])?,
+            dropped: optional("dropped", &shape)?,
+        })
+    }
+
+    /// Reads which units belong to which expert, each once.
+    fn order(&self, name: &str, num_units: usize) -> Result<Vec<i64>, ArchError> {
+        let malformed = |message: String| ArchError::Malformed { path: self.path.clone(), message };
+        let file = SafeTensors::deserialize(&self.content).map_err(|e| malformed(e.to_string()))?;
+        let tensor = file
+            .tensor(name)
+            .map_err(|_| ArchError::NoTensor { path: self.path.clone(), name: name.into() })?;
+        let expected = vec![self.spec.num_experts, num_units / self.spec.num_experts];
+        if tensor.shape() != expected {
+            let (path, name, found) = (self.path.clone(), name.into(), tensor.shape().to_vec());
+            return Err(ArchError::TensorShape { path, name, found, expected });
+        }
+        if tensor.dtype() != Dtype::I32 {
+            return Err(malformed(format!("tensor `{name}` is {:?}, not I32", tensor.dtype())));
+        }
+        let units = tensor
+            .data()
+            .chunks_exact(4)
+            .map(|bytes| i64::from(i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])));
+        let mut seen = vec![false; num_units];
+        let mut order = Vec::with_capacity(num_units);
+        for unit in units {
+            let place = usize::try_from(unit).ok().and_then(|unit| seen.get_mut(unit));
+            if place.is_none_or(|seen| std::mem::replace(seen, true)) {
+                let reason = "is outside the block's units or there twice";
+                return Err(malformed(format!("tensor `{name}`: unit {unit} {reason}")));
+            }
+            order.push(unit);
+        }
+        Ok(order)
+    }
+}
+
+/// Checks an entry of the manifest against a block; `folder` is the family's.
+pub(super) fn check(folder: &Path, spec: &ExpertsSpec, dense: &Dense) -> Result<(), ArchError> {
+    if dense.num_units.is_multiple_of(spec.num_experts) {
+        return Ok(());
+    }
+    let expected = format!("must divide the {} hidden units of a block", dense.num_units);
+    let value = spec.num_experts.to_string();
+    Err(promises::refuse(folder, &spec.key("num_experts"), value, expected).into())
+}
+
+impl Dense {
+    /// Returns the networks that fitting needs: the two matrices, and the hidden units.
+    pub(super) fn fitting(&self, (entry, block): (usize, usize), space: String) -> SplitPart {
+        let (mut graph, hidden) = with_hidden(self.width);
+        let tokens = self.tokens(&mut graph, &hidden);
+        let units = self.expand(&mut graph, &tokens, None);
+        let joined = graph.node("Concat", &[&tokens, &units], &[("axis", Attribute::Int(-1))]);
+        let shape = [None, None, extent(self.width + self.num_units)];
+        SplitPart {
+            entry,
+            block,
+            space,
+            width: self.width,
+            keys: matrix(&self.expansion.weight),
+            values: matrix(&self.contraction),
+            units: Network::new(graph.finish(&joined, "output", &shape), Precision::F32),
+        }
+    }
+
+    /// Adds the norm, where it comes first.
+    fn tokens(&self, graph: &mut GraphBuilder, hidden: &str) -> String {
+        if !self.is_pre_norm {
+            return hidden.to_owned();
+        }
+        let [gamma, beta] = self.norm.clone().map(|weight| float_weight(graph, weight));
+        let epsilon = Attribute::Float(self.epsilon);
+        let attributes = [("axis", Attribute::Int(-1)), ("epsilon", epsilon)];
+        graph.node("LayerNormalization", &[hidden, &gamma, &beta], &attributes)
+    }
+
+    /// Adds the first half for `tokens`; `units` names some of the hidden units.
+    fn expand(&self, graph: &mut GraphBuilder, tokens: &str, units: Option<&str>) -> String {
+        let Expansion { weight, bias, activation } = &self.expansion;
+        let take = |graph: &mut GraphBuilder, whole: String| match units {
+            Some(units) => graph.node("Gather", &[&whole, units], &[("axis", Attribute::Int(0))]),
+            None => whole,
+        };
+        let weight = float_weight(graph, weight.clone());
+        let weight = take(graph, weight);
+        let weight = transposed(graph, &weight);
+        let bias = float_weight(graph, bias.clone());
+        let bias = take(graph, bias);
+        let product = graph.node("MatMul", &[tokens, &weight], &[]);
+        graph.fused(activation, &[&product, &bias], &[])
+    }
+
+    /// Adds what the hidden units called `units` make of `rows`.
+    fn expert(&self, graph: &mut GraphBuilder, rows: &str, units: &[i64]) -> String {
+        let units = graph.ints(units);
+        let expanded = self.expand(graph, rows, Some(&units));
+        let weight = float_weight(graph, self.contraction.clone());
+        let columns = [("axis", Attribute::Int(1))];
+        let weight = graph.node("Gather", &[&weight, &units], &columns);
+        let weight = transposed(graph, &weight);
+        graph.node("MatMul", &[&expanded, &weight], &[])
+    }
+}
+
+impl Split<'_> {
+    fn num_experts(&self) -> usize {
+        self.spec.num_experts
+    }
+
+    fn units(&self) -> std::slice::ChunksExact<'_, i64> {
+        self.order.chunks_exact(self.dense.num_units / self.num_experts())
+    }
+
+    /// Builds the module of which a token takes `top_k` experts.
+    fn routed(&self, top_k: usize) -> Result<Routed, ArchError> {
+        let ways = if self.spec.grouped {
+            Ways::Grouped { bank: self.bank(), num_experts: self.num_experts() }
+        } else {
+            Ways::Experts((0..self.num_experts()).map(|expert| self.alone(expert)).collect())
+        };
+        let router = Router {
+            weighting: Weighting::One,
+            ..Router::new(self.num_experts(), top_k, Order::TopKThenSoftmax)
+        };
+        Ok(Routed { entry: self.entry(), router, ways, exit: Some(self.exit()) })
+    }
+
+    /// Builds what every token passes first: the norm, where it comes first, and the scores.
+    fn entry(&self) -> Network {
+        let width = self.dense.width;
+        let (mut graph, hidden) = with_hidden(width);
+        let tokens = self.dense.tokens(&mut graph, &hidden);
+        let scores = match self.spec.router {
+            RouterForm::Oracle => self.mass(&mut graph, &tokens),
+            RouterForm::Average | RouterForm::Learned => {
+                let scores = linear(&mut graph, &tokens, self.gate.clone());
+                match &self.gate_bias {
+                    Some(bias) => {
+                        let bias = float_weight(&mut graph, bias.clone());
+                        graph.node("Add", &[&scores, &bias], &[])
+                    }
+                    None => scores,
+                }
+            }
+        };
+        if self.dense.is_pre_norm {
+            graph.output(&tokens, TOKENS, &[None, None, extent(width)]);
+        }
+        let shape = [None, None, extent(self.num_experts())];
+        network(graph.finish(&scores, SCORES, &shape))
+    }
+
+    /// Adds the sum of each expert's positive hidden units.
+    fn mass(&self, graph: &mut GraphBuilder, tokens: &str) -> String {
+        let order = graph.ints(&self.order);
+        let units = self.dense.expand(graph, tokens, Some(&order));
+        let positive = graph.node("Relu", &[&units], &[]);
+        let number = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
+        let shape = graph.ints(&[0, 0, number(self.num_experts()), -1]);
+        let grouped = graph.node("Reshape", &[&positive, &shape], &[]);
+        let axis = graph.ints(&[3]);
+        graph.node("ReduceSum", &[&grouped, &axis], &[("keepdims", Attribute::Int(0))])
+    }
+
+    /// Builds all experts as one network.
+    ///
+    /// # Shapes
+    ///
+    /// - rows: \[rows, width\], ordered by expert
+    /// - sizes: \[experts\]
+    /// - output: \[rows, width\]
+    fn bank(&self) -> Network {
+        let width = extent(self.dense.width);
+        let mut graph = GraphBuilder::default();
+        let rows = graph.input(ROWS, data_type::FLOAT, &[None, width]);
+        let count = extent(self.num_experts());
+        let sizes = graph.input(SIZES, data_type::INT64, &[count]);
+        let pieces = graph.split(&rows, &sizes, self.num_experts());
+        let experts = pieces.iter().zip(self.units()).enumerate();
+        let made: Vec<String> = experts
+            .map(|(expert, (rows, units))| {
+                let made = self.dense.expert(&mut graph, rows, units);
+                self.less_dropped(&mut graph, made, expert)
+            })
+            .collect();
+        let made: Vec<&str> = made.iter().map(String::as_str).collect();
+        let joined = graph.node("Concat", &made, &[("axis", Attribute::Int(0))]);
+        network(graph.finish(&joined, "output", &[None, width]))
+    }
+
+    /// Builds one expert as a network of its own, \[rows, width\] to \[rows, width\].
+    fn alone(&self, expert: usize) -> Network {
+        let (width, num_units) = (self.dense.width, self.order.len() / self.num_experts());
+        let mut graph = GraphBuilder::default();
+        let rows = graph.input(ROWS, data_type::FLOAT, &[None, extent(width)]);
+        let units = &self.order[expert * num_units..][..num_units];
+        let made = self.dense.expert(&mut graph, &rows, units);
+        let made = self.less_dropped(&mut graph, made, expert);
+        let held = num_units * (2 * width + 1) + width;
+        network(graph.finish(&made, "output", &[None, extent(width)])).holding(4 * held as u64)
+    }
+
+    /// Subtracts what a token would get of the expert without taking it.
+    fn less_dropped(&self, graph: &mut GraphBuilder, made: String, expert: usize) -> String {
+        let Some(dropped) = &self.dropped else { return made };
+        let dropped = float_weight(graph, dropped.clone());
+        let index = graph.int(i64::try_from(expert).unwrap_or(i64::MAX));
+        let own = graph.node("Gather", &[&dropped, &index], &[("axis", Attribute::Int(0))]);
+        let own = graph.node("Neg", &[&own], &[]);
+        graph.node("Add", &[&made, &own], &[])
+    }
+
+    /// Builds what follows the sum of the experts: bias, scale, residual and norm.
+    fn exit(&self) -> Network {
+        let dense = self.dense;
+        let width = extent(dense.width);
+        let mut graph = GraphBuilder::default();
+        let sum = graph.input(SUM, data_type::FLOAT, &[None, None, width]);
+        let rest = graph.input(REST, data_type::FLOAT, &[None, None, width]);
+        let mut bias = float_weight(&mut graph, dense.bias.clone());
+        if let Some(dropped) = &self.dropped {
+            let dropped = float_weight(&mut graph, dropped.clone());
+            let axis = graph.ints(&[0]);
+            let keep = [("keepdims", Attribute::Int(0))];
+            let all = graph.node("ReduceSum", &[&dropped, &axis], &keep);
+            bias = graph.node("Add", &[&bias, &all], &[]);
+        }
+        let output = if dense.is_pre_norm {
+            let mut made = graph.node("Add", &[&sum, &bias], &[]);
+            if let Some(scale) = &dense.scale {
+                let scale = float_weight(&mut graph, scale.clone());
+                made = graph.node("Mul", &[&made, &scale], &[]);
+            }
+            graph.node("Add", &[&made, &rest], &[])
+        } else {
+            let [gamma, beta] = dense.norm.clone().map(|weight| float_weight(&mut graph, weight));
+            let inputs = [&*sum, &rest, &gamma, &beta, &bias];
+            let epsilon = [("epsilon", Attribute::Float(dense.epsilon))];
+            graph.fused("SkipLayerNormalization", &inputs, &epsilon)
+        };
+        network(graph.finish(&output, "output", &[None, None, width]))
+    }
+}
+
+/// Builds a network that gives a matrix as it is.
+fn matrix(weight: &TensorProto) -> Network {
+    let mut graph = GraphBuilder::default();
+    let shape: Vec<Option<i64>> = weight.dims.iter().map(|extent| Some(*extent)).collect();
+    let value = float_weight(&mut graph, weight.clone());
+    network(graph.finish(&value, "output", &shape))
+}
+
+fn network(model: ModelProto) -> Network {
+    Network::new(model, Precision::F32)
+}
