@@ -9,6 +9,7 @@ use std::{
 use super::{
     ArchError, Checkpoint, FitRecords, Network, Tokenizer,
     anchor::{self, Anchor, Form},
+    departure::departures,
     experts::{self, SplitFile, SplitPart},
     fitted::{self, Expansion, MapParts, fit_file_name},
     network::Precision,
@@ -180,8 +181,8 @@ impl<'a> FamilyBuilder<'a> {
         let plain = format!("{}.block.{block}{part}", side.prefix());
         let body = anchor.part(block, kind, Form::Plain)?;
         self.add(plain.clone(), ends, kind, Some(body))?;
-        for (variant, form) in forms(side.spec, anchor.num_ways(block, kind)) {
-            let body = form.map(|form| anchor.part(block, kind, form)).transpose()?;
+        for (variant, departure) in departures(side.spec, anchor, (block, kind)) {
+            let body = departure.body(anchor, (block, kind))?;
             self.add(format!("{plain}.{variant}"), ends, kind, body)?;
             self.name_variant(Some(variant));
         }
@@ -445,19 +446,6 @@ impl<'a> FamilyBuilder<'a> {
             reason: format!("there is no space `{name}`; known: {}", known_spaces(&self.spaces)),
         })
     }
-}
-
-/// Returns the forms beside the plain one that an anchor's manifest asks for, of a part with so many
-/// ways; `None` is the identity.
-fn forms(spec: &AnchorSpec, num_ways: Option<usize>) -> Vec<(String, Option<Form<'_>>)> {
-    let named = spec.variants.iter().map(|variant| match variant.as_str() {
-        "int8" => (variant.clone(), Some(Form::Int8)),
-        _ => (variant.clone(), None),
-    });
-    let narrow = spec.widths.iter().map(|width| (width.name.clone(), Some(Form::Narrow(width))));
-    let top_k = spec.top_k.iter().filter(|_| num_ways.is_some());
-    let routed = top_k.map(|k| (format!("k{k}"), Some(Form::TopK(*k))));
-    named.chain(narrow).chain(routed).collect()
 }
 
 /// Tells what a map between two spaces is.

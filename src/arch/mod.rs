@@ -12,6 +12,7 @@ mod decoder;
 mod decoder_attention;
 mod decoder_config;
 mod decoder_experts;
+mod departure;
 mod encoder;
 mod error;
 mod experts;

@@ -143,14 +143,18 @@ impl Router {
 }
 
 impl<N> Routed<N> {
-    /// Returns every network that it consists of, the entry first.
+    /// Returns every network that it may run, the entry first.
     pub fn networks(&self) -> impl Iterator<Item = &N> {
-        let (one, attend, two): (&[N], Option<&N>, &[N]) = match &self.ways {
-            Ways::Experts(experts) => (experts, None, &[]),
-            Ways::Grouped { bank, .. } => (std::slice::from_ref(bank), None, &[]),
-            Ways::Attention { queries, attend, outputs } => (queries, Some(attend), outputs),
+        let (shared, one, two): (Option<&N>, &[N], &[N]) = match &self.ways {
+            Ways::Experts(experts) => (None, experts, &[]),
+            Ways::Grouped { bank, .. } => (Some(bank), &[], &[]),
+            Ways::Attention { queries, attend, outputs } => (Some(attend), queries, outputs),
         };
-        std::iter::once(&self.entry).chain(&self.exit).chain(attend).chain(one).chain(two)
+        let allowed = self.router.allowed.as_ref();
+        let ways = one.iter().enumerate().chain(two.iter().enumerate());
+        let ways = ways.filter(move |(way, _)| allowed.is_none_or(|known| known.contains(way)));
+        let ways = ways.map(|(_, network)| network);
+        std::iter::once(&self.entry).chain(&self.exit).chain(shared).chain(ways)
     }
 
     /// Refers to networks in another way; `index` tells the roles of those that are several apart.

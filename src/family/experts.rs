@@ -2,6 +2,8 @@
 
 use serde::Deserialize;
 
+use super::ModuleKind;
+
 /// The feed-forward parts of an anchor as experts (EMoE, section 3; MoEfication, section 3): groups
 /// of their hidden units, of which every token takes some. Each number of groups that it may take
 /// makes parallel modules, called `e16k4` for 4 of 16.
@@ -71,5 +73,49 @@ impl ExpertsSpec {
         let outside = self.top_k.iter().find(|k| **k == 0 || **k > num_experts)?;
         let expected = format!("a token takes 1 to {num_experts} experts");
         Some(("top_k", outside.to_string(), expected))
+    }
+}
+
+/// Some of a routed part's experts: the others count as if they were not there (ModuleFormer prunes
+/// those that are seldom used, section 3.3). Each set makes parallel modules of its name.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExpertSet {
+    /// The variant's name.
+    pub name: String,
+    /// The experts that stay, in ascending order.
+    pub experts: Vec<usize>,
+    /// The part of a block whose experts they are.
+    #[serde(default)]
+    pub part: RoutedPart,
+    /// The blocks; all where none are named.
+    pub blocks: Option<Vec<usize>>,
+}
+
+/// A part of a block in which tokens may be routed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+pub enum RoutedPart {
+    /// The attention.
+    #[serde(rename = "attn")]
+    Attention,
+    /// The feed-forward part.
+    #[default]
+    #[serde(rename = "mlp")]
+    Mlp,
+}
+
+impl ExpertSet {
+    /// Tells whether this is about the part `kind` of `block`.
+    pub fn is_of(&self, block: usize, kind: ModuleKind) -> bool {
+        let part = match self.part {
+            RoutedPart::Attention => ModuleKind::Attention,
+            RoutedPart::Mlp => ModuleKind::Mlp,
+        };
+        part == kind && self.blocks.as_ref().is_none_or(|blocks| blocks.contains(&block))
+    }
+
+    /// Tells whether experts are named, each once and in order.
+    pub(super) fn is_ordered(&self) -> bool {
+        !self.experts.is_empty() && self.experts.windows(2).all(|pair| pair[0] < pair[1])
     }
 }

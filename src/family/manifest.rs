@@ -8,7 +8,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{ExitsSpec, ExpertsSpec, FamilyError, ImageSpec, MapSpec, OnnxSource, StitchesSpec};
+use super::{
+    ExitsSpec, ExpertSet, ExpertsSpec, FamilyError, ImageSpec, MapSpec, OnnxSource, StitchesSpec,
+};
 
 /// The manifest's name in a family's folder.
 pub const MANIFEST_FILE: &str = "family.toml";
@@ -145,6 +147,9 @@ pub struct AnchorSpec {
     /// each makes parallel modules called `k1`, `k2` and so on.
     #[serde(default)]
     pub top_k: Vec<usize>,
+    /// Sets of experts with which the anchor's routed parts may do, each of them parallel modules.
+    #[serde(default)]
+    pub expert_sets: Vec<ExpertSet>,
     /// The depths after which the anchor's own norm and head may follow, trained so (SortedNet).
     #[serde(default)]
     pub depths: Vec<usize>,
@@ -329,12 +334,21 @@ impl AnchorSpec {
         }
         if let Some(width) = self.widths.iter().find(|width| {
             !is_plain(&width.name)
-                || matches!(width.name.as_str(), "int8" | "skip" | "via" | "exit")
+                || is_reserved(&width.name)
                 || width.heads == 0
                 || width.hidden == 0
         }) {
             let expected = "a width has a name of its own, at least one head and one hidden unit";
             return refuse("widths", format!("{width:?}"), expected);
+        }
+        if let Some(set) = self
+            .expert_sets
+            .iter()
+            .find(|set| !is_plain(&set.name) || is_reserved(&set.name) || !set.is_ordered())
+        {
+            let expected =
+                "a set has a name of its own, and at least one expert, in ascending order";
+            return refuse("expert_sets", format!("{}, {:?}", set.name, set.experts), expected);
         }
         if let Some((key, value, expected)) = self.onnx.as_ref().and_then(OnnxSource::fault) {
             return refuse(key, value, &expected);
@@ -355,6 +369,11 @@ impl AnchorSpec {
 /// Tells whether a path stays inside the folder that it is relative to.
 fn is_inside(path: &Path) -> bool {
     path.components().all(|part| matches!(part, Component::Normal(_)))
+}
+
+/// Tells whether a variant's name means something else.
+fn is_reserved(name: &str) -> bool {
+    matches!(name, "int8" | "skip" | "via" | "exit")
 }
 
 /// Tells whether a label can stand in plan ids and file names.

@@ -16,7 +16,7 @@ mod plan_id;
 mod trained;
 
 pub use error::FamilyError;
-pub use experts::{ExpertsSpec, RouterForm};
+pub use experts::{ExpertSet, ExpertsSpec, RoutedPart, RouterForm};
 pub use graph::{FamilyGraph, Module, ModuleId, ModuleKind, Space, SpaceId, SpaceKind};
 pub use image::{Filter, ImageSpec, Resize};
 pub use manifest::{

@@ -1,0 +1,63 @@
+//! The forms in which the parts of a block run beside the one they were trained in.
+
+use super::{
+    ArchError,
+    anchor::{Anchor, Form},
+    routed::Body,
+};
+use crate::family::{AnchorSpec, ExpertSet, ModuleKind};
+
+/// How a module departs from the part that it runs in place of.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Departure<'a> {
+    /// It does nothing.
+    Skip,
+    /// It is another form of it.
+    Form(Form<'a>),
+    /// It does with some of its experts.
+    Among(&'a ExpertSet),
+}
+
+/// Returns the departures that an anchor's manifest asks for in a part of a block, by name.
+pub(super) fn departures<'a>(
+    spec: &'a AnchorSpec,
+    anchor: &dyn Anchor,
+    (block, kind): (usize, ModuleKind),
+) -> Vec<(String, Departure<'a>)> {
+    let named = spec.variants.iter().map(|variant| match variant.as_str() {
+        "int8" => (variant.clone(), Departure::Form(Form::Int8)),
+        _ => (variant.clone(), Departure::Skip),
+    });
+    let widths = spec.widths.iter();
+    let narrow = widths.map(|width| (width.name.clone(), Departure::Form(Form::Narrow(width))));
+    let is_routed = anchor.num_ways(block, kind).is_some();
+    let top_k = spec.top_k.iter().filter(|_| is_routed);
+    let top_k = top_k.map(|k| (format!("k{k}"), Departure::Form(Form::TopK(*k))));
+    let sets = spec.expert_sets.iter().filter(|set| is_routed && set.is_of(block, kind));
+    let sets = sets.map(|set| (set.name.clone(), Departure::Among(set)));
+    named.chain(narrow).chain(top_k).chain(sets).collect()
+}
+
+impl Departure<'_> {
+    /// Builds what runs; `None` for the identity.
+    pub(super) fn body(
+        self,
+        anchor: &dyn Anchor,
+        (block, kind): (usize, ModuleKind),
+    ) -> Result<Option<Body>, ArchError> {
+        let body = match self {
+            Self::Skip => return Ok(None),
+            Self::Form(form) => anchor.part(block, kind, form)?,
+            Self::Among(set) => {
+                let mut body = anchor.part(block, kind, Form::Plain)?;
+                if let Body::Routed(routed) = &mut body {
+                    let router = &mut routed.router;
+                    router.top_k = router.top_k.min(set.experts.len());
+                    router.allowed = Some(set.experts.clone());
+                }
+                body
+            }
+        };
+        Ok(Some(body))
+    }
+}
