@@ -153,6 +153,17 @@ def wait_until_ready(port, process, log):
     sys.exit(f"the server is not ready:\n{log.read()}")
 
 
+def wait_until_loaded(port):
+    """Waits until no module has been loaded ahead of its use for two seconds."""
+    pattern = r"^tessera_runtime_resident_modules{.*} (\d+)"
+    known, since = None, time.monotonic()
+    while time.monotonic() - since < 2:
+        loaded = re.findall(pattern, metrics(port), re.M)
+        if loaded != known:
+            known, since = loaded, time.monotonic()
+        time.sleep(0.1)
+
+
 def soak(port, options):
     """Asks everything; returns what clients counted and what was held at first and at the end."""
     clients = [Client(port, options.requests // options.clients, seed)
@@ -218,6 +229,7 @@ def main():
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         try:
             wait_until_ready(port, process, log)
+            wait_until_loaded(port)
             holds = check(port, *soak(port, options))
         finally:
             process.terminate()
