@@ -10,7 +10,7 @@ TRAINING := .tessera/training/bin/python
 CLIENTS := .tessera/conformance/bin/python
 
 .PHONY: help setup setup-full data build serve test conformance conformance-kserve schemathesis fuzz \
-	protocols beside json lint fmt bench fit profile evaluate train references clean
+	protocols beside soak json lint fmt bench fit profile evaluate train references clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -67,6 +67,9 @@ protocols: setup build .tessera/benches/bin/python ## Measure each protocol agai
 
 beside: setup build .tessera/benches/bin/python ## Measure inference beside health checks, scrapes, idle connections
 	.tessera/benches/bin/python benches/beside.py --binary $(BINARY) $(ARGS)
+
+soak: setup build ## Ask a server a great many things at once, and check that all of them come to an end
+	$(PYTHON) benches/soak.py --binary $(BINARY) $(ARGS)
 
 json: ## Compare JSON parsers on a large request
 	CARGO_TARGET_DIR=.tessera/json $(CARGO) run --quiet --release --manifest-path benches/json/Cargo.toml

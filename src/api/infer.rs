@@ -24,7 +24,7 @@ use super::{
     models::Model,
 };
 use crate::{
-    serve::{InferResponse, Observer, Outcome, Report},
+    serve::{ErrorCode, InferResponse, Observer, Outcome, Report},
     tensor::Tensor,
 };
 
@@ -43,6 +43,7 @@ pub(super) async fn infer(
     Body(body): Body,
 ) -> Result<Response, ApiError> {
     let arrival = Instant::now();
+    let accepted = Accepted::new(shared.api.observer.clone(), &model);
     let specs = model.specs();
     let decoded = match json_length(&headers, body.len()) {
         Ok(json_len) => {
@@ -55,7 +56,7 @@ pub(super) async fn infer(
         }
         Err(error) => Err(error),
     };
-    let mut decoded = told(&*shared.api.observer, &model, decoded)?;
+    let mut decoded = accepted.hand_over(decoded)?;
     permit.cap(&mut decoded.request.budget);
     let Answer { heading, response, wanted } = answer(&model, decoded).await?;
     let report = response.report.clone();
@@ -103,15 +104,40 @@ pub(super) async fn answer(model: &Model, decoded: Decoded) -> Result<Answer, Ap
     Ok(Answer { heading: Heading::new(model, id, explain), response, wanted })
 }
 
-/// Tells the observer of a request that was refused before its family heard of it.
-pub(super) fn told<T>(
-    observer: &dyn Observer,
-    model: &Model,
-    decoded: Result<T, ApiError>,
-) -> Result<T, ApiError> {
-    decoded.inspect_err(|error| {
-        observer.finished(model.service.name(), &Outcome::Failed { code: error.code() });
-    })
+/// A request that has arrived. Should it end before its family hears of it, this tells the
+/// observer, also where its client has gone.
+pub(super) struct Accepted {
+    observer: Arc<dyn Observer>,
+    family: String,
+    is_told: bool,
+}
+
+impl Accepted {
+    /// Tells the observer that a request for `model` is here.
+    pub(super) fn new(observer: Arc<dyn Observer>, model: &Model) -> Self {
+        let family = model.service.name().to_owned();
+        observer.accepted(&family);
+        Self { observer, family, is_told: false }
+    }
+
+    /// Leaves a request that was decoded to its family, which must be asked next, and tells of one
+    /// that was refused.
+    pub(super) fn hand_over<T>(mut self, decoded: Result<T, ApiError>) -> Result<T, ApiError> {
+        self.is_told = true;
+        decoded.inspect_err(|error| self.tell(error.code()))
+    }
+
+    fn tell(&self, code: ErrorCode) {
+        self.observer.finished(&self.family, &Outcome::Failed { code });
+    }
+}
+
+impl Drop for Accepted {
+    fn drop(&mut self) {
+        if !self.is_told {
+            self.tell(ErrorCode::Cancelled);
+        }
+    }
 }
 
 impl Model {

@@ -21,7 +21,7 @@ use super::{
     clients::Permit,
     encode::report_parameters,
     error::ApiError,
-    infer::{output_bytes, server_timing, told},
+    infer::{Accepted, output_bytes, server_timing},
     models::Model,
     parameters::{Parameters, ParametersSchema},
     raw::flatten,
@@ -158,8 +158,8 @@ pub(super) async fn embeddings(
     let question: Question =
         off_thread(body.len(), move || parse_json(&body)).instrument(debug_span!("decode")).await?;
     let model = Model::find(shared.api.repository.registry(), &question.model, None)?;
-    let Asked { inputs, parameters, form } =
-        told(&*shared.api.observer, &model, Asked::new(&model, question))?;
+    let Asked { inputs, parameters, form } = Accepted::new(shared.api.observer.clone(), &model)
+        .hand_over(Asked::new(&model, question))?;
     let Parameters { mut budget, priority, explain, .. } = parameters;
     permit.cap(&mut budget);
     let response = model.service.infer(InferRequest { inputs, budget, priority, arrival }).await?;

@@ -52,7 +52,8 @@ pub(super) struct Parameters {
 impl Parameters {
     /// Reads the parameters as they come off the wire.
     ///
-    /// `timeout`, in microseconds, is the latency budget where there is no other. The protocol's sequence parameters are ignored.
+    /// `timeout`, in microseconds, is the latency budget where there is no other. The
+    /// protocol's sequence parameters are ignored.
     ///
     /// # Errors
     ///

@@ -10,13 +10,15 @@ use super::target::Answer;
 /// The longest time that is told apart from longer ones, in microseconds: an hour.
 const LONGEST: u64 = 3_600_000_000;
 
-/// Percentiles of a time in milliseconds.
+/// Percentiles, of times in milliseconds.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Percentiles {
     /// The median.
     pub p50: f64,
     /// The 90th percentile.
     pub p90: f64,
+    /// The 95th percentile.
+    pub p95: f64,
     /// The 99th percentile.
     pub p99: f64,
     /// The 99.9th percentile.
@@ -38,8 +40,14 @@ pub struct Measured {
     pub attainment: f64,
     /// The same by the server's clock, from the arrival of the request's head.
     pub server_attainment: f64,
+    /// The share of answers that took longer than their budget.
+    pub violations: f64,
+    /// The same by the server's clock.
+    pub server_violations: f64,
     /// The mean quality of the answers.
     pub mean_quality: f64,
+    /// How far predictions were off, as a share of what the server took, waiting left out.
+    pub prediction_error: Percentiles,
     /// Answers a second within their budgets.
     pub goodput: f64,
     /// How long answers took.
@@ -60,6 +68,8 @@ pub(super) struct Tally {
     latency: Histogram<u64>,
     refusal: Histogram<u64>,
     lag: Histogram<u64>,
+    /// An error of 1 counts as a millisecond, so that it is told to a thousandth.
+    prediction: Histogram<u64>,
 }
 
 impl Tally {
@@ -74,6 +84,7 @@ impl Tally {
             latency: histogram(),
             refusal: histogram(),
             lag: histogram(),
+            prediction: histogram(),
         }
     }
 
@@ -89,6 +100,10 @@ impl Tally {
                 let is_in_time = answer.server_time.is_some_and(|time| time <= budget);
                 self.num_in_server_budget += usize::from(is_in_time);
                 record(&mut self.latency, answer.time);
+                if let Some(prediction) = answer.prediction {
+                    let error = Duration::from_secs_f64((prediction - 1.0).abs().min(1e3) / 1e3);
+                    record(&mut self.prediction, error);
+                }
             }
             Some(429) => {
                 self.measured.refused += 1;
@@ -102,6 +117,10 @@ impl Tally {
     pub(super) fn finish(mut self, length: Duration) -> Measured {
         self.measured.attainment = ratio(self.num_in_budget, self.measured.asked);
         self.measured.server_attainment = ratio(self.num_in_server_budget, self.measured.asked);
+        let answered = self.measured.answered;
+        self.measured.violations = ratio(answered - self.num_in_budget, answered);
+        self.measured.server_violations = ratio(answered - self.num_in_server_budget, answered);
+        self.measured.prediction_error = percentiles(&self.prediction);
         self.measured.mean_quality = self.quality * ratio(1, self.measured.answered);
         self.measured.goodput = ratio(self.num_in_budget, 1) / length.as_secs_f64();
         self.measured.latency_ms = percentiles(&self.latency);
@@ -126,7 +145,7 @@ fn percentiles(histogram: &Histogram<u64>) -> Percentiles {
         let microseconds = histogram.value_at_quantile(quantile);
         f64::from(u32::try_from(microseconds).unwrap_or(u32::MAX)) / 1e3
     };
-    Percentiles { p50: at(0.5), p90: at(0.9), p99: at(0.99), p999: at(0.999) }
+    Percentiles { p50: at(0.5), p90: at(0.9), p95: at(0.95), p99: at(0.99), p999: at(0.999) }
 }
 
 #[cfg(test)]
@@ -141,6 +160,7 @@ mod tests {
             time: ms(time),
             server_time: Some(ms(time - 1)),
             quality: Some(0.5),
+            prediction: Some(0.8),
         };
         let mut tally = Tally::new();
         for (status, time) in

@@ -57,6 +57,8 @@ pub(super) struct Answer {
     pub(super) server_time: Option<Duration>,
     /// The plan's quality.
     pub(super) quality: Option<f64>,
+    /// What the server predicted over what it took by its clock, waiting left out.
+    pub(super) prediction: Option<f64>,
 }
 
 #[derive(Deserialize)]
@@ -72,7 +74,17 @@ struct Reply {
 #[derive(Deserialize)]
 struct ReplyParameters {
     latency_ms: f64,
+    queue_ms: f64,
+    predicted_latency_ms: f64,
     quality: f64,
+}
+
+impl ReplyParameters {
+    /// Returns the predicted time over the measured one.
+    fn prediction(&self) -> Option<f64> {
+        let measured = self.latency_ms - self.queue_ms;
+        (measured > 0.0).then(|| self.predicted_latency_ms / measured)
+    }
 }
 
 impl Target {
@@ -148,8 +160,13 @@ impl Target {
     pub(super) async fn ask(&self, message: &Message, since: Instant) -> Answer {
         let url = format!("{}/infer", self.url);
         let request = self.client.post(url).header(HEADER_LENGTH, message.head_len);
-        let lost =
-            || Answer { status: None, time: since.elapsed(), server_time: None, quality: None };
+        let lost = || Answer {
+            status: None,
+            time: since.elapsed(),
+            server_time: None,
+            quality: None,
+            prediction: None,
+        };
         let Ok(response) = request.body(message.body.clone()).send().await else {
             return lost();
         };
@@ -165,8 +182,9 @@ impl Target {
         let parameters = reply.map(|reply| reply.parameters);
         let milliseconds = parameters.as_ref().map(|parameters| parameters.latency_ms);
         let server_time = milliseconds.map(|time| Duration::from_secs_f64(time.max(0.0) / 1e3));
+        let prediction = parameters.as_ref().and_then(ReplyParameters::prediction);
         let quality = parameters.map(|parameters| parameters.quality);
-        Answer { status: Some(status), time, server_time, quality }
+        Answer { status: Some(status), time, server_time, quality, prediction }
     }
 }
 

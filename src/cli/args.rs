@@ -147,6 +147,10 @@ pub struct ServeArguments {
     /// never
     #[arg(long, env = "TESSERA_POLL_POOL", default_value_t = 0)]
     pub poll_pool: u64,
+    /// Modules that never give way to others under the memory limit: FAMILY/ANCHOR, FAMILY/MODULE
+    /// or FAMILY/*; repeat it, or separate them by commas
+    #[arg(long, env = "TESSERA_PIN", value_delimiter = ',')]
+    pub pin: Vec<String>,
     /// Load modules when a request first needs them, not ahead of it
     #[arg(long, env = "TESSERA_NO_PRELOAD")]
     pub no_preload: bool,

@@ -11,6 +11,7 @@ use super::{
     args::Common,
     bench_args::BenchArguments,
     chart,
+    compare::{compare, describe},
     progress::{Bars, say},
 };
 use crate::{
@@ -73,6 +74,8 @@ pub(super) fn run(common: &Common, arguments: &BenchArguments) -> anyhow::Result
     }
     drop(bars);
     say(&table(&rows));
+    let comparisons = compare(&rows);
+    comparisons.iter().for_each(|comparison| say(&describe(comparison)));
     if let Some(path) = &arguments.json {
         let document = json!({
             "family": arguments.family.family,
@@ -81,6 +84,7 @@ pub(super) fn run(common: &Common, arguments: &BenchArguments) -> anyhow::Result
             "seconds": arguments.seconds,
             "warm_up": arguments.warm_up,
             "rows": rows,
+            "comparisons": comparisons,
         });
         write_atomically(path, serde_json::to_string_pretty(&document)?.as_bytes())?;
     }
@@ -174,13 +178,15 @@ async fn measure(setting: &Setting<'_>, arrivals: &Arrivals, load: f64, policy: 
 
 fn table(rows: &[Row]) -> String {
     let mut text = format!(
-        "{:>5} {:>5} {:>7} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}  policy",
+        "{:>5} {:>5} {:>7} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}  policy",
         "cv2",
         "load",
         "req/s",
         "in time",
         "by srv",
+        "late",
         "quality",
+        "off p95",
         "refused",
         "p50 ms",
         "p99 ms",
@@ -190,11 +196,13 @@ fn table(rows: &[Row]) -> String {
         let cv2 = cv2.map_or("trace".to_owned(), |cv2| cv2.to_string());
         let refused = measured.refused;
         text += &format!(
-            "\n{cv2:>5} {load:>5} {rate:>7.0} {:>8.4} {:>8.4} {:>8.4} {refused:>8} {:>8.2} {:>8.2} \
-             {:>8.2}  {policy}",
+            "\n{cv2:>5} {load:>5} {rate:>7.0} {:>8.4} {:>8.4} {:>8.4} {:>8.4} {:>8.3} {refused:>8} \
+             {:>8.2} {:>8.2} {:>8.2}  {policy}",
             measured.attainment,
             measured.server_attainment,
+            measured.violations,
             measured.mean_quality,
+            measured.prediction_error.p95,
             measured.latency_ms.p50,
             measured.latency_ms.p99,
             measured.refusal_ms.p99,

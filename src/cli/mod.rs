@@ -4,6 +4,7 @@ mod args;
 mod bench;
 mod bench_args;
 mod chart;
+mod compare;
 mod config;
 mod draw;
 mod export;

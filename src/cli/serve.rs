@@ -51,6 +51,7 @@ pub(super) fn run(common: &Common, arguments: &ServeArguments) -> anyhow::Result
     };
     let stop = CancellationToken::new();
     let names = setup::family_names(&common.pool)?;
+    check_pins(&arguments.pin, &names)?;
     let machine = setup::machine(common)?;
     let metrics = Arc::new(Metrics::new()?);
     let secrets = Secrets::read(arguments)?;
@@ -87,6 +88,26 @@ pub(super) fn run(common: &Common, arguments: &ServeArguments) -> anyhow::Result
     served
 }
 
+/// Returns which of `pins` are about `family`, without its name.
+fn pins_of<'a>(pins: &'a [String], family: &str) -> impl Iterator<Item = &'a str> {
+    let own = move |pin: &'a String| {
+        let (of, name) = pin.split_once('/')?;
+        (of == family).then_some(name)
+    };
+    pins.iter().filter_map(own)
+}
+
+/// Checks that every pin is about a family of the pool.
+fn check_pins(pins: &[String], families: &[String]) -> anyhow::Result<()> {
+    for pin in pins {
+        let is_known = families.iter().any(|family| {
+            pin.strip_prefix(family.as_str()).is_some_and(|rest| rest.starts_with('/'))
+        });
+        anyhow::ensure!(is_known, "--pin: `{pin}` is no FAMILY/NAME of the pool's families");
+    }
+    Ok(())
+}
+
 /// Follows the pool's folder every `poll` until the server stops; never where that is zero.
 async fn follow_pool(repository: Arc<Repository>, poll: Duration, stop: CancellationToken) {
     if poll.is_zero() {
@@ -110,6 +131,7 @@ async fn follow_pool(repository: Arc<Repository>, poll: Duration, stop: Cancella
 /// Checks what can be checked without serving, and prints the options in effect.
 fn check(common: &Common, arguments: &ServeArguments) -> anyhow::Result<()> {
     let names = setup::family_names(&common.pool)?;
+    check_pins(&arguments.pin, &names)?;
     for name in &names {
         setup::family(common, name)?;
     }
@@ -209,6 +231,7 @@ fn repository(
         common: common.clone(),
         machine,
         margin: arguments.latency_margin,
+        pins: arguments.pin.clone(),
         stop: stop.clone(),
     };
     let registry = Arc::new(Registry::default());
@@ -220,6 +243,8 @@ struct PoolLoader {
     common: Common,
     machine: Machine,
     margin: f64,
+    /// What never gives way, as FAMILY/NAME.
+    pins: Vec<String>,
     stop: CancellationToken,
 }
 
@@ -229,7 +254,9 @@ impl PoolLoader {
         let family = setup::family(&self.common, name)?;
         let profile = setup::profile_until(&self.machine, &family, &self.stop)?;
         let quality = setup::quality(&family)?;
-        Ok(LoadedFamily::new(family, profile, quality, self.margin)?)
+        let pins: Vec<&str> = pins_of(&self.pins, name).collect();
+        let loaded = LoadedFamily::new(family, profile, quality, self.margin)?;
+        loaded.pin(&pins).map_err(|reason| anyhow::anyhow!("--pin: {reason}"))
     }
 }
 

@@ -20,7 +20,7 @@ const MAX_NEAREST: usize = 5;
 pub struct Choice<'a> {
     /// The plan.
     pub entry: &'a PlanEntry,
-    /// Its predicted latency at the requested shape, without margin.
+    /// Its predicted latency at the requested shape, without margin, with what it takes besides.
     pub predicted_latency_seconds: f64,
     /// Its memory at the requested shape.
     pub memory_bytes: u64,
@@ -126,9 +126,19 @@ impl Limits {
         entry.quality.value >= self.min_quality
     }
 
-    /// Returns the plan with its costs, if it meets all limits.
-    fn admit<'a>(&self, entry: &'a PlanEntry, shape: &Shape) -> Option<Choice<'a>> {
-        let predicted_latency_seconds = shape.latency_seconds(entry);
+    /// Returns the plan with its costs, if it meets all limits. What it takes besides is asked only
+    /// where the rest fits.
+    fn admit<'a>(
+        &self,
+        entry: &'a PlanEntry,
+        shape: &Shape,
+        extra_seconds: &dyn Fn(&PlanEntry) -> f64,
+    ) -> Option<Choice<'a>> {
+        let latency_seconds = shape.latency_seconds(entry);
+        if !self.admits_quality(entry) || !self.admits_latency(latency_seconds) {
+            return None;
+        }
+        let predicted_latency_seconds = latency_seconds + extra_seconds(entry);
         if !self.admits_quality(entry) || !self.admits_latency(predicted_latency_seconds) {
             return None;
         }
@@ -154,30 +164,51 @@ impl PlanTable {
         tokens: usize,
         budget: &Budget,
     ) -> Result<Choice<'_>, ChooseError> {
+        self.choose_besides((batch, tokens), budget, &|_| 0.0)
+    }
+
+    /// Like [`Self::choose`] where a plan takes `extra_seconds` besides, such as for loading what
+    /// is not there.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::choose`].
+    pub fn choose_besides(
+        &self,
+        (batch, tokens): (usize, usize),
+        budget: &Budget,
+        extra_seconds: &dyn Fn(&PlanEntry) -> f64,
+    ) -> Result<Choice<'_>, ChooseError> {
         let limits = Limits::new(budget, self.margin());
         let shape = self.shape(batch, tokens);
         let chosen = if let Some(id) = &budget.plan {
             let entry = self.find(id).ok_or_else(|| self.not_found(id))?;
-            limits.admit(entry, &shape)
+            limits.admit(entry, &shape, extra_seconds)
         } else {
             let entries = self.entries().iter().take_while(|entry| limits.admits_quality(entry));
-            let mut fitting = entries.filter_map(|entry| limits.admit(entry, &shape));
+            let mut fitting =
+                entries.filter_map(|entry| limits.admit(entry, &shape, extra_seconds));
             let wants_speed = budget.latency.is_none() && budget.min_quality.is_some();
             if wants_speed { fastest(fitting) } else { fitting.next() }
         };
-        chosen
-            .ok_or_else(|| ChooseError::Infeasible(Box::new(self.explain(budget, &limits, &shape))))
+        let explain = || Box::new(self.explain(budget, &limits, (&shape, extra_seconds)));
+        chosen.ok_or_else(|| ChooseError::Infeasible(explain()))
     }
 
     /// Finds how near the plans come to a budget that none meets.
-    fn explain(&self, budget: &Budget, limits: &Limits, shape: &Shape) -> Infeasible {
+    fn explain(
+        &self,
+        budget: &Budget,
+        limits: &Limits,
+        (shape, extra_seconds): (&Shape, &dyn Fn(&PlanEntry) -> f64),
+    ) -> Infeasible {
         // In each tuple `false` comes first: plans that meet the other constraints beat all that do
         // not.
         let mut cheapest = (true, f64::INFINITY, 0);
         let mut smallest = (true, u64::MAX);
         let mut best = (true, 0);
         for (index, entry) in self.entries().iter().enumerate() {
-            let latency_seconds = shape.latency_seconds(entry);
+            let latency_seconds = shape.latency_seconds(entry) + extra_seconds(entry);
             let memory_bytes = shape.memory_bytes(entry);
             let is_slow = !limits.admits_latency(latency_seconds);
             let is_large = !limits.admits_memory(memory_bytes);

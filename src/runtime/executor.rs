@@ -76,6 +76,26 @@ impl Executor {
         self.runtime.residents().residency(self.id)
     }
 
+    /// Keeps modules from giving way to others once they are loaded.
+    pub fn pin(&self, modules: &[ModuleId]) {
+        for key in modules.iter().filter_map(|id| self.key(*id)) {
+            self.runtime.residents().pin(key);
+        }
+    }
+
+    /// Returns how long it takes by module until it is there; `None` where there is no memory limit
+    /// and so nothing that was loaded ever goes.
+    pub fn load_times(&self) -> Option<Vec<Duration>> {
+        let modules = (0..self.family.graph.modules().len()).map(ModuleId);
+        let wanted: Vec<Option<(Key, u64)>> = modules
+            .map(|id| Some((self.key(id)?, self.family.network(id)?.weight_bytes())))
+            .collect();
+        let known: Vec<(Key, u64)> = wanted.iter().flatten().copied().collect();
+        let mut times = self.runtime.residents().load_times(&known)?.into_iter();
+        let time = |wanted: Option<_>| wanted.and_then(|_| times.next()).unwrap_or_default();
+        Some(wanted.into_iter().map(time).collect())
+    }
+
     /// Loads the modules of `path` that are not loaded yet.
     ///
     /// # Errors

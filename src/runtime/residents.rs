@@ -1,9 +1,9 @@
 //! The sessions of all executors of a process, under one memory limit.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{RuntimeError, executor::Residency, session::ModuleSession};
@@ -42,6 +42,12 @@ struct State<S> {
     /// Counters of executors, the gone ones left out.
     counts: HashMap<u64, Residency>,
     num_executors: u64,
+    /// What never gives way.
+    pinned: HashSet<Key>,
+    /// How long what was loaded took to load, room for it included.
+    load_times: HashMap<Key, Duration>,
+    /// The same of all that was loaded lately, by byte.
+    seconds_per_byte: f64,
     /// Counts uses.
     clock: u64,
     /// The weights of all sessions.
@@ -111,6 +117,9 @@ impl<S> Residents<S> {
             num_leased: 0,
             counts: HashMap::new(),
             num_executors: 0,
+            pinned: HashSet::new(),
+            load_times: HashMap::new(),
+            seconds_per_byte: 0.0,
             clock: 0,
             bytes: 0,
         };
@@ -133,6 +142,8 @@ impl<S> Residents<S> {
     pub(super) fn leave(&self, executor: u64) {
         let mut state = self.lock();
         state.counts.remove(&executor);
+        state.pinned.retain(|key| key.executor != executor);
+        state.load_times.retain(|key, _| key.executor != executor);
         let keys: Vec<Key> =
             state.sessions.keys().copied().filter(|key| key.executor == executor).collect();
         let gone: Vec<_> = keys.into_iter().filter_map(|key| state.sessions.remove(&key)).collect();
@@ -159,6 +170,19 @@ impl<S> Residents<S> {
         self.lock().sessions.contains_key(&key)
     }
 
+    /// Keeps the sessions of `key` from giving way to others.
+    pub(super) fn pin(&self, key: Key) {
+        self.lock().pinned.insert(key);
+    }
+
+    /// Returns how long each of `wanted`, with the bytes of its weights, takes until it is there;
+    /// `None` where nothing ever gives way.
+    pub(super) fn load_times(&self, wanted: &[(Key, u64)]) -> Option<Vec<Duration>> {
+        self.limit?;
+        let state = self.lock();
+        Some(wanted.iter().map(|(key, bytes)| state.load_time(*key, *bytes)).collect())
+    }
+
     /// Leases a session; makes it with `load`, after making room for its `bytes` of weights, where
     /// none is idle. Another one beside those that run is made where nothing has to go for it.
     ///
@@ -180,9 +204,13 @@ impl<S> Residents<S> {
         if let Some(session) = self.lock().take(key) {
             return Ok(lease(session));
         }
+        let start = Instant::now();
         self.make_room(bytes)?;
         let session = load()?;
-        self.lock().insert(key, bytes);
+        let mut state = self.lock();
+        state.insert(key, bytes);
+        state.learn_load_time(key, bytes, start.elapsed());
+        drop(state);
         Ok(lease(session))
     }
 
@@ -304,16 +332,39 @@ impl<S> State<S> {
         Some(session)
     }
 
+    #[expect(clippy::cast_precision_loss, reason = "sizes stay far below 2^53 bytes")]
+    fn learn_load_time(&mut self, key: Key, bytes: u64, time: Duration) {
+        self.load_times.insert(key, time);
+        let rate = time.as_secs_f64() / bytes.max(1) as f64;
+        self.seconds_per_byte += (rate - self.seconds_per_byte) / 8.0;
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "sizes stay far below 2^53 bytes")]
+    fn load_time(&self, key: Key, bytes: u64) -> Duration {
+        if self.sessions.contains_key(&key) {
+            return Duration::ZERO;
+        }
+        let guess = || Duration::from_secs_f64(bytes as f64 * self.seconds_per_byte);
+        self.load_times.get(&key).copied().unwrap_or_else(guess)
+    }
+
+    /// Tells whether a session of `key` is not leased, and not the last of what is pinned.
+    fn may_go(&self, key: Key) -> bool {
+        let is_last = |sessions: &Sessions<S>| sessions.count() == 1 && self.pinned.contains(&key);
+        let sessions = self.sessions.get(&key);
+        sessions.is_some_and(|sessions| !sessions.idle.is_empty() && !is_last(sessions))
+    }
+
     /// Removes the sessions of networks that were used longest ago and are not leased, of so many
     /// bytes together or more if there are.
     fn evict(&mut self, bytes: u64) -> Vec<S> {
-        let idle = self.sessions.iter().filter(|(_, sessions)| !sessions.idle.is_empty());
+        let idle = self.sessions.iter().filter(|(key, _)| self.may_go(**key));
         let mut idle: Vec<(u64, Key, u64)> =
             idle.map(|(key, sessions)| (sessions.used, *key, sessions.bytes)).collect();
         idle.sort_unstable_by_key(|(used, ..)| *used);
         let (mut freed, mut gone) = (0, Vec::new());
         for (_, key, own) in idle {
-            while freed < bytes {
+            while freed < bytes && self.may_go(key) {
                 let Some(session) = self.remove_idle(key) else {
                     break;
                 };
@@ -337,131 +388,5 @@ fn held_bytes() -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn process(held_bytes: fn() -> u64) -> Process {
-        Process { held_bytes, give_back: || {} }
-    }
-
-    /// The process holds nothing besides weights.
-    fn residents(limit: u64) -> Residents<usize> {
-        Residents::of_process(Some(limit), process(|| 0))
-    }
-
-    fn use_of(residents: &Residents<usize>, key: Key, bytes: u64) -> Result<usize, RuntimeError> {
-        let mut lease = residents.lease(key, bytes, || Ok(key.network))?;
-        Ok(*lease.session().expect("leased"))
-    }
-
-    fn key(executor: u64, network: usize) -> Key {
-        Key { executor, network }
-    }
-
-    fn loaded(residents: &Residents<usize>) -> Vec<usize> {
-        let mut networks: Vec<usize> =
-            residents.lock().sessions.keys().map(|key| key.network).collect();
-        networks.sort_unstable();
-        networks
-    }
-
-    #[test]
-    fn what_was_not_used_for_longest_gives_way() {
-        let residents = residents(30);
-        let own = residents.join();
-        for network in [0, 1, 2, 0] {
-            assert_eq!(use_of(&residents, key(own, network), 10).expect("room"), network);
-        }
-        use_of(&residents, key(own, 3), 15).expect("room after two have gone");
-        assert_eq!(loaded(&residents), [0, 3]);
-        let residency = residents.residency(own);
-        assert_eq!((residency.num_modules, residency.weight_bytes), (2, 25));
-        assert_eq!((residency.num_loads, residency.num_evictions), (4, 2));
-        assert!(residents.has_room(5) && !residents.has_room(6));
-    }
-
-    #[test]
-    fn what_runs_stays() {
-        let residents = residents(20);
-        let own = residents.join();
-        let lease = residents.lease(key(own, 0), 10, || Ok(0)).expect("room");
-        use_of(&residents, key(own, 1), 10).expect("room");
-        use_of(&residents, key(own, 2), 10).expect("room in place of 1");
-        assert_eq!(loaded(&residents), [0, 2]);
-        drop(lease);
-        let error = use_of(&residents, key(own, 3), 21).expect_err("there are 20");
-        assert!(matches!(error, RuntimeError::MemoryLimit { bytes: 21, missing: 1, .. }));
-        use_of(&residents, key(own, 3), 20).expect("room for it alone");
-        assert_eq!(loaded(&residents), [3]);
-    }
-
-    #[test]
-    fn a_network_has_as_many_sessions_as_run_at_once() {
-        let residents = residents(30);
-        let own = residents.join();
-        let one = residents.lease(key(own, 0), 10, || Ok(1)).expect("room");
-        let two = residents.lease(key(own, 0), 10, || Ok(2)).expect("room for another");
-        assert_eq!(residents.residency(own).num_modules, 2);
-        drop((one, two));
-        // Both are there, so nothing is loaded.
-        let refused = || Err(RuntimeError::NotAPath);
-        let one = residents.lease(key(own, 0), 10, refused).expect("idle");
-        let two = residents.lease(key(own, 0), 10, refused).expect("idle");
-        drop((one, two));
-        use_of(&residents, key(own, 1), 20).expect("room in place of one of them");
-        assert_eq!((loaded(&residents), residents.residency(own).num_modules), (vec![0, 1], 2));
-    }
-
-    #[test]
-    fn what_runs_elsewhere_is_waited_for_where_there_is_no_room_for_another() {
-        let residents = residents(10);
-        let own = residents.join();
-        let lease = residents.lease(key(own, 0), 10, || Ok(0)).expect("room");
-        let residents = &residents;
-        std::thread::scope(|scope| {
-            let refused = || Err(RuntimeError::NotAPath);
-            let same = scope.spawn(move || residents.lease(key(own, 0), 10, refused).map(drop));
-            let other = scope.spawn(move || use_of(residents, key(own, 1), 10));
-            drop(lease);
-            // The other one may have taken its place before.
-            let same = same.join().expect("no panic");
-            assert!(matches!(same, Ok(()) | Err(RuntimeError::NotAPath)), "{same:?}");
-            assert_eq!(other.join().expect("no panic").expect("room after it"), 1);
-        });
-        assert_eq!(residents.residency(own).weight_bytes, 10);
-    }
-
-    #[test]
-    fn what_ran_into_a_panic_is_not_used_again() {
-        let residents = residents(10);
-        let own = residents.join();
-        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let _lease = residents.lease(key(own, 0), 10, || Ok(0)).expect("room");
-            std::panic::resume_unwind(Box::new(()));
-        }));
-        assert!(panicked.is_err());
-        assert_eq!(residents.residency(own).num_modules, 0);
-        assert_eq!(use_of(&residents, key(own, 0), 10).expect("made anew"), 0);
-    }
-
-    #[test]
-    fn what_the_process_holds_besides_counts() {
-        let residents: Residents<usize> = Residents::of_process(Some(120), process(|| 100));
-        assert!(residents.has_room(20) && !residents.has_room(21));
-    }
-
-    #[test]
-    fn what_cannot_be_loaded_takes_no_room_and_an_executor_takes_its_sessions_along() {
-        let residents = residents(20);
-        let (one, two) = (residents.join(), residents.join());
-        let refused = || Err(RuntimeError::NotAPath);
-        residents.lease(key(one, 0), 10, refused).expect_err("refused");
-        assert!(residents.has_room(20));
-        use_of(&residents, key(one, 0), 10).expect("room");
-        use_of(&residents, key(two, 1), 10).expect("room");
-        residents.leave(one);
-        assert_eq!(loaded(&residents), [1]);
-        assert!(residents.has_room(10));
-        assert_eq!(residents.residency(one), Residency::default());
-    }
-}
+#[path = "residents_tests.rs"]
+mod tests;

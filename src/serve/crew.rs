@@ -48,7 +48,7 @@ impl Crew {
         match task {
             Task::Install { family, executor, preload } => {
                 let mut families = self.lock();
-                families.executors.insert(family, Arc::new(*executor));
+                families.executors.insert(family, executor);
                 families.preload.extend(preload.into_iter().map(|module| (family, module)));
             }
             Task::Remove(family) => self.remove(family),

@@ -10,6 +10,7 @@ use std::{
 
 use super::{
     FamilyService, LoadedFamily, Observer,
+    planner::Planner,
     queue::{FamilyKey, Queue},
     worker::{self, InferenceThreads},
 };
@@ -59,11 +60,14 @@ impl Engine {
     /// Serves a family. When the last reference to it is dropped, its sessions go.
     pub fn serve(&self, loaded: LoadedFamily) -> Arc<FamilyService> {
         let key = FamilyKey(self.num_families.fetch_add(1, Ordering::Relaxed));
-        let executor = Executor::new(self.runtime.clone(), loaded.family.clone());
-        let preload = if self.config.preload { loaded.modules() } else { Vec::new() };
+        let executor = Arc::new(Executor::new(self.runtime.clone(), loaded.family.clone()));
+        executor.pin(&loaded.pinned);
+        let others = if self.config.preload { loaded.modules() } else { Vec::new() };
+        let preload = loaded.pinned.iter().copied().chain(others).collect();
+        let planner = Arc::new(Planner::new(loaded, Arc::downgrade(&executor)));
         self.queue.install(key, executor, preload);
         let observer = self.observer.clone();
-        Arc::new(FamilyService::new(loaded, key, self.queue.clone(), self.config, observer))
+        Arc::new(FamilyService::new(planner, key, self.queue.clone(), self.config, observer))
     }
 }
 

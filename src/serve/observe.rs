@@ -8,7 +8,10 @@ use crate::runtime::{Residency, Routing};
 /// Hears of finished requests and of what runs. Calls come from request tasks and inference
 /// threads, and must not block.
 pub trait Observer: Send + Sync {
-    /// Is called once for every request of a family that ended.
+    /// Is called for every request of a family that has arrived.
+    fn accepted(&self, family: &str);
+
+    /// Is called once for every request that was accepted, when it has ended.
     fn finished(&self, family: &str, outcome: &Outcome<'_>);
 
     /// Is called after a plan ran on `rows` texts or images of one or more requests; what is

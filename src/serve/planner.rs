@@ -1,18 +1,24 @@
 //! The choice of plans for one family, by what is known of its costs and of the machine.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Weak,
+    time::{Duration, Instant},
+};
 
 use super::{LoadedFamily, PlanSummary, ServeError, correction::Correction, waiting::Need};
 use crate::{
     family::{FamilyError, ModuleId, PlanId},
     fit,
     plan::{Budget, ChooseError, PlanEntry, PlanTable},
+    runtime::Executor,
 };
 
 /// Chooses the plans of a family.
 #[derive(Debug)]
 pub(super) struct Planner {
     pub(super) loaded: LoadedFamily,
+    /// Knows what is loaded.
+    executor: Weak<Executor>,
     pub(super) correction: Correction,
     /// How much less than there is a plan must be predicted to take, as a share of it.
     margin: f64,
@@ -51,9 +57,9 @@ impl Chosen {
 
 impl Planner {
     /// Prepares to choose plans.
-    pub(super) fn new(loaded: LoadedFamily) -> Self {
+    pub(super) fn new(loaded: LoadedFamily, executor: Weak<Executor>) -> Self {
         let margin = loaded.table.margin();
-        Self { loaded, correction: Correction::default(), margin }
+        Self { loaded, executor, correction: Correction::default(), margin }
     }
 
     /// Returns the plans that no other beats at this shape, cheapest first.
@@ -152,7 +158,8 @@ impl Planner {
     }
 
     /// Chooses from `table`, whose latencies are profiled ones: the correction is taken out of the
-    /// budget that goes in and put into the latencies that come out.
+    /// budget that goes in and put into the latencies that come out. Under a memory limit the time
+    /// to load what is not there counts as well.
     fn choose_from(
         &self,
         table: &PlanTable,
@@ -161,7 +168,17 @@ impl Planner {
     ) -> Result<Chosen, ServeError> {
         let factor = self.correction.factor();
         let latency = budget.latency.map(|latency| latency.div_f64(factor));
-        let chosen = table.choose(batch, tokens, &Budget { latency, ..budget.clone() });
+        let executor = latency.and_then(|_| self.executor.upgrade());
+        let load_times = executor.and_then(|executor| executor.load_times());
+        let loading = |entry: &PlanEntry| {
+            let times = load_times
+                .iter()
+                .flat_map(|times| entry.modules.iter().filter_map(|module| times.get(*module)));
+            times.sum::<Duration>()
+        };
+        let extra_seconds = |entry: &PlanEntry| loading(entry).as_secs_f64() / factor;
+        let budget_in = Budget { latency, ..budget.clone() };
+        let chosen = table.choose_besides((batch, tokens), &budget_in, &extra_seconds);
         let choice = chosen.map_err(|mut error| {
             if let ChooseError::Infeasible(infeasible) = &mut error {
                 infeasible.budget.latency = budget.latency;
@@ -170,7 +187,8 @@ impl Planner {
             error
         })?;
         let path = choice.entry.modules.iter().map(|index| ModuleId(*index)).collect();
-        let plan = summary_of(choice.entry, batch, tokens, factor);
+        let mut plan = summary_of(choice.entry, batch, tokens, factor);
+        plan.predicted_latency += loading(choice.entry);
         let seconds = choice.entry.latency_seconds_at(batch, tokens);
         let predicted = plan.predicted_latency;
         Ok(Chosen { plan, path, profiled: Duration::from_secs_f64(seconds), predicted })

@@ -26,7 +26,7 @@ pub(super) struct FamilyKey(pub(super) u64);
 #[derive(Debug)]
 pub(super) enum Task {
     /// Take a family over.
-    Install { family: FamilyKey, executor: Box<Executor>, preload: Vec<ModuleId> },
+    Install { family: FamilyKey, executor: Arc<Executor>, preload: Vec<ModuleId> },
     /// Let go of a family; comes up when none of its requests waits.
     Remove(FamilyKey),
 }
@@ -236,8 +236,12 @@ impl Queue {
     }
 
     /// Hands a family's executor over; `preload` is loaded while no job waits.
-    pub(super) fn install(&self, family: FamilyKey, executor: Executor, preload: Vec<ModuleId>) {
-        let executor = Box::new(executor);
+    pub(super) fn install(
+        &self,
+        family: FamilyKey,
+        executor: Arc<Executor>,
+        preload: Vec<ModuleId>,
+    ) {
         self.task(Task::Install { family, executor, preload });
     }
 

@@ -44,6 +44,8 @@ pub struct LoadedFamily {
     pub quality: QualityRecords,
     /// Its plans.
     pub table: PlanTable,
+    /// What never gives way to other modules.
+    pub(super) pinned: Vec<ModuleId>,
     /// The plans that read the same tokens, by tokenizer; images have none.
     alike: BTreeMap<Option<PathBuf>, PlanTable>,
 }
@@ -68,7 +70,33 @@ impl LoadedFamily {
         }
         let group = |(tokenizer, entries)| Ok((tokenizer, PlanTable::new(entries, margin)?));
         let alike = groups.into_iter().map(group).collect::<Result<_, FitError>>()?;
-        Ok(Self { family, profile, quality, table, alike })
+        Ok(Self { family, profile, quality, table, pinned: Vec::new(), alike })
+    }
+
+    /// Keeps modules in memory, also under a memory limit: those of an anchor, one by its name, or
+    /// with `*` all of the family.
+    ///
+    /// # Errors
+    ///
+    /// Fails with the name of what the family does not have.
+    pub fn pin(mut self, names: &[&str]) -> Result<Self, String> {
+        for name in names {
+            let is_meant = |module: &str| {
+                let rest = module.strip_prefix(name);
+                *name == "*" || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+            };
+            let modules = self.family.graph.modules().iter().enumerate();
+            let meant: Vec<ModuleId> = modules
+                .filter(|(_, module)| is_meant(&module.name))
+                .map(|(index, _)| ModuleId(index))
+                .collect();
+            if meant.is_empty() {
+                let family = &self.family.manifest.name;
+                return Err(format!("`{name}` is no anchor or module of `{family}`"));
+            }
+            self.pinned.extend(meant);
+        }
+        Ok(self)
     }
 
     /// Returns the plans that read the same tokens as `path` does.
@@ -104,14 +132,14 @@ pub struct FamilyService {
 
 impl FamilyService {
     pub(super) fn new(
-        loaded: LoadedFamily,
+        planner: Arc<Planner>,
         key: FamilyKey,
         queue: Queue,
         config: ServiceConfig,
         observer: Arc<dyn Observer>,
     ) -> Self {
-        let digest = digest(&loaded.family);
-        let (planner, counter) = (Arc::new(Planner::new(loaded)), Counter::default());
+        let digest = digest(&planner.loaded.family);
+        let counter = Counter::default();
         Self { planner, digest, config, key, queue, observer, counter }
     }
 

@@ -141,8 +141,8 @@ impl<T> Waiting<T> {
 
     /// Tells whether something more can be done in time if everything takes the least it can, the
     /// threads being free at `free`, and nothing of its priority that would be in time is made late
-    /// by it. It takes `alone` itself, and `least` off the time of others, with which it may share a
-    /// batch.
+    /// by it. It takes `alone` itself, and `least` off the time of others, with which it may share
+    /// a batch.
     pub(super) fn has_room(
         &self,
         free: &[Instant],

@@ -44,6 +44,10 @@ const BATCH_BUCKETS: &[f64] = &[1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, 
 pub(super) type NameAndHelp = (&'static str, &'static str);
 
 const BUILD: NameAndHelp = ("tessera_build_info", "The version that runs.");
+const ACCEPTED: NameAndHelp = (
+    "tessera_api_requests_accepted_total",
+    "Inference requests that arrived; each ends once, also when its client goes.",
+);
 const REQUESTS: NameAndHelp =
     ("tessera_api_requests_total", "Inference requests that ended, by how.");
 const STAGES: NameAndHelp =
@@ -87,6 +91,7 @@ const REFUSALS: NameAndHelp = (
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    accepted: IntCounterVec,
     requests: IntCounterVec,
     stages: HistogramVec,
     queue_depth: IntGaugeVec,
@@ -120,6 +125,7 @@ impl Metrics {
         #[cfg(target_os = "linux")]
         registry.register(Box::new(ProcessCollector::for_self()))?;
         Ok(Self {
+            accepted: counters(&registry, ACCEPTED, &["family"])?,
             requests: counters(&registry, REQUESTS, &["family", "code"])?,
             stages: histograms(&registry, STAGES, &["family", "stage"], STAGE_BUCKETS)?,
             queue_depth: gauges(&registry, QUEUE_DEPTH, "family")?,
@@ -192,6 +198,10 @@ impl Metrics {
 }
 
 impl Observer for Metrics {
+    fn accepted(&self, family: &str) {
+        self.accepted.with_label_values(&[family]).inc();
+    }
+
     fn finished(&self, family: &str, outcome: &Outcome<'_>) {
         let code = match outcome {
             Outcome::Answered { report, latency_budget } => {

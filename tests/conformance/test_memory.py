@@ -1,5 +1,6 @@
 """A pool that does not fit into the memory that the server may take."""
 
+import concurrent.futures
 import json
 import re
 import unittest
@@ -34,10 +35,11 @@ def ask(server, family, tensor, plan):
 
 
 def metric(server, name):
-    """Returns the sum of a metric over its labels."""
+    """Returns the sum of a metric over its labels, or the one of the labels given."""
     with urllib.request.urlopen(f"http://{server.http_address}/metrics") as response:
         text = response.read().decode()
-    return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (.*)$", text, re.M))
+    pattern = re.escape(name) + ("" if "{" in name else "(?:{.*})?")
+    return sum(float(value) for value in re.findall(rf"^{pattern} (.*)$", text, re.M))
 
 
 def peak(server):
@@ -49,29 +51,105 @@ def peak(server):
 class MemoryLimit(unittest.TestCase):
     """`--memory-limit` holds, and every request is answered as without it."""
 
-    def test_modules_give_way_to_one_another(self):
+    @classmethod
+    def setUpClass(cls):
         free = Served("--no-preload")
         try:
             base = metric(free, "process_resident_memory_bytes")
-            expected = [ask(free, *question) for question in QUESTIONS]
-            self.assertEqual([status for status, _ in expected], [200] * len(QUESTIONS))
-            weights = metric(free, "tessera_runtime_resident_bytes")
-            self.assertEqual(metric(free, "tessera_runtime_module_evictions_total"), 0)
+            cls.expected = [ask(free, *question) for question in QUESTIONS]
+            cls.weights = metric(free, "tessera_runtime_resident_bytes")
+            cls.evictions = metric(free, "tessera_runtime_module_evictions_total")
         finally:
             free.stop()
         # The largest module, the word embeddings, takes 48 MB and is read from the file as needed.
-        limit = int(base + weights / 2)
-        server = Served("--memory-limit", f"{limit}B")
+        cls.limit = int(base + cls.weights / 2)
+
+    def check_answers(self, server):
+        """Asks everything, and compares with what a server without a limit answers."""
+        for question, (_, answer) in zip(QUESTIONS, self.expected):
+            status, found = ask(server, *question)
+            self.assertEqual((status, found.get("outputs")), (200, answer["outputs"]))
+
+    def test_modules_give_way_to_one_another(self):
+        self.assertEqual([status for status, _ in self.expected], [200] * len(QUESTIONS))
+        self.assertEqual(self.evictions, 0)
+        server = Served("--memory-limit", f"{self.limit}B")
         try:
             for _ in range(4):
-                for question, (_, answer) in zip(QUESTIONS, expected):
-                    status, found = ask(server, *question)
-                    self.assertEqual((status, found.get("outputs")), (200, answer["outputs"]))
+                self.check_answers(server)
             self.assertGreater(metric(server, "tessera_runtime_module_evictions_total"), 10)
-            self.assertLess(metric(server, "tessera_runtime_resident_bytes"), weights / 2)
-            self.assertLess(peak(server), 1.1 * limit)
+            self.assertLess(metric(server, "tessera_runtime_resident_bytes"), self.weights / 2)
+            self.assertLess(peak(server), 1.1 * self.limit)
         finally:
             server.stop()
+
+    def test_workers_share_the_limit(self):
+        server = Served("--memory-limit", f"{self.limit}B", "--workers", "3")
+        try:
+            with concurrent.futures.ThreadPoolExecutor(6) as pool:
+                asked = [(question, answer) for _ in range(6)
+                         for question, (_, answer) in zip(QUESTIONS, self.expected)]
+                found = pool.map(lambda pair: ask(server, *pair[0]), asked)
+                for (question, answer), (status, reply) in zip(asked, found):
+                    self.assertEqual(status, 200, (question, reply))
+                    self.assertEqual(reply["parameters"]["plan"], answer["parameters"]["plan"])
+            self.assertGreater(metric(server, "tessera_runtime_module_evictions_total"), 10)
+            self.assertLess(peak(server), 1.1 * self.limit)
+        finally:
+            server.stop()
+
+    def test_what_is_pinned_stays(self):
+        server = Served("--memory-limit", f"{self.limit}B", "--pin", "fashion/s,fashion/m.head")
+        try:
+            self.check_answers(server)
+            ask(server, "text", TEXT, "l3[0..3]")
+            ask(server, "text", TEXT, "l6[0..6]")
+            self.assertGreater(metric(server, "tessera_runtime_module_evictions_total"), 0)
+            loads = metric(server, 'tessera_runtime_module_loads_total{family="fashion"}')
+            self.assertEqual(ask(server, "fashion", PIXELS, "s[0..6]")[0], 200)
+            after = metric(server, 'tessera_runtime_module_loads_total{family="fashion"}')
+            self.assertEqual(after, loads)
+        finally:
+            server.stop()
+
+    def test_a_pin_of_nothing_is_told(self):
+        for pin, reason in [("nothing/x", "is no FAMILY/NAME"), ("fashion", "is no FAMILY/NAME")]:
+            with self.assertRaisesRegex(RuntimeError, reason):
+                Served("--pin", pin, families=["fashion"])
+
+    def test_what_was_changed_while_it_was_evicted_is_not_used(self):
+        server = Served("--memory-limit", f"{self.limit}B", copied=True)
+        try:
+            self.assertEqual(ask(server, "fashion", PIXELS, "l[0..6]")[0], 200)
+            resident = 'tessera_runtime_resident_modules{family="fashion"}'
+            for _ in range(10):
+                if metric(server, resident) == 0:
+                    break
+                for plan in ("l6[0..6]", "l3[0..3]", "l6[0..6]{int8:0..5}"):
+                    self.assertEqual(ask(server, "text", TEXT, plan)[0], 200)
+            self.assertEqual(metric(server, resident), 0)
+            files = {path: path.read_bytes()
+                     for path in (server.pool / "fashion").rglob("*.safetensors")}
+            for path, content in files.items():
+                path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+            self.assert_refused(server)
+            for path in files:
+                path.unlink()
+            self.assert_refused(server)
+            self.assertEqual(ask(server, "text", TEXT, "l6[0..6]")[0], 200)
+            for path, content in files.items():
+                path.write_bytes(content)
+            load = f"http://{server.http_address}/v2/repository/models/fashion/load"
+            urllib.request.urlopen(load, b"", timeout=60).close()
+            self.assertEqual(ask(server, "fashion", PIXELS, "l[0..6]")[0], 200)
+        finally:
+            server.stop()
+
+    def assert_refused(self, server):
+        """Asks for modules whose files are not what they were."""
+        status, answer = ask(server, "fashion", PIXELS, "l[0..6]")
+        self.assertEqual((status, answer["code"]), (503, "unavailable"))
+        self.assertIn("its files were changed", answer["error"])
 
     def test_what_does_not_fit_by_itself_is_told(self):
         server = Served("--memory-limit", "1MB", families=["fashion"])

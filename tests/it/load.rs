@@ -78,6 +78,8 @@ async fn under_load_plans_shrink_before_requests_are_refused() {
 struct Panicking(AtomicBool);
 
 impl Observer for Panicking {
+    fn accepted(&self, _family: &str) {}
+
     fn finished(&self, _family: &str, _outcome: &Outcome<'_>) {}
 
     fn batch_ran(&self, _family: &str, _rows: usize, _correction: f64) {}

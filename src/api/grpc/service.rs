@@ -23,7 +23,7 @@ use crate::api::{
     clients::Permit,
     describe::{config, statistics},
     error::ApiError,
-    infer::{answer, told},
+    infer::{Accepted, answer},
     messages::{
         ModelConfigRequest, ModelConfigResponse, ModelInferRequest, ModelInferResponse,
         ModelMetadataRequest, ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse,
@@ -84,12 +84,13 @@ impl InferenceService {
         terms: Terms,
     ) -> Result<ModelInferResponse, ApiError> {
         let model = self.model(&message.model_name, message.model_version.clone())?;
+        let accepted = Accepted::new(self.state.observer.clone(), &model);
         let specs = model.specs();
         let num_bytes = in_json_bytes(0, prost::Message::encoded_len(&message));
         let decoded = off_thread(num_bytes, move || decode(message, &specs, arrival))
             .instrument(debug_span!("decode"))
             .await;
-        let mut decoded = told(&*self.state.observer, &model, decoded)?;
+        let mut decoded = accepted.hand_over(decoded)?;
         let budget = &mut decoded.request.budget;
         budget.latency = budget.latency.or(terms.wait);
         terms.permit.cap(budget);

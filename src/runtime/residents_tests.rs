@@ -1,0 +1,162 @@
+//! Sessions under a memory limit.
+
+use super::*;
+
+fn process(held_bytes: fn() -> u64) -> Process {
+    Process { held_bytes, give_back: || {} }
+}
+
+/// The process holds nothing besides weights.
+fn residents(limit: u64) -> Residents<usize> {
+    Residents::of_process(Some(limit), process(|| 0))
+}
+
+fn use_of(residents: &Residents<usize>, key: Key, bytes: u64) -> Result<usize, RuntimeError> {
+    let mut lease = residents.lease(key, bytes, || Ok(key.network))?;
+    Ok(*lease.session().expect("leased"))
+}
+
+fn key(executor: u64, network: usize) -> Key {
+    Key { executor, network }
+}
+
+fn loaded(residents: &Residents<usize>) -> Vec<usize> {
+    let mut networks: Vec<usize> =
+        residents.lock().sessions.keys().map(|key| key.network).collect();
+    networks.sort_unstable();
+    networks
+}
+
+#[test]
+fn what_was_not_used_for_longest_gives_way() {
+    let residents = residents(30);
+    let own = residents.join();
+    for network in [0, 1, 2, 0] {
+        assert_eq!(use_of(&residents, key(own, network), 10).expect("room"), network);
+    }
+    use_of(&residents, key(own, 3), 15).expect("room after two have gone");
+    assert_eq!(loaded(&residents), [0, 3]);
+    let residency = residents.residency(own);
+    assert_eq!((residency.num_modules, residency.weight_bytes), (2, 25));
+    assert_eq!((residency.num_loads, residency.num_evictions), (4, 2));
+    assert!(residents.has_room(5) && !residents.has_room(6));
+}
+
+#[test]
+fn what_runs_stays() {
+    let residents = residents(20);
+    let own = residents.join();
+    let lease = residents.lease(key(own, 0), 10, || Ok(0)).expect("room");
+    use_of(&residents, key(own, 1), 10).expect("room");
+    use_of(&residents, key(own, 2), 10).expect("room in place of 1");
+    assert_eq!(loaded(&residents), [0, 2]);
+    drop(lease);
+    let error = use_of(&residents, key(own, 3), 21).expect_err("there are 20");
+    assert!(matches!(error, RuntimeError::MemoryLimit { bytes: 21, missing: 1, .. }));
+    use_of(&residents, key(own, 3), 20).expect("room for it alone");
+    assert_eq!(loaded(&residents), [3]);
+}
+
+#[test]
+fn what_is_pinned_stays() {
+    let residents = residents(30);
+    let own = residents.join();
+    residents.pin(key(own, 0));
+    for network in [0, 1, 2, 3, 4] {
+        use_of(&residents, key(own, network), 10).expect("room");
+    }
+    assert_eq!(loaded(&residents), [0, 3, 4]);
+    let error = use_of(&residents, key(own, 5), 30).expect_err("10 of 30 are pinned");
+    assert!(matches!(error, RuntimeError::MemoryLimit { missing: 10, .. }));
+}
+
+#[test]
+fn what_is_not_there_takes_as_long_as_it_took() {
+    let residents = residents(20);
+    let own = residents.join();
+    let slow = || {
+        std::thread::park_timeout(Duration::from_millis(20));
+        Ok(0)
+    };
+    drop(residents.lease(key(own, 0), 10, slow).expect("room"));
+    let wanted = [(key(own, 0), 10), (key(own, 1), 10)];
+    let times = residents.load_times(&wanted).expect("there is a limit");
+    assert_eq!(times[0], Duration::ZERO);
+    assert!(times[1] > Duration::ZERO, "what was never there is guessed");
+    use_of(&residents, key(own, 1), 20).expect("room in its place");
+    let times = residents.load_times(&wanted).expect("there is a limit");
+    assert!(times[0] >= Duration::from_millis(19), "{times:?}");
+    assert_eq!(times[1], Duration::ZERO);
+    let without: Residents<usize> = Residents::of_process(None, process(|| 0));
+    assert_eq!(without.load_times(&wanted), None);
+}
+
+#[test]
+fn a_network_has_as_many_sessions_as_run_at_once() {
+    let residents = residents(30);
+    let own = residents.join();
+    let one = residents.lease(key(own, 0), 10, || Ok(1)).expect("room");
+    let two = residents.lease(key(own, 0), 10, || Ok(2)).expect("room for another");
+    assert_eq!(residents.residency(own).num_modules, 2);
+    drop((one, two));
+    // Both are there, so nothing is loaded.
+    let refused = || Err(RuntimeError::NotAPath);
+    let one = residents.lease(key(own, 0), 10, refused).expect("idle");
+    let two = residents.lease(key(own, 0), 10, refused).expect("idle");
+    drop((one, two));
+    use_of(&residents, key(own, 1), 20).expect("room in place of one of them");
+    assert_eq!((loaded(&residents), residents.residency(own).num_modules), (vec![0, 1], 2));
+}
+
+#[test]
+fn what_runs_elsewhere_is_waited_for_where_there_is_no_room_for_another() {
+    let residents = residents(10);
+    let own = residents.join();
+    let lease = residents.lease(key(own, 0), 10, || Ok(0)).expect("room");
+    let residents = &residents;
+    std::thread::scope(|scope| {
+        let refused = || Err(RuntimeError::NotAPath);
+        let same = scope.spawn(move || residents.lease(key(own, 0), 10, refused).map(drop));
+        let other = scope.spawn(move || use_of(residents, key(own, 1), 10));
+        drop(lease);
+        // The other one may have taken its place before.
+        let same = same.join().expect("no panic");
+        assert!(matches!(same, Ok(()) | Err(RuntimeError::NotAPath)), "{same:?}");
+        assert_eq!(other.join().expect("no panic").expect("room after it"), 1);
+    });
+    assert!(residents.residency(own).weight_bytes <= 10);
+}
+
+#[test]
+fn what_ran_into_a_panic_is_not_used_again() {
+    let residents = residents(10);
+    let own = residents.join();
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let _lease = residents.lease(key(own, 0), 10, || Ok(0)).expect("room");
+        std::panic::resume_unwind(Box::new(()));
+    }));
+    assert!(panicked.is_err());
+    assert_eq!(residents.residency(own).num_modules, 0);
+    assert_eq!(use_of(&residents, key(own, 0), 10).expect("made anew"), 0);
+}
+
+#[test]
+fn what_the_process_holds_besides_counts() {
+    let residents: Residents<usize> = Residents::of_process(Some(120), process(|| 100));
+    assert!(residents.has_room(20) && !residents.has_room(21));
+}
+
+#[test]
+fn what_cannot_be_loaded_takes_no_room_and_an_executor_takes_its_sessions_along() {
+    let residents = residents(20);
+    let (one, two) = (residents.join(), residents.join());
+    let refused = || Err(RuntimeError::NotAPath);
+    residents.lease(key(one, 0), 10, refused).expect_err("refused");
+    assert!(residents.has_room(20));
+    use_of(&residents, key(one, 0), 10).expect("room");
+    use_of(&residents, key(two, 1), 10).expect("room");
+    residents.leave(one);
+    assert_eq!(loaded(&residents), [1]);
+    assert!(residents.has_room(10));
+    assert_eq!(residents.residency(one), Residency::default());
+}
