@@ -6,8 +6,9 @@ use std::{
 };
 
 use super::{
-    ArchError, Checkpoint, Network, bert, checkpoint::open_verified, exported::Exported,
-    fitted::Expansion, mpnet, network::Precision, routed::Body, vit::VisionTransformer, vit_layout,
+    ArchError, Checkpoint, Network, bert, checkpoint::open_verified, decoder, exported::Exported,
+    fitted::Expansion, moduleformer, mpnet, network::Precision, routed::Body,
+    vit::VisionTransformer, vit_layout,
 };
 use crate::family::{AnchorSpec, ModuleKind, WidthSpec};
 
@@ -46,6 +47,12 @@ pub(super) trait Anchor: Debug {
     /// Returns the number of token ids that it knows.
     fn num_words(&self) -> usize {
         usize::MAX
+    }
+
+    /// Tells whether its head gives a row of scores for each token, and the last hidden states
+    /// besides.
+    fn scores_tokens(&self) -> bool {
+        false
     }
 
     /// Builds what comes before the first block.
@@ -123,7 +130,12 @@ pub(super) fn open(
     let file = open_verified(folder, &config, digest(folder, spec, &config)?)?;
     let text = String::from_utf8_lossy(file.bytes()).into_owned();
     let path = folder.join(&config);
-    let checkpoint = Checkpoint::open(folder, &weights, digest(folder, spec, &weights)?)?;
+    let index = weights.with_extension("safetensors.index.json");
+    let is_whole = spec.sha256.contains_key(&weights) || !folder.join(&index).exists();
+    let checkpoint = match is_whole {
+        true => Checkpoint::open(folder, &weights, digest(folder, spec, &weights)?)?,
+        false => Checkpoint::open_sharded(folder, &index, |file| digest(folder, spec, file))?,
+    };
     of_config(path, &text, checkpoint.part(prefix))
 }
 
@@ -139,7 +151,12 @@ fn of_config(
     let is_timm = architecture.is_some_and(|name| {
         ["vit_", "deit_", "deit3_"].iter().any(|known| name.starts_with(known))
     });
-    match value["model_type"].as_str() {
+    let model_type = value["model_type"].as_str();
+    if let Some(architecture) = model_type.and_then(decoder::architecture) {
+        return Ok(Box::new(decoder::open(&path, text, architecture, checkpoint)?));
+    }
+    match model_type {
+        Some("moduleformer") => Ok(Box::new(moduleformer::open(&path, text, checkpoint)?)),
         Some("bert") => Ok(Box::new(bert::open(&path, text, checkpoint)?)),
         Some("mpnet") => Ok(Box::new(mpnet::open(&path, text, checkpoint)?)),
         model_type if matches!(model_type, Some("vit" | "deit")) || is_timm => {
@@ -150,8 +167,9 @@ fn of_config(
             path,
             key: "model_type".into(),
             value: other.or(architecture).unwrap_or_default().into(),
-            expected: "`bert`, `mpnet`, `vit` and `deit` are supported, and timm's architectures \
-                       vit_*, deit_* and deit3_*"
+            expected: "`bert`, `mpnet`, `vit`, `deit`, `mixtral`, `olmoe`, `qwen2_moe`, \
+                       `qwen3_moe`, `granitemoe`, `granitemoeshared` and `moduleformer` are \
+                       supported, and timm's architectures vit_*, deit_* and deit3_*"
                 .into(),
         }),
     }

@@ -32,6 +32,8 @@ pub(super) struct FamilyBuilder<'a> {
     pub(super) bodies: Vec<Option<Body>>,
     pub(super) features: Vec<Network>,
     pub(super) tokenizers: BTreeMap<String, Arc<Tokenizer>>,
+    /// The number of token ids that each anchor knows.
+    pub(super) words: BTreeMap<String, usize>,
 }
 
 /// An anchor while its modules are added: itself, or its twin behind stitches that leave the final
@@ -95,6 +97,7 @@ impl<'a> FamilyBuilder<'a> {
             bodies: Vec::new(),
             features: Vec::new(),
             tokenizers: BTreeMap::new(),
+            words: BTreeMap::new(),
         }
     }
 
@@ -102,6 +105,7 @@ impl<'a> FamilyBuilder<'a> {
         let anchor = anchor::open(self.folder, name, spec)?;
         promises::check(self.folder, self.manifest, name, &*anchor)?;
         self.add_tokenizer(name, spec, &*anchor)?;
+        self.words.insert(name.into(), anchor.num_words());
         let side = Side { name, spec, index: self.anchors.len(), is_stitched: false };
         self.add_blocks(side, &*anchor)?;
         let (stem, first) = (format!("{name}.stem"), side.space(0, false));

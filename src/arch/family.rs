@@ -23,6 +23,7 @@ pub struct Family {
     computes: Vec<Option<Compute>>,
     features: Vec<Network>,
     tokenizers: BTreeMap<String, Arc<Tokenizer>>,
+    words: BTreeMap<String, usize>,
     stamps: Stamps,
 }
 
@@ -72,6 +73,7 @@ impl Family {
             computes,
             features: parts.features,
             tokenizers: parts.tokenizers,
+            words: parts.words,
             manifest,
             stamps,
         })
@@ -185,15 +187,26 @@ impl Family {
         self.manifest.maps.iter().any(is_of)
     }
 
-    /// Returns the tokenizer of `anchor`; `None` where the family reads images.
+    /// Returns the tokenizer of `anchor`; `None` where it reads images, or token ids only.
     pub fn tokenizer(&self, anchor: &str) -> Option<&Arc<Tokenizer>> {
         self.tokenizers.get(anchor)
     }
 
-    /// Tells whether two anchors share one tokenizer, or need none.
+    /// Returns the number of token ids that requests may name: those that the anchor's tokenizer
+    /// makes, or all that it knows where it has none.
+    pub fn vocabulary_size(&self, anchor: &str) -> usize {
+        match self.tokenizer(anchor) {
+            Some(tokenizer) => tokenizer.vocabulary_size(),
+            None => self.words.get(anchor).copied().unwrap_or(usize::MAX),
+        }
+    }
+
+    /// Tells whether two anchors share one tokenizer, or need none and know as many words.
     pub fn share_tokenizer(&self, one: &str, other: &str) -> bool {
         let location = |name| self.manifest.anchors.get(name).map(|anchor| &anchor.tokenizer);
-        location(one).is_some() && location(one) == location(other)
+        location(one).is_some()
+            && location(one) == location(other)
+            && self.vocabulary_size(one) == self.vocabulary_size(other)
     }
 }
 

@@ -8,6 +8,10 @@ mod bert;
 mod builder;
 mod checkpoint;
 mod convolved;
+mod decoder;
+mod decoder_attention;
+mod decoder_config;
+mod decoder_experts;
 mod encoder;
 mod error;
 mod exported;
@@ -16,6 +20,7 @@ mod fitted;
 #[cfg(test)]
 mod fuzz_tests;
 mod input;
+mod moduleformer;
 mod mpnet;
 mod network;
 mod picture;

@@ -20,7 +20,9 @@ pub(super) fn check(
         let expected = format!("`{name}` has positions for {}", anchor.max_tokens());
         return Err(refuse("limits.max_tokens", limits.max_tokens.to_string(), expected));
     }
-    if image.is_none() && spec.tokenizer.is_none() {
+    check_rows(manifest, name, anchor)
+        .map_err(|(key, value, expected)| refuse(key, value, expected))?;
+    if image.is_none() && spec.tokenizer.is_none() && !anchor.scores_tokens() {
         let expected = "an anchor that reads texts needs one".to_owned();
         return Err(refuse(&key("tokenizer"), String::new(), expected));
     }
@@ -47,6 +49,33 @@ pub(super) fn check(
         }
     }
     Ok(())
+}
+
+/// Checks that outputs have the rows that the anchor's head gives; an error is the key, its value
+/// and what would be valid.
+fn check_rows(
+    manifest: &Manifest,
+    name: &str,
+    anchor: &dyn Anchor,
+) -> Result<(), (&'static str, String, String)> {
+    let output = &manifest.output;
+    let is_mine = name == manifest.reference;
+    if is_mine && output.per_token != anchor.scores_tokens() {
+        let rows = if anchor.scores_tokens() { "each token" } else { "each text or image" };
+        let expected = format!("`{name}` gives a row for {rows}");
+        return Err(("output.per_token", output.per_token.to_string(), expected));
+    }
+    match &output.states {
+        Some(states) if is_mine && !anchor.scores_tokens() => {
+            let expected = format!("`{name}` gives no last hidden states");
+            Err(("output.states", states.clone(), expected))
+        }
+        Some(states) if *states == output.name => {
+            let expected = "it must be another name than output.name".to_owned();
+            Err(("output.states", states.clone(), expected))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Returns the error for a key of the manifest in `folder`.

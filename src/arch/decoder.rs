@@ -1,0 +1,252 @@
+//! Decoders with experts, as Mixtral, OLMoE, Qwen2-MoE, Qwen3-MoE and GraniteMoE are: from the
+//! checkpoints of transformers.
+//!
+//! `x + attention(norm(x))`, then `x + experts(norm(x))`, with RMS norms (Zhang and Sennrich 2019).
+//! Attention is in `decoder_attention`, experts are in `decoder_experts`. A whole sequence goes
+//! through at once; the head gives logits and last hidden states of every token.
+
+use std::path::Path;
+
+use super::{
+    ArchError, Checkpoint, Network,
+    anchor::{Anchor, Form},
+    decoder_config::{self, Architecture, Shape},
+    network::{INPUT_IDS, Precision, extent, float_weight, linear, token_input, with_hidden},
+    routed::Body,
+};
+use crate::{
+    family::ModuleKind,
+    onnx::{
+        Attribute, GraphBuilder,
+        proto::{ModelProto, TensorProto, data_type},
+    },
+};
+
+/// A decoder whose weights lie in a checkpoint.
+#[derive(Debug)]
+pub(super) struct Decoder {
+    /// What it consists of.
+    pub(super) shape: Shape,
+    /// The weights.
+    pub(super) checkpoint: Checkpoint,
+}
+
+/// Returns the architecture that a configuration's `model_type` names.
+pub(super) fn architecture(model_type: &str) -> Option<Architecture> {
+    match model_type {
+        "mixtral" => Some(Architecture::Mixtral),
+        "olmoe" => Some(Architecture::Olmoe),
+        "qwen2_moe" => Some(Architecture::Qwen2),
+        "qwen3_moe" => Some(Architecture::Qwen3),
+        "granitemoe" | "granitemoeshared" => Some(Architecture::Granite),
+        _ => None,
+    }
+}
+
+/// Reads `config`, the text of `config_path`, and finds the tensors in `checkpoint`.
+///
+/// # Errors
+///
+/// Fails on a configuration that is not supported.
+pub(super) fn open(
+    config_path: &Path,
+    config: &str,
+    architecture: Architecture,
+    checkpoint: Checkpoint,
+) -> Result<Decoder, ArchError> {
+    let shape = decoder_config::read(config_path, config, architecture)?;
+    Ok(Decoder { shape, checkpoint })
+}
+
+impl Anchor for Decoder {
+    fn num_blocks(&self) -> usize {
+        self.shape.num_blocks
+    }
+
+    fn hidden_shape(&self, _depth: usize, _inner: bool) -> Vec<Option<usize>> {
+        vec![None, Some(self.shape.width)]
+    }
+
+    fn output_width(&self) -> usize {
+        self.shape.num_words
+    }
+
+    fn max_tokens(&self) -> usize {
+        self.shape.max_tokens
+    }
+
+    fn num_words(&self) -> usize {
+        self.shape.num_words
+    }
+
+    fn scores_tokens(&self) -> bool {
+        true
+    }
+
+    /// Builds the embeddings: token ids to hidden states.
+    ///
+    /// # Shapes
+    ///
+    /// - input_ids: \[batch, tokens\]
+    /// - output: \[batch, tokens, width\]
+    fn stem(&self) -> Result<Network, ArchError> {
+        let mut graph = GraphBuilder::default();
+        let ids = token_input(&mut graph, INPUT_IDS);
+        let words = embedded(&mut graph, &ids, self.embeddings()?);
+        let words = scaled(&mut graph, &words, self.shape.embedding_multiplier);
+        Ok(self.network(graph, &words, Precision::F32))
+    }
+
+    fn part(&self, index: usize, part: ModuleKind, form: Form<'_>) -> Result<Body, ArchError> {
+        if part == ModuleKind::Attention {
+            return self.attention(index, form.precision()).map(Body::from);
+        }
+        match self.shape.dense[index] {
+            true => self.dense(index, form.precision()).map(Body::from),
+            false => self.routed(index, form).map(|routed| Body::Routed(Box::new(routed))),
+        }
+    }
+
+    fn num_ways(&self, index: usize, part: ModuleKind) -> Option<usize> {
+        let is_routed = part == ModuleKind::Mlp && !self.shape.dense[index];
+        is_routed.then_some(self.shape.experts.router.num_ways)
+    }
+
+    /// Builds the logits and the last hidden states.
+    ///
+    /// # Shapes
+    ///
+    /// - hidden: \[batch, tokens, width\]
+    /// - output: \[batch, tokens, words\]
+    /// - states: \[batch, tokens, width\]
+    fn head(&self, has_norm: bool) -> Result<Option<Network>, ArchError> {
+        let Shape { num_words, width, logits_divisor, is_tied, .. } = self.shape;
+        let (mut graph, hidden) = with_hidden(width);
+        let states = match has_norm {
+            true => self.norm(&mut graph, &hidden, "model.norm.weight", width)?,
+            false => hidden,
+        };
+        let matrix = match is_tied {
+            true => self.embeddings()?,
+            false => self.weight("lm_head.weight", &[num_words, width])?,
+        };
+        let logits = linear(&mut graph, &states, matrix);
+        let logits = scaled(&mut graph, &logits, logits_divisor.recip());
+        let model = finish_head(graph, [&logits, &states], [num_words, width]);
+        Ok(Some(Network::new(model, Precision::F32)))
+    }
+}
+
+impl Decoder {
+    /// Builds the feed-forward part of a block that has no experts.
+    fn dense(&self, index: usize, precision: Precision) -> Result<Network, ArchError> {
+        let Shape { width, dense_inner, residual_multiplier, .. } = self.shape;
+        let (mut graph, hidden) = with_hidden(width);
+        let layer = format!("model.layers.{index}");
+        let name = format!("{layer}.post_attention_layernorm.weight");
+        let normed = self.norm(&mut graph, &hidden, &name, width)?;
+        let part = self.gated(&format!("{layer}.mlp"), dense_inner)?;
+        let made = part.add_to(&mut graph, &normed);
+        let made = scaled(&mut graph, &made, residual_multiplier);
+        let sum = graph.node("Add", &[&hidden, &made], &[]);
+        Ok(self.network(graph, &sum, precision))
+    }
+
+    /// Returns the feed-forward part whose three matrices have names of their own.
+    pub(super) fn gated(&self, name: &str, inner: usize) -> Result<Gated, ArchError> {
+        let width = self.shape.width;
+        let matrix =
+            |part: &str, shape: [usize; 2]| self.weight(&format!("{name}.{part}.weight"), &shape);
+        Ok(Gated {
+            gate: matrix("gate_proj", [inner, width])?,
+            up: matrix("up_proj", [inner, width])?,
+            down: matrix("down_proj", [width, inner])?,
+        })
+    }
+
+    fn embeddings(&self) -> Result<TensorProto, ArchError> {
+        let Shape { num_words, width, .. } = self.shape;
+        self.weight("model.embed_tokens.weight", &[num_words, width])
+    }
+
+    /// Adds an RMS norm over the last axis, which is `width` wide.
+    pub(super) fn norm(
+        &self,
+        graph: &mut GraphBuilder,
+        value: &str,
+        name: &str,
+        width: usize,
+    ) -> Result<String, ArchError> {
+        let gamma = float_weight(graph, self.weight(name, &[width])?);
+        let epsilon = Attribute::Float(self.shape.epsilon);
+        let attributes = [("axis", Attribute::Int(-1)), ("epsilon", epsilon)];
+        Ok(graph.node("SimplifiedLayerNormalization", &[value, &gamma], &attributes))
+    }
+
+    pub(super) fn network(
+        &self,
+        graph: GraphBuilder,
+        value: &str,
+        precision: Precision,
+    ) -> Network {
+        let shape = [None, None, extent(self.shape.width)];
+        Network::new(graph.finish(value, "output", &shape), precision)
+    }
+
+    pub(super) fn weight(&self, name: &str, shape: &[usize]) -> Result<TensorProto, ArchError> {
+        self.checkpoint.weight(name, shape)
+    }
+}
+
+/// The matrices of a gated feed-forward part: `down(silu(gate x) * up x)` (Shazeer 2020).
+#[derive(Debug)]
+pub(super) struct Gated {
+    /// \[inner, width\].
+    pub(super) gate: TensorProto,
+    /// \[inner, width\].
+    pub(super) up: TensorProto,
+    /// \[width, inner\].
+    pub(super) down: TensorProto,
+}
+
+impl Gated {
+    /// Adds what the part makes of `value`.
+    pub(super) fn add_to(self, graph: &mut GraphBuilder, value: &str) -> String {
+        let gate = linear(graph, value, self.gate);
+        let open = graph.node("Sigmoid", &[&gate], &[]);
+        let gate = graph.node("Mul", &[&gate, &open], &[]);
+        let up = linear(graph, value, self.up);
+        let inner = graph.node("Mul", &[&gate, &up], &[]);
+        linear(graph, &inner, self.down)
+    }
+}
+
+/// Looks token ids up in a table; only the rows found are made f32.
+pub(super) fn embedded(graph: &mut GraphBuilder, ids: &str, table: TensorProto) -> String {
+    let is_float = table.data_type == data_type::FLOAT;
+    let table = graph.weight(table);
+    let rows = graph.node("Gather", &[&table, ids], &[]);
+    if is_float {
+        return rows;
+    }
+    graph.node("Cast", &[&rows], &[("to", Attribute::Int(i64::from(data_type::FLOAT)))])
+}
+
+/// Ends a head with logits and last hidden states, so many wide.
+pub(super) fn finish_head(
+    mut graph: GraphBuilder,
+    [logits, states]: [&str; 2],
+    [words, width]: [usize; 2],
+) -> ModelProto {
+    graph.output(logits, "output", &[None, None, extent(words)]);
+    graph.finish(states, "states", &[None, None, extent(width)])
+}
+
+/// Multiplies `value` by a factor, which is left out where it is 1.
+pub(super) fn scaled(graph: &mut GraphBuilder, value: &str, factor: f32) -> String {
+    if (factor - 1.0).abs() < f32::EPSILON {
+        return value.to_owned();
+    }
+    let factor = graph.float(factor);
+    graph.node("Mul", &[value, &factor], &[])
+}
