@@ -258,7 +258,7 @@ fn task(model: &Model) -> &str {
 }
 
 fn has_embeddings(model: &Model) -> bool {
-    task(model) == TASK
+    task(model) == TASK && !model.service.manifest().output.per_token
 }
 
 impl Listed {

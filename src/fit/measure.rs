@@ -188,8 +188,8 @@ pub(super) fn full_input(family: &Family, (batch, tokens): (usize, usize)) -> Mo
         let values = (0..batch * shape.iter().product::<usize>()).map(wave).collect();
         return ModelInput::Pixels(Pixels { shape, values });
     }
-    let anchors = family.graph.anchors().iter().filter_map(|anchor| family.tokenizer(anchor));
-    let words = anchors.map(|tokenizer| tokenizer.vocabulary_size()).min().unwrap_or(1).max(1);
+    let anchors = family.graph.anchors().iter().map(|anchor| family.vocabulary_size(anchor));
+    let words = anchors.min().unwrap_or(1).max(1);
     let ids = (0..batch * tokens).map(|index| ((1_000 + index * 37) % words) as i64).collect();
     let attention_mask = vec![1; batch * tokens];
     ModelInput::Tokens(Encoding { batch, tokens, input_ids: ids, attention_mask })

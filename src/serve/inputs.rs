@@ -35,11 +35,12 @@ pub(super) fn specs(manifest: &Manifest) -> Vec<TensorSpec> {
         shape: shape.to_vec(),
     };
     match &manifest.image {
-        None => vec![
-            spec(TEXT, DataType::Bytes, &[None]),
-            spec(INPUT_IDS, DataType::I64, &[None, None]),
-            spec(ATTENTION_MASK, DataType::I64, &[None, None]),
-        ],
+        None => {
+            let text = reads_text(manifest).then(|| spec(TEXT, DataType::Bytes, &[None]));
+            let tokens =
+                [INPUT_IDS, ATTENTION_MASK].map(|name| spec(name, DataType::I64, &[None, None]));
+            text.into_iter().chain(tokens).collect()
+        }
         Some(image) => {
             let [channels, height, width] = extents(image).map(Some);
             vec![
@@ -50,9 +51,15 @@ pub(super) fn specs(manifest: &Manifest) -> Vec<TensorSpec> {
     }
 }
 
+/// Tells whether the family turns texts into tokens itself.
+fn reads_text(manifest: &Manifest) -> bool {
+    let reference = manifest.anchors.get(&manifest.reference);
+    reference.is_some_and(|anchor| anchor.tokenizer.is_some())
+}
+
 impl Inputs {
-    /// Checks `tensors`: `text` alone, or `input_ids` with or without `attention_mask`; `image` or
-    /// `pixel_values` where the family reads images.
+    /// Checks `tensors`: `text` alone, or `input_ids` with or without `attention_mask`, the latter
+    /// only where there is no tokenizer; `image` or `pixel_values` where the family reads images.
     pub(super) fn parse(
         tensors: Vec<(String, Tensor)>,
         manifest: &Manifest,
@@ -73,7 +80,11 @@ impl Inputs {
         let mut found = found.into_iter();
         let mut next = || found.next().flatten();
         match &manifest.image {
-            None => text_inputs([next(), next(), next()], limits),
+            None if reads_text(manifest) => text_inputs([next(), next(), next()], limits),
+            None => match [next(), next()] {
+                [Some(ids), mask] => tokens(ids, mask, limits),
+                [None, _] => Err(refuse(INPUT_IDS, "it is missing")),
+            },
             Some(image) => image_inputs([next(), next()], image, limits),
         }
     }
@@ -208,7 +219,7 @@ fn integers(name: &str, tensor: Tensor) -> Result<([usize; 2], Vec<i64>), ServeE
     }
 }
 
-/// Checks that every token id is one that the tokenizer makes.
+/// Checks that every token id is one of the first `size`.
 pub(super) fn check_vocabulary(encoding: &Encoding, size: usize) -> Result<(), ServeError> {
     let is_known = |id: &i64| usize::try_from(*id).is_ok_and(|id| id < size);
     match encoding.input_ids.iter().find(|id| !is_known(id)) {

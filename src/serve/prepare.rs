@@ -19,8 +19,7 @@ pub(super) async fn prepare(
 ) -> Result<ModelInput, ServeError> {
     match inputs {
         Inputs::Ready(ModelInput::Tokens(encoding)) => {
-            let size = tokenizer(family, anchor)?.vocabulary_size();
-            inputs::check_vocabulary(&encoding, size)?;
+            inputs::check_vocabulary(&encoding, family.vocabulary_size(anchor))?;
             Ok(ModelInput::Tokens(encoding))
         }
         Inputs::Ready(input) => Ok(input),

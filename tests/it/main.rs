@@ -15,6 +15,7 @@ mod http;
 mod images;
 mod import;
 mod load;
+mod moe;
 mod reference;
 mod repository;
 mod support;

@@ -148,7 +148,7 @@ pub(crate) fn short_profile() -> Profile {
     PROFILE.get_or_init(|| measured(&text_family())).clone()
 }
 
-fn measured(family: &Arc<Family>) -> Profile {
+pub(crate) fn measured(family: &Arc<Family>) -> Profile {
     let machine = MachineKey {
         processor: "this one".into(),
         num_threads: 2,

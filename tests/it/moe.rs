@@ -1,0 +1,422 @@
+//! Language models with experts against what transformers computes, or, for ModuleFormer, against
+//! what its formulas give in float64: `tools/moe_reference.py`.
+
+use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc};
+
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+use tessera::{
+    arch::{Encoding, Family},
+    family::PlanId,
+    runtime::{Executor, SideInputs},
+    tensor::Tensor,
+};
+
+use crate::support::{Reference, root, runtime};
+
+/// What differences may be: so much, and so much times the value expected.
+const TOLERANCE: f64 = 1e-4;
+
+/// Every case but those of ModuleFormer, with its number of blocks.
+const CHECKPOINTS: [(&str, usize); 15] = [
+    ("mixtral", 2),
+    ("mixtral-fused", 2),
+    ("mixtral-k1-odd", 3),
+    ("mixtral-sliding", 2),
+    ("mixtral-sharded-bf16", 2),
+    ("olmoe", 2),
+    ("olmoe-clip", 2),
+    ("qwen2_moe", 4),
+    ("qwen2_moe-fused", 4),
+    ("qwen2_moe-norm", 2),
+    ("qwen3_moe", 2),
+    ("qwen3_moe-f16", 3),
+    ("granitemoe", 3),
+    ("granitemoe-fused", 3),
+    ("granitemoeshared", 2),
+];
+
+/// A family of one language model in a pool that ends with it.
+pub(crate) struct Model {
+    pool: TempDir,
+    /// The anchor's files.
+    files: BTreeMap<String, Vec<u8>>,
+    top_k: Vec<usize>,
+}
+
+/// A tensor's element type, shape and bytes.
+type Stored = (Dtype, Vec<usize>, Vec<u8>);
+
+fn case(name: &str) -> PathBuf {
+    root().join("tests/references/moe").join(name)
+}
+
+pub(crate) fn reference(name: &str) -> Reference {
+    Reference::open(&case(name).join("reference.safetensors"))
+}
+
+impl Model {
+    /// Reads a case's checkpoint.
+    pub(crate) fn read(name: &str) -> Self {
+        let entries = fs::read_dir(case(name)).expect("the case is there");
+        let paths = entries.map(|entry| entry.expect("an entry").path());
+        let files = paths.map(|path| {
+            let name = path.file_name().and_then(|name| name.to_str()).expect("a name").to_owned();
+            (name, fs::read(&path).expect("read"))
+        });
+        let files = files.filter(|(name, _)| name != "reference.safetensors").collect();
+        let pool = tempfile::tempdir().expect("a temporary folder");
+        Self { pool, files, top_k: Vec::new() }
+    }
+
+    /// Offers other numbers of experts as well.
+    pub(crate) fn with_top_k(mut self, top_k: &[usize]) -> Self {
+        self.top_k = top_k.to_vec();
+        self
+    }
+
+    /// Sets a key of the configuration.
+    fn set(&mut self, key: &str, value: Value) {
+        let config = self.files.get_mut("config.json").expect("a configuration");
+        let mut parsed: Value = serde_json::from_slice(config).expect("JSON");
+        parsed[key] = value;
+        *config = parsed.to_string().into_bytes();
+    }
+
+    /// Changes the tensors of a file.
+    pub(crate) fn change(
+        &mut self,
+        file: &str,
+        change: impl FnOnce(&mut BTreeMap<String, Stored>),
+    ) {
+        let stored = self.files.get_mut(file).expect("a file");
+        let parsed = SafeTensors::deserialize(stored).expect("safetensors");
+        let tensors = parsed.tensors().into_iter();
+        let mut tensors: BTreeMap<String, Stored> = tensors
+            .map(|(name, view)| (name, (view.dtype(), view.shape().to_vec(), view.data().to_vec())))
+            .collect();
+        change(&mut tensors);
+        let views = tensors.iter().map(|(name, (dtype, shape, bytes))| {
+            (name, TensorView::new(*dtype, shape.clone(), bytes).expect("a tensor"))
+        });
+        *stored = safetensors::serialize(views, None).expect("serialized");
+    }
+
+    /// Returns the number of token ids, as the configuration says.
+    fn num_words(&self) -> u64 {
+        let config: Value = serde_json::from_slice(&self.files["config.json"]).expect("JSON");
+        config["vocab_size"].as_u64().expect("a number")
+    }
+
+    /// Writes the family and loads it.
+    pub(crate) fn load(&self) -> Result<Arc<Family>, String> {
+        let folder = self.pool.path().join("language");
+        fs::create_dir_all(folder.join("anchors/a")).expect("created");
+        let mut digests = String::new();
+        for (name, content) in &self.files {
+            let digest = Sha256::digest(content);
+            let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+            digests.push_str(&format!("\"anchors/a/{name}\" = \"{digest}\"\n"));
+            fs::write(folder.join("anchors/a").join(name), content).expect("written");
+        }
+        let manifest = format!(
+            "name = \"language\"\ntask = \"language-model\"\ndescription = \"Random weights.\"\n\
+             license = \"Apache-2.0\"\nreference = \"a\"\n\
+             [limits]\nmax_tokens = 20\nmax_batch = 8\n\
+             [output]\nname = \"logits\"\nwidth = {}\nper_token = true\n\
+             states = \"last_hidden_state\"\n\
+             [quality]\nmetric = \"recall@10\"\nfile = \"quality.json\"\n\
+             [anchors.a]\nfolder = \"anchors/a\"\ntop_k = {:?}\n[anchors.a.sha256]\n{digests}",
+            self.num_words(),
+            self.top_k,
+        );
+        fs::write(folder.join("family.toml"), manifest).expect("written");
+        let loaded = Family::load(&folder);
+        loaded.map(Arc::new).map_err(|error| format!("{:#}", anyhow::Error::new(error)))
+    }
+
+    fn executor(&self) -> Executor {
+        Executor::new(runtime(), self.load().unwrap_or_else(|e| panic!("{e}")))
+    }
+
+    fn refusal(&self) -> String {
+        self.load().expect_err("it is refused")
+    }
+}
+
+/// Runs a plan; returns logits and last hidden states.
+fn run(executor: &mut Executor, plan: &str, encoding: Encoding) -> [Tensor; 2] {
+    let family = executor.family().clone();
+    let path = PlanId::find_path(&family.graph, plan).unwrap_or_else(|e| panic!("{e}"));
+    let sides = SideInputs::of_encoding(encoding).expect("tokens");
+    let outputs = executor.run(&path, &sides, &mut ()).unwrap_or_else(|e| panic!("{plan}: {e}"));
+    outputs.try_into().expect("two outputs")
+}
+
+/// Returns the rows of the tokens that are no padding.
+fn rows<T: Copy>(values: &[T], mask: &[i64]) -> Vec<Vec<T>> {
+    let width = values.len() / mask.len();
+    let rows = values.chunks_exact(width).zip(mask);
+    rows.filter(|(_, mask)| **mask == 1).map(|(row, _)| row.to_vec()).collect()
+}
+
+fn best<T: Copy + PartialOrd>(row: &[T]) -> usize {
+    (1..row.len()).fold(0, |best, index| if row[index] > row[best] { index } else { best })
+}
+
+/// Compares a plan's outputs with a case's reference.
+fn check(executor: &mut Executor, plan: &str, name: &str) {
+    let reference = reference(name);
+    let encoding = reference.encoding();
+    let mask = encoding.attention_mask.clone();
+    let outputs = run(executor, plan, encoding);
+    for (output, found) in ["logits", "last_hidden_state"].into_iter().zip(&outputs) {
+        let (shape, expected) = reference.tensor(output);
+        assert_eq!(found.shape(), shape, "{name}: {output}");
+        let found = rows(found.as_f32().expect("f32"), &mask);
+        let expected = rows(expected, &mask);
+        let pairs = || found.iter().flatten().zip(expected.iter().flatten());
+        let far = |(found, expected): (&f32, &f64)| (f64::from(*found) - expected).abs();
+        let largest = pairs().map(far).fold(0.0, f64::max);
+        println!("{name}: {output}: largest difference {largest:.2e}");
+        let is_near = |(found, expected): (&f32, &f64)| {
+            far((found, expected)) <= TOLERANCE + TOLERANCE * expected.abs()
+        };
+        assert!(pairs().all(is_near), "{name}: {output}: {largest:.2e}");
+        if output == "logits" {
+            let greedy: Vec<usize> = found.iter().map(|row| best(row)).collect();
+            let wanted: Vec<usize> = expected.iter().map(|row| best(row)).collect();
+            assert_eq!(greedy, wanted, "{name}: the best words");
+        }
+    }
+}
+
+#[test]
+fn checkpoints_of_transformers_give_its_logits_and_last_hidden_states() {
+    for (name, num_blocks) in CHECKPOINTS {
+        check(&mut Model::read(name).executor(), &format!("a[0..{num_blocks}]"), name);
+    }
+}
+
+#[test]
+fn moduleformer_gives_what_its_formulas_give_in_float64() {
+    for (name, num_blocks) in [("moduleformer", 2), ("moduleformer-odd", 3)] {
+        check(&mut Model::read(name).executor(), &format!("a[0..{num_blocks}]"), name);
+    }
+}
+
+/// Asserts that outputs are the same but for the order of additions.
+fn assert_same(found: &[Vec<f32>], expected: &[Vec<f32>], what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for (found, expected) in found.iter().flatten().zip(expected.iter().flatten()) {
+        assert!((found - expected).abs() < 1e-5, "{what}: {found} is not {expected}");
+    }
+}
+
+#[test]
+fn a_batch_equals_its_texts_and_padding_changes_nothing() {
+    for (name, num_blocks) in
+        [("mixtral-sliding", 2), ("olmoe", 2), ("qwen2_moe", 4), ("moduleformer", 2)]
+    {
+        let plan = &format!("a[0..{num_blocks}]");
+        let model = Model::read(name);
+        let mut executor = model.executor();
+        let batch = reference(name).encoding();
+        let together = run(&mut executor, plan, batch.clone());
+        for index in 0..batch.batch {
+            let alone = batch.rows(index..index + 1);
+            let mut longer = alone.clone();
+            longer.tokens += 3;
+            longer.input_ids.extend([5, 6, 7]);
+            longer.attention_mask.extend([0; 3]);
+            let outputs = [alone, longer].map(|text| {
+                let mask = text.attention_mask.clone();
+                run(&mut executor, plan, text).map(|o| rows(o.as_f32().expect("f32"), &mask))
+            });
+            for (output, whole) in together.iter().enumerate() {
+                let whole = whole.as_f32().expect("f32");
+                let own = whole.len() / batch.batch;
+                let mask = &batch.attention_mask[index * batch.tokens..][..batch.tokens];
+                let expected = rows(&whole[index * own..][..own], mask);
+                assert_same(&outputs[0][output], &expected, &format!("{name}: alone"));
+                assert_same(&outputs[1][output], &expected, &format!("{name}: padded"));
+            }
+        }
+    }
+}
+
+#[test]
+fn other_numbers_of_experts_are_plans_of_their_own() {
+    let encoding = reference("mixtral").encoding();
+    let mask = encoding.attention_mask.clone();
+    let outputs = |executor: &mut Executor, plan: &str| {
+        run(executor, plan, encoding.clone()).map(|o| rows(o.as_f32().expect("f32"), &mask))
+    };
+    let offering = Model::read("mixtral").with_top_k(&[1, 8]);
+    let mut executor = offering.executor();
+    for top_k in [1, 8] {
+        let mut model = Model::read("mixtral");
+        model.set("num_experts_per_tok", top_k.into());
+        let expected = outputs(&mut model.executor(), "a[0..2]");
+        let found = outputs(&mut executor, &format!("a[0..2]{{k{top_k}.mlp:0..2}}"));
+        for (found, expected) in found.iter().zip(&expected) {
+            assert_same(found, expected, &format!("k = {top_k}"));
+        }
+    }
+    let own = outputs(&mut executor, "a[0..2]");
+    let one = outputs(&mut executor, "a[0..2]{k1.mlp:0..2}");
+    assert!(own[0].iter().flatten().zip(one[0].iter().flatten()).any(|(a, b)| a != b));
+    let residency = executor.residency();
+    assert!(residency.num_modules <= 2 + 2 + 2 + 16, "forms share their experts: {residency:?}");
+}
+
+#[test]
+fn attention_s_experts_are_routed_by_other_numbers_as_well() {
+    let model = Model::read("moduleformer").with_top_k(&[1, 5]);
+    let mut executor = model.executor();
+    for plan in ["a[0..2]{k1:0..2}", "a[0..2]{k5.attn:0..2}", "a[0..2]{k1.attn:1}"] {
+        let encoding = reference("moduleformer").encoding();
+        let mask = encoding.attention_mask.clone();
+        for output in run(&mut executor, plan, encoding) {
+            let rows = rows(output.as_f32().expect("f32"), &mask);
+            assert!(rows.iter().flatten().all(|value| value.is_finite()), "{plan}");
+        }
+    }
+}
+
+#[test]
+fn the_experts_of_a_fused_tensor_are_places_in_its_file() {
+    let family = Model::read("mixtral-fused").load().expect("loaded");
+    let module = family.graph.modules().iter().position(|m| m.name == "a.block.1.mlp");
+    let networks = family.networks_of(tessera::family::ModuleId(module.expect("a module")));
+    assert_eq!(networks.len(), 1 + 8);
+    let bytes = networks[1..].iter().map(|index| family.network(*index).weight_bytes());
+    assert_eq!(bytes.collect::<Vec<_>>(), [3 * 24 * 32 * 4; 8]);
+    for index in networks {
+        let network = family.network(index);
+        assert!(network.files().any(|file| file == "anchors/a/model.safetensors"));
+        let graph = network.model().graph.as_ref().expect("a graph");
+        let inside = graph.initializer.iter().filter_map(|tensor| tensor.raw_data.as_ref());
+        assert!(inside.map(|raw| raw.len()).sum::<usize>() < 100, "weights stay in their file");
+    }
+}
+
+const WEIGHTS: &str = "model.safetensors";
+const ROUTER: &str = "model.layers.1.block_sparse_moe.gate.weight";
+
+#[test]
+fn a_router_with_another_number_of_outputs_is_refused_by_name() {
+    let mut model = Model::read("mixtral");
+    model.change(WEIGHTS, |tensors| {
+        let (_, shape, bytes) = tensors.get_mut(ROUTER).expect("a router");
+        shape[0] = 7;
+        bytes.truncate(7 * 32 * 4);
+    });
+    let refusal = model.refusal();
+    assert!(refusal.contains(ROUTER) && refusal.contains("[7, 32]"), "{refusal}");
+}
+
+#[test]
+fn a_score_that_is_no_number_is_refused_by_name_when_the_family_is_loaded() {
+    for (case, name) in [
+        ("mixtral", ROUTER),
+        ("moduleformer", "transformer.h.0.attn.q_proj.gate.w_gate.3.weight"),
+        ("moduleformer", "transformer.h.1.mlpf.gate.w_gate.0.bias"),
+    ] {
+        let mut model = Model::read(case);
+        model.change(WEIGHTS, |tensors| {
+            let (_, _, bytes) = tensors.get_mut(name).expect("a router");
+            bytes[4..8].copy_from_slice(&f32::NAN.to_le_bytes());
+        });
+        let refusal = model.refusal();
+        assert!(refusal.contains(name) && refusal.contains("no number"), "{refusal}");
+    }
+}
+
+#[test]
+fn an_expert_that_is_missing_or_of_another_shape_is_refused_by_name() {
+    let name = "model.layers.0.block_sparse_moe.experts.5.w3.weight";
+    let mut model = Model::read("mixtral");
+    model.change(WEIGHTS, |tensors| drop(tensors.remove(name)));
+    let refusal = model.refusal();
+    assert!(refusal.contains(&format!("there is no tensor `{name}`")), "{refusal}");
+
+    let name = "model.layers.0.mlp.experts.gate_up_proj";
+    let mut model = Model::read("mixtral-fused");
+    model.change(WEIGHTS, |tensors| {
+        let (_, shape, bytes) = tensors.get_mut(name).expect("experts");
+        shape[0] = 7;
+        bytes.truncate(7 * 48 * 32 * 4);
+    });
+    let refusal = model.refusal();
+    assert!(refusal.contains(name) && refusal.contains("[7, 48, 32]"), "{refusal}");
+}
+
+#[test]
+fn more_experts_a_token_than_there_are_is_refused() {
+    for (case, key, value) in [
+        ("mixtral", "num_experts_per_tok", 9),
+        ("qwen2_moe", "num_experts_per_tok", 0),
+        ("granitemoe", "num_experts_per_tok", 7),
+        ("moduleformer", "k_att", 6),
+        ("moduleformer", "k_mlp", 8),
+    ] {
+        let mut model = Model::read(case);
+        model.set(key, value.into());
+        let refusal = model.refusal();
+        assert!(refusal.contains(&format!("key `{key}` is `{value}`")), "{refusal}");
+    }
+    let refusal = Model::read("mixtral").with_top_k(&[9]).refusal();
+    assert!(refusal.contains("9 ways are to be taken of 8"), "{refusal}");
+}
+
+const INDEX: &str = "model.safetensors.index.json";
+const SHARD: &str = "model-00002-of-00004.safetensors";
+
+#[test]
+fn an_index_that_names_what_is_not_there_is_refused() {
+    let mut model = Model::read("mixtral-sharded-bf16");
+    model.files.remove(SHARD);
+    let refusal = model.refusal();
+    let named = format!("names `{SHARD}`, which is not there");
+    assert!(refusal.contains(INDEX) && refusal.contains(&named), "{refusal}");
+
+    let name = "model.layers.0.block_sparse_moe.experts.0.w1.weight";
+    let mut model = Model::read("mixtral-sharded-bf16");
+    model.change(SHARD, |tensors| drop(tensors.remove(name)));
+    let refusal = model.refusal();
+    let named = format!("{SHARD}: there is no tensor `{name}`");
+    assert!(refusal.contains(&named), "{refusal}");
+
+    let mut model = Model::read("mixtral-sharded-bf16");
+    let text = String::from_utf8(model.files[INDEX].clone()).expect("text");
+    let outside = text.replace(SHARD, "../a/other.safetensors");
+    model.files.insert(INDEX.to_owned(), outside.into_bytes());
+    let refusal = model.refusal();
+    assert!(refusal.contains("names `../a/other.safetensors`"), "{refusal}");
+
+    model.files.insert(INDEX.to_owned(), b"{\"weight_map\": []}".to_vec());
+    assert!(model.refusal().contains("is no index of safetensors files"));
+}
+
+#[test]
+fn configurations_that_are_not_supported_are_refused_by_key() {
+    for (case, key, value) in [
+        ("qwen2_moe", "use_sliding_window", Value::from(true)),
+        ("mixtral", "hidden_act", "gelu".into()),
+        ("mixtral", "num_key_value_heads", 3.into()),
+        ("mixtral", "head_dim", 7.into()),
+        ("moduleformer", "gate_type", "gmm".into()),
+        ("moduleformer", "n_head", 4.into()),
+    ] {
+        let mut model = Model::read(case);
+        model.set(key, value);
+        let refusal = model.refusal();
+        assert!(refusal.contains(&format!("key `{key}`")), "{refusal}");
+    }
+    let mut model = Model::read("mixtral");
+    model.set("rope_parameters", serde_json::json!({"rope_type": "yarn", "rope_theta": 1e4}));
+    assert!(model.refusal().contains("key `rope_parameters` is `yarn`"));
+}
