@@ -157,7 +157,7 @@ impl Decoded {
         let Parts { id, parameters, inputs, outputs } = parts;
         check_number("the number of inputs", inputs.len())?;
         check_number("the number of outputs", outputs.len())?;
-        let Parameters { budget, explain, binary } = Parameters::parse(parameters)?;
+        let Parameters { budget, priority, explain, binary } = Parameters::parse(parameters)?;
         let mut classification = None;
         let mut wanted = Wanted { outputs: Vec::new(), binary };
         for output in outputs {
@@ -168,7 +168,7 @@ impl Decoded {
         }
         let inputs = inputs.into_iter().map(|input| input.into_tensor(&specs.inputs));
         let inputs = inputs.collect::<Result<_, _>>()?;
-        let request = InferRequest { inputs, budget, arrival };
+        let request = InferRequest { inputs, budget, priority, arrival };
         Ok(Self { request, id, explain, classification, wanted })
     }
 }

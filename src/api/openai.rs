@@ -160,9 +160,9 @@ pub(super) async fn embeddings(
     let model = Model::find(shared.api.repository.registry(), &question.model, None)?;
     let Asked { inputs, parameters, form } =
         told(&*shared.api.observer, &model, Asked::new(&model, question))?;
-    let Parameters { mut budget, explain, .. } = parameters;
+    let Parameters { mut budget, priority, explain, .. } = parameters;
     permit.cap(&mut budget);
-    let response = model.service.infer(InferRequest { inputs, budget, arrival }).await?;
+    let response = model.service.infer(InferRequest { inputs, budget, priority, arrival }).await?;
     let num_bytes = response.outputs.iter().map(|(_, tensor)| output_bytes(tensor, false)).sum();
     let report = response.report.clone();
     let body =

@@ -4,7 +4,10 @@ use schemars::JsonSchema;
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
-use crate::plan::{Budget, BudgetParameters};
+use crate::{
+    plan::{Budget, BudgetParameters},
+    serve::DEFAULT_PRIORITY,
+};
 
 /// The parameters with a meaning here, as error messages list them.
 const KNOWN: &str = "latency_budget_ms, memory_budget_mb, min_quality, plan, priority, timeout, \
@@ -23,7 +26,7 @@ pub(super) struct ParametersSchema {
     min_quality: Option<f64>,
     /// This plan and no other, by id.
     plan: Option<String>,
-    /// As in Triton; it is checked and without effect.
+    /// As in Triton: what waits runs by priority, 1 first; 0 is none, which counts as 100.
     priority: Option<u64>,
     /// In microseconds: the latency budget if there is no other.
     timeout: Option<u64>,
@@ -34,10 +37,12 @@ pub(super) struct ParametersSchema {
 }
 
 /// What a request's parameters say.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Parameters {
     /// What the answer may cost.
     pub(super) budget: Budget,
+    /// What waits and has a smaller number runs before it.
+    pub(super) priority: u32,
     /// Whether the answer tells more of how it came about.
     pub(super) explain: bool,
     /// Whether outputs go back as raw bytes behind the JSON.
@@ -47,8 +52,7 @@ pub(super) struct Parameters {
 impl Parameters {
     /// Reads the parameters as they come off the wire.
     ///
-    /// `timeout`, in microseconds, is the latency budget where there is no other. `priority` is
-    /// checked and without effect. The protocol's sequence parameters are ignored.
+    /// `timeout`, in microseconds, is the latency budget where there is no other. The protocol's sequence parameters are ignored.
     ///
     /// # Errors
     ///
@@ -57,6 +61,7 @@ impl Parameters {
         let mut budget = BudgetParameters::default();
         let mut timeout_ms = None;
         let (mut explain, mut binary) = (false, false);
+        let mut priority = DEFAULT_PRIORITY;
         for (name, value) in parameters {
             let parameter = Parameter { name, value };
             match parameter.name.as_str() {
@@ -66,7 +71,7 @@ impl Parameters {
                 "plan" => budget.plan = Some(parameter.text()?),
                 "timeout" => timeout_ms = parameter.timeout_ms()?,
                 "explain" => explain = parameter.switch()?,
-                "priority" => drop(parameter.whole_number()?),
+                "priority" => priority = parameter.priority()?,
                 "binary_data_output" => binary = parameter.switch()?,
                 "sequence_id" | "sequence_start" | "sequence_end" => {}
                 _ => {
@@ -76,7 +81,7 @@ impl Parameters {
         }
         budget.latency_budget_ms = budget.latency_budget_ms.or(timeout_ms);
         let budget = budget.parse().map_err(|error| ApiError::Serve(error.into()))?;
-        Ok(Self { budget, explain, binary })
+        Ok(Self { budget, priority, explain, binary })
     }
 }
 
@@ -104,6 +109,14 @@ impl Parameter {
             Value::String(text) => Ok(text),
             _ => Err(self.refused("a string")),
         }
+    }
+
+    /// Returns the priority; 0 is none, as in Triton.
+    fn priority(self) -> Result<u32, ApiError> {
+        Ok(match self.whole_number()? {
+            0 => DEFAULT_PRIORITY,
+            priority => u32::try_from(priority).unwrap_or(u32::MAX),
+        })
     }
 
     /// Returns the timeout; 0 is none, as in Triton.
@@ -159,7 +172,7 @@ mod tests {
             min_quality: Some(0.9),
             plan: Some("l6[0..6]".to_owned()),
         };
-        assert_eq!(parsed, Ok(Parameters { budget, explain: true, binary: true }));
+        assert_eq!(parsed, Ok(Parameters { budget, priority: 3, explain: true, binary: true }));
     }
 
     #[test]
@@ -167,6 +180,16 @@ mod tests {
         let latency = |parameters| parse(parameters).map(|parsed| parsed.budget.latency);
         assert_eq!(latency(json!({"timeout": 1500})), Ok(Some(Duration::from_micros(1500))));
         assert_eq!(latency(json!({"timeout": 0})), Ok(None));
+    }
+
+    #[test]
+    fn no_priority_is_one_in_the_middle() {
+        let priority = |parameters| parse(parameters).map(|parsed| parsed.priority);
+        for none in [json!({}), json!({"priority": 0})] {
+            assert_eq!(priority(none), Ok(100));
+        }
+        assert_eq!(priority(json!({"priority": 1})), Ok(1));
+        assert_eq!(priority(json!({"priority": u64::MAX})), Ok(u32::MAX));
     }
 
     #[test]

@@ -137,6 +137,9 @@ pub struct ServeArguments {
     /// Largest request body or message
     #[arg(long, env = "TESSERA_MAX_BODY", default_value = "16MiB")]
     pub max_body: ByteSize,
+    /// Batches that run at the same time, each with sessions of its own
+    #[arg(long, env = "TESSERA_WORKERS", default_value_t = 1)]
+    pub workers: usize,
     /// Most requests that wait for inference
     #[arg(long, env = "TESSERA_QUEUE_LIMIT", default_value_t = 256)]
     pub queue_limit: usize,

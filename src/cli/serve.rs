@@ -18,7 +18,7 @@ use crate::{
     api::{self, ApiConfig, ApiState, Clients, Gate, Limits, Tls, TlsFiles, Transport},
     arch::Stamps,
     serve::{
-        Engine, InferenceThread, LoadedFamily, Loader, Observer, Registry, Repository, Seen,
+        Engine, InferenceThreads, LoadedFamily, Loader, Observer, Registry, Repository, Seen,
         ServiceConfig,
     },
     telemetry::{self, Metrics, Traces},
@@ -54,7 +54,7 @@ pub(super) fn run(common: &Common, arguments: &ServeArguments) -> anyhow::Result
     let machine = setup::machine(common)?;
     let metrics = Arc::new(Metrics::new()?);
     let secrets = Secrets::read(arguments)?;
-    let (repository, _thread) = repository(common, arguments, machine, &metrics, &stop)?;
+    let (repository, _threads) = repository(common, arguments, machine, &metrics, &stop)?;
     let registry = repository.registry().clone();
     let observer: Arc<dyn Observer> = metrics.clone();
     let transport =
@@ -194,16 +194,17 @@ fn repository(
     machine: Machine,
     metrics: &Arc<Metrics>,
     stop: &CancellationToken,
-) -> anyhow::Result<(Arc<Repository>, InferenceThread)> {
+) -> anyhow::Result<(Arc<Repository>, InferenceThreads)> {
     let config = ServiceConfig {
         preload: !arguments.no_preload,
+        num_workers: arguments.workers.max(1),
         queue_limit: arguments.queue_limit.max(1),
         max_wait: Duration::from_secs(arguments.request_timeout),
         latency_margin: arguments.latency_margin,
     };
     let observer: Arc<dyn Observer> = metrics.clone();
-    let (engine, thread) = Engine::start(machine.runtime.clone(), config, observer)
-        .context("the inference thread cannot start")?;
+    let (engine, threads) = Engine::start(machine.runtime.clone(), config, observer)
+        .context("the inference threads cannot start")?;
     let loader = PoolLoader {
         common: common.clone(),
         machine,
@@ -211,7 +212,7 @@ fn repository(
         stop: stop.clone(),
     };
     let registry = Arc::new(Registry::default());
-    Ok((Arc::new(Repository::new(registry, engine, Box::new(loader))), thread))
+    Ok((Arc::new(Repository::new(registry, engine, Box::new(loader))), threads))
 }
 
 /// Loads families from the pool's folder, measuring what is not measured yet.

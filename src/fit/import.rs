@@ -271,7 +271,7 @@ fn compare(
     let (source, model) = read(&anchor.original)?;
     let wanted = [anchor.output.clone()];
     let mut whole = WholeModel::load(runtime, source, &model, &wanted)?;
-    let mut executor = Executor::new(runtime.clone(), family.clone());
+    let executor = Executor::new(runtime.clone(), family.clone());
     let plan = format!("{}[0..{}]", anchor.name, anchor.cuts.len() - 1);
     let path = PlanId::find_path(&family.graph, &plan)?;
     let mut largest = 0.0_f64;

@@ -18,9 +18,10 @@ use crate::{
     tensor::Tensor,
 };
 
-/// Owns the sessions of a family and runs paths through them, one at a time.
+/// Owns the sessions of a family and runs paths through them, on as many threads as ask.
 ///
-/// Sessions are created when a module is first needed and shared by all plans.
+/// Sessions are created when a module is first needed and shared by all plans; where one runs on
+/// another thread, another is created beside it.
 #[derive(Debug)]
 pub struct Executor {
     runtime: Runtime,
@@ -65,12 +66,6 @@ impl Executor {
         Self { runtime, family, id, extra: HashMap::new() }
     }
 
-    /// Prepares to run paths of the same family, with nothing loaded.
-    #[must_use]
-    pub fn anew(&self) -> Self {
-        Self::new(self.runtime.clone(), self.family.clone())
-    }
-
     /// Returns the family.
     pub fn family(&self) -> &Arc<Family> {
         &self.family
@@ -86,7 +81,7 @@ impl Executor {
     /// # Errors
     ///
     /// Fails when ONNX Runtime refuses a module.
-    pub fn load(&mut self, path: &[ModuleId]) -> Result<(), RuntimeError> {
+    pub fn load(&self, path: &[ModuleId]) -> Result<(), RuntimeError> {
         let networks = path.iter().flat_map(|id| self.family.networks_of(*id));
         networks.into_iter().try_for_each(|index| self.lease(index).map(drop))
     }
@@ -96,9 +91,11 @@ impl Executor {
     /// # Errors
     ///
     /// Fails when ONNX Runtime refuses it.
-    pub fn load_ahead(&mut self, id: ModuleId) -> Result<bool, RuntimeError> {
+    pub fn load_ahead(&self, id: ModuleId) -> Result<bool, RuntimeError> {
         // Experts wait until a token wants them.
-        let Some(first) = self.family.networks_of(id).first().copied() else {
+        let first = self.family.networks_of(id).first().copied();
+        let Some(first) = first.filter(|index| !self.runtime.residents().has(self.key(*index)))
+        else {
             return Ok(true);
         };
         let bytes = self.family.network(first).weight_bytes();
@@ -116,7 +113,7 @@ impl Executor {
     ///
     /// Fails when the path is none, a module cannot be loaded or fails.
     pub fn run(
-        &mut self,
+        &self,
         path: &[ModuleId],
         sides: &SideInputs,
         observer: &mut impl ModuleObserver,
@@ -143,7 +140,7 @@ impl Executor {
     ///
     /// Fails when the module cannot be loaded or fails.
     pub fn step(
-        &mut self,
+        &self,
         id: ModuleId,
         state: Option<Activation>,
         sides: &SideInputs,
@@ -158,7 +155,7 @@ impl Executor {
     ///
     /// Fails when the module cannot be loaded or fails.
     pub fn advance(
-        &mut self,
+        &self,
         id: ModuleId,
         state: Option<&Activation>,
         sides: &SideInputs,
@@ -247,6 +244,11 @@ impl Executor {
         }
     }
 
+    /// Returns under which key the session of the network at `index` is kept.
+    fn key(&self, index: usize) -> Key {
+        Key { executor: self.id, network: index }
+    }
+
     /// Leases the session of the network at `index`, creating it where it is not there.
     pub(super) fn lease(&self, index: usize) -> Result<Lease<'_>, RuntimeError> {
         let family = &self.family;
@@ -261,8 +263,7 @@ impl Executor {
             tracing::debug!(module = name, seconds = start.elapsed().as_secs_f64(), "loaded");
             Ok(session)
         };
-        let key = Key { executor: self.id, network: index };
-        self.runtime.residents().lease(key, network.weight_bytes(), load)
+        self.runtime.residents().lease(self.key(index), network.weight_bytes(), load)
     }
 }
 

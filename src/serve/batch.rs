@@ -61,12 +61,15 @@ pub(super) fn choose(
     now: Instant,
 ) -> (usize, Result<Chosen, ServeError>) {
     let first = jobs[0];
-    let left = first.deadline.saturating_duration_since(now);
-    if first.terms.is_none() && left.is_zero() {
+    let left = |size: usize| {
+        let share = shares.iter().find(|share| share.size == size);
+        share.map_or(Duration::ZERO, |share| share.left)
+    };
+    if first.terms.is_none() && left(1).is_zero() {
         let waited = now - first.queued;
         return (1, Err(ServeError::DeadlineExceeded { waited }));
     }
-    if jobs.len() == 1 && first.chosen.predicted <= shares[0].allowance.min(left) {
+    if jobs.len() == 1 && first.chosen.predicted <= shares[0].allowance {
         return (1, Ok(first.chosen.clone().anew()));
     }
     // Others wait behind it, so what takes longer than predicted makes more than one late.
@@ -93,7 +96,8 @@ pub(super) fn choose(
         return (1, Ok(first.chosen.clone().anew()));
     }
     let fastest = shares.iter().rev().filter_map(|share| choose(share, None).ok());
-    let mut in_time = fastest.filter(|(_, chosen)| first.planner.with_margin(chosen) <= left);
+    let mut in_time =
+        fastest.filter(|(size, chosen)| first.planner.with_margin(chosen) <= left(*size));
     in_time.next().map_or((1, Err(ServeError::Late)), |(size, chosen)| (size, Ok(chosen)))
 }
 

@@ -1,4 +1,4 @@
-//! What all families share: the inference thread and how requests are served.
+//! What all families share: the inference threads and how requests are served.
 
 use std::{
     sync::{
@@ -11,7 +11,7 @@ use std::{
 use super::{
     FamilyService, LoadedFamily, Observer,
     queue::{FamilyKey, Queue},
-    worker::{self, InferenceThread},
+    worker::{self, InferenceThreads},
 };
 use crate::runtime::{Executor, Runtime};
 
@@ -20,7 +20,9 @@ use crate::runtime::{Executor, Runtime};
 pub struct ServiceConfig {
     /// Whether the modules of all plans are loaded before requests need them, while none waits.
     pub preload: bool,
-    /// The most requests that wait for the inference thread.
+    /// Threads that run batches at the same time, each with sessions of its own.
+    pub num_workers: usize,
+    /// The most requests that wait for the inference threads.
     pub queue_limit: usize,
     /// How long a request may wait before it is given up.
     pub max_wait: Duration,
@@ -28,7 +30,7 @@ pub struct ServiceConfig {
     pub latency_margin: f64,
 }
 
-/// Serves families through one inference thread.
+/// Serves families through inference threads.
 pub struct Engine {
     runtime: Runtime,
     config: ServiceConfig,
@@ -38,19 +40,20 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts the inference thread, which must be dropped before the process ends.
+    /// Starts the inference threads, which must be dropped before the process ends.
     ///
     /// # Errors
     ///
-    /// Fails when the thread cannot start.
+    /// Fails when a thread cannot start.
     pub fn start(
         runtime: Runtime,
         config: ServiceConfig,
         observer: Arc<dyn Observer>,
-    ) -> std::io::Result<(Self, InferenceThread)> {
-        let (queue, thread) = worker::start(config.queue_limit, observer.clone())?;
+    ) -> std::io::Result<(Self, InferenceThreads)> {
+        let (queue, threads) =
+            worker::start(config.num_workers, config.queue_limit, observer.clone())?;
         let num_families = AtomicU64::new(0);
-        Ok((Self { runtime, config, queue, observer, num_families }, thread))
+        Ok((Self { runtime, config, queue, observer, num_families }, threads))
     }
 
     /// Serves a family. When the last reference to it is dropped, its sessions go.

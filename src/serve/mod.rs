@@ -5,6 +5,7 @@
 
 mod batch;
 mod correction;
+mod crew;
 mod engine;
 mod error;
 mod inputs;
@@ -28,8 +29,8 @@ pub use error::{ErrorCode, ServeError};
 pub use observe::{Observer, Outcome};
 pub use registry::{FamilyState, Registry};
 pub use repository::{Loader, Repository, Seen};
-pub use request::{InferRequest, InferResponse, PlanSummary, Report};
+pub use request::{DEFAULT_PRIORITY, InferRequest, InferResponse, PlanSummary, Report};
 pub use routed::RoutedModule;
 pub use service::{FamilyService, LoadedFamily};
 pub use statistics::{BatchTally, Statistics, Tally};
-pub use worker::InferenceThread;
+pub use worker::InferenceThreads;

@@ -82,8 +82,7 @@ mod tests {
     use super::*;
 
     fn numbered(shape: &[usize], first: u8) -> Tensor {
-        let count = shape.iter().product();
-        let values = (0..count).map(|index| f32::from(first) + index as f32);
+        let values = (first..).map(f32::from).take(shape.iter().product());
         tensor(shape.to_vec(), values.collect())
     }
 
@@ -92,8 +91,8 @@ mod tests {
         let whole = numbered(&[3, 2], 0);
         let parts = split(vec![whole.clone()], &[(1, 9), (2, 4)]);
         assert_eq!(parts, [vec![numbered(&[1, 2], 0)], vec![numbered(&[2, 2], 2)]]);
-        assert_eq!(concatenate(parts), [whole.clone()]);
-        assert_eq!(split(vec![whole.clone()], &[(3, 7)]), [[whole]]);
+        assert_eq!(concatenate(parts), vec![whole.clone()]);
+        assert_eq!(split(vec![whole.clone()], &[(3, 7)]), vec![vec![whole]]);
     }
 
     #[test]

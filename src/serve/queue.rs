@@ -1,4 +1,4 @@
-//! The way to the inference thread: requests by deadline, and families that come and go.
+//! The way to the inference threads: requests by deadline, and families that come and go.
 
 use std::{
     collections::VecDeque,
@@ -7,22 +7,22 @@ use std::{
 };
 
 use tokio::sync::oneshot;
-use tracing::Span;
+use tracing::{Span, debug_span};
 
 use super::{
-    ServeError,
+    Observer, ServeError,
     batch::{self, Batch},
     planner::{Chosen, Planner, Terms},
-    waiting::{Need, Share, Waiting},
+    waiting::{Need, Rank, Share, Threads, Waiting},
     worker::Done,
 };
 use crate::{arch::ModelInput, family::ModuleId, runtime::Executor};
 
-/// A family as the thread knows it; one that is loaded anew gets another.
+/// A family as the threads know it; one that is loaded anew gets another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct FamilyKey(pub(super) u64);
 
-/// What the inference thread is asked to do beside answering.
+/// What an inference thread is asked to do beside answering.
 #[derive(Debug)]
 pub(super) enum Task {
     /// Take a family over.
@@ -31,7 +31,7 @@ pub(super) enum Task {
     Remove(FamilyKey),
 }
 
-/// What the inference thread is asked to run.
+/// What an inference thread is asked to run.
 #[derive(Debug)]
 pub(super) struct Job {
     /// The family that answers.
@@ -48,18 +48,45 @@ pub(super) struct Job {
     pub(super) planner: Arc<Planner>,
     /// The span of its request.
     pub(super) request: Span,
-    /// The span of its waiting.
-    pub(super) waiting: Span,
+    /// Its place in the queue, until it runs.
+    pub(super) place: Option<Place>,
     /// What had passed since its arrival when it was queued.
     pub(super) before: Duration,
     /// When it was queued.
     pub(super) queued: Instant,
-    /// When its answer is worth nothing any more.
-    pub(super) deadline: Instant,
+    /// When it is to be done; after its deadline its answer is worth nothing any more.
+    pub(super) rank: Rank,
     /// The least that it can take.
     pub(super) need: Need,
     /// Where the answer goes; closed when nobody waits for it.
     pub(super) reply: oneshot::Sender<Result<Done, ServeError>>,
+}
+
+/// A job's place in the queue, which is left when this is dropped.
+pub(super) struct Place {
+    observer: Arc<dyn Observer>,
+    family: String,
+    _span: Span,
+}
+
+impl Place {
+    /// Takes a place.
+    pub(super) fn take(observer: Arc<dyn Observer>, family: &str) -> Self {
+        observer.queue_changed(family, 1);
+        Self { observer, family: family.to_owned(), _span: debug_span!("queue") }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.observer.queue_changed(&self.family, -1);
+    }
+}
+
+impl std::fmt::Debug for Place {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Place").field("family", &self.family).finish_non_exhaustive()
+    }
 }
 
 /// Why a job is not queued.
@@ -72,22 +99,26 @@ pub(super) enum QueueError {
     },
     /// It would be late, or make another late.
     Late,
-    /// The thread is gone.
+    /// The threads are gone.
     Closed,
 }
 
-/// The senders' end; when the last clone is dropped, the thread ends.
+/// The senders' end; when the last clone is dropped, the threads end.
 #[derive(Debug, Clone)]
 pub(super) struct Queue {
     shared: Arc<Shared>,
     _open: Arc<Open>,
 }
 
-/// The thread's end.
+/// A thread's end.
 #[derive(Debug)]
-pub(super) struct Receiver(Arc<Shared>);
+pub(super) struct Receiver {
+    shared: Arc<Shared>,
+    /// Which of the threads it is.
+    index: usize,
+}
 
-/// What the thread does next.
+/// What a thread does next.
 #[derive(Debug)]
 pub(super) enum Next {
     /// Jobs that run together.
@@ -111,8 +142,10 @@ struct Shared {
 struct State {
     waiting: Waiting<Job>,
     tasks: VecDeque<Task>,
-    /// When the batch that runs is expected to be done.
-    busy_until: Instant,
+    /// When the batch that each thread runs is expected to be done; `None` for one that is gone.
+    busy_until: Vec<Option<Instant>>,
+    /// Threads that wait for something to do.
+    num_idle: usize,
     is_closed: bool,
 }
 
@@ -126,28 +159,35 @@ impl Drop for Open {
     }
 }
 
-/// The thread has ended, also if it panicked: what waits is told by its closed replies.
+/// The thread has ended, also if it panicked. When none is left, what waits is told by its closed
+/// replies.
 impl Drop for Receiver {
     fn drop(&mut self) {
-        self.0.change(|state| {
-            state.is_closed = true;
-            state.waiting = Waiting::new();
-            state.tasks.clear();
+        self.shared.change(|state| {
+            state.busy_until[self.index] = None;
+            if state.busy_until.iter().all(Option::is_none) {
+                state.is_closed = true;
+                state.waiting = Waiting::new();
+                state.tasks.clear();
+            }
         });
     }
 }
 
-/// Makes a queue in which at most `limit` jobs wait.
-pub(super) fn queue(limit: usize) -> (Queue, Receiver) {
+/// Makes a queue in which at most `limit` jobs wait for so many threads.
+pub(super) fn queue(limit: usize, num_workers: usize) -> (Queue, Vec<Receiver>) {
     let state = State {
         waiting: Waiting::new(),
         tasks: VecDeque::new(),
-        busy_until: Instant::now(),
+        busy_until: vec![Some(Instant::now()); num_workers],
+        num_idle: 0,
         is_closed: false,
     };
     let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), limit });
     let open = Arc::new(Open(shared.clone()));
-    (Queue { shared: shared.clone(), _open: open }, Receiver(shared))
+    let receiver = |index| Receiver { shared: shared.clone(), index };
+    let receivers = (0..num_workers).map(receiver).collect();
+    (Queue { shared, _open: open }, receivers)
 }
 
 impl Shared {
@@ -157,7 +197,7 @@ impl Shared {
 
     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let changed = change(&mut self.lock());
-        self.changed.notify_one();
+        self.changed.notify_all();
         changed
     }
 }
@@ -168,21 +208,22 @@ impl Queue {
     /// # Errors
     ///
     /// Fails when as many jobs wait as may, when a job whose budget counts would be late even if
-    /// everything before it takes the least it can, and when the thread is gone.
+    /// everything before it takes the least it can, and when the threads are gone.
     pub(super) fn push(&self, job: Job) -> Result<(), QueueError> {
         let Shared { limit, .. } = *self.shared;
         self.shared.change(|state| {
-            let start = state.busy_until.max(Instant::now());
+            let free = state.free_at(Instant::now());
             if state.is_closed {
                 return Err(QueueError::Closed);
             }
+            state.drop_abandoned();
             if state.waiting.len() >= limit {
                 return Err(QueueError::Full { limit });
             }
-            if job.terms.is_some() && !state.waiting.has_room(start, job.deadline, job.need) {
+            if job.terms.is_some() && !state.waiting.has_room(&free, job.rank, job.need) {
                 return Err(QueueError::Late);
             }
-            state.waiting.push(job.deadline, job.need.least, job);
+            state.waiting.push(job.rank, job.need.least, job);
             Ok(())
         })
     }
@@ -190,7 +231,8 @@ impl Queue {
     /// Tells whether something runs or waits.
     pub(super) fn is_busy(&self) -> bool {
         let state = self.shared.lock();
-        state.waiting.len() > 0 || state.busy_until > Instant::now()
+        let now = Instant::now();
+        state.waiting.len() > 0 || state.busy_until.iter().flatten().any(|until| *until > now)
     }
 
     /// Hands a family's executor over; `preload` is loaded while no job waits.
@@ -212,7 +254,7 @@ impl Queue {
 impl Receiver {
     /// Takes what is to be done next; waits for something where `may_wait`.
     pub(super) fn next(&self, may_wait: bool) -> Next {
-        let mut state = self.0.lock();
+        let mut state = self.shared.lock();
         loop {
             if let Some(task) = state.next_task() {
                 return Next::Task(task);
@@ -226,27 +268,42 @@ impl Receiver {
             if !may_wait {
                 return Next::Nothing;
             }
-            state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.num_idle += 1;
+            state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.num_idle -= 1;
         }
     }
 
     /// Tells how long the batch that begins now is expected to run.
     pub(super) fn begin(&self, expected: Duration) {
-        self.0.lock().busy_until = Instant::now() + expected;
+        self.shared.lock().busy_until[self.index] = Some(Instant::now() + expected);
     }
 
     /// Tells that the batch that ran is done.
     pub(super) fn end(&self) {
-        self.0.lock().busy_until = Instant::now();
+        self.shared.lock().busy_until[self.index] = Some(Instant::now());
     }
 }
 
 impl State {
     fn next_batch(&mut self) -> Option<Batch> {
+        self.drop_abandoned();
         let now = Instant::now();
         let choose = |members: &[&Job], shares: &[Share]| batch::choose(members, shares, now);
-        let (jobs, chosen) = self.waiting.pop_batch(now, batch::joins, choose)?;
+        let num_all = self.busy_until.iter().flatten().count();
+        let threads = Threads { num_all, num_free: self.num_idle + 1 };
+        let (jobs, chosen) = self.waiting.pop_batch((now, threads), batch::joins, choose)?;
         Some(Batch { jobs, chosen })
+    }
+
+    /// Returns when each thread is expected to be free.
+    fn free_at(&self, now: Instant) -> Vec<Instant> {
+        self.busy_until.iter().flatten().map(|until| now.max(*until)).collect()
+    }
+
+    /// Drops the jobs for which nobody waits any more.
+    fn drop_abandoned(&mut self) {
+        self.waiting.retain(|job| !job.reply.is_closed());
     }
 
     fn next_task(&mut self) -> Option<Task> {

@@ -8,6 +8,9 @@ use crate::{
     tensor::Tensor,
 };
 
+/// The priority of requests that name none.
+pub const DEFAULT_PRIORITY: u32 = 100;
+
 /// What a client asks of a family.
 #[derive(Debug)]
 pub struct InferRequest {
@@ -15,6 +18,8 @@ pub struct InferRequest {
     pub inputs: Vec<(String, Tensor)>,
     /// What the answer may cost.
     pub budget: Budget,
+    /// What waits and has a smaller number runs before it; 1 is the first.
+    pub priority: u32,
     /// When the request arrived; the latency budget counts from here.
     pub arrival: Instant,
 }

@@ -32,7 +32,7 @@ pub(super) struct Ran {
 
 /// Runs a path; `name` is its family's.
 pub(super) fn run_chunks(
-    executor: &mut Executor,
+    executor: &Executor,
     name: &str,
     work: Work<'_>,
     observer: &dyn Observer,

@@ -17,8 +17,9 @@ use super::{
     inputs::{self, Inputs},
     planner::{Chosen, Planner, Terms},
     prepare::prepare,
-    queue::{FamilyKey, Job, Queue, QueueError},
+    queue::{FamilyKey, Job, Place, Queue, QueueError},
     statistics::Counter,
+    waiting::Rank,
     worker::Done,
 };
 use crate::{
@@ -229,8 +230,9 @@ impl FamilyService {
         };
         let (preprocess, total_tokens) = (start.elapsed(), input.total_tokens());
         let terms = Terms { shape, budget: request.budget, arrival };
-        let Done { outputs, routed, queue, compute, chosen } =
-            self.run(chosen, terms, input).await?;
+        let priority = request.priority;
+        let done = self.run(chosen, (terms, priority), input).await?;
+        let Done { outputs, routed, queue, compute, chosen } = done;
         let report = Report {
             plan: chosen.plan,
             batch: shape.0,
@@ -263,7 +265,7 @@ impl FamilyService {
     async fn run(
         &self,
         chosen: Chosen,
-        terms: Terms,
+        (terms, priority): (Terms, u32),
         input: ModelInput,
     ) -> Result<Done, ServeError> {
         let (reply, answer) = oneshot::channel();
@@ -279,16 +281,17 @@ impl FamilyService {
             chosen,
             planner: self.planner.clone(),
             request: Span::current(),
-            waiting: debug_span!("queue"),
+            place: Some(Place::take(self.observer.clone(), self.name())),
             queued,
-            deadline: in_time.map_or(latest, |deadline| deadline.min(latest)),
+            rank: Rank {
+                priority,
+                deadline: in_time.map_or(latest, |deadline| deadline.min(latest)),
+            },
             need,
             terms: in_time.is_some().then_some(terms),
             reply,
         };
-        self.observer.queue_changed(self.name(), 1);
         if let Err(error) = self.queue.push(job) {
-            self.observer.queue_changed(self.name(), -1);
             return Err(match error {
                 QueueError::Full { limit } => {
                     ServeError::QueueFull { limit, retry_after: RETRY_AFTER }

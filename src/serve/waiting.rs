@@ -1,4 +1,5 @@
-//! The order in which requests run, and how long the next one may take: earliest deadline first.
+//! The order in which requests run, and how long the next one may take: by priority, then earliest
+//! deadline first.
 //!
 //! Pure: it reads no clock and runs nothing.
 
@@ -7,11 +8,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What waits, by deadline; of equal ones the first comes first.
+/// What waits, by rank; of equal ones the first comes first.
 #[derive(Debug)]
 pub(super) struct Waiting<T> {
-    entries: BTreeMap<(Instant, u64), Entry<T>>,
+    entries: BTreeMap<Key, Entry<T>>,
     count: u64,
+}
+
+type Key = (Rank, u64);
+
+/// When something is to be done, most urgent first: by priority, then by deadline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Rank {
+    pub(super) priority: u32,
+    pub(super) deadline: Instant,
 }
 
 #[derive(Debug)]
@@ -25,6 +35,16 @@ struct Entry<T> {
 pub(super) struct Share {
     pub(super) size: usize,
     pub(super) allowance: Duration,
+    /// The time until their first deadline.
+    pub(super) left: Duration,
+}
+
+/// The threads that take what waits.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Threads {
+    pub(super) num_all: usize,
+    /// Those that have nothing to do, the one that asks among them.
+    pub(super) num_free: usize,
 }
 
 /// The least time that something can take.
@@ -52,30 +72,43 @@ impl<T> Waiting<T> {
     }
 
     /// Adds `item`, which takes `least` or longer.
-    pub(super) fn push(&mut self, deadline: Instant, least: Duration, item: T) {
+    pub(super) fn push(&mut self, rank: Rank, least: Duration, item: T) {
         self.count += 1;
-        self.entries.insert((deadline, self.count), Entry { least, item });
+        self.entries.insert((rank, self.count), Entry { least, item });
     }
 
-    /// Removes what is due first and what runs with it. `joins` tells what may run with the members
+    /// Drops everything for which `stays` does not hold.
+    pub(super) fn retain(&mut self, mut stays: impl FnMut(&T) -> bool) {
+        self.entries.retain(|_, entry| stays(&entry.item));
+    }
+
+    /// Removes what comes first and what runs with it. `joins` tells what may run with the members
     /// found so far; `choose` hears them and how long a batch of the first of them may take, and
-    /// tells how many run.
+    /// tells how many run: at most their part, where other threads have nothing to do. What is late
+    /// already comes before all else, alone: it waits for nothing.
     pub(super) fn pop_batch<R>(
         &mut self,
-        now: Instant,
+        (now, threads): (Instant, Threads),
         mut joins: impl FnMut(&[&T], &T) -> bool,
         choose: impl FnOnce(&[&T], &[Share]) -> (usize, R),
     ) -> Option<(Vec<T>, R)> {
         let (mut keys, mut members) = (Vec::new(), Vec::new());
-        for (key, Entry { item, .. }) in &self.entries {
-            if members.is_empty() || joins(&members, item) {
-                keys.push(*key);
-                members.push(item);
+        let is_late = |((rank, _), _): &(&Key, &Entry<T>)| rank.deadline <= now;
+        if let Some((key, late)) = self.entries.iter().find(is_late) {
+            keys.push(*key);
+            members.push(&late.item);
+        } else {
+            for (key, Entry { item, .. }) in &self.entries {
+                if members.is_empty() || joins(&members, item) {
+                    keys.push(*key);
+                    members.push(item);
+                }
             }
         }
-        let sizes = (0..usize::BITS).map(|power| 1 << power).take_while(|size| *size < keys.len());
-        let sizes = sizes.chain((!keys.is_empty()).then_some(keys.len()));
-        let share = |size| Share { size, allowance: self.allowance(now, &keys[..size]) };
+        let most = keys.len().div_ceil(threads.num_free.max(1));
+        let sizes = (0..usize::BITS).map(|power| 1 << power).take_while(|size| *size < most);
+        let sizes = sizes.chain((most > 0).then_some(most));
+        let share = |size| self.share(now, &keys[..size], threads.num_all);
         let shares: Vec<Share> = sizes.map(share).collect();
         if shares.is_empty() {
             return None;
@@ -85,40 +118,60 @@ impl<T> Waiting<T> {
         Some((entries.map(|entry| entry.item).collect(), found))
     }
 
-    /// Returns how long the batch of `keys` may take, so that each that waits has its share of the
-    /// time that is left: the least of the time until its first deadline, and, if batches of its
-    /// size that take as long follow it, the time until each other deadline divided by their
-    /// number.
-    fn allowance(&self, now: Instant, keys: &[(Instant, u64)]) -> Duration {
-        let first = keys.first().map(|(deadline, _)| *deadline - now);
-        let others = self.entries.keys().filter(|key| keys.binary_search(key).is_err());
-        let shares = others.zip(0_u32..).map(|((deadline, _), before)| {
-            let batches = before / u32::try_from(keys.len()).unwrap_or(u32::MAX);
-            (*deadline - now) / batches.saturating_add(2)
+    /// Returns how long the batch of `keys` may take, so that each that waits and is of no lower
+    /// priority has its share of the time that is left: the least of the time until its first
+    /// deadline, and, if batches of its size that take as long follow it, the time until each other
+    /// deadline divided by the number that a thread then runs.
+    fn share(&self, now: Instant, keys: &[Key], num_threads: usize) -> Share {
+        let until = |(rank, _): &Key| rank.deadline.saturating_duration_since(now);
+        let left = keys.iter().map(until).min().unwrap_or_default();
+        let lowest = keys.first().map_or(0, |(rank, _)| rank.priority);
+        let others = self.entries.keys().take_while(|(rank, _)| rank.priority <= lowest);
+        let others = others.filter(|key| keys.binary_search(key).is_err());
+        let shares = others.zip(0_usize..).map(|(key, before)| {
+            let batches = (before / keys.len() + 2).div_ceil(num_threads.max(1));
+            until(key) / u32::try_from(batches).unwrap_or(u32::MAX)
         });
-        shares.chain(first).min().unwrap_or_default()
+        Share {
+            size: keys.len(),
+            allowance: shares.min().map_or(left, |least| least.min(left)),
+            left,
+        }
     }
 
-    /// Tells whether something more can be done in time if everything takes the least it can and
-    /// begins at `start`, and nothing that would be in time is made late by it. It takes `alone`
-    /// itself, and `least` off the time of others, with which it may share a batch.
+    /// Tells whether something more can be done in time if everything takes the least it can, the
+    /// threads being free at `free`, and nothing of its priority that would be in time is made late
+    /// by it. It takes `alone` itself, and `least` off the time of others, with which it may share a
+    /// batch.
     pub(super) fn has_room(
         &self,
-        start: Instant,
-        deadline: Instant,
+        free: &[Instant],
+        rank: Rank,
         Need { least, alone }: Need,
     ) -> bool {
-        let before = self.entries.range(..=(deadline, u64::MAX));
-        let mut end = start + before.map(|(_, entry)| entry.least).sum::<Duration>();
-        if end + alone > deadline {
+        let mut without = free.to_vec();
+        for (_, entry) in self.entries.range(..=(rank, u64::MAX)) {
+            spend(&mut without, entry.least);
+        }
+        if without.iter().min().is_none_or(|start| *start + alone > rank.deadline) {
             return false;
         }
-        let after = self.entries.range((deadline, u64::MAX)..);
-        after.into_iter().all(|((deadline, _), entry)| {
-            end += entry.least;
-            end > *deadline || end + least <= *deadline
+        let mut with = without.clone();
+        spend(&mut with, least);
+        let after = self.entries.range((rank, u64::MAX)..);
+        let mut after = after.take_while(|((other, _), _)| other.priority == rank.priority);
+        after.all(|((Rank { deadline, .. }, _), entry)| {
+            let (end, later) = (spend(&mut without, entry.least), spend(&mut with, entry.least));
+            end.is_none_or(|end| end > *deadline) || later.is_some_and(|later| later <= *deadline)
         })
     }
+}
+
+/// Has the thread that is free first run something for `time`; returns when that ends.
+fn spend(free: &mut [Instant], time: Duration) -> Option<Instant> {
+    let first = free.iter_mut().min()?;
+    *first += time;
+    Some(*first)
 }
 
 #[cfg(test)]
@@ -131,9 +184,15 @@ mod tests {
         Duration::from_millis(milliseconds)
     }
 
+    const ONE: Threads = Threads { num_all: 1, num_free: 1 };
+
+    fn rank(deadline: Instant) -> Rank {
+        Rank { priority: 1, deadline }
+    }
+
     fn pop<T>(waiting: &mut Waiting<T>, now: Instant) -> Option<(T, Duration)> {
         let choose = |_: &[&T], shares: &[Share]| (1, shares[0].allowance);
-        let (mut items, allowance) = waiting.pop_batch(now, |_, _| false, choose)?;
+        let (mut items, allowance) = waiting.pop_batch((now, ONE), |_, _| false, choose)?;
         items.pop().map(|item| (item, allowance))
     }
 
@@ -142,7 +201,7 @@ mod tests {
         let now = Instant::now();
         let mut waiting = Waiting::new();
         for (name, deadline) in [("b", 40), ("c", 41), ("a", 30), ("late b", 40)] {
-            waiting.push(now + ms(deadline), ms(1), name);
+            waiting.push(rank(now + ms(deadline)), ms(1), name);
         }
         // 30 / 1, 40 / 2, 40 / 3 and 41 / 4.
         assert_eq!(pop(&mut waiting, now), Some(("a", ms(41) / 4)));
@@ -157,7 +216,7 @@ mod tests {
         let now = Instant::now();
         let mut waiting = Waiting::new();
         for (name, deadline) in [("a1", 10), ("b1", 12), ("a2", 14), ("a3", 30), ("b2", 40)] {
-            waiting.push(now + ms(deadline), ms(1), name);
+            waiting.push(rank(now + ms(deadline)), ms(1), name);
         }
         let joins = |members: &[&&str], next: &&str| members[0][..1] == next[..1];
         let choose = |members: &[&&str], shares: &[Share]| {
@@ -167,17 +226,72 @@ mod tests {
             assert_eq!(shares, [(1, ms(14) / 3), (2, ms(6)), (3, ms(6))]);
             (2, ())
         };
-        let popped = waiting.pop_batch(now, joins, choose);
+        let popped = waiting.pop_batch((now, ONE), joins, choose);
         assert_eq!(popped, Some((vec!["a1", "a2"], ())));
         assert_eq!(waiting.len(), 3);
+    }
+
+    #[test]
+    fn threads_share_what_waits() {
+        let now = Instant::now();
+        let mut waiting = Waiting::new();
+        for deadline in [40, 40, 40, 40, 60] {
+            waiting.push(rank(now + ms(deadline)), ms(1), deadline);
+        }
+        let take = |shares: &[Share]| {
+            let last = shares.last().expect("one");
+            (last.size, (last.size, last.allowance))
+        };
+        // Of five with another thread idle it takes three, and the last two are one batch more.
+        let threads = Threads { num_all: 2, num_free: 2 };
+        let choose = |_: &[&u64], shares: &[Share]| take(shares);
+        let (_, found) = waiting.pop_batch((now, threads), |_, _| true, choose).expect("some");
+        assert_eq!(found, (3, ms(40)));
+        // Three threads that are all busy but this one.
+        let threads = Threads { num_all: 3, num_free: 1 };
+        let choose = |_: &[&u64], shares: &[Share]| take(&shares[..1]);
+        let (_, found) = waiting.pop_batch((now, threads), |_, _| true, choose).expect("some");
+        assert_eq!(found, (1, ms(40)));
+    }
+
+    #[test]
+    fn what_is_of_lower_priority_takes_what_is_left() {
+        let now = Instant::now();
+        let mut waiting = Waiting::new();
+        let at = |priority, deadline| Rank { priority, deadline: now + ms(deadline) };
+        waiting.push(at(2, 10), ms(8), "low");
+        waiting.push(at(1, 40), ms(8), "high");
+        // The low one is made late by another of high priority, but not the high one.
+        let need = Need { least: ms(20), alone: ms(20) };
+        assert!(waiting.has_room(&[now], at(1, 30), need));
+        let need = Need { least: ms(33), alone: ms(33) };
+        assert!(!waiting.has_room(&[now], at(1, 39), need));
+        // One of low priority comes after both.
+        let need = Need { least: ms(1), alone: ms(1) };
+        assert!(
+            waiting.has_room(&[now], at(2, 17), need) && !waiting.has_room(&[now], at(2, 16), need)
+        );
+        assert_eq!(pop(&mut waiting, now), Some(("high", ms(40))));
+        assert_eq!(pop(&mut waiting, now), Some(("low", ms(10))));
+    }
+
+    #[test]
+    fn what_is_late_is_told_before_what_is_of_higher_priority() {
+        let now = Instant::now();
+        let mut waiting = Waiting::new();
+        waiting.push(Rank { priority: 2, deadline: now + ms(10) }, ms(1), "low");
+        waiting.push(Rank { priority: 1, deadline: now + ms(40) }, ms(1), "high");
+        assert_eq!(pop(&mut waiting, now + ms(10)), Some(("low", ms(0))));
+        waiting.retain(|_| false);
+        assert_eq!(waiting.len(), 0);
     }
 
     #[test]
     fn there_is_room_for_what_ends_in_time_and_makes_nothing_late() {
         let now = Instant::now();
         let mut waiting = Waiting::new();
-        waiting.push(now + ms(10), ms(4), ());
-        waiting.push(now + ms(20), ms(10), ());
+        waiting.push(rank(now + ms(10)), ms(4), ());
+        waiting.push(rank(now + ms(20)), ms(10), ());
         for (start, deadline, least, expected) in [
             (0, 3, 3, true),
             (0, 3, 4, false),
@@ -193,7 +307,7 @@ mod tests {
             (18, 40, 5, true),
         ] {
             let need = Need { least: ms(least), alone: ms(least) };
-            let found = waiting.has_room(now + ms(start), now + ms(deadline), need);
+            let found = waiting.has_room(&[now + ms(start)], rank(now + ms(deadline)), need);
             assert_eq!(found, expected, "{start} {deadline} {least}");
         }
     }
@@ -201,20 +315,22 @@ mod tests {
     proptest! {
         #[test]
         fn everything_admitted_can_be_done_in_time(
-            jobs in proptest::collection::vec((1_u64..200, 1_u64..40), 1..30)
+            jobs in proptest::collection::vec((1_u64..200, 1_u64..40), 1..30),
+            num_threads in 1_usize..4,
         ) {
             let now = Instant::now();
             let mut waiting = Waiting::new();
             for (deadline, least) in jobs {
                 let need = Need { least: ms(least), alone: ms(least) };
-                if waiting.has_room(now, now + ms(deadline), need) {
-                    waiting.push(now + ms(deadline), ms(least), (deadline, least));
+                if waiting.has_room(&vec![now; num_threads], rank(now + ms(deadline)), need) {
+                    waiting.push(rank(now + ms(deadline)), ms(least), (deadline, least));
                 }
             }
-            let mut time = 0;
-            while let Some(((deadline, least), _)) = pop(&mut waiting, now + ms(time)) {
-                time += least;
-                prop_assert!(time <= deadline);
+            let mut free = vec![0; num_threads];
+            while let Some(((deadline, least), _)) = pop(&mut waiting, now) {
+                let first = free.iter_mut().min().expect("a thread");
+                *first += least;
+                prop_assert!(*first <= deadline);
             }
         }
     }

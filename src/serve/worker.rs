@@ -1,7 +1,6 @@
-//! The inference thread: owns every session and runs one request at a time.
+//! The inference threads: each runs one batch at a time.
 
 use std::{
-    collections::{HashMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, PoisonError},
     thread,
@@ -13,16 +12,16 @@ use tracing::Span;
 use super::{
     Observer, ServeError,
     batch::Batch,
+    crew::Crew,
     outputs::{Outputs, split},
     planner::Chosen,
-    queue::{FamilyKey, Job, Next, Queue, Receiver, Task, queue},
+    queue::{Job, Next, Queue, Receiver, queue},
     routed::RoutedModule,
     run::{Ran, Work, run_chunks},
 };
 use crate::{
     arch::ModelInput,
-    family::ModuleId,
-    runtime::{Executor, Residency, RuntimeError},
+    runtime::{Executor, RuntimeError},
 };
 
 /// A finished job.
@@ -40,162 +39,112 @@ pub(super) struct Done {
     pub(super) chosen: Chosen,
 }
 
-/// The inference thread. When this is dropped the thread is outside ONNX Runtime and stays there,
-/// so that the process may end: its libraries must not be torn down under a running session.
+/// The inference threads. When this is dropped they are outside ONNX Runtime and stay there, so
+/// that the process may end: its libraries must not be torn down under a running session.
 #[derive(Debug)]
-pub struct InferenceThread {
-    is_stopped: Arc<Mutex<bool>>,
+pub struct InferenceThreads {
+    gates: Vec<Arc<Mutex<bool>>>,
 }
 
-impl Drop for InferenceThread {
+impl Drop for InferenceThreads {
     fn drop(&mut self) {
-        *self.is_stopped.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        for is_stopped in &self.gates {
+            *is_stopped.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        }
     }
 }
 
-/// Starts the inference thread, for which at most `limit` jobs wait; it ends when the returned
-/// queue and its clones are dropped.
+/// Starts `num_workers` inference threads, for which at most `limit` jobs wait; they end when the
+/// returned queue and its clones are dropped.
 pub(super) fn start(
+    num_workers: usize,
     limit: usize,
     observer: Arc<dyn Observer>,
-) -> std::io::Result<(Queue, InferenceThread)> {
-    let (queue, receiver) = queue(limit);
-    let is_stopped = Arc::new(Mutex::new(false));
-    let guard = InferenceThread { is_stopped: is_stopped.clone() };
-    let worker = Worker {
-        executors: HashMap::new(),
-        past: HashMap::new(),
-        preload: VecDeque::new(),
-        observer,
-        is_stopped,
-    };
-    thread::Builder::new()
-        .name("inference".into())
-        .spawn(move || worker.run_until_closed(&receiver))?;
-    Ok((queue, guard))
+) -> std::io::Result<(Queue, InferenceThreads)> {
+    let (queue, receivers) = queue(limit, num_workers);
+    let crew = Arc::new(Crew::new(observer));
+    let mut threads = InferenceThreads { gates: Vec::new() };
+    for (index, receiver) in receivers.into_iter().enumerate() {
+        let is_stopped = Arc::new(Mutex::new(false));
+        threads.gates.push(is_stopped.clone());
+        let worker = Worker { crew: crew.clone(), receiver, is_stopped };
+        let builder = thread::Builder::new().name(format!("inference-{index}"));
+        builder.spawn(move || worker.run_until_closed())?;
+    }
+    Ok((queue, threads))
 }
 
 struct Worker {
-    executors: HashMap<FamilyKey, Executor>,
-    /// What families of a name that are gone have loaded and lost.
-    past: HashMap<String, Residency>,
-    preload: VecDeque<(FamilyKey, ModuleId)>,
-    observer: Arc<dyn Observer>,
+    crew: Arc<Crew>,
+    receiver: Receiver,
     /// Held while the thread is inside ONNX Runtime.
     is_stopped: Arc<Mutex<bool>>,
 }
 
 impl Worker {
-    fn run_until_closed(mut self, receiver: &Receiver) {
+    fn run_until_closed(self) {
         loop {
-            let next = receiver.next(self.preload.is_empty());
-            let gate = self.is_stopped.clone();
-            let is_stopped = gate.lock().unwrap_or_else(PoisonError::into_inner);
-            if *is_stopped {
+            let next = self.receiver.next(self.crew.is_loaded());
+            let is_stopped = self.is_stopped.lock().unwrap_or_else(PoisonError::into_inner);
+            if *is_stopped || matches!(next, Next::Closed) {
                 return;
             }
-            match next {
-                Next::Batch(batch) => self.answer(batch, receiver),
-                Next::Task(Task::Install { family, executor, preload }) => {
-                    self.executors.insert(family, *executor);
-                    self.preload.extend(preload.into_iter().map(|module| (family, module)));
-                }
-                Next::Task(Task::Remove(family)) => self.remove(family),
-                Next::Nothing => {
-                    if let Some((family, module)) = self.preload.pop_front() {
-                        self.load(family, module);
-                    }
-                }
-                Next::Closed => return,
-            }
+            // What is lost is this batch or task; who waits for it hears that the thread is gone.
+            drop(catch_unwind(AssertUnwindSafe(|| self.perform(next))));
         }
     }
 
-    fn load(&mut self, family: FamilyKey, module: ModuleId) {
-        let Some(executor) = self.executors.get_mut(&family) else {
-            return;
-        };
-        match executor.load_ahead(module) {
-            Ok(true) => {}
-            Ok(false) => self.preload.clear(),
-            Err(error) => tracing::warn!(%error, "a module cannot be loaded ahead of its use"),
-        }
-        self.report_residency();
-    }
-
-    fn remove(&mut self, family: FamilyKey) {
-        self.preload.retain(|(key, _)| *key != family);
-        if let Some(executor) = self.executors.remove(&family) {
-            let name = executor.family().manifest.name.clone();
-            self.remember(&name, &executor.residency());
-            drop(executor);
-            self.report_residency();
+    fn perform(&self, next: Next) {
+        match next {
+            Next::Batch(batch) => self.answer(batch),
+            Next::Task(task) => self.crew.perform(task),
+            Next::Nothing => self.crew.load_next(),
+            Next::Closed => {}
         }
     }
 
     /// Runs a batch, but not the jobs for which nobody waits any more.
-    fn answer(&mut self, Batch { mut jobs, chosen }: Batch, receiver: &Receiver) {
-        let executor = jobs.first().and_then(|job| self.executors.get(&job.family));
+    fn answer(&self, Batch { mut jobs, chosen }: Batch) {
+        let executor = jobs.first().and_then(|job| self.crew.executor(job.family));
         let Some(executor) = executor else {
             // A family is removed after its last job, so these wait for no answer.
             return;
         };
-        let name = executor.family().manifest.name.clone();
-        for _ in &jobs {
-            self.observer.queue_changed(&name, -1);
-        }
         jobs.retain(|job| !job.reply.is_closed());
-        jobs.iter_mut().for_each(|job| job.waiting = Span::none());
+        jobs.iter_mut().for_each(|job| job.place = None);
         if jobs.is_empty() {
             return;
         }
         match chosen {
-            Ok(chosen) => self.run_batch(&name, jobs, &chosen, receiver),
+            Ok(chosen) => self.run_batch(&executor, jobs, &chosen),
             Err(error) => refuse(jobs, error),
         }
     }
 
     /// Runs jobs together; each again by itself where that fails, so that only one that cannot run
     /// fails.
-    fn run_batch(&mut self, name: &str, mut jobs: Vec<Job>, chosen: &Chosen, receiver: &Receiver) {
-        let Some(family) = jobs.first().map(|job| job.family) else {
-            return;
-        };
+    fn run_batch(&self, executor: &Executor, mut jobs: Vec<Job>, chosen: &Chosen) {
         let start = Instant::now();
-        receiver.begin(chosen.predicted);
-        let compute = AssertUnwindSafe(|| self.compute(name, family, &mut jobs, chosen));
-        let result = catch_unwind(compute).unwrap_or_else(|_| {
-            self.rebuild(name, family);
-            Err(ServeError::Panicked)
-        });
-        receiver.end();
+        self.receiver.begin(chosen.predicted);
+        let compute = AssertUnwindSafe(|| self.compute(executor, &mut jobs, chosen));
+        let result = catch_unwind(compute).unwrap_or(Err(ServeError::Panicked));
+        self.receiver.end();
         match result {
             Ok(ran) => reply(jobs, ran, chosen, start),
             Err(_) if jobs.len() > 1 => {
                 for job in jobs {
                     let chosen = job.chosen.clone().anew();
-                    self.run_batch(name, vec![job], &chosen, receiver);
+                    self.run_batch(executor, vec![job], &chosen);
                 }
             }
             Err(error) => refuse(jobs, error),
         }
     }
 
-    /// Replaces a family's sessions, of which one may have been left in the middle of something.
-    fn rebuild(&mut self, name: &str, family: FamilyKey) {
-        if let Some(executor) = self.executors.get_mut(&family) {
-            let anew = executor.anew();
-            let old = std::mem::replace(executor, anew).residency();
-            self.remember(name, &old);
-            self.report_residency();
-        }
-    }
-
     /// Runs a plan on the inputs of all jobs.
     fn compute(
-        &mut self,
-        name: &str,
-        family: FamilyKey,
+        &self,
+        executor: &Executor,
         jobs: &mut [Job],
         chosen: &Chosen,
     ) -> Result<Ran, ServeError> {
@@ -215,52 +164,27 @@ impl Worker {
         let max_batch = planner.loaded.profile.max_batch();
         let work = Work { path: &chosen.path, input, max_batch };
         let start = Instant::now();
-        let (ran, has_loaded) = computing[0].in_scope(|| self.run(name, family, work))?;
+        let (ran, has_loaded) = computing[0].in_scope(|| self.run(executor, work))?;
         if !has_loaded {
             planner.correction.learn(chosen.profiled, start.elapsed());
         }
-        self.observer.batch_ran(name, num_rows, planner.correction.factor());
+        let name = &executor.family().manifest.name;
+        self.crew.observer.batch_ran(name, num_rows, planner.correction.factor());
         Ok(ran)
     }
 
     /// Runs a path in chunks of at most the largest batch; tells whether modules were loaded.
-    fn run(
-        &mut self,
-        name: &str,
-        family: FamilyKey,
-        work: Work<'_>,
-    ) -> Result<(Ran, bool), ServeError> {
-        let executor = self.executors.get_mut(&family).ok_or(ServeError::WorkerGone)?;
+    fn run(&self, executor: &Executor, work: Work<'_>) -> Result<(Ran, bool), ServeError> {
+        let name = &executor.family().manifest.name;
         let before = executor.residency();
-        let ran = run_chunks(executor, name, work, &*self.observer)
-            .map_err(|error| told(&*self.observer, name, error))?;
+        let observer = &*self.crew.observer;
+        let ran = run_chunks(executor, name, work, observer)
+            .map_err(|error| told(observer, name, error))?;
         let has_loaded = executor.residency() != before;
         if has_loaded {
-            self.report_residency();
+            self.crew.report_residency();
         }
         Ok((ran, has_loaded))
-    }
-
-    fn remember(&mut self, name: &str, gone: &Residency) {
-        let past = self.past.entry(name.to_owned()).or_default();
-        past.num_loads += gone.num_loads;
-        past.num_evictions += gone.num_evictions;
-    }
-
-    /// Tells what all versions of each family hold together: one may have given way to another.
-    fn report_residency(&self) {
-        let mut sums = self.past.clone();
-        for executor in self.executors.values() {
-            let sum = sums.entry(executor.family().manifest.name.clone()).or_default();
-            let own = executor.residency();
-            sum.num_modules += own.num_modules;
-            sum.weight_bytes += own.weight_bytes;
-            sum.num_loads += own.num_loads;
-            sum.num_evictions += own.num_evictions;
-        }
-        for (name, sum) in &sums {
-            self.observer.residency_changed(name, sum);
-        }
     }
 }
 

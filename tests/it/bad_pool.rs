@@ -32,7 +32,7 @@ fn the_family_is_good_before_it_is_broken() {
     let encoding = family.tokenizer("a").expect("a tokenizer").encode(&["the mail servers answer"]);
     let encoding = encoding.expect("encoded");
     assert_eq!(encoding.input_ids, [2, 4, 5, 6, 9, 7, 3]);
-    let mut executor = Executor::new(runtime(), family.clone());
+    let executor = Executor::new(runtime(), family.clone());
     let plans = ["a[0..2]", "a[0..1]", "a[0..0+]>a[2..2]", "b[0..1]>a[1..2]", "b[0..1]>a[1..1]"];
     for id in plans {
         let path = PlanId::find_path(&family.graph, id).expect(id);
@@ -260,7 +260,7 @@ fn an_export_is_good_before_it_is_broken() {
     let ids = ["b.stem", "b.block.0.attn", "b.block.0.mlp"].map(|name| {
         ModuleId(family.graph.modules().iter().position(|m| m.name == name).expect(name))
     });
-    let mut executor = Executor::new(runtime(), family);
+    let executor = Executor::new(runtime(), family);
     let encoding =
         Encoding { batch: 1, tokens: 3, input_ids: vec![1, 2, 3], attention_mask: vec![1; 3] };
     let sides = SideInputs::of_encoding(encoding).expect("inputs");
@@ -303,7 +303,7 @@ fn unknown_operators_are_refused_by_module() {
     let synthetic = with_export(&[("Teapot", &["ids"], "s"), attention, mlp]);
     let family = synthetic.load();
     let stem = family.graph.modules().iter().position(|m| m.name == "b.stem").expect("a stem");
-    let mut executor = Executor::new(runtime(), family);
+    let executor = Executor::new(runtime(), family);
     let error = executor.load(&[ModuleId(stem)]).expect_err("refused");
     assert!(matches!(&error, RuntimeError::Session { module, .. } if module == "b.stem"));
     assert!(error.to_string().contains("Teapot"), "{error}");
@@ -317,7 +317,7 @@ fn malformed_nodes_are_refused_by_module_when_quantized() {
     let family = synthetic.load();
     let name = "b.block.0.attn.int8";
     let module = family.graph.modules().iter().position(|m| m.name == name).expect(name);
-    let mut executor = Executor::new(runtime(), family);
+    let executor = Executor::new(runtime(), family);
     let error = executor.load(&[ModuleId(module)]).expect_err("refused");
     assert!(error.to_string().contains(name), "{error}");
 }

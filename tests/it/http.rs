@@ -11,7 +11,7 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tessera::{
     api::{ApiConfig, ApiState, Limits, Transport, router, serve_http},
-    serve::{FamilyState, InferenceThread, Registry, Repository},
+    serve::{FamilyState, InferenceThreads, Registry, Repository},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -68,7 +68,7 @@ fn transport(max_connections: usize) -> Transport {
 }
 
 /// Returns a repository that offers what `registry` does.
-fn offering(registry: Registry) -> (Arc<Repository>, InferenceThread) {
+fn offering(registry: Registry) -> (Arc<Repository>, InferenceThreads) {
     start(registry, metrics(), Box::new(Families))
 }
 

@@ -13,12 +13,12 @@ use serde_json::{Value, json};
 use tessera::{
     api::{ApiConfig, ApiState, router},
     runtime::Residency,
-    serve::{Observer, Outcome, Registry},
+    serve::{Observer, Outcome, Registry, ServiceConfig},
 };
 
 use crate::{
     http::{app, get, send},
-    support::{Families, metrics, start},
+    support::{CONFIG, Families, metrics, start, start_with},
 };
 
 const NUM_REQUESTS: usize = 200;
@@ -93,6 +93,45 @@ impl Observer for Panicking {
     fn connections_changed(&self, _protocol: &str, _change: i64) {}
 
     fn connection_refused(&self, _protocol: &str) {}
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_workers_answer_as_one_does_and_a_panic_fails_one_request() {
+    let panicking = Arc::new(Panicking(AtomicBool::new(false)));
+    let config = ServiceConfig { num_workers: 3, ..CONFIG };
+    let families = Box::new(Families);
+    let (repository, _threads) =
+        start_with(config, Registry::default(), panicking.clone(), families);
+    repository.load("fashion").expect("loaded");
+    let state = ApiState::new(repository.clone(), metrics(), Arc::new(String::new));
+    let app = router(state, &ApiConfig::default());
+    let infer = || {
+        let app = app.clone();
+        tokio::spawn(
+            async move { send(&app, "POST", "/v2/models/fashion/infer", request(None)).await },
+        )
+    };
+    let expected = infer().await.expect("an answer").expect(200)["outputs"].clone();
+    for _ in 0..10 {
+        let together: Vec<_> = (0..12).map(|_| infer()).collect();
+        for request in together {
+            let reply = request.await.expect("an answer").expect(200);
+            assert_eq!(reply["outputs"][0]["shape"], expected[0]["shape"]);
+        }
+    }
+    panicking.0.store(true, Ordering::Relaxed);
+    let together: Vec<_> = (0..4).map(|_| infer()).collect();
+    let mut statuses = Vec::new();
+    for request in together {
+        statuses.push(request.await.expect("an answer").status);
+    }
+    // One that panics in a batch of several is answered when it runs again alone.
+    assert!(statuses.iter().filter(|status| **status != 200).count() <= 1, "{statuses:?}");
+    assert_eq!(infer().await.expect("an answer").expect(200)["outputs"], expected);
+    // A family goes while workers are there, and comes back.
+    repository.unload("fashion").expect("unloaded");
+    repository.load("fashion").expect("loaded again");
+    assert_eq!(infer().await.expect("an answer").expect(200)["outputs"], expected);
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use tessera::{
     fit::{MachineKey, Profile, ProfileCache, ProfileOptions, QualityRecords, measure_profile},
     runtime::{Executor, Runtime, RuntimeConfig, find_library},
     serve::{
-        Engine, InferenceThread, LoadedFamily, Loader, Observer, Registry, Repository,
+        Engine, InferenceThreads, LoadedFamily, Loader, Observer, Registry, Repository,
         ServiceConfig,
     },
     telemetry::Metrics,
@@ -71,7 +71,7 @@ pub(crate) fn text_executor() -> Executor {
 struct Served {
     repository: Arc<Repository>,
     metrics: Arc<Metrics>,
-    _thread: InferenceThread,
+    _thread: InferenceThreads,
 }
 
 fn served() -> &'static Served {
@@ -89,13 +89,26 @@ pub(crate) fn start(
     registry: Registry,
     observer: Arc<dyn Observer>,
     loader: Box<dyn Loader>,
-) -> (Arc<Repository>, InferenceThread) {
-    let config = ServiceConfig {
-        preload: false,
-        queue_limit: 64,
-        max_wait: Duration::from_secs(30),
-        latency_margin: 0.05,
-    };
+) -> (Arc<Repository>, InferenceThreads) {
+    start_with(CONFIG, registry, observer, loader)
+}
+
+/// One thread that loads what requests need.
+pub(crate) const CONFIG: ServiceConfig = ServiceConfig {
+    preload: false,
+    num_workers: 1,
+    queue_limit: 64,
+    max_wait: Duration::from_secs(30),
+    latency_margin: 0.05,
+};
+
+/// Starts an engine like [`start`], but as `config` says.
+pub(crate) fn start_with(
+    config: ServiceConfig,
+    registry: Registry,
+    observer: Arc<dyn Observer>,
+    loader: Box<dyn Loader>,
+) -> (Arc<Repository>, InferenceThreads) {
     let (engine, thread) = Engine::start(runtime(), config, observer).expect("a thread");
     (Arc::new(Repository::new(Arc::new(registry), engine, loader)), thread)
 }
