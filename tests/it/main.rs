@@ -17,6 +17,7 @@ mod images;
 mod import;
 mod load;
 mod moe;
+mod moe_served;
 mod pool;
 mod reference;
 mod repository;

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc};
 
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tessera::{
@@ -156,7 +156,7 @@ fn run(executor: &mut Executor, plan: &str, encoding: Encoding) -> [Tensor; 2] {
 }
 
 /// Returns the rows of the tokens that are no padding.
-fn rows<T: Copy>(values: &[T], mask: &[i64]) -> Vec<Vec<T>> {
+pub(crate) fn rows<T: Copy>(values: &[T], mask: &[i64]) -> Vec<Vec<T>> {
     let width = values.len() / mask.len();
     let rows = values.chunks_exact(width).zip(mask);
     rows.filter(|(_, mask)| **mask == 1).map(|(row, _)| row.to_vec()).collect()
@@ -267,7 +267,8 @@ fn other_numbers_of_experts_are_plans_of_their_own() {
     }
     let own = outputs(&mut executor, "a[0..2]");
     let one = outputs(&mut executor, "a[0..2]{k1.mlp:0..2}");
-    assert!(own[0].iter().flatten().zip(one[0].iter().flatten()).any(|(a, b)| a != b));
+    let mut pairs = own[0].iter().flatten().zip(one[0].iter().flatten());
+    assert!(pairs.any(|(own, one)| (own - one).abs() > 0.01), "fewer experts are another answer");
     let residency = executor.residency();
     assert!(residency.num_modules <= 2 + 2 + 2 + 16, "forms share their experts: {residency:?}");
 }
@@ -303,7 +304,8 @@ fn the_experts_of_a_fused_tensor_are_places_in_its_file() {
     }
 }
 
-const WEIGHTS: &str = "model.safetensors";
+/// The file of a checkpoint that is one.
+pub(crate) const WEIGHTS: &str = "model.safetensors";
 const ROUTER: &str = "model.layers.1.block_sparse_moe.gate.weight";
 
 #[test]
@@ -417,6 +419,6 @@ fn configurations_that_are_not_supported_are_refused_by_key() {
         assert!(refusal.contains(&format!("key `{key}`")), "{refusal}");
     }
     let mut model = Model::read("mixtral");
-    model.set("rope_parameters", serde_json::json!({"rope_type": "yarn", "rope_theta": 1e4}));
+    model.set("rope_parameters", json!({"rope_type": "yarn", "rope_theta": 1e4}));
     assert!(model.refusal().contains("key `rope_parameters` is `yarn`"));
 }
