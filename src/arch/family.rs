@@ -113,6 +113,11 @@ impl Family {
         &self.networks.kept[index].0
     }
 
+    /// Returns the number of networks that differ.
+    pub fn num_networks(&self) -> usize {
+        self.networks.kept.len()
+    }
+
     /// Returns what the network at a position is called: the first module that runs it, and its
     /// role where that is routed.
     ///

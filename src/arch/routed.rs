@@ -142,6 +142,15 @@ impl Router {
     }
 }
 
+impl Router {
+    /// Returns the share of the ways that a token takes, at most.
+    #[expect(clippy::cast_precision_loss, reason = "ways are few")]
+    pub fn share(&self) -> f64 {
+        let all = self.allowed.as_ref().map_or(self.num_ways, Vec::len);
+        self.top_k as f64 / all.max(1) as f64
+    }
+}
+
 impl<N> Routed<N> {
     /// Returns every network that it may run, the entry first.
     pub fn networks(&self) -> impl Iterator<Item = &N> {

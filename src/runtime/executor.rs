@@ -78,22 +78,29 @@ impl Executor {
 
     /// Keeps modules from giving way to others once they are loaded.
     pub fn pin(&self, modules: &[ModuleId]) {
-        for key in modules.iter().filter_map(|id| self.key(*id)) {
-            self.runtime.residents().pin(key);
+        for index in modules.iter().flat_map(|id| self.family.networks_of(*id)) {
+            self.runtime.residents().pin(self.key(index));
         }
     }
 
     /// Returns how long it takes by module until it is there; `None` where there is no memory limit
-    /// and so nothing that was loaded ever goes.
+    /// and so nothing that was loaded ever goes. Of experts it is the share that one token wants.
     pub fn load_times(&self) -> Option<Vec<Duration>> {
-        let modules = (0..self.family.graph.modules().len()).map(ModuleId);
-        let wanted: Vec<Option<(Key, u64)>> = modules
-            .map(|id| Some((self.key(id)?, self.family.network(id)?.weight_bytes())))
+        let networks = 0..self.family.num_networks();
+        let wanted: Vec<(Key, u64)> = networks
+            .map(|index| (self.key(index), self.family.network(index).weight_bytes()))
             .collect();
-        let known: Vec<(Key, u64)> = wanted.iter().flatten().copied().collect();
-        let mut times = self.runtime.residents().load_times(&known)?.into_iter();
-        let time = |wanted: Option<_>| wanted.and_then(|_| times.next()).unwrap_or_default();
-        Some(wanted.into_iter().map(time).collect())
+        let times = self.runtime.residents().load_times(&wanted)?;
+        let time = |id: ModuleId| match self.family.compute(id) {
+            None => Duration::ZERO,
+            Some(Compute::Network(index)) => times[*index],
+            Some(Compute::Routed(routed)) => {
+                let all: Duration = routed.networks().map(|index| times[*index]).sum();
+                let always = times[routed.entry];
+                always + all.saturating_sub(always).mul_f64(routed.router.share())
+            }
+        };
+        Some((0..self.family.graph.modules().len()).map(|index| time(ModuleId(index))).collect())
     }
 
     /// Loads the modules of `path` that are not loaded yet.
