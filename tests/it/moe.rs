@@ -44,6 +44,8 @@ pub(crate) struct Model {
     /// The anchor's files.
     files: BTreeMap<String, Vec<u8>>,
     top_k: Vec<usize>,
+    /// More lines of the anchor's part of the manifest.
+    more: String,
 }
 
 /// A tensor's element type, shape and bytes.
@@ -68,12 +70,18 @@ impl Model {
         });
         let files = files.filter(|(name, _)| name != "reference.safetensors").collect();
         let pool = tempfile::tempdir().expect("a temporary folder");
-        Self { pool, files, top_k: Vec::new() }
+        Self { pool, files, top_k: Vec::new(), more: String::new() }
     }
 
     /// Offers other numbers of experts as well.
     pub(crate) fn with_top_k(mut self, top_k: &[usize]) -> Self {
         self.top_k = top_k.to_vec();
+        self
+    }
+
+    /// Offers some experts of every block by themselves, as `set`.
+    fn with_experts(mut self, experts: &[usize]) -> Self {
+        self.more = format!("expert_sets = [{{ name = \"set\", experts = {experts:?} }}]\n");
         self
     }
 
@@ -128,9 +136,11 @@ impl Model {
              [output]\nname = \"logits\"\nwidth = {}\nper_token = true\n\
              states = \"last_hidden_state\"\n\
              [quality]\nmetric = \"recall@10\"\nfile = \"quality.json\"\n\
-             [anchors.a]\nfolder = \"anchors/a\"\ntop_k = {:?}\n[anchors.a.sha256]\n{digests}",
+             [anchors.a]\nfolder = \"anchors/a\"\ntop_k = {:?}\n{}\
+             [anchors.a.sha256]\n{digests}",
             self.num_words(),
             self.top_k,
+            self.more,
         );
         fs::write(folder.join("family.toml"), manifest).expect("written");
         let loaded = Family::load(&folder);
@@ -274,6 +284,53 @@ fn other_numbers_of_experts_are_plans_of_their_own() {
 }
 
 #[test]
+fn some_experts_by_themselves_are_a_smaller_checkpoint() {
+    let kept = [1, 3, 4, 6];
+    let mut smaller = Model::read("mixtral");
+    smaller.set("num_local_experts", kept.len().into());
+    smaller.change("model.safetensors", |tensors| {
+        for (name, (dtype, shape, bytes)) in std::mem::take(tensors) {
+            let expert = name.split_once(".experts.").map(|(before, after)| {
+                let (number, part) = after.split_once('.').expect("a number and a part");
+                (before.to_owned(), number.parse::<usize>().expect("a number"), part.to_owned())
+            });
+            if let Some((before, number, part)) = expert {
+                if let Some(new) = kept.iter().position(|kept| *kept == number) {
+                    tensors.insert(format!("{before}.experts.{new}.{part}"), (dtype, shape, bytes));
+                }
+            } else if name.ends_with("gate.weight") {
+                let row = bytes.len() / shape[0];
+                let rows = kept.iter().flat_map(|kept| bytes[kept * row..][..row].to_vec());
+                tensors.insert(name, (dtype, vec![kept.len(), shape[1]], rows.collect()));
+            } else {
+                tensors.insert(name, (dtype, shape, bytes));
+            }
+        }
+    });
+    let reference = reference("mixtral");
+    let encoding = reference.encoding();
+    let mask = encoding.attention_mask.clone();
+    let outputs = |executor: &mut Executor, plan: &str| {
+        run(executor, plan, encoding.clone()).map(|o| rows(o.as_f32().expect("f32"), &mask))
+    };
+    let offering = Model::read("mixtral").with_experts(&kept);
+    let mut executor = offering.executor();
+    let found = outputs(&mut executor, "a[0..2]{set.mlp:0..2}");
+    let expected = outputs(&mut smaller.executor(), "a[0..2]");
+    for (found, expected) in found.iter().zip(&expected) {
+        assert_same(found, expected, "four experts");
+    }
+    let family = executor.family();
+    let bytes = |plan: &str| -> u64 {
+        let path = PlanId::find_path(&family.graph, plan).expect("a plan");
+        path.iter().map(|id| family.weight_bytes(*id)).sum()
+    };
+    let (whole, some) = (bytes("a[0..2]"), bytes("a[0..2]{set.mlp:0..2}"));
+    // Three matrices of 24 by 32 for each of four experts of two blocks are not there.
+    assert_eq!(whole - some, 2 * 4 * 3 * 24 * 32 * 4);
+}
+
+#[test]
 fn attention_s_experts_are_routed_by_other_numbers_as_well() {
     let model = Model::read("moduleformer").with_top_k(&[1, 5]);
     let mut executor = model.executor();
@@ -369,6 +426,10 @@ fn more_experts_a_token_than_there_are_is_refused() {
         model.set(key, value.into());
         let refusal = model.refusal();
         assert!(refusal.contains(&format!("key `{key}` is `{value}`")), "{refusal}");
+    }
+    for (experts, reason) in [(vec![1, 8], "none of 8"), (vec![3, 1], "in ascending order")] {
+        let refusal = Model::read("mixtral").with_experts(&experts).refusal();
+        assert!(refusal.contains(reason), "{refusal}");
     }
     let refusal = Model::read("mixtral").with_top_k(&[9]).refusal();
     assert!(refusal.contains("9 ways are to be taken of 8"), "{refusal}");
