@@ -2,8 +2,8 @@
 //! some (EMoE, section 3; MoEfication, section 3).
 //!
 //! Weights stay where they are: an expert takes its rows and columns of the anchor's own matrices
-//! by index when its session is created. A token gets of the groups that it does not take what they
-//! give on average, so all groups together are the dense part again.
+//! by index when its session is created. All groups together are the dense part again, also where a
+//! file says what a token gets of the groups that it does not take.
 
 use std::path::{Path, PathBuf};
 
