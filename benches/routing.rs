@@ -3,7 +3,8 @@
 //!
 //! `cargo bench --bench routing`. All sides run in one process in turns, so that whatever else the
 //! machine does meets them alike. A process has one thread pool, so the program runs itself again
-//! for every number of threads. `TESSERA_BENCH_ROUNDS` sets the number of turns. The ideal is the
+//! for every number of threads. `TESSERA_BENCH_ROUNDS` sets the number of turns. Times are the tenth
+//! percentile: on a machine that is shared the others measure what else runs there. The ideal is the
 //! time that the experts' and the router's own products would take at the rate of the dense part's
 //! two products alone, measured in the same turns.
 
@@ -44,10 +45,10 @@ fn main() -> anyhow::Result<()> {
     }
     measure_dispatch()?;
     println!(
-        "\n| network | threads | batch | experts | sessions | k | dense, ms | routed, ms \
+        "\n| network | threads | batch | experts | k | dense, ms | routed, ms \
          | dense ÷ routed | routed ÷ ideal | GFLOP/s |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|");
     for num_threads in THREADS {
         let status = Command::new(std::env::current_exe()?)
             .env(THREADS_VARIABLE, num_threads.to_string())
@@ -74,7 +75,7 @@ fn measure_dispatch() -> anyhow::Result<()> {
             times.push(start.elapsed().as_secs_f64());
             black_box(sum).context("scores are numbers")?;
         }
-        println!("| {num_experts} | {k} | {width} | {:.0} |", median(times) * 1e6);
+        println!("| {num_experts} | {k} | {width} | {:.0} |", tenth(times) * 1e6);
     }
     Ok(())
 }
@@ -93,31 +94,26 @@ fn measure_all(num_threads: usize) -> anyhow::Result<()> {
             println!("{anchor} is not there; `make setup-full` fetches it");
             continue;
         }
-        for grouped in [true, false] {
-            let pool = split(&runtime, &source, anchor, grouped)?;
-            let family = Arc::new(Family::load(&pool.path())?);
-            for batch in BATCHES {
-                let mut bench = Bench::new(&runtime, family.clone(), anchor, batch)?;
-                let columns = (anchor, num_threads, if grouped { "one" } else { "each" });
-                bench.measure(columns, rounds)?;
+        let pool = split(&runtime, &source, anchor)?;
+        let family = Arc::new(Family::load(&pool.path())?);
+        for batch in BATCHES {
+            let mut bench = Bench::new(&runtime, &family, anchor, batch)?;
+            if batch == BATCHES[0] {
+                bench.load(anchor)?;
             }
+            bench.measure((anchor, num_threads), rounds)?;
         }
     }
     Ok(())
 }
 
 /// Splits one block of an anchor into each number of experts.
-fn split(
-    runtime: &Runtime,
-    source: &std::path::Path,
-    anchor: &str,
-    grouped: bool,
-) -> anyhow::Result<Pool> {
+fn split(runtime: &Runtime, source: &std::path::Path, anchor: &str) -> anyhow::Result<Pool> {
     let entry = |num_experts: &usize| {
         let ks = [num_experts / 8, num_experts / 4, num_experts / 2, *num_experts];
         format!(
             "[[experts]]\nanchor = \"{anchor}\"\nnum_experts = {num_experts}\ntop_k = {ks:?}\n\
-             router = \"average\"\nblocks = [{BLOCK}]\ngrouped = {grouped}\n"
+             router = \"average\"\nblocks = [{BLOCK}]\n"
         )
     };
     let experts: String = EXPERTS.iter().map(entry).collect();
@@ -154,7 +150,7 @@ struct Bench {
 impl Bench {
     fn new(
         runtime: &Runtime,
-        family: Arc<Family>,
+        family: &Arc<Family>,
         anchor: &str,
         batch: usize,
     ) -> anyhow::Result<Self> {
@@ -189,28 +185,27 @@ impl Bench {
     }
 
     /// Measures all forms in turns and prints a row for each.
-    fn measure(&mut self, columns: (&str, usize, &str), rounds: usize) -> anyhow::Result<()> {
-        let (anchor, threads, sessions) = columns;
+    fn measure(&mut self, (anchor, threads): (&str, usize), rounds: usize) -> anyhow::Result<()> {
         let mut times = vec![Vec::new(); self.routed.len()];
         let (mut dense, mut product) = (Vec::new(), Vec::new());
         for round in 0..WARM_UP_ROUNDS + rounds {
             let is_warm = round >= WARM_UP_ROUNDS;
-            let mut keep = |times: &mut Vec<f64>, time: f64| is_warm.then(|| times.push(time));
+            let keep = |times: &mut Vec<f64>, time: f64| is_warm.then(|| times.push(time));
             keep(&mut product, self.product.time()?);
             keep(&mut dense, self.time(self.dense)?);
             for (index, times) in times.iter_mut().enumerate() {
                 keep(times, self.time(self.routed[index].0)?);
             }
         }
-        let (dense, product) = (median(dense), median(product));
+        let (dense, product) = (tenth(dense), tenth(product));
         let whole = 16.0 * self.num_rows as f64 * (self.width * self.width) as f64;
         let rate = whole / product;
         for ((_, num_experts, k), times) in self.routed.iter().zip(times) {
-            let routed = median(times);
+            let routed = tenth(times);
             let router = 2.0 * (self.num_rows * self.width * num_experts) as f64;
             let ideal = (whole * *k as f64 / *num_experts as f64 + router) / rate;
             println!(
-                "| {anchor} | {threads} | {} | {num_experts} | {sessions} | {k} | {:.3} | {:.3} \
+                "| {anchor} | {threads} | {} | {num_experts} | {k} | {:.3} | {:.3} \
                  | {:.2} | {:.2} | {:.0} |",
                 self.num_rows / NUM_TOKENS,
                 dense * 1e3,
@@ -218,6 +213,26 @@ impl Bench {
                 dense / routed,
                 routed / ideal,
                 rate / 1e9,
+            );
+        }
+        Ok(())
+    }
+
+    /// Prints how long the parts take to load, and what the process grows by.
+    fn load(&mut self, anchor: &str) -> anyhow::Result<()> {
+        let family = self.executor.family().clone();
+        let all = self.routed.iter().filter(|(_, num_experts, k)| k == num_experts);
+        let all = all.map(|(id, num_experts, _)| (*id, *num_experts));
+        for (id, num_experts) in [(self.dense, 1)].into_iter().chain(all) {
+            let (before, start) = (resident_bytes()?, Instant::now());
+            self.executor.load(&[id])?;
+            let seconds = start.elapsed().as_secs_f64();
+            println!(
+                "{anchor}: {num_experts} experts load in {:.2} ms each, together {:.2} MB for \
+                 {:.2} MB of weights",
+                seconds * 1e3 / num_experts as f64,
+                (resident_bytes()? - before) / 1e6,
+                family.weight_bytes(id) as f64 / 1e6,
             );
         }
         Ok(())
@@ -240,14 +255,23 @@ fn encoding(family: &Family, anchor: &str, batch: usize) -> anyhow::Result<Encod
     Ok(encoding)
 }
 
+/// Returns what the process holds that is no file.
+fn resident_bytes() -> anyhow::Result<f64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")).context("RssAnon")?;
+    Ok(kilobytes.trim().parse::<f64>()? * 1e3)
+}
+
 fn wave(index: usize) -> f32 {
     let fraction = (index % 100_003) as f32 * 0.618_034;
     (fraction - fraction.floor()) * 2.0 - 1.0
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+/// Returns the tenth percentile.
+fn tenth(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
+    values.get(values.len() / 10).copied().unwrap_or_default()
 }
 
 fn number(variable: &str) -> anyhow::Result<Option<usize>> {
@@ -276,6 +300,12 @@ mod product {
         input: Tensor<f32>,
     }
 
+    fn session(runtime: &Runtime, model: &[u8]) -> ort::Result<Session> {
+        let builder = Session::builder(runtime.environment())?;
+        let mut builder = builder.with_optimization_level(GraphOptimizationLevel::All)?;
+        builder.commit_from_memory(model)
+    }
+
     impl Product {
         pub(super) fn new(
             runtime: &Runtime,
@@ -291,9 +321,7 @@ mod product {
             let expanded = graph.node("MatMul", &[&input, &first], &[]);
             let output = graph.node("MatMul", &[&expanded, &second], &[]);
             let model = graph.finish(&output, "output", &[None, Some(short)]);
-            let session = Session::builder(runtime.environment())?
-                .with_optimization_level(GraphOptimizationLevel::All)?
-                .commit_from_memory(&model.encode_to_vec())?;
+            let session = session(runtime, &model.encode_to_vec())?;
             let values: Vec<f32> = (0..rows * width).map(wave).collect();
             let input = Tensor::from_array(([rows, width], values))?;
             Ok(Self { session, input })

@@ -2,8 +2,8 @@
 //! some (EMoE, section 3; MoEfication, section 3).
 //!
 //! Weights stay where they are: an expert takes its rows and columns of the anchor's own matrices
-//! by index when its session is created. A token gets of the groups that it does not take what they
-//! give on average, so all groups together are the dense part again.
+//! by index when its session is created. All groups together are the dense part again, also where a
+//! file says what a token gets of the groups that it does not take.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ use super::{
     fitted::Expansion,
     network::{Precision, extent, float_weight, linear, transposed, with_hidden},
     promises,
-    routed::{REST, ROWS, SIZES, SUM},
+    routed::{REST, SUM},
 };
 use crate::{
     family::{ExpertsSpec, RouterForm},
@@ -259,22 +259,15 @@ impl Split<'_> {
         self.spec.num_experts
     }
 
-    fn units(&self) -> std::slice::ChunksExact<'_, i64> {
-        self.order.chunks_exact(self.dense.num_units / self.num_experts())
-    }
-
     /// Builds the module of which a token takes `top_k` experts.
     fn routed(&self, top_k: usize) -> Result<Routed, ArchError> {
-        let ways = if self.spec.grouped {
-            Ways::Grouped { bank: self.bank(), num_experts: self.num_experts() }
-        } else {
-            Ways::Experts((0..self.num_experts()).map(|expert| self.alone(expert)).collect())
-        };
+        let experts = (0..self.num_experts()).map(|expert| self.expert(expert)).collect();
         let router = Router {
             weighting: Weighting::One,
             ..Router::new(self.num_experts(), top_k, Order::TopKThenSoftmax)
         };
-        Ok(Routed { entry: self.entry(), router, ways, exit: Some(self.exit()) })
+        let (entry, exit) = (self.entry(), Some(self.exit()));
+        Ok(Routed { entry, router, ways: Ways::Experts(experts), exit })
     }
 
     /// Builds what every token passes first: the norm, where it comes first, and the scores.
@@ -314,37 +307,11 @@ impl Split<'_> {
         graph.node("ReduceSum", &[&grouped, &axis], &[("keepdims", Attribute::Int(0))])
     }
 
-    /// Builds all experts as one network.
-    ///
-    /// # Shapes
-    ///
-    /// - rows: \[rows, width\], ordered by expert
-    /// - sizes: \[experts\]
-    /// - output: \[rows, width\]
-    fn bank(&self) -> Network {
-        let width = extent(self.dense.width);
-        let mut graph = GraphBuilder::default();
-        let rows = graph.input(ROWS, data_type::FLOAT, &[None, width]);
-        let count = extent(self.num_experts());
-        let sizes = graph.input(SIZES, data_type::INT64, &[count]);
-        let pieces = graph.split(&rows, &sizes, self.num_experts());
-        let experts = pieces.iter().zip(self.units()).enumerate();
-        let made: Vec<String> = experts
-            .map(|(expert, (rows, units))| {
-                let made = self.dense.expert(&mut graph, rows, units);
-                self.less_dropped(&mut graph, made, expert)
-            })
-            .collect();
-        let made: Vec<&str> = made.iter().map(String::as_str).collect();
-        let joined = graph.node("Concat", &made, &[("axis", Attribute::Int(0))]);
-        network(graph.finish(&joined, "output", &[None, width]))
-    }
-
     /// Builds one expert as a network of its own, \[rows, width\] to \[rows, width\].
-    fn alone(&self, expert: usize) -> Network {
+    fn expert(&self, expert: usize) -> Network {
         let (width, num_units) = (self.dense.width, self.order.len() / self.num_experts());
         let mut graph = GraphBuilder::default();
-        let rows = graph.input(ROWS, data_type::FLOAT, &[None, extent(width)]);
+        let rows = graph.input("rows", data_type::FLOAT, &[None, extent(width)]);
         let units = &self.order[expert * num_units..][..num_units];
         let made = self.dense.expert(&mut graph, &rows, units);
         let made = self.less_dropped(&mut graph, made, expert);

@@ -45,8 +45,7 @@ pub use input::{ModelInput, Pixels};
 pub use network::{ATTENTION_MASK, INPUT_IDS, Network, PIXEL_VALUES, Precision};
 pub use picture::{PictureError, decode_picture, raw_picture};
 pub use routed::{
-    KEYS, Order, QUERIES, REST, ROWS, Routed, Router, SCORES, SIZES, SUM, TOKENS, VALUES, Ways,
-    Weighting,
+    KEYS, Order, QUERIES, REST, Routed, Router, SCORES, SUM, TOKENS, VALUES, Ways, Weighting,
 };
 pub use stamps::Stamps;
 pub use tokenize::{Encoding, Tokenizer};

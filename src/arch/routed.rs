@@ -19,10 +19,6 @@ pub const KEYS: &str = "keys";
 pub const VALUES: &str = "values";
 /// The queries of all ways: an input of routed attention, `[batch, tokens, ways per token, width]`.
 pub const QUERIES: &str = "queries";
-/// The rows that experts of one network take, ordered by expert: its input, `[rows, width]`.
-pub const ROWS: &str = "rows";
-/// How many rows each expert of one network takes: its input, `[experts]` INT64.
-pub const SIZES: &str = "sizes";
 /// The weighted sum of what the ways made: an input of the exit, `[batch, tokens, width]`.
 pub const SUM: &str = "sum";
 
@@ -65,14 +61,6 @@ impl From<Network> for Body {
 pub enum Ways<N = Network> {
     /// Each makes \[rows, width\] of \[rows, width\].
     Experts(Vec<N>),
-    /// Experts that one network holds: [`ROWS`], ordered by expert, and [`SIZES`] to what each
-    /// expert makes of its rows, \[rows, width\].
-    Grouped {
-        /// The network.
-        bank: N,
-        /// The number of experts in it.
-        num_experts: usize,
-    },
     /// Mixture of attention heads (ModuleFormer, section 3): each way makes queries of its own, all
     /// are compared with the same keys, and what is found is projected by the way again.
     Attention {
@@ -156,7 +144,6 @@ impl<N> Routed<N> {
     pub fn networks(&self) -> impl Iterator<Item = &N> {
         let (shared, one, two): (Option<&N>, &[N], &[N]) = match &self.ways {
             Ways::Experts(experts) => (None, experts, &[]),
-            Ways::Grouped { bank, .. } => (Some(bank), &[], &[]),
             Ways::Attention { queries, attend, outputs } => (Some(attend), queries, outputs),
         };
         let allowed = self.router.allowed.as_ref();
@@ -175,9 +162,6 @@ impl<N> Routed<N> {
         };
         let ways = match ways {
             Ways::Experts(experts) => Ways::Experts(all("expert", experts)),
-            Ways::Grouped { bank, num_experts } => {
-                Ways::Grouped { bank: to(bank, "experts", 0), num_experts }
-            }
             Ways::Attention { queries, attend, outputs } => Ways::Attention {
                 queries: all("query", queries),
                 outputs: all("output", outputs),
@@ -191,7 +175,6 @@ impl<N> Routed<N> {
     pub fn num_ways(&self) -> usize {
         match &self.ways {
             Ways::Experts(experts) => experts.len(),
-            Ways::Grouped { num_experts, .. } => *num_experts,
             Ways::Attention { queries, .. } => queries.len(),
         }
     }

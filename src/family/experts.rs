@@ -20,10 +20,6 @@ pub struct ExpertsSpec {
     pub router: RouterForm,
     /// The blocks; all where none are named.
     pub blocks: Option<Vec<usize>>,
-    /// Whether one session holds all groups of a block, which is faster; with a session for each,
-    /// one is loaded when a token wants it.
-    #[serde(default = "yes")]
-    pub grouped: bool,
 }
 
 /// How a token chooses among groups of hidden units.
@@ -37,10 +33,6 @@ pub enum RouterForm {
     /// By what the units do add up to, which costs the first half of the dense part: what a router
     /// could reach, for comparison.
     Oracle,
-}
-
-fn yes() -> bool {
-    true
 }
 
 impl ExpertsSpec {

@@ -53,7 +53,7 @@ impl Default for ExpertOptions {
         Self {
             grouping: Grouping::Clusters,
             seed: 0,
-            compensate: true,
+            compensate: false,
             regularizations: vec![1e-4, 1e-3, 1e-2, 1e-1],
             max_tokens: 128,
             max_texts: 600,

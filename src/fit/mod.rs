@@ -1,8 +1,8 @@
 //! Offline work on a pool: profiling, fitting, evaluating, and the front that comes of it.
 //!
 //! Serves no requests. Start at [`measure_profile`] for latencies, [`fit_maps`] for stitches,
-//! bridges and exits, [`fit_experts`] for experts, [`evaluate`] for qualities and [`plan_table`] for
-//! what serving reads.
+//! bridges and exits, [`fit_experts`] for experts, [`evaluate`] for qualities and [`plan_table`]
+//! for what serving reads.
 
 mod clusters;
 mod corpus;

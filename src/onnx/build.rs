@@ -73,21 +73,6 @@ impl GraphBuilder {
         self.add("", op, inputs, attributes)
     }
 
-    /// Cuts `value` along its first axis into `count` pieces, as long as `sizes` says.
-    pub fn split(&mut self, value: &str, sizes: &str, count: usize) -> Vec<String> {
-        let pieces: Vec<String> = (0..count).map(|_| self.name("Split")).collect();
-        let name = self.name("Split");
-        self.graph.node.push(NodeProto {
-            input: vec![value.into(), sizes.into()],
-            output: pieces.clone(),
-            name,
-            op_type: "Split".into(),
-            attribute: vec![attribute("axis", &Attribute::Int(0))],
-            ..NodeProto::default()
-        });
-        pieces
-    }
-
     /// Adds a node of ONNX Runtime's own operators and returns its output.
     pub fn fused(&mut self, op: &str, inputs: &[&str], attributes: &[(&str, Attribute)]) -> String {
         self.add(MICROSOFT, op, inputs, attributes)

@@ -1,8 +1,6 @@
 //! What goes between modules, and what they read besides.
 
-use std::fmt::Debug;
-
-use ort::value::{DynValue, PrimitiveTensorElementType, Tensor as OrtTensor};
+use ort::value::{DynValue, Tensor as OrtTensor};
 
 use super::RuntimeError;
 use crate::{
@@ -75,11 +73,6 @@ impl SideInputs {
             (ATTENTION_MASK, value(encoding.attention_mask)?),
         ];
         Ok(Self { values })
-    }
-
-    /// Hands one value over.
-    pub(super) fn of_value(name: &'static str, value: DynValue) -> Self {
-        Self { values: vec![(name, value)] }
     }
 
     /// Returns the attention mask where there is one: 1 for a token and 0 for padding.
@@ -166,10 +159,7 @@ pub(super) fn view(value: &DynValue) -> Result<(Vec<usize>, &[f32]), RuntimeErro
 }
 
 /// Hands values over without copying them.
-pub(super) fn handed_over<T: PrimitiveTensorElementType + Debug + Clone + 'static>(
-    shape: Vec<usize>,
-    values: Vec<T>,
-) -> Result<DynValue, RuntimeError> {
+pub(super) fn handed_over(shape: Vec<usize>, values: Vec<f32>) -> Result<DynValue, RuntimeError> {
     let value = OrtTensor::from_array((shape, values));
     value.map(OrtTensor::into_dyn).map_err(|source| RuntimeError::Tensor { source })
 }

@@ -28,15 +28,10 @@ pub fn dispatch_and_combine(
 /// Copies the rows that take a way out of `rows`, which are `width` wide.
 pub(crate) fn gather(rows: &[f32], width: usize, taken: &[Taken]) -> Vec<f32> {
     let mut gathered = Vec::with_capacity(taken.len() * width);
-    gather_into(&mut gathered, rows, width, taken);
-    gathered
-}
-
-/// Appends copies of the rows that take a way to `gathered`.
-pub(crate) fn gather_into(gathered: &mut Vec<f32>, rows: &[f32], width: usize, taken: &[Taken]) {
     for Taken { row, .. } in taken {
         gathered.extend_from_slice(&rows[row * width..][..width]);
     }
+    gathered
 }
 
 /// Adds `made`, a row for each of `taken`, to the rows of `sum` that they come from, each times its

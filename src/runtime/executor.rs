@@ -256,9 +256,12 @@ impl Executor {
             Compute::Routed(routed) => {
                 // What experts need is taken from the case that one takes all rows.
                 let entry = measure(routed.entry, &given)?;
-                let rows = routed::all_rows(routed, inputs)?;
-                let rows: Vec<Given<'_>> =
-                    rows.iter().map(|(sides, rows)| (sides, Some(rows))).collect();
+                let rows = routed::all_rows(inputs)?;
+                let rows: Vec<Given<'_>> = given
+                    .iter()
+                    .zip(&rows)
+                    .map(|((sides, _), rows)| (*sides, Some(rows)))
+                    .collect();
                 let way = measure(routed::first_way(routed), &rows)?;
                 let held = given.iter().map(|(_, state)| state.map_or(0.0, Activation::num_bytes));
                 let held = held.map(|bytes| bytes * routed::HELD);

@@ -73,7 +73,10 @@ pub(crate) fn route(
 /// Replaces all ways with their scores by those to take with their weights, the largest first.
 fn choose(router: &Router, ranked: &mut Vec<(usize, f32)>) {
     let k = router.top_k.min(ranked.len());
-    if router.order != Order::TopKThenSoftmax {
+    // The order is that of the scores, and weights of one need no probabilities.
+    let needs_none =
+        router.weighting == Weighting::One && !matches!(router.order, Order::Threshold(_));
+    if router.order != Order::TopKThenSoftmax && !needs_none {
         softmax(ranked);
     }
     let larger = |a: &(usize, f32), b: &(usize, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
@@ -83,6 +86,7 @@ fn choose(router: &Router, ranked: &mut Vec<(usize, f32)>) {
     }
     ranked.sort_unstable_by(larger);
     match router.order {
+        _ if needs_none => {}
         Order::SoftmaxThenTopK => {}
         Order::TopKThenSoftmax => softmax(ranked),
         Order::Threshold(least) => {

@@ -6,11 +6,11 @@ use ort::value::DynValue;
 use super::{
     Activation, Executor, Routing, RuntimeError, SideInputs,
     activation::{handed_over, view},
-    dispatch::{combine, gather, gather_into, gather_slots, place},
+    dispatch::{combine, gather, gather_slots, place},
     route::{Routes, Taken, route},
     session::Outputs,
 };
-use crate::arch::{QUERIES, REST, ROWS, Routed, SCORES, SIZES, SUM, TOKENS, Ways};
+use crate::arch::{QUERIES, REST, Routed, SCORES, SUM, TOKENS, Ways};
 
 /// How many tensors of the hidden states' size are held while a way runs: the tokens, the rest and
 /// the sum.
@@ -122,15 +122,6 @@ impl Inside<'_> {
                     })?;
                 }
             }
-            Ways::Grouped { bank, .. } => {
-                let made = self.pass_all(*bank, (rows, read_width), &routes)?;
-                let (_, mut made) = view(&made)?;
-                for taken in &routes.ways {
-                    let (own, others) = made.split_at(taken.len() * width);
-                    combine(&mut sum, width, taken, own);
-                    made = others;
-                }
-            }
             Ways::Attention { queries, attend, outputs } => {
                 let per_row = self.routed.router.top_k;
                 let (mut slots, mut slot_width) = (Vec::new(), 0);
@@ -176,23 +167,6 @@ impl Inside<'_> {
         Ok(())
     }
 
-    /// Runs experts that one network holds on the rows that take them, ordered by expert.
-    fn pass_all(
-        &self,
-        bank: usize,
-        (rows, width): (&[f32], usize),
-        routes: &Routes,
-    ) -> Result<DynValue, RuntimeError> {
-        let num_taken = routes.ways.iter().map(Vec::len).sum::<usize>();
-        let mut gathered = Vec::with_capacity(num_taken * width);
-        routes.ways.iter().for_each(|taken| gather_into(&mut gathered, rows, width, taken));
-        let gathered = handed_over(vec![num_taken, width], gathered)?;
-        let sizes = routes.ways.iter().map(|taken| taken.len() as i64).collect();
-        let sizes = handed_over(vec![routes.ways.len()], sizes)?;
-        let given = [(ROWS, &gathered), (SIZES, &sizes)];
-        first(self.executor.lease(bank)?.session()?.run(&given, None, self.sides)?)
-    }
-
     /// Compares the queries of all ways with the keys that they share.
     fn attend(
         &self,
@@ -228,35 +202,20 @@ fn groups(ways: &[usize]) -> (Vec<usize>, Vec<usize>) {
 pub(super) fn first_way(routed: &Routed<usize>) -> usize {
     let ways = match &routed.ways {
         Ways::Experts(experts) => experts,
-        Ways::Grouped { bank, .. } => return *bank,
         Ways::Attention { queries, .. } => queries,
     };
     ways.first().copied().unwrap_or(routed.entry)
 }
 
-/// Returns the hidden states of each of `inputs` as one way reads them: all rows; where one network
-/// holds the ways, each row as often as it is routed, evenly.
+/// Returns the hidden states of each of `inputs` as one way reads them: all rows.
 pub(super) fn all_rows(
-    routed: &Routed<usize>,
     inputs: &[(SideInputs, Option<Activation>)],
-) -> Result<Vec<(SideInputs, Activation)>, RuntimeError> {
+) -> Result<Vec<Activation>, RuntimeError> {
     let rows = inputs.iter().filter_map(|(_, state)| state.as_ref()).map(|state| {
         let (shape, values) = view(state.value())?;
         let width = shape.last().copied().unwrap_or(1).max(1);
-        let num_rows = values.len() / width;
-        let (times, sides) = match &routed.ways {
-            Ways::Grouped { num_experts, .. } => {
-                let times = routed.router.top_k;
-                let all = num_rows * times;
-                let size = |expert| (all * (expert + 1) / num_experts) - all * expert / num_experts;
-                let sizes = (0..*num_experts).map(|expert| size(expert) as i64).collect();
-                let sizes = handed_over(vec![*num_experts], sizes)?;
-                (times, SideInputs::of_value(SIZES, sizes))
-            }
-            Ways::Experts(_) | Ways::Attention { .. } => (1, SideInputs::default()),
-        };
-        let rows = handed_over(vec![num_rows * times, width], values.repeat(times))?;
-        Ok((sides, Activation::new(rows)))
+        let rows = handed_over(vec![values.len() / width, width], values.to_vec())?;
+        Ok(Activation::new(rows))
     });
     rows.collect()
 }

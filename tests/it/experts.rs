@@ -99,7 +99,7 @@ fn difference(one: Option<&Activation>, other: Option<&Activation>, _: &SideInpu
 const L6: &str = "[[experts]]\nanchor = \"l6\"\nnum_experts = 16\ntop_k = [4, 16]\n\
                   router = \"learned\"\n\n\
                   [[experts]]\nanchor = \"l6\"\nnum_experts = 8\ntop_k = [2, 8]\n\
-                  router = \"average\"\ngrouped = false\nblocks = [0, 3]\n";
+                  router = \"average\"\nblocks = [0, 3]\n";
 
 /// The real l6 with experts, fitted once.
 fn l6() -> &'static Pool {
@@ -156,7 +156,7 @@ fn all_experts_of_vision_transformers_are_their_dense_parts() {
     let (head, _) = manifest.split_once("[[maps]]").unwrap_or((&manifest, ""));
     let all: String = ["s", "m", "l"].map(experts).concat();
     let pool = Pool::new(&source, head, &all).expect("a pool");
-    let images: Vec<u8> = (0..360 * 784).map(|index| (index * 31 % 251) as u8).collect();
+    let images: Vec<u8> = (0..360 * 784_u32).map(|index| (index * 31 % 251) as u8).collect();
     let data = write_images(&pool, &images, 360);
     fit(&pool, &data);
     let mut executor = executor(&pool);
@@ -219,7 +219,7 @@ fn groups_are_equally_large_and_average_keys_are_means_of_rows_as_they_are() {
     let units: Vec<usize> = units
         .data()
         .chunks_exact(4)
-        .map(|b| i32::from_le_bytes(b.try_into().expect("4 bytes")) as usize)
+        .map(|b| u32::from_le_bytes(b.try_into().expect("4 bytes")) as usize)
         .collect();
     let mut sorted = units.clone();
     sorted.sort_unstable();
@@ -250,11 +250,11 @@ struct Small {
 const FILE: &str = "fits/a.experts4.safetensors";
 
 impl Small {
-    fn new(order: &[i32], num_experts: usize, grouped: bool) -> Self {
+    fn new(order: &[i32], num_experts: usize) -> Self {
         let small = Self { family: Synthetic::new(), num_experts };
         let entry = format!(
             "\n[[experts]]\nanchor = \"a\"\nnum_experts = {num_experts}\n\
-             top_k = [1, {num_experts}]\nrouter = \"average\"\ngrouped = {grouped}\n"
+             top_k = [1, {num_experts}]\nrouter = \"average\"\n"
         );
         small.family.write("family.toml", (small.family.text("family.toml") + &entry).as_bytes());
         small.split(order, &[num_experts, order.len() / num_experts]);
@@ -298,11 +298,10 @@ proptest! {
     fn all_experts_of_any_assignment_are_the_dense_part(
         order in Just((0..16).collect::<Vec<i32>>()).prop_shuffle(),
         exponent in 1_u32..=4,
-        grouped: bool,
         length in 1_usize..9,
     ) {
         let num_experts = 2_usize.pow(exponent);
-        let small = Small::new(&order, num_experts, grouped);
+        let small = Small::new(&order, num_experts);
         let mut executor = Executor::new(runtime(), small.family.load());
         let input_ids = (0..length).map(|index| (index * 3 % 10) as i64).collect();
         let encoding =
@@ -333,12 +332,12 @@ fn wrong_entries_are_refused_with_key_and_value() {
         ("top_k = [1, 4]", "top_k = [0]", "experts (a, 4).top_k", "`0`", "1 to 4"),
         ("top_k = [1, 4]", "top_k = []", "experts (a, 4).top_k", "`[]`", "one number"),
         ("num_experts = 4", "num_experts = 1", "experts (a, 1).num_experts", "`1`", "2 experts"),
-        ("grouped = true", "blocks = [2]", "experts (a, 4).blocks", "`2`", "2 blocks"),
+        ("top_k = [1, 4]", "top_k = [1]\nblocks = [2]", "experts (a, 4).blocks", "`2`", "2 blocks"),
         ("anchor = \"a\"", "anchor = \"z\"", "experts (z, 4).anchor", "`z`", "an anchor"),
         ("\"average\"", "\"cosine\"", "family.toml", "cosine", "average"),
     ];
     for (from, to, key, value, expected) in cases {
-        let small = Small::new(&in_order(), 4, true);
+        let small = Small::new(&in_order(), 4);
         let manifest = small.family.text("family.toml");
         let (head, entry) = manifest.split_once("[[experts]]").expect("an entry");
         assert!(entry.contains(from), "{entry}");
@@ -364,21 +363,21 @@ fn assignments_that_are_none_are_refused_by_tensor() {
         ((0..8).collect(), vec![4, 2], "[4, 2], but [4, 4] is needed"),
     ];
     for (order, shape, expected) in wrong {
-        let small = Small::new(&in_order(), 4, true);
+        let small = Small::new(&in_order(), 4);
         small.split(&order, &shape);
         let refusal = small.family.refusal();
         for part in [FILE, "`block.0.units`", expected] {
             assert!(refusal.contains(part), "{refusal} does not say {part}");
         }
     }
-    let small = Small::new(&in_order(), 4, true);
+    let small = Small::new(&in_order(), 4);
     small.family.write(FILE, b"altered");
     assert!(small.family.refusal().contains("sha256"), "{}", small.family.refusal());
 }
 
 #[test]
 fn a_family_whose_experts_are_not_fitted_is_served_without_them() {
-    let small = Small::new(&in_order(), 4, true);
+    let small = Small::new(&in_order(), 4);
     let text = small.family.text("fits.json");
     let mut records: Value = serde_json::from_str(&text).expect("records");
     records.as_object_mut().expect("an object").remove("experts");
