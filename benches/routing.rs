@@ -154,13 +154,13 @@ impl Bench {
         anchor: &str,
         batch: usize,
     ) -> anyhow::Result<Self> {
-        let mut executor = Executor::new(runtime.clone(), family.clone());
+        let executor = Executor::new(runtime.clone(), family.clone());
         let graph = &family.graph;
         let named = |name: String| {
             let found = graph.modules().iter().position(|module| module.name == name);
             found.map(ModuleId).context(name)
         };
-        let sides = SideInputs::of_encoding(encoding(&family, anchor, batch)?)?;
+        let sides = SideInputs::of_encoding(encoding(family, anchor, batch)?)?;
         let mut state = executor.step(named(format!("{anchor}.stem"))?, None, &sides)?;
         for block in 0..=BLOCK {
             let name = format!("{anchor}.block.{block}");

@@ -17,6 +17,7 @@ use crate::{
         measure_profile,
     },
     runtime::{Executor, Runtime, RuntimeConfig, find_library},
+    tensor::give_back_freed_memory,
 };
 
 /// The runtime and what identifies this machine.
@@ -83,6 +84,9 @@ pub(super) fn profile_until(
     };
     let options = ProfileOptions::default();
     measure_profile(&mut executor, &options, &mut cache, &Bars::default(), &mut save)?;
+    // Large batches were measured; what is served next needs far less.
+    drop(executor);
+    give_back_freed_memory();
     cache.profile_of(family).map_err(|_| anyhow::anyhow!("modules are left without a profile"))
 }
 

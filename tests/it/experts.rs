@@ -117,7 +117,7 @@ fn single(encoding: &Encoding, row: usize) -> Encoding {
 
 #[test]
 fn all_experts_of_l6_are_its_dense_parts() {
-    let mut executor = executor(l6());
+    let executor = executor(l6());
     let encoding = Reference::read("l6").encoding();
     for row in 0..encoding.batch {
         let sides = SideInputs::of_encoding(single(&encoding, row)).expect("inputs");
@@ -188,7 +188,7 @@ fn write_images(pool: &Pool, pixels: &[u8], count: u32) -> Dataset {
 #[test]
 fn padding_takes_no_experts_and_changes_nothing() {
     let encoding = Reference::read("l6").encoding();
-    let mut executor = executor(l6());
+    let executor = executor(l6());
     for plan in ["l6[0..6]{e16k4.mlp:0..6}", "l6[0..6]{e8k2.mlp:0,e8k2.mlp:3}"] {
         let graph = &executor.family().clone().graph;
         let path = PlanId::find_path(graph, plan).expect("a plan");
