@@ -16,6 +16,7 @@ mod images;
 mod import;
 mod load;
 mod moe;
+mod moe_served;
 mod reference;
 mod repository;
 mod support;

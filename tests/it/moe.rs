@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc};
 
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tessera::{
@@ -156,7 +156,7 @@ fn run(executor: &mut Executor, plan: &str, encoding: Encoding) -> [Tensor; 2] {
 }
 
 /// Returns the rows of the tokens that are no padding.
-fn rows<T: Copy>(values: &[T], mask: &[i64]) -> Vec<Vec<T>> {
+pub(crate) fn rows<T: Copy>(values: &[T], mask: &[i64]) -> Vec<Vec<T>> {
     let width = values.len() / mask.len();
     let rows = values.chunks_exact(width).zip(mask);
     rows.filter(|(_, mask)| **mask == 1).map(|(row, _)| row.to_vec()).collect()
@@ -303,7 +303,8 @@ fn the_experts_of_a_fused_tensor_are_places_in_its_file() {
     }
 }
 
-const WEIGHTS: &str = "model.safetensors";
+/// The file of a checkpoint that is one.
+pub(crate) const WEIGHTS: &str = "model.safetensors";
 const ROUTER: &str = "model.layers.1.block_sparse_moe.gate.weight";
 
 #[test]
@@ -417,6 +418,6 @@ fn configurations_that_are_not_supported_are_refused_by_key() {
         assert!(refusal.contains(&format!("key `{key}`")), "{refusal}");
     }
     let mut model = Model::read("mixtral");
-    model.set("rope_parameters", serde_json::json!({"rope_type": "yarn", "rope_theta": 1e4}));
+    model.set("rope_parameters", json!({"rope_type": "yarn", "rope_theta": 1e4}));
     assert!(model.refusal().contains("key `rope_parameters` is `yarn`"));
 }

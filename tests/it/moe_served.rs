@@ -1,0 +1,158 @@
+//! Language models as they are served: whole requests over HTTP, and what is refused.
+
+use std::sync::Arc;
+
+use axum::Router;
+use serde_json::{Value, json};
+use tessera::{
+    api::{ApiConfig, ApiState, router},
+    arch::{Encoding, Family, Stamps},
+    fit::QualityRecords,
+    serve::{InferenceThreads, LoadedFamily, Loader, Registry},
+    telemetry::Metrics,
+};
+
+use crate::{
+    http::{Reply, get, send},
+    moe::{Model, WEIGHTS, reference, rows},
+    support::{assert_close, measured, start},
+};
+
+/// Loads one language model.
+struct One(Arc<Family>);
+
+impl Loader for One {
+    fn names(&self) -> Result<Vec<String>, String> {
+        Ok(vec!["language".to_owned()])
+    }
+
+    fn stamps(&self, _name: &str) -> Option<Stamps> {
+        None
+    }
+
+    fn load(&self, _name: &str) -> Result<LoadedFamily, String> {
+        let (profile, quality) = (measured(&self.0), QualityRecords::default());
+        LoadedFamily::new(self.0.clone(), profile, quality, 0.05).map_err(|e| e.to_string())
+    }
+}
+
+/// Serves `model` over HTTP; the app lasts as long as what comes with it.
+fn serve(model: &Model) -> (Router, Arc<Metrics>, InferenceThreads) {
+    let metrics = Arc::new(Metrics::new().expect("metrics"));
+    let loader = Box::new(One(model.load().unwrap_or_else(|e| panic!("{e}"))));
+    let (repository, thread) = start(Registry::default(), metrics.clone(), loader);
+    repository.load("language").expect("loaded");
+    let rendered = metrics.clone();
+    let state = ApiState::new(repository, metrics.clone(), Arc::new(move || rendered.render()));
+    (router(state, &ApiConfig::default()), metrics, thread)
+}
+
+async fn ask(app: &Router, request: Value) -> Reply {
+    send(app, "POST", "/v2/models/language/infer", request.to_string()).await
+}
+
+/// Returns a request about one text.
+fn about(ids: &[i64]) -> Value {
+    json!({"inputs": [
+        {"name": "input_ids", "shape": [1, ids.len()], "datatype": "INT64", "data": ids},
+    ]})
+}
+
+fn numbers(output: &Value) -> Vec<f32> {
+    let data = output["data"].as_array().expect("values");
+    data.iter().map(|value| value.as_f64().map_or(f32::NAN, |value| value as f32)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_language_model_is_served_over_http() {
+    let model = Model::read("qwen2_moe").with_top_k(&[1]);
+    let (app, metrics, _thread) = serve(&model);
+    let metadata = get(&app, "/v2/models/language").await.expect(200);
+    let names = |key: &str| {
+        let tensors = metadata[key].as_array().expect("tensors").clone();
+        tensors.iter().map(|t| t["name"].as_str().expect("a name").to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(names("inputs"), ["input_ids", "attention_mask"]);
+    assert_eq!(names("outputs"), ["logits", "last_hidden_state"]);
+    assert_eq!(metadata["outputs"][0]["shape"], json!([-1, -1, 103]));
+    assert_eq!(metadata["outputs"][1]["shape"], json!([-1, -1, 32]));
+
+    let reference = reference("qwen2_moe");
+    let Encoding { batch, tokens, input_ids, attention_mask } = reference.encoding();
+    let tensor = |name: &str, values: &[i64]| json!({"name": name, "shape": [batch, tokens], "datatype": "INT64", "data": values});
+    let inputs =
+        json!([tensor("input_ids", &input_ids), tensor("attention_mask", &attention_mask)]);
+    let answer = ask(&app, json!({"inputs": inputs})).await.expect(200);
+    assert_eq!(answer["parameters"]["plan"], "a[0..4]");
+    assert_eq!(answer["parameters"]["quality"], 1.0);
+    for (output, name) in ["logits", "last_hidden_state"].into_iter().enumerate() {
+        assert_eq!(answer["outputs"][output]["name"], name);
+        let found = rows(&numbers(&answer["outputs"][output]), &attention_mask).concat();
+        let expected = rows(reference.tensor(name).1, &attention_mask).concat();
+        assert_close(&found, &expected, 2e-4, name);
+    }
+    let wanted = json!({"inputs": inputs, "outputs": [{"name": "last_hidden_state"}]});
+    let one = ask(&app, wanted).await.expect(200);
+    assert_eq!(one["outputs"].as_array().map(Vec::len), Some(1));
+    assert_eq!(one["outputs"][0]["name"], "last_hidden_state");
+    let parameters = json!({"plan": "a[0..4]{k1.mlp:3}"});
+    let cheap = ask(&app, json!({"inputs": inputs, "parameters": parameters})).await.expect(200);
+    assert_ne!(cheap["outputs"][0]["data"], answer["outputs"][0]["data"]);
+    assert!(metrics.render().contains("family=\"language\""));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_language_model_cannot_read_is_refused_by_name() {
+    let model = Model::read("mixtral");
+    let (app, _, _thread) = serve(&model);
+    for (request, message) in [
+        (about(&[1, 2, 101]), "101 is no token id; they are 0 to 100"),
+        (about(&[1; 21]), "the number of tokens is 21, over the limit of 20"),
+        (json!({"inputs": []}), "input `input_ids`: it is missing"),
+        (
+            json!({"inputs": [
+                {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["Hello"]},
+            ]}),
+            "text",
+        ),
+    ] {
+        let reply = ask(&app, request).await;
+        assert!((400..=413).contains(&reply.status), "{}", reply.text);
+        assert!(reply.text.contains(message), "{}", reply.text);
+    }
+    let listed = get(&app, "/v1/models").await.expect(200);
+    assert_eq!(listed["data"], json!([]));
+    let question = json!({"model": "language", "input": [1, 2, 3]}).to_string();
+    let reply = send(&app, "POST", "/v1/embeddings", question).await;
+    assert!(reply.text.contains("language-model"), "{}", reply.text);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_score_that_is_no_number_fails_its_request_alone_and_is_counted() {
+    let mut model = Model::read("mixtral");
+    model.change(WEIGHTS, |tensors| {
+        let (_, _, bytes) = tensors.get_mut("model.embed_tokens.weight").expect("embeddings");
+        bytes[7 * 32 * 4..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    });
+    let (app, metrics, _thread) = serve(&model);
+    let expected = ask(&app, about(&[1, 2, 3])).await.expect(200)["outputs"].clone();
+    for _ in 0..3 {
+        let (good, bad, other) = tokio::join!(
+            ask(&app, about(&[1, 2, 3])),
+            ask(&app, about(&[1, 7, 3])),
+            ask(&app, about(&[4, 5])),
+        );
+        let found = numbers(&good.expect(200)["outputs"][0]);
+        let expected: Vec<f64> =
+            numbers(&expected[0]).iter().map(|value| f64::from(*value)).collect();
+        assert_close(&found, &expected, 1e-5, "beside a request that fails");
+        assert_eq!((bad.status, other.status), (500, 200), "{}", bad.text);
+        assert!(!bad.text.contains("score"), "details are for the log: {}", bad.text);
+    }
+    let text = metrics.render();
+    let counted = "tessera_runtime_router_failures_total{family=\"language\",\
+                   module=\"a.block.0.mlp\"} ";
+    let line = text.lines().find_map(|line| line.strip_prefix(counted));
+    let count: f64 = line.unwrap_or_else(|| panic!("{text}")).parse().expect("a number");
+    assert!(count >= 3.0, "{count}");
+}
