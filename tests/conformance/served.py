@@ -20,14 +20,18 @@ FAMILIES = {"text": ROOT / "models" / "text", "fashion": ROOT / "tests" / "pool"
 
 
 class Served:
-    """A running server over a pool of the text family and the small image family, or of some."""
+    """A running server over a pool of the text family and the small image family, or of some, or
+    of `others`: folders by name.
+    """
 
-    def __init__(self, *options, families=tuple(FAMILIES), copied=False, tls=None,
+    def __init__(self, *options, families=tuple(FAMILIES), others=None, copied=False, tls=None,
                  environment=None):
         self.folder = tempfile.TemporaryDirectory()
         self.pool = Path(self.folder.name) / "pool"
         self.pool.mkdir()
-        for name in families:
+        for name, folder in (others or {}).items():
+            (self.pool / name).symlink_to(folder)
+        for name in () if others else families:
             if copied:
                 shutil.copytree(FAMILIES[name], self.pool / name)
             else:

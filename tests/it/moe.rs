@@ -267,7 +267,8 @@ fn other_numbers_of_experts_are_plans_of_their_own() {
     }
     let own = outputs(&mut executor, "a[0..2]");
     let one = outputs(&mut executor, "a[0..2]{k1.mlp:0..2}");
-    assert!(own[0].iter().flatten().zip(one[0].iter().flatten()).any(|(a, b)| a != b));
+    let mut pairs = own[0].iter().flatten().zip(one[0].iter().flatten());
+    assert!(pairs.any(|(own, one)| (own - one).abs() > 0.01), "fewer experts are another answer");
     let residency = executor.residency();
     assert!(residency.num_modules <= 2 + 2 + 2 + 16, "forms share their experts: {residency:?}");
 }
