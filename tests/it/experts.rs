@@ -193,7 +193,7 @@ fn padding_takes_no_experts_and_changes_nothing() {
         let graph = &executor.family().clone().graph;
         let path = PlanId::find_path(graph, plan).expect("a plan");
         assert_eq!(PlanId::of_path(graph, &path).as_str(), plan);
-        let mut run = |encoding: &Encoding| {
+        let run = |encoding: &Encoding| {
             let sides = SideInputs::of_encoding(encoding.clone()).expect("inputs");
             executor.run(&path, &sides, &mut ()).expect("runs").remove(0)
         };
