@@ -59,7 +59,7 @@ fn texts(pool: &Pool) -> Dataset {
 
 /// Runs the plain path and at every feed-forward part its `variant` as well; returns the largest
 /// difference between what the two give.
-fn largest_difference(executor: &mut Executor, variant: &str, sides: &SideInputs) -> f64 {
+fn largest_difference(executor: &Executor, variant: &str, sides: &SideInputs) -> f64 {
     let graph = &executor.family().clone().graph;
     let named = |name: &str| graph.modules().iter().position(|m| m.name == name).map(ModuleId);
     let mut largest = 0.0_f64;
@@ -122,9 +122,9 @@ fn all_experts_of_l6_are_its_dense_parts() {
     for row in 0..encoding.batch {
         let sides = SideInputs::of_encoding(single(&encoding, row)).expect("inputs");
         for variant in ["e16k16", "e8k8"] {
-            assert!(largest_difference(&mut executor, variant, &sides) <= 1e-5);
+            assert!(largest_difference(&executor, variant, &sides) <= 1e-5);
         }
-        assert!(largest_difference(&mut executor, "e16k4", &sides) > 1e-3, "nothing was left out");
+        assert!(largest_difference(&executor, "e16k4", &sides) > 1e-3, "nothing was left out");
     }
 }
 
@@ -137,9 +137,9 @@ fn all_experts_of_mpnet_are_its_dense_parts_where_it_is_fetched() {
     let experts = "[[experts]]\nanchor = \"mpnet\"\nnum_experts = 16\ntop_k = [16]\n\
                    router = \"average\"\n";
     let pool = text_pool("mpnet", experts);
-    let mut executor = executor(&pool);
+    let executor = executor(&pool);
     let sides = SideInputs::of_encoding(single(&Reference::read("mpnet").encoding(), 0));
-    let found = largest_difference(&mut executor, "e16k16", &sides.expect("inputs"));
+    let found = largest_difference(&executor, "e16k16", &sides.expect("inputs"));
     assert!(found <= 1e-5);
 }
 
@@ -159,14 +159,14 @@ fn all_experts_of_vision_transformers_are_their_dense_parts() {
     let images: Vec<u8> = (0..360 * 784_u32).map(|index| (index * 31 % 251) as u8).collect();
     let data = write_images(&pool, &images, 360);
     fit(&pool, &data);
-    let mut executor = executor(&pool);
+    let executor = executor(&pool);
     let reference = Reference::read("fashion");
     let (shape, values) = reference.tensor("pixel_values");
     let values = values.iter().map(|value| *value as f32).collect();
     let pixels = Pixels { shape: [shape[1], shape[2], shape[3]], values };
     let sides = SideInputs::of_input(ModelInput::Pixels(pixels)).expect("images");
-    assert!(largest_difference(&mut executor, "e8k8", &sides) <= 1e-5);
-    assert!(largest_difference(&mut executor, "e8k2", &sides) > 1e-4, "nothing was left out");
+    assert!(largest_difference(&executor, "e8k8", &sides) <= 1e-5);
+    assert!(largest_difference(&executor, "e8k2", &sides) > 1e-4, "nothing was left out");
 }
 
 /// Writes images and labels as IDX files and reads them.
@@ -302,15 +302,15 @@ proptest! {
     ) {
         let num_experts = 2_usize.pow(exponent);
         let small = Small::new(&order, num_experts);
-        let mut executor = Executor::new(runtime(), small.family.load());
+        let executor = Executor::new(runtime(), small.family.load());
         let input_ids = (0..length).map(|index| (index * 3 % 10) as i64).collect();
         let encoding =
             Encoding { batch: 1, tokens: length, input_ids, attention_mask: vec![1; length] };
         let sides = SideInputs::of_encoding(encoding).expect("inputs");
         let variant = format!("e{num_experts}k{num_experts}");
-        prop_assert!(largest_difference(&mut executor, &variant, &sides) <= 1e-5);
+        prop_assert!(largest_difference(&executor, &variant, &sides) <= 1e-5);
         let some = format!("e{num_experts}k1");
-        prop_assert!(largest_difference(&mut executor, &some, &sides).is_finite());
+        prop_assert!(largest_difference(&executor, &some, &sides).is_finite());
     }
 }
 
