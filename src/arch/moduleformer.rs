@@ -1,10 +1,10 @@
 //! ModuleFormer's checkpoints (`model_type = "moduleformer"`; Shen et al. 2023; MoLM's releases):
 //! experts of feed-forward parts and of attention.
 //!
-//! `x + attention(norm(x))`, then `x + experts(norm(x))`, with layer norms. Each expert of attention
-//! has queries and an output projection of its own; all share keys and values, so that a cache of
-//! them would not depend on the ways that tokens take. There are no positions: attention breaks a
-//! stick from each token back (section 3.2).
+//! `x + attention(norm(x))`, then `x + experts(norm(x))`, with layer norms. Each expert of
+//! attention has queries and an output projection of its own; all share keys and values, so that a
+//! cache of them would not depend on the ways that tokens take. There are no positions: attention
+//! breaks a stick from each token back (section 3.2).
 
 use std::path::Path;
 
