@@ -79,7 +79,10 @@ async fn a_language_model_is_served_over_http() {
 
     let reference = reference("qwen2_moe");
     let Encoding { batch, tokens, input_ids, attention_mask } = reference.encoding();
-    let tensor = |name: &str, values: &[i64]| json!({"name": name, "shape": [batch, tokens], "datatype": "INT64", "data": values});
+    let tensor = |name: &str, values: &[i64]| {
+        json!({"name": name, "shape": [batch, tokens],
+            "datatype": "INT64", "data": values})
+    };
     let inputs =
         json!([tensor("input_ids", &input_ids), tensor("attention_mask", &attention_mask)]);
     let answer = ask(&app, json!({"inputs": inputs})).await.expect(200);
