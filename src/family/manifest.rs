@@ -143,8 +143,8 @@ pub struct AnchorSpec {
     /// Narrower forms of every block, trained with it: prefixes of its heads and hidden units.
     #[serde(default)]
     pub widths: Vec<WidthSpec>,
-    /// Numbers of ways that a token may take where the anchor routes tokens, besides its own number:
-    /// each makes parallel modules called `k1`, `k2` and so on.
+    /// Numbers of ways that a token may take where the anchor routes tokens, besides its own
+    /// number: each makes parallel modules called `k1`, `k2` and so on.
     #[serde(default)]
     pub top_k: Vec<usize>,
     /// Sets of experts with which the anchor's routed parts may do, each of them parallel modules.
