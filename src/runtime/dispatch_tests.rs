@@ -1,3 +1,5 @@
+//! Tests of gathering and combining: what goes out comes back where it came from.
+
 use proptest::prelude::*;
 
 use super::*;

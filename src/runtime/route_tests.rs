@@ -1,3 +1,5 @@
+//! Tests of routing: who takes which way, and with which weight.
+
 use proptest::prelude::*;
 
 use super::*;
