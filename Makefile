@@ -10,7 +10,7 @@ TRAINING := .tessera/training/bin/python
 CLIENTS := .tessera/conformance/bin/python
 
 .PHONY: help setup setup-full data build serve test conformance conformance-kserve schemathesis fuzz \
-	protocols beside soak json lint fmt bench fit profile evaluate train references clean
+	protocols beside peers soak json lint fmt bench fit profile evaluate train references clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
