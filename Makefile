@@ -65,6 +65,9 @@ schemathesis: setup build .tessera/schemathesis/bin/python ## Try the OpenAPI do
 protocols: setup build .tessera/benches/bin/python ## Measure each protocol against a raw ONNX Runtime session
 	.tessera/benches/bin/python benches/protocols.py --binary $(BINARY) $(ARGS)
 
+peers: setup build .tessera/benches/bin/python ## Compare with PyTriton, MLServer and a raw session
+	.tessera/benches/bin/python benches/peers.py --binary $(BINARY) $(ARGS)
+
 beside: setup build .tessera/benches/bin/python ## Measure inference beside health checks, scrapes, idle connections
 	.tessera/benches/bin/python benches/beside.py --binary $(BINARY) $(ARGS)
 
