@@ -20,6 +20,10 @@ pub(super) struct Key {
 /// too low.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
+/// The part of the limit by which it may be exceeded where nothing is left that could go: sizes are
+/// estimates, and a request is worth more than a tenth.
+const TOLERANCE: u64 = 10;
+
 /// Every loaded session. Those that run are leased; of the others the least recently used ones go
 /// when another needs their place. Of a network there are as many as run at once, or as there is
 /// room for.
@@ -240,6 +244,7 @@ impl<S> Residents<S> {
 
     /// Lets least recently used sessions go until `bytes` fit; waits for those that run if need be.
     fn make_room(&self, bytes: u64) -> Result<(), RuntimeError> {
+        let mut is_given_back = false;
         loop {
             let mut state = self.lock();
             let missing = self.missing(&state, bytes);
@@ -251,13 +256,23 @@ impl<S> Residents<S> {
                 if state.num_leased > 0 && self.wait_for_return(state).is_some() {
                     continue;
                 }
+                if !is_given_back {
+                    // What making a session took is freed, but may not have been given back.
+                    (self.process.give_back)();
+                    is_given_back = true;
+                    continue;
+                }
                 let limit = self.limit.unwrap_or(u64::MAX);
+                if missing <= limit / TOLERANCE {
+                    return Ok(());
+                }
                 return Err(RuntimeError::MemoryLimit { bytes, missing, limit });
             }
             // It takes a while, during which others may run.
             drop(state);
             drop(gone);
             (self.process.give_back)();
+            is_given_back = true;
         }
     }
 

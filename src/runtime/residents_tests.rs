@@ -51,8 +51,9 @@ fn what_runs_stays() {
     use_of(&residents, key(own, 2), 10).expect("room in place of 1");
     assert_eq!(loaded(&residents), [0, 2]);
     drop(lease);
-    let error = use_of(&residents, key(own, 3), 21).expect_err("there are 20");
-    assert!(matches!(error, RuntimeError::MemoryLimit { bytes: 21, missing: 1, .. }));
+    let error = use_of(&residents, key(own, 3), 23).expect_err("there are 20, and a tenth");
+    assert!(matches!(error, RuntimeError::MemoryLimit { bytes: 23, missing: 3, .. }));
+    use_of(&residents, key(own, 3), 22).expect("a tenth more rather than a request that fails");
     use_of(&residents, key(own, 3), 20).expect("room for it alone");
     assert_eq!(loaded(&residents), [3]);
 }

@@ -1,0 +1,66 @@
+"""What a memory limit of a part of the weights costs: answers a second, peak, failures.
+
+Two servers over the pools `text` and `fashion`, one without a limit and one with what an empty
+server holds and a share of the weights of the plans asked for; one client asks both in turns.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "conformance"))
+from served import Served
+from test_memory import PIXELS, TEXT, ask, metric, peak
+
+PLANS = [
+    ("text", TEXT, "l6[0..6]"),
+    ("text", TEXT, "l6[0..6]{int8:0..6}"),
+    ("text", TEXT, "l6[0..3]{int8:0..3}"),
+    ("text", TEXT, "l3[0..3]"),
+    ("fashion", PIXELS, "l[0..6]"),
+    ("fashion", PIXELS, "s[0..6]"),
+]
+
+
+def rate(server, repeats):
+    """Returns answers a second when each plan is asked for `repeats` times before the next."""
+    start = time.perf_counter()
+    for question in PLANS:
+        for _ in range(repeats):
+            status, answer = ask(server, *question)
+            if status != 200:
+                raise RuntimeError(f"{question[2]}: {status}, {answer}")
+    return len(PLANS) * repeats / (time.perf_counter() - start)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of both servers in turns")
+    parser.add_argument("--share", type=float, default=0.4, help="of the weights that may be held")
+    arguments = parser.parse_args()
+    free = Served("--no-preload")
+    base = metric(free, "process_resident_memory_bytes")
+    rate(free, 1)
+    weights = metric(free, "tessera_runtime_resident_bytes")
+    limit = int(base + weights * arguments.share)
+    tight = Served("--memory-limit", f"{limit}B")
+    print(f"weights {weights / 1e6:.0f} MB, an empty server {base / 1e6:.0f} MB, "
+          f"limit {limit / 1e6:.0f} MB", flush=True)
+    for repeats in (1, 10, 100):
+        pairs = [(rate(free, repeats), rate(tight, repeats)) for _ in range(arguments.rounds)]
+        shares = median(limited / unlimited for unlimited, limited in pairs)
+        unlimited, limited = (median(rates) for rates in zip(*pairs))
+        print(f"each plan {repeats} times before the next: {unlimited:.1f} a second without, "
+              f"{limited:.1f} with, ratio {shares:.3f}", flush=True)
+    loads, gone = (metric(tight, f"tessera_runtime_module_{name}_total")
+                   for name in ("loads", "evictions"))
+    print(f"peak {peak(tight) / 1e6:.0f} MB ({peak(tight) / limit:.2f} of the limit), "
+          f"{loads:.0f} loads, {gone:.0f} evictions, no failed request")
+    for server in (free, tight):
+        server.stop()
+
+
+if __name__ == "__main__":
+    main()
