@@ -1,6 +1,7 @@
 """Starts the server for the tests, once, and stops it at the end."""
 
 import atexit
+import json
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -92,6 +94,18 @@ class Served:
     def grpc_address(self):
         """Where gRPC is served."""
         return f"127.0.0.1:{self.grpc}"
+
+
+def post(server, family, tensor, parameters):
+    """Asks a family about a tensor; returns the status and the answer."""
+    body = json.dumps({"inputs": [tensor], "parameters": parameters}).encode()
+    url = f"http://{server.http_address}/v2/models/{family}/infer"
+    try:
+        with urllib.request.urlopen(url, body, timeout=60) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
 
 
 def free_ports(count):

@@ -1,14 +1,12 @@
 """A pool that does not fit into the memory that the server may take."""
 
 import concurrent.futures
-import json
 import re
 import unittest
-import urllib.error
 import urllib.request
 from pathlib import Path
 
-from served import Served
+from served import Served, post
 
 MEGABYTE = 10**6
 PIXELS = {"name": "pixel_values", "shape": [1, 1, 28, 28], "datatype": "FP32", "data": [0.5] * 784}
@@ -24,14 +22,7 @@ QUESTIONS = [
 
 def ask(server, family, tensor, plan):
     """Returns the status and the answer of a request."""
-    body = json.dumps({"inputs": [tensor], "parameters": {"plan": plan}}).encode()
-    url = f"http://{server.http_address}/v2/models/{family}/infer"
-    try:
-        with urllib.request.urlopen(url, body, timeout=60) as response:
-            return response.status, json.load(response)
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, json.load(error)
+    return post(server, family, tensor, {"plan": plan})
 
 
 def metric(server, name):

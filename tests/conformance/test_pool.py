@@ -1,13 +1,11 @@
 """A pool whose files change under a running server."""
 
-import json
 import shutil
 import time
 import unittest
-import urllib.error
 import urllib.request
 
-from served import Served
+from served import Served, post
 
 PIXELS = {"name": "pixel_values", "shape": [1, 1, 28, 28], "datatype": "FP32", "data": [0.5] * 784}
 POLL_SECONDS = 1
@@ -15,14 +13,7 @@ POLL_SECONDS = 1
 
 def infer(server, **parameters):
     """Returns the status and the answer of a request."""
-    body = json.dumps({"inputs": [PIXELS], "parameters": parameters}).encode()
-    url = f"http://{server.http_address}/v2/models/fashion/infer"
-    try:
-        with urllib.request.urlopen(url, body, timeout=60) as response:
-            return response.status, json.load(response)
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, json.load(error)
+    return post(server, "fashion", PIXELS, parameters)
 
 
 def wait_for(condition, seconds=30):
