@@ -1,5 +1,6 @@
 """The servers that are compared, each a process group that runs only while it is measured."""
 
+import argparse
 import contextlib
 import json
 import os
@@ -16,6 +17,7 @@ import protocols
 import serving
 
 MAX_BATCH = 8
+WORKERS = "Tessera, a worker a thread"
 FAMILY = protocols.FAMILY
 # Tessera's first start measures the family's modules.
 READY_SECONDS, STOP_SECONDS = 600, 60
@@ -147,6 +149,16 @@ def start_tessera(options, folder):
     return server
 
 
+def start_tessera_workers(options, folder):
+    """Starts Tessera with as many workers as there are threads, each with one."""
+    options.pool = protocols.prepare(options)
+    server = Server(WORKERS, ("pixel_values", "logits"), folder)
+    command = serving.command_of(argparse.Namespace(**vars(options) | {"threads": 1}), "serve")
+    server.start([*command, "--workers", options.threads, "--port", server.http_port,
+                  "--grpc-port", server.grpc_port])
+    return server
+
+
 def start_pytriton(options, folder):
     """Starts PyTriton with dynamic batching."""
     programs = peers_setup.environment("pytriton")
@@ -177,4 +189,5 @@ def start_mlserver(options, folder):
     return server
 
 
-STARTS = {"Tessera": start_tessera, "PyTriton": start_pytriton, "MLServer": start_mlserver}
+STARTS = {"Tessera": start_tessera, WORKERS: start_tessera_workers,
+          "PyTriton": start_pytriton, "MLServer": start_mlserver}

@@ -62,6 +62,7 @@ struct ClientSpec {
     requests_per_second: Option<NonZeroU32>,
     max_latency_budget_ms: Option<f64>,
     max_memory_budget_mb: Option<f64>,
+    first_priority: Option<NonZeroU32>,
     #[serde(default)]
     admin: bool,
 }
@@ -79,6 +80,7 @@ struct Client {
     limiter: Option<DefaultDirectRateLimiter>,
     max_latency: Option<Duration>,
     max_memory_bytes: Option<u64>,
+    first_priority: u32,
     is_admin: bool,
 }
 
@@ -155,8 +157,9 @@ impl Client {
             .map(|size| size.0);
         let limiter =
             spec.requests_per_second.map(|count| RateLimiter::direct(Quota::per_second(count)));
+        let first_priority = spec.first_priority.map_or(1, NonZeroU32::get);
         let is_admin = spec.admin;
-        Ok(Self { name, digest, limiter, max_latency, max_memory_bytes, is_admin })
+        Ok(Self { name, digest, limiter, max_latency, max_memory_bytes, first_priority, is_admin })
     }
 }
 
@@ -196,11 +199,12 @@ impl Gate {
 }
 
 impl Permit {
-    /// Makes a budget no larger than the client may take.
-    pub(super) fn cap(&self, budget: &mut Budget) {
+    /// Makes a budget no larger and a priority no higher than the client may take.
+    pub(super) fn cap(&self, budget: &mut Budget, priority: &mut u32) {
         let Some(client) = &self.0 else {
             return;
         };
+        *priority = client.first_priority.max(*priority);
         budget.latency = smaller(budget.latency, client.max_latency);
         budget.memory_bytes = smaller(budget.memory_bytes, client.max_memory_bytes);
     }
@@ -245,6 +249,7 @@ mod tests {
         token = "a token of alice"
         max_latency_budget_ms = 20
         max_memory_budget_mb = 1.5
+        first_priority = 50
         [clients.ops]
         token_sha256 = "9F86D081884C7D659A2FEAA0C55AD015A3BF4F1B2B0B822CD15D6C15B0F00A08"
         requests_per_second = 1
@@ -280,13 +285,29 @@ mod tests {
         let capped = |latency_ms: Option<u64>| {
             let latency = latency_ms.map(Duration::from_millis);
             let mut budget = Budget { latency, ..Budget::default() };
-            permit.cap(&mut budget);
+            permit.cap(&mut budget, &mut 1);
             (budget.latency, budget.memory_bytes)
         };
         assert_eq!(capped(None), (Some(Duration::from_millis(20)), Some(1_500_000)));
         assert_eq!(capped(Some(5)).0, Some(Duration::from_millis(5)));
         assert_eq!(capped(Some(50)).0, Some(Duration::from_millis(20)));
         assert!(permit.check_admin().is_err());
+    }
+
+    #[test]
+    fn a_client_goes_before_others_only_as_far_as_it_may() {
+        let gate = gate();
+        for (token, asked, expected) in [
+            ("Bearer a token of alice", 1, 50),
+            ("Bearer a token of alice", 50, 50),
+            ("Bearer a token of alice", 100, 100),
+            ("Bearer test", 1, 1),
+        ] {
+            let mut priority = asked;
+            let permit = gate.pass(Some(token)).expect("known");
+            permit.cap(&mut Budget::default(), &mut priority);
+            assert_eq!(priority, expected, "{token} {asked}");
+        }
     }
 
     #[test]

@@ -183,7 +183,9 @@ impl ApiError {
     /// Returns how many seconds to wait before the request may succeed; at least one.
     fn retry_after_seconds(&self) -> Option<u64> {
         let wait = match self {
-            Self::Serve(ServeError::QueueFull { retry_after, .. }) => *retry_after,
+            Self::Serve(
+                ServeError::QueueFull { retry_after, .. } | ServeError::Late { retry_after },
+            ) => *retry_after,
             Self::RateLimited { wait, .. } => *wait,
             Self::TooManyConnections => Duration::from_secs(1),
             _ if self.code() == ErrorCode::Overloaded => Duration::from_secs(1),
@@ -331,10 +333,13 @@ mod tests {
     fn an_overloaded_server_says_when_to_come_back() {
         for (retry_after, expected) in [(0, "1"), (1, "1"), (1000, "1"), (1001, "2")] {
             let retry_after = Duration::from_millis(retry_after);
-            let error = ApiError::from(ServeError::QueueFull { limit: 8, retry_after });
-            let response = error.into_response();
-            assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
-            assert_eq!(response.headers()[header::RETRY_AFTER], expected);
+            for error in
+                [ServeError::QueueFull { limit: 8, retry_after }, ServeError::Late { retry_after }]
+            {
+                let response = ApiError::from(error).into_response();
+                assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+                assert_eq!(response.headers()[header::RETRY_AFTER], expected);
+            }
         }
     }
 }

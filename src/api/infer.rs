@@ -24,7 +24,7 @@ use super::{
     models::Model,
 };
 use crate::{
-    serve::{ErrorCode, InferResponse, Observer, Outcome, Report},
+    serve::{ErrorCode, InferRequest, InferResponse, Observer, Outcome, Report},
     tensor::Tensor,
 };
 
@@ -57,7 +57,8 @@ pub(super) async fn infer(
         Err(error) => Err(error),
     };
     let mut decoded = accepted.hand_over(decoded)?;
-    permit.cap(&mut decoded.request.budget);
+    let InferRequest { budget, priority, .. } = &mut decoded.request;
+    permit.cap(budget, priority);
     let Answer { heading, response, wanted } = answer(&model, decoded).await?;
     let report = response.report.clone();
     let outputs = response.outputs.iter();

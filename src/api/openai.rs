@@ -160,8 +160,8 @@ pub(super) async fn embeddings(
     let model = Model::find(shared.api.repository.registry(), &question.model, None)?;
     let Asked { inputs, parameters, form } = Accepted::new(shared.api.observer.clone(), &model)
         .hand_over(Asked::new(&model, question))?;
-    let Parameters { mut budget, priority, explain, .. } = parameters;
-    permit.cap(&mut budget);
+    let Parameters { mut budget, mut priority, explain, .. } = parameters;
+    permit.cap(&mut budget, &mut priority);
     let response = model.service.infer(InferRequest { inputs, budget, priority, arrival }).await?;
     let num_bytes = response.outputs.iter().map(|(_, tensor)| output_bytes(tensor, false)).sum();
     let report = response.report.clone();

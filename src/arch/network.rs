@@ -6,7 +6,7 @@ use prost::Message;
 
 use crate::onnx::{
     Attribute, GraphBuilder, OnnxError, external,
-    proto::{ModelProto, TensorProto, data_type},
+    proto::{GraphProto, ModelProto, NodeProto, TensorProto, data_type},
     quantize_weights,
 };
 
@@ -69,6 +69,21 @@ impl Network {
         graph.initializer.iter().map(|tensor| self.loaded_bytes(tensor)).sum()
     }
 
+    /// Returns the bytes of memory that the weights take when loaded. Tables of which inputs choose
+    /// rows, such as word embeddings, stay in their file, which ONNX Runtime maps: only the pages
+    /// that were read are in memory, and they do not belong to the process alone.
+    pub fn resident_bytes(&self) -> u64 {
+        let (None, Some(graph)) = (self.held_bytes, &self.model.graph) else {
+            return self.weight_bytes();
+        };
+        let is_mapped = |tensor: &&TensorProto| {
+            external::place_of(tensor).is_some() && is_looked_up(graph, &tensor.name)
+        };
+        let mapped = graph.initializer.iter().filter(is_mapped);
+        let mapped: u64 = mapped.map(|tensor| self.loaded_bytes(tensor)).sum();
+        self.weight_bytes().saturating_sub(mapped)
+    }
+
     /// Returns the files in which weights lie, relative to the family's folder.
     pub fn files(&self) -> impl Iterator<Item = String> {
         let graph = self.model.graph.iter();
@@ -106,6 +121,21 @@ impl Network {
             (false, _) => external::place_of(tensor).map_or(0, |place| place.length),
         }
     }
+}
+
+/// Tells whether nothing but rows of the initializer `name` is read, which the graph's inputs
+/// choose.
+fn is_looked_up(graph: &GraphProto, name: &str) -> bool {
+    let is_constant = |input: &String| graph.initializer.iter().any(|tensor| tensor.name == *input);
+    let readers = || graph.node.iter().filter(|node| node.input.iter().any(|input| input == name));
+    let is_by_row = |node: &NodeProto| {
+        let is_first = node.input.first().is_some_and(|input| input == name);
+        let is_chosen = node.input.get(1).is_some_and(|rows| rows != name && !is_constant(rows));
+        let on_rows =
+            node.attribute.iter().all(|axis| axis.name != "axis" || axis.i.unwrap_or(0) == 0);
+        node.op_type == "Gather" && is_first && is_chosen && on_rows
+    };
+    readers().next().is_some() && readers().all(is_by_row)
 }
 
 /// 8-bit products saturate on x86 without VNNI unless a bit is left free.

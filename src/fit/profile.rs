@@ -146,6 +146,18 @@ impl Profile {
         self.modules.get(id.0).and_then(Option::as_ref)
     }
 
+    /// Returns the latency of module `id`, to be learned; `None` where it is the identity.
+    pub fn latency_mut(&mut self, id: ModuleId) -> Option<&mut Grid> {
+        let module = self.modules.get_mut(id.0).and_then(Option::as_mut);
+        module.map(|module| &mut module.latency_seconds)
+    }
+
+    /// Returns the latency of modules that run one after another; `None` where none costs anything.
+    pub fn latency_of(&self, path: impl IntoIterator<Item = ModuleId>) -> Option<Grid> {
+        let modules = path.into_iter().filter_map(|id| self.module(id));
+        Grid::sum(modules.map(|module| &module.latency_seconds)).ok()
+    }
+
     /// Returns the largest batch that was measured; larger ones run in chunks of it.
     pub fn max_batch(&self) -> usize {
         let grids = self.modules.iter().flatten().map(|module| &module.latency_seconds);

@@ -134,6 +134,35 @@ impl Grid {
         self.peak_at(&self.locate(batch, tokens))
     }
 
+    /// Multiplies the knots around a shape so that the value there comes to be about `factor` times
+    /// what it was, but leaves each within [1/`most`, `most`] of what `measured` has there. Batches
+    /// beyond the last knot change nothing.
+    pub fn bend(
+        &mut self,
+        (batch, tokens): (usize, usize),
+        factor: f64,
+        (measured, most): (&Self, f64),
+    ) {
+        let place = self.locate(batch, tokens);
+        if place.num_full > 0.0 || !factor.is_finite() || !self.has_axes_of(measured) {
+            return;
+        }
+        let Cell { row, column } = place.largest;
+        let (rows, columns) = (row.parts(), column.parts());
+        let parts = || {
+            rows.into_iter().flat_map(|(row, part)| {
+                columns.into_iter().map(move |(column, other)| (row, column, part * other))
+            })
+        };
+        let squares: f64 = parts().map(|(.., part)| part * part).sum();
+        for (row, column, part) in parts().filter(|(.., part)| *part > 0.0) {
+            let index = row * self.tokens.len() + column;
+            let bounds = (measured.values[index] / most, measured.values[index] * most);
+            let value = self.values[index] * factor.powf(part / squares);
+            self.values[index] = value.clamp(bounds.0, bounds.1).min(MAX_VALUE);
+        }
+    }
+
     /// Returns whether a place on this grid is the same place on the other.
     pub(super) fn has_axes_of(&self, other: &Self) -> bool {
         self.batches == other.batches && self.tokens == other.tokens
@@ -248,6 +277,14 @@ fn locate_on(axis: &[usize], coordinate: usize) -> Position {
     Position { knot, fraction: distance / to_f64(axis[knot + 1] - axis[knot]) }
 }
 
+impl Position {
+    /// Returns the knots around the point, and the part that each has in a value there.
+    fn parts(self) -> [(usize, f64); 2] {
+        let fraction = self.fraction.clamp(0.0, 1.0);
+        [(self.knot, 1.0 - fraction), (self.knot + 1, fraction)]
+    }
+}
+
 fn check_axis(axis: &'static str, knots: &[usize]) -> Result<(), PlanError> {
     if knots.is_empty() {
         return Err(PlanError::EmptyAxis { axis });
@@ -304,6 +341,28 @@ mod tests {
             Grid::new(batches.into_iter().collect(), tokens.into_iter().collect(), values)
                 .expect("the grid is valid")
         })
+    }
+
+    #[test]
+    fn bending_moves_the_value_of_a_shape_and_leaves_what_is_far() {
+        let measured = linear_grid();
+        for (batch, tokens) in [(1, 8), (3, 8), (3, 12), (4, 40), (1, 5)] {
+            let mut grid = measured.clone();
+            for _ in 0..200 {
+                let ratio = 1.5 * measured.at(batch, tokens) / grid.at(batch, tokens);
+                grid.bend((batch, tokens), ratio.powf(0.1), (&measured, 4.0));
+            }
+            let ratio = grid.at(batch, tokens) / measured.at(batch, tokens);
+            assert!((ratio - 1.5).abs() < 0.02, "{batch} {tokens}: {ratio}");
+            assert!(close(grid.at(2, 16), measured.at(2, 16)) || batch == 3);
+        }
+        let mut grid = measured.clone();
+        grid.bend((9, 8), 2.0, (&measured, 4.0));
+        assert_eq!(grid, measured);
+        grid.bend((1, 8), 1e9, (&measured, 4.0));
+        assert!(close(grid.at(1, 8), 4.0 * measured.at(1, 8)));
+        grid.bend((1, 8), f64::NAN, (&measured, 4.0));
+        assert!(close(grid.at(1, 8), 4.0 * measured.at(1, 8)));
     }
 
     proptest! {

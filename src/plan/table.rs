@@ -149,6 +149,20 @@ impl PlanTable {
         Ok(Self { entries, margin, has_equal_axes })
     }
 
+    /// Returns the same plans with other latencies: what `latency` says of a plan's modules, or
+    /// what it was where that is nothing or has other axes.
+    #[must_use]
+    pub fn with_latencies(&self, latency: impl Fn(&[usize]) -> Option<Grid>) -> Self {
+        let mut table = self.clone();
+        for entry in &mut table.entries {
+            let found = latency(&entry.modules);
+            if let Some(grid) = found.filter(|grid| grid.has_axes_of(&entry.latency_seconds)) {
+                entry.latency_seconds = grid;
+            }
+        }
+        table
+    }
+
     /// Returns the plans by descending quality, then by latency at the smallest shape.
     pub fn entries(&self) -> &[PlanEntry] {
         &self.entries
@@ -181,6 +195,7 @@ impl PlanTable {
         candidates.retain(|(_, memory, entry)| admitted.admit(*memory, -entry.quality.value));
         candidates.into_iter().map(|(_, _, entry)| entry).collect()
     }
+
     pub(super) fn shape(&self, batch: usize, tokens: usize) -> Shape {
         let axes = &self.entries[0].latency_seconds;
         let place = self.has_equal_axes.then(|| axes.locate(batch, tokens));

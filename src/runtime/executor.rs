@@ -29,6 +29,8 @@ pub struct Executor {
     /// Its name among the process's executors. By network, modules that compute the same share a
     /// session.
     id: u64,
+    /// The bytes of memory that each network's weights take.
+    bytes: Vec<u64>,
     extra: HashMap<(String, Vec<u8>), ModuleSession>,
 }
 
@@ -63,7 +65,9 @@ impl Executor {
     /// Prepares to run paths of `family`; loads nothing yet.
     pub fn new(runtime: Runtime, family: Arc<Family>) -> Self {
         let id = runtime.residents().join();
-        Self { runtime, family, id, extra: HashMap::new() }
+        let networks = 0..family.num_networks();
+        let bytes = networks.map(|index| family.network(index).resident_bytes()).collect();
+        Self { runtime, family, id, bytes, extra: HashMap::new() }
     }
 
     /// Returns the family.
@@ -86,11 +90,8 @@ impl Executor {
     /// Returns how long it takes by module until it is there; `None` where there is no memory limit
     /// and so nothing that was loaded ever goes. Of experts it is the share that one token wants.
     pub fn load_times(&self) -> Option<Vec<Duration>> {
-        let networks = 0..self.family.num_networks();
-        let wanted: Vec<(Key, u64)> = networks
-            .map(|index| (self.key(index), self.family.network(index).weight_bytes()))
-            .collect();
-        let times = self.runtime.residents().load_times(&wanted)?;
+        let wanted = self.bytes.iter().enumerate().map(|(index, bytes)| (self.key(index), *bytes));
+        let times = self.runtime.residents().load_times(wanted)?;
         let time = |id: ModuleId| match self.family.compute(id) {
             None => Duration::ZERO,
             Some(Compute::Network(index)) => times[*index],
@@ -125,8 +126,7 @@ impl Executor {
         else {
             return Ok(true);
         };
-        let bytes = self.family.network(first).weight_bytes();
-        let has_room = self.runtime.residents().has_room(bytes);
+        let has_room = self.runtime.residents().has_room(self.bytes[first]);
         if has_room {
             self.lease(first)?;
         }
@@ -158,6 +158,7 @@ impl Executor {
             }
             state = next.or(state);
         }
+        self.runtime.residents().trim();
         state.ok_or(RuntimeError::NotAPath)?.to_tensors()
     }
 
@@ -290,7 +291,7 @@ impl Executor {
             tracing::debug!(module = name, seconds = start.elapsed().as_secs_f64(), "loaded");
             Ok(session)
         };
-        self.runtime.residents().lease(self.key(index), network.weight_bytes(), load)
+        self.runtime.residents().lease(self.key(index), self.bytes[index], load)
     }
 }
 

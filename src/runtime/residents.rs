@@ -24,9 +24,9 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// estimates, and a request is worth more than a tenth.
 const TOLERANCE: u64 = 10;
 
-/// Every loaded session. Those that run are leased; of the others the least recently used ones go
-/// when another needs their place. Of a network there are as many as run at once, or as there is
-/// room for.
+/// Every loaded session. Those that run are leased; of the others those go that are expected to be
+/// used again last when another needs their place. Of a network there are as many as run at once,
+/// or as there is room for.
 #[derive(Debug)]
 pub(super) struct Residents<S = ModuleSession> {
     /// What the process may hold, in bytes.
@@ -48,6 +48,8 @@ struct State<S> {
     num_executors: u64,
     /// What never gives way.
     pinned: HashSet<Key>,
+    /// When networks were used, also those that are not here any more.
+    uses: HashMap<Key, Uses>,
     /// How long what was loaded took to load, room for it included.
     load_times: HashMap<Key, Duration>,
     /// The same of all that was loaded lately, by byte.
@@ -65,7 +67,23 @@ struct Sessions<S> {
     num_leased: usize,
     /// The weights of each.
     bytes: u64,
-    used: u64,
+}
+
+/// When a network was used.
+#[derive(Debug, Clone, Copy)]
+struct Uses {
+    last: u64,
+    /// How many uses of any network lay between its last two; `None` where there was one.
+    interval: Option<u64>,
+}
+
+impl Uses {
+    /// Returns in how many uses from `now` it is expected again (LIRS, Jiang and Zhang 2002, §3):
+    /// as long after its last use as that came after the one before, or, where it was not used for
+    /// longer than that, in as much time again.
+    fn distance(self, now: u64) -> u64 {
+        self.interval.map_or(u64::MAX, |interval| interval.max(now - self.last))
+    }
 }
 
 /// What is asked of the system about the process.
@@ -122,6 +140,7 @@ impl<S> Residents<S> {
             counts: HashMap::new(),
             num_executors: 0,
             pinned: HashSet::new(),
+            uses: HashMap::new(),
             load_times: HashMap::new(),
             seconds_per_byte: 0.0,
             clock: 0,
@@ -147,6 +166,7 @@ impl<S> Residents<S> {
         let mut state = self.lock();
         state.counts.remove(&executor);
         state.pinned.retain(|key| key.executor != executor);
+        state.uses.retain(|key, _| key.executor != executor);
         state.load_times.retain(|key, _| key.executor != executor);
         let keys: Vec<Key> =
             state.sessions.keys().copied().filter(|key| key.executor == executor).collect();
@@ -181,10 +201,13 @@ impl<S> Residents<S> {
 
     /// Returns how long each of `wanted`, with the bytes of its weights, takes until it is there;
     /// `None` where nothing ever gives way.
-    pub(super) fn load_times(&self, wanted: &[(Key, u64)]) -> Option<Vec<Duration>> {
+    pub(super) fn load_times(
+        &self,
+        wanted: impl IntoIterator<Item = (Key, u64)>,
+    ) -> Option<Vec<Duration>> {
         self.limit?;
         let state = self.lock();
-        Some(wanted.iter().map(|(key, bytes)| state.load_time(*key, *bytes)).collect())
+        Some(wanted.into_iter().map(|(key, bytes)| state.load_time(key, bytes)).collect())
     }
 
     /// Leases a session; makes it with `load`, after making room for its `bytes` of weights, where
@@ -242,24 +265,25 @@ impl<S> Residents<S> {
         (!timeout.timed_out()).then_some(state)
     }
 
-    /// Lets least recently used sessions go until `bytes` fit; waits for those that run if need be.
+    /// Lets sessions go until `bytes` fit; waits for those that run if need be.
     fn make_room(&self, bytes: u64) -> Result<(), RuntimeError> {
-        let mut is_given_back = false;
+        // What making and dropping sessions freed may not have been given back.
+        let mut may_give_back = true;
         loop {
             let mut state = self.lock();
             let missing = self.missing(&state, bytes);
             if missing == 0 {
                 return Ok(());
             }
+            if may_give_back {
+                drop(state);
+                (self.process.give_back)();
+                may_give_back = false;
+                continue;
+            }
             let gone = state.evict(missing);
             if gone.is_empty() {
                 if state.num_leased > 0 && self.wait_for_return(state).is_some() {
-                    continue;
-                }
-                if !is_given_back {
-                    // What making a session took is freed, but may not have been given back.
-                    (self.process.give_back)();
-                    is_given_back = true;
                     continue;
                 }
                 let limit = self.limit.unwrap_or(u64::MAX);
@@ -271,8 +295,24 @@ impl<S> Residents<S> {
             // It takes a while, during which others may run.
             drop(state);
             drop(gone);
+            may_give_back = true;
+        }
+    }
+
+    /// Lets sessions go where the process has grown over the limit by other things than sessions,
+    /// such as activations, or pages of files that stay mapped.
+    pub(super) fn trim(&self) {
+        if self.limit.is_none() || self.missing(&self.lock(), 0) == 0 {
+            return;
+        }
+        (self.process.give_back)();
+        let mut state = self.lock();
+        let missing = self.missing(&state, 0);
+        let gone = if missing == 0 { Vec::new() } else { state.evict(missing) };
+        drop(state);
+        if !gone.is_empty() {
+            drop(gone);
             (self.process.give_back)();
-            is_given_back = true;
         }
     }
 
@@ -295,24 +335,31 @@ impl<S> Sessions<S> {
 
 impl<S> State<S> {
     fn take(&mut self, key: Key) -> Option<S> {
-        self.clock += 1;
         let sessions = self.sessions.get_mut(&key)?;
-        sessions.used = self.clock;
         let session = sessions.idle.pop()?;
         sessions.num_leased += 1;
         self.num_leased += 1;
+        self.use_now(key);
         Some(session)
+    }
+
+    fn use_now(&mut self, key: Key) {
+        self.clock += 1;
+        let now = self.clock;
+        let uses = self.uses.entry(key).or_insert(Uses { last: now, interval: None });
+        if uses.last < now {
+            *uses = Uses { last: now, interval: Some(now - uses.last) };
+        }
     }
 
     /// Adds a session that is leased.
     fn insert(&mut self, key: Key, bytes: u64) {
-        self.clock += 1;
+        self.use_now(key);
         self.bytes += bytes;
         self.num_leased += 1;
-        let new = || Sessions { idle: Vec::new(), num_leased: 0, bytes, used: 0 };
+        let new = || Sessions { idle: Vec::new(), num_leased: 0, bytes };
         let sessions = self.sessions.entry(key).or_insert_with(new);
         sessions.num_leased += 1;
-        sessions.used = self.clock;
         let counts = self.counts.entry(key.executor).or_default();
         counts.num_modules += 1;
         counts.num_loads += 1;
@@ -370,13 +417,19 @@ impl<S> State<S> {
         sessions.is_some_and(|sessions| !sessions.idle.is_empty() && !is_last(sessions))
     }
 
-    /// Removes the sessions of networks that were used longest ago and are not leased, of so many
-    /// bytes together or more if there are.
+    /// Removes sessions that are not leased, of so many bytes together or more if there are, those
+    /// first that are expected to be used again last. Of equal ones it is the one used last: where
+    /// the same networks are walked through again and again and there is no room for all, what
+    /// stays is found again, while the least recently used one is always what is wanted next.
     fn evict(&mut self, bytes: u64) -> Vec<S> {
         let idle = self.sessions.iter().filter(|(key, _)| self.may_go(**key));
-        let mut idle: Vec<(u64, Key, u64)> =
-            idle.map(|(key, sessions)| (sessions.used, *key, sessions.bytes)).collect();
-        idle.sort_unstable_by_key(|(used, ..)| *used);
+        let order = |key: &Key| {
+            let uses = self.uses.get(key);
+            uses.map_or((u64::MAX, 0), |uses| (uses.distance(self.clock), uses.last))
+        };
+        let mut idle: Vec<((u64, u64), Key, u64)> =
+            idle.map(|(key, sessions)| (order(key), *key, sessions.bytes)).collect();
+        idle.sort_unstable_by_key(|(order, ..)| std::cmp::Reverse(*order));
         let (mut freed, mut gone) = (0, Vec::new());
         for (_, key, own) in idle {
             while freed < bytes && self.may_go(key) {

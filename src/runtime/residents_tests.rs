@@ -28,7 +28,7 @@ fn loaded(residents: &Residents<usize>) -> Vec<usize> {
 }
 
 #[test]
-fn what_was_not_used_for_longest_gives_way() {
+fn what_was_used_twice_stays_before_what_was_used_once() {
     let residents = residents(30);
     let own = residents.join();
     for network in [0, 1, 2, 0] {
@@ -40,6 +40,36 @@ fn what_was_not_used_for_longest_gives_way() {
     assert_eq!((residency.num_modules, residency.weight_bytes), (2, 25));
     assert_eq!((residency.num_loads, residency.num_evictions), (4, 2));
     assert!(residents.has_room(5) && !residents.has_room(6));
+}
+
+/// Uses networks of 10 bytes in this order; returns how many were there.
+fn hits(residents: &Residents<usize>, own: u64, order: impl Iterator<Item = usize>) -> usize {
+    let found = order.map(|network| {
+        let is_there = residents.has(key(own, network));
+        use_of(residents, key(own, network), 10).expect("room");
+        usize::from(is_there)
+    });
+    found.sum()
+}
+
+#[test]
+fn a_walk_that_does_not_fit_finds_what_fits() {
+    let residents = residents(60);
+    let own = residents.join();
+    let walk = |times| (0..times).flat_map(|_| 0..10);
+    assert_eq!(hits(&residents, own, walk(1)), 0);
+    // Of ten networks there is room for six, of which one is always the place of what comes.
+    assert!(hits(&residents, own, walk(10)) >= 50);
+}
+
+#[test]
+fn another_walk_takes_the_place_of_one_that_is_over() {
+    let residents = residents(60);
+    let own = residents.join();
+    let walk = |start: usize, times| (0..times).flat_map(move |_| start..start + 5);
+    assert_eq!(hits(&residents, own, walk(0, 20)), 95);
+    assert!(hits(&residents, own, walk(5, 20)) >= 70, "it is let in soon");
+    assert!(hits(&residents, own, walk(0, 20)) >= 70, "and so is the first one again");
 }
 
 #[test]
@@ -66,7 +96,7 @@ fn what_is_pinned_stays() {
     for network in [0, 1, 2, 3, 4] {
         use_of(&residents, key(own, network), 10).expect("room");
     }
-    assert_eq!(loaded(&residents), [0, 3, 4]);
+    assert_eq!(loaded(&residents), [0, 1, 4]);
     let error = use_of(&residents, key(own, 5), 30).expect_err("10 of 30 are pinned");
     assert!(matches!(error, RuntimeError::MemoryLimit { missing: 10, .. }));
 }
@@ -81,15 +111,15 @@ fn what_is_not_there_takes_as_long_as_it_took() {
     };
     drop(residents.lease(key(own, 0), 10, slow).expect("room"));
     let wanted = [(key(own, 0), 10), (key(own, 1), 10)];
-    let times = residents.load_times(&wanted).expect("there is a limit");
+    let times = residents.load_times(wanted).expect("there is a limit");
     assert_eq!(times[0], Duration::ZERO);
     assert!(times[1] > Duration::ZERO, "what was never there is guessed");
     use_of(&residents, key(own, 1), 20).expect("room in its place");
-    let times = residents.load_times(&wanted).expect("there is a limit");
+    let times = residents.load_times(wanted).expect("there is a limit");
     assert!(times[0] >= Duration::from_millis(19), "{times:?}");
     assert_eq!(times[1], Duration::ZERO);
     let without: Residents<usize> = Residents::of_process(None, process(|| 0));
-    assert_eq!(without.load_times(&wanted), None);
+    assert_eq!(without.load_times(wanted), None);
 }
 
 #[test]
@@ -145,6 +175,22 @@ fn what_ran_into_a_panic_is_not_used_again() {
 fn what_the_process_holds_besides_counts() {
     let residents: Residents<usize> = Residents::of_process(Some(120), process(|| 100));
     assert!(residents.has_room(20) && !residents.has_room(21));
+}
+
+#[test]
+fn sessions_go_where_the_process_grows_by_other_things() {
+    static HELD: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    let held = || HELD.load(std::sync::atomic::Ordering::Relaxed);
+    let residents: Residents<usize> = Residents::of_process(Some(100), process(held));
+    let own = residents.join();
+    for network in [0, 1, 2] {
+        use_of(&residents, key(own, network), 20).expect("room");
+    }
+    for (held, left) in [(100, vec![0, 1, 2]), (101, vec![0, 1]), (130, vec![])] {
+        HELD.store(held, std::sync::atomic::Ordering::Relaxed);
+        residents.trim();
+        assert_eq!(loaded(&residents), left, "{held}");
+    }
 }
 
 #[test]

@@ -1,13 +1,19 @@
 //! What runs together, and on which plan (SuperServe §4, SlackFit: the larger the batch and the
 //! better the plan, the more of the time that is left they take).
 
-use std::time::{Duration, Instant};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::{Duration, Instant},
+};
 
 use super::{ServeError, planner::Chosen, queue::Job, waiting::Share};
 use crate::{family::ModuleId, plan::Budget};
 
 /// How many tokens a batch may run, as a multiple of those that are no padding.
 const MAX_PADDED: f64 = 1.125;
+
+/// What is late at its turn; when to try again is added where that is known.
+const LATE: ServeError = ServeError::Late { retry_after: Duration::ZERO };
 
 /// Jobs that run together.
 #[derive(Debug)]
@@ -46,6 +52,13 @@ fn padded(run: usize, tokens: usize) -> f64 {
     run as f64 / tokens.max(1) as f64
 }
 
+/// Chooses; where that panics, the first one fails and does not stand in the way of the rest.
+pub(super) fn guarded(
+    choose: impl FnOnce() -> (usize, Result<Chosen, ServeError>),
+) -> (usize, Result<Chosen, ServeError>) {
+    catch_unwind(AssertUnwindSafe(choose)).unwrap_or((1, Err(ServeError::Panicked)))
+}
+
 /// Returns the path of a job that runs on no other.
 fn pinned(job: &Job) -> Option<&[ModuleId]> {
     let is_free = job.terms.as_ref().is_some_and(|terms| terms.budget.plan.is_none());
@@ -54,7 +67,7 @@ fn pinned(job: &Job) -> Option<&[ModuleId]> {
 
 /// Chooses how many of `jobs` run, and on which plan: the best quality within the share of the time
 /// that is left, and of equal ones the larger batch. Where nothing is within its share, the fastest
-/// plan for as many as it is still in time for.
+/// plan for as many as it is still in time for; the first is late where there is none.
 pub(super) fn choose(
     jobs: &[&Job],
     shares: &[Share],
@@ -69,7 +82,7 @@ pub(super) fn choose(
         let waited = now - first.queued;
         return (1, Err(ServeError::DeadlineExceeded { waited }));
     }
-    if jobs.len() == 1 && first.chosen.predicted <= shares[0].allowance {
+    if jobs.len() == 1 && first.chosen.careful <= shares[0].allowance {
         return (1, Ok(first.chosen.clone().anew()));
     }
     // Others wait behind it, so what takes longer than predicted makes more than one late.
@@ -98,7 +111,7 @@ pub(super) fn choose(
     let fastest = shares.iter().rev().filter_map(|share| choose(share, None).ok());
     let mut in_time =
         fastest.filter(|(size, chosen)| first.planner.with_margin(chosen) <= left(*size));
-    in_time.next().map_or((1, Err(ServeError::Late)), |(size, chosen)| (size, Ok(chosen)))
+    in_time.next().map_or((1, Err(LATE)), |(size, chosen)| (size, Ok(chosen)))
 }
 
 /// Returns the shape of some jobs together, and the budget that meets all of theirs, without its
@@ -120,4 +133,17 @@ fn together(jobs: &[&Job]) -> ((usize, usize), Budget) {
         plan: budgets().find_map(|budget| budget.plan.clone()),
     };
     ((rows, tokens), budget)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_choice_that_panics_fails_one() {
+        let (size, chosen) = guarded(|| panic!("as it was told to"));
+        assert!(size == 1 && matches!(chosen, Err(ServeError::Panicked)));
+        let (size, chosen) = guarded(|| (3, Err(LATE)));
+        assert!(size == 3 && matches!(chosen, Err(ServeError::Late { .. })));
+    }
 }

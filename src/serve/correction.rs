@@ -1,72 +1,77 @@
-//! Correcting predictions by what requests really took.
+//! How fast the machine is now, and how far it may be off.
 
-use std::{
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
-};
+use std::time::Duration;
 
-/// How fast the correction follows a request that took longer, and one that took less: unequal, so
-/// that it settles where about one request in five takes longer than predicted.
-const RISE: f64 = 0.1;
-const FALL: f64 = 0.025;
+use super::follow::Follower;
+
+/// How fast the factor follows what batches take.
+const FOLLOW: f64 = 0.08;
+
+/// How fast what one batch in five exceeds follows a batch that exceeds it, and one that does not:
+/// unequal, so that it settles there.
+const CAREFUL: (f64, f64) = (0.1, 0.025);
 
 /// The same for the reserve, which about one batch in fifty outlasts.
-const RESERVE_RISE: f64 = 0.3;
-const RESERVE_FALL: f64 = 0.002;
+const RESERVE: (f64, f64) = (0.3, 0.002);
 
 /// The largest reserve.
 const MOST_RESERVED: f64 = 2.0;
 
-/// How far one request may stand from the correction before the rest is taken for an accident.
-const ACCIDENT: f64 = 2.0;
-
-/// The bounds of the correction.
-const LEAST: f64 = 0.5;
+/// The bounds of the factor.
+const LEAST: f64 = 0.125;
 const MOST: f64 = 8.0;
 
-/// How much longer modules take now than when they were profiled: a busier or slower machine.
+/// How much longer modules take now than by what is known of them: a busier or slower machine.
 #[derive(Debug)]
 pub(super) struct Correction {
-    factor: AtomicU64,
-    reserve: AtomicU64,
+    factor: Follower,
+    care: Follower,
+    reserve: Follower,
+    /// Seconds between a batch and its answers.
+    answering: Follower,
 }
 
 impl Default for Correction {
     fn default() -> Self {
-        let one = || AtomicU64::new(1.0_f64.to_bits());
-        Self { factor: one(), reserve: one() }
+        let one = || Follower::new(1.0);
+        Self { factor: one(), care: one(), reserve: one(), answering: Follower::new(1e-4) }
     }
 }
 
 impl Correction {
-    /// Returns the factor by which profiled latencies are multiplied.
+    /// Returns how many times its known latency a batch takes now.
     pub(super) fn factor(&self) -> f64 {
-        f64::from_bits(self.factor.load(Ordering::Relaxed))
+        self.factor.get()
     }
 
-    /// Returns how many times its predicted latency a batch may take, but for one in fifty.
+    /// Returns the factor that one batch in five exceeds: what is chosen must fit with it.
+    pub(super) fn careful(&self) -> f64 {
+        self.factor.get() * self.care.get()
+    }
+
+    /// Returns how many times its careful latency a batch may take, but for one in fifty.
     pub(super) fn reserve(&self) -> f64 {
-        f64::from_bits(self.reserve.load(Ordering::Relaxed))
+        self.reserve.get()
     }
 
-    /// Learns from a request whose profiled latency was `profiled` and which ran for `measured`.
-    ///
-    /// Two requests that end at once may overwrite each other; one lesson more or less does not
-    /// matter.
-    pub(super) fn learn(&self, profiled: Duration, measured: Duration) {
-        let ratio = measured.as_secs_f64() / profiled.as_secs_f64().max(1e-6);
-        let (factor, reserve) = (self.factor(), self.reserve());
-        let beyond = follow(reserve, ratio / factor, (RESERVE_RISE, RESERVE_FALL));
-        self.reserve.store(beyond.clamp(1.0, MOST_RESERVED).to_bits(), Ordering::Relaxed);
-        let next = follow(factor, ratio, (RISE, FALL));
-        self.factor.store(next.clamp(LEAST, MOST).to_bits(), Ordering::Relaxed);
+    /// Returns what passes between the end of a batch and that of its requests.
+    pub(super) fn answering(&self) -> Duration {
+        Duration::from_secs_f64(self.answering.get())
     }
-}
 
-/// Moves `value` towards `ratio`, upwards and downwards at different rates.
-fn follow(value: f64, ratio: f64, (rise, fall): (f64, f64)) -> f64 {
-    let rate = if ratio > value { rise } else { fall };
-    value * (ratio / value).clamp(1.0 / ACCIDENT, ACCIDENT).powf(rate)
+    /// Learns from a batch that was known to take `known` and took `measured`.
+    pub(super) fn learn(&self, known: Duration, measured: Duration) {
+        let ratio = measured.as_secs_f64() / known.as_secs_f64().max(1e-6);
+        let (factor, careful) = (self.factor(), self.careful());
+        self.reserve.follow(ratio / careful, RESERVE, (1.0, MOST_RESERVED));
+        self.care.follow(ratio / factor, CAREFUL, (1.0, MOST_RESERVED));
+        self.factor.follow(ratio, (FOLLOW, FOLLOW), (LEAST, MOST));
+    }
+
+    /// Learns from a request that was answered `time` after its batch was done.
+    pub(super) fn learn_answering(&self, time: Duration) {
+        self.answering.follow(time.as_secs_f64(), (FOLLOW, FOLLOW), (1e-6, 1.0));
+    }
 }
 
 #[cfg(test)]
@@ -76,10 +81,10 @@ mod tests {
     #[test]
     fn a_slower_machine_is_learned_and_unlearned() {
         let correction = Correction::default();
-        let (profiled, slow) = (Duration::from_millis(10), Duration::from_millis(15));
-        (0..100).for_each(|_| correction.learn(profiled, slow));
+        let (known, slow) = (Duration::from_millis(10), Duration::from_millis(15));
+        (0..100).for_each(|_| correction.learn(known, slow));
         assert!((correction.factor() - 1.5).abs() < 0.01, "{}", correction.factor());
-        (0..400).for_each(|_| correction.learn(profiled, profiled));
+        (0..400).for_each(|_| correction.learn(known, known));
         assert!((correction.factor() - 1.0).abs() < 0.01, "{}", correction.factor());
     }
 
@@ -90,13 +95,24 @@ mod tests {
             let milliseconds = if index % 25 == 0 { 14 } else { 10 };
             correction.learn(Duration::from_millis(10), Duration::from_millis(milliseconds));
         }
-        let longest = correction.factor() * correction.reserve();
+        let longest = correction.careful() * correction.reserve();
         assert!((1.3..1.5).contains(&longest), "{longest}");
-        assert!(correction.factor() < 1.1, "{}", correction.factor());
+        assert!(correction.careful() < 1.1, "{}", correction.careful());
     }
 
     #[test]
-    fn one_absurd_request_moves_it_within_its_bounds() {
+    fn what_one_batch_in_five_exceeds_is_told_apart_from_the_middle() {
+        let correction = Correction::default();
+        for index in 0..5_000_u64 {
+            let milliseconds = 8 + (index * 7) % 5;
+            correction.learn(Duration::from_millis(10), Duration::from_millis(milliseconds));
+        }
+        assert!((0.94..1.06).contains(&correction.factor()), "{}", correction.factor());
+        assert!((1.05..1.25).contains(&correction.careful()), "{}", correction.careful());
+    }
+
+    #[test]
+    fn one_absurd_batch_moves_it_within_its_bounds() {
         let correction = Correction::default();
         correction.learn(Duration::ZERO, Duration::from_secs(3_600));
         assert!(correction.factor() <= MOST);

@@ -120,7 +120,10 @@ pub enum ServeError {
     },
     /// Too much is to be done before it.
     #[error("too many requests are before this one for its latency budget")]
-    Late,
+    Late {
+        /// When to try again.
+        retry_after: Duration,
+    },
     /// The server is stopping.
     #[error("the server is draining")]
     Draining,
@@ -164,7 +167,7 @@ impl ServeError {
                 ChooseError::NotFound { .. } => ErrorCode::NotFound,
                 ChooseError::Infeasible(_) => ErrorCode::BudgetInfeasible,
             },
-            Self::QueueFull { .. } | Self::Late => ErrorCode::Overloaded,
+            Self::QueueFull { .. } | Self::Late { .. } => ErrorCode::Overloaded,
             Self::Cancelled => ErrorCode::Cancelled,
             Self::DeadlineExceeded { .. } => ErrorCode::DeadlineExceeded,
             Self::Runtime(_) | Self::Panicked | Self::WorkerGone => ErrorCode::Internal,

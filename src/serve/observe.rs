@@ -21,6 +21,10 @@ pub trait Observer: Send + Sync {
     /// Is called after a module ran.
     fn module_ran(&self, family: &str, module: &str, time: Duration);
 
+    /// Is called when it was learned that a module takes `ratio` times what was profiled, at the
+    /// shape that ran last and as fast as the machine is now.
+    fn module_corrected(&self, _family: &str, _module: &str, _ratio: f64) {}
+
     /// Is called after a module ran inside which tokens took ways of their own.
     fn tokens_routed(&self, _family: &str, _module: &str, _routing: &Routing) {}
 

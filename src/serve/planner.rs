@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{LoadedFamily, PlanSummary, ServeError, correction::Correction, waiting::Need};
+use super::{
+    LoadedFamily, Observer, PlanSummary, ServeError, correction::Correction, learned::Learned,
+    waiting::Need,
+};
 use crate::{
     family::{FamilyError, ModuleId, PlanId},
     fit,
@@ -20,6 +23,7 @@ pub(super) struct Planner {
     /// Knows what is loaded.
     executor: Weak<Executor>,
     pub(super) correction: Correction,
+    learned: Learned,
     /// How much less than there is a plan must be predicted to take, as a share of it.
     margin: f64,
 }
@@ -29,9 +33,9 @@ pub(super) struct Planner {
 pub(super) struct Chosen {
     pub(super) plan: PlanSummary,
     pub(super) path: Vec<ModuleId>,
-    /// What the plan took when it was profiled.
-    pub(super) profiled: Duration,
-    /// What it is predicted to take now, without what was done before.
+    /// What it takes now or less, but for one batch in five, without what was done before.
+    pub(super) careful: Duration,
+    /// What it is predicted to take now, likewise.
     pub(super) predicted: Duration,
 }
 
@@ -59,12 +63,36 @@ impl Planner {
     /// Prepares to choose plans.
     pub(super) fn new(loaded: LoadedFamily, executor: Weak<Executor>) -> Self {
         let margin = loaded.table.margin();
-        Self { loaded, executor, correction: Correction::default(), margin }
+        let learned = Learned::new(&loaded);
+        Self { loaded, executor, correction: Correction::default(), learned, margin }
+    }
+
+    /// Learns from a batch of this shape whose modules took `times`, and all of it `whole`.
+    pub(super) fn learn(
+        &self,
+        shape: (usize, usize),
+        (times, whole): (&[(ModuleId, Duration)], Duration),
+        observer: &dyn Observer,
+    ) {
+        let factor = self.correction.factor();
+        let LoadedFamily { family, profile, .. } = &self.loaded;
+        let hear = |id: ModuleId, ratio| {
+            let module = &family.graph.module(id).name;
+            observer.module_corrected(&family.manifest.name, module, ratio);
+        };
+        let known = self.learned.learn(profile, (shape, factor), times, &hear);
+        self.correction.learn(known, whole);
+    }
+
+    /// Makes what was learned count for the choices that follow.
+    pub(super) fn apply_learned(&self) {
+        self.learned.tell();
     }
 
     /// Returns the plans that no other beats at this shape, cheapest first.
     pub(super) fn front(&self, batch: usize, tokens: usize) -> Vec<PlanSummary> {
-        let front = self.loaded.table.front(batch, tokens).into_iter();
+        let tables = self.learned.tables();
+        let front = tables.all.front(batch, tokens).into_iter();
         let factor = self.correction.factor();
         front.map(|entry| summary_of(entry, batch, tokens, factor)).collect()
     }
@@ -104,12 +132,14 @@ impl Planner {
         let shape = (batch, tokens);
         let unlisted = budget.plan.as_deref().filter(|id| self.loaded.table.find(id).is_none());
         let Some(id) = unlisted else {
-            return self.choose_from(&self.loaded.table, shape, budget);
+            return self.choose_from(&self.learned.tables().all, shape, budget);
         };
-        let LoadedFamily { family, profile, quality, .. } = &self.loaded;
+        let LoadedFamily { family, quality, .. } = &self.loaded;
         let path = PlanId::find_path(&family.graph, id)
             .map_err(|e: FamilyError| ServeError::UnknownPlan { reason: e.to_string() })?;
-        let entry = fit::entry(family, profile, quality, &path)
+        let entry = self
+            .learned
+            .with_profile(|profile| fit::entry(family, profile, quality, &path))
             .map_err(|e| ServeError::UnknownPlan { reason: e.to_string() })?;
         let budget = Budget { plan: Some(entry.id.clone()), ..budget.clone() };
         let table = PlanTable::new(vec![entry], self.margin)
@@ -129,19 +159,20 @@ impl Planner {
         let own = self.with_margin(chosen);
         let alone = fastest(terms.shape).map_or(own, |alone| alone.min(own));
         let full = self.loaded.profile.max_batch().max(batch);
-        let part = fastest((full, tokens)).map(|least| least * share(batch) / share(full));
-        Need { least: part.map_or(alone, |part| part.min(alone)), alone }
+        let whole = fastest((full, tokens));
+        let part = whole.map(|whole| whole * share(batch) / share(full));
+        let least = part.map_or(alone, |part| part.min(alone));
+        Need { least, alone, company: whole.unwrap_or(alone).saturating_sub(alone) }
     }
 
-    /// Returns the predicted latency with the margin.
+    /// Returns the careful latency with the margin.
     pub(super) fn with_margin(&self, chosen: &Chosen) -> Duration {
-        chosen.predicted.mul_f64(1.0 + self.margin)
+        chosen.careful.mul_f64(1.0 + self.margin)
     }
 
     /// Tells whether two paths read the same tokens.
     pub(super) fn read_alike(&self, left: &[ModuleId], right: &[ModuleId]) -> bool {
-        let tables = (self.loaded.alike(left), self.loaded.alike(right));
-        matches!(tables, (Some(left), Some(right)) if std::ptr::eq(left, right))
+        self.loaded.tokenizer(left) == self.loaded.tokenizer(right)
     }
 
     /// Chooses a plan that reads the same tokens as `chosen` does.
@@ -151,23 +182,23 @@ impl Planner {
         shape: (usize, usize),
         budget: &Budget,
     ) -> Result<Chosen, ServeError> {
-        match self.loaded.alike(&chosen.path) {
+        match self.learned.tables().alike(&self.loaded, &chosen.path) {
             Some(table) if budget.plan.is_none() => self.choose_from(table, shape, budget),
             _ => self.plan_for(shape, budget),
         }
     }
 
-    /// Chooses from `table`, whose latencies are profiled ones: the correction is taken out of the
-    /// budget that goes in and put into the latencies that come out. Under a memory limit the time
-    /// to load what is not there counts as well.
+    /// Chooses from `table`, which does not know how fast the machine is now: the correction is
+    /// taken out of the budget that goes in and put into the latencies that come out. Under a
+    /// memory limit the time to load what is not there counts as well.
     fn choose_from(
         &self,
         table: &PlanTable,
         (batch, tokens): (usize, usize),
         budget: &Budget,
     ) -> Result<Chosen, ServeError> {
-        let factor = self.correction.factor();
-        let latency = budget.latency.map(|latency| latency.div_f64(factor));
+        let careful = self.correction.careful();
+        let latency = budget.latency.map(|latency| latency.div_f64(careful));
         let executor = latency.and_then(|_| self.executor.upgrade());
         let load_times = executor.and_then(|executor| executor.load_times());
         let loading = |entry: &PlanEntry| {
@@ -176,22 +207,24 @@ impl Planner {
                 .flat_map(|times| entry.modules.iter().filter_map(|module| times.get(*module)));
             times.sum::<Duration>()
         };
-        let extra_seconds = |entry: &PlanEntry| loading(entry).as_secs_f64() / factor;
+        let extra_seconds = |entry: &PlanEntry| loading(entry).as_secs_f64() / careful;
         let budget_in = Budget { latency, ..budget.clone() };
         let chosen = table.choose_besides((batch, tokens), &budget_in, &extra_seconds);
         let choice = chosen.map_err(|mut error| {
             if let ChooseError::Infeasible(infeasible) = &mut error {
                 infeasible.budget.latency = budget.latency;
-                infeasible.cheapest.latency_seconds *= factor;
+                infeasible.cheapest.latency_seconds *= careful;
             }
             error
         })?;
         let path = choice.entry.modules.iter().map(|index| ModuleId(*index)).collect();
-        let mut plan = summary_of(choice.entry, batch, tokens, factor);
-        plan.predicted_latency += loading(choice.entry);
-        let seconds = choice.entry.latency_seconds_at(batch, tokens);
+        let mut plan = summary_of(choice.entry, batch, tokens, self.correction.factor());
+        let loading = loading(choice.entry);
+        plan.predicted_latency += loading;
+        let seconds = choice.entry.latency_seconds_at(batch, tokens) * careful;
+        let careful = Duration::from_secs_f64(seconds) + loading;
         let predicted = plan.predicted_latency;
-        Ok(Chosen { plan, path, profiled: Duration::from_secs_f64(seconds), predicted })
+        Ok(Chosen { plan, path, careful, predicted })
     }
 }
 

@@ -18,6 +18,9 @@ use super::{
 };
 use crate::{arch::ModelInput, family::ModuleId, runtime::Executor};
 
+/// How long after a request was refused others are likely to be refused as well.
+const LATELY: Duration = Duration::from_millis(100);
+
 /// A family as the threads know it; one that is loaded anew gets another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct FamilyKey(pub(super) u64);
@@ -96,9 +99,14 @@ pub(super) enum QueueError {
     Full {
         /// How many that is.
         limit: usize,
+        /// When they may be done.
+        backlog: Duration,
     },
     /// It would be late, or make another late.
-    Late,
+    Late {
+        /// When everything that waits may be done.
+        backlog: Duration,
+    },
     /// The threads are gone.
     Closed,
 }
@@ -146,6 +154,8 @@ struct State {
     busy_until: Vec<Option<Instant>>,
     /// Threads that wait for something to do.
     num_idle: usize,
+    /// When a request was last refused because it would be late.
+    refused: Option<Instant>,
     is_closed: bool,
 }
 
@@ -181,6 +191,7 @@ pub(super) fn queue(limit: usize, num_workers: usize) -> (Queue, Vec<Receiver>) 
         tasks: VecDeque::new(),
         busy_until: vec![Some(Instant::now()); num_workers],
         num_idle: 0,
+        refused: None,
         is_closed: false,
     };
     let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), limit });
@@ -212,20 +223,43 @@ impl Queue {
     pub(super) fn push(&self, job: Job) -> Result<(), QueueError> {
         let Shared { limit, .. } = *self.shared;
         self.shared.change(|state| {
-            let free = state.free_at(Instant::now());
+            let now = Instant::now();
             if state.is_closed {
                 return Err(QueueError::Closed);
             }
             state.drop_abandoned();
             if state.waiting.len() >= limit {
-                return Err(QueueError::Full { limit });
+                return Err(QueueError::Full { limit, backlog: state.backlog(now) });
             }
-            if job.terms.is_some() && !state.waiting.has_room(&free, job.rank, job.need) {
-                return Err(QueueError::Late);
+            if job.terms.is_some() {
+                state.check_room(now, job.rank, job.need)?;
             }
             state.waiting.push(job.rank, job.need.least, job);
             Ok(())
         })
+    }
+
+    /// Checks, before all is known of a request, that one which would be late is worth a try; it is
+    /// where none was refused lately.
+    ///
+    /// # Errors
+    ///
+    /// Fails when it would be late.
+    pub(super) fn check_early(
+        &self,
+        need: impl FnOnce() -> Option<(Rank, Need)>,
+    ) -> Result<(), QueueError> {
+        let now = Instant::now();
+        let refused = self.shared.lock().refused;
+        if refused.is_none_or(|refused| now - refused > LATELY) {
+            return Ok(());
+        }
+        need().map_or(Ok(()), |(rank, need)| self.shared.lock().check_room(now, rank, need))
+    }
+
+    /// Returns when everything that waits may be done.
+    pub(super) fn backlog(&self) -> Duration {
+        self.shared.lock().backlog(Instant::now())
     }
 
     /// Tells whether something runs or waits.
@@ -293,11 +327,32 @@ impl State {
     fn next_batch(&mut self) -> Option<Batch> {
         self.drop_abandoned();
         let now = Instant::now();
-        let choose = |members: &[&Job], shares: &[Share]| batch::choose(members, shares, now);
+        let choose = |members: &[&Job], shares: &[Share]| {
+            batch::guarded(|| batch::choose(members, shares, now))
+        };
         let num_all = self.busy_until.iter().flatten().count();
         let threads = Threads { num_all, num_free: self.num_idle + 1 };
-        let (jobs, chosen) = self.waiting.pop_batch((now, threads), batch::joins, choose)?;
+        let (jobs, mut chosen) = self.waiting.pop_batch((now, threads), batch::joins, choose)?;
+        if let Err(ServeError::Late { retry_after }) = &mut chosen {
+            self.refused = Some(now);
+            *retry_after = self.backlog(now);
+        }
         Some(Batch { jobs, chosen })
+    }
+
+    /// Checks that there is room for a request.
+    fn check_room(&mut self, now: Instant, rank: Rank, need: Need) -> Result<(), QueueError> {
+        if self.waiting.has_room(&self.free_at(now), rank, need) {
+            return Ok(());
+        }
+        self.refused = Some(now);
+        Err(QueueError::Late { backlog: self.backlog(now) })
+    }
+
+    /// Returns when everything that waits may be done.
+    fn backlog(&self, now: Instant) -> Duration {
+        let done = self.waiting.done_at(&self.free_at(now));
+        done.map_or(Duration::ZERO, |done| done.saturating_duration_since(now))
     }
 
     /// Returns when each thread is expected to be free.

@@ -28,6 +28,8 @@ pub(super) struct Ran {
     pub(super) outputs: Outputs,
     /// The ways that tokens took.
     pub(super) routed: RoutedBatch,
+    /// How long each module took, in all chunks.
+    pub(super) times: Vec<(ModuleId, Duration)>,
 }
 
 /// Runs a path; `name` is its family's.
@@ -39,13 +41,14 @@ pub(super) fn run_chunks(
 ) -> Result<Ran, RuntimeError> {
     let family = executor.family().clone();
     let routed = RoutedBatch::default();
-    let mut heard = Heard { name, family: &family, observer, routed };
+    let mut heard = Heard { name, family: &family, observer, routed, times: Vec::new() };
     let mut outputs = Vec::new();
     for chunk in chunks(work.input, work.max_batch) {
         let sides = SideInputs::of_input(chunk)?;
         outputs.push(executor.run(work.path, &sides, &mut heard)?);
     }
-    Ok(Ran { outputs: concatenate(outputs), routed: heard.routed })
+    let Heard { routed, times, .. } = heard;
+    Ok(Ran { outputs: concatenate(outputs), routed, times })
 }
 
 /// Passes on under the modules' names what is heard of them.
@@ -54,10 +57,12 @@ struct Heard<'a> {
     family: &'a crate::arch::Family,
     observer: &'a dyn Observer,
     routed: RoutedBatch,
+    times: Vec<(ModuleId, Duration)>,
 }
 
 impl ModuleObserver for Heard<'_> {
     fn ran(&mut self, module: ModuleId, time: Duration) {
+        self.times.push((module, time));
         let module = &self.family.graph.module(module).name;
         tracing::debug!(module, seconds = time.as_secs_f64(), "ran");
         self.observer.module_ran(self.name, module, time);

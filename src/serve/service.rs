@@ -1,11 +1,6 @@
 //! One family as it is served.
 
-use std::{
-    collections::BTreeMap,
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
@@ -14,6 +9,7 @@ use tracing::{Instrument, Span, debug_span};
 use super::{
     ErrorCode, InferRequest, InferResponse, Observer, Outcome, PlanSummary, Report, ServeError,
     ServiceConfig, Statistics,
+    foresee::Foresight,
     inputs::{self, Inputs},
     planner::{Chosen, Planner, Terms},
     prepare::prepare,
@@ -25,99 +21,9 @@ use super::{
 use crate::{
     arch::{Family, INPUT_IDS, ModelInput, Stamps},
     family::{Manifest, ModuleId},
-    fit::{self, FitError, Profile, QualityRecords},
-    plan::{Budget, PlanEntry, PlanTable},
+    plan::Budget,
     tensor::{DataType, TensorSpec},
 };
-
-/// When a client that was refused for load may try again.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
-
-/// A family with what is known of its costs and qualities.
-#[derive(Debug)]
-pub struct LoadedFamily {
-    /// The family.
-    pub family: Arc<Family>,
-    /// What its modules cost on this machine.
-    pub profile: Profile,
-    /// What its plans are worth.
-    pub quality: QualityRecords,
-    /// Its plans.
-    pub table: PlanTable,
-    /// What never gives way to other modules.
-    pub(super) pinned: Vec<ModuleId>,
-    /// The plans that read the same tokens, by tokenizer; images have none.
-    alike: BTreeMap<Option<PathBuf>, PlanTable>,
-}
-
-impl LoadedFamily {
-    /// Computes the plans of `family`; what is predicted is made larger by `margin`.
-    ///
-    /// # Errors
-    ///
-    /// Fails when the plans cannot be computed, or none is good enough to be offered.
-    pub fn new(
-        family: Arc<Family>,
-        profile: Profile,
-        quality: QualityRecords,
-        margin: f64,
-    ) -> Result<Self, FitError> {
-        let table = fit::plan_table(&family, &profile, &quality, margin)?;
-        let mut groups: BTreeMap<Option<PathBuf>, Vec<PlanEntry>> = BTreeMap::new();
-        for entry in table.entries() {
-            let path: Vec<ModuleId> = entry.modules.iter().copied().map(ModuleId).collect();
-            groups.entry(tokenizer_of(&family, &path)).or_default().push(entry.clone());
-        }
-        let group = |(tokenizer, entries)| Ok((tokenizer, PlanTable::new(entries, margin)?));
-        let alike = groups.into_iter().map(group).collect::<Result<_, FitError>>()?;
-        Ok(Self { family, profile, quality, table, pinned: Vec::new(), alike })
-    }
-
-    /// Keeps modules in memory, also under a memory limit: those of an anchor, one by its name, or
-    /// with `*` all of the family.
-    ///
-    /// # Errors
-    ///
-    /// Fails with the name of what the family does not have.
-    pub fn pin(mut self, names: &[&str]) -> Result<Self, String> {
-        for name in names {
-            let is_meant = |module: &str| {
-                let rest = module.strip_prefix(name);
-                *name == "*" || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-            };
-            let modules = self.family.graph.modules().iter().enumerate();
-            let meant: Vec<ModuleId> = modules
-                .filter(|(_, module)| is_meant(&module.name))
-                .map(|(index, _)| ModuleId(index))
-                .collect();
-            if meant.is_empty() {
-                let family = &self.family.manifest.name;
-                return Err(format!("`{name}` is no anchor or module of `{family}`"));
-            }
-            self.pinned.extend(meant);
-        }
-        Ok(self)
-    }
-
-    /// Returns the plans that read the same tokens as `path` does.
-    pub(super) fn alike(&self, path: &[ModuleId]) -> Option<&PlanTable> {
-        self.alike.get(&tokenizer_of(&self.family, path))
-    }
-
-    /// Returns the modules that its plans use, those of the best plan first.
-    pub(super) fn modules(&self) -> Vec<ModuleId> {
-        let mut seen = std::collections::HashSet::new();
-        let entries = self.table.entries().iter();
-        let modules = entries.flat_map(|entry| entry.modules.iter().copied());
-        modules.filter(|index| seen.insert(*index)).map(ModuleId).collect()
-    }
-}
-
-/// Returns what turns texts into the tokens that `path` reads.
-fn tokenizer_of(family: &Family, path: &[ModuleId]) -> Option<PathBuf> {
-    let anchor = family.graph.stem_anchor(path).unwrap_or_default();
-    family.manifest.anchors.get(anchor).and_then(|anchor| anchor.tokenizer.clone())
-}
 
 /// Answers the requests of one family.
 pub struct FamilyService {
@@ -128,6 +34,7 @@ pub struct FamilyService {
     queue: Queue,
     observer: Arc<dyn Observer>,
     counter: Counter,
+    foresight: Foresight,
 }
 
 impl FamilyService {
@@ -139,8 +46,8 @@ impl FamilyService {
         observer: Arc<dyn Observer>,
     ) -> Self {
         let digest = digest(&planner.loaded.family);
-        let counter = Counter::default();
-        Self { planner, digest, config, key, queue, observer, counter }
+        let (counter, foresight) = (Counter::default(), Foresight::default());
+        Self { planner, digest, config, key, queue, observer, counter, foresight }
     }
 
     /// Returns the served name.
@@ -234,21 +141,23 @@ impl FamilyService {
     }
 
     async fn answer(&self, request: InferRequest) -> Result<InferResponse, ServeError> {
-        let arrival = request.arrival;
+        let InferRequest { inputs, budget, priority, arrival } = request;
         let family = &self.planner.loaded.family;
-        let inputs = Inputs::parse(request.inputs, self.manifest())?;
+        let inputs = Inputs::parse(inputs, self.manifest())?;
         let texts = match &inputs {
             Inputs::Texts(texts) => Some(texts.clone()),
             Inputs::Pictures(_) | Inputs::Ready(_) => None,
         };
+        self.refuse_early(&inputs, (&budget, priority, arrival))?;
         let reference = &self.manifest().reference;
         let start = Instant::now();
         let input =
             prepare(family, inputs, reference).instrument(debug_span!("preprocess")).await?;
+        texts.iter().for_each(|texts| self.foresight.learn(texts, input.tokens()));
         let shape = (input.batch(), input.tokens());
-        let elapsed = arrival.elapsed();
-        let chosen = self.planner.plan_in_time(shape, &request.budget, elapsed);
-        let chosen = chosen.map_err(|error| self.late_if_busy(error, shape, &request.budget))?;
+        let elapsed = arrival.elapsed() + self.planner.correction.answering();
+        let chosen = self.planner.plan_in_time(shape, &budget, elapsed);
+        let chosen = chosen.map_err(|error| self.late_if_busy(error, shape, &budget))?;
         let anchor = family.graph.stem_anchor(&chosen.path).unwrap_or_default();
         let input = if family.share_tokenizer(anchor, reference) {
             input
@@ -257,16 +166,17 @@ impl FamilyService {
             prepare(family, Inputs::Texts(texts), anchor).await?
         };
         let (preprocess, total_tokens) = (start.elapsed(), input.total_tokens());
-        let terms = Terms { shape, budget: request.budget, arrival };
-        let priority = request.priority;
+        let terms = Terms { shape, budget, arrival };
         let done = self.run(chosen, (terms, priority), input).await?;
-        let Done { outputs, routed, queue, compute, chosen } = done;
+        let Done { outputs, routed, before, queue, compute, chosen } = done;
+        let latency = arrival.elapsed();
+        self.planner.correction.learn_answering(latency.saturating_sub(before + queue + compute));
         let report = Report {
             plan: chosen.plan,
             batch: shape.0,
             tokens: shape.1,
             total_tokens,
-            latency: arrival.elapsed(),
+            latency,
             preprocess,
             queue,
             compute,
@@ -286,7 +196,36 @@ impl FamilyService {
         let is_infeasible = error.code() == ErrorCode::BudgetInfeasible;
         let is_late =
             is_infeasible && self.queue.is_busy() && self.planner.plan_for(shape, budget).is_ok();
-        if is_late { ServeError::Late } else { error }
+        if is_late { ServeError::Late { retry_after: self.queue.backlog() } } else { error }
+    }
+
+    /// Refuses what would be late even if its texts have fewer tokens than others before anything
+    /// is done for it, where others are refused.
+    fn refuse_early(
+        &self,
+        inputs: &Inputs,
+        (budget, priority, arrival): (&Budget, u32, Instant),
+    ) -> Result<(), ServeError> {
+        let shape = match inputs {
+            Inputs::Texts(texts) => (texts.len(), self.foresight.tokens(texts)),
+            Inputs::Pictures(files) => (files.len(), 1),
+            Inputs::Ready(_) => return Ok(()),
+        };
+        let need = || {
+            let terms = Terms { shape, budget: budget.clone(), arrival };
+            let chosen = self.planner.plan_for(shape, &budget.fastest()).ok()?;
+            let need = self.planner.need(&chosen, &terms);
+            Some((self.rank(&terms, priority, Instant::now())?, need))
+        };
+        self.queue.check_early(need).map_err(refused)
+    }
+
+    /// Returns when a request queued at `queued` is to be done; `None` where it has no budget.
+    fn rank(&self, terms: &Terms, priority: u32, queued: Instant) -> Option<Rank> {
+        let deadline = terms.arrival + terms.budget.latency?;
+        let answering = self.planner.correction.answering();
+        let deadline = deadline.checked_sub(answering).unwrap_or(deadline);
+        Some(Rank { priority, deadline: deadline.min(queued + self.config.max_wait) })
     }
 
     /// Queues a job and waits for it.
@@ -299,8 +238,8 @@ impl FamilyService {
         let (reply, answer) = oneshot::channel();
         let queued = Instant::now();
         let need = self.planner.need(&chosen, &terms);
-        let latest = queued + self.config.max_wait;
-        let in_time = terms.budget.latency.map(|latency| terms.arrival + latency);
+        let in_time = self.rank(&terms, priority, queued);
+        let latest = Rank { priority, deadline: queued + self.config.max_wait };
         let job = Job {
             before: queued - terms.arrival,
             family: self.key,
@@ -311,24 +250,23 @@ impl FamilyService {
             request: Span::current(),
             place: Some(Place::take(self.observer.clone(), self.name())),
             queued,
-            rank: Rank {
-                priority,
-                deadline: in_time.map_or(latest, |deadline| deadline.min(latest)),
-            },
+            rank: in_time.unwrap_or(latest),
             need,
             terms: in_time.is_some().then_some(terms),
             reply,
         };
-        if let Err(error) = self.queue.push(job) {
-            return Err(match error {
-                QueueError::Full { limit } => {
-                    ServeError::QueueFull { limit, retry_after: RETRY_AFTER }
-                }
-                QueueError::Late => ServeError::Late,
-                QueueError::Closed => ServeError::WorkerGone,
-            });
-        }
+        self.queue.push(job).map_err(refused)?;
         answer.await.map_err(|_| ServeError::WorkerGone)?
+    }
+}
+
+fn refused(error: QueueError) -> ServeError {
+    match error {
+        QueueError::Full { limit, backlog } => {
+            ServeError::QueueFull { limit, retry_after: backlog }
+        }
+        QueueError::Late { backlog } => ServeError::Late { retry_after: backlog },
+        QueueError::Closed => ServeError::WorkerGone,
     }
 }
 

@@ -54,6 +54,8 @@ pub(super) struct Need {
     pub(super) least: Duration,
     /// In a batch of its own.
     pub(super) alone: Duration,
+    /// How much longer a full batch takes than one of its own.
+    pub(super) company: Duration,
 }
 
 impl<T> Waiting<T> {
@@ -75,6 +77,13 @@ impl<T> Waiting<T> {
     pub(super) fn push(&mut self, rank: Rank, least: Duration, item: T) {
         self.count += 1;
         self.entries.insert((rank, self.count), Entry { least, item });
+    }
+
+    /// Returns when everything that waits may be done, the threads being free at `free`.
+    pub(super) fn done_at(&self, free: &[Instant]) -> Option<Instant> {
+        let mut free = free.to_vec();
+        let ends = self.entries.values().map(|entry| spend(&mut free, entry.least));
+        ends.last().flatten().or_else(|| free.iter().min().copied())
     }
 
     /// Drops everything for which `stays` does not hold.
@@ -141,19 +150,24 @@ impl<T> Waiting<T> {
 
     /// Tells whether something more can be done in time if everything takes the least it can, the
     /// threads being free at `free`, and nothing of its priority that would be in time is made late
-    /// by it. It takes `alone` itself, and `least` off the time of others, with which it may share
-    /// a batch.
+    /// by it. It takes `least` off the time of others, and `alone` itself or, where others wait
+    /// before it, what its batch does, which is as large as theirs or full: batches that have to
+    /// stay small for those that are due would make what follows late.
     pub(super) fn has_room(
         &self,
         free: &[Instant],
         rank: Rank,
-        Need { least, alone }: Need,
+        Need { least, alone, company }: Need,
     ) -> bool {
         let mut without = free.to_vec();
         for (_, entry) in self.entries.range(..=(rank, u64::MAX)) {
             spend(&mut without, entry.least);
         }
-        if without.iter().min().is_none_or(|start| *start + alone > rank.deadline) {
+        let Some((start, first)) = without.iter().min().zip(free.iter().min()) else {
+            return false;
+        };
+        let company = start.saturating_duration_since(*first).min(company);
+        if *start + alone + company > rank.deadline {
             return false;
         }
         let mut with = without.clone();
@@ -262,12 +276,12 @@ mod tests {
         waiting.push(at(2, 10), ms(8), "low");
         waiting.push(at(1, 40), ms(8), "high");
         // The low one is made late by another of high priority, but not the high one.
-        let need = Need { least: ms(20), alone: ms(20) };
+        let need = Need { least: ms(20), alone: ms(20), company: ms(0) };
         assert!(waiting.has_room(&[now], at(1, 30), need));
-        let need = Need { least: ms(33), alone: ms(33) };
+        let need = Need { least: ms(33), alone: ms(33), company: ms(0) };
         assert!(!waiting.has_room(&[now], at(1, 39), need));
         // One of low priority comes after both.
-        let need = Need { least: ms(1), alone: ms(1) };
+        let need = Need { least: ms(1), alone: ms(1), company: ms(0) };
         assert!(
             waiting.has_room(&[now], at(2, 17), need) && !waiting.has_room(&[now], at(2, 16), need)
         );
@@ -306,10 +320,30 @@ mod tests {
             (18, 19, 1, false),
             (18, 40, 5, true),
         ] {
-            let need = Need { least: ms(least), alone: ms(least) };
+            let need = Need { least: ms(least), alone: ms(least), company: ms(0) };
             let found = waiting.has_room(&[now + ms(start)], rank(now + ms(deadline)), need);
             assert_eq!(found, expected, "{start} {deadline} {least}");
         }
+    }
+
+    #[test]
+    fn behind_others_there_is_room_for_a_batch_as_large_as_theirs() {
+        let now = Instant::now();
+        let mut waiting = Waiting::new();
+        let need = Need { least: ms(4), alone: ms(6), company: ms(30) };
+        let count = |waiting: &mut Waiting<()>, budget| {
+            let deadline = rank(now + ms(budget));
+            while waiting.has_room(&[now], deadline, need) {
+                waiting.push(deadline, ms(4), ());
+            }
+            waiting.len()
+        };
+        // Alone: 6 ≤ 8; with one before it 4 + 6 + 4 > 8.
+        assert_eq!(count(&mut waiting, 8), 1);
+        // Behind n: 4 n + 6 + 4 n ≤ 50.
+        assert_eq!(count(&mut waiting, 50), 6);
+        // Behind n: 4 n + 6 + 30 ≤ 100.
+        assert_eq!(count(&mut waiting, 100), 17);
     }
 
     proptest! {
@@ -321,7 +355,7 @@ mod tests {
             let now = Instant::now();
             let mut waiting = Waiting::new();
             for (deadline, least) in jobs {
-                let need = Need { least: ms(least), alone: ms(least) };
+                let need = Need { least: ms(least), alone: ms(least), company: ms(0) };
                 if waiting.has_room(&vec![now; num_threads], rank(now + ms(deadline)), need) {
                     waiting.push(rank(now + ms(deadline)), ms(least), (deadline, least));
                 }

@@ -31,6 +31,8 @@ pub(super) struct Done {
     pub(super) outputs: Outputs,
     /// The ways that its tokens took.
     pub(super) routed: Vec<RoutedModule>,
+    /// What had passed since the arrival when it was queued.
+    pub(super) before: Duration,
     /// How long the job waited.
     pub(super) queue: Duration,
     /// How long it ran.
@@ -125,12 +127,16 @@ impl Worker {
     /// fails.
     fn run_batch(&self, executor: &Executor, mut jobs: Vec<Job>, chosen: &Chosen) {
         let start = Instant::now();
-        self.receiver.begin(chosen.predicted);
+        self.receiver.begin(chosen.careful);
         let compute = AssertUnwindSafe(|| self.compute(executor, &mut jobs, chosen));
         let result = catch_unwind(compute).unwrap_or(Err(ServeError::Panicked));
         self.receiver.end();
         match result {
-            Ok(ran) => reply(jobs, ran, chosen, start),
+            Ok(ran) => {
+                let planner = jobs.first().map(|job| job.planner.clone());
+                reply(jobs, ran, chosen, start);
+                planner.iter().for_each(|planner| planner.apply_learned());
+            }
             Err(_) if jobs.len() > 1 => {
                 for job in jobs {
                     let chosen = job.chosen.clone().anew();
@@ -160,16 +166,18 @@ impl Worker {
         };
         let input = input.ok_or(ServeError::WorkerGone)?;
         let planner = jobs[0].planner.clone();
-        let num_rows = input.batch();
+        let shape = (input.batch(), input.tokens());
         let max_batch = planner.loaded.profile.max_batch();
         let work = Work { path: &chosen.path, input, max_batch };
         let start = Instant::now();
         let (ran, has_loaded) = computing[0].in_scope(|| self.run(executor, work))?;
-        if !has_loaded {
-            planner.correction.learn(chosen.profiled, start.elapsed());
+        // What runs in chunks has no shape to learn from.
+        if !has_loaded && shape.0 <= max_batch {
+            let took = (&*ran.times, start.elapsed());
+            planner.learn(shape, took, &*self.crew.observer);
         }
         let name = &executor.family().manifest.name;
-        self.crew.observer.batch_ran(name, num_rows, planner.correction.factor());
+        self.crew.observer.batch_ran(name, shape.0, planner.correction.factor());
         Ok(ran)
     }
 
@@ -212,8 +220,9 @@ fn reply(jobs: Vec<Job>, ran: Ran, chosen: &Chosen, start: Instant) {
         let routed = ran.routed.of_rows(first_row, job.shape.0);
         first_row += job.shape.0;
         let mut chosen = chosen.clone();
-        chosen.plan.predicted_latency += job.before;
-        let done = Done { outputs, routed, queue: start - job.queued, compute, chosen };
+        let (before, queue) = (job.before, start - job.queued);
+        chosen.plan.predicted_latency += before + job.planner.correction.answering();
+        let done = Done { outputs, routed, before, queue, compute, chosen };
         // A span ends when nobody holds it any more: the request's must not wait for this thread.
         drop(job.request);
         // Nobody hears a failure to send: the client has gone in the meantime.
@@ -221,10 +230,10 @@ fn reply(jobs: Vec<Job>, ran: Ran, chosen: &Chosen, start: Instant) {
     }
 }
 
-/// Refuses the job for which there is no time, or which failed.
+/// Refuses the job for which there is no time, or which failed: there is one where there is an
+/// error.
 fn refuse(jobs: Vec<Job>, error: ServeError) {
-    let mut errors = std::iter::once(error).chain(std::iter::repeat_with(|| ServeError::Late));
-    for (job, error) in jobs.into_iter().zip(&mut errors) {
+    if let Some(job) = jobs.into_iter().next() {
         drop(job.request);
         drop(job.reply.send(Err(error)));
     }

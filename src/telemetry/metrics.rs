@@ -68,9 +68,16 @@ const CORRECTION: NameAndHelp = (
     "tessera_plan_correction_ratio",
     "What profiled latencies are multiplied by, learned from what requests took.",
 );
+const MODULE_CORRECTION: NameAndHelp = (
+    "tessera_runtime_module_correction_ratio",
+    "What a module's profiled latency is multiplied by, at the shape that it ran at last.",
+);
 const INFEASIBLE: NameAndHelp =
     ("tessera_plan_infeasible_total", "Requests whose budget no plan meets.");
-const RESIDENT_BYTES: NameAndHelp = ("tessera_runtime_resident_bytes", "Bytes of loaded weights.");
+const RESIDENT_BYTES: NameAndHelp = (
+    "tessera_runtime_resident_bytes",
+    "Bytes of loaded weights, without tables that are read in their files.",
+);
 const RESIDENT_MODULES: NameAndHelp = ("tessera_runtime_resident_modules", "Loaded modules.");
 const MODULE_LOADS: NameAndHelp =
     ("tessera_runtime_module_loads_total", "How many times a module was loaded.");
@@ -102,6 +109,7 @@ pub struct Metrics {
     infeasible: IntCounterVec,
     batches: HistogramVec,
     corrections: GaugeVec,
+    module_corrections: GaugeVec,
     resident_bytes: IntGaugeVec,
     resident_modules: IntGaugeVec,
     module_loads: IntCounterVec,
@@ -135,6 +143,7 @@ impl Metrics {
             budget_violations: counters(&registry, VIOLATIONS, &["family"])?,
             batches: histograms(&registry, BATCHES, &["family"], BATCH_BUCKETS)?,
             corrections: ratios(&registry, CORRECTION, &["family"])?,
+            module_corrections: ratios(&registry, MODULE_CORRECTION, &["family", "module"])?,
             infeasible: counters(&registry, INFEASIBLE, &["family"])?,
             resident_bytes: gauges(&registry, RESIDENT_BYTES, "family")?,
             resident_modules: gauges(&registry, RESIDENT_MODULES, "family")?,
@@ -226,6 +235,10 @@ impl Observer for Metrics {
 
     fn module_ran(&self, family: &str, module: &str, time: Duration) {
         self.modules.with_label_values(&[family, module]).observe(time.as_secs_f64());
+    }
+
+    fn module_corrected(&self, family: &str, module: &str, ratio: f64) {
+        self.module_corrections.with_label_values(&[family, module]).set(ratio);
     }
 
     fn tokens_routed(&self, family: &str, module: &str, routing: &Routing) {

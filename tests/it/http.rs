@@ -274,7 +274,10 @@ async fn versions_are_one_and_the_digest() {
 #[tokio::test]
 async fn metrics_show_what_happened() {
     let app = app();
-    infer(&app, &text_request(json!({"plan": NAMED}))).await.expect(200);
+    // The first loads its modules, the second shows what they take.
+    for _ in 0..2 {
+        infer(&app, &text_request(json!({"plan": NAMED}))).await.expect(200);
+    }
     infer(&app, &text_request(json!({"plan": "l9[0..3]"}))).await.expect(404);
     infer(&app, &json!({"inputs": 3})).await.expect(400);
     let reply = get(&app, "/metrics").await;
@@ -289,6 +292,8 @@ async fn metrics_show_what_happened() {
         r#"tessera_runtime_resident_bytes{family="text"}"#,
         r#"tessera_runtime_module_loads_total{family="text"}"#,
         r#"tessera_runtime_module_duration_seconds_count{family="text",module="l6.stem"}"#,
+        r#"tessera_plan_correction_ratio{family="text"}"#,
+        r#"tessera_runtime_module_correction_ratio{family="text",module="l6.stem"}"#,
         "process_resident_memory_bytes",
     ] {
         assert!(reply.text.lines().any(|found| found.starts_with(line)), "{line}\n{}", reply.text);

@@ -1,9 +1,9 @@
 //! More requests than there is time for: smaller plans first, then refusals.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -12,13 +12,16 @@ use std::{
 use serde_json::{Value, json};
 use tessera::{
     api::{ApiConfig, ApiState, router},
+    arch::Stamps,
+    family::ModuleId,
+    fit::QualityRecords,
     runtime::Residency,
-    serve::{Observer, Outcome, Registry, ServiceConfig},
+    serve::{LoadedFamily, Loader, Observer, Outcome, Registry, ServiceConfig},
 };
 
 use crate::{
     http::{app, get, send},
-    support::{CONFIG, Families, metrics, start, start_with},
+    support::{CONFIG, Families, fashion_family, fashion_profile, metrics, start, start_with},
 };
 
 const NUM_REQUESTS: usize = 200;
@@ -151,4 +154,81 @@ async fn a_panic_on_the_inference_thread_fails_one_request() {
     for _ in 0..3 {
         assert_eq!(infer().await.expect(200)["outputs"], expected);
     }
+}
+
+/// What is heard of modules' corrections.
+#[derive(Default)]
+struct Hearing(Mutex<BTreeMap<String, f64>>);
+
+impl Observer for Hearing {
+    fn accepted(&self, _family: &str) {}
+
+    fn finished(&self, _family: &str, _outcome: &Outcome<'_>) {}
+
+    fn batch_ran(&self, _family: &str, _rows: usize, _correction: f64) {}
+
+    fn module_ran(&self, _family: &str, _module: &str, _time: Duration) {}
+
+    fn module_corrected(&self, _family: &str, module: &str, ratio: f64) {
+        self.0.lock().expect("no panic").insert(module.to_owned(), ratio);
+    }
+
+    fn residency_changed(&self, _family: &str, _residency: &Residency) {}
+
+    fn queue_changed(&self, _family: &str, _change: i64) {}
+
+    fn connections_changed(&self, _protocol: &str, _change: i64) {}
+
+    fn connection_refused(&self, _protocol: &str) {}
+}
+
+/// Loads the family of images with a profile in which one feed-forward part takes six times as long
+/// as it does.
+struct Misjudging;
+
+const MISJUDGED: &str = "l.block.1.mlp";
+const JUDGED: &str = "l.block.1.attn";
+
+impl Loader for Misjudging {
+    fn names(&self) -> Result<Vec<String>, String> {
+        Ok(vec!["fashion".to_owned()])
+    }
+
+    fn stamps(&self, _name: &str) -> Option<Stamps> {
+        None
+    }
+
+    fn load(&self, _name: &str) -> Result<LoadedFamily, String> {
+        let (family, mut profile) = (fashion_family(), fashion_profile());
+        let modules = family.graph.modules().iter();
+        let index = modules.map(|module| &*module.name).position(|name| name == MISJUDGED);
+        let latency = index.and_then(|index| profile.latency_mut(ModuleId(index)));
+        let latency = latency.ok_or("no such module")?;
+        *latency = latency.scale(6.0).map_err(|error| error.to_string())?;
+        let quality = QualityRecords::read(&family.folder.join("quality.json")).expect("read");
+        LoadedFamily::new(family, profile, quality, 0.05).map_err(|error| error.to_string())
+    }
+}
+
+#[tokio::test]
+async fn a_module_that_was_measured_wrongly_is_corrected_by_itself() {
+    let hearing = Arc::new(Hearing::default());
+    let (repository, _thread) = start(Registry::default(), hearing.clone(), Box::new(Misjudging));
+    repository.load("fashion").expect("loaded");
+    let state = ApiState::new(repository, metrics(), Arc::new(String::new));
+    let app = router(state, &ApiConfig::default());
+    let ratios = || {
+        let heard = hearing.0.lock().expect("no panic");
+        (heard.get(MISJUDGED).copied(), heard.get(JUDGED).copied())
+    };
+    let mut body: Value = serde_json::from_str(&request(None)).expect("JSON");
+    body["parameters"]["plan"] = "l[0..6]".into();
+    let body = body.to_string();
+    for _ in 0..600 {
+        send(&app, "POST", "/v2/models/fashion/infer", body.clone()).await.expect(200);
+    }
+    let (Some(misjudged), Some(judged)) = ratios() else {
+        panic!("the plan has both: {:?}", hearing.0);
+    };
+    assert!(misjudged < 0.5 * judged, "{misjudged} {judged}");
 }

@@ -150,7 +150,7 @@ pub(crate) fn metrics() -> Arc<Metrics> {
     served().metrics.clone()
 }
 
-fn fashion_profile() -> Profile {
+pub(crate) fn fashion_profile() -> Profile {
     static PROFILE: OnceLock<Profile> = OnceLock::new();
     PROFILE.get_or_init(|| measured(&fashion_family())).clone()
 }

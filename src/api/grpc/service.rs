@@ -91,9 +91,9 @@ impl InferenceService {
             .instrument(debug_span!("decode"))
             .await;
         let mut decoded = accepted.hand_over(decoded)?;
-        let budget = &mut decoded.request.budget;
+        let crate::serve::InferRequest { budget, priority, .. } = &mut decoded.request;
         budget.latency = budget.latency.or(terms.wait);
-        terms.permit.cap(budget);
+        terms.permit.cap(budget, priority);
         let answer = answer(&model, decoded).await?;
         debug_span!("encode").in_scope(|| encode(answer))
     }

@@ -1,0 +1,142 @@
+//! What a family's modules are found to cost while they serve, and what its plans cost then.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    time::{Duration, Instant},
+};
+
+use super::LoadedFamily;
+use crate::{family::ModuleId, fit::Profile, plan::PlanTable};
+
+/// How far a module's latency at a shape moves towards what one batch took: slowly, beside the
+/// factor of all modules, which is the first to follow what they have in common.
+const RATE: f64 = 0.02;
+
+/// How far it moves back to what was profiled at the same time, so that what modules have in common
+/// ends in the factor, which holds for those that have not run as well.
+const PULL: f64 = 0.002;
+
+/// How far one run may stand from what was expected before the rest is taken for an accident.
+const ACCIDENT: f64 = 2.0;
+
+/// How many times what was profiled, or part of it, a module may be found to take.
+const MOST: f64 = 8.0;
+
+/// Plans get new latencies when a module has moved by so much, as a logarithm, but not more often
+/// than this.
+const NOTABLE: f64 = 0.01;
+const INTERVAL: Duration = Duration::from_millis(250);
+
+/// The latencies of a family's modules, by batch and length, as they are found to be on a machine
+/// that is as fast as it was when they were profiled; how fast it is now is the [`Correction`]'s.
+///
+/// [`Correction`]: super::correction::Correction
+#[derive(Debug)]
+pub(super) struct Learned {
+    learning: Mutex<Learning>,
+    tables: RwLock<Arc<Tables>>,
+}
+
+#[derive(Debug)]
+struct Learning {
+    profile: Profile,
+    /// By how much each module has moved since the plans were told.
+    moved: Vec<f64>,
+    told: Instant,
+}
+
+/// The plans, as they cost now.
+#[derive(Debug)]
+pub(super) struct Tables {
+    /// All plans.
+    pub(super) all: PlanTable,
+    /// Those that read the same tokens, by tokenizer.
+    alike: BTreeMap<Option<PathBuf>, PlanTable>,
+}
+
+impl Tables {
+    /// Returns the plans that read the same tokens as `path` does.
+    pub(super) fn alike(&self, loaded: &LoadedFamily, path: &[ModuleId]) -> Option<&PlanTable> {
+        self.alike.get(&loaded.tokenizer(path).map(std::path::Path::to_owned))
+    }
+}
+
+impl Learned {
+    /// Nothing is learned yet.
+    pub(super) fn new(loaded: &LoadedFamily) -> Self {
+        let profile = loaded.profile.clone();
+        let moved = vec![0.0; loaded.family.graph.modules().len()];
+        let learning = Mutex::new(Learning { profile, moved, told: Instant::now() });
+        let tables = Tables { all: loaded.table.clone(), alike: loaded.alike.clone() };
+        Self { learning, tables: RwLock::new(Arc::new(tables)) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Learning> {
+        self.learning.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the plans as they cost now.
+    pub(super) fn tables(&self) -> Arc<Tables> {
+        self.tables.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Lends what modules are found to cost.
+    pub(super) fn with_profile<T>(&self, read: impl FnOnce(&Profile) -> T) -> T {
+        read(&self.lock().profile)
+    }
+
+    /// Learns from a batch whose modules took `times` on a machine that takes `factor` times what
+    /// it took when they were profiled; returns what they were expected to take without it. `hear`
+    /// is told how many times its profiled latency each takes now.
+    pub(super) fn learn(
+        &self,
+        measured: &Profile,
+        (shape, factor): ((usize, usize), f64),
+        times: &[(ModuleId, Duration)],
+        hear: &dyn Fn(ModuleId, f64),
+    ) -> Duration {
+        let mut learning = self.lock();
+        let Learning { profile, moved, .. } = &mut *learning;
+        let mut expected = 0.0;
+        for (id, time) in times {
+            let Some((grid, measured)) = profile.latency_mut(*id).zip(measured.module(*id)) else {
+                continue;
+            };
+            let before = grid.at(shape.0, shape.1);
+            expected += before;
+            if before > 0.0 {
+                let ratio = time.as_secs_f64() / (before * factor);
+                let profiled = measured.latency_seconds.at(shape.0, shape.1);
+                let back = (profiled / before).powf(PULL);
+                let step = ratio.clamp(1.0 / ACCIDENT, ACCIDENT).powf(RATE) * back;
+                grid.bend(shape, step, (&measured.latency_seconds, MOST));
+                moved[id.0] += step.ln();
+                hear(*id, factor * grid.at(shape.0, shape.1) / profiled);
+            }
+        }
+        Duration::from_secs_f64(expected)
+    }
+
+    /// Gives plans the latencies that follow from what was learned, where it is worth it.
+    pub(super) fn tell(&self) {
+        let mut learning = self.lock();
+        let is_notable = learning.moved.iter().any(|moved| moved.abs() > NOTABLE);
+        if !is_notable || learning.told.elapsed() < INTERVAL {
+            return;
+        }
+        learning.told = Instant::now();
+        learning.moved.fill(0.0);
+        let profile = learning.profile.clone();
+        drop(learning);
+        let latency = |path: &[usize]| profile.latency_of(path.iter().copied().map(ModuleId));
+        let tables = self.tables();
+        let alike = tables.alike.iter();
+        let tables = Tables {
+            all: tables.all.with_latencies(latency),
+            alike: alike.map(|(key, table)| (key.clone(), table.with_latencies(latency))).collect(),
+        };
+        *self.tables.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(tables);
+    }
+}
