@@ -21,6 +21,16 @@ use crate::{arch::ModelInput, family::ModuleId, runtime::Executor};
 /// How long after a request was refused others are likely to be refused as well.
 const LATELY: Duration = Duration::from_millis(100);
 
+/// How much stricter admission gets when something admitted is late at its turn, when a batch stays
+/// smaller than it could be for those that are due, and what is left of that after any other.
+const LATE: f64 = 0.25;
+const SMALL: f64 = 0.05;
+const LAXER: f64 = 0.99;
+
+/// What is left of batches' allowances while requests that any plan could answer are refused: worse
+/// answers are worth more than none.
+const HURRY: f64 = 0.5;
+
 /// A family as the threads know it; one that is loaded anew gets another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct FamilyKey(pub(super) u64);
@@ -156,6 +166,10 @@ struct State {
     num_idle: usize,
     /// When a request was last refused because it would be late.
     refused: Option<Instant>,
+    /// When one was that could have taken any plan, and had time for more than one batch.
+    hurried: Option<Instant>,
+    /// How much of the time of a full batch must be left behind others, from 0 to 1.
+    strictness: f64,
     is_closed: bool,
 }
 
@@ -192,6 +206,8 @@ pub(super) fn queue(limit: usize, num_workers: usize) -> (Queue, Vec<Receiver>) 
         busy_until: vec![Some(Instant::now()); num_workers],
         num_idle: 0,
         refused: None,
+        hurried: None,
+        strictness: 0.0,
         is_closed: false,
     };
     let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), limit });
@@ -231,16 +247,16 @@ impl Queue {
             if state.waiting.len() >= limit {
                 return Err(QueueError::Full { limit, backlog: state.backlog(now) });
             }
-            if job.terms.is_some() {
-                state.check_room(now, job.rank, job.need)?;
+            if let Some(terms) = &job.terms {
+                state.check_room(now, (job.rank, job.need), terms.budget.plan.is_none())?;
             }
             state.waiting.push(job.rank, job.need.least, job);
             Ok(())
         })
     }
 
-    /// Checks, before all is known of a request, that one which would be late is worth a try; it is
-    /// where none was refused lately.
+    /// Checks, before all is known of a request, that it is worth a try; it is where none was
+    /// refused lately.
     ///
     /// # Errors
     ///
@@ -248,13 +264,15 @@ impl Queue {
     pub(super) fn check_early(
         &self,
         need: impl FnOnce() -> Option<(Rank, Need)>,
+        is_free: bool,
     ) -> Result<(), QueueError> {
         let now = Instant::now();
         let refused = self.shared.lock().refused;
         if refused.is_none_or(|refused| now - refused > LATELY) {
             return Ok(());
         }
-        need().map_or(Ok(()), |(rank, need)| self.shared.lock().check_room(now, rank, need))
+        let check = |need| self.shared.lock().check_room(now, need, is_free);
+        need().map_or(Ok(()), check)
     }
 
     /// Returns when everything that waits may be done.
@@ -327,25 +345,47 @@ impl State {
     fn next_batch(&mut self) -> Option<Batch> {
         self.drop_abandoned();
         let now = Instant::now();
+        let mut num_ready = 0;
+        let is_hurried = self.hurried.is_some_and(|since| now - since < LATELY);
         let choose = |members: &[&Job], shares: &[Share]| {
+            num_ready = shares.last().map_or(0, |most| most.size);
+            let hurry =
+                |share: &Share| Share { allowance: share.allowance.mul_f64(HURRY), ..*share };
+            let hurried: Vec<Share> = shares.iter().map(hurry).collect();
+            let shares = if is_hurried { &hurried } else { shares };
             batch::guarded(|| batch::choose(members, shares, now))
         };
         let num_all = self.busy_until.iter().flatten().count();
         let threads = Threads { num_all, num_free: self.num_idle + 1 };
         let (jobs, mut chosen) = self.waiting.pop_batch((now, threads), batch::joins, choose)?;
-        if let Err(ServeError::Late { retry_after }) = &mut chosen {
-            self.refused = Some(now);
-            *retry_after = self.backlog(now);
+        match &mut chosen {
+            Err(ServeError::Late { retry_after }) => {
+                self.refused = Some(now);
+                self.strictness = (self.strictness + LATE).min(1.0);
+                *retry_after = self.backlog(now);
+            }
+            _ if jobs.len() < num_ready => self.strictness = (self.strictness + SMALL).min(1.0),
+            _ => self.strictness *= LAXER,
         }
         Some(Batch { jobs, chosen })
     }
 
-    /// Checks that there is room for a request.
-    fn check_room(&mut self, now: Instant, rank: Rank, need: Need) -> Result<(), QueueError> {
-        if self.waiting.has_room(&self.free_at(now), rank, need) {
+    /// Checks that there is room for a request, which any plan may answer where it `is_free`.
+    fn check_room(
+        &mut self,
+        now: Instant,
+        (rank, need): (Rank, Need),
+        is_free: bool,
+    ) -> Result<(), QueueError> {
+        let strict = Need { company: need.company.mul_f64(self.strictness), ..need };
+        if self.waiting.has_room(&self.free_at(now), rank, strict) {
             return Ok(());
         }
         self.refused = Some(now);
+        // One in a greater hurry than a batch or two takes does not make the others' answers worse.
+        if is_free && rank.deadline > now + 2 * (need.alone + need.company) {
+            self.hurried = Some(now);
+        }
         Err(QueueError::Late { backlog: self.backlog(now) })
     }
 

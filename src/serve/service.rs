@@ -217,7 +217,7 @@ impl FamilyService {
             let need = self.planner.need(&chosen, &terms);
             Some((self.rank(&terms, priority, Instant::now())?, need))
         };
-        self.queue.check_early(need).map_err(refused)
+        self.queue.check_early(need, budget.plan.is_none()).map_err(refused)
     }
 
     /// Returns when a request queued at `queued` is to be done; `None` where it has no budget.

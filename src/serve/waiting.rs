@@ -54,7 +54,7 @@ pub(super) struct Need {
     pub(super) least: Duration,
     /// In a batch of its own.
     pub(super) alone: Duration,
-    /// How much longer a full batch takes than one of its own.
+    /// How much longer a full batch takes than one of its own, as far as that counts.
     pub(super) company: Duration,
 }
 

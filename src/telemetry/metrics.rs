@@ -54,10 +54,8 @@ const STAGES: NameAndHelp =
     ("tessera_serve_stage_duration_seconds", "Time of an answered request in each stage.");
 const QUEUE_DEPTH: NameAndHelp = ("tessera_serve_queue_depth", "Requests that wait to be run.");
 const PLANS: NameAndHelp = ("tessera_plan_chosen_total", "Answered requests by the plan that ran.");
-const RATIO: NameAndHelp = (
-    "tessera_plan_prediction_ratio",
-    "Predicted latency over the measured time of tokenizing and computing.",
-);
+const RATIO: NameAndHelp =
+    ("tessera_plan_prediction_ratio", "Predicted latency over the measured one, waiting left out.");
 const VIOLATIONS: NameAndHelp = (
     "tessera_plan_budget_violations_total",
     "Answered requests that took longer than their latency budget.",
@@ -176,7 +174,7 @@ impl Metrics {
         }
         let plan = self.plan_label(family, &report.plan.plan);
         self.plans.with_label_values(&[family, plan]).inc();
-        let measured = report.preprocess + report.compute;
+        let measured = report.latency.saturating_sub(report.queue);
         if !measured.is_zero() {
             let ratio = report.plan.predicted_latency.div_duration_f64(measured);
             self.prediction_ratio.with_label_values(&[family]).observe(ratio);
