@@ -4,7 +4,8 @@
 //!
 //! `cargo bench --bench experts -- l6 [block …]` prints recall@10 on held-out mails (`make data`),
 //! `cargo bench --bench experts -- fashion` accuracy on test images. `TESSERA_BENCH_EXAMPLES` sets
-//! how many, `TESSERA_BENCH_EXPERTS` the number of experts. With `blocks` behind the network's name
+//! how many, `TESSERA_BENCH_EXPERTS` the number of experts, and `TESSERA_BENCH_CASES` keeps the rows
+//! whose name holds it, such as `k-means/learned/nothing`. With `blocks` behind the network's name
 //! each block is split alone as well.
 
 #![expect(clippy::print_stdout, reason = "the table is what the program is for")]
@@ -26,8 +27,11 @@ use tessera::{
     runtime::{Executor, Runtime, RuntimeConfig, find_library},
 };
 
-/// What is compared: groups, router, and whether what is left out is replaced by its mean.
-const CASES: [(Grouping, &str, bool); 7] = [
+/// Groups, router, and whether what is left out is replaced by its mean.
+type Case = (Grouping, &'static str, bool);
+
+/// What is compared.
+const CASES: [Case; 8] = [
     (Grouping::Random, "average", true),
     (Grouping::Clusters, "average", true),
     (Grouping::Clusters, "learned", true),
@@ -35,6 +39,7 @@ const CASES: [(Grouping, &str, bool); 7] = [
     (Grouping::Random, "average", false),
     (Grouping::Clusters, "average", false),
     (Grouping::Clusters, "learned", false),
+    (Grouping::Clusters, "oracle", false),
 ];
 
 fn main() -> anyhow::Result<()> {
@@ -50,10 +55,18 @@ fn main() -> anyhow::Result<()> {
     let titles: String = ks.iter().map(|k| format!(" k = {k} |")).collect();
     println!("| groups | router | left out is | blocks |{titles}");
     println!("|---|---|---|---|{}", "---|".repeat(ks.len()));
-    for case in CASES {
+    let wanted = std::env::var("TESSERA_BENCH_CASES").unwrap_or_default();
+    for case in CASES.into_iter().filter(|case| name(*case).contains(&wanted)) {
         bench.measure(case, &ks, by_block)?;
     }
     Ok(())
+}
+
+/// Returns how a case is called: groups, router, and what is put for what is left out.
+fn name((grouping, router, compensate): Case) -> String {
+    let groups = if grouping == Grouping::Random { "random" } else { "k-means" };
+    let left_out = if compensate { "its mean" } else { "nothing" };
+    format!("{groups}/{router}/{left_out}")
 }
 
 fn number(variable: &str, otherwise: usize) -> anyhow::Result<usize> {
@@ -99,12 +112,8 @@ impl Bench {
     }
 
     /// Splits the anchor in one way, measures it for each `k`, and prints the rows.
-    fn measure(
-        &self,
-        (grouping, router, compensate): (Grouping, &str, bool),
-        ks: &[usize],
-        by_block: bool,
-    ) -> anyhow::Result<()> {
+    fn measure(&self, case: Case, ks: &[usize], by_block: bool) -> anyhow::Result<()> {
+        let (grouping, router, compensate) = case;
         let Self { anchor, num_experts, .. } = self;
         let entry = format!(
             "[[experts]]\nanchor = \"{anchor}\"\nnum_experts = {num_experts}\ntop_k = {ks:?}\n\
@@ -127,12 +136,11 @@ impl Bench {
         let plans: Vec<&str> = plans.iter().map(String::as_str).collect();
         let mut executor = Executor::new(self.runtime.clone(), family);
         let found = measure_qualities(&mut executor, &held_out, &plans, 128, &())?;
-        let groups = if grouping == Grouping::Random { "random" } else { "k-means" };
-        let left_out = if compensate { "its mean" } else { "nothing" };
+        let name = name(case).replace('/', " | ");
         for blocks in &parts {
             let quality = |k| found.get(&plan(blocks, k)).copied().unwrap_or(f64::NAN);
             let row: String = ks.iter().map(|k| format!(" {:.3} |", quality(k))).collect();
-            println!("| {groups} | {router} | {left_out} | {blocks} |{row}");
+            println!("| {name} | {blocks} |{row}");
         }
         Ok(())
     }

@@ -1,12 +1,13 @@
 //! What routing costs: dense feed-forward parts against the same ones as experts, and dispatch and
 //! combine alone.
 //!
-//! `cargo bench --bench routing`. All sides run in one process in turns, so that whatever else the
+//! `cargo bench --bench routing [-- network …]`. All sides run in one process in turns, so that whatever else the
 //! machine does meets them alike. A process has one thread pool, so the program runs itself again
-//! for every number of threads. `TESSERA_BENCH_ROUNDS` sets the number of turns. Times are the tenth
+//! for every number of threads. `TESSERA_BENCH_ROUNDS` sets the number of turns, and
+//! `TESSERA_BENCH_EXPERTS` keeps one number of experts. Times are the tenth
 //! percentile: on a machine that is shared the others measure what else runs there. The ideal is the
 //! time that the experts' and the router's own products would take at the rate of the dense part's
-//! two products alone, measured in the same turns.
+//! two products alone, measured in the same turns; the dense part's own ideal is those two.
 
 #![expect(clippy::print_stdout, reason = "the table is what the program is for")]
 #![expect(clippy::cast_precision_loss, reason = "operations are counted approximately")]
@@ -38,6 +39,7 @@ const DEFAULT_ROUNDS: usize = 60;
 const WARM_UP_ROUNDS: usize = 5;
 const THREADS_VARIABLE: &str = "TESSERA_BENCH_THREADS";
 const ROUNDS_VARIABLE: &str = "TESSERA_BENCH_ROUNDS";
+const EXPERTS_VARIABLE: &str = "TESSERA_BENCH_EXPERTS";
 
 fn main() -> anyhow::Result<()> {
     if let Some(num_threads) = number(THREADS_VARIABLE)? {
@@ -46,12 +48,13 @@ fn main() -> anyhow::Result<()> {
     measure_dispatch()?;
     println!(
         "\n| network | threads | batch | experts | k | dense, ms | routed, ms \
-         | dense ÷ routed | routed ÷ ideal | GFLOP/s |"
+         | dense ÷ routed | routed ÷ ideal | dense ÷ ideal | GFLOP/s |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|---|");
     for num_threads in THREADS {
         let status = Command::new(std::env::current_exe()?)
             .env(THREADS_VARIABLE, num_threads.to_string())
+            .args(std::env::args().skip(1))
             .status()
             .context("the program cannot run itself")?;
         ensure!(status.success(), "the run with {num_threads} threads failed");
@@ -89,7 +92,9 @@ fn measure_all(num_threads: usize) -> anyhow::Result<()> {
     let config = RuntimeConfig { library, num_threads, spin: true, memory_limit: None };
     let runtime = Runtime::start(&config)?;
     let source = root.join("models/text");
-    for anchor in ["l6", "mpnet"] {
+    let names = || std::env::args().skip(1).filter(|argument| !argument.starts_with('-'));
+    let is_wanted = |anchor: &str| names().count() == 0 || names().any(|name| name == anchor);
+    for anchor in ["l6", "mpnet"].into_iter().filter(|anchor| is_wanted(anchor)) {
         if !source.join("anchors").join(anchor).join("model.safetensors").exists() {
             println!("{anchor} is not there; `make setup-full` fetches it");
             continue;
@@ -107,6 +112,12 @@ fn measure_all(num_threads: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Returns the numbers of experts that are measured.
+fn nums_experts() -> anyhow::Result<Vec<usize>> {
+    let wanted = number(EXPERTS_VARIABLE)?;
+    Ok(EXPERTS.into_iter().filter(|count| wanted.is_none_or(|wanted| wanted == *count)).collect())
+}
+
 /// Splits one block of an anchor into each number of experts.
 fn split(runtime: &Runtime, source: &std::path::Path, anchor: &str) -> anyhow::Result<Pool> {
     let entry = |num_experts: &usize| {
@@ -116,7 +127,7 @@ fn split(runtime: &Runtime, source: &std::path::Path, anchor: &str) -> anyhow::R
              router = \"average\"\nblocks = [{BLOCK}]\n"
         )
     };
-    let experts: String = EXPERTS.iter().map(entry).collect();
+    let experts: String = nums_experts()?.iter().map(entry).collect();
     let pool = Pool::new(source, &text_manifest(source, anchor)?, &experts)?;
     let file = pool.path().with_file_name("texts.jsonl");
     let line = |number| format!("{{\"id\": \"{number}\", \"text\": \"{}\"}}\n", words(number, 40));
@@ -171,7 +182,7 @@ impl Bench {
         }
         let name = format!("{anchor}.block.{BLOCK}.mlp");
         let mut routed = Vec::new();
-        for num_experts in EXPERTS {
+        for num_experts in nums_experts()? {
             for k in [num_experts / 8, num_experts / 4, num_experts / 2, num_experts] {
                 routed.push((named(format!("{name}.e{num_experts}k{k}"))?, num_experts, k));
             }
@@ -206,12 +217,13 @@ impl Bench {
             let ideal = (whole * *k as f64 / *num_experts as f64 + router) / rate;
             println!(
                 "| {anchor} | {threads} | {} | {num_experts} | {k} | {:.3} | {:.3} \
-                 | {:.2} | {:.2} | {:.0} |",
+                 | {:.2} | {:.2} | {:.2} | {:.0} |",
                 self.num_rows / NUM_TOKENS,
                 dense * 1e3,
                 routed * 1e3,
                 dense / routed,
                 routed / ideal,
+                dense / product,
                 rate / 1e9,
             );
         }
