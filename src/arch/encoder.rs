@@ -12,8 +12,8 @@ use super::{
     experts::Dense,
     fitted::Expansion,
     network::{
-        ATTENTION_MASK, INPUT_IDS, Network, Precision, extent, float_weight, linear, token_input,
-        with_hidden,
+        ATTENTION_MASK, INPUT_IDS, Network, Precision, extent, float_weight, layer_norm, linear,
+        token_input, with_hidden,
     },
     pooling::mean_head,
     relative,
@@ -127,14 +127,8 @@ impl Anchor for Encoder {
         }
         let sum = graph.node("Add", &[&sum, &positions], &[]);
         let vector = |name: &str| self.weight(name, &[self.shape.width]);
-        let gamma = float_weight(&mut graph, vector("embeddings.LayerNorm.weight")?);
-        let beta = float_weight(&mut graph, vector("embeddings.LayerNorm.bias")?);
-        let epsilon = Attribute::Float(self.shape.epsilon);
-        let normed = graph.node(
-            "LayerNormalization",
-            &[&sum, &gamma, &beta],
-            &[("axis", Attribute::Int(-1)), ("epsilon", epsilon)],
-        );
+        let norm = [vector("embeddings.LayerNorm.weight")?, vector("embeddings.LayerNorm.bias")?];
+        let normed = layer_norm(&mut graph, &sum, norm, self.shape.epsilon);
         Ok(self.network(graph, &normed, Precision::F32))
     }
 
@@ -279,18 +273,13 @@ impl Encoder {
         ending: &Ending,
         precision: Precision,
     ) -> Result<Network, ArchError> {
-        let mut vector = |name: &str, part: &str| -> Result<String, ArchError> {
-            let weight = self.weight(&format!("{name}.{part}"), &[self.shape.width])?;
-            Ok(float_weight(&mut graph, weight))
-        };
-        let gamma = vector(&ending.norm, "weight")?;
-        let beta = vector(&ending.norm, "bias")?;
-        let bias = vector(&ending.dense, "bias")?;
-        let normed = graph.fused(
-            "SkipLayerNormalization",
-            &[output, hidden, &gamma, &beta, &bias],
-            &[("epsilon", Attribute::Float(self.shape.epsilon))],
-        );
+        let vector =
+            |name: &str, part: &str| self.weight(&format!("{name}.{part}"), &[self.shape.width]);
+        let norm = [vector(&ending.norm, "weight")?, vector(&ending.norm, "bias")?];
+        let bias = float_weight(&mut graph, vector(&ending.dense, "bias")?);
+        let sum = graph.node("Add", &[output, &bias], &[]);
+        let sum = graph.node("Add", &[&sum, hidden], &[]);
+        let normed = layer_norm(&mut graph, &sum, norm, self.shape.epsilon);
         Ok(self.network(graph, &normed, precision))
     }
 

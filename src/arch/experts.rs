@@ -14,7 +14,9 @@ use super::{
     Weighting,
     checkpoint::open_verified,
     fitted::Expansion,
-    network::{Precision, extent, float_weight, linear, transposed, with_hidden},
+    network::{
+        Precision, extent, float_weight, layer_norm, linear, taken_weight, transposed, with_hidden,
+    },
     promises,
     routed::{REST, SUM},
 };
@@ -220,37 +222,36 @@ impl Dense {
         if !self.is_pre_norm {
             return hidden.to_owned();
         }
-        let [gamma, beta] = self.norm.clone().map(|weight| float_weight(graph, weight));
-        let epsilon = Attribute::Float(self.epsilon);
-        let attributes = [("axis", Attribute::Int(-1)), ("epsilon", epsilon)];
-        graph.node("LayerNormalization", &[hidden, &gamma, &beta], &attributes)
+        layer_norm(graph, hidden, self.norm.clone(), self.epsilon)
     }
 
     /// Adds the first half for `tokens`; `units` names some of the hidden units.
     fn expand(&self, graph: &mut GraphBuilder, tokens: &str, units: Option<&str>) -> String {
         let Expansion { weight, bias, activation } = &self.expansion;
-        let take = |graph: &mut GraphBuilder, whole: String| match units {
-            Some(units) => graph.node("Gather", &[&whole, units], &[("axis", Attribute::Int(0))]),
-            None => whole,
+        let take = |graph: &mut GraphBuilder, whole: &TensorProto| match units {
+            Some(units) => taken_weight(graph, whole.clone(), (units, 0)),
+            None => float_weight(graph, whole.clone()),
         };
-        let weight = float_weight(graph, weight.clone());
         let weight = take(graph, weight);
         let weight = transposed(graph, &weight);
-        let bias = float_weight(graph, bias.clone());
         let bias = take(graph, bias);
         let product = graph.node("MatMul", &[tokens, &weight], &[]);
         graph.fused(activation, &[&product, &bias], &[])
     }
 
-    /// Adds what the hidden units called `units` make of `rows`.
+    /// Adds what the hidden units `units` make of `rows`.
     fn expert(&self, graph: &mut GraphBuilder, rows: &str, units: &[i64]) -> String {
         let units = graph.ints(units);
-        let expanded = self.expand(graph, rows, Some(&units));
-        let weight = float_weight(graph, self.contraction.clone());
-        let columns = [("axis", Attribute::Int(1))];
-        let weight = graph.node("Gather", &[&weight, &units], &columns);
-        let weight = transposed(graph, &weight);
-        graph.node("MatMul", &[&expanded, &weight], &[])
+        let Expansion { weight, bias, activation } = &self.expansion;
+        let weight = taken_weight(graph, weight.clone(), (&units, 0));
+        let bias = taken_weight(graph, bias.clone(), (&units, 0));
+        // Rows are a matrix, so that the bias is part of the product.
+        let transposed = [("transB", Attribute::Int(1))];
+        let product = graph.node("Gemm", &[rows, &weight, &bias], &transposed);
+        let activation = activation.strip_prefix("Bias").unwrap_or(activation);
+        let expanded = graph.fused(activation, &[&product], &[]);
+        let weight = taken_weight(graph, self.contraction.clone(), (&units, 1));
+        graph.node("Gemm", &[&expanded, &weight], &transposed)
     }
 }
 
@@ -329,13 +330,13 @@ impl Split<'_> {
         graph.node("Add", &[&made, &own], &[])
     }
 
-    /// Builds what follows the sum of the experts: bias, scale, residual and norm.
+    /// Builds what follows the sum of the experts: bias, scale and norm. The residual is in the sum
+    /// but where there is a scale.
     fn exit(&self) -> Network {
         let dense = self.dense;
         let width = extent(dense.width);
         let mut graph = GraphBuilder::default();
         let sum = graph.input(SUM, data_type::FLOAT, &[None, None, width]);
-        let rest = graph.input(REST, data_type::FLOAT, &[None, None, width]);
         let mut bias = float_weight(&mut graph, dense.bias.clone());
         if let Some(dropped) = &self.dropped {
             let dropped = float_weight(&mut graph, dropped.clone());
@@ -344,19 +345,16 @@ impl Split<'_> {
             let all = graph.node("ReduceSum", &[&dropped, &axis], &keep);
             bias = graph.node("Add", &[&bias, &all], &[]);
         }
-        let output = if dense.is_pre_norm {
-            let mut made = graph.node("Add", &[&sum, &bias], &[]);
-            if let Some(scale) = &dense.scale {
-                let scale = float_weight(&mut graph, scale.clone());
-                made = graph.node("Mul", &[&made, &scale], &[]);
-            }
-            graph.node("Add", &[&made, &rest], &[])
-        } else {
-            let [gamma, beta] = dense.norm.clone().map(|weight| float_weight(&mut graph, weight));
-            let inputs = [&*sum, &rest, &gamma, &beta, &bias];
-            let epsilon = [("epsilon", Attribute::Float(dense.epsilon))];
-            graph.fused("SkipLayerNormalization", &inputs, &epsilon)
-        };
+        let mut output = graph.node("Add", &[&sum, &bias], &[]);
+        if let Some(scale) = &dense.scale {
+            let scale = float_weight(&mut graph, scale.clone());
+            let rest = graph.input(REST, data_type::FLOAT, &[None, None, width]);
+            let scaled = graph.node("Mul", &[&output, &scale], &[]);
+            output = graph.node("Add", &[&scaled, &rest], &[]);
+        }
+        if !dense.is_pre_norm {
+            output = layer_norm(&mut graph, &output, dense.norm.clone(), dense.epsilon);
+        }
         network(graph.finish(&output, "output", &[None, None, width]))
     }
 }

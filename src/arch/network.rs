@@ -7,7 +7,7 @@ use prost::Message;
 use crate::onnx::{
     Attribute, GraphBuilder, OnnxError, external,
     proto::{GraphProto, ModelProto, NodeProto, TensorProto, data_type},
-    quantize_weights,
+    quantize_weights, take_rows,
 };
 
 /// The token ids, `[batch, tokens]` INT64.
@@ -91,15 +91,25 @@ impl Network {
         tensors.filter_map(|tensor| external::place_of(tensor).map(|place| place.file))
     }
 
-    /// Returns the model as ONNX Runtime reads it, its weights being places in files of `folder`.
+    /// Tells whether `name` is one of the graph's inputs.
+    pub fn reads(&self, name: &str) -> bool {
+        self.model.graph.iter().flat_map(|graph| &graph.input).any(|input| input.name == name)
+    }
+
+    /// Returns the model as ONNX Runtime reads it, its weights being places in files of `folder`,
+    /// but for those of which it takes some rows or columns only.
     ///
     /// # Errors
     ///
-    /// Fails when weights that are to be quantized cannot be read.
+    /// Fails when weights that are to be taken in part or quantized cannot be read.
     pub fn to_onnx(&self, folder: &Path) -> Result<ModelProto, OnnxError> {
+        let model = match self.held_bytes {
+            Some(_) => take_rows(&self.model, folder)?,
+            None => self.model.clone(),
+        };
         match self.precision {
-            Precision::F32 => Ok(self.model.clone()),
-            Precision::Int8 => quantize_weights(&self.model, folder, max_level()),
+            Precision::F32 => Ok(model),
+            Precision::Int8 => quantize_weights(&model, folder, max_level()),
         }
     }
 
@@ -172,6 +182,33 @@ pub(super) fn float_weight(graph: &mut GraphBuilder, tensor: TensorProto) -> Str
         return name;
     }
     graph.node("Cast", &[&name], &[("to", Attribute::Int(i64::from(data_type::FLOAT)))])
+}
+
+/// Adds a weight's rows or columns called `units`, in f32; what else the file holds is not read.
+pub(super) fn taken_weight(
+    graph: &mut GraphBuilder,
+    tensor: TensorProto,
+    (units, axis): (&str, i64),
+) -> String {
+    let is_float = tensor.data_type == data_type::FLOAT;
+    let whole = graph.weight(tensor);
+    let taken = graph.node("Gather", &[&whole, units], &[("axis", Attribute::Int(axis))]);
+    if is_float {
+        return taken;
+    }
+    graph.node("Cast", &[&taken], &[("to", Attribute::Int(i64::from(data_type::FLOAT)))])
+}
+
+/// Adds `norm(value)`, the norm having a scale and an offset.
+pub(super) fn layer_norm(
+    graph: &mut GraphBuilder,
+    value: &str,
+    [gamma, beta]: [TensorProto; 2],
+    epsilon: f32,
+) -> String {
+    let [gamma, beta] = [gamma, beta].map(|weight| float_weight(graph, weight));
+    let attributes = [("axis", Attribute::Int(-1)), ("epsilon", Attribute::Float(epsilon))];
+    graph.node("LayerNormalization", &[value, &gamma, &beta], &attributes)
 }
 
 /// Multiplies `input` by the transpose of a `[out, in]` weight, as `Linear` layers keep it.

@@ -11,7 +11,7 @@ pub const TOKENS: &str = "tokens";
 /// The router's scores: an output of the entry, `[batch, tokens, ways]` f32.
 pub const SCORES: &str = "scores";
 /// What the ways' sum is added to: an output of the entry, `[batch, tokens, width]`; where there is
-/// none it is the hidden states that the module read.
+/// none it is the hidden states that the module read. An exit may read it; else the sum has it.
 pub const REST: &str = "rest";
 /// The keys that all queries are compared with: an output of the entry where attention is routed.
 pub const KEYS: &str = "keys";
@@ -19,7 +19,8 @@ pub const KEYS: &str = "keys";
 pub const VALUES: &str = "values";
 /// The queries of all ways: an input of routed attention, `[batch, tokens, ways per token, width]`.
 pub const QUERIES: &str = "queries";
-/// The weighted sum of what the ways made: an input of the exit, `[batch, tokens, width]`.
+/// The weighted sum of what the ways made: an input of the exit, `[batch, tokens, width]`. The rest
+/// is in it where the exit does not read that by itself.
 pub const SUM: &str = "sum";
 
 /// A module whose tokens take ways of their own. `N` is how it refers to networks.
@@ -27,7 +28,7 @@ pub const SUM: &str = "sum";
 /// # Shapes
 ///
 /// - entry: \[batch, tokens, width\] to the outputs [`TOKENS`], [`SCORES`] and [`REST`]
-/// - exit: [`SUM`] and [`REST`] to \[batch, tokens, width\]
+/// - exit: [`SUM`] and perhaps [`REST`] to \[batch, tokens, width\]
 #[derive(Debug, Clone)]
 pub struct Routed<N = Network> {
     /// What every token passes first: norms, the router's scores, experts that all share.

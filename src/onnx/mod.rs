@@ -1,4 +1,5 @@
-//! Builds, reads, cuts, joins and quantizes ONNX graphs; runs none of them.
+//! Builds, reads, cuts, joins and quantizes ONNX graphs, takes rows of their weights; runs none of
+//! them.
 //!
 //! Weights stay where they are: every large initializer is *external data*, a place in a file of
 //! the family's folder (see [`external`]), so that a model here is a few kilobytes and the runtime
@@ -16,6 +17,7 @@ mod fuzz_tests;
 mod join;
 pub mod proto;
 mod quantize;
+mod take;
 
 pub use articulation::{Articulations, articulations};
 pub use batch::{Extents, fix_shapes, shape_reads};
@@ -25,3 +27,4 @@ pub use error::OnnxError;
 pub use external::read_model;
 pub use join::{embed_weights, join, rename_tensor};
 pub use quantize::quantize_weights;
+pub use take::take_rows;

@@ -190,7 +190,7 @@ fn product(node: &NodeProto, weight: &str) -> NodeProto {
 }
 
 /// Removes casts, transposes and weights that nothing reads any more.
-fn remove_unused(graph: &mut GraphProto) {
+pub(super) fn remove_unused(graph: &mut GraphProto) {
     let outputs: HashSet<String> = graph.output.iter().map(|output| output.name.clone()).collect();
     let reads = |graph: &GraphProto| -> HashSet<String> {
         graph.node.iter().flat_map(|node| node.input.iter().cloned()).collect()

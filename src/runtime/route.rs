@@ -79,12 +79,7 @@ fn choose(router: &Router, ranked: &mut Vec<(usize, f32)>) {
     if router.order != Order::TopKThenSoftmax && !needs_none {
         softmax(ranked);
     }
-    let larger = |a: &(usize, f32), b: &(usize, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-    if k < ranked.len() {
-        ranked.select_nth_unstable_by(k, larger);
-        ranked.truncate(k);
-    }
-    ranked.sort_unstable_by(larger);
+    keep_largest(ranked, k);
     match router.order {
         _ if needs_none => {}
         Order::SoftmaxThenTopK => {}
@@ -102,6 +97,25 @@ fn choose(router: &Router, ranked: &mut Vec<(usize, f32)>) {
     if router.weighting == Weighting::One {
         ranked.iter_mut().for_each(|(_, weight)| *weight = 1.0);
     }
+}
+
+/// Keeps the `k` largest, the largest first; of equal ones the first way comes first. Ways are few,
+/// so each goes where it belongs among those before it.
+fn keep_largest(ranked: &mut Vec<(usize, f32)>, k: usize) {
+    let is_larger = |a: (usize, f32), b: (usize, f32)| a.1.total_cmp(&b.1).is_gt();
+    for next in 0..ranked.len() {
+        let candidate = ranked[next];
+        let kept = next.min(k);
+        let mut place = kept;
+        while place > 0 && is_larger(candidate, ranked[place - 1]) {
+            place -= 1;
+        }
+        if place < k {
+            ranked.copy_within(place..kept.min(k - 1), place + 1);
+            ranked[place] = candidate;
+        }
+    }
+    ranked.truncate(k);
 }
 
 fn softmax(scores: &mut [(usize, f32)]) {

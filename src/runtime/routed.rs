@@ -47,8 +47,8 @@ pub(super) fn run(
     let routes = inside.route(batch * tokens)?;
     let routing = inside.count(&routes, (batch, tokens));
     let start = match routed.exit {
-        Some(_) => vec![0.0; batch * tokens * width],
-        None => rest_values.to_vec(),
+        Some(exit) if executor.family().network(exit).reads(REST) => vec![0.0; rest_values.len()],
+        _ => rest_values.to_vec(),
     };
     let sum = inside.take_ways(routes, (batch, tokens, width), start)?;
     let sum = handed_over(shape, sum)?;
