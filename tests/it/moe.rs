@@ -381,16 +381,23 @@ fn a_router_with_another_number_of_outputs_is_refused_by_name() {
 fn a_score_that_is_no_number_is_refused_by_name_when_the_family_is_loaded() {
     for (case, name) in [
         ("mixtral", ROUTER),
+        ("olmoe", "model.layers.1.mlp.gate.weight"),
+        ("qwen2_moe", "model.layers.3.mlp.gate.weight"),
+        ("qwen3_moe", "model.layers.0.mlp.gate.weight"),
+        ("granitemoe", "model.layers.2.block_sparse_moe.router.layer.weight"),
+        ("granitemoeshared", "model.layers.1.block_sparse_moe.router.layer.weight"),
         ("moduleformer", "transformer.h.0.attn.q_proj.gate.w_gate.3.weight"),
         ("moduleformer", "transformer.h.1.mlpf.gate.w_gate.0.bias"),
     ] {
-        let mut model = Model::read(case);
-        model.change(WEIGHTS, |tensors| {
-            let (_, _, bytes) = tensors.get_mut(name).expect("a router");
-            bytes[4..8].copy_from_slice(&f32::NAN.to_le_bytes());
-        });
-        let refusal = model.refusal();
-        assert!(refusal.contains(name) && refusal.contains("no number"), "{refusal}");
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut model = Model::read(case);
+            model.change(WEIGHTS, |tensors| {
+                let (_, _, bytes) = tensors.get_mut(name).expect("a router");
+                bytes[4..8].copy_from_slice(&value.to_le_bytes());
+            });
+            let refusal = model.refusal();
+            assert!(refusal.contains(name) && refusal.contains("no number"), "{refusal}");
+        }
     }
 }
 
