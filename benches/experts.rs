@@ -6,7 +6,9 @@
 //! `cargo bench --bench experts -- fashion` accuracy on test images. `TESSERA_BENCH_EXAMPLES` sets
 //! how many, `TESSERA_BENCH_EXPERTS` the number of experts, and `TESSERA_BENCH_CASES` keeps the rows
 //! whose name holds it, such as `k-means/learned/nothing`. With `blocks` behind the network's name
-//! each block is split alone as well.
+//! each block is split alone as well. The row `time` is what the feed-forward parts of all blocks
+//! take for the longest text, or for 16 images, on one thread, as a share of what dense ones take:
+//! tenth percentiles in turns. `TESSERA_BENCH_THREADS` sets another number of threads.
 
 #![expect(clippy::print_stdout, reason = "the table is what the program is for")]
 
@@ -16,16 +18,20 @@ mod pool;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context;
 use pool::{Pool, text_manifest};
 use tessera::{
     arch::Family,
-    family::Manifest,
+    family::{FamilyGraph, Manifest, ModuleId, ModuleKind, PlanId},
     fit::{Dataset, ExpertOptions, Grouping, fit_experts, measure_qualities},
-    runtime::{Executor, Runtime, RuntimeConfig, find_library},
+    runtime::{Executor, ModuleObserver, Runtime, RuntimeConfig, SideInputs, find_library},
 };
+
+/// How often each plan is timed.
+const TURNS: usize = 40;
 
 /// Groups, router, and whether what is left out is replaced by its mean.
 type Case = (Grouping, &'static str, bool);
@@ -91,7 +97,8 @@ impl Bench {
         let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
         let given = std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from);
         let library = find_library(None, given.as_deref(), std::slice::from_ref(&root))?;
-        let config = RuntimeConfig { library, num_threads: 2, spin: false, memory_limit: None };
+        let num_threads = number("TESSERA_BENCH_THREADS", 1)?;
+        let config = RuntimeConfig { library, num_threads, spin: false, memory_limit: None };
         let runtime = Runtime::start(&config)?;
         let data = |folder: &str, files: [&str; 2]| {
             files.map(|file| root.join(".tessera/data").join(folder).join(file))
@@ -142,11 +149,61 @@ impl Bench {
             let row: String = ks.iter().map(|k| format!(" {:.3} |", quality(k))).collect();
             println!("| {name} | {blocks} |{row}");
         }
+        let mut timed = vec![format!("{anchor}[0..{num_blocks}]")];
+        timed.extend(ks.iter().map(|k| plan(&parts[0], k)));
+        let times = self.times(&executor, &held_out, &timed)?;
+        let row: String = times[1..].iter().map(|t| format!(" {:.2} |", t / times[0])).collect();
+        println!("| {name} | time |{row}");
         Ok(())
+    }
+
+    /// Returns what the feed-forward parts of each plan take, in seconds.
+    fn times(
+        &self,
+        executor: &Executor,
+        data: &Dataset,
+        plans: &[String],
+    ) -> anyhow::Result<Vec<f64>> {
+        let family = executor.family();
+        let batches = data.batches(family, &self.anchor, 16, 128)?;
+        let mut last = batches.last().context("a batch")?.as_slice();
+        if data.labels().is_none() {
+            last = &last[last.len() - 1..];
+        }
+        let sides = SideInputs::of_input(data.input(family, &self.anchor, last, 128)?)?;
+        let paths = plans.iter().map(|plan| PlanId::find_path(&family.graph, plan));
+        let paths = paths.collect::<Result<Vec<_>, _>>()?;
+        let mut times = vec![Vec::new(); paths.len()];
+        for _ in 0..TURNS {
+            for (path, times) in paths.iter().zip(&mut times) {
+                let mut parts = Parts { graph: &family.graph, time: Duration::ZERO };
+                executor.run(path, &sides, &mut parts)?;
+                times.push(parts.time.as_secs_f64());
+            }
+        }
+        let tenth = |mut times: Vec<f64>| {
+            times.sort_by(f64::total_cmp);
+            times[TURNS / 10]
+        };
+        Ok(times.into_iter().map(tenth).collect())
     }
 
     fn read(&self, family: &Path, which: usize, limit: usize) -> anyhow::Result<Dataset> {
         let manifest = Manifest::read(family)?;
         Ok(Dataset::read(&self.data[which], None, &manifest, Some(limit))?)
+    }
+}
+
+/// Adds up what feed-forward parts take.
+struct Parts<'g> {
+    graph: &'g FamilyGraph,
+    time: Duration,
+}
+
+impl ModuleObserver for Parts<'_> {
+    fn ran(&mut self, module: ModuleId, time: Duration) {
+        if self.graph.module(module).kind == ModuleKind::Mlp {
+            self.time += time;
+        }
     }
 }
