@@ -73,7 +73,7 @@ pub fn evaluate(
     describe(&mut records, &family, data, options);
     let known = |id: &String, _: &mut f64| PlanId::find_path(graph, id).is_ok();
     records.plans.retain(known);
-    let reference = reference_path(&family)
+    let reference = reference_path(&family.graph, &family.manifest.reference)
         .ok_or_else(|| FitError::Family("the reference has no head".into()))?;
     let mut wanted = singles(graph);
     wanted.extend(uniform(graph));
@@ -145,7 +145,7 @@ pub fn measure_qualities(
     progress: &dyn Progress,
 ) -> Result<BTreeMap<String, f64>, FitError> {
     let family = executor.family().clone();
-    let reference = reference_path(&family)
+    let reference = reference_path(&family.graph, &family.manifest.reference)
         .ok_or_else(|| FitError::Family("the reference has no head".into()))?;
     let paths = plans.iter().map(|plan| PlanId::find_path(&family.graph, plan));
     let mut paths = paths.collect::<Result<BTreeSet<_>, _>>()?;
@@ -194,11 +194,13 @@ fn best_classes(scores: &[f32], width: usize) -> Vec<f32> {
     scores.chunks(width).map(best).collect()
 }
 
-/// Returns the path that ends in the reference's own head.
-fn reference_path(family: &Family) -> Option<Vec<ModuleId>> {
-    let graph = &family.graph;
-    let head = graph.reference_head(&family.manifest.reference)?;
-    path_through(graph, head, |module| i64::from(module.variant.is_some()))
+/// Returns the reference's own path to its own head: no variant, and nothing that leads over blocks.
+fn reference_path(graph: &FamilyGraph, reference: &str) -> Option<Vec<ModuleId>> {
+    let head = graph.reference_head(reference)?;
+    path_through(graph, head, |module| {
+        let leads_elsewhere = matches!(module.kind, ModuleKind::Bridge | ModuleKind::Stitch);
+        i64::from(module.variant.is_some() || leads_elsewhere)
+    })
 }
 
 /// Returns for every module that departs from its anchor the path through it that departs least
@@ -389,5 +391,36 @@ impl<'a> Tree<'a> {
         let last = self.states.iter().rev().find_map(Option::as_ref);
         let output = last.ok_or_else(|| FitError::Family("a path computes nothing".into()))?;
         Ok(output.to_tensor()?.as_f32().unwrap_or_default().to_vec())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::family::{Space, SpaceId, SpaceKind};
+
+    #[test]
+    fn the_reference_runs_every_block_where_a_bridge_of_no_variant_is_shorter() {
+        let hidden = |depth| SpaceKind::Hidden { anchor: 0, depth, inner: false, stitched: false };
+        let kinds = [SpaceKind::Input, SpaceKind::Output, hidden(0), hidden(1), hidden(2)];
+        let spaces = kinds.iter().zip(["in", "out", "a.0", "a.1", "a.2"]);
+        let spaces = spaces.map(|(kind, name)| Space { name: name.into(), kind: *kind });
+        let modules = [
+            (ModuleKind::Bridge, 2, 4),
+            (ModuleKind::Stem, 0, 2),
+            (ModuleKind::Block, 2, 3),
+            (ModuleKind::Block, 3, 4),
+            (ModuleKind::Head, 4, 1),
+        ];
+        let modules = modules.iter().enumerate().map(|(index, (kind, from, to))| Module {
+            name: format!("m{index}"),
+            from: SpaceId(*from),
+            to: SpaceId(*to),
+            kind: *kind,
+            variant: None,
+        });
+        let graph = FamilyGraph::new(vec!["a".into()], spaces.collect(), modules.collect());
+        let path = reference_path(&graph.expect("a graph"), "a");
+        assert_eq!(path, Some([1, 2, 3, 4].map(ModuleId).to_vec()));
     }
 }
