@@ -194,7 +194,8 @@ fn best_classes(scores: &[f32], width: usize) -> Vec<f32> {
     scores.chunks(width).map(best).collect()
 }
 
-/// Returns the reference's own path to its own head: no variant, and nothing that leads over blocks.
+/// Returns the reference's own path to its own head: no variant, and nothing that leads over
+/// blocks.
 fn reference_path(graph: &FamilyGraph, reference: &str) -> Option<Vec<ModuleId>> {
     let head = graph.reference_head(reference)?;
     path_through(graph, head, |module| {
@@ -404,7 +405,11 @@ mod tests {
         let hidden = |depth| SpaceKind::Hidden { anchor: 0, depth, inner: false, stitched: false };
         let kinds = [SpaceKind::Input, SpaceKind::Output, hidden(0), hidden(1), hidden(2)];
         let spaces = kinds.iter().zip(["in", "out", "a.0", "a.1", "a.2"]);
-        let spaces = spaces.map(|(kind, name)| Space { name: name.into(), kind: *kind });
+        let space = |(kind, name): (&SpaceKind, &str)| {
+            let (name, kind) = (name.into(), *kind);
+            Space { name, kind, shape: Vec::new() }
+        };
+        let spaces = spaces.map(space);
         let modules = [
             (ModuleKind::Bridge, 2, 4),
             (ModuleKind::Stem, 0, 2),

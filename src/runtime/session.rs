@@ -75,7 +75,7 @@ impl ModuleSession {
         let wrap = |source| RuntimeError::Session { module: module.into(), source };
         let builder = builder(runtime, folder, module).map_err(wrap)?;
         let mut builder = match profile {
-            Some(prefix) => builder.with_profiling(prefix).map_err(|e| wrap(e.into()))?,
+            Some(prefix) => profiled(builder, prefix).map_err(wrap)?,
             None => builder,
         };
         let session = builder.commit_from_memory(&model.encode_to_vec()).map_err(wrap)?;
@@ -114,6 +114,13 @@ impl ModuleSession {
         });
         values.collect()
     }
+}
+
+/// Turns the profiler on. It counts what the session's threads do, and fails others that run on the
+/// same ones at that moment, so the session gets a pool of its own.
+fn profiled(builder: SessionBuilder, prefix: &Path) -> ort::Result<SessionBuilder> {
+    let alone = builder.with_independent_thread_pool()?.with_intra_threads(1)?;
+    Ok(alone.with_profiling(prefix)?)
 }
 
 /// Prepares a session whose weights lie in files of `folder`.
