@@ -21,10 +21,9 @@ use crate::{arch::ModelInput, family::ModuleId, runtime::Executor};
 /// How long after a request was refused others are likely to be refused as well.
 const LATELY: Duration = Duration::from_millis(100);
 
-/// How much stricter admission gets when something admitted is late at its turn, when a batch stays
-/// smaller than it could be for those that are due, and what is left of that after any other.
-const LATE: f64 = 0.25;
-const SMALL: f64 = 0.05;
+/// How much stricter admission gets when something admitted is late at its turn, and what is left
+/// of that after any other batch.
+const STRICTER: f64 = 0.25;
 const LAXER: f64 = 0.99;
 
 /// What is left of batches' allowances while requests that any plan could answer are refused: worse
@@ -345,10 +344,8 @@ impl State {
     fn next_batch(&mut self) -> Option<Batch> {
         self.drop_abandoned();
         let now = Instant::now();
-        let mut num_ready = 0;
         let is_hurried = self.hurried.is_some_and(|since| now - since < LATELY);
         let choose = |members: &[&Job], shares: &[Share]| {
-            num_ready = shares.last().map_or(0, |most| most.size);
             let hurry =
                 |share: &Share| Share { allowance: share.allowance.mul_f64(HURRY), ..*share };
             let hurried: Vec<Share> = shares.iter().map(hurry).collect();
@@ -361,10 +358,9 @@ impl State {
         match &mut chosen {
             Err(ServeError::Late { retry_after }) => {
                 self.refused = Some(now);
-                self.strictness = (self.strictness + LATE).min(1.0);
+                self.strictness = (self.strictness + STRICTER).min(1.0);
                 *retry_after = self.backlog(now);
             }
-            _ if jobs.len() < num_ready => self.strictness = (self.strictness + SMALL).min(1.0),
             _ => self.strictness *= LAXER,
         }
         Some(Batch { jobs, chosen })
