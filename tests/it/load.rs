@@ -64,7 +64,8 @@ async fn under_load_plans_shrink_before_requests_are_refused() {
             num_refused += 1;
             let error: Value = reply.expect(429);
             assert_eq!(error["code"], "overloaded");
-            assert_eq!(reply.headers["retry-after"], "1");
+            let seconds = reply.headers["retry-after"].to_str().expect("text").parse::<u64>();
+            assert!(seconds.is_ok_and(|seconds| seconds >= 1), "{:?}", reply.headers);
         }
     }
     assert_eq!(num_answered + num_refused, NUM_REQUESTS);
