@@ -15,7 +15,6 @@ import selectors
 import socket
 import statistics
 import time
-from pathlib import Path
 
 import network
 import numpy
@@ -34,9 +33,7 @@ def main():
     """Starts a server, measures, prints."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--binary", type=Path, default=serving.ROOT / "target/release/tessera")
-    parser.add_argument("--folder", type=Path, default=serving.ROOT / ".tessera/bench")
-    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/tessera")
+    protocols.add_options(parser)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--health", type=int, default=10_000, help="health checks a second")
     parser.add_argument("--metrics", type=int, default=1_000, help="scrapes a second")

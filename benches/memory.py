@@ -5,15 +5,10 @@ server holds and a share of the pool's files of weights; one client asks both in
 """
 
 import argparse
-import os
-import sys
 import time
-from pathlib import Path
 from statistics import median
 
-os.environ.setdefault("TESSERA_CACHE", str(Path.home() / ".cache/tessera"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "conformance"))
-from served import Served
+from served_pool import POOL, serve
 from test_memory import PIXELS, TEXT, ask, metric, peak
 
 PLANS = [
@@ -24,10 +19,6 @@ PLANS = [
     ("fashion", PIXELS, "l[0..6]"),
     ("fashion", PIXELS, "s[0..6]"),
 ]
-
-
-POOL = Path(__file__).resolve().parents[1] / "models"
-FAMILIES = {name: POOL / name for name in ("text", "fashion")}
 # Not part of the default pool.
 OTHERS = {"mpnet"}
 
@@ -55,13 +46,13 @@ def main():
     parser.add_argument("--share", type=float, default=1 / 3, help="of the pool that may be held")
     arguments = parser.parse_args()
     # What is not profiled yet takes memory that serving does not.
-    Served("--no-preload", others=FAMILIES).stop()
-    free = Served("--no-preload", others=FAMILIES)
+    serve("--no-preload").stop()
+    free = serve("--no-preload")
     base = metric(free, "process_resident_memory_bytes")
     rate(free, 1)
     weights = pool_bytes()
     limit = int(base + weights * arguments.share)
-    tight = Served("--memory-limit", f"{limit}B", others=FAMILIES)
+    tight = serve("--memory-limit", f"{limit}B")
     print(f"pool {weights / 1e6:.0f} MB, an empty server {base / 1e6:.0f} MB, "
           f"limit {limit / 1e6:.0f} MB", flush=True)
     for repeats in (1, 10, 100):

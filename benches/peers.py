@@ -28,6 +28,7 @@ import numpy
 import peers_clients
 import peers_servers
 import peers_setup
+import protocols
 import serving
 from peers_session import open_session
 from peers_setup import Unavailable
@@ -65,10 +66,7 @@ def main():
 def parse_options():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--binary", type=Path, default=serving.ROOT / "target/release/tessera")
-    parser.add_argument("--folder", type=Path, default=serving.ROOT / ".tessera/bench",
-                        help="where the network and its family are kept")
-    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/tessera")
+    protocols.add_options(parser)
     parser.add_argument("--threads", type=int, default=2, help="threads of each (default: 2)")
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
     parser.add_argument("--seconds", type=float, default=2,

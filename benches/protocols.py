@@ -33,14 +33,19 @@ RAW, BARE = "raw session", "HTTP binary, bare"
 PATH = f"/v2/models/{FAMILY}/infer"
 
 
-def main():
-    """Imports the network, starts a server, measures, prints."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(parser):
+    """Adds the options of everything that serves the network."""
     parser.add_argument("--binary", type=Path, default=serving.ROOT / "target/release/tessera")
     parser.add_argument("--folder", type=Path, default=serving.ROOT / ".tessera/bench",
                         help="where the network and its family are kept")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/tessera")
+
+
+def main():
+    """Imports the network, starts a server, measures, prints."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     options = parser.parse_args()

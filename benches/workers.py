@@ -10,15 +10,10 @@ import json
 import os
 import signal
 import statistics
-import sys
 import threading
 import time
-from pathlib import Path
 
-os.environ.setdefault("TESSERA_CACHE", str(Path.home() / ".cache/tessera"))
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "conformance"))
-from served import Served
+from served_pool import serve
 from test_memory import PIXELS, TEXT, metric
 
 TEXT_128 = TEXT | {"data": [" ".join(["server"] * 126)]}
@@ -80,11 +75,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=3, help="turns of every setting (default: 3)")
     parser.add_argument("--seconds", type=float, default=1.5, help="for each (default: 1.5)")
     options = parser.parse_args()
-    families = {name: ROOT / "models" / name for name in ("text", "fashion")}
     servers = []
     for workers, threads in SETTINGS:
-        server = Served("--no-preload", "--workers", str(workers), "--threads", str(threads),
-                        others=families)
+        server = serve("--no-preload", "--workers", str(workers), "--threads", str(threads))
         for _, count, questions in CASES:
             load(server, questions, count, 0.3)
         servers.append(server)

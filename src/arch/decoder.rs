@@ -11,14 +11,16 @@ use super::{
     ArchError, Checkpoint, Network,
     anchor::{Anchor, Form},
     decoder_config::{self, Architecture, Shape},
-    network::{INPUT_IDS, Precision, extent, float_weight, linear, token_input, with_hidden},
+    network::{
+        INPUT_IDS, Precision, extent, float_weight, linear, taken_weight, token_input, with_hidden,
+    },
     routed::Body,
 };
 use crate::{
     family::ModuleKind,
     onnx::{
         Attribute, GraphBuilder,
-        proto::{ModelProto, TensorProto, data_type},
+        proto::{ModelProto, TensorProto},
     },
 };
 
@@ -223,13 +225,7 @@ impl Gated {
 
 /// Looks token ids up in a table; only the rows found are made f32.
 pub(super) fn embedded(graph: &mut GraphBuilder, ids: &str, table: TensorProto) -> String {
-    let is_float = table.data_type == data_type::FLOAT;
-    let table = graph.weight(table);
-    let rows = graph.node("Gather", &[&table, ids], &[]);
-    if is_float {
-        return rows;
-    }
-    graph.node("Cast", &[&rows], &[("to", Attribute::Int(i64::from(data_type::FLOAT)))])
+    taken_weight(graph, table, (ids, 0))
 }
 
 /// Ends a head with logits and last hidden states, so many wide.

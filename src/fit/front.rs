@@ -107,7 +107,7 @@ pub fn entry(
     let id = PlanId::of_path(&family.graph, path);
     let measured = || path.iter().filter_map(|id| profile.module(*id));
     Ok(PlanEntry {
-        latency_seconds: Grid::sum(measured().map(|module| &module.latency_seconds))?,
+        latency_seconds: profile.latency_of(path.iter().copied())?,
         activation_bytes: Grid::max(measured().map(|module| &module.activation_bytes))?,
         weight_bytes: path.iter().map(|id| family.weight_bytes(*id)).sum(),
         quality: quality_of(&family.graph, quality, &id, path),

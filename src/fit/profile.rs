@@ -9,7 +9,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{FitError, write_atomically};
-use crate::{arch::Family, family::ModuleId, plan::Grid};
+use crate::{
+    arch::Family,
+    family::ModuleId,
+    plan::{Grid, PlanError},
+};
 
 /// What makes latencies comparable: the processor, the threads and the runtime.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,10 +156,14 @@ impl Profile {
         module.map(|module| &mut module.latency_seconds)
     }
 
-    /// Returns the latency of modules that run one after another; `None` where none costs anything.
-    pub fn latency_of(&self, path: impl IntoIterator<Item = ModuleId>) -> Option<Grid> {
+    /// Returns the latency of modules that run one after another.
+    ///
+    /// # Errors
+    ///
+    /// Fails where none of them costs anything.
+    pub fn latency_of(&self, path: impl IntoIterator<Item = ModuleId>) -> Result<Grid, PlanError> {
         let modules = path.into_iter().filter_map(|id| self.module(id));
-        Grid::sum(modules.map(|module| &module.latency_seconds)).ok()
+        Grid::sum(modules.map(|module| &module.latency_seconds))
     }
 
     /// Returns the largest batch that was measured; larger ones run in chunks of it.

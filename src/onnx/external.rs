@@ -127,10 +127,7 @@ pub fn place_of(tensor: &TensorProto) -> Option<Place> {
 /// Fails when the file cannot be read or the tensor keeps its values in typed fields.
 pub fn read_bytes(folder: &Path, tensor: &TensorProto) -> Result<Bytes, OnnxError> {
     let Some(place) = place_of(tensor) else {
-        return tensor.raw_data.clone().ok_or_else(|| OnnxError::Initializer {
-            name: tensor.name.clone(),
-            reason: "it has no raw data".into(),
-        });
+        return inline_bytes(tensor);
     };
     let path = folder.join(&place.file);
     let read = || {
@@ -141,6 +138,34 @@ pub fn read_bytes(folder: &Path, tensor: &TensorProto) -> Result<Bytes, OnnxErro
         Ok(Bytes::from(bytes))
     };
     read().map_err(|source| OnnxError::Unreadable { path: path.clone(), source })
+}
+
+/// Returns the bytes of `tensor`, mapped where they lie in a file, for those who read few of them.
+///
+/// # Errors
+///
+/// Fails when the file cannot be mapped or ends before them, and when the tensor keeps its values
+/// in typed fields.
+pub fn map_bytes(folder: &Path, tensor: &TensorProto) -> Result<Bytes, OnnxError> {
+    let Some(place) = place_of(tensor) else {
+        return inline_bytes(tensor);
+    };
+    let path = folder.join(&place.file);
+    let file = MappedFile::open(&path).map_err(|source| OnnxError::Unreadable { path, source })?;
+    let whole = file.bytes();
+    let [start, length] = [place.offset, place.length].map(usize::try_from);
+    let range = start.ok().zip(length.ok()).and_then(|(s, n)| Some(s..s.checked_add(n)?));
+    let range = range.filter(|range| range.end <= whole.len());
+    let beyond = || refusal(tensor, "it lies beyond its file's end");
+    range.map(|range| whole.slice(range)).ok_or_else(beyond)
+}
+
+fn inline_bytes(tensor: &TensorProto) -> Result<Bytes, OnnxError> {
+    tensor.raw_data.clone().ok_or_else(|| refusal(tensor, "it has no raw data"))
+}
+
+fn refusal(tensor: &TensorProto, reason: &str) -> OnnxError {
+    OnnxError::Initializer { name: tensor.name.clone(), reason: reason.into() }
 }
 
 /// Reads the values of `tensor`, F32, F16 or BF16, wherever they lie.

@@ -6,11 +6,10 @@ use bytes::Bytes;
 
 use super::{
     OnnxError,
-    external::place_of,
+    external::map_bytes,
     proto::{ModelProto, NodeProto, TensorProto, data_type},
     quantize::remove_unused,
 };
-use crate::tensor::MappedFile;
 
 /// Some rows or columns of a weight.
 struct Part<'a> {
@@ -81,7 +80,7 @@ impl<'a> Part<'a> {
 
     /// Reads the part, and calls it `name`.
     fn read(&self, folder: &Path, name: &str) -> Result<TensorProto, OnnxError> {
-        let bytes = content(folder, self.weight)?;
+        let bytes = map_bytes(folder, self.weight)?;
         let size = element_bytes(self.weight).unwrap_or(1);
         let expected = self.rows.checked_mul(self.columns).and_then(|n| n.checked_mul(size));
         if expected != Some(bytes.len()) {
@@ -132,22 +131,6 @@ fn element_bytes(weight: &TensorProto) -> Option<usize> {
         data_type::FLOAT16 | data_type::BFLOAT16 => Some(2),
         _ => None,
     }
-}
-
-/// Returns the bytes of `tensor`, mapped where they lie in a file: most of them are not read.
-fn content(folder: &Path, tensor: &TensorProto) -> Result<Bytes, OnnxError> {
-    let refuse =
-        |reason: &str| OnnxError::Initializer { name: tensor.name.clone(), reason: reason.into() };
-    let Some(place) = place_of(tensor) else {
-        return tensor.raw_data.clone().ok_or_else(|| refuse("it has no raw data"));
-    };
-    let path = folder.join(&place.file);
-    let file = MappedFile::open(&path).map_err(|source| OnnxError::Unreadable { path, source })?;
-    let whole = file.bytes();
-    let [start, length] = [place.offset, place.length].map(usize::try_from);
-    let range = start.ok().zip(length.ok()).and_then(|(s, n)| Some(s..s.checked_add(n)?));
-    let range = range.filter(|range| range.end <= whole.len());
-    range.map(|range| whole.slice(range)).ok_or_else(|| refuse("it lies beyond its file's end"))
 }
 
 #[cfg(test)]

@@ -24,7 +24,12 @@ impl Follower {
     pub(super) fn follow(&self, target: f64, (rise, fall): (f64, f64), (least, most): (f64, f64)) {
         let value = self.get();
         let rate = if target > value { rise } else { fall };
-        let next = value * (target / value).clamp(1.0 / ACCIDENT, ACCIDENT).powf(rate);
+        let next = value * step(target / value, rate);
         self.0.store(next.clamp(least, most).to_bits(), Ordering::Relaxed);
     }
+}
+
+/// Returns what a number is multiplied by when it follows another that is `ratio` times as large.
+pub(super) fn step(ratio: f64, rate: f64) -> f64 {
+    ratio.clamp(1.0 / ACCIDENT, ACCIDENT).powf(rate)
 }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::LoadedFamily;
+use super::{LoadedFamily, follow::step};
 use crate::{family::ModuleId, fit::Profile, plan::PlanTable};
 
 /// How far a module's latency at a shape moves towards what one batch took: slowly, beside the
@@ -17,9 +17,6 @@ const RATE: f64 = 0.02;
 /// How far it moves back to what was profiled at the same time, so that what modules have in common
 /// ends in the factor, which holds for those that have not run as well.
 const PULL: f64 = 0.002;
-
-/// How far one run may stand from what was expected before the rest is taken for an accident.
-const ACCIDENT: f64 = 2.0;
 
 /// How many times what was profiled, or part of it, a module may be found to take.
 const MOST: f64 = 8.0;
@@ -59,7 +56,8 @@ pub(super) struct Tables {
 impl Tables {
     /// Returns the plans that read the same tokens as `path` does.
     pub(super) fn alike(&self, loaded: &LoadedFamily, path: &[ModuleId]) -> Option<&PlanTable> {
-        self.alike.get(&loaded.tokenizer(path).map(std::path::Path::to_owned))
+        let tokenizer = loaded.tokenizer(path);
+        self.alike.iter().find(|(known, _)| known.as_deref() == tokenizer).map(|(_, table)| table)
     }
 }
 
@@ -110,9 +108,9 @@ impl Learned {
                 let ratio = time.as_secs_f64() / (before * factor);
                 let profiled = measured.latency_seconds.at(shape.0, shape.1);
                 let back = (profiled / before).powf(PULL);
-                let step = ratio.clamp(1.0 / ACCIDENT, ACCIDENT).powf(RATE) * back;
-                grid.bend(shape, step, (&measured.latency_seconds, MOST));
-                moved[id.0] += step.ln();
+                let moves = step(ratio, RATE) * back;
+                grid.bend(shape, moves, (&measured.latency_seconds, MOST));
+                moved[id.0] += moves.ln();
                 hear(*id, factor * grid.at(shape.0, shape.1) / profiled);
             }
         }
@@ -130,7 +128,7 @@ impl Learned {
         learning.moved.fill(0.0);
         let profile = learning.profile.clone();
         drop(learning);
-        let latency = |path: &[usize]| profile.latency_of(path.iter().copied().map(ModuleId));
+        let latency = |path: &[usize]| profile.latency_of(path.iter().copied().map(ModuleId)).ok();
         let tables = self.tables();
         let alike = tables.alike.iter();
         let tables = Tables {

@@ -346,11 +346,13 @@ impl State {
         let now = Instant::now();
         let is_hurried = self.hurried.is_some_and(|since| now - since < LATELY);
         let choose = |members: &[&Job], shares: &[Share]| {
-            let hurry =
-                |share: &Share| Share { allowance: share.allowance.mul_f64(HURRY), ..*share };
-            let hurried: Vec<Share> = shares.iter().map(hurry).collect();
-            let shares = if is_hurried { &hurried } else { shares };
-            batch::guarded(|| batch::choose(members, shares, now))
+            let mut shares = shares.to_vec();
+            if is_hurried {
+                shares
+                    .iter_mut()
+                    .for_each(|share| share.allowance = share.allowance.mul_f64(HURRY));
+            }
+            batch::guarded(|| batch::choose(members, &shares, now))
         };
         let num_all = self.busy_until.iter().flatten().count();
         let threads = Threads { num_all, num_free: self.num_idle + 1 };

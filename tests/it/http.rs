@@ -46,7 +46,7 @@ impl Reply {
         self.json()
     }
 
-    fn header(&self, name: &str) -> &str {
+    pub(crate) fn header(&self, name: &str) -> &str {
         self.headers[name].to_str().expect("a header of text")
     }
 }

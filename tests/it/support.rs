@@ -130,9 +130,14 @@ impl Loader for Families {
             "text" => (text_family(), short_profile()),
             _ => (fashion_family(), fashion_profile()),
         };
-        let quality = QualityRecords::read(&family.folder.join("quality.json")).expect("read");
-        LoadedFamily::new(family, profile, quality, 0.05).map_err(|error| error.to_string())
+        loaded(family, profile)
     }
+}
+
+/// Returns `family` with the qualities in its folder.
+pub(crate) fn loaded(family: Arc<Family>, profile: Profile) -> Result<LoadedFamily, String> {
+    let quality = QualityRecords::read(&family.folder.join("quality.json")).expect("read");
+    LoadedFamily::new(family, profile, quality, 0.05).map_err(|error| error.to_string())
 }
 
 /// Returns the repository that serves them.

@@ -17,24 +17,27 @@ use super::{
     repository,
     status::status_of,
 };
-use crate::api::{
-    ApiState,
-    body::{in_json_bytes, off_thread},
-    clients::Permit,
-    describe::{config, statistics},
-    error::ApiError,
-    infer::{Accepted, answer},
-    messages::{
-        ModelConfigRequest, ModelConfigResponse, ModelInferRequest, ModelInferResponse,
-        ModelMetadataRequest, ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse,
-        ModelStatisticsRequest, ModelStatisticsResponse, ModelStreamInferResponse,
-        RepositoryIndexRequest, RepositoryIndexResponse, RepositoryModelLoadRequest,
-        RepositoryModelLoadResponse, RepositoryModelUnloadRequest, RepositoryModelUnloadResponse,
-        ServerLiveRequest, ServerLiveResponse, ServerMetadataRequest, ServerMetadataResponse,
-        ServerReadyRequest, ServerReadyResponse,
-        grpc_inference_service_server::GrpcInferenceService,
+use crate::{
+    api::{
+        ApiState,
+        body::{in_json_bytes, off_thread},
+        clients::Permit,
+        describe::{config, statistics},
+        error::ApiError,
+        infer::{Accepted, answer},
+        messages::{
+            ModelConfigRequest, ModelConfigResponse, ModelInferRequest, ModelInferResponse,
+            ModelMetadataRequest, ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse,
+            ModelStatisticsRequest, ModelStatisticsResponse, ModelStreamInferResponse,
+            RepositoryIndexRequest, RepositoryIndexResponse, RepositoryModelLoadRequest,
+            RepositoryModelLoadResponse, RepositoryModelUnloadRequest,
+            RepositoryModelUnloadResponse, ServerLiveRequest, ServerLiveResponse,
+            ServerMetadataRequest, ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse,
+            grpc_inference_service_server::GrpcInferenceService,
+        },
+        models::Model,
     },
-    models::Model,
+    serve::InferRequest,
 };
 
 /// The metadata with the client's token.
@@ -91,7 +94,7 @@ impl InferenceService {
             .instrument(debug_span!("decode"))
             .await;
         let mut decoded = accepted.hand_over(decoded)?;
-        let crate::serve::InferRequest { budget, priority, .. } = &mut decoded.request;
+        let InferRequest { budget, priority, .. } = &mut decoded.request;
         budget.latency = budget.latency.or(terms.wait);
         terms.permit.cap(budget, priority);
         let answer = answer(&model, decoded).await?;
