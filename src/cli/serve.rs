@@ -34,6 +34,8 @@ pub(super) fn run(common: &Common, arguments: &ServeArguments) -> anyhow::Result
     }
     let tokio = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
+        // Answers come from other threads: they are not to wait behind dozens of new requests.
+        .global_queue_interval(1)
         .enable_all()
         .build()
         .context("the async runtime cannot start")?;

@@ -87,11 +87,16 @@ impl Executor {
         }
     }
 
-    /// Returns how long it takes by module until it is there; `None` where there is no memory limit
-    /// and so nothing that was loaded ever goes. Of experts it is the share that one token wants.
-    pub fn load_times(&self) -> Option<Vec<Duration>> {
+    /// Returns whether modules may have to give way to others.
+    pub fn may_evict(&self) -> bool {
+        self.runtime.residents().has_limit()
+    }
+
+    /// Returns the time by module until it is loaded. Of experts it is the share that one token
+    /// wants.
+    pub fn load_times(&self) -> Vec<Duration> {
         let wanted = self.bytes.iter().enumerate().map(|(index, bytes)| (self.key(index), *bytes));
-        let times = self.runtime.residents().load_times(wanted)?;
+        let times = self.runtime.residents().load_times(wanted);
         let time = |id: ModuleId| match self.family.compute(id) {
             None => Duration::ZERO,
             Some(Compute::Network(index)) => times[*index],
@@ -101,7 +106,7 @@ impl Executor {
                 always + all.saturating_sub(always).mul_f64(routed.router.share())
             }
         };
-        Some((0..self.family.graph.modules().len()).map(|index| time(ModuleId(index))).collect())
+        (0..self.family.graph.modules().len()).map(|index| time(ModuleId(index))).collect()
     }
 
     /// Loads the modules of `path` that are not loaded yet.

@@ -24,6 +24,14 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// estimates, and a request is worth more than a tenth.
 const TOLERANCE: u64 = 10;
 
+/// Time to load a session before one was loaded: for one of any size, and for each byte of weights.
+const LOAD_TIME: Duration = Duration::from_millis(1);
+const LOAD_SECONDS_PER_BYTE: f64 = 1e-9;
+
+/// The longest times that are believed, likewise: what takes longer was kept waiting.
+const LONGEST_LOAD_TIME: Duration = Duration::from_millis(20);
+const LONGEST_LOAD_SECONDS_PER_BYTE: f64 = 4.0 * LOAD_SECONDS_PER_BYTE;
+
 /// Every loaded session. Those that run are leased; of the others those go that are expected to be
 /// used again last when another needs their place. Of a network there are as many as run at once,
 /// or as there is room for.
@@ -142,7 +150,7 @@ impl<S> Residents<S> {
             pinned: HashSet::new(),
             uses: HashMap::new(),
             load_times: HashMap::new(),
-            seconds_per_byte: 0.0,
+            seconds_per_byte: LOAD_SECONDS_PER_BYTE,
             clock: 0,
             bytes: 0,
         };
@@ -199,15 +207,15 @@ impl<S> Residents<S> {
         self.lock().pinned.insert(key);
     }
 
-    /// Returns how long each of `wanted`, with the bytes of its weights, takes until it is there;
-    /// `None` where nothing ever gives way.
-    pub(super) fn load_times(
-        &self,
-        wanted: impl IntoIterator<Item = (Key, u64)>,
-    ) -> Option<Vec<Duration>> {
-        self.limit?;
+    /// Returns whether there is a memory limit.
+    pub(super) fn has_limit(&self) -> bool {
+        self.limit.is_some()
+    }
+
+    /// Returns the time until each of `wanted`, with the bytes of its weights, is loaded.
+    pub(super) fn load_times(&self, wanted: impl IntoIterator<Item = (Key, u64)>) -> Vec<Duration> {
         let state = self.lock();
-        Some(wanted.into_iter().map(|(key, bytes)| state.load_time(key, bytes)).collect())
+        wanted.into_iter().map(|(key, bytes)| state.load_time(key, bytes)).collect()
     }
 
     /// Leases a session; makes it with `load`, after making room for its `bytes` of weights, where
@@ -231,8 +239,9 @@ impl<S> Residents<S> {
         if let Some(session) = self.lock().take(key) {
             return Ok(lease(session));
         }
-        let start = Instant::now();
         self.make_room(bytes)?;
+        // Waiting for others is theirs: it says nothing about the next time.
+        let start = Instant::now();
         let session = load()?;
         let mut state = self.lock();
         state.insert(key, bytes);
@@ -394,19 +403,26 @@ impl<S> State<S> {
         Some(session)
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "sizes stay far below 2^53 bytes")]
+    /// Learns from a session that was made while no other ran, within bounds.
     fn learn_load_time(&mut self, key: Key, bytes: u64, time: Duration) {
+        let own = 1;
+        if self.num_leased > own {
+            return;
+        }
+        let longest = LONGEST_LOAD_TIME + time_of(bytes, LONGEST_LOAD_SECONDS_PER_BYTE);
+        let time = time.min(longest);
         self.load_times.insert(key, time);
-        let rate = time.as_secs_f64() / bytes.max(1) as f64;
+        let rate =
+            time.saturating_sub(LOAD_TIME).as_secs_f64() / time_of(bytes.max(1), 1.0).as_secs_f64();
+        let rate = rate.min(LONGEST_LOAD_SECONDS_PER_BYTE);
         self.seconds_per_byte += (rate - self.seconds_per_byte) / 8.0;
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "sizes stay far below 2^53 bytes")]
     fn load_time(&self, key: Key, bytes: u64) -> Duration {
         if self.sessions.contains_key(&key) {
             return Duration::ZERO;
         }
-        let guess = || Duration::from_secs_f64(bytes as f64 * self.seconds_per_byte);
+        let guess = || LOAD_TIME + time_of(bytes, self.seconds_per_byte);
         self.load_times.get(&key).copied().unwrap_or_else(guess)
     }
 
@@ -445,6 +461,12 @@ impl<S> State<S> {
         }
         gone
     }
+}
+
+/// Returns the time that `bytes` take at `seconds_per_byte`.
+#[expect(clippy::cast_precision_loss, reason = "sizes stay far below 2^53 bytes")]
+fn time_of(bytes: u64, seconds_per_byte: f64) -> Duration {
+    Duration::from_secs_f64(bytes as f64 * seconds_per_byte)
 }
 
 /// Returns the bytes of memory that the process holds; 0 where the system does not tell.

@@ -111,15 +111,15 @@ fn what_is_not_there_takes_as_long_as_it_took() {
     };
     drop(residents.lease(key(own, 0), 10, slow).expect("room"));
     let wanted = [(key(own, 0), 10), (key(own, 1), 10)];
-    let times = residents.load_times(wanted).expect("there is a limit");
+    let times = residents.load_times(wanted);
     assert_eq!(times[0], Duration::ZERO);
     assert!(times[1] > Duration::ZERO, "what was never there is guessed");
     use_of(&residents, key(own, 1), 20).expect("room in its place");
-    let times = residents.load_times(wanted).expect("there is a limit");
+    let times = residents.load_times(wanted);
     assert!(times[0] >= Duration::from_millis(19), "{times:?}");
     assert_eq!(times[1], Duration::ZERO);
     let without: Residents<usize> = Residents::of_process(None, process(|| 0));
-    assert_eq!(without.load_times(wanted), None);
+    assert!(without.load_times(wanted).iter().all(|time| !time.is_zero()), "none is loaded yet");
 }
 
 #[test]

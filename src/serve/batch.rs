@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{ServeError, planner::Chosen, queue::Job, waiting::Share};
+use super::{ServeError, job::Job, planner::Chosen, waiting::Share};
 use crate::{family::ModuleId, plan::Budget};
 
 /// How many tokens a batch may run, as a multiple of those that are no padding.
@@ -61,24 +61,32 @@ pub(super) fn guarded(
 
 /// Returns the path of a job that runs on no other.
 fn pinned(job: &Job) -> Option<&[ModuleId]> {
-    let is_free = job.terms.as_ref().is_some_and(|terms| terms.budget.plan.is_none());
+    let is_free = job.budget.as_ref().is_some_and(|budget| budget.plan.is_none());
     (!is_free).then_some(&job.chosen.path)
+}
+
+/// The time in which jobs may run.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Turn<'a> {
+    pub(super) shares: &'a [Share],
+    pub(super) now: Instant,
+    /// Whether nothing else waits or runs.
+    pub(super) is_only: bool,
 }
 
 /// Chooses how many of `jobs` run, and on which plan: the best quality within the share of the time
 /// that is left, and of equal ones the larger batch. Where nothing is within its share, the fastest
-/// plan for as many as it is still in time for; the first is late where there is none.
-pub(super) fn choose(
-    jobs: &[&Job],
-    shares: &[Share],
-    now: Instant,
-) -> (usize, Result<Chosen, ServeError>) {
+/// plan for as many as it is still in time for; the first is late where there is none. A job that
+/// is the only one runs on the fastest plan while its deadline has not passed: predictions are
+/// no reason to keep an idle thread from trying.
+pub(super) fn choose(jobs: &[&Job], turn: &Turn<'_>) -> (usize, Result<Chosen, ServeError>) {
+    let Turn { shares, now, is_only } = *turn;
     let first = jobs[0];
     let left = |size: usize| {
         let share = shares.iter().find(|share| share.size == size);
         share.map_or(Duration::ZERO, |share| share.left)
     };
-    if first.terms.is_none() && left(1).is_zero() {
+    if first.budget.is_none() && left(1).is_zero() {
         let waited = now - first.queued;
         return (1, Err(ServeError::DeadlineExceeded { waited }));
     }
@@ -86,7 +94,7 @@ pub(super) fn choose(
         return (1, Ok(first.chosen.clone().anew()));
     }
     // Others wait behind it, so what takes longer than predicted makes more than one late.
-    let reserve = first.planner.correction.reserve();
+    let reserve = first.planner.correction.reserve(now);
     let choose = |share: &Share, latency: Option<Duration>| {
         let (shape, budget) = together(&jobs[..share.size]);
         let budget = latency.map_or_else(
@@ -105,12 +113,14 @@ pub(super) fn choose(
     if let Some((size, chosen)) = best {
         return (size, Ok(chosen));
     }
-    if first.terms.is_none() {
+    if first.budget.is_none() {
         return (1, Ok(first.chosen.clone().anew()));
     }
     let fastest = shares.iter().rev().filter_map(|share| choose(share, None).ok());
-    let mut in_time =
-        fastest.filter(|(size, chosen)| first.planner.with_margin(chosen) <= left(*size));
+    let mut in_time = fastest.filter(|(size, chosen)| {
+        let may_try = is_only && !left(*size).is_zero();
+        may_try || first.planner.with_margin(chosen) <= left(*size)
+    });
     in_time.next().map_or((1, Err(LATE)), |(size, chosen)| (size, Ok(chosen)))
 }
 
@@ -120,12 +130,12 @@ fn together(jobs: &[&Job]) -> ((usize, usize), Budget) {
     let rows = jobs.iter().map(|job| job.shape.0).sum();
     let tokens = jobs.iter().map(|job| job.shape.1).max().unwrap_or(1);
     let first = jobs[0];
-    if first.terms.is_none() {
+    if first.budget.is_none() {
         // Its budget was met when its plan was chosen.
         let plan = Some(first.chosen.plan.plan.clone());
         return ((rows, tokens), Budget { plan, ..Budget::default() });
     }
-    let budgets = || jobs.iter().filter_map(|job| job.terms.as_ref()).map(|terms| &terms.budget);
+    let budgets = || jobs.iter().filter_map(|job| job.budget.as_ref());
     let budget = Budget {
         latency: None,
         memory_bytes: budgets().filter_map(|budget| budget.memory_bytes).min(),

@@ -1,122 +1,232 @@
-//! How fast the machine is now, and how far it may be off.
+//! The ratio between what batches take and what their modules were found to take.
+//!
+//! Two causes are kept apart. The *machine* may be faster or slower than when it was measured: that
+//! is learned from batches without neighbours alone, stays within a factor of [`MACHINE`], and is
+//! kept. *Load* makes threads compete and answers wait: that is learned from every batch and
+//! answer, and forgotten within seconds (see [`Transient`]). Reads no clock.
 
-use std::time::Duration;
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
-use super::follow::Follower;
+use super::follow::{Bounds, Follower, Rates, Transient};
 
-/// How fast the factor follows what batches take.
-const FOLLOW: f64 = 0.08;
+/// Rates of a factor: it follows the middle of what batches take.
+const FOLLOW: Rates = Rates { rise: 0.08, fall: 0.08 };
 
-/// How fast what one batch in five exceeds follows a batch that exceeds it, and one that does not:
-/// unequal, so that it settles there.
-const CAREFUL: (f64, f64) = (0.1, 0.025);
+/// Rates of a margin that one batch in five exceeds.
+const CAREFUL: Rates = Rates { rise: 0.1, fall: 0.025 };
 
-/// The same for the reserve, which about one batch in fifty outlasts.
-const RESERVE: (f64, f64) = (0.3, 0.002);
+/// Rates of a reserve that one batch in fifty exceeds.
+const RESERVE: Rates = Rates { rise: 0.3, fall: 0.002 };
 
-/// The largest reserve.
-const MOST_RESERVED: f64 = 2.0;
+/// Bounds of a margin and of a reserve.
+const SPREAD: Bounds = Bounds { least: 1.0, most: 2.0 };
 
-/// The bounds of the factor.
-const LEAST: f64 = 0.125;
-const MOST: f64 = 8.0;
+/// Bounds of the machine's factor.
+const MACHINE: Bounds = Bounds { least: 0.25, most: 4.0 };
 
-/// How much longer modules take now than by what is known of them: a busier or slower machine.
+/// Bounds of the load's factor.
+const LOAD: Bounds = Bounds { least: 0.5, most: 8.0 };
+
+/// Time in seconds between a batch and its answers without load, and its bounds.
+const ANSWERING: f64 = 1e-4;
+const ANSWERING_BOUNDS: Bounds = Bounds { least: 1e-6, most: 0.1 };
+
+/// Time for which a measurement without neighbours is taken for what is true now.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// A batch that ran.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lesson {
+    /// Time that its modules were known to take.
+    pub(super) known: Duration,
+    /// Time that it took.
+    pub(super) measured: Duration,
+    /// Whether nothing else ran, waited or arrived meanwhile.
+    pub(super) is_alone: bool,
+}
+
+/// How much longer modules take now than by what is known of them.
 #[derive(Debug)]
 pub(super) struct Correction {
-    factor: Follower,
-    care: Follower,
-    reserve: Follower,
+    machine: Machine,
+    load: Load,
     /// Seconds between a batch and its answers.
-    answering: Follower,
+    answering: Transient,
+    /// When a batch last ran without neighbours.
+    measured: Mutex<Option<Instant>>,
+}
+
+#[derive(Debug)]
+struct Machine {
+    factor: Follower,
+    margin: Follower,
+    reserve: Follower,
+}
+
+#[derive(Debug)]
+struct Load {
+    factor: Transient,
+    margin: Transient,
+    reserve: Transient,
 }
 
 impl Default for Correction {
     fn default() -> Self {
-        let one = || Follower::new(1.0);
-        Self { factor: one(), care: one(), reserve: one(), answering: Follower::new(1e-4) }
+        let (kept, passing) = (|| Follower::new(1.0), || Transient::new(1.0));
+        Self {
+            machine: Machine { factor: kept(), margin: kept(), reserve: kept() },
+            load: Load { factor: passing(), margin: passing(), reserve: passing() },
+            answering: Transient::new(ANSWERING),
+            measured: Mutex::default(),
+        }
     }
 }
 
 impl Correction {
-    /// Returns how many times its known latency a batch takes now.
-    pub(super) fn factor(&self) -> f64 {
-        self.factor.get()
+    /// Returns the factor of the machine, which modules without neighbours take.
+    pub(super) fn machine(&self) -> f64 {
+        self.machine.factor.get()
+    }
+
+    /// Returns the ratio between what a batch takes at `now` and what is known of its modules.
+    pub(super) fn factor(&self, now: Instant) -> f64 {
+        self.machine() * self.load.factor.get(now)
     }
 
     /// Returns the factor that one batch in five exceeds: what is chosen must fit with it.
-    pub(super) fn careful(&self) -> f64 {
-        self.factor.get() * self.care.get()
+    pub(super) fn careful(&self, now: Instant) -> f64 {
+        self.factor(now) * self.machine.margin.get().max(self.load.margin.get(now))
     }
 
-    /// Returns how many times its careful latency a batch may take, but for one in fifty.
-    pub(super) fn reserve(&self) -> f64 {
-        self.reserve.get()
+    /// Returns the ratio to its careful latency that one batch in fifty exceeds.
+    pub(super) fn reserve(&self, now: Instant) -> f64 {
+        self.machine.reserve.get().max(self.load.reserve.get(now))
     }
 
-    /// Returns what passes between the end of a batch and that of its requests.
-    pub(super) fn answering(&self) -> Duration {
-        Duration::from_secs_f64(self.answering.get())
+    /// Returns the time from a batch's end to its answers.
+    pub(super) fn answering(&self, now: Instant) -> Duration {
+        Duration::from_secs_f64(self.answering.get(now))
     }
 
-    /// Learns from a batch that was known to take `known` and took `measured`.
-    pub(super) fn learn(&self, known: Duration, measured: Duration) {
-        let ratio = measured.as_secs_f64() / known.as_secs_f64().max(1e-6);
-        let (factor, careful) = (self.factor(), self.careful());
-        self.reserve.follow(ratio / careful, RESERVE, (1.0, MOST_RESERVED));
-        self.care.follow(ratio / factor, CAREFUL, (1.0, MOST_RESERVED));
-        self.factor.follow(ratio, (FOLLOW, FOLLOW), (LEAST, MOST));
+    /// Returns whether a batch ran without neighbours lately, so that what is known is true now.
+    pub(super) fn is_fresh(&self, now: Instant) -> bool {
+        let measured = *self.measured.lock().unwrap_or_else(PoisonError::into_inner);
+        measured.is_some_and(|at| now.saturating_duration_since(at) < FRESH)
     }
 
-    /// Learns from a request that was answered `time` after its batch was done.
-    pub(super) fn learn_answering(&self, time: Duration) {
-        self.answering.follow(time.as_secs_f64(), (FOLLOW, FOLLOW), (1e-6, 1.0));
+    /// Learns from a batch that ended at `now`.
+    pub(super) fn learn(&self, now: Instant, lesson: Lesson) {
+        let ratio = lesson.measured.as_secs_f64() / lesson.known.as_secs_f64().max(1e-6);
+        if lesson.is_alone {
+            let Machine { factor, margin, reserve } = &self.machine;
+            let careful = factor.get() * margin.get();
+            reserve.follow(ratio / careful, RESERVE, SPREAD);
+            margin.follow(ratio / factor.get(), CAREFUL, SPREAD);
+            factor.follow(ratio, FOLLOW, MACHINE);
+            *self.measured.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+        }
+        let Load { factor, margin, reserve } = &self.load;
+        let ratio = ratio / self.machine();
+        let middle = factor.get(now);
+        reserve.follow(now, ratio / (middle * margin.get(now)), RESERVE, SPREAD);
+        margin.follow(now, ratio / middle, CAREFUL, SPREAD);
+        factor.follow(now, ratio, FOLLOW, LOAD);
+    }
+
+    /// Learns from a request that was answered at `now`, `time` after its batch was done.
+    pub(super) fn learn_answering(&self, now: Instant, time: Duration) {
+        self.answering.follow(now, time.as_secs_f64(), FOLLOW, ANSWERING_BOUNDS);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use proptest::prelude::*;
+
+    use super::{super::follow::FORGOTTEN, *};
+
+    fn ms(milliseconds: u64) -> Duration {
+        Duration::from_millis(milliseconds)
+    }
+
+    fn lesson(known: u64, measured: u64, is_alone: bool) -> Lesson {
+        Lesson { known: ms(known), measured: ms(measured), is_alone }
+    }
 
     #[test]
     fn a_slower_machine_is_learned_and_unlearned() {
-        let correction = Correction::default();
-        let (known, slow) = (Duration::from_millis(10), Duration::from_millis(15));
-        (0..100).for_each(|_| correction.learn(known, slow));
-        assert!((correction.factor() - 1.5).abs() < 0.01, "{}", correction.factor());
-        (0..400).for_each(|_| correction.learn(known, known));
-        assert!((correction.factor() - 1.0).abs() < 0.01, "{}", correction.factor());
+        let (correction, now) = (Correction::default(), Instant::now());
+        (0..200).for_each(|_| correction.learn(now, lesson(10, 15, true)));
+        assert!((correction.factor(now) - 1.5).abs() < 0.01, "{}", correction.factor(now));
+        (0..400).for_each(|_| correction.learn(now, lesson(10, 10, true)));
+        assert!((correction.factor(now) - 1.0).abs() < 0.01, "{}", correction.factor(now));
+    }
+
+    #[test]
+    fn what_neighbours_cost_counts_while_they_are_there() {
+        let (correction, now) = (Correction::default(), Instant::now());
+        (0..400).for_each(|_| correction.learn(now, lesson(10, 30, false)));
+        assert!((correction.factor(now) - 3.0).abs() < 0.03, "{}", correction.factor(now));
+        assert!((correction.machine() - 1.0).abs() < 1e-12);
+        assert!((correction.factor(now + FORGOTTEN) - 1.0).abs() < 1e-12);
     }
 
     #[test]
     fn the_reserve_covers_what_is_seldom_longer() {
-        let correction = Correction::default();
+        let (correction, now) = (Correction::default(), Instant::now());
         for index in 0..5_000 {
-            let milliseconds = if index % 25 == 0 { 14 } else { 10 };
-            correction.learn(Duration::from_millis(10), Duration::from_millis(milliseconds));
+            let measured = if index % 25 == 0 { 14 } else { 10 };
+            correction.learn(now, lesson(10, measured, true));
         }
-        let longest = correction.careful() * correction.reserve();
+        let longest = correction.careful(now) * correction.reserve(now);
         assert!((1.3..1.5).contains(&longest), "{longest}");
-        assert!(correction.careful() < 1.1, "{}", correction.careful());
+        assert!(correction.careful(now) < 1.1, "{}", correction.careful(now));
     }
 
     #[test]
     fn what_one_batch_in_five_exceeds_is_told_apart_from_the_middle() {
-        let correction = Correction::default();
+        let (correction, now) = (Correction::default(), Instant::now());
         for index in 0..5_000_u64 {
-            let milliseconds = 8 + (index * 7) % 5;
-            correction.learn(Duration::from_millis(10), Duration::from_millis(milliseconds));
+            correction.learn(now, lesson(10, 8 + (index * 7) % 5, true));
         }
-        assert!((0.94..1.06).contains(&correction.factor()), "{}", correction.factor());
-        assert!((1.05..1.25).contains(&correction.careful()), "{}", correction.careful());
+        assert!((0.94..1.06).contains(&correction.factor(now)), "{}", correction.factor(now));
+        assert!((1.05..1.25).contains(&correction.careful(now)), "{}", correction.careful(now));
     }
 
     #[test]
     fn one_absurd_batch_moves_it_within_its_bounds() {
-        let correction = Correction::default();
-        correction.learn(Duration::ZERO, Duration::from_secs(3_600));
-        assert!(correction.factor() <= MOST);
-        (0..500).for_each(|_| correction.learn(Duration::from_secs(1), Duration::ZERO));
-        assert!(correction.factor() >= LEAST);
+        let (correction, now) = (Correction::default(), Instant::now());
+        correction.learn(now, lesson(0, 3_600_000, true));
+        assert!(correction.factor(now) <= MACHINE.most * LOAD.most);
+        (0..500).for_each(|_| correction.learn(now, lesson(1_000, 0, true)));
+        assert!(correction.factor(now) >= MACHINE.least * LOAD.least);
+    }
+
+    proptest! {
+        /// However batches and answers came, after a rest everything is as on a server of the
+        /// same machine that never saw the load.
+        #[test]
+        fn after_a_rest_nothing_of_the_load_is_left(
+            trace in prop::collection::vec((1..200_u64, 1..2_000_u64, any::<bool>(), 0..500_u64), 0..300),
+        ) {
+            let (loaded, calm) = (Correction::default(), Correction::default());
+            let mut now = Instant::now();
+            for (known, measured, is_alone, gap) in trace {
+                now += ms(gap);
+                loaded.learn(now, lesson(known, measured, is_alone));
+                loaded.learn_answering(now, ms(measured));
+                if is_alone {
+                    calm.learn(now, lesson(known, measured, true));
+                }
+            }
+            let rested = now + FORGOTTEN;
+            for read in [Correction::factor, Correction::careful, Correction::reserve] {
+                prop_assert_eq!(read(&loaded, rested).to_bits(), read(&calm, rested).to_bits());
+            }
+            prop_assert_eq!(loaded.answering(rested), calm.answering(rested));
+        }
     }
 }

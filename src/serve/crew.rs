@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Observer,
-    queue::{FamilyKey, Task},
+    job::{FamilyKey, Task},
 };
 use crate::{
     family::ModuleId,

@@ -10,11 +10,17 @@ use std::{
 
 use super::{
     FamilyService, LoadedFamily, Observer,
+    job::FamilyKey,
     planner::Planner,
-    queue::{FamilyKey, Queue},
+    prepare::Preparing,
+    service::SharedParts,
+    warm,
     worker::{self, InferenceThreads},
 };
-use crate::runtime::{Executor, Runtime};
+use crate::{
+    family::ModuleId,
+    runtime::{Executor, Runtime},
+};
 
 /// How families are served.
 #[derive(Debug, Clone, Copy)]
@@ -34,9 +40,7 @@ pub struct ServiceConfig {
 /// Serves families through inference threads.
 pub struct Engine {
     runtime: Runtime,
-    config: ServiceConfig,
-    queue: Queue,
-    observer: Arc<dyn Observer>,
+    parts: SharedParts,
     num_families: AtomicU64,
 }
 
@@ -53,26 +57,29 @@ impl Engine {
     ) -> std::io::Result<(Self, InferenceThreads)> {
         let (queue, threads) =
             worker::start(config.num_workers, config.queue_limit, observer.clone())?;
-        let num_families = AtomicU64::new(0);
-        Ok((Self { runtime, config, queue, observer, num_families }, threads))
+        let parts = SharedParts { queue, config, observer, preparing: Preparing::default() };
+        Ok((Self { runtime, parts, num_families: AtomicU64::new(0) }, threads))
     }
 
-    /// Serves a family. When the last reference to it is dropped, its sessions go.
+    /// Serves a family whose likely plans have run once. When the last reference to it is dropped,
+    /// its sessions go. Takes long; not for async threads.
     pub fn serve(&self, loaded: LoadedFamily) -> Arc<FamilyService> {
         let key = FamilyKey(self.num_families.fetch_add(1, Ordering::Relaxed));
         let executor = Arc::new(Executor::new(self.runtime.clone(), loaded.family.clone()));
         executor.pin(&loaded.pinned);
-        let others = if self.config.preload { loaded.modules() } else { Vec::new() };
-        let preload = loaded.pinned.iter().copied().chain(others).collect();
+        let others = if self.parts.config.preload { loaded.modules() } else { Vec::new() };
+        let preload: Vec<ModuleId> = loaded.pinned.iter().copied().chain(others).collect();
+        if self.parts.config.preload {
+            warm::warm_up(&executor, &loaded);
+        }
         let planner = Arc::new(Planner::new(loaded, Arc::downgrade(&executor)));
-        self.queue.install(key, executor, preload);
-        let observer = self.observer.clone();
-        Arc::new(FamilyService::new(planner, key, self.queue.clone(), self.config, observer))
+        self.parts.queue.install(key, executor, preload);
+        Arc::new(FamilyService::new(planner, key, self.parts.clone()))
     }
 }
 
 impl std::fmt::Debug for Engine {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Engine").field("config", &self.config).finish_non_exhaustive()
+        formatter.debug_struct("Engine").field("config", &self.parts.config).finish_non_exhaustive()
     }
 }

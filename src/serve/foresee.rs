@@ -1,29 +1,29 @@
-//! How long texts are likely to be before they are tokenized.
+//! The likely length of texts before they are tokenized.
 
-use super::follow::Follower;
+use super::follow::{Bounds, Follower, Rates};
 
-/// How fast the least tokens a byte follow a text with more and one with fewer: about one text in a
-/// hundred has fewer.
-const RATES: (f64, f64) = (0.001, 0.1);
+/// Rates of the tokens-per-byte estimate: it settles at the 1st percentile.
+const RATES: Rates = Rates { rise: 0.001, fall: 0.1 };
 
-/// What is taken for the tokens of a byte at first, and their bounds.
-const AT_FIRST: f64 = 0.05;
-const BOUNDS: (f64, f64) = (1e-4, 1.0);
+/// Tokens of a byte at first, and their bounds.
+const AT_FIRST: f64 = 0.1;
+const BOUNDS: Bounds = Bounds { least: 0.025, most: 0.4 };
 
-/// What a family's texts have been like, so that one which comes too late anyway is not tokenized.
+/// Estimate of texts' lengths, so that one which comes too late anyway is not tokenized.
 #[derive(Debug)]
 pub(super) struct Foresight {
     tokens_per_byte: Follower,
-}
-
-impl Default for Foresight {
-    fn default() -> Self {
-        Self { tokens_per_byte: Follower::new(AT_FIRST) }
-    }
+    /// Length at which texts are cut.
+    max_tokens: usize,
 }
 
 impl Foresight {
-    /// Returns how many tokens the longest of `texts` is likely to have at least.
+    /// Creates the estimate for texts that are cut at `max_tokens`.
+    pub(super) fn new(max_tokens: usize) -> Self {
+        Self { tokens_per_byte: Follower::new(AT_FIRST), max_tokens }
+    }
+
+    /// Returns the least number of tokens that the longest of `texts` is likely to have.
     pub(super) fn tokens(&self, texts: &[String]) -> usize {
         let rate = self.tokens_per_byte.get();
         #[expect(
@@ -32,12 +32,15 @@ impl Foresight {
             reason = "texts are bounded, and a part of a token does not count"
         )]
         let tokens = (longest(texts) * rate) as usize;
-        tokens.max(1)
+        tokens.clamp(1, self.max_tokens.max(1))
     }
 
-    /// Learns that the longest of `texts` has so many tokens.
+    /// Learns that the longest of `texts` has `tokens`; nothing where it was cut.
     #[expect(clippy::cast_precision_loss, reason = "texts are bounded")]
     pub(super) fn learn(&self, texts: &[String], tokens: usize) {
+        if tokens >= self.max_tokens {
+            return;
+        }
         let rate = tokens as f64 / longest(texts).max(1.0);
         self.tokens_per_byte.follow(rate, RATES, BOUNDS);
     }
@@ -54,7 +57,7 @@ mod tests {
 
     #[test]
     fn a_text_is_expected_to_be_no_longer_than_others_were() {
-        let foresight = Foresight::default();
+        let foresight = Foresight::new(512);
         let text = |length| vec!["a".repeat(length)];
         assert_eq!(foresight.tokens(&text(0)), 1);
         for index in 0..20_000 {

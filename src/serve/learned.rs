@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{LoadedFamily, follow::step};
+use super::{LoadedFamily, follow::step, planner::Run};
 use crate::{family::ModuleId, fit::Profile, plan::PlanTable};
 
 /// How far a module's latency at a shape moves towards what one batch took: slowly, beside the
@@ -18,8 +18,8 @@ const RATE: f64 = 0.02;
 /// ends in the factor, which holds for those that have not run as well.
 const PULL: f64 = 0.002;
 
-/// How many times what was profiled, or part of it, a module may be found to take.
-const MOST: f64 = 8.0;
+/// Largest ratio between what a module is found to take and what was profiled, either way.
+const MOST: f64 = 4.0;
 
 /// Plans get new latencies when a module has moved by so much, as a logarithm, but not more often
 /// than this.
@@ -85,36 +85,42 @@ impl Learned {
         read(&self.lock().profile)
     }
 
-    /// Learns from a batch whose modules took `times` on a machine that takes `factor` times what
-    /// it took when they were profiled; returns what they were expected to take without it. `hear`
-    /// is told how many times its profiled latency each takes now.
+    /// Returns the time that a batch's modules are known to take.
+    pub(super) fn known(&self, shape: (usize, usize), times: &[(ModuleId, Duration)]) -> Duration {
+        let learning = self.lock();
+        let grids = times.iter().filter_map(|(id, _)| learning.profile.module(*id));
+        Duration::from_secs_f64(
+            grids.map(|module| module.latency_seconds.at(shape.0, shape.1)).sum(),
+        )
+    }
+
+    /// Learns from a batch without neighbours, on a machine that takes `factor` times as long as
+    /// when modules were profiled. `hear` is called with the ratio between what each module takes
+    /// now and what was profiled.
     pub(super) fn learn(
         &self,
         measured: &Profile,
-        (shape, factor): ((usize, usize), f64),
-        times: &[(ModuleId, Duration)],
-        hear: &dyn Fn(ModuleId, f64),
-    ) -> Duration {
+        run: &Run<'_>,
+        (factor, hear): (f64, &dyn Fn(ModuleId, f64)),
+    ) {
+        let (batch, tokens) = run.shape;
         let mut learning = self.lock();
         let Learning { profile, moved, .. } = &mut *learning;
-        let mut expected = 0.0;
-        for (id, time) in times {
+        for (id, time) in run.times {
             let Some((grid, measured)) = profile.latency_mut(*id).zip(measured.module(*id)) else {
                 continue;
             };
-            let before = grid.at(shape.0, shape.1);
-            expected += before;
+            let before = grid.at(batch, tokens);
             if before > 0.0 {
                 let ratio = time.as_secs_f64() / (before * factor);
-                let profiled = measured.latency_seconds.at(shape.0, shape.1);
+                let profiled = measured.latency_seconds.at(batch, tokens);
                 let back = (profiled / before).powf(PULL);
                 let moves = step(ratio, RATE) * back;
-                grid.bend(shape, moves, (&measured.latency_seconds, MOST));
+                grid.bend(run.shape, moves, (&measured.latency_seconds, MOST));
                 moved[id.0] += moves.ln();
-                hear(*id, factor * grid.at(shape.0, shape.1) / profiled);
+                hear(*id, factor * grid.at(batch, tokens) / profiled);
             }
         }
-        Duration::from_secs_f64(expected)
     }
 
     /// Gives plans the latencies that follow from what was learned, where it is worth it.

@@ -11,6 +11,7 @@ mod error;
 mod follow;
 mod foresee;
 mod inputs;
+mod job;
 mod learned;
 mod loaded;
 mod observe;
@@ -26,6 +27,7 @@ mod run;
 mod service;
 mod statistics;
 mod waiting;
+mod warm;
 mod worker;
 
 pub use engine::{Engine, ServiceConfig};

@@ -1,12 +1,17 @@
 //! The choice of plans for one family, by what is known of its costs and of the machine.
 
 use std::{
-    sync::Weak,
+    sync::{
+        Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use super::{
-    LoadedFamily, Observer, PlanSummary, ServeError, correction::Correction, learned::Learned,
+    LoadedFamily, Observer, PlanSummary, ServeError,
+    correction::{Correction, Lesson},
+    learned::Learned,
     waiting::Need,
 };
 use crate::{
@@ -24,8 +29,23 @@ pub(super) struct Planner {
     executor: Weak<Executor>,
     pub(super) correction: Correction,
     learned: Learned,
-    /// How much less than there is a plan must be predicted to take, as a share of it.
+    /// Fraction of the remaining budget kept as a margin.
     margin: f64,
+    /// Whether every module of its plans is loaded, and none ever gives way.
+    is_loaded: AtomicBool,
+}
+
+/// A batch that ran.
+#[derive(Debug)]
+pub(super) struct Run<'a> {
+    /// Its rows and their tokens.
+    pub(super) shape: (usize, usize),
+    /// Time that each module took.
+    pub(super) times: &'a [(ModuleId, Duration)],
+    /// Time that all of it took.
+    pub(super) whole: Duration,
+    /// Whether nothing else ran, waited or arrived meanwhile.
+    pub(super) is_alone: bool,
 }
 
 /// What a budget gets.
@@ -37,17 +57,6 @@ pub(super) struct Chosen {
     pub(super) careful: Duration,
     /// What it is predicted to take now, likewise.
     pub(super) predicted: Duration,
-}
-
-/// What another plan of a request may cost, should there be no time for the first.
-#[derive(Debug)]
-pub(super) struct Terms {
-    /// The batch and its tokens.
-    pub(super) shape: (usize, usize),
-    /// The budget; its latency counts from the arrival.
-    pub(super) budget: Budget,
-    /// When the request arrived.
-    pub(super) arrival: Instant,
 }
 
 impl Chosen {
@@ -64,24 +73,23 @@ impl Planner {
     pub(super) fn new(loaded: LoadedFamily, executor: Weak<Executor>) -> Self {
         let margin = loaded.table.margin();
         let learned = Learned::new(&loaded);
-        Self { loaded, executor, correction: Correction::default(), learned, margin }
+        let (correction, is_loaded) = (Correction::default(), AtomicBool::new(false));
+        Self { loaded, executor, correction, learned, margin, is_loaded }
     }
 
-    /// Learns from a batch of this shape whose modules took `times`, and all of it `whole`.
-    pub(super) fn learn(
-        &self,
-        shape: (usize, usize),
-        (times, whole): (&[(ModuleId, Duration)], Duration),
-        observer: &dyn Observer,
-    ) {
-        let factor = self.correction.factor();
+    /// Learns from a batch: of modules from one without neighbours only.
+    pub(super) fn learn(&self, run: &Run<'_>, observer: &dyn Observer) {
         let LoadedFamily { family, profile, .. } = &self.loaded;
-        let hear = |id: ModuleId, ratio| {
-            let module = &family.graph.module(id).name;
-            observer.module_corrected(&family.manifest.name, module, ratio);
-        };
-        let known = self.learned.learn(profile, (shape, factor), times, &hear);
-        self.correction.learn(known, whole);
+        let known = self.learned.known(run.shape, run.times);
+        if run.is_alone {
+            let hear = |id: ModuleId, ratio| {
+                let module = &family.graph.module(id).name;
+                observer.module_corrected(&family.manifest.name, module, ratio);
+            };
+            self.learned.learn(profile, run, (self.correction.machine(), &hear));
+        }
+        let lesson = Lesson { known, measured: run.whole, is_alone: run.is_alone };
+        self.correction.learn(Instant::now(), lesson);
     }
 
     /// Makes what was learned count for the choices that follow.
@@ -93,7 +101,7 @@ impl Planner {
     pub(super) fn front(&self, batch: usize, tokens: usize) -> Vec<PlanSummary> {
         let tables = self.learned.tables();
         let front = tables.all.front(batch, tokens).into_iter();
-        let factor = self.correction.factor();
+        let factor = self.correction.factor(Instant::now());
         front.map(|entry| summary_of(entry, batch, tokens, factor)).collect()
     }
 
@@ -147,22 +155,28 @@ impl Planner {
         self.choose_from(&table, shape, &budget)
     }
 
-    /// Returns the least that a request can take whose first choice was `chosen`, its margin
-    /// included.
-    pub(super) fn need(&self, chosen: &Chosen, terms: &Terms) -> Need {
-        let budget = terms.budget.fastest();
-        let fastest = |shape| {
-            let found = self.choose_alike(chosen, shape, &budget);
-            found.map(|least| self.with_margin(&least)).ok()
-        };
-        let (batch, tokens) = terms.shape;
-        let own = self.with_margin(chosen);
-        let alone = fastest(terms.shape).map_or(own, |alone| alone.min(own));
+    /// Chooses the fastest plan for a budget that by what was learned no plan meets, if it was met
+    /// by what was profiled and nothing was measured lately: what was learned may be wrong by now.
+    pub(super) fn remeasure(&self, shape: (usize, usize), budget: &Budget) -> Option<Chosen> {
+        let (batch, tokens) = shape;
+        if self.correction.is_fresh(Instant::now())
+            || self.loaded.table.choose(batch, tokens, budget).is_err()
+        {
+            return None;
+        }
+        self.plan_for(shape, &budget.fastest()).ok()
+    }
+
+    /// Returns the least that a request of this shape can take, margins included; `None` if its
+    /// budget is met by no plan, however slow.
+    pub(super) fn need(&self, (batch, tokens): (usize, usize), budget: &Budget) -> Option<Need> {
+        let budget = budget.fastest();
+        let fastest = |rows| Some(self.with_margin(&self.plan_for((rows, tokens), &budget).ok()?));
+        let alone = fastest(batch)?;
         let full = self.loaded.profile.max_batch().max(batch);
-        let whole = fastest((full, tokens));
-        let part = whole.map(|whole| whole * share(batch) / share(full));
-        let least = part.map_or(alone, |part| part.min(alone));
-        Need { least, alone, company: whole.unwrap_or(alone).saturating_sub(alone) }
+        let whole = fastest(full).unwrap_or(alone);
+        let least = (whole * share(batch) / share(full)).min(alone);
+        Some(Need { least, alone, company: whole.saturating_sub(alone) })
     }
 
     /// Returns the careful latency with the margin.
@@ -188,19 +202,34 @@ impl Planner {
         }
     }
 
+    /// Returns the time until each module is loaded; `None` if all are, for good.
+    fn load_times(&self) -> Option<Vec<Duration>> {
+        if self.is_loaded.load(Ordering::Relaxed) {
+            return None;
+        }
+        let executor = self.executor.upgrade()?;
+        let times = executor.load_times();
+        let used = self.loaded.table.entries().iter().flat_map(|entry| &entry.modules);
+        let is_loaded = || used.into_iter().all(|index| times[*index].is_zero());
+        if !executor.may_evict() && is_loaded() {
+            self.is_loaded.store(true, Ordering::Relaxed);
+        }
+        Some(times)
+    }
+
     /// Chooses from `table`, which does not know how fast the machine is now: the correction is
-    /// taken out of the budget that goes in and put into the latencies that come out. Under a
-    /// memory limit the time to load what is not there counts as well.
+    /// taken out of the budget that goes in and put into the latencies that come out. The time to
+    /// load what is not there counts as well.
     fn choose_from(
         &self,
         table: &PlanTable,
         (batch, tokens): (usize, usize),
         budget: &Budget,
     ) -> Result<Chosen, ServeError> {
-        let careful = self.correction.careful();
+        let now = Instant::now();
+        let careful = self.correction.careful(now);
         let latency = budget.latency.map(|latency| latency.div_f64(careful));
-        let executor = latency.and_then(|_| self.executor.upgrade());
-        let load_times = executor.and_then(|executor| executor.load_times());
+        let load_times = latency.and_then(|_| self.load_times());
         let loading = |entry: &PlanEntry| {
             let times = load_times
                 .iter()
@@ -218,7 +247,7 @@ impl Planner {
             error
         })?;
         let path = choice.entry.modules.iter().map(|index| ModuleId(*index)).collect();
-        let mut plan = summary_of(choice.entry, batch, tokens, self.correction.factor());
+        let mut plan = summary_of(choice.entry, batch, tokens, self.correction.factor(now));
         let loading = loading(choice.entry);
         plan.predicted_latency += loading;
         let seconds = choice.entry.latency_seconds_at(batch, tokens) * careful;

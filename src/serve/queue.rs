@@ -6,23 +6,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::oneshot;
-use tracing::{Span, debug_span};
-
 use super::{
-    Observer, ServeError,
-    batch::{self, Batch},
-    planner::{Chosen, Planner, Terms},
-    waiting::{Need, Rank, Share, Threads, Waiting},
-    worker::Done,
+    ServeError,
+    batch::{self, Batch, Turn},
+    follow::remaining,
+    job::{FamilyKey, Job, Task},
+    waiting::{Need, Rank, Reserved, Share, Threads, Waiting},
 };
-use crate::{arch::ModelInput, family::ModuleId, runtime::Executor};
+use crate::{family::ModuleId, runtime::Executor};
 
-/// How long after a request was refused others are likely to be refused as well.
+/// Time after a refused request in which others are likely to be refused as well.
 const LATELY: Duration = Duration::from_millis(100);
 
-/// How much stricter admission gets when something admitted is late at its turn, and what is left
-/// of that after any other batch.
+/// Strictness added when something admitted is late at its turn, and the fraction of it that
+/// remains after any other batch.
 const STRICTER: f64 = 0.25;
 const LAXER: f64 = 0.99;
 
@@ -30,90 +27,19 @@ const LAXER: f64 = 0.99;
 /// answers are worth more than none.
 const HURRY: f64 = 0.5;
 
-/// A family as the threads know it; one that is loaded anew gets another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct FamilyKey(pub(super) u64);
-
-/// What an inference thread is asked to do beside answering.
-#[derive(Debug)]
-pub(super) enum Task {
-    /// Take a family over.
-    Install { family: FamilyKey, executor: Arc<Executor>, preload: Vec<ModuleId> },
-    /// Let go of a family; comes up when none of its requests waits.
-    Remove(FamilyKey),
-}
-
-/// What an inference thread is asked to run.
-#[derive(Debug)]
-pub(super) struct Job {
-    /// The family that answers.
-    pub(super) family: FamilyKey,
-    /// Its texts or images, and the tokens of the longest text.
-    pub(super) shape: (usize, usize),
-    /// What the plan reads, until it does.
-    pub(super) input: Option<ModelInput>,
-    /// The plan, unless there is no time for it any more.
-    pub(super) chosen: Chosen,
-    /// What another plan may cost; `None` where nothing depends on time.
-    pub(super) terms: Option<Terms>,
-    /// Chooses other plans.
-    pub(super) planner: Arc<Planner>,
-    /// The span of its request.
-    pub(super) request: Span,
-    /// Its place in the queue, until it runs.
-    pub(super) place: Option<Place>,
-    /// What had passed since its arrival when it was queued.
-    pub(super) before: Duration,
-    /// When it was queued.
-    pub(super) queued: Instant,
-    /// When it is to be done; after its deadline its answer is worth nothing any more.
-    pub(super) rank: Rank,
-    /// The least that it can take.
-    pub(super) need: Need,
-    /// Where the answer goes; closed when nobody waits for it.
-    pub(super) reply: oneshot::Sender<Result<Done, ServeError>>,
-}
-
-/// A job's place in the queue, which is left when this is dropped.
-pub(super) struct Place {
-    observer: Arc<dyn Observer>,
-    family: String,
-    _span: Span,
-}
-
-impl Place {
-    /// Takes a place.
-    pub(super) fn take(observer: Arc<dyn Observer>, family: &str) -> Self {
-        observer.queue_changed(family, 1);
-        Self { observer, family: family.to_owned(), _span: debug_span!("queue") }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.observer.queue_changed(&self.family, -1);
-    }
-}
-
-impl std::fmt::Debug for Place {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Place").field("family", &self.family).finish_non_exhaustive()
-    }
-}
-
-/// Why a job is not queued.
+/// The reason why a request is not admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum QueueError {
-    /// As many wait as may.
+    /// The queue is full.
     Full {
-        /// How many that is.
+        /// Number of requests that it holds.
         limit: usize,
-        /// When they may be done.
+        /// Time until everything that waits may be done.
         backlog: Duration,
     },
     /// It would be late, or make another late.
     Late {
-        /// When everything that waits may be done.
+        /// Time until everything that waits may be done.
         backlog: Duration,
     },
     /// The threads are gone.
@@ -163,14 +89,66 @@ struct State {
     busy_until: Vec<Option<Instant>>,
     /// Threads that wait for something to do.
     num_idle: usize,
-    /// When a request was last refused because it would be late.
-    refused: Option<Instant>,
-    /// When one was that could have taken any plan, and had time for more than one batch.
+    /// When a request was last refused that could have taken any plan, and had time for more than
+    /// one batch.
     hurried: Option<Instant>,
-    /// How much of the time of a full batch must be left behind others, from 0 to 1.
-    strictness: f64,
+    strictness: Strictness,
+    /// Number of batches that run.
+    num_running: usize,
+    /// When last something arrived, was refused, or ran beside something else.
+    disturbed: Option<Instant>,
     is_closed: bool,
 }
+
+/// The fraction of a full batch's time that must be left behind others: load causes it, and it
+/// fades with it.
+#[derive(Debug, Default)]
+struct Strictness {
+    value: f64,
+    /// When something was last late at its turn.
+    raised: Option<Instant>,
+}
+
+impl Strictness {
+    fn at(&self, now: Instant) -> f64 {
+        let age = |raised| now.saturating_duration_since(raised);
+        self.raised.map_or(0.0, |raised| self.value * remaining(age(raised)))
+    }
+
+    fn raise(&mut self, now: Instant) {
+        *self = Self { value: (self.at(now) + STRICTER).min(1.0), raised: Some(now) };
+    }
+}
+
+/// What is known of a request that asks to be admitted.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Candidate {
+    pub(super) rank: Rank,
+    pub(super) need: Need,
+    /// Whether it must be done by its deadline.
+    pub(super) has_budget: bool,
+    /// Whether any plan may answer it.
+    pub(super) is_free: bool,
+}
+
+/// The place in the queue of an admitted request that is being prepared; given up when dropped.
+#[derive(Debug)]
+pub(super) struct Reservation {
+    shared: Arc<Shared>,
+    reserved: Option<Reserved>,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if let Some(reserved) = self.reserved.take() {
+            self.shared.change(|state| state.waiting.release(reserved));
+        }
+    }
+}
+
+/// When a batch began, and what it needs to know at its end.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Begun(Instant);
 
 /// Closes the queue when it is dropped.
 #[derive(Debug)]
@@ -204,9 +182,10 @@ pub(super) fn queue(limit: usize, num_workers: usize) -> (Queue, Vec<Receiver>) 
         tasks: VecDeque::new(),
         busy_until: vec![Some(Instant::now()); num_workers],
         num_idle: 0,
-        refused: None,
         hurried: None,
-        strictness: 0.0,
+        strictness: Strictness::default(),
+        num_running: 0,
+        disturbed: None,
         is_closed: false,
     };
     let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), limit });
@@ -229,61 +208,62 @@ impl Shared {
 }
 
 impl Queue {
-    /// Queues a job.
+    /// Admits a request before anything is done for it: reserves its place among those that wait.
     ///
     /// # Errors
     ///
-    /// Fails when as many jobs wait as may, when a job whose budget counts would be late even if
-    /// everything before it takes the least it can, and when the threads are gone.
-    pub(super) fn push(&self, job: Job) -> Result<(), QueueError> {
+    /// Fails when the queue is full, when a request whose deadline counts would be late even if
+    /// everything before it takes the least it can, and when the threads are gone. Where nothing
+    /// waits and a thread is idle, nothing is too late: the request's plan decides.
+    pub(super) fn admit(&self, candidate: Candidate) -> Result<Reservation, QueueError> {
         let Shared { limit, .. } = *self.shared;
+        let mut state = self.shared.lock();
+        let now = Instant::now();
+        state.disturbed = Some(now);
+        if state.is_closed {
+            return Err(QueueError::Closed);
+        }
+        state.drop_abandoned();
+        if state.waiting.len() >= limit {
+            return Err(QueueError::Full { limit, backlog: state.backlog(now) });
+        }
+        if candidate.has_budget && state.is_busy(now) {
+            state.check_room(now, candidate)?;
+        }
+        let reserved = Some(state.waiting.reserve(candidate.rank, candidate.need.least));
+        drop(state);
+        Ok(Reservation { shared: self.shared.clone(), reserved })
+    }
+
+    /// Queues a job in the place reserved for it.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the threads are gone.
+    pub(super) fn push(&self, mut place: Reservation, job: Job) -> Result<(), QueueError> {
         self.shared.change(|state| {
-            let now = Instant::now();
+            state.disturbed = Some(Instant::now());
             if state.is_closed {
                 return Err(QueueError::Closed);
             }
-            state.drop_abandoned();
-            if state.waiting.len() >= limit {
-                return Err(QueueError::Full { limit, backlog: state.backlog(now) });
+            if let Some(reserved) = place.reserved.take() {
+                state.waiting.release(reserved);
             }
-            if let Some(terms) = &job.terms {
-                state.check_room(now, (job.rank, job.need), terms.budget.plan.is_none())?;
-            }
-            state.waiting.push(job.rank, job.need.least, job);
+            state.waiting.push(job.rank, job.least, job);
             Ok(())
         })
     }
 
-    /// Checks, before all is known of a request, that it is worth a try; it is where none was
-    /// refused lately.
-    ///
-    /// # Errors
-    ///
-    /// Fails when it would be late.
-    pub(super) fn check_early(
-        &self,
-        need: impl FnOnce() -> Option<(Rank, Need)>,
-        is_free: bool,
-    ) -> Result<(), QueueError> {
-        let now = Instant::now();
-        let refused = self.shared.lock().refused;
-        if refused.is_none_or(|refused| now - refused > LATELY) {
-            return Ok(());
-        }
-        let check = |need| self.shared.lock().check_room(now, need, is_free);
-        need().map_or(Ok(()), check)
-    }
-
-    /// Returns when everything that waits may be done.
+    /// Returns the time until everything that waits may be done.
     pub(super) fn backlog(&self) -> Duration {
         self.shared.lock().backlog(Instant::now())
     }
 
-    /// Tells whether something runs or waits.
-    pub(super) fn is_busy(&self) -> bool {
+    /// Returns whether another request than that of `place` waits, or all threads run one.
+    pub(super) fn is_busy_beside(&self, place: &Reservation) -> bool {
         let state = self.shared.lock();
-        let now = Instant::now();
-        state.waiting.len() > 0 || state.busy_until.iter().flatten().any(|until| *until > now)
+        let own = usize::from(place.reserved.is_some());
+        state.waiting.len() > own || state.num_running > 0
     }
 
     /// Hands a family's executor over; `preload` is loaded while no job waits.
@@ -329,14 +309,24 @@ impl Receiver {
         }
     }
 
-    /// Tells how long the batch that begins now is expected to run.
-    pub(super) fn begin(&self, expected: Duration) {
-        self.shared.lock().busy_until[self.index] = Some(Instant::now() + expected);
+    /// Notes that a batch begins, which is expected to run for `expected`.
+    pub(super) fn begin(&self, expected: Duration) -> Begun {
+        let mut state = self.shared.lock();
+        let now = Instant::now();
+        state.busy_until[self.index] = Some(now + expected);
+        state.num_running += 1;
+        if state.num_running > 1 || state.waiting.len() > 0 {
+            state.disturbed = Some(now);
+        }
+        Begun(now)
     }
 
-    /// Tells that the batch that ran is done.
-    pub(super) fn end(&self) {
-        self.shared.lock().busy_until[self.index] = Some(Instant::now());
+    /// Notes that a batch is done; returns whether nothing else ran, waited or arrived meanwhile.
+    pub(super) fn end(&self, Begun(begun): Begun) -> bool {
+        let mut state = self.shared.lock();
+        state.busy_until[self.index] = Some(Instant::now());
+        state.num_running -= 1;
+        state.disturbed.is_none_or(|disturbed| disturbed < begun)
     }
 }
 
@@ -345,6 +335,7 @@ impl State {
         self.drop_abandoned();
         let now = Instant::now();
         let is_hurried = self.hurried.is_some_and(|since| now - since < LATELY);
+        let is_only = self.waiting.len() == 1 && self.num_running == 0;
         let choose = |members: &[&Job], shares: &[Share]| {
             let mut shares = shares.to_vec();
             if is_hurried {
@@ -352,34 +343,34 @@ impl State {
                     .iter_mut()
                     .for_each(|share| share.allowance = share.allowance.mul_f64(HURRY));
             }
-            batch::guarded(|| batch::choose(members, &shares, now))
+            batch::guarded(|| batch::choose(members, &Turn { shares: &shares, now, is_only }))
         };
         let num_all = self.busy_until.iter().flatten().count();
         let threads = Threads { num_all, num_free: self.num_idle + 1 };
         let (jobs, mut chosen) = self.waiting.pop_batch((now, threads), batch::joins, choose)?;
         match &mut chosen {
             Err(ServeError::Late { retry_after }) => {
-                self.refused = Some(now);
-                self.strictness = (self.strictness + STRICTER).min(1.0);
+                self.strictness.raise(now);
                 *retry_after = self.backlog(now);
             }
-            _ => self.strictness *= LAXER,
+            _ => self.strictness.value *= LAXER,
         }
         Some(Batch { jobs, chosen })
     }
 
-    /// Checks that there is room for a request, which any plan may answer where it `is_free`.
-    fn check_room(
-        &mut self,
-        now: Instant,
-        (rank, need): (Rank, Need),
-        is_free: bool,
-    ) -> Result<(), QueueError> {
-        let strict = Need { company: need.company.mul_f64(self.strictness), ..need };
+    /// Returns whether something waits, or no thread is idle.
+    fn is_busy(&self, now: Instant) -> bool {
+        let is_idle = |until: &Instant| *until <= now;
+        self.waiting.len() > 0 || !self.busy_until.iter().flatten().any(is_idle)
+    }
+
+    /// Checks that there is room for a request.
+    fn check_room(&mut self, now: Instant, candidate: Candidate) -> Result<(), QueueError> {
+        let Candidate { rank, need, is_free, .. } = candidate;
+        let strict = Need { company: need.company.mul_f64(self.strictness.at(now)), ..need };
         if self.waiting.has_room(&self.free_at(now), rank, strict) {
             return Ok(());
         }
-        self.refused = Some(now);
         // One in a greater hurry than a batch or two takes does not make the others' answers worse.
         if is_free && rank.deadline > now + 2 * (need.alone + need.company) {
             self.hurried = Some(now);
@@ -387,7 +378,7 @@ impl State {
         Err(QueueError::Late { backlog: self.backlog(now) })
     }
 
-    /// Returns when everything that waits may be done.
+    /// Returns the time until everything that waits may be done.
     fn backlog(&self, now: Instant) -> Duration {
         let done = self.waiting.done_at(&self.free_at(now));
         done.map_or(Duration::ZERO, |done| done.saturating_duration_since(now))

@@ -11,9 +11,10 @@ use super::{
     ServiceConfig, Statistics,
     foresee::Foresight,
     inputs::{self, Inputs},
-    planner::{Chosen, Planner, Terms},
-    prepare::prepare,
-    queue::{FamilyKey, Job, Place, Queue, QueueError},
+    job::{FamilyKey, Job, Place},
+    planner::{Chosen, Planner},
+    prepare::Preparing,
+    queue::{Candidate, Queue, QueueError, Reservation},
     statistics::Counter,
     waiting::Rank,
     worker::Done,
@@ -35,19 +36,25 @@ pub struct FamilyService {
     observer: Arc<dyn Observer>,
     counter: Counter,
     foresight: Foresight,
+    preparing: Preparing,
+}
+
+/// What all families share with those that ask them.
+#[derive(Clone)]
+pub(super) struct SharedParts {
+    pub(super) queue: Queue,
+    pub(super) config: ServiceConfig,
+    pub(super) observer: Arc<dyn Observer>,
+    pub(super) preparing: Preparing,
 }
 
 impl FamilyService {
-    pub(super) fn new(
-        planner: Arc<Planner>,
-        key: FamilyKey,
-        queue: Queue,
-        config: ServiceConfig,
-        observer: Arc<dyn Observer>,
-    ) -> Self {
+    pub(super) fn new(planner: Arc<Planner>, key: FamilyKey, parts: SharedParts) -> Self {
+        let SharedParts { queue, config, observer, preparing } = parts;
         let digest = digest(&planner.loaded.family);
-        let (counter, foresight) = (Counter::default(), Foresight::default());
-        Self { planner, digest, config, key, queue, observer, counter, foresight }
+        let counter = Counter::default();
+        let foresight = Foresight::new(planner.loaded.family.manifest.limits.max_tokens);
+        Self { planner, digest, config, key, queue, observer, counter, foresight, preparing }
     }
 
     /// Returns the served name.
@@ -142,35 +149,18 @@ impl FamilyService {
 
     async fn answer(&self, request: InferRequest) -> Result<InferResponse, ServeError> {
         let InferRequest { inputs, budget, priority, arrival } = request;
-        let family = &self.planner.loaded.family;
         let inputs = Inputs::parse(inputs, self.manifest())?;
-        let texts = match &inputs {
-            Inputs::Texts(texts) => Some(texts.clone()),
-            Inputs::Pictures(_) | Inputs::Ready(_) => None,
-        };
-        self.refuse_early(&inputs, (&budget, priority, arrival))?;
-        let reference = &self.manifest().reference;
+        let asked = Asked { budget, priority, arrival };
+        let place = self.admit(&inputs, &asked)?;
         let start = Instant::now();
-        let input =
-            prepare(family, inputs, reference).instrument(debug_span!("preprocess")).await?;
-        texts.iter().for_each(|texts| self.foresight.learn(texts, input.tokens()));
-        let shape = (input.batch(), input.tokens());
-        let elapsed = arrival.elapsed() + self.planner.correction.answering();
-        let chosen = self.planner.plan_in_time(shape, &budget, elapsed);
-        let chosen = chosen.map_err(|error| self.late_if_busy(error, shape, &budget))?;
-        let anchor = family.graph.stem_anchor(&chosen.path).unwrap_or_default();
-        let input = if family.share_tokenizer(anchor, reference) {
-            input
-        } else {
-            let texts = texts.ok_or_else(|| other_vocabulary(anchor))?;
-            prepare(family, Inputs::Texts(texts), anchor).await?
-        };
-        let (preprocess, total_tokens) = (start.elapsed(), input.total_tokens());
-        let terms = Terms { shape, budget, arrival };
-        let done = self.run(chosen, (terms, priority), input).await?;
+        let prepared = self.prepare(inputs, &asked, &place).await?;
+        let (preprocess, total_tokens) = (start.elapsed(), prepared.input.total_tokens());
+        let shape = (prepared.input.batch(), prepared.input.tokens());
+        let done = self.run(prepared, asked, place).await?;
         let Done { outputs, routed, before, queue, compute, chosen } = done;
         let latency = arrival.elapsed();
-        self.planner.correction.learn_answering(latency.saturating_sub(before + queue + compute));
+        let answering = latency.saturating_sub(before + queue + compute);
+        self.planner.correction.learn_answering(Instant::now(), answering);
         let report = Report {
             plan: chosen.plan,
             batch: shape.0,
@@ -186,64 +176,104 @@ impl FamilyService {
         Ok(InferResponse { outputs: names.zip(outputs).collect(), report })
     }
 
-    /// Tells that a request is late where others, not its budget, are why no plan is in time.
-    fn late_if_busy(
-        &self,
-        error: ServeError,
-        shape: (usize, usize),
-        budget: &Budget,
-    ) -> ServeError {
-        let is_infeasible = error.code() == ErrorCode::BudgetInfeasible;
-        let is_late =
-            is_infeasible && self.queue.is_busy() && self.planner.plan_for(shape, budget).is_ok();
-        if is_late { ServeError::Late { retry_after: self.queue.backlog() } } else { error }
-    }
-
-    /// Refuses what would be late even if its texts have fewer tokens than others before anything
-    /// is done for it, where others are refused.
-    fn refuse_early(
-        &self,
-        inputs: &Inputs,
-        (budget, priority, arrival): (&Budget, u32, Instant),
-    ) -> Result<(), ServeError> {
+    /// Admits a request before anything is done for it, by the least that texts of its length are
+    /// likely to need.
+    fn admit(&self, inputs: &Inputs, asked: &Asked) -> Result<Reservation, ServeError> {
         let shape = match inputs {
             Inputs::Texts(texts) => (texts.len(), self.foresight.tokens(texts)),
             Inputs::Pictures(files) => (files.len(), 1),
-            Inputs::Ready(_) => return Ok(()),
+            Inputs::Ready(input) => (input.batch(), input.tokens()),
         };
-        let need = || {
-            let terms = Terms { shape, budget: budget.clone(), arrival };
-            let chosen = self.planner.plan_for(shape, &budget.fastest()).ok()?;
-            let need = self.planner.need(&chosen, &terms);
-            Some((self.rank(&terms, priority, Instant::now())?, need))
+        let now = Instant::now();
+        let need = self.planner.need(shape, &asked.budget).unwrap_or_default();
+        let in_time = self.rank(asked, now);
+        let latest = Rank { priority: asked.priority, deadline: now + self.config.max_wait };
+        let candidate = Candidate {
+            rank: in_time.unwrap_or(latest),
+            need,
+            has_budget: in_time.is_some(),
+            is_free: asked.budget.plan.is_none(),
         };
-        self.queue.check_early(need, budget.plan.is_none()).map_err(refused)
+        self.queue.admit(candidate).map_err(refused)
     }
 
-    /// Returns when a request queued at `queued` is to be done; `None` where it has no budget.
-    fn rank(&self, terms: &Terms, priority: u32, queued: Instant) -> Option<Rank> {
-        let deadline = terms.arrival + terms.budget.latency?;
-        let answering = self.planner.correction.answering();
+    /// Turns inputs into what plans read and chooses the plan.
+    async fn prepare(
+        &self,
+        inputs: Inputs,
+        asked: &Asked,
+        place: &Reservation,
+    ) -> Result<Prepared, ServeError> {
+        let family = &self.planner.loaded.family;
+        let texts = match &inputs {
+            Inputs::Texts(texts) => Some(texts.clone()),
+            Inputs::Pictures(_) | Inputs::Ready(_) => None,
+        };
+        let reference = &self.manifest().reference;
+        let input =
+            self.preparing.run(family, inputs, reference).instrument(debug_span!("preprocess"));
+        let input = input.await?;
+        texts.iter().for_each(|texts| self.foresight.learn(texts, input.tokens()));
+        let shape = (input.batch(), input.tokens());
+        let chosen = self.plan_in_time(shape, asked, place)?;
+        let anchor = family.graph.stem_anchor(&chosen.path).unwrap_or_default();
+        if family.share_tokenizer(anchor, reference) {
+            return Ok(Prepared { input, chosen });
+        }
+        let texts = texts.ok_or_else(|| other_vocabulary(anchor))?;
+        let input = self.preparing.run(family, Inputs::Texts(texts), anchor).await?;
+        Ok(Prepared { input, chosen })
+    }
+
+    /// Chooses the plan for the time that is left. Where none is in time, others may be the cause,
+    /// or what was learned while there were others; an idle server measures before it refuses.
+    fn plan_in_time(
+        &self,
+        shape: (usize, usize),
+        Asked { budget, arrival, .. }: &Asked,
+        place: &Reservation,
+    ) -> Result<Chosen, ServeError> {
+        let elapsed = arrival.elapsed() + self.planner.correction.answering(Instant::now());
+        let error = match self.planner.plan_in_time(shape, budget, elapsed) {
+            Ok(chosen) => return Ok(chosen),
+            Err(error) if error.code() != ErrorCode::BudgetInfeasible => return Err(error),
+            Err(error) => error,
+        };
+        if self.queue.is_busy_beside(place) {
+            let is_late = self.planner.plan_for(shape, budget).is_ok();
+            let retry_after = self.queue.backlog();
+            return Err(if is_late { ServeError::Late { retry_after } } else { error });
+        }
+        self.planner.remeasure(shape, budget).ok_or(error)
+    }
+
+    /// Returns when a request queued at `queued` is to be done; `None` if it has no budget.
+    fn rank(&self, asked: &Asked, queued: Instant) -> Option<Rank> {
+        let deadline = asked.arrival + asked.budget.latency?;
+        let answering = self.planner.correction.answering(queued);
         let deadline = deadline.checked_sub(answering).unwrap_or(deadline);
-        Some(Rank { priority, deadline: deadline.min(queued + self.config.max_wait) })
+        let deadline = deadline.min(queued + self.config.max_wait);
+        Some(Rank { priority: asked.priority, deadline })
     }
 
     /// Queues a job and waits for it.
     async fn run(
         &self,
-        chosen: Chosen,
-        (terms, priority): (Terms, u32),
-        input: ModelInput,
+        Prepared { input, chosen }: Prepared,
+        asked: Asked,
+        place: Reservation,
     ) -> Result<Done, ServeError> {
         let (reply, answer) = oneshot::channel();
         let queued = Instant::now();
-        let need = self.planner.need(&chosen, &terms);
-        let in_time = self.rank(&terms, priority, queued);
+        let shape = (input.batch(), input.tokens());
+        let need = self.planner.need(shape, &asked.budget).unwrap_or_default();
+        let in_time = self.rank(&asked, queued);
+        let Asked { budget, priority, arrival } = asked;
         let latest = Rank { priority, deadline: queued + self.config.max_wait };
         let job = Job {
-            before: queued - terms.arrival,
+            before: queued - arrival,
             family: self.key,
-            shape: terms.shape,
+            shape,
             input: Some(input),
             chosen,
             planner: self.planner.clone(),
@@ -251,13 +281,29 @@ impl FamilyService {
             place: Some(Place::take(self.observer.clone(), self.name())),
             queued,
             rank: in_time.unwrap_or(latest),
-            need,
-            terms: in_time.is_some().then_some(terms),
+            least: need.least,
+            budget: in_time.is_some().then_some(budget),
             reply,
         };
-        self.queue.push(job).map_err(refused)?;
+        self.queue.push(place, job).map_err(refused)?;
         answer.await.map_err(|_| ServeError::WorkerGone)?
     }
+}
+
+/// What a request asks beside its inputs.
+#[derive(Debug)]
+struct Asked {
+    budget: Budget,
+    priority: u32,
+    /// The latency budget counts from here.
+    arrival: Instant,
+}
+
+/// A request that is ready to be queued.
+#[derive(Debug)]
+struct Prepared {
+    input: ModelInput,
+    chosen: Chosen,
 }
 
 fn refused(error: QueueError) -> ServeError {

@@ -27,8 +27,13 @@ pub(super) struct Rank {
 #[derive(Debug)]
 struct Entry<T> {
     least: Duration,
-    item: T,
+    /// `None` while its place is reserved.
+    item: Option<T>,
 }
+
+/// The place of something that was admitted and is being prepared.
+#[derive(Debug)]
+pub(super) struct Reserved(Key);
 
 /// How long the first `size` of some that run together may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +53,7 @@ pub(super) struct Threads {
 }
 
 /// The least time that something can take.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Need {
     /// Its part of a full batch.
     pub(super) least: Duration,
@@ -59,24 +64,41 @@ pub(super) struct Need {
 }
 
 impl<T> Waiting<T> {
-    /// Nothing waits.
+    /// Creates an empty order.
     pub(super) fn new() -> Self {
         Self { entries: BTreeMap::new(), count: 0 }
     }
 
+    /// Returns the number of items and of reserved places.
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
 
     /// Returns everything that waits, in no order that matters.
     pub(super) fn items(&self) -> impl Iterator<Item = &T> {
-        self.entries.values().map(|entry| &entry.item)
+        self.entries.values().filter_map(|entry| entry.item.as_ref())
+    }
+
+    /// Reserves a place for something that takes `least` or longer.
+    pub(super) fn reserve(&mut self, rank: Rank, least: Duration) -> Reserved {
+        Reserved(self.insert(rank, Entry { least, item: None }))
+    }
+
+    /// Gives up a reserved place.
+    pub(super) fn release(&mut self, Reserved(key): Reserved) {
+        self.entries.remove(&key);
     }
 
     /// Adds `item`, which takes `least` or longer.
     pub(super) fn push(&mut self, rank: Rank, least: Duration, item: T) {
+        self.insert(rank, Entry { least, item: Some(item) });
+    }
+
+    fn insert(&mut self, rank: Rank, entry: Entry<T>) -> Key {
         self.count += 1;
-        self.entries.insert((rank, self.count), Entry { least, item });
+        let key = (rank, self.count);
+        self.entries.insert(key, entry);
+        key
     }
 
     /// Returns when everything that waits may be done, the threads being free at `free`.
@@ -88,7 +110,7 @@ impl<T> Waiting<T> {
 
     /// Drops everything for which `stays` does not hold.
     pub(super) fn retain(&mut self, mut stays: impl FnMut(&T) -> bool) {
-        self.entries.retain(|_, entry| stays(&entry.item));
+        self.entries.retain(|_, entry| entry.item.as_ref().is_none_or(&mut stays));
     }
 
     /// Removes what comes first and what runs with it. `joins` tells what may run with the members
@@ -102,12 +124,16 @@ impl<T> Waiting<T> {
         choose: impl FnOnce(&[&T], &[Share]) -> (usize, R),
     ) -> Option<(Vec<T>, R)> {
         let (mut keys, mut members) = (Vec::new(), Vec::new());
-        let is_late = |((rank, _), _): &(&Key, &Entry<T>)| rank.deadline <= now;
-        if let Some((key, late)) = self.entries.iter().find(is_late) {
+        let ready = || {
+            let entries = self.entries.iter();
+            entries.filter_map(|(key, entry)| entry.item.as_ref().map(|item| (key, item)))
+        };
+        let is_late = |((rank, _), _): &(&Key, &T)| rank.deadline <= now;
+        if let Some((key, late)) = ready().find(is_late) {
             keys.push(*key);
-            members.push(&late.item);
+            members.push(late);
         } else {
-            for (key, Entry { item, .. }) in &self.entries {
+            for (key, item) in ready() {
                 if members.is_empty() || joins(&members, item) {
                     keys.push(*key);
                     members.push(item);
@@ -124,7 +150,7 @@ impl<T> Waiting<T> {
         }
         let (size, found) = choose(&members, &shares);
         let entries = keys.iter().take(size).filter_map(|key| self.entries.remove(key));
-        Some((entries.map(|entry| entry.item).collect(), found))
+        Some((entries.filter_map(|entry| entry.item).collect(), found))
     }
 
     /// Returns how long the batch of `keys` may take, so that each that waits and is of no lower

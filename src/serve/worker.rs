@@ -13,14 +13,16 @@ use super::{
     Observer, ServeError,
     batch::Batch,
     crew::Crew,
+    job::Job,
     outputs::{Outputs, split},
-    planner::Chosen,
-    queue::{Job, Next, Queue, Receiver, queue},
+    planner::{Chosen, Planner, Run},
+    queue::{Next, Queue, Receiver, queue},
     routed::RoutedModule,
     run::{Ran, Work, run_chunks},
 };
 use crate::{
     arch::ModelInput,
+    family::ModuleId,
     runtime::{Executor, RuntimeError},
 };
 
@@ -76,6 +78,21 @@ pub(super) fn start(
     Ok((queue, threads))
 }
 
+/// A batch that ran.
+struct Computed {
+    ran: Ran,
+    planner: Arc<Planner>,
+    lesson: Lesson,
+}
+
+/// Time that a batch took.
+struct Lesson {
+    shape: (usize, usize),
+    times: Vec<(ModuleId, Duration)>,
+    /// Time of the whole path; `None` where it says nothing about the next one.
+    whole: Option<Duration>,
+}
+
 struct Worker {
     crew: Arc<Crew>,
     receiver: Receiver,
@@ -127,15 +144,14 @@ impl Worker {
     /// fails.
     fn run_batch(&self, executor: &Executor, mut jobs: Vec<Job>, chosen: &Chosen) {
         let start = Instant::now();
-        self.receiver.begin(chosen.careful);
+        let begun = self.receiver.begin(chosen.careful);
         let compute = AssertUnwindSafe(|| self.compute(executor, &mut jobs, chosen));
         let result = catch_unwind(compute).unwrap_or(Err(ServeError::Panicked));
-        self.receiver.end();
+        let is_alone = self.receiver.end(begun);
         match result {
-            Ok(ran) => {
-                let planner = jobs.first().map(|job| job.planner.clone());
+            Ok(Computed { ran, planner, lesson }) => {
                 reply(jobs, ran, chosen, start);
-                planner.iter().for_each(|planner| planner.apply_learned());
+                self.learn(&planner, &lesson, is_alone);
             }
             Err(_) if jobs.len() > 1 => {
                 for job in jobs {
@@ -147,13 +163,25 @@ impl Worker {
         }
     }
 
+    /// Learns what a batch took.
+    fn learn(&self, planner: &Planner, lesson: &Lesson, is_alone: bool) {
+        let Lesson { shape, times, whole } = lesson;
+        if let Some(whole) = *whole {
+            planner.learn(&Run { shape: *shape, times, whole, is_alone }, &*self.crew.observer);
+            planner.apply_learned();
+        }
+        let name = &planner.loaded.family.manifest.name;
+        let factor = planner.correction.factor(Instant::now());
+        self.crew.observer.batch_ran(name, shape.0, factor);
+    }
+
     /// Runs a plan on the inputs of all jobs.
     fn compute(
         &self,
         executor: &Executor,
         jobs: &mut [Job],
         chosen: &Chosen,
-    ) -> Result<Ran, ServeError> {
+    ) -> Result<Computed, ServeError> {
         let computing: Vec<Span> =
             jobs.iter().map(|job| tracing::debug_span!(parent: &job.request, "compute")).collect();
         let input = match &mut *jobs {
@@ -170,15 +198,12 @@ impl Worker {
         let max_batch = planner.loaded.profile.max_batch();
         let work = Work { path: &chosen.path, input, max_batch };
         let start = Instant::now();
-        let (ran, has_loaded) = computing[0].in_scope(|| self.run(executor, work))?;
+        let (mut ran, has_loaded) = computing[0].in_scope(|| self.run(executor, work))?;
         // What runs in chunks has no shape to learn from.
-        if !has_loaded && shape.0 <= max_batch {
-            let took = (&*ran.times, start.elapsed());
-            planner.learn(shape, took, &*self.crew.observer);
-        }
-        let name = &executor.family().manifest.name;
-        self.crew.observer.batch_ran(name, shape.0, planner.correction.factor());
-        Ok(ran)
+        let is_lesson = !has_loaded && shape.0 <= max_batch;
+        let whole = is_lesson.then(|| start.elapsed());
+        let lesson = Lesson { shape, times: std::mem::take(&mut ran.times), whole };
+        Ok(Computed { ran, planner, lesson })
     }
 
     /// Runs a path in chunks of at most the largest batch; tells whether modules were loaded.
@@ -221,7 +246,7 @@ fn reply(jobs: Vec<Job>, ran: Ran, chosen: &Chosen, start: Instant) {
         first_row += job.shape.0;
         let mut chosen = chosen.clone();
         let (before, queue) = (job.before, start - job.queued);
-        chosen.plan.predicted_latency += before + job.planner.correction.answering();
+        chosen.plan.predicted_latency += before + job.planner.correction.answering(Instant::now());
         let done = Done { outputs, routed, before, queue, compute, chosen };
         // A span ends when nobody holds it any more: the request's must not wait for this thread.
         drop(job.request);
