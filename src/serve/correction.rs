@@ -210,7 +210,10 @@ mod tests {
         /// same machine that never saw the load.
         #[test]
         fn after_a_rest_nothing_of_the_load_is_left(
-            trace in prop::collection::vec((1..200_u64, 1..2_000_u64, any::<bool>(), 0..500_u64), 0..300),
+            trace in prop::collection::vec(
+                (1..200_u64, 1..2_000_u64, any::<bool>(), 0..500_u64),
+                0..300,
+            ),
         ) {
             let (loaded, calm) = (Correction::default(), Correction::default());
             let mut now = Instant::now();
