@@ -1,6 +1,8 @@
-//! The likely length of texts before they are tokenized.
+//! The likely length of texts, and the time to prepare inputs, before that is done.
 
-use super::follow::{Bounds, Follower, Rates};
+use std::time::{Duration, Instant};
+
+use super::follow::{Bounds, Follower, Rates, Transient};
 
 /// Rates of the tokens-per-byte estimate: it settles at the 1st percentile.
 const RATES: Rates = Rates { rise: 0.001, fall: 0.1 };
@@ -9,10 +11,16 @@ const RATES: Rates = Rates { rise: 0.001, fall: 0.1 };
 const AT_FIRST: f64 = 0.1;
 const BOUNDS: Bounds = Bounds { least: 0.025, most: 0.4 };
 
-/// Estimate of texts' lengths, so that one which comes too late anyway is not tokenized.
+/// Seconds to prepare a byte without load, their bounds, and the rates at which they are followed.
+const PREPARING: f64 = 1e-7;
+const PREPARING_BOUNDS: Bounds = Bounds { least: 1e-9, most: 1e-5 };
+const PREPARING_RATES: Rates = Rates { rise: 0.02, fall: 0.02 };
+
+/// Estimates of what inputs need, so that one which comes too late anyway is not prepared.
 #[derive(Debug)]
 pub(super) struct Foresight {
     tokens_per_byte: Follower,
+    preparing: Transient,
     /// Length at which texts are cut.
     max_tokens: usize,
 }
@@ -20,7 +28,19 @@ pub(super) struct Foresight {
 impl Foresight {
     /// Creates the estimate for texts that are cut at `max_tokens`.
     pub(super) fn new(max_tokens: usize) -> Self {
-        Self { tokens_per_byte: Follower::new(AT_FIRST), max_tokens }
+        let (tokens_per_byte, preparing) = (Follower::new(AT_FIRST), Transient::new(PREPARING));
+        Self { tokens_per_byte, preparing, max_tokens }
+    }
+
+    /// Returns the time to prepare `num_bytes` at `now`.
+    pub(super) fn preparing(&self, now: Instant, num_bytes: usize) -> Duration {
+        Duration::from_secs_f64(self.preparing.get(now) * bytes(num_bytes))
+    }
+
+    /// Learns that it took `time` to prepare `num_bytes`.
+    pub(super) fn learn_preparing(&self, now: Instant, num_bytes: usize, time: Duration) {
+        let rate = time.as_secs_f64() / bytes(num_bytes.max(1));
+        self.preparing.follow(now, rate, PREPARING_RATES, PREPARING_BOUNDS);
     }
 
     /// Returns the least number of tokens that the longest of `texts` is likely to have.
@@ -36,19 +56,22 @@ impl Foresight {
     }
 
     /// Learns that the longest of `texts` has `tokens`; nothing where it was cut.
-    #[expect(clippy::cast_precision_loss, reason = "texts are bounded")]
     pub(super) fn learn(&self, texts: &[String], tokens: usize) {
         if tokens >= self.max_tokens {
             return;
         }
-        let rate = tokens as f64 / longest(texts).max(1.0);
+        let rate = bytes(tokens) / longest(texts).max(1.0);
         self.tokens_per_byte.follow(rate, RATES, BOUNDS);
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "texts are bounded")]
 fn longest(texts: &[String]) -> f64 {
-    texts.iter().map(String::len).max().unwrap_or(0) as f64
+    bytes(texts.iter().map(String::len).max().unwrap_or(0))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "inputs are bounded")]
+fn bytes(count: usize) -> f64 {
+    count as f64
 }
 
 #[cfg(test)]
@@ -65,5 +88,15 @@ mod tests {
         }
         let tokens = foresight.tokens(&text(200));
         assert!((30..=42).contains(&tokens), "{tokens}");
+    }
+
+    #[test]
+    fn preparing_is_expected_to_take_as_long_as_it_took() {
+        let (foresight, now) = (Foresight::new(512), Instant::now());
+        for _ in 0..1_000 {
+            foresight.learn_preparing(now, 1_000, Duration::from_millis(2));
+        }
+        let expected = foresight.preparing(now, 2_000).as_secs_f64();
+        assert!((expected - 0.004).abs() < 1e-5, "{expected}");
     }
 }

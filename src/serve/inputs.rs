@@ -58,6 +58,15 @@ fn reads_text(manifest: &Manifest) -> bool {
 }
 
 impl Inputs {
+    /// Returns the bytes that must be prepared.
+    pub(super) fn num_bytes(&self) -> usize {
+        match self {
+            Self::Texts(texts) => texts.iter().map(String::len).sum(),
+            Self::Pictures(files) => files.iter().map(Vec::len).sum(),
+            Self::Ready(_) => 0,
+        }
+    }
+
     /// Checks `tensors`: `text` alone, or `input_ids` with or without `attention_mask`, the latter
     /// only where there is no tokenizer; `image` or `pixel_values` where the family reads images.
     pub(super) fn parse(

@@ -1,6 +1,10 @@
 //! From checked inputs to what plans read, off the async threads.
 
-use std::{sync::Arc, thread::available_parallelism};
+use std::{
+    sync::Arc,
+    thread::available_parallelism,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::Semaphore;
 
@@ -18,16 +22,31 @@ use crate::{
 #[derive(Debug, Clone)]
 pub(super) struct Preparing {
     turns: Arc<Semaphore>,
+    num_cores: u32,
+}
+
+/// An input that plans read.
+#[derive(Debug)]
+pub(super) struct Ready {
+    pub(super) input: ModelInput,
+    /// Time to prepare it, without waiting.
+    pub(super) took: Duration,
 }
 
 impl Default for Preparing {
     fn default() -> Self {
         let num_cores = available_parallelism().map_or(1, usize::from);
-        Self { turns: Arc::new(Semaphore::new(num_cores)) }
+        let turns = Arc::new(Semaphore::new(num_cores));
+        Self { turns, num_cores: u32::try_from(num_cores).unwrap_or(u32::MAX) }
     }
 }
 
 impl Preparing {
+    /// Returns the part of `time` that preparing takes from what all cores do together.
+    pub(super) fn share(&self, time: Duration) -> Duration {
+        time / self.num_cores
+    }
+
     /// Tokenizes texts for `anchor`, decodes image files, and checks token ids against its
     /// vocabulary.
     pub(super) async fn run(
@@ -35,13 +54,14 @@ impl Preparing {
         family: &Arc<Family>,
         inputs: Inputs,
         anchor: &str,
-    ) -> Result<ModelInput, ServeError> {
+    ) -> Result<Ready, ServeError> {
         match inputs {
-            Inputs::Ready(ModelInput::Tokens(encoding)) => {
-                inputs::check_vocabulary(&encoding, family.vocabulary_size(anchor))?;
-                Ok(ModelInput::Tokens(encoding))
+            Inputs::Ready(input) => {
+                if let ModelInput::Tokens(encoding) = &input {
+                    inputs::check_vocabulary(encoding, family.vocabulary_size(anchor))?;
+                }
+                Ok(Ready { input, took: Duration::ZERO })
             }
-            Inputs::Ready(input) => Ok(input),
             Inputs::Texts(texts) => {
                 let tokenizer = tokenizer(family, anchor)?;
                 let encode = move || {
@@ -49,7 +69,9 @@ impl Preparing {
                     tokenizer.encode(&texts)
                 };
                 let refused = |reason| refuse(TEXT, &format!("it cannot be tokenized: {reason}"));
-                self.on_thread(encode).await?.map(ModelInput::Tokens).map_err(refused)
+                let (encoded, took) = self.on_thread(encode).await?;
+                let input = encoded.map(ModelInput::Tokens).map_err(refused)?;
+                Ok(Ready { input, took })
             }
             Inputs::Pictures(files) => {
                 let family = family.clone();
@@ -57,22 +79,25 @@ impl Preparing {
                     let spec = family.manifest.image.as_ref().ok_or(ServeError::WorkerGone)?;
                     decode_all(&files, spec, family.manifest.limits.max_pixels)
                 };
-                self.on_thread(decode).await?.map(ModelInput::Pixels)
+                let (decoded, took) = self.on_thread(decode).await?;
+                Ok(Ready { input: ModelInput::Pixels(decoded?), took })
             }
         }
     }
 
-    /// Runs `work` on a blocking thread when it is its turn.
+    /// Runs `work` on a blocking thread when it is its turn; returns the time that it took as well.
     async fn on_thread<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, ServeError> {
+    ) -> Result<(T, Duration), ServeError> {
         let turn = self.turns.clone().acquire_owned().await;
         let turn = turn.map_err(|_| ServeError::WorkerGone)?;
         // The turn ends with the work, also where nobody waits for it any more.
         let work = move || {
             let _turn = turn;
-            work()
+            let start = Instant::now();
+            let done = work();
+            (done, start.elapsed())
         };
         tokio::task::spawn_blocking(work).await.map_err(|_| ServeError::WorkerGone)
     }

@@ -13,7 +13,7 @@ use super::{
     inputs::{self, Inputs},
     job::{FamilyKey, Job, Place},
     planner::{Chosen, Planner},
-    prepare::Preparing,
+    prepare::{Preparing, Ready},
     queue::{Candidate, Queue, QueueError, Reservation},
     statistics::Counter,
     waiting::Rank,
@@ -185,7 +185,11 @@ impl FamilyService {
             Inputs::Ready(input) => (input.batch(), input.tokens()),
         };
         let now = Instant::now();
-        let need = self.planner.need(shape, &asked.budget).unwrap_or_default();
+        let mut need = self.planner.need(shape, &asked.budget).unwrap_or_default();
+        // It takes the processor from what runs, and comes before it.
+        let preparing = self.foresight.preparing(now, inputs.num_bytes());
+        need.least += self.preparing.share(preparing);
+        need.alone += preparing;
         let in_time = self.rank(asked, now);
         let latest = Rank { priority: asked.priority, deadline: now + self.config.max_wait };
         let candidate = Candidate {
@@ -210,9 +214,13 @@ impl FamilyService {
             Inputs::Pictures(_) | Inputs::Ready(_) => None,
         };
         let reference = &self.manifest().reference;
-        let input =
+        let num_bytes = inputs.num_bytes();
+        let ready =
             self.preparing.run(family, inputs, reference).instrument(debug_span!("preprocess"));
-        let input = input.await?;
+        let Ready { input, took } = ready.await?;
+        if num_bytes > 0 {
+            self.foresight.learn_preparing(Instant::now(), num_bytes, took);
+        }
         texts.iter().for_each(|texts| self.foresight.learn(texts, input.tokens()));
         let shape = (input.batch(), input.tokens());
         let chosen = self.plan_in_time(shape, asked, place)?;
@@ -221,8 +229,8 @@ impl FamilyService {
             return Ok(Prepared { input, chosen });
         }
         let texts = texts.ok_or_else(|| other_vocabulary(anchor))?;
-        let input = self.preparing.run(family, Inputs::Texts(texts), anchor).await?;
-        Ok(Prepared { input, chosen })
+        let ready = self.preparing.run(family, Inputs::Texts(texts), anchor).await?;
+        Ok(Prepared { input: ready.input, chosen })
     }
 
     /// Chooses the plan for the time that is left. Where none is in time, others may be the cause,

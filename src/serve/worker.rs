@@ -170,9 +170,6 @@ impl Worker {
             planner.learn(&Run { shape: *shape, times, whole, is_alone }, &*self.crew.observer);
             planner.apply_learned();
         }
-        let name = &planner.loaded.family.manifest.name;
-        let factor = planner.correction.factor(Instant::now());
-        self.crew.observer.batch_ran(name, shape.0, factor);
     }
 
     /// Runs a plan on the inputs of all jobs.
@@ -203,6 +200,9 @@ impl Worker {
         let is_lesson = !has_loaded && shape.0 <= max_batch;
         let whole = is_lesson.then(|| start.elapsed());
         let lesson = Lesson { shape, times: std::mem::take(&mut ran.times), whole };
+        let name = &executor.family().manifest.name;
+        let factor = planner.correction.factor(Instant::now());
+        self.crew.observer.batch_ran(name, shape.0, factor);
         Ok(Computed { ran, planner, lesson })
     }
 
