@@ -28,7 +28,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Server reflection tells clients what is in it.
     fs::write(out.join("inference.bin"), descriptors.encode_to_vec())?;
     // `Bytes` fields are slices of the message that came in: raw tensors are not copied.
-    let mut builder = tonic_prost_build::configure().build_client(false).bytes(".inference");
+    let mut builder =
+        tonic_prost_build::configure().build_client(false).build_server(false).bytes(".inference");
     for message in IN_JSON {
         let path = format!(".inference.{message}");
         builder = builder.type_attribute(path, "#[derive(serde::Serialize, schemars::JsonSchema)]");
@@ -36,6 +37,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     for tensor in ["ModelInput", "ModelOutput"] {
         builder = builder.field_attribute(format!(".inference.{tensor}.data_type"), BY_NAME);
     }
-    builder.compile_fds(descriptors)?;
+    builder.compile_fds(descriptors.clone())?;
+    let service = out.join("service");
+    fs::create_dir_all(&service)?;
+    // Requests are handed over as they came, so that they are bounded before they are decoded.
+    tonic_prost_build::configure()
+        .build_client(false)
+        .out_dir(service)
+        .codec_path("crate::api::grpc::codec::BoundedCodec")
+        .extern_path(".inference", "crate::api::messages")
+        .extern_path(".inference.ModelInferRequest", "crate::api::grpc::encoded::Encoded")
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 
-use axum::extract::{
-    FromRequest, Request,
-    rejection::{BytesRejection, FailedToBufferBody},
+use axum::{
+    body::HttpBody,
+    extract::{
+        FromRequest, Request,
+        rejection::{BytesRejection, FailedToBufferBody},
+    },
 };
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
-use super::{Shared, error::ApiError};
+use super::{Shared, bounds::Bounds, error::ApiError, packed::Coding};
 
 /// The most bytes of JSON that are parsed or written on an async thread, well under 500 µs.
 const MAX_INLINE_BYTES: usize = 64 << 10;
@@ -21,21 +24,49 @@ impl FromRequest<Arc<Shared>> for Body {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, shared: &Arc<Shared>) -> Result<Self, ApiError> {
-        match Bytes::from_request(request, shared).await {
-            Ok(bytes) => Ok(Self(bytes)),
-            Err(BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_))) => {
-                Err(ApiError::BodyTooLarge { limit: shared.config.max_body })
-            }
-            Err(rejection) => Err(ApiError::BodyUnreadable { source: Box::new(rejection) }),
+        let limit = shared.config.max_body;
+        let coding = Coding::of(request.headers())?;
+        // Of a body that says to be too large, nothing is read or asked for.
+        if request.body().size_hint().lower() > limit.0 {
+            return Err(ApiError::BodyTooLarge { limit });
         }
+        let bytes = match Bytes::from_request(request, shared).await {
+            Ok(bytes) => bytes,
+            Err(BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_))) => {
+                return Err(ApiError::BodyTooLarge { limit });
+            }
+            Err(rejection) => {
+                return Err(ApiError::BodyUnreadable { source: Box::new(rejection) });
+            }
+        };
+        let Some(coding) = coding else {
+            return Ok(Self(bytes));
+        };
+        // However few bytes it has, it may hold as many as bodies may.
+        off_thread(limit.as_usize(), move || coding.unpack(&bytes, limit)).await.map(Self)
     }
 }
 
-/// Parses `text` as JSON.
-pub(super) fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+/// Parses `bytes` as JSON that holds no more than `bounds` say.
+pub(super) fn parse_json<T: DeserializeOwned>(
+    bytes: &[u8],
+    bounds: &Bounds,
+) -> Result<T, ApiError> {
+    bounds.check_json(bytes)?;
     let text = std::str::from_utf8(bytes)
         .map_err(|error| ApiError::NotUtf8 { valid_bytes: error.valid_up_to() })?;
     serde_json::from_str(text).map_err(|source| ApiError::Json { source })
+}
+
+/// Reads the JSON of a request without tensors; an empty body counts as if nothing were asked.
+pub(super) async fn read_or_default<T>(bytes: Bytes) -> Result<T, ApiError>
+where
+    T: DeserializeOwned + Default + Send + 'static,
+{
+    if bytes.is_empty() {
+        return Ok(T::default());
+    }
+    off_thread(bytes.len(), move || parse_json(&bytes, &Bounds::NO_TENSORS)).await
 }
 
 /// How many raw bytes are read or written in the time that one byte of JSON takes.

@@ -20,7 +20,10 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::error::ApiError;
-use crate::{plan::Budget, tensor::ByteSize};
+use crate::{
+    plan::{Budget, MAX_LATENCY_BUDGET_MS, MAX_MEMORY_BUDGET_MB},
+    tensor::ByteSize,
+};
 
 /// What precedes a token in the header.
 const SCHEME: &str = "bearer ";
@@ -116,6 +119,7 @@ impl Clients {
         if clients.is_empty() {
             return Err("there is no client".to_owned());
         }
+        check_tokens(&clients)?;
         Ok(Self { clients: clients.into_iter().map(Arc::new).collect() })
     }
 
@@ -140,14 +144,16 @@ impl Client {
             (None, Some(hex)) => parse_digest(&hex).ok_or("token_sha256 must be 64 hex digits")?,
             _ => return Err("give token or token_sha256, and not both".to_owned()),
         };
-        let positive = |key: &str, value: Option<f64>| match value {
-            Some(value) if !(value.is_finite() && value > 0.0) => {
-                Err(format!("{key} is {value}, it must be over 0"))
+        let positive = |key: &str, value: Option<f64>, most: f64| match value {
+            Some(value) if !(value > 0.0 && value <= most) => {
+                Err(format!("{key} is {value}, it must be over 0 and at most {most:e}"))
             }
             other => Ok(other),
         };
-        let latency = positive("max_latency_budget_ms", spec.max_latency_budget_ms)?;
-        let memory = positive("max_memory_budget_mb", spec.max_memory_budget_mb)?;
+        let latency =
+            positive("max_latency_budget_ms", spec.max_latency_budget_ms, MAX_LATENCY_BUDGET_MS)?;
+        let memory =
+            positive("max_memory_budget_mb", spec.max_memory_budget_mb, MAX_MEMORY_BUDGET_MB)?;
         let max_latency = latency
             .map(|ms| Duration::try_from_secs_f64(ms / 1e3).map_err(|e| e.to_string()))
             .transpose()?;
@@ -160,6 +166,15 @@ impl Client {
         let first_priority = spec.first_priority.map_or(1, NonZeroU32::get);
         let is_admin = spec.admin;
         Ok(Self { name, digest, limiter, max_latency, max_memory_bytes, first_priority, is_admin })
+    }
+
+    /// Counts a request.
+    fn check_rate(&self) -> Result<(), ApiError> {
+        let Some(Err(not_until)) = self.limiter.as_ref().map(RateLimiter::check) else {
+            return Ok(());
+        };
+        let wait = not_until.wait_time_from(DefaultClock::default().now());
+        Err(ApiError::RateLimited { client: self.name.clone(), wait })
     }
 }
 
@@ -180,6 +195,17 @@ impl Gate {
     ///
     /// Fails on a missing or wrong token, and on one that comes too often.
     pub(super) fn pass(&self, authorization: Option<&str>) -> Result<Permit, ApiError> {
+        let permit = self.identify(authorization)?;
+        permit.0.as_ref().map_or(Ok(()), |client| client.check_rate())?;
+        Ok(permit)
+    }
+
+    /// Finds who asks with this `Authorization` header, without counting it as a request.
+    ///
+    /// # Errors
+    ///
+    /// Fails on a missing or wrong token.
+    pub(super) fn identify(&self, authorization: Option<&str>) -> Result<Permit, ApiError> {
         let Some(clients) = self.0.read().unwrap_or_else(PoisonError::into_inner).clone() else {
             return Ok(Permit(None));
         };
@@ -189,12 +215,7 @@ impl Gate {
                 scheme.eq_ignore_ascii_case(SCHEME).then_some(token.trim())
             })
             .ok_or(ApiError::NoToken)?;
-        let client = clients.find(token).ok_or(ApiError::WrongToken)?;
-        if let Some(Err(not_until)) = client.limiter.as_ref().map(RateLimiter::check) {
-            let wait = not_until.wait_time_from(DefaultClock::default().now());
-            return Err(ApiError::RateLimited { client: client.name.clone(), wait });
-        }
-        Ok(Permit(Some(client)))
+        clients.find(token).map(|client| Permit(Some(client))).ok_or(ApiError::WrongToken)
     }
 }
 
@@ -222,6 +243,17 @@ impl Permit {
             _ => Ok(()),
         }
     }
+}
+
+/// Checks that no two clients have one token: neither could be told from the other.
+fn check_tokens(clients: &[Client]) -> Result<(), String> {
+    let mut names = BTreeMap::new();
+    for Client { name, digest, .. } in clients {
+        if let Some(other) = names.insert(digest, name) {
+            return Err(format!("clients `{other}` and `{name}` have the same token"));
+        }
+    }
+    Ok(())
 }
 
 fn smaller<T: Ord>(asked: Option<T>, most: Option<T>) -> Option<T> {
@@ -335,7 +367,16 @@ mod tests {
                 "[clients.a]\ntoken = \"0123456789abcdef\"\nmax_latency_budget_ms = -1",
                 "must be over 0",
             ),
+            (
+                "[clients.a]\ntoken = \"0123456789abcdef\"\nmax_latency_budget_ms = 1e22",
+                "must be over 0 and at most 1e9",
+            ),
             ("[clients.a]\ntoken = \"0123456789abcdef", "string"),
+            (
+                "[clients.a]\ntoken = \"0123456789abcdef\"\n[clients.b]\ntoken_sha256 = \
+                 \"9f9f5111f7b27a781f1f1ddde5ebc2dd2b796bfc7365c9c28b548e564176929f\"",
+                "clients `a` and `b` have the same token",
+            ),
         ] {
             let error = Clients::parse(text).expect_err(reason);
             assert!(error.contains(reason), "{error}");

@@ -1,17 +1,16 @@
 //! An inference request, from its wire form to what [`serve`](crate::serve) takes.
 
-use std::{fmt, marker::PhantomData, time::Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use schemars::JsonSchema;
-use serde::{
-    Deserialize, Deserializer,
-    de::{IgnoredAny, SeqAccess, Visitor},
-};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{
     body::parse_json,
+    bounded::{self, Bounded, MAX_TENSORS},
+    bounds::{Bounds, check},
     error::ApiError,
     inputs::{Tail, WireInput},
     parameters::{Parameters, ParametersSchema},
@@ -21,9 +20,6 @@ use crate::{
     serve::{InferRequest, ServeError},
     tensor::TensorSpec,
 };
-
-/// The most inputs, and the most outputs, that a request may name.
-const MAX_TENSORS: usize = 64;
 
 /// A request, and what its answer must know of it.
 #[derive(Debug)]
@@ -91,6 +87,8 @@ pub(super) struct Specs {
     pub(super) outputs: Vec<TensorSpec>,
     /// How many classes it has names for.
     pub(super) num_labels: usize,
+    /// How much a request may hold.
+    pub(super) bounds: Bounds,
 }
 
 /// Unknown keys are ignored, as the protocol demands; unknown parameters are not.
@@ -99,12 +97,12 @@ pub(super) struct Specs {
 #[serde(expecting = "a JSON object with `inputs`")]
 pub(super) struct WireRequest {
     id: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bounded::parameters")]
     #[schemars(with = "ParametersSchema")]
     parameters: Map<String, Value>,
     #[schemars(with = "Vec<WireInput>")]
     inputs: Bounded<WireInput>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bounded::or_default")]
     #[schemars(with = "Vec<RequestedOutput>")]
     outputs: Bounded<RequestedOutput>,
 }
@@ -116,7 +114,7 @@ pub(super) struct RequestedOutput {
     /// Its name.
     pub(super) name: String,
     /// How it is to be written.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bounded::parameters")]
     pub(super) parameters: Map<String, Value>,
 }
 
@@ -138,7 +136,7 @@ pub(super) fn decode(
         return Err(ApiError::JsonLength { found: json_len.to_string(), limit: found });
     }
     let json = body.split_to(json_len);
-    let WireRequest { id, parameters, inputs, outputs } = parse_json(&json)?;
+    let WireRequest { id, parameters, inputs, outputs } = parse_json(&json, &specs.bounds)?;
     let outputs = outputs.checked("the number of outputs")?;
     let mut tail = Tail::new(body);
     let inputs = inputs.checked("the number of inputs")?.into_iter();
@@ -155,8 +153,8 @@ impl Decoded {
     /// Fails on names, types, shapes and parameters that the model does not take.
     pub(super) fn new(parts: Parts, specs: &Specs, arrival: Instant) -> Result<Self, ApiError> {
         let Parts { id, parameters, inputs, outputs } = parts;
-        check_number("the number of inputs", inputs.len())?;
-        check_number("the number of outputs", outputs.len())?;
+        check("the number of inputs", inputs.len(), MAX_TENSORS)?;
+        check("the number of outputs", outputs.len(), MAX_TENSORS)?;
         let Parameters { budget, priority, explain, binary } = Parameters::parse(parameters)?;
         let mut classification = None;
         let mut wanted = Wanted { outputs: Vec::new(), binary };
@@ -166,7 +164,7 @@ impl Decoded {
             classification = asked.classification.or(classification);
             wanted.outputs.push((name, asked.binary));
         }
-        let inputs = inputs.into_iter().map(|input| input.into_tensor(&specs.inputs));
+        let inputs = inputs.into_iter().map(|input| input.into_tensor(specs));
         let inputs = inputs.collect::<Result<_, _>>()?;
         let request = InferRequest { inputs, budget, priority, arrival };
         Ok(Self { request, id, explain, classification, wanted })
@@ -212,73 +210,13 @@ fn num_classes(output: &str, value: &Value, most: usize) -> Result<usize, ServeE
     })
 }
 
-fn check_number(what: &str, found: usize) -> Result<(), ServeError> {
-    if found > MAX_TENSORS {
-        return Err(ServeError::TooLarge { what: what.to_owned(), found, limit: MAX_TENSORS });
-    }
-    Ok(())
-}
-
-/// An array of which no more than [`MAX_TENSORS`] elements are kept, so that it cannot eat memory.
-#[derive(Debug)]
-struct Bounded<T> {
-    kept: Vec<T>,
-    len: usize,
-}
-
-impl<T> Bounded<T> {
-    fn checked(self, what: &str) -> Result<Vec<T>, ServeError> {
-        check_number(what, self.len)?;
-        Ok(self.kept)
-    }
-}
-
-impl<T> Default for Bounded<T> {
-    fn default() -> Self {
-        Self { kept: Vec::new(), len: 0 }
-    }
-}
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Bounded<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_seq(BoundedVisitor(PhantomData))
-    }
-}
-
-struct BoundedVisitor<T>(PhantomData<T>);
-
-impl<'de, T: Deserialize<'de>> Visitor<'de> for BoundedVisitor<T> {
-    type Value = Bounded<T>;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("an array of tensors")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Bounded<T>, A::Error> {
-        let mut kept = Vec::new();
-        while kept.len() < MAX_TENSORS {
-            match sequence.next_element()? {
-                Some(tensor) => kept.push(tensor),
-                None => {
-                    return Ok(Bounded { len: kept.len(), kept });
-                }
-            }
-        }
-        let mut len = kept.len();
-        while sequence.next_element::<IgnoredAny>()?.is_some() {
-            len += 1;
-        }
-        Ok(Bounded { kept, len })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Instant;
 
     use bytes::Bytes;
 
-    use super::{Decoded, Specs, decode};
+    use super::{Bounds, Decoded, Specs, decode};
     use crate::tensor::{DataType, TensorData, TensorSpec};
 
     fn decode_text(body: &[u8]) -> Result<Decoded, String> {
@@ -295,6 +233,7 @@ mod tests {
             inputs: vec![spec("text", DataType::Bytes)],
             outputs: vec![spec("embedding", DataType::F32)],
             num_labels: 3,
+            bounds: Bounds { texts: 64, numbers: 64 },
         };
         let body = Bytes::copy_from_slice(body);
         decode(body, json_len, &specs, Instant::now()).map_err(|error| error.to_string())
@@ -388,7 +327,7 @@ mod tests {
             (&deep, "column"),
             (&format!("{{\"inputs\": {deep}"), "column"),
             (&format!("{{\"x\": {deep}"), "EOF"),
-            (&format!("{{\"parameters\": {{\"x\": {deep}"), "recursion limit"),
+            (&format!("{{\"parameters\": {{\"x\": {deep}"), "EOF"),
             (&format!("{{\"inputs\": [{{\"data\": {deep}"), "deeper than 8"),
         ] {
             let error = decode_text(body.as_bytes()).expect_err(reason);

@@ -25,6 +25,9 @@ pub(super) enum ApiError {
     /// The body is no JSON, or not of the form the route takes.
     #[error("the body is no valid request: {source}")]
     Json { source: serde_json::Error },
+    /// The message is not one of the protocol's.
+    #[error("the message is not a valid request: {reason}")]
+    Message { reason: String },
     /// The body is no text.
     #[error("the body is not UTF-8 after {valid_bytes} bytes")]
     NotUtf8 { valid_bytes: usize },
@@ -37,6 +40,12 @@ pub(super) enum ApiError {
     /// The body is compressed in a way that is not known.
     #[error("the body's Content-Encoding must be gzip, deflate or identity")]
     Encoding,
+    /// The body or message is not compressed as it says.
+    #[error("what is compressed cannot be read: {source}")]
+    Packed { source: std::io::Error },
+    /// Nothing happened on a stream.
+    #[error("nothing was sent on the stream for {limit:?}")]
+    IdleStream { limit: Duration },
     /// There are as many connections as may be.
     #[error("too many connections are open; try again later")]
     TooManyConnections,
@@ -141,6 +150,8 @@ impl ApiError {
         match self {
             Self::Serve(error) => error.code(),
             Self::Json { .. }
+            | Self::Message { .. }
+            | Self::Packed { .. }
             | Self::NotUtf8 { .. }
             | Self::JsonLength { .. }
             | Self::BodyUnreadable { .. }
@@ -155,7 +166,7 @@ impl ApiError {
             Self::UnknownVersion { .. } | Self::NoRoute { .. } => ErrorCode::NotFound,
             Self::BodyTooLarge { .. } => ErrorCode::TooLarge,
             Self::TooManyConnections => ErrorCode::Unavailable,
-            Self::TimedOut { .. } => ErrorCode::DeadlineExceeded,
+            Self::TimedOut { .. } | Self::IdleStream { .. } => ErrorCode::DeadlineExceeded,
             Self::Panicked { .. } | Self::Interrupted { .. } | Self::Encode { .. } => {
                 ErrorCode::Internal
             }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::{
+    bounds::Bounds,
     decode::{Specs, decode},
     openai::Question,
 };
@@ -26,6 +27,7 @@ pub(super) fn specs() -> Specs {
         ],
         outputs: vec![spec("scores", DataType::F32, &[None, Some(3)])],
         num_labels: 3,
+        bounds: Bounds { texts: 64, numbers: 4096 },
     }
 }
 
@@ -91,6 +93,6 @@ fn embeddings_requests() {
         json!({"model": "text", "input": [[1, 2], [3]], "user": "me"}),
     ];
     feed(&seeds.map(|seed| seed.to_string().into_bytes()), |body| {
-        drop(super::body::parse_json::<Question>(&body));
+        drop(super::body::parse_json::<Question>(&body, &Bounds { texts: 64, numbers: 4096 }));
     });
 }

@@ -5,13 +5,13 @@ use std::{fmt::Write, sync::Arc};
 use axum::{
     Json,
     extract::State,
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::IntoResponse,
 };
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{ROUTES, Shared};
+use super::{ROUTES, Shared, layers::authorization};
 use crate::serve::FamilyState;
 
 /// The server's name.
@@ -76,9 +76,12 @@ pub(super) async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoRespo
     (content_type, (shared.api.render_metrics)())
 }
 
-/// Lists the routes and the models for a person.
-pub(super) async fn index(State(shared): State<Arc<Shared>>) -> String {
+/// Lists the routes for a person, and the models for one who may ask.
+pub(super) async fn index(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> String {
     let mut page = format!("Tessera {VERSION}\n\n{ROUTES}\n");
+    if shared.api.gate.identify(authorization(&headers)).is_err() {
+        return page;
+    }
     for (name, state) in shared.api.repository.registry().families() {
         let state = match state {
             FamilyState::Ready(_) => "ready",

@@ -16,6 +16,7 @@ use tracing::{Instrument, Span, debug_span};
 use super::{
     Shared,
     body::{Body, in_json_bytes, off_thread},
+    bounds::Bounds,
     classes::best_classes,
     clients::Permit,
     decode::{Decoded, Specs, Wanted, decode},
@@ -59,12 +60,10 @@ pub(super) async fn infer(
     let mut decoded = accepted.hand_over(decoded)?;
     let InferRequest { budget, priority, .. } = &mut decoded.request;
     permit.cap(budget, priority);
-    let Answer { heading, response, wanted } = answer(&model, decoded).await?;
-    let report = response.report.clone();
-    let outputs = response.outputs.iter();
-    let num_bytes =
-        outputs.map(|(name, tensor)| output_bytes(tensor, wanted.is_binary(name))).sum();
-    let encoded = off_thread(num_bytes, move || encode(&heading, &response, &wanted))
+    let answer = answer(&model, decoded).await?;
+    let report = answer.response.report.clone();
+    let encode = |Answer { heading, response, wanted }| encode(&heading, &response, &wanted);
+    let encoded = off_thread(answer.num_bytes(), move || encode(answer))
         .instrument(debug_span!("encode"))
         .await?;
     Ok(respond(encoded, &server_timing(&report, arrival.elapsed())))
@@ -90,19 +89,42 @@ pub(super) struct Answer {
     pub(super) wanted: Wanted,
 }
 
+impl Answer {
+    /// Returns how much work it is to write the outputs, in bytes of JSON.
+    pub(super) fn num_bytes(&self) -> usize {
+        let outputs = self.response.outputs.iter();
+        outputs.map(|(name, tensor)| output_bytes(tensor, self.wanted.is_binary(name))).sum()
+    }
+}
+
 /// Answers a request that was decoded.
 pub(super) async fn answer(model: &Model, decoded: Decoded) -> Result<Answer, ApiError> {
     let Decoded { request, id, explain, classification, wanted } = decoded;
     let mut response = model.service.infer(request).await?;
     response.outputs.retain(|(name, _)| wanted.has(name));
     if let Some(count) = classification {
-        let output = &model.service.manifest().output;
-        for (_, scores) in response.outputs.iter_mut().filter(|(name, _)| *name == output.name) {
-            *scores = best_classes(scores, count, &output.labels);
-        }
+        response = classify(model, response, count).await?;
     }
     Span::current().record("plan", &response.report.plan.plan);
     Ok(Answer { heading: Heading::new(model, id, explain), response, wanted })
+}
+
+/// Names the `count` best classes of each row in place of its scores.
+async fn classify(
+    model: &Model,
+    mut response: InferResponse,
+    count: usize,
+) -> Result<InferResponse, ApiError> {
+    let service = model.service.clone();
+    let num_bytes = response.outputs.iter().map(|(_, scores)| output_bytes(scores, false)).sum();
+    off_thread(num_bytes, move || {
+        let output = &service.manifest().output;
+        for (_, scores) in response.outputs.iter_mut().filter(|(name, _)| *name == output.name) {
+            *scores = best_classes(scores, count, &output.labels);
+        }
+        Ok(response)
+    })
+    .await
 }
 
 /// A request that has arrived. Should it end before its family hears of it, this tells the
@@ -148,6 +170,7 @@ impl Model {
             inputs: self.service.input_specs(),
             outputs: self.service.output_specs(),
             num_labels: self.service.manifest().output.labels.len(),
+            bounds: Bounds::of(self.service.manifest()),
         }
     }
 }

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{
+    bounded,
     elements::Elements,
     tensors::{Content, RequestTensor},
 };
@@ -22,7 +23,7 @@ pub(super) struct WireInput {
     name: String,
     shape: Vec<i64>,
     datatype: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bounded::parameters")]
     parameters: Map<String, Value>,
     #[schemars(with = "Option<Vec<Value>>")]
     data: Option<Elements>,
@@ -104,6 +105,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::{Tail, WireInput};
+    use crate::api::{bounds::Bounds, decode::Specs};
     use crate::tensor::{DataType, Tensor, TensorData, TensorSpec};
 
     fn convert(input: Value, tail: &[u8]) -> Result<Tensor, String> {
@@ -112,11 +114,16 @@ mod tests {
             data_type,
             shape: shape.to_vec(),
         };
-        let specs = [
-            spec("text", DataType::Bytes, &[None]),
-            spec("ids", DataType::I64, &[None, None]),
-            spec("image", DataType::F32, &[None, Some(2)]),
-        ];
+        let specs = Specs {
+            inputs: vec![
+                spec("text", DataType::Bytes, &[None]),
+                spec("ids", DataType::I64, &[None, None]),
+                spec("image", DataType::F32, &[None, Some(2)]),
+            ],
+            outputs: Vec::new(),
+            num_labels: 0,
+            bounds: Bounds { texts: 2, numbers: 4 },
+        };
         let input: WireInput = serde_json::from_value(input).map_err(|e| e.to_string())?;
         let mut tail = Tail::new(Bytes::copy_from_slice(tail));
         let tensor = input.locate(&mut tail).map_err(|e| e.to_string())?;

@@ -5,7 +5,7 @@ use std::{any::Any, sync::Arc, time::Duration};
 use axum::{
     Router,
     extract::{MatchedPath, Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, header},
     middleware::{Next, from_fn},
     response::{IntoResponse, Response},
 };
@@ -54,9 +54,6 @@ pub(super) fn continue_trace(state: &ApiState, span: &Span, headers: &HeaderMap)
 async fn answer(request_id: String, request: Request, next: Next) -> Response {
     let is_openai = request.uri().path().starts_with("/v1/");
     let mut response = next.run(request).await;
-    if is_encoding_refused(&response) {
-        response = ApiError::Encoding.into_response();
-    }
     if let Some(error) = response.extensions_mut().remove::<Arc<ApiError>>() {
         tracing::debug!(%error, "refused");
         *response.body_mut() = match is_openai {
@@ -78,12 +75,6 @@ async fn answer(request_id: String, request: Request, next: Next) -> Response {
     response
 }
 
-/// Tells whether the body came in an encoding that the layer before the routes does not know.
-fn is_encoding_refused(response: &Response) -> bool {
-    response.status() == StatusCode::UNSUPPORTED_MEDIA_TYPE
-        && response.extensions().get::<Arc<ApiError>>().is_none()
-}
-
 /// What answers connections over the limit.
 pub(super) fn refusal() -> Router {
     let refuse = |request: Request, next| answer(next_request_id(), request, next);
@@ -97,12 +88,15 @@ pub(super) async fn admit(
     next: Next,
 ) -> Result<Response, ApiError> {
     if !OPEN_PATHS.contains(&request.uri().path()) {
-        let authorization = request.headers().get(header::AUTHORIZATION);
-        let authorization = authorization.and_then(|value| value.to_str().ok());
-        let permit = shared.api.gate.pass(authorization)?;
+        let permit = shared.api.gate.pass(authorization(request.headers()))?;
         request.extensions_mut().insert(permit);
     }
     Ok(next.run(request).await)
+}
+
+/// Returns the header with a client's token.
+pub(super) fn authorization(headers: &HeaderMap) -> Option<&str> {
+    headers.get(header::AUTHORIZATION)?.to_str().ok()
 }
 
 /// Gives up a request that takes longer than `limit`, the arrival of its body included.

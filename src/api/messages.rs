@@ -1,10 +1,9 @@
-//! The messages and the service of `proto/inference.proto`, as generated.
+//! The messages of `proto/inference.proto`, as generated.
 //!
 //! gRPC sends them; HTTP writes some of them as JSON.
 
 #![expect(
     unreachable_pub,
-    unused_qualifications,
     clippy::allow_attributes,
     clippy::enum_variant_names,
     clippy::too_many_lines,

@@ -6,6 +6,8 @@
 //! sockets until told to stop.
 
 mod body;
+mod bounded;
+mod bounds;
 mod classes;
 mod clients;
 mod decode;
@@ -24,6 +26,7 @@ mod messages;
 mod models;
 mod openai;
 mod openapi;
+mod packed;
 mod parameters;
 mod plans;
 mod raw;
@@ -44,7 +47,6 @@ use tower_http::{
     CompressionLevel,
     catch_panic::CatchPanicLayer,
     compression::{CompressionLayer, predicate::SizeAbove},
-    decompression::RequestDecompressionLayer,
 };
 
 pub use clients::{Clients, ClientsError, Gate};
@@ -180,7 +182,6 @@ pub fn router(state: ApiState, config: &ApiConfig) -> Router {
         .layer(middleware::from_fn_with_state(shared.clone(), layers::admit))
         .layer(middleware::from_fn_with_state(config.request_timeout, layers::limit_time))
         .layer(CatchPanicLayer::custom(layers::answer_panic))
-        .layer(RequestDecompressionLayer::new())
         .layer(middleware::from_fn_with_state(shared.clone(), layers::trace))
         .layer(
             CompressionLayer::new()

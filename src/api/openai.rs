@@ -18,6 +18,8 @@ use tracing::{Instrument, debug_span};
 use super::{
     Shared,
     body::{Body, off_thread, parse_json},
+    bounded::or_default,
+    bounds::{Bounds, check},
     clients::Permit,
     encode::report_parameters,
     error::ApiError,
@@ -27,6 +29,7 @@ use super::{
     raw::flatten,
 };
 use crate::{
+    family::Limits,
     serve::{InferRequest, InferResponse, ServeError},
     tensor::{Tensor, TensorData},
 };
@@ -41,7 +44,7 @@ const TASK: &str = "sentence-embedding";
 pub(super) struct Question {
     model: String,
     input: Input,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     encoding_format: Encoding,
     dimensions: Option<usize>,
     /// Who asks, for whoever counts; it changes nothing here.
@@ -155,8 +158,10 @@ pub(super) async fn embeddings(
     Body(body): Body,
 ) -> Result<Response, ApiError> {
     let arrival = Instant::now();
-    let question: Question =
-        off_thread(body.len(), move || parse_json(&body)).instrument(debug_span!("decode")).await?;
+    let bounds = bounds(&shared);
+    let question: Question = off_thread(body.len(), move || parse_json(&body, &bounds))
+        .instrument(debug_span!("decode"))
+        .await?;
     let model = Model::find(shared.api.repository.registry(), &question.model, None)?;
     let Asked { inputs, parameters, form } = Accepted::new(shared.api.observer.clone(), &model)
         .hand_over(Asked::new(&model, question))?;
@@ -172,6 +177,14 @@ pub(super) async fn embeddings(
     let timing = server_timing(&report, arrival.elapsed());
     let headers = [("content-type", "application/json".to_owned()), ("server-timing", timing)];
     Ok((headers, body).into_response())
+}
+
+/// Returns bounds within which every model that answers here finds its requests: a body is counted
+/// before its model is known.
+fn bounds(shared: &Shared) -> Bounds {
+    let models = Model::all(shared.api.repository.registry()).into_iter().filter(has_embeddings);
+    models
+        .fold(Bounds::NO_TENSORS, |widest, model| widest.max(Bounds::of(model.service.manifest())))
 }
 
 /// A question that was checked.
@@ -206,37 +219,36 @@ impl Asked {
         }
         let form = Form { encoding: question.encoding_format, dimensions: question.dimensions };
         let parameters = Parameters::parse(question.parameters)?;
-        let inputs = question
-            .input
-            .into_tensors()
-            .map_err(|reason| ServeError::Input { name: "input".to_owned(), reason })?;
+        let inputs = question.input.into_tensors(&model.service.manifest().limits)?;
         Ok(Self { inputs, parameters, form })
     }
 }
 
 impl Input {
-    fn into_tensors(self) -> Result<Vec<(String, Tensor)>, String> {
+    fn into_tensors(self, limits: &Limits) -> Result<Vec<(String, Tensor)>, ServeError> {
         match self {
             Self::Text(text) => text_tensor(vec![text]),
             Self::Texts(texts) => text_tensor(texts),
-            Self::Tokens(tokens) => token_tensors(&[tokens]),
-            Self::Several(rows) => token_tensors(&rows),
+            Self::Tokens(tokens) => token_tensors(&[tokens], limits),
+            Self::Several(rows) => token_tensors(&rows, limits),
         }
     }
 }
 
-fn text_tensor(texts: Vec<String>) -> Result<Vec<(String, Tensor)>, String> {
+fn text_tensor(texts: Vec<String>) -> Result<Vec<(String, Tensor)>, ServeError> {
     let shape = vec![texts.len()];
     let data = TensorData::Bytes(texts.into_iter().map(String::into_bytes).collect());
     Ok(vec![("text".to_owned(), build(shape, data)?)])
 }
 
-/// Pads rows of token ids to the longest.
-fn token_tensors(rows: &[Vec<i64>]) -> Result<Vec<(String, Tensor)>, String> {
+/// Pads rows of token ids to the longest, once their number and lengths are known to be `limits`'.
+fn token_tensors(rows: &[Vec<i64>], limits: &Limits) -> Result<Vec<(String, Tensor)>, ServeError> {
     if rows.iter().any(Vec::is_empty) {
-        return Err("a list of tokens is empty".to_owned());
+        return Err(refuse("a list of tokens is empty".to_owned()));
     }
     let width = rows.iter().map(Vec::len).max().unwrap_or(0);
+    check("the batch", rows.len(), limits.max_batch)?;
+    check("the number of tokens", width, limits.max_tokens)?;
     let padded = |row: &Vec<i64>, value: fn(i64) -> i64| {
         let tokens = row.iter().copied().map(value);
         tokens.chain(std::iter::repeat(0)).take(width).collect::<Vec<i64>>()
@@ -249,8 +261,12 @@ fn token_tensors(rows: &[Vec<i64>]) -> Result<Vec<(String, Tensor)>, String> {
     Ok(vec![("input_ids".to_owned(), ids), ("attention_mask".to_owned(), mask)])
 }
 
-fn build(shape: Vec<usize>, data: TensorData) -> Result<Tensor, String> {
-    Tensor::new(shape, data).map_err(|error| error.to_string())
+fn build(shape: Vec<usize>, data: TensorData) -> Result<Tensor, ServeError> {
+    Tensor::new(shape, data).map_err(|error| refuse(error.to_string()))
+}
+
+fn refuse(reason: String) -> ServeError {
+    ServeError::Input { name: "input".to_owned(), reason }
 }
 
 fn task(model: &Model) -> &str {
@@ -325,6 +341,10 @@ mod tests {
 
     use super::*;
 
+    fn limits() -> Limits {
+        Limits { max_tokens: 4, max_batch: 2, ..Limits::default() }
+    }
+
     #[test]
     fn inputs_come_in_four_forms() {
         for (input, names) in [
@@ -334,16 +354,39 @@ mod tests {
             (json!([[1, 2], [3]]), vec!["input_ids", "attention_mask"]),
         ] {
             let input: Input = serde_json::from_value(input).expect("an input");
-            let tensors = input.into_tensors().expect("tensors");
+            let tensors = input.into_tensors(&limits()).expect("tensors");
             assert_eq!(tensors.iter().map(|(name, _)| name).collect::<Vec<_>>(), names);
         }
-        let rows = token_tensors(&[vec![1, 2], vec![3]]).expect("tensors");
+        let rows = token_tensors(&[vec![1, 2], vec![3]], &limits()).expect("tensors");
         assert_eq!(rows[0].1.as_i64(), Some(&[1, 2, 3, 0][..]));
         assert_eq!(rows[1].1.as_i64(), Some(&[1, 1, 1, 0][..]));
-        assert!(token_tensors(&[vec![1], vec![]]).is_err());
+        assert!(token_tensors(&[vec![1], vec![]], &limits()).is_err());
         for input in [json!(1), json!([1.5]), json!([["a"]]), json!({}), json!(null)] {
             assert!(serde_json::from_value::<Input>(input.clone()).is_err(), "{input}");
         }
+    }
+
+    #[test]
+    fn rows_of_tokens_are_bounded_before_they_are_padded() {
+        let mut many = vec![vec![1]; 1 << 16];
+        // Padded to this length, all of them would take a terabyte.
+        many.push(vec![1; 1 << 20]);
+        for (rows, reason) in [
+            (many, "the batch is 65537, over the limit of 2"),
+            (vec![vec![1; 1 << 20]], "the number of tokens is 1048576, over the limit of 4"),
+        ] {
+            let error = token_tensors(&rows, &limits()).expect_err(reason);
+            assert_eq!(error.to_string(), reason);
+        }
+    }
+
+    #[test]
+    fn fields_that_are_null_count_as_absent() {
+        let question = json!({"model": "m", "input": "a", "encoding_format": null,
+                              "dimensions": null, "user": null});
+        let question: Question = serde_json::from_value(question).expect("a question");
+        assert_eq!((question.encoding_format, question.dimensions), (Encoding::Float, None));
+        assert!(question.parameters.is_empty());
     }
 
     #[test]

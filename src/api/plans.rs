@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{
-    body::{Body, parse_json},
+    body::{Body, read_or_default},
+    bounded,
     encode::WirePlan,
     error::ApiError,
     models::Model,
@@ -47,7 +48,7 @@ pub(super) struct WireFront<'a> {
 pub(super) struct WireQuestion {
     batch: Option<usize>,
     tokens: Option<usize>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bounded::parameters")]
     #[schemars(with = "ParametersSchema")]
     parameters: Map<String, Value>,
 }
@@ -80,8 +81,7 @@ pub(super) async fn front(model: Model, RawQuery(query): RawQuery) -> Result<Res
 
 /// Names the plan that a budget would get at a shape; an empty body asks without a budget.
 pub(super) async fn choose(model: Model, Body(body): Body) -> Result<Response, ApiError> {
-    let question: WireQuestion =
-        if body.is_empty() { WireQuestion::default() } else { parse_json(&body)? };
+    let question: WireQuestion = read_or_default(body).await?;
     let default = Shape::default();
     let shape = Shape {
         batch: question.batch.unwrap_or(default.batch),

@@ -1,19 +1,21 @@
 //! The families of the pool at run time, and what they have answered: Triton's repository,
 //! configuration and statistics routes.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     Extension, Json,
     extract::{Path, State},
 };
+use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{
     Shared,
-    body::{Body, parse_json},
+    body::{Body, read_or_default},
+    bounded,
     clients::Permit,
     describe,
     error::ApiError,
@@ -30,7 +32,7 @@ const UNLOAD_DEPENDENTS: &str = "unload_dependents";
 #[schemars(rename = "IndexRequest")]
 #[serde(expecting = "a JSON object")]
 pub(super) struct IndexQuestion {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bounded::or_default")]
     ready: bool,
 }
 
@@ -39,8 +41,8 @@ pub(super) struct IndexQuestion {
 #[schemars(rename = "RepositoryRequest")]
 #[serde(expecting = "a JSON object")]
 pub(super) struct RepositoryCall {
-    #[serde(default)]
-    parameters: BTreeMap<String, Value>,
+    #[serde(default, deserialize_with = "bounded::parameters")]
+    parameters: Map<String, Value>,
 }
 
 /// The statistics of some models.
@@ -70,7 +72,7 @@ pub(super) async fn index(
     State(shared): State<Arc<Shared>>,
     Body(body): Body,
 ) -> Result<Json<Vec<ModelIndex>>, ApiError> {
-    let question: IndexQuestion = parse_or_default(&body)?;
+    let question: IndexQuestion = read_or_default(body).await?;
     Ok(Json(describe::index(&shared.api.repository, question.ready)))
 }
 
@@ -81,7 +83,7 @@ pub(super) async fn load(
     Path(name): Path<String>,
     Body(body): Body,
 ) -> Result<(), ApiError> {
-    check_call(&permit, &body)?;
+    check_call(&permit, body).await?;
     change(&shared.api.repository, move |repository| repository.load(&name)).await
 }
 
@@ -92,14 +94,14 @@ pub(super) async fn unload(
     Path(name): Path<String>,
     Body(body): Body,
 ) -> Result<(), ApiError> {
-    check_call(&permit, &body)?;
+    check_call(&permit, body).await?;
     change(&shared.api.repository, move |repository| repository.unload(&name)).await
 }
 
 /// Checks who calls, and what for.
-fn check_call(permit: &Permit, body: &[u8]) -> Result<(), ApiError> {
+async fn check_call(permit: &Permit, body: Bytes) -> Result<(), ApiError> {
     permit.check_admin()?;
-    let call: RepositoryCall = parse_or_default(body)?;
+    let call: RepositoryCall = read_or_default(body).await?;
     check_parameters(call.parameters.keys())
 }
 
@@ -136,8 +138,4 @@ pub(super) async fn change(
         .await
         .map_err(|source| ApiError::Interrupted { source: Box::new(source) })?
         .map_err(ApiError::from)
-}
-
-fn parse_or_default<T: Default + serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
-    if body.is_empty() { Ok(T::default()) } else { parse_json(body) }
 }

@@ -5,6 +5,8 @@ use std::ops::RangeInclusive;
 use bytes::Bytes;
 
 use super::{
+    bounds::check,
+    decode::Specs,
     elements::{Elements, Values},
     raw::decode_raw,
 };
@@ -56,17 +58,25 @@ impl RequestTensor {
     ///
     /// # Errors
     ///
-    /// Fails when the model has no such input, or when datatype, shape or data are not what it
-    /// takes.
-    pub(super) fn into_tensor(self, specs: &[TensorSpec]) -> Result<(String, Tensor), ServeError> {
+    /// Fails when the model has no such input, when datatype, shape or data are not what it takes,
+    /// and when there are more elements than any request has.
+    pub(super) fn into_tensor(self, specs: &Specs) -> Result<(String, Tensor), ServeError> {
         let Self { name, shape, datatype, content } = self;
         let refuse = |reason| ServeError::Input { name: name.clone(), reason };
-        let spec = specs.iter().find(|spec| spec.name == name).ok_or_else(|| {
-            refuse(format!("the model has no such input; it has {}", names(specs)))
+        let spec = specs.inputs.iter().find(|spec| spec.name == name).ok_or_else(|| {
+            refuse(format!("the model has no such input; it has {}", names(&specs.inputs)))
         })?;
         let data_type = parse_data_type(&datatype, spec.data_type).map_err(refuse)?;
         let shape = parse_shape(&shape).map_err(refuse)?;
         let count = num_elements(&shape).map_err(refuse)?;
+        // A shape is only a claim; what is not there is refused below.
+        let found = count.min(content.len());
+        match spec.data_type {
+            DataType::Bytes => check("the batch", found, specs.bounds.texts)?,
+            _ => {
+                check(&format!("the number of elements of `{name}`"), found, specs.bounds.numbers)?
+            }
+        }
         let data = match content {
             Content::Nested(elements) => check_nesting(&shape, &elements)
                 .and_then(|()| check_count(&shape, count, elements.values.len()))

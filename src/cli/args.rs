@@ -2,11 +2,14 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, builder::RangedU64ValueParser, value_parser};
 use serde::Serialize;
 
 use super::bench_args::BenchArguments;
 use crate::{telemetry::LogFormat, tensor::ByteSize};
+
+/// Longest time that an option may say, about thirty years.
+const MAX_SECONDS: u64 = 1_000_000_000;
 
 /// A model-assembly inference server: one family of modules, a sub-network per request budget.
 #[derive(Debug, Parser)]
@@ -145,7 +148,7 @@ pub struct ServeArguments {
     pub queue_limit: usize,
     /// Seconds between looks at the pool's folder for families that are new, changed or gone; 0 for
     /// never
-    #[arg(long, env = "TESSERA_POLL_POOL", default_value_t = 0)]
+    #[arg(long, env = "TESSERA_POLL_POOL", value_parser = seconds(), default_value_t = 0)]
     pub poll_pool: u64,
     /// Modules that never give way to others under the memory limit: FAMILY/ANCHOR, FAMILY/MODULE
     /// or FAMILY/*; repeat it, or separate them by commas
@@ -155,7 +158,7 @@ pub struct ServeArguments {
     #[arg(long, env = "TESSERA_NO_PRELOAD")]
     pub no_preload: bool,
     /// Seconds after which a request is given up
-    #[arg(long, env = "TESSERA_REQUEST_TIMEOUT", default_value_t = 30)]
+    #[arg(long, env = "TESSERA_REQUEST_TIMEOUT", value_parser = seconds(), default_value_t = 30)]
     pub request_timeout: u64,
     /// OpenTelemetry collector to send spans to over gRPC, such as http://localhost:4317
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
@@ -189,13 +192,18 @@ pub struct ConnectionArguments {
     #[arg(long, env = "TESSERA_MAX_STREAMS", default_value_t = 128)]
     pub max_streams: u32,
     /// Seconds until the head of a connection's first request must be there
-    #[arg(long, env = "TESSERA_HEADER_TIMEOUT", default_value_t = 10)]
+    #[arg(long, env = "TESSERA_HEADER_TIMEOUT", value_parser = seconds(), default_value_t = 10)]
     pub header_timeout: u64,
-    /// Seconds for which a connection may stay open without a request
-    #[arg(long, env = "TESSERA_IDLE_TIMEOUT", default_value_t = 300)]
+    /// Seconds for which a connection may stay open without a request, and a stream without a
+    /// message
+    #[arg(long, env = "TESSERA_IDLE_TIMEOUT", value_parser = seconds(), default_value_t = 300)]
     pub idle_timeout: u64,
+    /// Seconds for which an answer may wait for its client to take 16 KiB more of it, or the rest;
+    /// then the connection is closed [default: as --request-timeout]
+    #[arg(long, env = "TESSERA_WRITE_TIMEOUT", value_parser = seconds())]
+    pub write_timeout: Option<u64>,
     /// Seconds that requests under way have to finish when the server is told to stop
-    #[arg(long, env = "TESSERA_DRAIN_TIMEOUT", default_value_t = 30)]
+    #[arg(long, env = "TESSERA_DRAIN_TIMEOUT", value_parser = seconds(), default_value_t = 30)]
     pub drain_timeout: u64,
 }
 
@@ -403,4 +411,9 @@ pub struct ExportArguments {
     /// File to write
     #[arg(long, short)]
     pub output: PathBuf,
+}
+
+/// Returns what reads a number of seconds; one that clocks cannot add is refused.
+fn seconds() -> RangedU64ValueParser {
+    value_parser!(u64).range(..=MAX_SECONDS)
 }

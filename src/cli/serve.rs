@@ -60,8 +60,7 @@ pub(super) fn run(common: &Common, arguments: &ServeArguments) -> anyhow::Result
     let (repository, _threads) = repository(common, arguments, machine, &metrics, &stop)?;
     let registry = repository.registry().clone();
     let observer: Arc<dyn Observer> = metrics.clone();
-    let transport =
-        Transport::new(limits(&arguments.connections), secrets.tls.clone(), observer.clone());
+    let transport = Transport::new(limits(arguments), secrets.tls.clone(), observer.clone());
     let state = ApiState {
         gate: secrets.gate.clone(),
         continue_trace: Arc::new(telemetry::continue_trace),
@@ -187,7 +186,8 @@ fn clients(arguments: &ServeArguments) -> anyhow::Result<Option<Clients>> {
 }
 
 /// Returns what connections may take, having made room for them in the process's limits.
-fn limits(arguments: &ConnectionArguments) -> Limits {
+fn limits(serve: &ServeArguments) -> Limits {
+    let arguments = &serve.connections;
     let wanted = u64::from(arguments.max_connections) + OTHER_FILES;
     match rlimit::increase_nofile_limit(wanted) {
         Ok(found) if found >= wanted => {}
@@ -203,6 +203,9 @@ fn limits(arguments: &ConnectionArguments) -> Limits {
         max_streams: arguments.max_streams,
         header_timeout: Duration::from_secs(arguments.header_timeout),
         idle_timeout: Duration::from_secs(arguments.idle_timeout),
+        write_timeout: Duration::from_secs(
+            arguments.write_timeout.unwrap_or(serve.request_timeout),
+        ),
         drain_timeout: Duration::from_secs(arguments.drain_timeout),
     }
 }

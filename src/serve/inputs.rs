@@ -125,22 +125,31 @@ fn image_inputs(
     }
 }
 
-/// Takes image files as they are, or in base64, which JSON needs.
+/// Takes image files as they are, or in base64, which JSON needs; see [`image_file`].
 fn pictures(tensor: Tensor, limits: &Limits) -> Result<Inputs, ServeError> {
     let files = list_of_bytes(IMAGE, tensor)?;
     check_batch(files.len(), limits)?;
-    let file = |bytes: Vec<u8>| {
-        let is_binary = bytes.iter().take(8).any(|byte| !byte.is_ascii_graphic());
-        let file = if is_binary || bytes.is_empty() {
-            bytes
-        } else {
-            let refused = |e| refuse(IMAGE, &format!("it is neither an image nor base64: {e}"));
-            BASE64_STANDARD.decode(&bytes).map_err(refused)?
-        };
-        check_limit("an image's number of bytes", file.len(), limits.max_image_bytes)?;
-        Ok(file)
-    };
-    files.into_iter().map(file).collect::<Result<_, _>>().map(Inputs::Pictures)
+    Ok(Inputs::Pictures(files))
+}
+
+/// Returns the image file that `bytes` are, or hold in base64.
+///
+/// # Errors
+///
+/// Fails on what is neither, and on files over the limit, before they are decoded.
+pub(super) fn image_file(bytes: &[u8], limits: &Limits) -> Result<Vec<u8>, ServeError> {
+    let check = |found| check_limit("an image's number of bytes", found, limits.max_image_bytes);
+    let is_binary = bytes.iter().take(8).any(|byte| !byte.is_ascii_graphic());
+    if is_binary || bytes.is_empty() {
+        check(bytes.len())?;
+        return Ok(bytes.to_vec());
+    }
+    // Four characters stand for three bytes; the last of them may be padding.
+    check((bytes.len() / 4 * 3).saturating_sub(2))?;
+    let refused = |e| refuse(IMAGE, &format!("it is neither an image nor base64: {e}"));
+    let file = BASE64_STANDARD.decode(bytes).map_err(refused)?;
+    check(file.len())?;
+    Ok(file)
 }
 
 fn pixel_values(tensor: Tensor, spec: &ImageSpec, limits: &Limits) -> Result<Inputs, ServeError> {

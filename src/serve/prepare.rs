@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     arch::{Family, ModelInput, Pixels, Tokenizer, decode_picture},
-    family::ImageSpec,
+    family::{ImageSpec, Limits},
 };
 
 /// Prepares inputs on no more threads than there are cores: more would only take the processor from
@@ -77,7 +77,7 @@ impl Preparing {
                 let family = family.clone();
                 let decode = move || {
                     let spec = family.manifest.image.as_ref().ok_or(ServeError::WorkerGone)?;
-                    decode_all(&files, spec, family.manifest.limits.max_pixels)
+                    decode_all(&files, spec, &family.manifest.limits)
                 };
                 let (decoded, took) = self.on_thread(decode).await?;
                 Ok(Ready { input: ModelInput::Pixels(decoded?), took })
@@ -107,10 +107,15 @@ fn tokenizer(family: &Family, anchor: &str) -> Result<Arc<Tokenizer>, ServeError
     family.tokenizer(anchor).cloned().ok_or(ServeError::WorkerGone)
 }
 
-fn decode_all(files: &[Vec<u8>], spec: &ImageSpec, max_pixels: u64) -> Result<Pixels, ServeError> {
+fn decode_all(
+    files: &[Vec<u8>],
+    spec: &ImageSpec,
+    limits: &Limits,
+) -> Result<Pixels, ServeError> {
     let mut values = Vec::new();
-    for (index, file) in files.iter().enumerate() {
-        let pixels = decode_picture(file, spec, max_pixels)
+    for (index, bytes) in files.iter().enumerate() {
+        let file = inputs::image_file(bytes, limits)?;
+        let pixels = decode_picture(&file, spec, limits.max_pixels)
             .map_err(|error| refuse(IMAGE, &format!("image {index}: {error}")))?;
         values.extend(pixels.values);
     }

@@ -51,17 +51,18 @@ impl Reply {
     }
 }
 
-fn state(repository: Arc<Repository>) -> ApiState {
+pub(crate) fn state(repository: Arc<Repository>) -> ApiState {
     ApiState::new(repository, metrics(), Arc::new(|| metrics().render()))
 }
 
 /// Takes so many connections.
-fn transport(max_connections: usize) -> Transport {
+pub(crate) fn transport(max_connections: usize) -> Transport {
     let limits = Limits {
         max_connections,
         max_streams: 8,
         header_timeout: Duration::from_millis(300),
         idle_timeout: Duration::from_secs(30),
+        write_timeout: Duration::from_secs(30),
         drain_timeout: Duration::from_secs(30),
     };
     Transport::new(limits, None, metrics())

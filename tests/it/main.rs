@@ -15,6 +15,7 @@ mod experts;
 mod http;
 mod images;
 mod import;
+mod limits;
 mod load;
 mod moe;
 mod moe_served;

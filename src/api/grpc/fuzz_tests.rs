@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use prost::Message;
 
-use super::infer::decode;
+use super::{encoded::Encoded, infer::decode};
 use crate::{
     api::{
         fuzz_tests::specs,
@@ -50,7 +50,8 @@ fn grpc_messages() {
         vec![InferInputTensor { contents: Some(contents), ..input("pixels", "FP32", &[1, 2]) }];
     let specs = specs();
     feed(&[raw.encode_to_vec(), typed.encode_to_vec()], |bytes| {
-        if let Ok(message) = ModelInferRequest::decode(bytes.as_slice()) {
+        let encoded = Encoded::new(bytes.into());
+        if let Ok(message) = encoded.open().and_then(|_| encoded.decode(&specs.bounds)) {
             drop(decode(message, &specs, Instant::now()));
         }
     });

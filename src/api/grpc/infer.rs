@@ -216,7 +216,10 @@ fn refuse(name: &str, reason: String) -> ServeError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::{DataType, TensorSpec};
+    use crate::{
+        api::bounds::Bounds,
+        tensor::{DataType, TensorSpec},
+    };
 
     fn specs() -> Specs {
         let spec = |name: &str, data_type| TensorSpec {
@@ -232,6 +235,7 @@ mod tests {
             ],
             outputs: vec![spec("embedding", DataType::F32)],
             num_labels: 0,
+            bounds: Bounds { texts: 64, numbers: 64 },
         }
     }
 

@@ -1,6 +1,6 @@
-//! What happens around every call: a time limit, a net for panics.
+//! What happens around every call: the gate, a time limit, a net for panics.
 
-use std::{any::Any, time::Duration};
+use std::{any::Any, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -10,18 +10,35 @@ use axum::{
     middleware::Next,
 };
 use tonic::{Code, Status};
+use tower::ServiceExt;
 use tracing::{Instrument, field::Empty};
 
 use super::status::status_of;
 use crate::api::{
-    ApiState,
+    ApiState, Gate,
     error::ApiError,
-    layers::{REQUEST_ID, continue_trace},
+    layers::{REQUEST_ID, authorization, continue_trace},
     request_id::next_request_id,
 };
 
 /// The metadata in which clients tell how long they wait.
 const TIMEOUT: &str = "grpc-timeout";
+
+/// Most digits of such a number.
+const MAX_DIGITS: usize = 8;
+
+/// What is answered without a token: whether the server runs, and what the protocol is.
+const OPEN_CALLS: [&str; 3] = [
+    "/inference.GRPCInferenceService/ServerLive",
+    "/inference.GRPCInferenceService/ServerReady",
+    "/grpc.reflection.",
+];
+
+/// The standard health service.
+const HEALTH: &str = "/grpc.health.v1.Health/";
+
+/// The call whose messages are requests of their own.
+const STREAM: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
 
 /// Runs a call in a span of its own, and gives its answer the id under which the log knows it.
 pub(super) async fn trace(
@@ -46,6 +63,7 @@ pub(super) async fn trace(
     );
     continue_trace(&state, &span, request.headers());
     let mut response = next.run(request).instrument(span.clone()).await;
+    name_too_large(response.headers_mut());
     let status = Status::from_header_map(response.headers());
     if status.is_some_and(|status| status.code() != Code::Ok) {
         span.record("otel.status_code", "ERROR");
@@ -54,6 +72,54 @@ pub(super) async fn trace(
         response.headers_mut().insert(REQUEST_ID, id);
     }
     response
+}
+
+/// Gives a message over the limit the code that everything too large has.
+fn name_too_large(headers: &mut HeaderMap) {
+    if let Some(status) = headers.get_mut(Status::GRPC_STATUS)
+        && Code::from_bytes(status.as_bytes()) == Code::OutOfRange
+    {
+        *status = HeaderValue::from(i32::from(Code::ResourceExhausted));
+    }
+}
+
+/// What the gate works with.
+#[derive(Debug, Clone)]
+pub(super) struct Front {
+    /// Who may ask.
+    pub(super) gate: Arc<Gate>,
+    /// Health as it is told to those who may not ask: without the models' names.
+    pub(super) stranger_health: Router,
+}
+
+/// Lets a call pass the gate by its metadata, before anything of its message is read.
+///
+/// A stream is not counted as a request; its messages are.
+pub(super) async fn admit(
+    State(front): State<Front>,
+    mut request: Request,
+    next: Next,
+) -> Response<Body> {
+    let authorization = authorization(request.headers());
+    let permit = match request.uri().path() {
+        path if OPEN_CALLS.iter().any(|open| path.starts_with(open)) => {
+            return next.run(request).await;
+        }
+        path if path.starts_with(HEALTH) && front.gate.identify(authorization).is_err() => {
+            let Ok(response) = front.stranger_health.oneshot(request).await;
+            return response;
+        }
+        path if path.starts_with(HEALTH) => return next.run(request).await,
+        STREAM => front.gate.identify(authorization),
+        _ => front.gate.pass(authorization),
+    };
+    match permit {
+        Ok(permit) => {
+            request.extensions_mut().insert(permit);
+            next.run(request).await
+        }
+        Err(error) => fail(&error),
+    }
 }
 
 /// Has answers compressed where the request is: every client says that it could read them, and few
@@ -94,14 +160,15 @@ fn fail(error: &ApiError) -> Response<Body> {
     status_of(error).into_http()
 }
 
-/// Returns how long the client waits, from the unit-suffixed number that gRPC sends.
+/// Returns how long the client waits, from the unit-suffixed number that gRPC sends; one with more
+/// digits than the protocol has says nothing.
 pub(super) fn wait_of(metadata: &HeaderMap) -> Option<Duration> {
     let text = metadata.get(TIMEOUT)?.to_str().ok()?;
     let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let number: u64 = number.parse().ok()?;
+    let number: u64 = Some(number).filter(|number| number.len() <= MAX_DIGITS)?.parse().ok()?;
     let wait = match unit {
-        "H" => Duration::from_secs(number.checked_mul(3600)?),
-        "M" => Duration::from_secs(number.checked_mul(60)?),
+        "H" => Duration::from_secs(number * 3600),
+        "M" => Duration::from_secs(number * 60),
         "S" => Duration::from_secs(number),
         "m" => Duration::from_millis(number),
         "u" => Duration::from_micros(number),
@@ -113,7 +180,12 @@ pub(super) fn wait_of(metadata: &HeaderMap) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use axum::middleware::from_fn_with_state;
+    use bytes::Bytes;
+    use http_body_util::BodyExt;
+
     use super::*;
+    use crate::api::Clients;
 
     #[test]
     fn how_long_a_client_waits_is_read_in_its_unit() {
@@ -128,12 +200,71 @@ mod tests {
             ("m", None),
             ("", None),
             ("12", None),
+            ("99999999H", Some(Duration::from_secs(99_999_999 * 3600))),
+            ("100000000n", None),
+            ("18446744073709551615S", None),
             ("99999999999999999999S", None),
             ("18446744073709551615H", None),
         ] {
             let mut metadata = HeaderMap::new();
             metadata.insert(TIMEOUT, text.parse().expect("ASCII"));
             assert_eq!(wait_of(&metadata), wait, "{text}");
+        }
+    }
+
+    /// Sends a call through the gate, and returns its status and who answered.
+    async fn called(gate: &Arc<Gate>, path: &str, token: &str) -> (Code, String) {
+        let says = |text: &'static str| Router::new().fallback(move || async move { text });
+        let front = Front { gate: gate.clone(), stranger_health: says("stranger") };
+        let router = says("all").layer(from_fn_with_state(front, admit));
+        // A message that fails when it is read: the gate does not.
+        let body = Body::from_stream(tokio_stream::once(Err::<Bytes, _>("was read")));
+        let request = Request::post(path).header("authorization", token).body(body);
+        let Ok(response) = router.oneshot(request.expect("a request")).await;
+        let status = Status::from_header_map(response.headers());
+        let bytes = response.into_body().collect().await.expect("an answer").to_bytes();
+        let text = String::from_utf8(bytes.to_vec()).expect("a text");
+        (status.map_or(Code::Ok, |status| status.code()), text)
+    }
+
+    #[tokio::test]
+    async fn a_token_is_asked_for_before_a_message_is_read() {
+        const FILE: &str = "[clients.a]\ntoken = \"0123456789abcdef\"\nrequests_per_second = 1";
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("clients.toml");
+        std::fs::write(&file, FILE).expect("written");
+        let clients = Clients::read(&file).expect("valid");
+        let gate = Arc::new(Gate::new(Some(clients)));
+        let known = "Bearer 0123456789abcdef";
+        let refused = (Code::Unauthenticated, String::new());
+        let service = |name: &str| format!("/inference.GRPCInferenceService/{name}");
+        for name in ["ModelInfer", "ModelReady", "ServerMetadata", "ModelStreamInfer", "Nothing"] {
+            for token in ["", "Bearer wrong"] {
+                assert_eq!(called(&gate, &service(name), token).await, refused, "{name}");
+            }
+        }
+        let all = (Code::Ok, "all".to_owned());
+        for path in [&service("ServerLive"), &service("ServerReady"), "/grpc.reflection.v1.X/Y"] {
+            assert_eq!(called(&gate, path, "").await, all, "{path}");
+        }
+        let health = "/grpc.health.v1.Health/Check";
+        assert_eq!(called(&gate, health, "").await, (Code::Ok, "stranger".to_owned()));
+        assert_eq!(called(&gate, health, known).await, all);
+        // Neither health nor a stream is a request, but its messages are.
+        assert_eq!(called(&gate, &service("ModelStreamInfer"), known).await, all);
+        assert_eq!(called(&gate, &service("ModelInfer"), known).await, all);
+        let (code, _) = called(&gate, &service("ModelInfer"), known).await;
+        assert_eq!(code, Code::ResourceExhausted);
+    }
+
+    #[test]
+    fn a_message_over_the_limit_has_the_code_of_what_is_too_large() {
+        for (found, expected) in [(11, Code::ResourceExhausted), (3, Code::InvalidArgument)] {
+            let mut headers = HeaderMap::new();
+            headers.insert(Status::GRPC_STATUS, HeaderValue::from(found));
+            name_too_large(&mut headers);
+            let status = Status::from_header_map(&headers).expect("a status");
+            assert_eq!(status.code(), expected);
         }
     }
 }

@@ -8,10 +8,17 @@ use tokio_util::sync::CancellationToken;
 use tonic::{codec::CompressionEncoding, service::Routes};
 use tower_http::catch_panic::CatchPanicLayer;
 
-use super::{health::report_health, layers, service::InferenceService};
+use super::{
+    generated::grpc_inference_service_server::GrpcInferenceServiceServer,
+    health::{Reporters, report_health},
+    idle::limit_idle,
+    layers::{self, Front},
+    service::InferenceService,
+    unpacked::unpack,
+};
 use crate::api::{
     ApiConfig, ApiState,
-    messages::{DESCRIPTORS, grpc_inference_service_server::GrpcInferenceServiceServer},
+    messages::DESCRIPTORS,
     transport::{Protocol, Server, Transport},
 };
 
@@ -36,9 +43,22 @@ pub async fn serve_grpc(
         return Ok(());
     };
     let (reporter, health) = tonic_health::server::health_reporter();
-    let reporting = report_health(reporter, state.repository.registry().clone());
-    let routes = Routes::new(health);
-    let router = routed(routes, state, config)?;
+    let (stranger_reporter, stranger_health) = tonic_health::server::health_reporter();
+    let reporters = Reporters { all: reporter, stranger: stranger_reporter };
+    let reporting = report_health(reporters, state.repository.registry().clone());
+    let stranger_health = Routes::new(stranger_health).prepare().into_axum_router();
+    let front = Front { gate: state.gate.clone(), stranger_health };
+    // A message that takes long is not an idle stream.
+    let idle = transport.limits().idle_timeout.max(config.request_timeout);
+    let routes = routed(Routes::new(health), state.clone(), &config)?;
+    let router = routes
+        .layer(middleware::from_fn_with_state(config.max_body, unpack))
+        .layer(middleware::from_fn(layers::compress_like_the_request))
+        .layer(middleware::from_fn_with_state(idle, limit_idle))
+        .layer(middleware::from_fn_with_state(front, layers::admit))
+        .layer(middleware::from_fn_with_state(config.request_timeout, layers::limit_time))
+        .layer(CatchPanicLayer::custom(layers::answer_panic))
+        .layer(middleware::from_fn_with_state(state, layers::trace));
     let server = Server { protocol: Protocol::Grpc, router, refusal: layers::refusal(), transport };
     tokio::select! {
         result = server.run(listener, shutdown) => result,
@@ -47,13 +67,13 @@ pub async fn serve_grpc(
 }
 
 /// Adds all other services to `routes`.
-fn routed(routes: Routes, state: ApiState, config: ApiConfig) -> io::Result<Router> {
+fn routed(routes: Routes, state: ApiState, config: &ApiConfig) -> io::Result<Router> {
     let described = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let service = GrpcInferenceServiceServer::new(InferenceService::new(state.clone()))
+    let service = GrpcInferenceServiceServer::new(InferenceService::new(state))
         .max_decoding_message_size(config.max_body.as_usize())
         .max_encoding_message_size(usize::MAX)
         .accept_compressed(CompressionEncoding::Gzip)
@@ -63,9 +83,5 @@ fn routed(routes: Routes, state: ApiState, config: ApiConfig) -> io::Result<Rout
         .add_service(described().build_v1alpha().map_err(io::Error::other)?)
         .add_service(service)
         .prepare()
-        .into_axum_router()
-        .layer(middleware::from_fn(layers::compress_like_the_request))
-        .layer(middleware::from_fn_with_state(config.request_timeout, layers::limit_time))
-        .layer(CatchPanicLayer::custom(layers::answer_panic))
-        .layer(middleware::from_fn_with_state(state, layers::trace)))
+        .into_axum_router())
 }

@@ -12,6 +12,8 @@ use tracing::{Instrument, Span, debug_span, field::Empty};
 
 use super::{
     describe,
+    encoded::{Encoded, Envelope},
+    generated::grpc_inference_service_server::GrpcInferenceService,
     infer::{decode, encode},
     layers::wait_of,
     repository,
@@ -19,29 +21,26 @@ use super::{
 };
 use crate::{
     api::{
-        ApiState,
+        ApiState, Gate,
         body::{in_json_bytes, off_thread},
         clients::Permit,
         describe::{config, statistics},
         error::ApiError,
         infer::{Accepted, answer},
+        layers::authorization,
         messages::{
-            ModelConfigRequest, ModelConfigResponse, ModelInferRequest, ModelInferResponse,
-            ModelMetadataRequest, ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse,
-            ModelStatisticsRequest, ModelStatisticsResponse, ModelStreamInferResponse,
-            RepositoryIndexRequest, RepositoryIndexResponse, RepositoryModelLoadRequest,
-            RepositoryModelLoadResponse, RepositoryModelUnloadRequest,
-            RepositoryModelUnloadResponse, ServerLiveRequest, ServerLiveResponse,
-            ServerMetadataRequest, ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse,
-            grpc_inference_service_server::GrpcInferenceService,
+            ModelConfigRequest, ModelConfigResponse, ModelInferResponse, ModelMetadataRequest,
+            ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse, ModelStatisticsRequest,
+            ModelStatisticsResponse, ModelStreamInferResponse, RepositoryIndexRequest,
+            RepositoryIndexResponse, RepositoryModelLoadRequest, RepositoryModelLoadResponse,
+            RepositoryModelUnloadRequest, RepositoryModelUnloadResponse, ServerLiveRequest,
+            ServerLiveResponse, ServerMetadataRequest, ServerMetadataResponse, ServerReadyRequest,
+            ServerReadyResponse,
         },
         models::Model,
     },
     serve::InferRequest,
 };
-
-/// The metadata with the client's token.
-const AUTHORIZATION: &str = "authorization";
 
 /// Answers the calls; cheap to clone.
 #[derive(Debug, Clone)]
@@ -58,10 +57,15 @@ struct Terms {
 }
 
 impl Terms {
-    /// Lets a call pass the gate.
-    fn of(state: &ApiState, metadata: &MetadataMap) -> Result<Self, ApiError> {
-        let authorization = metadata.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-        Ok(Self { permit: state.gate.pass(authorization)?, wait: wait_of(metadata.as_ref()) })
+    /// Returns the terms of a call that passed the gate.
+    fn of<T>(request: &Request<T>) -> Result<Self, ApiError> {
+        let permit = request.extensions().get().cloned().ok_or(ApiError::NoToken)?;
+        Ok(Self { permit, wait: wait_of(request.metadata().as_ref()) })
+    }
+
+    /// Lets a message of a stream pass the gate; a deadline is the whole stream's.
+    fn of_message(gate: &Gate, metadata: &MetadataMap) -> Result<Self, ApiError> {
+        Ok(Self { permit: gate.pass(authorization(metadata.as_ref()))?, wait: None })
     }
 }
 
@@ -82,23 +86,25 @@ impl InferenceService {
     /// Answers one message.
     async fn infer(
         &self,
-        message: ModelInferRequest,
+        message: Encoded,
         arrival: Instant,
         terms: Terms,
     ) -> Result<ModelInferResponse, ApiError> {
-        let model = self.model(&message.model_name, message.model_version.clone())?;
+        let Envelope { model_name, model_version, num_raw_bytes, .. } = message.open()?;
+        let model = self.model(&model_name, model_version)?;
         let accepted = Accepted::new(self.state.observer.clone(), &model);
         let specs = model.specs();
-        let num_bytes = in_json_bytes(0, prost::Message::encoded_len(&message));
-        let decoded = off_thread(num_bytes, move || decode(message, &specs, arrival))
-            .instrument(debug_span!("decode"))
-            .await;
+        let num_bytes = in_json_bytes(message.len() - num_raw_bytes, num_raw_bytes);
+        let decode = move || decode(message.decode(&specs.bounds)?, &specs, arrival);
+        let decoded = off_thread(num_bytes, decode).instrument(debug_span!("decode")).await;
         let mut decoded = accepted.hand_over(decoded)?;
         let InferRequest { budget, priority, .. } = &mut decoded.request;
         budget.latency = budget.latency.or(terms.wait);
         terms.permit.cap(budget, priority);
         let answer = answer(&model, decoded).await?;
-        debug_span!("encode").in_scope(|| encode(answer))
+        off_thread(answer.num_bytes(), move || encode(answer))
+            .instrument(debug_span!("encode"))
+            .await
     }
 }
 
@@ -157,7 +163,6 @@ impl GrpcInferenceService for InferenceService {
         request: Request<ModelMetadataRequest>,
     ) -> Result<Response<ModelMetadataResponse>, Status> {
         call(async {
-            Terms::of(&self.state, request.metadata())?;
             let ModelMetadataRequest { name, version } = request.into_inner();
             self.model(&name, version).map(|model| describe::model(&model))
         })
@@ -166,11 +171,11 @@ impl GrpcInferenceService for InferenceService {
 
     async fn model_infer(
         &self,
-        request: Request<ModelInferRequest>,
+        request: Request<Encoded>,
     ) -> Result<Response<ModelInferResponse>, Status> {
         let arrival = Instant::now();
         call(async {
-            let terms = Terms::of(&self.state, request.metadata())?;
+            let terms = Terms::of(&request)?;
             self.infer(request.into_inner(), arrival, terms).await
         })
         .await
@@ -178,7 +183,7 @@ impl GrpcInferenceService for InferenceService {
 
     async fn model_stream_infer(
         &self,
-        request: Request<Streaming<ModelInferRequest>>,
+        request: Request<Streaming<Encoded>>,
     ) -> Result<Response<Answers>, Status> {
         let service = Arc::new(self.clone());
         let metadata = Arc::new(request.metadata().clone());
@@ -187,12 +192,11 @@ impl GrpcInferenceService for InferenceService {
             let (service, metadata) = (service.clone(), metadata.clone());
             let span = tracing::info_span!(parent: &stream, "message", model = Empty, plan = Empty);
             let answered = async move {
-                let message = message?;
-                let id = message.id.clone();
+                let message: Encoded = message?;
+                let id = message.open().map(|envelope| envelope.id).unwrap_or_default();
                 let arrival = Instant::now();
                 let answered = async {
-                    // A stream's deadline is the whole stream's.
-                    let terms = Terms { wait: None, ..Terms::of(&service.state, &metadata)? };
+                    let terms = Terms::of_message(&service.state.gate, &metadata)?;
                     service.infer(message, arrival, terms).await
                 };
                 Ok(match call(answered).await {
@@ -219,7 +223,6 @@ impl GrpcInferenceService for InferenceService {
         request: Request<ModelConfigRequest>,
     ) -> Result<Response<ModelConfigResponse>, Status> {
         let answer = async {
-            Terms::of(&self.state, request.metadata())?;
             let ModelConfigRequest { name, version } = request.into_inner();
             let config = Some(config(&self.model(&name, version)?));
             Ok(ModelConfigResponse { config })
@@ -232,7 +235,6 @@ impl GrpcInferenceService for InferenceService {
         request: Request<ModelStatisticsRequest>,
     ) -> Result<Response<ModelStatisticsResponse>, Status> {
         let answer = async {
-            Terms::of(&self.state, request.metadata())?;
             let ModelStatisticsRequest { name, version } = request.into_inner();
             let models = match name.is_empty() {
                 true => Model::all(self.state.repository.registry()),
@@ -248,11 +250,7 @@ impl GrpcInferenceService for InferenceService {
         &self,
         request: Request<RepositoryIndexRequest>,
     ) -> Result<Response<RepositoryIndexResponse>, Status> {
-        call(async {
-            Terms::of(&self.state, request.metadata())?;
-            repository::index(&self.state.repository, request.into_inner()).await
-        })
-        .await
+        call(async { repository::index(&self.state.repository, request.into_inner()).await }).await
     }
 
     async fn repository_model_load(
@@ -260,7 +258,7 @@ impl GrpcInferenceService for InferenceService {
         request: Request<RepositoryModelLoadRequest>,
     ) -> Result<Response<RepositoryModelLoadResponse>, Status> {
         call(async {
-            Terms::of(&self.state, request.metadata())?.permit.check_admin()?;
+            Terms::of(&request)?.permit.check_admin()?;
             repository::load(&self.state.repository, request.into_inner()).await
         })
         .await
@@ -271,7 +269,7 @@ impl GrpcInferenceService for InferenceService {
         request: Request<RepositoryModelUnloadRequest>,
     ) -> Result<Response<RepositoryModelUnloadResponse>, Status> {
         call(async {
-            Terms::of(&self.state, request.metadata())?.permit.check_admin()?;
+            Terms::of(&request)?.permit.check_admin()?;
             repository::unload(&self.state.repository, request.into_inner()).await
         })
         .await

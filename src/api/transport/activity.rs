@@ -1,16 +1,20 @@
-//! What a connection is doing, so that one that does nothing can be closed.
+//! What a connection is doing, so that one that does nothing can be closed, and one whose client
+//! takes nothing.
 
 use std::{
-    pin::Pin,
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
     time::Duration,
 };
 
-use axum::body::{Body, HttpBody};
-use bytes::Bytes;
-use hyper::body::{Frame, SizeHint};
 use tokio::time::Instant;
+
+/// Number of bytes of an answer that a client must take to be waited for anew, unless fewer are
+/// left: one that takes a byte now and then holds nothing.
+const TAKEN_BYTES: usize = 16 << 10;
+
+/// Time that stands for never, where a time-out is longer than clocks reach.
+const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// What a connection is doing.
 #[derive(Debug)]
@@ -18,11 +22,15 @@ pub(super) struct Activity(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
-    /// Requests whose answers are not written yet.
+    /// Number of requests whose answers are not written yet.
     num_running: usize,
     /// When the connection was opened, or its last request began or ended.
     since: Instant,
     has_asked: bool,
+    /// Since when parts of answers have been waiting for the client, by their number.
+    waiting: BTreeMap<u64, Instant>,
+    /// Number of the next part.
+    next_part: u64,
 }
 
 /// How long a connection may do nothing.
@@ -32,23 +40,46 @@ pub(super) struct Patience {
     pub(super) first: Duration,
     /// After that.
     pub(super) idle: Duration,
+    /// While an answer waits to be taken.
+    pub(super) unread: Duration,
 }
 
-/// A request that runs; it ends when this is dropped.
-#[derive(Debug)]
-pub(super) struct Running(Arc<Activity>);
+/// Why a connection is to be closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Overdue {
+    /// It asks for nothing.
+    Idle,
+    /// It does not take its answers.
+    Unread,
+}
 
-/// The body of an answer, with which its request ends.
+/// A request that runs; it ends when the last clone is dropped.
+#[derive(Debug, Clone)]
+pub(super) struct Running {
+    request: Arc<Request>,
+}
+
 #[derive(Debug)]
-pub(super) struct RunningBody {
-    body: Body,
-    _running: Running,
+struct Request(Arc<Activity>);
+
+/// Part of an answer that waits for the client; it has been taken when this is dropped.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    running: Running,
+    part: u64,
+    num_taken: usize,
 }
 
 impl Activity {
     /// A connection that was just opened.
     pub(super) fn new() -> Self {
-        Self(Mutex::new(State { num_running: 0, since: Instant::now(), has_asked: false }))
+        Self(Mutex::new(State {
+            num_running: 0,
+            since: Instant::now(),
+            has_asked: false,
+            waiting: BTreeMap::new(),
+            next_part: 0,
+        }))
     }
 
     /// Begins a request.
@@ -58,24 +89,27 @@ impl Activity {
         state.since = Instant::now();
         state.has_asked = true;
         drop(state);
-        Running(self.clone())
+        Running { request: Arc::new(Request(self.clone())) }
     }
 
-    /// Waits until the connection has done nothing for too long.
+    /// Waits until the connection has done nothing, or its client has taken nothing, for too long.
     ///
     /// # Cancel safety
     ///
     /// Nothing is lost.
-    pub(super) async fn is_overdue(&self, patience: Patience) {
+    pub(super) async fn overdue(&self, patience: Patience) -> Overdue {
         loop {
-            let State { num_running, since, has_asked } = *self.state();
-            let wait = if has_asked { patience.idle } else { patience.first };
             let now = Instant::now();
-            let due = if num_running > 0 { now + wait } else { since + wait };
-            if due <= now {
-                return;
+            let (idle_at, unread_at) = self.state().due(now, &patience);
+            if unread_at.is_some_and(|due| due <= now) {
+                return Overdue::Unread;
             }
-            tokio::time::sleep_until(due).await;
+            if idle_at <= now {
+                return Overdue::Idle;
+            }
+            // What begins to wait from now on is not overdue before that.
+            let unread_at = unread_at.unwrap_or_else(|| after(now, patience.unread));
+            tokio::time::sleep_until(idle_at.min(unread_at)).await;
         }
     }
 
@@ -84,14 +118,51 @@ impl Activity {
     }
 }
 
-impl Running {
-    /// Lets the request end with its body.
-    pub(super) fn with(self, body: Body) -> RunningBody {
-        RunningBody { body, _running: self }
+impl State {
+    /// Returns when the connection is idle for too long at the earliest, and its first answer
+    /// unread.
+    fn due(&self, now: Instant, patience: &Patience) -> (Instant, Option<Instant>) {
+        let wait = if self.has_asked { patience.idle } else { patience.first };
+        let idle_since = if self.num_running > 0 { now } else { self.since };
+        let unread_since = self.waiting.values().min();
+        (after(idle_since, wait), unread_since.map(|since| after(*since, patience.unread)))
     }
 }
 
-impl Drop for Running {
+fn after(start: Instant, wait: Duration) -> Instant {
+    start.checked_add(wait).unwrap_or(start + NEVER)
+}
+
+impl Running {
+    /// Notes that a part of the answer waits for the client from now on.
+    pub(super) fn wait(&self) -> Waiting {
+        let mut state = self.request.0.state();
+        let part = state.next_part;
+        state.next_part += 1;
+        state.waiting.insert(part, Instant::now());
+        drop(state);
+        Waiting { running: self.clone(), part, num_taken: 0 }
+    }
+}
+
+impl Waiting {
+    /// Notes that the client has taken some bytes of the part.
+    pub(super) fn take(&mut self, num_bytes: usize) {
+        self.num_taken = self.num_taken.saturating_add(num_bytes);
+        if self.num_taken >= TAKEN_BYTES {
+            self.num_taken = 0;
+            self.running.request.0.state().waiting.insert(self.part, Instant::now());
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.running.request.0.state().waiting.remove(&self.part);
+    }
+}
+
+impl Drop for Request {
     fn drop(&mut self) {
         let mut state = self.0.state();
         state.num_running -= 1;
@@ -99,42 +170,25 @@ impl Drop for Running {
     }
 }
 
-impl HttpBody for RunningBody {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const PATIENCE: Patience =
-        Patience { first: Duration::from_secs(2), idle: Duration::from_secs(60) };
+    const PATIENCE: Patience = Patience {
+        first: Duration::from_secs(2),
+        idle: Duration::from_secs(60),
+        unread: Duration::from_secs(30),
+    };
 
-    async fn seconds_until_overdue(activity: &Activity) -> u64 {
+    async fn overdue(activity: &Activity) -> (u64, Overdue) {
         let start = Instant::now();
-        activity.is_overdue(PATIENCE).await;
-        start.elapsed().as_secs()
+        let overdue = activity.overdue(PATIENCE).await;
+        (start.elapsed().as_secs(), overdue)
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_never_asks_goes_first() {
-        assert_eq!(seconds_until_overdue(&Activity::new()).await, 2);
+        assert_eq!(overdue(&Activity::new()).await, (2, Overdue::Idle));
     }
 
     #[tokio::test(start_paused = true)]
@@ -143,9 +197,61 @@ mod tests {
         let running = activity.begin();
         let ended = async {
             tokio::time::sleep(Duration::from_secs(90)).await;
-            drop(running.with(Body::empty()));
+            drop(running);
         };
-        let (seconds, ()) = tokio::join!(seconds_until_overdue(&activity), ended);
-        assert_eq!(seconds, 90 + 60);
+        let (overdue, ()) = tokio::join!(overdue(&activity), ended);
+        assert_eq!(overdue, (90 + 60, Overdue::Idle));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_nobody_takes_is_not_waited_for() {
+        let activity = Arc::new(Activity::new());
+        let running = activity.begin();
+        let answered = async {
+            tokio::time::sleep(Duration::from_secs(7)).await;
+            running.wait()
+        };
+        let (overdue, _waiting) = tokio::join!(overdue(&activity), answered);
+        assert_eq!(overdue, (7 + 30, Overdue::Unread));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_a_byte_now_and_then_takes_nothing() {
+        for (num_bytes, expected) in [(1, 30), (TAKEN_BYTES, 10 * 9 + 30)] {
+            let activity = Arc::new(Activity::new());
+            let mut waiting = activity.begin().wait();
+            let taken = async {
+                for _ in 0..9 {
+                    tokio::time::sleep(Duration::from_secs(10)).await;
+                    waiting.take(num_bytes);
+                }
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                overdue = overdue(&activity) => assert_eq!(overdue, (expected, Overdue::Unread)),
+                () = taken => {}
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_runs_until_its_answer_is_taken() {
+        let activity = Arc::new(Activity::new());
+        let waiting = activity.begin().wait();
+        let taken = async {
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            drop(waiting);
+        };
+        let (overdue, ()) = tokio::join!(overdue(&activity), taken);
+        assert_eq!(overdue, (20 + 60, Overdue::Idle));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_time_out_that_no_clock_reaches_is_none() {
+        let most = Duration::from_secs(u64::MAX);
+        let patience = Patience { first: most, idle: most, unread: most };
+        let activity = Activity::new();
+        let day = Duration::from_secs(24 * 3600);
+        assert!(tokio::time::timeout(day, activity.overdue(patience)).await.is_err());
     }
 }

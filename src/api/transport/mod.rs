@@ -4,6 +4,8 @@
 //! [`Server::run`].
 
 mod activity;
+mod answer;
+mod arriving;
 mod connection;
 mod error;
 mod server;

@@ -16,8 +16,11 @@ use crate::serve::Observer;
 const MAX_REFUSALS: usize = 64;
 
 /// How long a connection over the limit has to ask, and to read that it is refused.
-const REFUSAL: Patience =
-    Patience { first: Duration::from_secs(2), idle: Duration::from_millis(200) };
+const REFUSAL: Patience = Patience {
+    first: Duration::from_secs(2),
+    idle: Duration::from_millis(200),
+    unread: Duration::from_secs(1),
+};
 
 /// What connections may take.
 #[derive(Debug, Clone, Copy)]
@@ -29,8 +32,10 @@ pub struct Limits {
     /// How long a connection may take until the head of its first request is there, a TLS
     /// handshake included.
     pub header_timeout: Duration,
-    /// How long a connection may stay open without a request.
+    /// How long a connection may stay open without a request, and a stream without a message.
     pub idle_timeout: Duration,
+    /// How long an answer may wait for its client to take more of it.
+    pub write_timeout: Duration,
     /// How long running requests may take after the server is told to stop.
     pub drain_timeout: Duration,
 }
@@ -127,12 +132,17 @@ impl Server {
             tracing::debug!(%error, "a connection stays without TCP_NODELAY");
         }
         let connections = connections.clone();
-        let Limits { header_timeout: first, idle_timeout: idle, .. } = self.transport.limits;
+        let limits = self.transport.limits;
+        let patience = Patience {
+            first: limits.header_timeout,
+            idle: limits.idle_timeout,
+            unread: limits.write_timeout,
+        };
         if let Ok(permit) = self.transport.connections.clone().try_acquire_owned() {
             let counted = Counted::new(self.transport.observer.clone(), self.protocol, permit);
             let router = self.router.clone();
             tasks.spawn(async move {
-                connections.serve(stream, router, Patience { first, idle }).await;
+                connections.serve(stream, router, patience).await;
                 drop(counted);
             });
             return;

@@ -1,0 +1,98 @@
+//! Messages from and to their bytes, with a bound on what is decoded where it arrives.
+
+use std::marker::PhantomData;
+
+use bytes::{Buf, Bytes};
+use prost::Message;
+use tonic::{
+    Status,
+    codec::{Codec, DecodeBuf, Decoder},
+};
+use tonic_prost::ProstEncoder;
+
+use super::{encoded::Encoded, status::status_of};
+use crate::api::{bounds::check, error::ApiError};
+
+/// Most bytes of a message that is decoded on an async thread; names and a few parameters.
+const MAX_SMALL_BYTES: usize = 64 << 10;
+
+/// Writes messages `T` and reads messages `U`.
+#[derive(Debug)]
+pub(in crate::api) struct BoundedCodec<T, U>(PhantomData<(T, U)>);
+
+impl<T, U> Default for BoundedCodec<T, U> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T: Message + 'static, U: Readable> Codec for BoundedCodec<T, U> {
+    type Encode = T;
+    type Decode = U;
+    type Encoder = ProstEncoder<T>;
+    type Decoder = Reader<U>;
+
+    fn encoder(&mut self) -> ProstEncoder<T> {
+        ProstEncoder::default()
+    }
+
+    fn decoder(&mut self) -> Reader<U> {
+        Reader(PhantomData)
+    }
+}
+
+/// Reads messages that came in one piece.
+#[derive(Debug)]
+pub(in crate::api) struct Reader<U>(PhantomData<U>);
+
+impl<U: Readable> Decoder for Reader<U> {
+    type Item = U;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
+        let bytes = buffer.copy_to_bytes(buffer.remaining());
+        U::read(bytes).map(Some).map_err(|error| status_of(&error))
+    }
+}
+
+/// What can be read where it arrives.
+pub(in crate::api) trait Readable: Sized + Send + 'static {
+    /// Reads a message.
+    ///
+    /// # Errors
+    ///
+    /// Fails on bytes that are too many or not a message.
+    fn read(bytes: Bytes) -> Result<Self, ApiError>;
+}
+
+impl<M: Message + Default + 'static> Readable for M {
+    fn read(bytes: Bytes) -> Result<Self, ApiError> {
+        check("the message's number of bytes", bytes.len(), MAX_SMALL_BYTES)?;
+        Self::decode(bytes).map_err(|error| ApiError::Message { reason: error.to_string() })
+    }
+}
+
+impl Readable for Encoded {
+    fn read(bytes: Bytes) -> Result<Self, ApiError> {
+        Ok(Self::new(bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::messages::{ModelReadyRequest, RepositoryModelLoadRequest};
+
+    #[test]
+    fn small_messages_are_read_and_large_ones_refused() {
+        let asked = ModelReadyRequest { name: "text".to_owned(), version: "1".to_owned() };
+        let read = ModelReadyRequest::read(asked.encode_to_vec().into()).expect("small");
+        assert_eq!(read, asked);
+        // Empty parameters: two bytes each, hundreds once they are decoded.
+        let many = [0x1a, 0].repeat(1 << 20);
+        let error = RepositoryModelLoadRequest::read(many.into()).expect_err("large");
+        assert!(error.to_string().contains("is 2097152, over the limit of 65536"), "{error}");
+        let error = ModelReadyRequest::read(Bytes::from_static(b"\x0a\x7f")).expect_err("cut");
+        assert!(matches!(error, ApiError::Message { .. }), "{error}");
+    }
+}
