@@ -26,7 +26,7 @@ use pool::{Pool, text_manifest};
 use tessera::{
     arch::Family,
     family::{FamilyGraph, Manifest, ModuleId, ModuleKind, PlanId},
-    fit::{Dataset, ExpertOptions, Grouping, fit_experts, measure_qualities},
+    fit::{Dataset, ExpertOptions, FamilyWriter, Grouping, fit_experts, measure_qualities},
     runtime::{Executor, ModuleObserver, Runtime, RuntimeConfig, SideInputs, find_library},
 };
 
@@ -129,7 +129,8 @@ impl Bench {
         let pool = Pool::new(&self.source, &self.manifest, &entry)?;
         let options = ExpertOptions { grouping, compensate, ..ExpertOptions::default() };
         let calibration = self.read(&pool.path(), 0, 1_000)?;
-        fit_experts(&self.runtime, &pool.path(), &calibration, &options, &())?;
+        let mut writer = FamilyWriter::begin(&pool.path())?;
+        fit_experts(&self.runtime, &mut writer, &calibration, &options, &())?;
         let family = Arc::new(Family::load(&pool.path())?);
         let num_blocks = family.split_parts().len();
         let held_out = self.read(&pool.path(), 1, self.num_examples)?;

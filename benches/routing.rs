@@ -22,7 +22,7 @@ use pool::{Pool, text_manifest};
 use tessera::{
     arch::{Encoding, Family, Order, Router},
     family::{Manifest, ModuleId},
-    fit::{Dataset, ExpertOptions, fit_experts},
+    fit::{Dataset, ExpertOptions, FamilyWriter, fit_experts},
     runtime::{
         Activation, Executor, Runtime, RuntimeConfig, SideInputs, dispatch_and_combine,
         find_library,
@@ -133,7 +133,8 @@ fn split(runtime: &Runtime, source: &std::path::Path, anchor: &str) -> anyhow::R
     let line = |number| format!("{{\"id\": \"{number}\", \"text\": \"{}\"}}\n", words(number, 40));
     std::fs::write(&file, (0..320).map(line).collect::<String>())?;
     let data = Dataset::read(&file, None, &Manifest::read(&pool.path())?, None)?;
-    fit_experts(runtime, &pool.path(), &data, &ExpertOptions::default(), &())?;
+    let mut writer = FamilyWriter::begin(&pool.path())?;
+    fit_experts(runtime, &mut writer, &data, &ExpertOptions::default(), &())?;
     Ok(pool)
 }
 

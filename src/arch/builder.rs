@@ -1,17 +1,14 @@
 //! Builds a family's spaces and modules from its manifest and its files.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use super::{
     ArchError, Checkpoint, FitRecords, Network, Tokenizer,
     anchor::{self, Anchor, Form},
     departure::departures,
     experts::{self, SplitFile, SplitPart},
-    fitted::{self, Expansion, MapParts, fit_file_name},
+    fit_records::fit_file_name,
+    fitted::{self, Expansion, MapParts},
     network::Precision,
     promises,
     routed::Body,
@@ -63,8 +60,12 @@ impl Side<'_> {
 
 impl<'a> FamilyBuilder<'a> {
     /// Opens the anchors that are there and adds everything that joins them.
-    pub(super) fn build(folder: &'a Path, manifest: &'a Manifest) -> Result<Self, ArchError> {
-        let mut builder = Self::new(folder, manifest, FitRecords::read(folder)?);
+    pub(super) fn build(
+        folder: &'a Path,
+        manifest: &'a Manifest,
+        records: FitRecords,
+    ) -> Result<Self, ArchError> {
+        let mut builder = Self::new(folder, manifest, records);
         for (name, spec) in &manifest.anchors {
             if spec.optional && is_missing(folder, spec) {
                 tracing::info!(
@@ -327,7 +328,8 @@ impl<'a> FamilyBuilder<'a> {
                 expansion: self.expansion(self.spaces[from.0].kind)?,
             };
             self.features.push(fitted::feature_network(&parts)?);
-            let Some(record) = self.records.maps.get(&fit_file_name(map)) else {
+            let name = fit_file_name(map);
+            let Some(record) = self.records.maps.get(&name) else {
                 tracing::warn!(
                     from = map.from,
                     to = map.to,
@@ -335,8 +337,8 @@ impl<'a> FamilyBuilder<'a> {
                 );
                 continue;
             };
-            let file = PathBuf::from(fit_file_name(map));
-            let weights = Checkpoint::open(self.folder, &file, &record.sha256)?;
+            let file = record.file(&name);
+            let weights = Checkpoint::open(self.folder, Path::new(file.location), file.sha256)?;
             self.add_map(&parts, &weights, kind)?;
         }
         Ok(())

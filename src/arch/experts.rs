@@ -117,9 +117,10 @@ impl<'a> SplitFile<'a> {
             );
             return Ok(None);
         };
-        let location = PathBuf::from(name);
-        let content = open_verified(folder, &location, &record.sha256)?.bytes().to_vec();
-        let weights = Checkpoint::open(folder, &location, &record.sha256)?;
+        let file = record.file(&name);
+        let location = Path::new(file.location);
+        let content = open_verified(folder, location, file.sha256)?.bytes().to_vec();
+        let weights = Checkpoint::open(folder, location, file.sha256)?;
         Ok(Some(Self { spec, path: folder.join(location), weights, content }))
     }
 

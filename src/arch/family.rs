@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    ArchError, Network, Routed, SplitPart, Stamps, Tokenizer, builder::FamilyBuilder, routed::Body,
+    ArchError, FitRecords, Network, Routed, SplitPart, Stamps, Tokenizer, builder::FamilyBuilder,
+    routed::Body,
 };
 use crate::family::{FamilyGraph, MANIFEST_FILE, Manifest, MapSpec, ModuleId, SpaceId};
 
@@ -58,11 +59,25 @@ impl Family {
     ///
     /// Fails on whatever is wrong with the manifest, a file or the graph; the error names it.
     pub fn load(folder: &Path) -> Result<Self, ArchError> {
+        Self::load_from(folder, None)
+    }
+
+    /// Loads the family in `folder` with the fitted files of `records` only.
+    ///
+    /// # Errors
+    ///
+    /// Fails like [`load`](Self::load).
+    pub fn load_with(folder: &Path, records: FitRecords) -> Result<Self, ArchError> {
+        Self::load_from(folder, Some(records))
+    }
+
+    fn load_from(folder: &Path, records: Option<FitRecords>) -> Result<Self, ArchError> {
         // Before anything is read: what changes from here on is noticed when it is needed.
         let stamps = Stamps::take(folder)
             .map_err(|source| ArchError::Unreadable { path: folder.to_owned(), source })?;
         let manifest = Manifest::read(folder)?;
-        let parts = FamilyBuilder::build(folder, &manifest)?;
+        let records = records.map_or_else(|| FitRecords::read(folder), Ok)?;
+        let parts = FamilyBuilder::build(folder, &manifest, records)?;
         let graph = FamilyGraph::new(parts.anchors, parts.spaces, parts.modules)
             .map_err(|source| ArchError::Graph { path: folder.join(MANIFEST_FILE), source })?;
         let mut networks = Networks::default();
@@ -154,19 +169,30 @@ impl Family {
         self.networks_of(id).into_iter().map(|index| self.network(index).weight_bytes()).sum()
     }
 
-    /// Names what module `id` computes for caches; `None` where it is the identity.
+    /// Names what module `id` computes; `None` where it is the identity.
     ///
     /// # Panics
     ///
     /// Panics when `id` is of another family and out of range.
     pub fn fingerprint(&self, id: ModuleId) -> Option<Vec<u8>> {
+        self.named_by(id, Network::fingerprint)
+    }
+
+    /// Names what module `id` costs, for caches; `None` where it is the identity.
+    ///
+    /// # Panics
+    ///
+    /// Panics when `id` is of another family and out of range.
+    pub fn cost_key(&self, id: ModuleId) -> Option<Vec<u8>> {
+        self.named_by(id, Network::cost_key)
+    }
+
+    fn named_by(&self, id: ModuleId, name: fn(&Network) -> Vec<u8>) -> Option<Vec<u8>> {
         match self.compute(id)? {
-            Compute::Network(index) => Some(self.network(*index).fingerprint()),
+            Compute::Network(index) => Some(name(self.network(*index))),
             Compute::Routed(routed) => {
                 let mut bytes = format!("{:?}", routed.router).into_bytes();
-                for index in routed.networks() {
-                    bytes.extend(self.network(*index).fingerprint());
-                }
+                routed.networks().for_each(|index| bytes.extend(name(self.network(*index))));
                 Some(bytes)
             }
         }

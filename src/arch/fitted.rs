@@ -1,9 +1,5 @@
 //! Maps fitted in closed form: stitches, bridges and exits as networks.
 
-use std::{collections::BTreeMap, path::Path};
-
-use serde::{Deserialize, Serialize};
-
 use super::{
     ArchError, Checkpoint, Network, convolved,
     network::{ATTENTION_MASK, Precision, extent, float_weight, linear, token_input, with_hidden},
@@ -13,85 +9,6 @@ use crate::{
     family::{Feature, MapForm, MapSpec},
     onnx::{Attribute, GraphBuilder, proto::TensorProto},
 };
-
-/// Where a family's fitted maps are recorded, in its folder.
-const RECORDS: &str = "fits.json";
-
-/// Every fitted map of a family by its file.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct FitRecords {
-    /// The records by file name.
-    pub maps: BTreeMap<String, FitRecord>,
-    /// How feed-forward parts are split among experts, by file name.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub experts: BTreeMap<String, SplitRecord>,
-}
-
-/// How an anchor's feed-forward parts were split among experts.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SplitRecord {
-    /// The SHA-256 of the file.
-    pub sha256: String,
-    /// The number of tokens that the router was fitted on.
-    pub samples: u64,
-    /// The share of the groups' variance that a learned router explains on texts or images that
-    /// the fit did not see, averaged over blocks; 0 where the router is not learned.
-    pub held_out_r2: f64,
-    /// The texts or images.
-    pub data: String,
-    /// The day of the fit.
-    pub date: String,
-}
-
-/// How a map was fitted, and how well.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct FitRecord {
-    /// The SHA-256 of the file.
-    pub sha256: String,
-    /// The number of rows that the map was fitted on: tokens, or sequences for a pooled map.
-    pub samples: u64,
-    /// The ridge regularisation, relative to the mean of the Gram matrix's diagonal.
-    pub regularization: f64,
-    /// The explained variance on texts that the fit did not see.
-    pub held_out_r2: f64,
-    /// The texts.
-    pub data: String,
-    /// The day of the fit.
-    pub date: String,
-}
-
-impl FitRecords {
-    /// Reads the records of the family in `folder`; none where there is no file.
-    ///
-    /// # Errors
-    ///
-    /// Fails when the file is there but does not parse.
-    pub fn read(folder: &Path) -> Result<Self, ArchError> {
-        let path = folder.join(RECORDS);
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(source) => return Err(ArchError::Unreadable { path, source }),
-        };
-        serde_json::from_str(&text)
-            .map_err(|e| ArchError::Malformed { path, message: e.to_string() })
-    }
-
-    /// Returns the records as they are written, and the file's name.
-    pub fn to_file(&self) -> (&'static str, String) {
-        let text = serde_json::to_string_pretty(self).unwrap_or_default();
-        (RECORDS, text + "\n")
-    }
-}
-
-/// Returns where the weights of `map` lie in the family's folder.
-pub fn fit_file_name(map: &MapSpec) -> String {
-    let label = map.label.as_ref().map_or(String::new(), |label| format!(".{label}"));
-    format!("fits/{}-{}{label}.safetensors", map.from, map.to)
-}
 
 /// The expanding half of a feed-forward block: `gelu(expand · x + bias)`.
 #[derive(Debug, Clone)]

@@ -18,6 +18,7 @@ mod error;
 mod experts;
 mod exported;
 mod family;
+mod fit_records;
 mod fitted;
 #[cfg(test)]
 mod fuzz_tests;
@@ -40,7 +41,10 @@ pub use checkpoint::{Checkpoint, TensorPlace};
 pub use error::ArchError;
 pub use experts::{SplitPart, split_file_name};
 pub use family::{Compute, Family};
-pub use fitted::{FitRecord, FitRecords, SplitRecord, fit_file_name};
+pub use fit_records::{
+    FITS_FOLDER, FitRecord, FitRecords, FittedFile, SplitRecord, fit_file_name, name_with_digest,
+    name_without_digest,
+};
 pub use input::{ModelInput, Pixels};
 pub use network::{ATTENTION_MASK, INPUT_IDS, Network, PIXEL_VALUES, Precision};
 pub use picture::{PictureError, decode_picture, raw_picture};

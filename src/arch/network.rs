@@ -4,6 +4,7 @@ use std::path::Path;
 
 use prost::Message;
 
+use super::name_without_digest;
 use crate::onnx::{
     Attribute, GraphBuilder, OnnxError, external,
     proto::{GraphProto, ModelProto, NodeProto, TensorProto, data_type},
@@ -118,6 +119,20 @@ impl Network {
         let mut bytes = self.model.encode_to_vec();
         bytes.push(u8::from(self.precision == Precision::Int8));
         bytes
+    }
+
+    /// Names what the network costs: like its fingerprint, but the same after a map was fitted
+    /// anew, whose file then has another digest in its name.
+    pub fn cost_key(&self) -> Vec<u8> {
+        let mut plain = self.clone();
+        let graph = plain.model.graph.iter_mut();
+        let tensors = graph.flat_map(|graph| &mut graph.initializer);
+        for entry in tensors.flat_map(|tensor| &mut tensor.external_data) {
+            if let Some(name) = name_without_digest(&entry.value) {
+                entry.value = name;
+            }
+        }
+        plain.fingerprint()
     }
 
     fn loaded_bytes(&self, tensor: &TensorProto) -> u64 {

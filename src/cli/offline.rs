@@ -6,10 +6,8 @@ use super::{
     setup,
 };
 use crate::{
-    fit::{
-        Dataset, EvaluateOptions, ExpertOptions, FitOptions, ProfileCache, QualityRecords,
-        write_atomically,
-    },
+    family::Manifest,
+    fit::{Dataset, EvaluateOptions, ExpertOptions, FitOptions, QualityRecords},
     runtime::Executor,
     telemetry,
 };
@@ -18,13 +16,11 @@ use crate::{
 pub(super) fn fit(common: &Common, arguments: &FitArguments) -> anyhow::Result<()> {
     telemetry::start_logging(&common.log, common.log_format, None)?;
     let machine = setup::machine(common)?;
-    let family = setup::family(common, &arguments.family.family)?;
-    let data = Dataset::read(
-        &arguments.data,
-        arguments.labels.as_deref(),
-        &family.manifest,
-        arguments.examples,
-    )?;
+    // The family need not load: fitting is what mends its fits.
+    let mut writer = setup::writer(common, &arguments.family.family)?;
+    let manifest = Manifest::read(writer.folder())?;
+    let data =
+        Dataset::read(&arguments.data, arguments.labels.as_deref(), &manifest, arguments.examples)?;
     let bars = Bars::default();
     if arguments.experts {
         let options = ExpertOptions {
@@ -33,8 +29,8 @@ pub(super) fn fit(common: &Common, arguments: &FitArguments) -> anyhow::Result<(
             refit: arguments.refit,
             ..ExpertOptions::default()
         };
-        let (runtime, folder) = (&machine.runtime, &family.folder);
-        let count = crate::fit::fit_experts(runtime, folder, &data, &options, &bars)?;
+        let runtime = &machine.runtime;
+        let count = crate::fit::fit_experts(runtime, &mut writer, &data, &options, &bars)?;
         drop(bars);
         say(&format!("{count} anchors split among experts"));
         return Ok(());
@@ -45,7 +41,7 @@ pub(super) fn fit(common: &Common, arguments: &FitArguments) -> anyhow::Result<(
         max_token_texts: arguments.token_texts,
         refit: arguments.refit,
     };
-    let count = crate::fit::fit_maps(&machine.runtime, &family.folder, &data, &options, &bars)?;
+    let count = crate::fit::fit_maps(&machine.runtime, &mut writer, &data, &options, &bars)?;
     drop(bars);
     say(&format!("{count} maps fitted"));
     Ok(())
@@ -56,11 +52,11 @@ pub(super) fn profile(common: &Common, arguments: &ProfileArguments) -> anyhow::
     telemetry::start_logging(&common.log, common.log_format, None)?;
     let machine = setup::machine(common)?;
     let family = setup::family(common, &arguments.family.family)?;
-    if arguments.again {
-        ProfileCache::empty(machine.key.clone()).write(&machine.cache)?;
+    let setup::Measured { profile, unkept } =
+        setup::profile_again(&machine, &family, arguments.again)?;
+    if let Some(folder) = machine.cache.as_ref().filter(|_| unkept.is_none()) {
+        say(&format!("{}", machine.key.file(folder).display()));
     }
-    let profile = setup::profile(&machine, &family)?;
-    say(&format!("{}", machine.key.file(&machine.cache).display()));
     let is_image = family.manifest.image.is_some();
     let shapes = if is_image { [(1, 1), (4, 1), (16, 1)] } else { [(1, 32), (1, 128), (16, 128)] };
     let [a, b, c] = shapes.map(|(batch, tokens)| match is_image {
@@ -75,13 +71,14 @@ pub(super) fn profile(common: &Common, arguments: &ProfileArguments) -> anyhow::
             say(&format!("{:34} {a:>10.3} {b:>10.3} {c:>10.3}", module.name));
         }
     }
-    Ok(())
+    unkept.map_or(Ok(()), |error| Err(error.context("the profile cannot be kept")))
 }
 
 /// Measures the plans of a family.
 pub(super) fn evaluate(common: &Common, arguments: &EvaluateArguments) -> anyhow::Result<()> {
     telemetry::start_logging(&common.log, common.log_format, None)?;
     let machine = setup::machine(common)?;
+    let writer = setup::writer(common, &arguments.family.family)?;
     let family = setup::family(common, &arguments.family.family)?;
     let profile = setup::profile(&machine, &family)?;
     let data = Dataset::read(
@@ -104,11 +101,12 @@ pub(super) fn evaluate(common: &Common, arguments: &EvaluateArguments) -> anyhow
             arguments.max_tokens
         ),
     };
-    let file = setup::quality_file(&family);
-    let mut save = |records: &QualityRecords| {
+    let write = |records: &QualityRecords| {
         let text = serde_json::to_string_pretty(records).unwrap_or_default() + "\n";
-        write_atomically(&file, text.as_bytes())
+        writer.replace(&family.manifest.quality.file, text.as_bytes())
     };
+    // What was measured before is replaced by everything that was measured again, not by a part.
+    let mut save = |records: &QualityRecords| if arguments.again { Ok(()) } else { write(records) };
     let mut executor = Executor::new(machine.runtime.clone(), family.clone());
     let bars = Bars::default();
     let records = crate::fit::evaluate(
@@ -118,6 +116,7 @@ pub(super) fn evaluate(common: &Common, arguments: &EvaluateArguments) -> anyhow
         &bars,
         &mut save,
     )?;
+    write(&records)?;
     drop(bars);
     say(&format!(
         "{} plans measured on {} examples; qualities are predicted to ±{:.3}",

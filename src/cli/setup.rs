@@ -13,7 +13,7 @@ use crate::{
     arch::Family,
     family::MANIFEST_FILE,
     fit::{
-        FitError, MachineKey, Profile, ProfileCache, ProfileOptions, QualityRecords,
+        FamilyWriter, FitError, MachineKey, Profile, ProfileCache, ProfileOptions, QualityRecords,
         measure_profile,
     },
     runtime::{Executor, Runtime, RuntimeConfig, find_library},
@@ -25,7 +25,15 @@ use crate::{
 pub(super) struct Machine {
     pub(super) runtime: Runtime,
     pub(super) key: MachineKey,
-    pub(super) cache: PathBuf,
+    /// Where profiles are kept; `None` where there is no folder for them.
+    pub(super) cache: Option<PathBuf>,
+}
+
+/// A family's profile, and why it is not kept.
+#[derive(Debug)]
+pub(super) struct Measured {
+    pub(super) profile: Profile,
+    pub(super) unkept: Option<anyhow::Error>,
 }
 
 /// Starts the runtime as the options say.
@@ -40,18 +48,26 @@ pub(super) fn machine(common: &Common) -> anyhow::Result<Machine> {
     let memory_limit = common.memory_limit.map(|limit| limit.0);
     let config = RuntimeConfig { library, num_threads: key.num_threads, spin, memory_limit };
     let runtime = Runtime::start(&config)?;
-    let cache = common.cache.clone().or_else(default_cache).context(
-        "there is no folder for profiles: give one with --cache, or set HOME or XDG_CACHE_HOME",
-    )?;
+    let cache = common.cache.clone().or_else(default_cache);
     Ok(Machine { runtime, key, cache })
 }
 
 /// Loads the family `name` of the pool.
 pub(super) fn family(common: &Common, name: &str) -> anyhow::Result<Arc<Family>> {
+    let folder = family_folder(common, name)?;
+    Ok(Arc::new(Family::load(&folder).with_context(|| format!("family `{name}`"))?))
+}
+
+/// Begins to write in the folder of the family `name` of the pool.
+pub(super) fn writer(common: &Common, name: &str) -> anyhow::Result<FamilyWriter> {
+    let folder = family_folder(common, name)?;
+    FamilyWriter::begin(&folder).with_context(|| format!("family `{name}`"))
+}
+
+fn family_folder(common: &Common, name: &str) -> anyhow::Result<PathBuf> {
     let is_plain = !name.is_empty() && !name.contains(['/', '\\']) && !name.starts_with('.');
     anyhow::ensure!(is_plain, "`{name}` is no family name: it names a folder of the pool");
-    let folder = common.pool.join(name);
-    Ok(Arc::new(Family::load(&folder).with_context(|| format!("family `{name}`"))?))
+    Ok(common.pool.join(name))
 }
 
 /// Returns the profile of `family`, measuring what the machine's cache does not have.
@@ -65,25 +81,77 @@ pub(super) fn profile_until(
     family: &Arc<Family>,
     stop: &CancellationToken,
 ) -> anyhow::Result<Profile> {
-    let mut cache = match ProfileCache::read(&machine.cache, machine.key.clone()) {
-        Err(error @ FitError::Malformed { .. }) => {
-            // Everything in it can be measured again, and is then written over it.
-            tracing::warn!(%error, "the cache of profiles is broken; measuring anew");
-            ProfileCache::empty(machine.key.clone())
-        }
-        read => read?,
-    };
+    let cache = cached(machine);
     if let Ok(profile) = cache.profile_of(family) {
         return Ok(profile);
     }
-    tracing::info!(family = family.manifest.name, "measuring modules on this machine, once");
-    let mut executor = Executor::new(machine.runtime.clone(), family.clone());
-    let mut save = |cache: &ProfileCache| -> Result<(), FitError> {
-        cache.write(&machine.cache)?;
+    let mut unkept = None;
+    let mut save = |cache: &ProfileCache| {
+        unkept = keep(machine, cache).err();
         if stop.is_cancelled() { Err(FitError::Stopped) } else { Ok(()) }
     };
+    let profile = measure(machine, family, cache, &mut save)?;
+    if let Some(error) = unkept {
+        // The family is served all the same.
+        tracing::warn!("profiles cannot be kept, so they are measured at every start: {error:#}");
+    }
+    Ok(profile)
+}
+
+/// Returns the profile of `family`, measuring all of it where `again` is true. What was measured
+/// before stays in the cache until everything is measured.
+pub(super) fn profile_again(
+    machine: &Machine,
+    family: &Arc<Family>,
+    again: bool,
+) -> anyhow::Result<Measured> {
+    let mut cache = cached(machine);
+    if again {
+        cache.forget(family);
+    }
+    let (mut last, mut unkept) = (None, None);
+    let mut save = |cache: &ProfileCache| {
+        match again {
+            true => last = Some(cache.clone()),
+            false => unkept = keep(machine, cache).err(),
+        }
+        Ok(())
+    };
+    let profile = measure(machine, family, cache, &mut save)?;
+    let unkept = last.map_or(unkept, |cache| keep(machine, &cache).err());
+    Ok(Measured { profile, unkept })
+}
+
+/// Returns what this machine's cache has: nothing where it cannot be read, which is told in the log.
+fn cached(machine: &Machine) -> ProfileCache {
+    let empty = || ProfileCache::empty(machine.key.clone());
+    let Some(folder) = &machine.cache else { return empty() };
+    ProfileCache::read(folder, machine.key.clone()).unwrap_or_else(|error| {
+        let error = anyhow::Error::new(error);
+        tracing::warn!("the cache of profiles is broken; measuring anew: {error:#}");
+        empty()
+    })
+}
+
+/// Keeps what was measured for the next start.
+fn keep(machine: &Machine, cache: &ProfileCache) -> anyhow::Result<()> {
+    let folder = machine.cache.as_ref().context(
+        "there is no folder for profiles: give one with --cache, or set HOME or XDG_CACHE_HOME",
+    )?;
+    Ok(cache.write(folder)?)
+}
+
+/// Measures what `cache` does not have.
+fn measure(
+    machine: &Machine,
+    family: &Arc<Family>,
+    mut cache: ProfileCache,
+    save: &mut dyn FnMut(&ProfileCache) -> Result<(), FitError>,
+) -> anyhow::Result<Profile> {
+    tracing::info!(family = family.manifest.name, "measuring modules on this machine, once");
+    let mut executor = Executor::new(machine.runtime.clone(), family.clone());
     let options = ProfileOptions::default();
-    measure_profile(&mut executor, &options, &mut cache, &Bars::default(), &mut save)?;
+    measure_profile(&mut executor, &options, &mut cache, &Bars::default(), save)?;
     // Large batches were measured; what is served next needs far less.
     drop(executor);
     give_back_freed_memory();
@@ -92,12 +160,7 @@ pub(super) fn profile_until(
 
 /// Reads the measured qualities of `family`.
 pub(super) fn quality(family: &Family) -> anyhow::Result<QualityRecords> {
-    Ok(QualityRecords::read(&quality_file(family))?)
-}
-
-/// Returns where the measured qualities of `family` lie.
-pub(super) fn quality_file(family: &Family) -> PathBuf {
-    family.folder.join(&family.manifest.quality.file)
+    Ok(QualityRecords::read(&family.folder.join(&family.manifest.quality.file))?)
 }
 
 fn default_cache() -> Option<PathBuf> {

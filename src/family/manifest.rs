@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     ExitsSpec, ExpertSet, ExpertsSpec, FamilyError, ImageSpec, MapSpec, OnnxSource, StitchesSpec,
 };
+use crate::tensor::read_text;
 
 /// The manifest's name in a family's folder.
 pub const MANIFEST_FILE: &str = "family.toml";
@@ -203,7 +204,7 @@ impl Manifest {
     /// contradict each other; the error names file, key, value and what would be valid.
     pub fn read(folder: &Path) -> Result<Self, FamilyError> {
         let path = folder.join(MANIFEST_FILE);
-        let text = std::fs::read_to_string(&path)
+        let text = read_text(&path)
             .map_err(|source| FamilyError::Unreadable { path: path.clone(), source })?;
         let manifest: Self = toml::from_str(&text)
             .map_err(|e| FamilyError::Syntax { path: path.clone(), message: e.to_string() })?;

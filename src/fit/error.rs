@@ -24,6 +24,12 @@ pub enum FitError {
         /// What the parser says.
         message: String,
     },
+    /// Another process writes in a family's folder.
+    #[error("{}: another run of tessera writes there; wait until it has ended", folder.display())]
+    Locked {
+        /// The family's folder.
+        folder: PathBuf,
+    },
     /// Whoever asked for it wants it no more.
     #[error("stopped before it was done")]
     Stopped,

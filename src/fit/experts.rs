@@ -1,19 +1,19 @@
 //! Fitting experts: which hidden units belong together, and how a token chooses among them.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::SystemTime};
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use safetensors::{Dtype, tensor::TensorView};
-use sha2::{Digest, Sha256};
 
 use super::{
-    Dataset, FitError, Progress,
+    Dataset, FamilyWriter, FitError, Progress,
     clusters::{Rows, balanced_groups, max_rounds, random_groups},
     maps::{HELD_OUT, Inputs, own_path, rows},
     ridge::{Affine, Regression},
-    today, write_atomically,
+    today,
+    writer::Staged,
 };
 use crate::{
-    arch::{Family, FitRecords, SplitPart, SplitRecord, split_file_name},
+    arch::{Family, SplitPart, SplitRecord, split_file_name},
     family::{ExpertsSpec, ModuleId, RouterForm, SpaceId},
     runtime::{Executor, Runtime, SideInputs},
 };
@@ -78,8 +78,8 @@ struct Block<'f> {
     mass: [Regression; 2],
 }
 
-/// Fits the experts in the family's manifest that have no record, and writes their assignments,
-/// routers and records. Returns the number of anchors that were split.
+/// Fits the experts in the family's manifest that have no whole file, and puts their assignments and
+/// routers in use, all together. Returns the number of anchors that were split.
 ///
 /// Weights are not copied: an expert is a list of hidden units. Groups come of the first matrix
 /// alone; texts or images tell a learned router what groups add up to, and what they give on
@@ -90,15 +90,18 @@ struct Block<'f> {
 /// Fails when the family does not load or run, or a file cannot be written.
 pub fn fit_experts(
     runtime: &Runtime,
-    folder: &Path,
+    writer: &mut FamilyWriter,
     data: &Dataset,
     options: &ExpertOptions,
     progress: &dyn Progress,
 ) -> Result<usize, FitError> {
-    let family = Arc::new(Family::load(folder)?);
-    let mut records = FitRecords::read(folder)?;
-    let is_due =
-        |spec: &ExpertsSpec| options.refit || !records.experts.contains_key(&split_file_name(spec));
+    let before = writer.whole_records();
+    let mut records = before.clone();
+    if options.refit {
+        records.experts.clear();
+    }
+    let family = Arc::new(Family::load_with(writer.folder(), records.clone())?);
+    let is_due = |spec: &ExpertsSpec| !records.experts.contains_key(&split_file_name(spec));
     let due: Vec<usize> = family
         .manifest
         .experts
@@ -120,15 +123,20 @@ pub fn fit_experts(
             blocks.push(group(&mut executor, (part, spec), options, progress)?);
         }
         gather(&mut executor, (data, options), &mut blocks, progress)?;
-        let (name, record) = write(folder, (data, options), &blocks)?;
+        let (name, record) = write(writer, (data, options), &blocks)?;
         progress.note(&format!(
             "{name}: {} blocks, held-out R² {:.3}",
             blocks.len(),
             record.held_out_r2
         ));
         records.experts.insert(name, record);
-        let (file, text) = records.to_file();
-        write_atomically(&folder.join(file), text.as_bytes())?;
+    }
+    if !due.is_empty() {
+        // Experts of anchors that are not there keep their fits.
+        for (name, record) in before.experts {
+            records.experts.entry(name).or_insert(record);
+        }
+        writer.commit(records)?;
     }
     Ok(due.len())
 }
@@ -270,6 +278,8 @@ impl Block<'_> {
         let [sums, held_out] = &self.mass;
         let solved = options.regularizations.iter().filter_map(|ridge| sums.solve(*ridge));
         let judged = solved.map(|affine| (held_out.explained(&affine), affine));
+        // Activations that overflow leave nothing that could be written or judged.
+        let judged = judged.filter(|(found, affine)| found.is_finite() && affine.is_finite());
         let best = judged.max_by(|a, b| a.0.total_cmp(&b.0));
         let (explained, affine) =
             best.ok_or_else(|| FitError::Singular { map: split_file_name(self.spec) })?;
@@ -292,7 +302,7 @@ impl Block<'_> {
 
 /// Writes the file of an entry and returns its name and record.
 fn write(
-    folder: &Path,
+    writer: &mut FamilyWriter,
     (data, options): (&Dataset, &ExpertOptions),
     blocks: &[Block<'_>],
 ) -> Result<(String, SplitRecord), FitError> {
@@ -311,11 +321,12 @@ fn write(
         explained += file.add(block, options)?;
     }
     let content = file.serialize()?;
-    write_atomically(&folder.join(&name), &content)?;
+    let Staged { file, sha256 } = writer.stage(&name, &content)?;
     #[expect(clippy::cast_precision_loss, reason = "blocks are few")]
     let explained = explained / blocks.len() as f64;
     let record = SplitRecord {
-        sha256: Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect(),
+        file: Some(file),
+        sha256,
         samples: first.mass[0].rows() as u64,
         held_out_r2: (explained * 1e4).round() / 1e4,
         data: data.name(),

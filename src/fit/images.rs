@@ -10,6 +10,7 @@ use super::FitError;
 use crate::{
     arch::{Pixels, decode_picture, raw_picture},
     family::Manifest,
+    tensor::read_bytes,
 };
 
 /// The most values of an IDX or NPY file.
@@ -102,7 +103,7 @@ impl ImageSet {
                 }
                 Pictures::Files(files) => {
                     let path = files[*position].clone();
-                    let bytes = fs::read(&path)
+                    let bytes = read_bytes(&path)
                         .map_err(|source| FitError::File { path: path.clone(), source })?;
                     decode_picture(&bytes, spec, manifest.limits.max_pixels)
                         .map_err(|e| FitError::Malformed { path, message: e.to_string() })?

@@ -6,16 +6,19 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fs,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use prost::Message;
 use sha2::{Digest, Sha256};
+use tempfile::TempDir;
 
 use super::{
-    FitError, Progress,
+    Disk, FileSystem, FitError, Progress,
+    disk::{lock, sweep, sync},
     imported::{Imported, manifest},
     measure::wave,
 };
@@ -29,6 +32,9 @@ use crate::{
     runtime::{Executor, Runtime, SideInputs, WholeModel},
     tensor::{Tensor, TensorData},
 };
+
+/// Start of the names of folders in which families are made.
+const SCRATCH: &str = ".import-";
 
 /// How far joined pieces may stand from the original, relative to the larger of 1 and the largest
 /// score.
@@ -83,9 +89,8 @@ pub fn import(
         let message = "there is such a family already; remove it or choose another name".into();
         return Err(FitError::Malformed { path: place, message });
     }
-    let wrap = |source| FitError::File { path: pool.to_owned(), source };
-    let scratch = tempfile::Builder::new().prefix(".import-").tempdir_in(pool).map_err(wrap)?;
-    let folder = scratch.path().join(&options.family);
+    let scratch = scratch(pool)?;
+    let folder = scratch.folder.path().join(&options.family);
     progress.phase("import", 2 * options.files.len() as u64);
     let mut anchors: Vec<Imported> = Vec::new();
     for file in &options.files {
@@ -115,8 +120,37 @@ pub fn import(
         });
         progress.step();
     }
-    fs::rename(&folder, &place).map_err(|source| FitError::File { path: place, source })?;
+    let named = sync_all(&folder).and_then(|()| FileSystem.rename(&folder, &place));
+    named.map_err(|source| FitError::File { path: place, source })?;
     Ok(reports)
+}
+
+/// A folder in which a family is made.
+struct Scratch {
+    folder: TempDir,
+    /// Keeps other runs from taking the folder for litter.
+    _lock: Option<File>,
+}
+
+/// Makes a folder in the pool, and removes those that killed runs have left.
+fn scratch(pool: &Path) -> Result<Scratch, FitError> {
+    let wrap = |source| FitError::File { path: pool.to_owned(), source };
+    sweep(&FileSystem, pool, SCRATCH);
+    let folder = tempfile::Builder::new().prefix(SCRATCH).tempdir_in(pool).map_err(wrap)?;
+    let held = File::open(folder.path()).map_err(wrap)?;
+    let is_locked = lock(&held).unwrap_or(false);
+    Ok(Scratch { folder, _lock: is_locked.then_some(held) })
+}
+
+/// Waits until the disk has everything below `folder`.
+fn sync_all(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() { sync_all(&path)? } else { sync(&path)? }
+    }
+    // Some file systems cannot wait for a folder.
+    drop(sync(folder));
+    Ok(())
 }
 
 /// Reads an export; its weights lie in files of the folder returned.

@@ -8,15 +8,15 @@ use std::{
 
 use half::f16;
 use safetensors::{Dtype, tensor::TensorView};
-use sha2::{Digest, Sha256};
 
 use super::{
-    Dataset, FitError, Progress,
+    Dataset, FamilyWriter, FitError, Progress,
     ridge::{Affine, Regression},
-    today, write_atomically,
+    today,
+    writer::Staged,
 };
 use crate::{
-    arch::{Family, FitRecord, FitRecords, ModelInput, fit_file_name},
+    arch::{Family, FitRecord, ModelInput, fit_file_name},
     family::{FamilyGraph, MapForm, MapSpec, ModuleId, ModuleKind, PlanId, SpaceId},
     runtime::{Activation, Executor, Runtime, SideInputs},
     tensor::{Tensor, TensorData},
@@ -62,52 +62,55 @@ struct Fit {
     sums: Option<[Regression; 2]>,
 }
 
-/// Fits the maps in the family's manifest that have no record, and writes their weights and
-/// records.
+/// Fits the maps in the family's manifest that have no whole file, and puts them in use.
 ///
 /// Maps that follow the anchors' own hidden states are fitted in one pass over the texts; those
-/// that are fitted on the hidden states of a plan follow when the plan's maps are there. Files are
-/// written as soon as a pass ends, so an interrupted fit resumes. Returns the number of maps
-/// fitted.
+/// that are fitted on the hidden states of a plan follow when the plan's maps are there. All are
+/// put in use together when the last pass has ended. Returns the number of maps fitted.
 ///
 /// # Errors
 ///
 /// Fails when the family does not load or run, or a file cannot be written.
 pub fn fit_maps(
     runtime: &Runtime,
-    folder: &std::path::Path,
+    writer: &mut FamilyWriter,
     data: &Dataset,
     options: &FitOptions,
     progress: &dyn Progress,
 ) -> Result<usize, FitError> {
-    let mut fitted = Vec::new();
+    let before = writer.whole_records();
+    let mut records = before.clone();
+    if options.refit {
+        records.maps.clear();
+    }
+    let mut num_fitted = 0;
     loop {
-        let family = Arc::new(Family::load(folder)?);
-        let records = FitRecords::read(folder)?;
-        let due = |map: &MapSpec| {
-            let name = fit_file_name(map);
-            !fitted.contains(&name) && (options.refit || !records.maps.contains_key(&name))
-        };
+        let family = Arc::new(Family::load_with(writer.folder(), records.clone())?);
+        let due = |map: &MapSpec| !records.maps.contains_key(&fit_file_name(map));
         let mut fits = due_fits(&family, due);
         if fits.is_empty() {
-            return Ok(fitted.len());
+            break;
         }
         let mut executor = Executor::new(runtime.clone(), family.clone());
         gather(&mut executor, data, options, &mut fits, progress)?;
-        let mut records = records;
+        num_fitted += fits.len();
         for fit in &fits {
-            let record = solve(folder, data, options, fit)?;
-            let name = fit_file_name(&fit.map);
+            let record = solve(writer, data, options, fit)?;
             progress.note(&format!(
                 "{} to {}: held-out R² {:.3} on {} rows",
                 fit.map.from, fit.map.to, record.held_out_r2, record.samples
             ));
-            records.maps.insert(name.clone(), record);
-            fitted.push(name);
+            records.maps.insert(fit_file_name(&fit.map), record);
         }
-        let (file, text) = records.to_file();
-        write_atomically(&folder.join(file), text.as_bytes())?;
     }
+    if num_fitted > 0 {
+        // Maps from and to anchors that are not there keep their fits.
+        for (name, record) in before.maps {
+            records.maps.entry(name).or_insert(record);
+        }
+        writer.commit(records)?;
+    }
+    Ok(num_fitted)
 }
 
 /// Returns the maps that are due and whose prefix exists already.
@@ -334,7 +337,7 @@ impl States<'_> {
 
 /// Solves a map's regression and writes its weights.
 fn solve(
-    folder: &std::path::Path,
+    writer: &mut FamilyWriter,
     data: &Dataset,
     options: &FitOptions,
     fit: &Fit,
@@ -354,12 +357,15 @@ fn solve(
             let explained = held_out.explained(&affine);
             (ridge, affine, explained)
         })
+        // Activations that overflow leave nothing that could be written or judged.
+        .filter(|(_, affine, explained)| explained.is_finite() && affine.is_finite())
         .max_by(|a, b| a.2.total_cmp(&b.2))
         .ok_or_else(|| FitError::Singular { map: name.clone() })?;
     let content = serialize(&fit.map, &affine)?;
-    write_atomically(&folder.join(&name), &content)?;
+    let Staged { file, sha256 } = writer.stage(&name, &content)?;
     Ok(FitRecord {
-        sha256: Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect(),
+        file: Some(file),
+        sha256,
         samples: sums.rows() as u64,
         regularization,
         held_out_r2: (explained * 1e4).round() / 1e4,

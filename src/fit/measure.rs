@@ -10,7 +10,7 @@ use crate::{
     arch::{Encoding, Family, ModelInput, Pixels},
     family::{Manifest, ModuleId, SpaceKind},
     plan::Grid,
-    runtime::{Activation, Executor, SideInputs},
+    runtime::{Activation, Executor, RuntimeError, SideInputs},
     tensor::{Tensor, TensorData},
 };
 
@@ -209,13 +209,33 @@ fn activations(
         let state = states(executor, &[id], shape)?.pop().flatten();
         per_sequence.push((sides, state));
     }
-    let bytes = executor.measure_activations(id, &per_sequence)?;
+    let bytes = match executor.measure_activations(id, &per_sequence) {
+        Err(error @ RuntimeError::Scratch { .. }) => {
+            let error = super::chain(&error);
+            tracing::warn!(error, "activations are estimated, since they cannot be measured");
+            options.tokens.iter().map(|tokens| estimated_activations(executor, *tokens)).collect()
+        }
+        measured => measured?,
+    };
     let by_batch = options.batches.iter().flat_map(|batch| {
         #[expect(clippy::cast_precision_loss, reason = "batches are small")]
         let batch = *batch as f64;
         bytes.iter().map(move |bytes| batch * bytes)
     });
     Ok(by_batch.collect())
+}
+
+/// Returns a careful estimate of what any module needs for one sequence, in bytes: some times the
+/// family's widest activations.
+fn estimated_activations(executor: &Executor, tokens: usize) -> f64 {
+    const TIMES: usize = 16;
+    let spaces = executor.family().graph.spaces().iter();
+    let elements = spaces
+        .map(|space| space.shape.iter().map(|extent| extent.unwrap_or(tokens)).product::<usize>());
+    let bytes = TIMES * size_of::<f32>() * elements.max().unwrap_or(1);
+    #[expect(clippy::cast_precision_loss, reason = "activations are far below 2^53 bytes")]
+    let bytes = bytes as f64;
+    bytes
 }
 
 /// Lets no shorter sequence and no smaller batch be dearer than a longer or larger one, which only

@@ -7,6 +7,7 @@
 mod clusters;
 mod corpus;
 mod dataset;
+mod disk;
 mod error;
 mod evaluate;
 mod experts;
@@ -22,9 +23,11 @@ mod quality;
 mod recall;
 mod ridge;
 mod write;
+mod writer;
 
 pub use corpus::{Corpus, Text};
 pub use dataset::Dataset;
+pub use disk::{Disk, FileSystem};
 pub use error::FitError;
 pub use evaluate::{EvaluateOptions, Evaluation, evaluate, measure_qualities};
 pub use experts::{ExpertOptions, Grouping, fit_experts};
@@ -37,6 +40,7 @@ pub use measure::{ProfileOptions, measure_profile};
 pub use profile::{MachineKey, ModuleProfile, Profile, ProfileCache};
 pub use quality::{QualityRecords, losses_of};
 pub use write::{today, write_atomically};
+pub use writer::FamilyWriter;
 
 /// Writes an error and what it came of on one line.
 fn chain(error: &dyn std::error::Error) -> String {

@@ -6,6 +6,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
 use super::{FitError, write_atomically};
@@ -13,7 +14,11 @@ use crate::{
     arch::Family,
     family::ModuleId,
     plan::{Grid, PlanError},
+    tensor::read_text,
 };
+
+/// Number of the cache file's form, which its name depends on.
+const FORM: u32 = 2;
 
 /// What makes latencies comparable: the processor, the threads and the runtime.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +52,16 @@ pub struct ProfileCache {
     pub machine: MachineKey,
     /// The modules by digest of their networks.
     pub modules: BTreeMap<String, ModuleProfile>,
+}
+
+/// The cache as its file has it.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sealed<'t> {
+    /// The SHA-256 of the cache's text.
+    sha256: String,
+    #[serde(borrow)]
+    cache: &'t RawValue,
 }
 
 /// What each module of a family costs; `None` for the identity, which costs nothing.
@@ -83,6 +98,7 @@ impl MachineKey {
     /// Returns the cache file of this machine in `folder`.
     pub fn file(&self, folder: &Path) -> PathBuf {
         let key = serde_json::to_string(self).unwrap_or_default();
+        let key = format!("{FORM} {key}");
         folder.join(format!("profile-{}.json", &digest(key.as_bytes())[..16]))
     }
 }
@@ -97,28 +113,58 @@ impl ProfileCache {
     ///
     /// # Errors
     ///
-    /// Fails when the file is there but does not parse.
+    /// Fails when there is something else in its place, and when it is not as it was written.
     pub fn read(folder: &Path, machine: MachineKey) -> Result<Self, FitError> {
         let path = machine.file(folder);
-        let text = match std::fs::read_to_string(&path) {
+        let text = match read_text(&path) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 return Ok(Self::empty(machine));
             }
             Err(source) => return Err(FitError::File { path, source }),
         };
-        serde_json::from_str(&text)
-            .map_err(|e| FitError::Malformed { path, message: e.to_string() })
+        let malformed = |message: String| FitError::Malformed { path: path.clone(), message };
+        let sealed: Sealed<'_> =
+            serde_json::from_str(&text).map_err(|e| malformed(e.to_string()))?;
+        if digest(sealed.cache.get().as_bytes()) != sealed.sha256 {
+            return Err(malformed("its sha256 is another: truncated or altered".into()));
+        }
+        let cache: Self =
+            serde_json::from_str(sealed.cache.get()).map_err(|e| malformed(e.to_string()))?;
+        if cache.machine != machine {
+            return Err(malformed(format!("it is of another machine, {:?}", cache.machine)));
+        }
+        Ok(cache)
     }
 
-    /// Writes the cache into `folder`.
+    /// Writes the cache into `folder`, beside what other processes have measured.
     ///
     /// # Errors
     ///
     /// Fails when the file cannot be written.
     pub fn write(&self, folder: &Path) -> Result<(), FitError> {
-        let text = serde_json::to_string(self).unwrap_or_default();
-        write_atomically(&self.machine.file(folder), text.as_bytes())
+        let mut all = Self::read(folder, self.machine.clone())
+            .unwrap_or_else(|_| Self::empty(self.machine.clone()));
+        all.modules.extend(self.modules.clone());
+        let path = self.machine.file(folder);
+        let malformed = |e: serde_json::Error| FitError::Malformed {
+            path: path.clone(),
+            message: e.to_string(),
+        };
+        let text = serde_json::to_string(&all).map_err(malformed)?;
+        let cache: &RawValue = serde_json::from_str(&text).map_err(malformed)?;
+        let sealed = Sealed { sha256: digest(text.as_bytes()), cache };
+        let text = serde_json::to_string(&sealed).map_err(malformed)?;
+        write_atomically(&path, text.as_bytes())
+    }
+
+    /// Forgets the modules of `family`.
+    pub fn forget(&mut self, family: &Family) {
+        for index in 0..family.graph.modules().len() {
+            if let Some(digest) = module_digest(family, ModuleId(index)) {
+                self.modules.remove(&digest);
+            }
+        }
     }
 
     /// Returns the profile of `family`, or the modules that have not been measured.
@@ -178,11 +224,101 @@ impl Profile {
     }
 }
 
-/// Returns the digest under which module `id` is cached, or `None` where it is the identity.
+/// Returns the digest under which module `id` is cached, or `None` where it is the identity. It
+/// depends on the lengths that the family's texts have, since those are measured.
 pub(super) fn module_digest(family: &Family, id: ModuleId) -> Option<String> {
-    family.fingerprint(id).map(|fingerprint| digest(&fingerprint))
+    let mut key = family.cost_key(id)?;
+    key.extend(family.manifest.limits.max_tokens.to_le_bytes());
+    Some(digest(&key))
 }
 
 fn digest(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn machine(processor: &str) -> MachineKey {
+        let (processor, runtime) = (processor.into(), "any".into());
+        MachineKey { processor, num_threads: 2, spin: false, runtime }
+    }
+
+    fn cache(module: &str) -> ProfileCache {
+        let grid = || Grid::new(vec![1, 4], vec![8], vec![0.25, 0.5]).expect("a grid");
+        let profile = ModuleProfile { latency_seconds: grid(), activation_bytes: grid() };
+        let modules = [(module.to_owned(), profile)].into();
+        ProfileCache { machine: machine("this"), modules }
+    }
+
+    fn read(folder: &Path) -> Result<ProfileCache, FitError> {
+        ProfileCache::read(folder, machine("this"))
+    }
+
+    #[test]
+    fn a_cache_is_read_as_it_was_written_beside_what_others_measured() {
+        let folder = tempfile::tempdir().expect("a folder");
+        assert!(read(folder.path()).expect("read").modules.is_empty());
+        for module in ["one", "two"] {
+            cache(module).write(folder.path()).expect("written");
+        }
+        let found = read(folder.path()).expect("read");
+        assert_eq!(found.modules["one"], cache("one").modules["one"]);
+        assert_eq!(found.modules.len(), 2);
+    }
+
+    #[test]
+    fn a_cache_with_any_one_bit_flipped_is_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        cache("one").write(folder.path()).expect("written");
+        let path = machine("this").file(folder.path());
+        let whole = fs::read(&path).expect("read");
+        for bit in 0..8 * whole.len() {
+            let mut flipped = whole.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            fs::write(&path, flipped).expect("written");
+            assert!(read(folder.path()).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn whatever_else_lies_in_a_cache_s_place_is_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = machine("this").file(folder.path());
+        for content in ["", "{", "{}", "null", "[1]", "\u{0}"] {
+            fs::write(&path, content).expect("written");
+            assert!(read(folder.path()).is_err(), "{content:?}");
+        }
+        fs::write(&path, b"\xff\xfe\x00broken").expect("written");
+        assert!(read(folder.path()).is_err());
+        // Another machine's, under this machine's name.
+        let other = ProfileCache { machine: machine("other"), ..cache("one") };
+        other.write(folder.path()).expect("written");
+        fs::rename(other.machine.file(folder.path()), &path).expect("renamed");
+        assert!(read(folder.path()).is_err());
+        // The next write replaces it.
+        cache("one").write(folder.path()).expect("written");
+        assert!(read(folder.path()).is_ok());
+        fs::remove_file(&path).expect("removed");
+        fs::create_dir(&path).expect("made");
+        assert!(read(folder.path()).is_err());
+        assert!(cache("one").write(folder.path()).is_err());
+    }
+
+    #[test]
+    fn values_that_are_no_costs_are_refused_with_a_right_digest() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let text = serde_json::to_string(&cache("one")).expect("JSON");
+        for (value, is_right) in [("0.5", true), ("-0.5", false), ("1e999", false), ("null", false)]
+        {
+            let text = text.replacen("[0.25,0.5]", &format!("[0.25,{value}]"), 1);
+            let cache: &RawValue = serde_json::from_str(&text).expect("JSON");
+            let sealed = Sealed { sha256: digest(text.as_bytes()), cache };
+            let text = serde_json::to_string(&sealed).expect("JSON");
+            fs::write(machine("this").file(folder.path()), text).expect("written");
+            assert_eq!(read(folder.path()).is_ok(), is_right, "{value}");
+        }
+    }
 }

@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, path::Path};
 use serde::{Deserialize, Serialize};
 
 use super::FitError;
-use crate::family::{FamilyGraph, Metric, ModuleId, ModuleKind, PlanId, SpaceId, SpaceKind};
+use crate::{
+    family::{FamilyGraph, Metric, ModuleId, ModuleKind, PlanId, SpaceId, SpaceKind},
+    tensor::read_text,
+};
 
 /// The least quality that a logarithm is taken of.
 const FLOOR: f64 = 1e-3;
@@ -45,7 +48,7 @@ impl QualityRecords {
     ///
     /// Fails when the file is there but does not parse.
     pub fn read(path: &Path) -> Result<Self, FitError> {
-        let text = match std::fs::read_to_string(path) {
+        let text = match read_text(path) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(source) => {

@@ -26,6 +26,14 @@ pub(super) struct Affine {
     pub(super) inputs: usize,
 }
 
+impl Affine {
+    /// Tells whether every value is a finite number in f32, and every weight in f16 as well.
+    pub(super) fn is_finite(&self) -> bool {
+        let is_finite = |weight: &f32| half::f16::from_f32(*weight).is_finite();
+        self.weight.iter().all(is_finite) && self.bias.iter().all(|value| value.is_finite())
+    }
+}
+
 impl Regression {
     pub(super) fn new(inputs: usize, outputs: usize) -> Self {
         Self {
@@ -91,7 +99,8 @@ impl Regression {
         })
     }
 
-    /// Returns the share of these rows' variance that `map` explains, over all targets.
+    /// Returns the share of these rows' variance that `map` explains, over all targets; 0 where they
+    /// do not vary.
     pub(super) fn explained(&self, map: &Affine) -> f64 {
         let n = self.inputs + 1;
         let weights = Mat::from_fn(n, self.outputs, |row, output| {
@@ -113,7 +122,7 @@ impl Regression {
             residual += self.squares[output] + explained;
             total += self.squares[output] - self.cross[(0, output)].powi(2) / self.gram[(0, 0)];
         }
-        1.0 - residual / total
+        if total == 0.0 { 0.0 } else { 1.0 - residual / total }
     }
 
     fn add_products(&mut self, gram: &Mat<f32>, cross: &Mat<f32>) {
@@ -133,6 +142,19 @@ impl Regression {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn targets_that_overflow_give_no_map_and_those_that_do_not_vary_explain_nothing() {
+        for (target, is_finite) in [(f32::NAN, false), (3e38, false), (2.0, true)] {
+            let mut regression = Regression::new(1, 1);
+            regression.add(&[1.0, 2.0, 3.0], &[target; 3]);
+            let map = regression.solve(1e-3).expect("solvable");
+            assert_eq!(map.is_finite(), is_finite, "{target}");
+            if is_finite {
+                assert!(regression.explained(&map).abs() < f64::EPSILON);
+            }
+        }
+    }
 
     #[test]
     fn an_affine_map_is_found_again() {

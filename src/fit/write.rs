@@ -1,30 +1,22 @@
-//! Writing files so that nothing is ever half-written, and the date.
+//! Writing single files so that nothing is ever half-written, and the date.
 
-use std::{io::Write, path::Path, time::SystemTime};
+use std::{path::Path, time::SystemTime};
 
-use super::FitError;
+use super::{
+    FitError,
+    disk::{FileSystem, TEMPORARY, folder_of, place, sweep},
+};
 
-/// Writes `content` to a temporary file beside `path`, then renames it.
+/// Writes `content` to a temporary file beside `path`, then renames it. What a killed process has
+/// left beside `path` is removed.
 ///
 /// # Errors
 ///
 /// Fails when the folder cannot be made or the file cannot be written.
 pub fn write_atomically(path: &Path, content: &[u8]) -> Result<(), FitError> {
-    let folder = path.parent().unwrap_or_else(|| Path::new("."));
-    let write = || {
-        std::fs::create_dir_all(folder)?;
-        let mut file = tempfile::Builder::new().prefix(".writing-").tempfile_in(folder)?;
-        file.write_all(content)?;
-        file.as_file().sync_all()?;
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
-        }
-        file.persist(path).map_err(|e| e.error)?;
-        Ok(())
-    };
-    write().map_err(|source| FitError::File { path: path.to_owned(), source })
+    sweep(&FileSystem, folder_of(path), TEMPORARY);
+    place(&FileSystem, path, content)
+        .map_err(|source| FitError::File { path: path.to_owned(), source })
 }
 
 /// Returns the day of `now` in UTC as `YYYY-MM-DD` (Howard Hinnant's civil-from-days).

@@ -1,7 +1,6 @@
 //! Weights that stay in their files: initializers as places in a file of the family's folder.
 
 use std::{
-    fs::File,
     io::{Read, Seek, SeekFrom},
     path::{Component, Path},
 };
@@ -14,7 +13,7 @@ use super::{
     error::OPSETS,
     proto::{EXTERNAL, GraphProto, ModelProto, StringStringEntry, TensorProto, data_type},
 };
-use crate::tensor::MappedFile;
+use crate::tensor::{MappedFile, open_file};
 
 /// Initializers smaller than this stay inside the model, where ONNX Runtime's optimizers read them.
 const MIN_EXTERNAL_BYTES: usize = 256;
@@ -131,7 +130,7 @@ pub fn read_bytes(folder: &Path, tensor: &TensorProto) -> Result<Bytes, OnnxErro
     };
     let path = folder.join(&place.file);
     let read = || {
-        let mut file = File::open(&path)?;
+        let mut file = open_file(&path)?;
         file.seek(SeekFrom::Start(place.offset))?;
         let mut bytes = vec![0; usize::try_from(place.length).unwrap_or(usize::MAX)];
         file.read_exact(&mut bytes)?;

@@ -1,21 +1,46 @@
 //! How many bytes of activations a module needs, as ONNX Runtime's profiler reports them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{Activation, Runtime, RuntimeError, SideInputs, session::ModuleSession};
 use crate::arch::Network;
+
+/// Folder in memory, for where the one for temporary files cannot be written.
+const SHARED_MEMORY: &str = "/dev/shm";
+
+/// A network with its name in errors, and where its family's files lie.
+#[derive(Clone, Copy)]
+pub(super) struct Profiled<'a> {
+    pub(super) name: &'a str,
+    pub(super) network: &'a Network,
+    pub(super) folder: &'a Path,
+}
 
 /// Runs `network` once on each of `inputs` in a session of its own with profiling on, and returns
 /// for each the largest sum of one node's inputs, outputs and the module's own input, in bytes.
 pub(super) fn measure(
     runtime: &Runtime,
-    folder: &Path,
-    (module, network): (&str, &Network),
+    profiled: Profiled<'_>,
     inputs: &[(&SideInputs, Option<&Activation>)],
 ) -> Result<Vec<f64>, RuntimeError> {
-    let scratch = tempfile::tempdir().map_err(|source| RuntimeError::Scratch { source })?;
+    match measure_in(&std::env::temp_dir(), runtime, profiled, inputs) {
+        Err(RuntimeError::Scratch { .. }) => {
+            measure_in(&PathBuf::from(SHARED_MEMORY), runtime, profiled, inputs)
+        }
+        measured => measured,
+    }
+}
+
+/// Measures with a scratch folder in `place`.
+fn measure_in(
+    place: &Path,
+    runtime: &Runtime,
+    Profiled { name, network, folder }: Profiled<'_>,
+    inputs: &[(&SideInputs, Option<&Activation>)],
+) -> Result<Vec<f64>, RuntimeError> {
+    let scratch = tempfile::tempdir_in(place).map_err(|source| RuntimeError::Scratch { source })?;
     let prefix = scratch.path().join("profile");
-    let mut session = ModuleSession::load_profiled(runtime, folder, module, network, &prefix)?;
+    let mut session = ModuleSession::load_profiled(runtime, folder, name, network, &prefix)?;
     for (sides, state) in inputs {
         session.run(&[], state.map(Activation::value), sides)?;
     }

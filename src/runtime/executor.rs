@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    Activation, Routing, Runtime, RuntimeError, SideInputs, activations,
+    Activation, Routing, Runtime, RuntimeError, SideInputs,
+    activations::{self, Profiled},
     residents::{Key, Lease},
     routed,
     session::ModuleSession,
@@ -253,7 +254,8 @@ impl Executor {
         };
         let measure = |index: usize, inputs: &[Given<'_>]| {
             let (name, network) = (self.family.network_name(index), self.family.network(index));
-            activations::measure(&self.runtime, &self.family.folder, (name, network), inputs)
+            let profiled = Profiled { name, network, folder: &self.family.folder };
+            activations::measure(&self.runtime, profiled, inputs)
         };
         let given: Vec<Given<'_>> =
             inputs.iter().map(|(sides, state)| (sides, state.as_ref())).collect();

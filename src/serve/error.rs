@@ -136,6 +136,12 @@ pub enum ServeError {
         /// How long it waited.
         waited: Duration,
     },
+    /// The model overflows on an input, or its weights are broken.
+    #[error("the plan `{plan}` gives a value that is not a finite number")]
+    NotFinite {
+        /// The plan.
+        plan: String,
+    },
     /// A module failed.
     #[error("inference failed")]
     Runtime(#[from] RuntimeError),
@@ -170,7 +176,9 @@ impl ServeError {
             Self::QueueFull { .. } | Self::Late { .. } => ErrorCode::Overloaded,
             Self::Cancelled => ErrorCode::Cancelled,
             Self::DeadlineExceeded { .. } => ErrorCode::DeadlineExceeded,
-            Self::Runtime(_) | Self::Panicked | Self::WorkerGone => ErrorCode::Internal,
+            Self::NotFinite { .. } | Self::Runtime(_) | Self::Panicked | Self::WorkerGone => {
+                ErrorCode::Internal
+            }
         }
     }
 }

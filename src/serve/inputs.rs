@@ -186,7 +186,7 @@ fn texts(tensor: Tensor, limits: &Limits) -> Result<Inputs, ServeError> {
 
 /// Tells whether all values are finite; whole runs are looked at together, which takes one
 /// instruction for several values.
-fn are_finite(values: &[f32]) -> bool {
+pub(super) fn are_finite(values: &[f32]) -> bool {
     const RUN: usize = 1024;
     values.chunks(RUN).all(|run| run.iter().fold(true, |all, value| all & value.is_finite()))
 }

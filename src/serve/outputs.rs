@@ -1,6 +1,10 @@
 //! Outputs of batches: put below one another, and handed to the requests they belong to. Pure.
 
-use crate::tensor::{Tensor, TensorData};
+use super::inputs::are_finite;
+use crate::{
+    arch::ModelInput,
+    tensor::{Tensor, TensorData},
+};
 
 /// What one request, or one run, gives: the family's output, and what its heads give besides.
 pub(super) type Outputs = Vec<Tensor>;
@@ -39,6 +43,55 @@ pub(super) fn split(outputs: Outputs, shapes: &[(usize, usize)]) -> Vec<Outputs>
         own
     };
     shapes.iter().map(own).collect()
+}
+
+/// The places of a request's sequences that are tokens, not padding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Places {
+    /// Number of places of a sequence.
+    tokens: usize,
+    /// 1 for a token and 0 for padding, sequence by sequence.
+    mask: Vec<i64>,
+}
+
+impl Places {
+    /// Returns the places of `input`, or None if it has no tokens.
+    pub(super) fn of(input: &ModelInput) -> Option<Self> {
+        match input {
+            ModelInput::Tokens(encoding) => {
+                Some(Self { tokens: encoding.tokens, mask: encoding.attention_mask.clone() })
+            }
+            ModelInput::Pixels(_) => None,
+        }
+    }
+
+    /// Returns whether a place of a sequence is a token.
+    fn is_token(&self, sequence: usize, place: usize) -> bool {
+        let index = sequence * self.tokens + place;
+        place < self.tokens && self.mask.get(index).is_some_and(|mask| *mask != 0)
+    }
+}
+
+/// Returns whether every value that belongs to a request is a finite number. Values of padding that
+/// are not become 0. `first` is the request's first sequence among those of `places`.
+pub(super) fn check(outputs: &mut Outputs, first: usize, places: Option<&Places>) -> bool {
+    outputs.iter_mut().all(|output| {
+        if are_finite(output.as_f32().unwrap_or_default()) {
+            return true;
+        }
+        let Some(places) = places.filter(|_| has_tokens(output)) else { return false };
+        let (shape, num_places) = (output.shape().to_vec(), tokens(output));
+        let width = shape.last().copied().unwrap_or(1).max(1);
+        let mut values = output.as_f32().unwrap_or_default().to_vec();
+        for (row, values) in values.chunks_exact_mut(width).enumerate() {
+            if !are_finite(values) && places.is_token(first + row / num_places, row % num_places) {
+                return false;
+            }
+            values.iter_mut().filter(|value| !value.is_finite()).for_each(|value| *value = 0.0);
+        }
+        *output = tensor(shape, values);
+        true
+    })
 }
 
 /// Returns some sequences of an output, with `length` rows each where there is one for each token.
@@ -84,6 +137,30 @@ mod tests {
     fn numbered(shape: &[usize], first: u8) -> Tensor {
         let values = (first..).map(f32::from).take(shape.iter().product());
         tensor(shape.to_vec(), values.collect())
+    }
+
+    #[test]
+    fn values_that_are_no_numbers_are_found_but_not_in_padding() {
+        let mask = vec![1, 1, 1, 1, 0, 0];
+        let places = Places { tokens: 3, mask };
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let pooled = |values: [f32; 2]| vec![tensor(vec![2, 1], values.to_vec())];
+            assert!(check(&mut pooled([1.0, f32::MAX]), 0, Some(&places)));
+            assert!(!check(&mut pooled([1.0, bad]), 0, Some(&places)));
+            assert!(!check(&mut pooled([bad, 1.0]), 0, None));
+            // The second sequence has one token, and its request may be shorter than the batch.
+            let of_tokens = |place: usize| {
+                let mut values = vec![1.0, 2.0];
+                values[place] = bad;
+                vec![numbered(&[1, 1], 0), tensor(vec![1, 2, 1], values)]
+            };
+            assert!(!check(&mut of_tokens(0), 1, Some(&places)));
+            assert!(!check(&mut of_tokens(1), 0, Some(&places)));
+            assert!(!check(&mut of_tokens(1), 1, None));
+            let mut padded = of_tokens(1);
+            assert!(check(&mut padded, 1, Some(&places)));
+            assert_eq!(padded[1], tensor(vec![1, 2, 1], vec![1.0, 0.0]));
+        }
     }
 
     #[test]

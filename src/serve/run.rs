@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     Observer,
-    outputs::{Outputs, concatenate},
+    outputs::{Outputs, Places, concatenate},
     routed::RoutedBatch,
 };
 use crate::{
@@ -26,6 +26,8 @@ pub(super) struct Work<'a> {
 #[derive(Debug)]
 pub(super) struct Ran {
     pub(super) outputs: Outputs,
+    /// Which places of its sequences are tokens.
+    pub(super) places: Option<Places>,
     /// The ways that tokens took.
     pub(super) routed: RoutedBatch,
     /// How long each module took, in all chunks.
@@ -43,12 +45,13 @@ pub(super) fn run_chunks(
     let routed = RoutedBatch::default();
     let mut heard = Heard { name, family: &family, observer, routed, times: Vec::new() };
     let mut outputs = Vec::new();
+    let places = Places::of(&work.input);
     for chunk in chunks(work.input, work.max_batch) {
         let sides = SideInputs::of_input(chunk)?;
         outputs.push(executor.run(work.path, &sides, &mut heard)?);
     }
     let Heard { routed, times, .. } = heard;
-    Ok(Ran { outputs: concatenate(outputs), routed, times })
+    Ok(Ran { outputs: concatenate(outputs), places, routed, times })
 }
 
 /// Passes on under the modules' names what is heard of them.

@@ -14,7 +14,7 @@ use super::{
     batch::Batch,
     crew::Crew,
     job::Job,
-    outputs::{Outputs, split},
+    outputs::{Outputs, check, split},
     planner::{Chosen, Planner, Run},
     queue::{Next, Queue, Receiver, queue},
     routed::RoutedModule,
@@ -150,15 +150,17 @@ impl Worker {
         let is_alone = self.receiver.end(begun);
         match result {
             Ok(Computed { ran, planner, lesson }) => {
-                reply(jobs, ran, chosen, start);
+                let is_shared = jobs.len() > 1;
+                let failed = reply(jobs, ran, chosen, start);
                 self.learn(&planner, &lesson, is_alone);
-            }
-            Err(_) if jobs.len() > 1 => {
-                for job in jobs {
-                    let chosen = job.chosen.clone().anew();
-                    self.run_batch(executor, vec![job], &chosen);
+                match is_shared {
+                    true => self.run_alone(executor, failed),
+                    false => {
+                        refuse(failed, ServeError::NotFinite { plan: chosen.plan.plan.clone() })
+                    }
                 }
             }
+            Err(_) if jobs.len() > 1 => self.run_alone(executor, jobs),
             Err(error) => refuse(jobs, error),
         }
     }
@@ -169,6 +171,14 @@ impl Worker {
         if let Some(whole) = *whole {
             planner.learn(&Run { shape: *shape, times, whole, is_alone }, &*self.crew.observer);
             planner.apply_learned();
+        }
+    }
+
+    /// Runs jobs again that may have suffered from one another.
+    fn run_alone(&self, executor: &Executor, jobs: Vec<Job>) {
+        for job in jobs {
+            let chosen = job.chosen.clone().anew();
+            self.run_batch(executor, vec![job], &chosen);
         }
     }
 
@@ -236,14 +246,20 @@ fn told(observer: &dyn Observer, name: &str, error: RuntimeError) -> ServeError 
     ServeError::Unavailable { name: name.to_owned(), state }
 }
 
-/// Answers every job of a batch that began at `start`.
-fn reply(jobs: Vec<Job>, ran: Ran, chosen: &Chosen, start: Instant) {
+/// Answers every job of a batch that began at `start`, but those whose outputs are not finite
+/// numbers, which are returned.
+fn reply(jobs: Vec<Job>, ran: Ran, chosen: &Chosen, start: Instant) -> Vec<Job> {
     let compute = start.elapsed();
     let shapes: Vec<(usize, usize)> = jobs.iter().map(|job| job.shape).collect();
-    let mut first_row = 0;
-    for (job, outputs) in jobs.into_iter().zip(split(ran.outputs, &shapes)) {
+    let (mut first_row, mut failed) = (0, Vec::new());
+    for (job, mut outputs) in jobs.into_iter().zip(split(ran.outputs, &shapes)) {
+        let is_finite = check(&mut outputs, first_row, ran.places.as_ref());
         let routed = ran.routed.of_rows(first_row, job.shape.0);
         first_row += job.shape.0;
+        if !is_finite {
+            failed.push(job);
+            continue;
+        }
         let mut chosen = chosen.clone();
         let (before, queue) = (job.before, start - job.queued);
         chosen.plan.predicted_latency += before + job.planner.correction.answering(Instant::now());
@@ -253,6 +269,7 @@ fn reply(jobs: Vec<Job>, ran: Ran, chosen: &Chosen, start: Instant) {
         // Nobody hears a failure to send: the client has gone in the meantime.
         drop(job.reply.send(Ok(done)));
     }
+    failed
 }
 
 /// Refuses the job for which there is no time, or which failed: there is one where there is an

@@ -1,7 +1,6 @@
 //! Read-only file mappings: the one module with `unsafe` code.
 
 use std::{
-    fs::File,
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -10,6 +9,8 @@ use std::{
 use bytes::Bytes;
 use memmap2::{Mmap, UncheckedAdvice};
 use sha2::{Digest, Sha256};
+
+use super::open_file;
 
 /// A file mapped into memory, read-only.
 #[derive(Debug, Clone)]
@@ -39,10 +40,7 @@ impl MappedFile {
     /// Fails when the file cannot be opened or mapped.
     #[expect(unsafe_code, reason = "mapping a file is unsafe by nature, and only done here")]
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-        }
+        let file = open_file(path)?;
         // SAFETY: the mapping is read-only and private to this process; pool files are replaced by
         // renaming, never truncated in place, which the pool's documentation demands.
         let mapping = Arc::new(unsafe { Mmap::map(&file)? });

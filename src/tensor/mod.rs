@@ -4,6 +4,7 @@
 //! and no runtime. Start at [`Tensor`].
 
 mod data_type;
+mod file;
 mod heap;
 mod mapped;
 #[cfg(test)]
@@ -12,6 +13,7 @@ mod units;
 mod value;
 
 pub use data_type::DataType;
+pub use file::{open_file, read_bytes, read_text};
 pub use heap::give_back_freed_memory;
 pub use mapped::MappedFile;
 pub use units::{ByteSize, ParseByteSizeError};

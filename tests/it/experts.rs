@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use tessera::{
     arch::{Encoding, Family, ModelInput, Pixels},
     family::{Manifest, ModuleId, ModuleKind, PlanId},
-    fit::{Dataset, ExpertOptions, fit_experts},
+    fit::{Dataset, ExpertOptions, FamilyWriter, fit_experts},
     runtime::{Activation, Executor, SideInputs},
 };
 
@@ -24,7 +24,8 @@ use crate::{
 };
 
 fn fit(pool: &Pool, data: &Dataset) {
-    let count = fit_experts(&runtime(), &pool.path(), data, &ExpertOptions::default(), &());
+    let mut writer = FamilyWriter::begin(&pool.path()).expect("nobody else writes");
+    let count = fit_experts(&runtime(), &mut writer, data, &ExpertOptions::default(), &());
     assert!(count.expect("fitted") > 0);
 }
 

@@ -4,7 +4,6 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    rc::Rc,
     sync::Arc,
 };
 
@@ -117,7 +116,7 @@ pub(crate) struct Synthetic {
     /// The family's folder.
     pub(crate) folder: PathBuf,
     rows: Rows,
-    pool: Rc<TempDir>,
+    pool: Arc<TempDir>,
 }
 
 impl Synthetic {
@@ -128,7 +127,7 @@ impl Synthetic {
 
     /// Writes a valid family whose anchors have tables of `rows`.
     pub(crate) fn with_rows(rows: Rows) -> Self {
-        Self::write_family(Rc::new(tempfile::tempdir().expect("a folder")), "tiny", rows)
+        Self::write_family(Arc::new(tempfile::tempdir().expect("a folder")), "tiny", rows)
     }
 
     /// Writes another valid family into the same pool.
@@ -141,7 +140,7 @@ impl Synthetic {
         self.pool.path()
     }
 
-    fn write_family(pool: Rc<TempDir>, name: &str, rows: Rows) -> Self {
+    fn write_family(pool: Arc<TempDir>, name: &str, rows: Rows) -> Self {
         let family = Self { folder: pool.path().join(name), rows, pool };
         family.write(CONFIG, config(WIDTH, rows).as_bytes());
         family.write(WEIGHTS, &to_safetensors(&encoder(WIDTH, rows)));

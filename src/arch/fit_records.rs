@@ -1,0 +1,220 @@
+//! The record of a family's fitted files, `fits.json`: what serving reads of them, all at once.
+//!
+//! A fitted file carries its digest in its name, so a new one never takes the place of one that is
+//! in use. Writing `fits.json` is what puts it in use.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{ArchError, checkpoint::open_verified};
+use crate::{family::MapSpec, tensor::read_text};
+
+/// Name of the record in a family's folder.
+const RECORDS: &str = "fits.json";
+
+/// Folder of fitted files in a family's folder.
+pub const FITS_FOLDER: &str = "fits";
+
+/// End of the names of fitted files.
+const EXTENSION: &str = ".safetensors";
+
+/// Number of a digest's hexadecimal digits that a file's name carries.
+const NUM_DIGITS: usize = 16;
+
+/// Every fitted file of a family by its plain name.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FitRecords {
+    /// The maps by plain name.
+    pub maps: BTreeMap<String, FitRecord>,
+    /// How feed-forward parts are split among experts, by plain name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub experts: BTreeMap<String, SplitRecord>,
+    /// Files that were in use before the last fit, which servers may still read.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub superseded: BTreeSet<String>,
+}
+
+/// How an anchor's feed-forward parts were split among experts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SplitRecord {
+    /// The file; the plain name where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// The SHA-256 of the file.
+    pub sha256: String,
+    /// The number of tokens that the router was fitted on.
+    pub samples: u64,
+    /// The share of the groups' variance that a learned router explains on texts or images that
+    /// the fit did not see, averaged over blocks; 0 where the router is not learned.
+    pub held_out_r2: f64,
+    /// The texts or images.
+    pub data: String,
+    /// The day of the fit.
+    pub date: String,
+}
+
+/// How a map was fitted, and how well.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FitRecord {
+    /// The file; the plain name where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// The SHA-256 of the file.
+    pub sha256: String,
+    /// The number of rows that the map was fitted on: tokens, or sequences for a pooled map.
+    pub samples: u64,
+    /// The ridge regularisation, relative to the mean of the Gram matrix's diagonal.
+    pub regularization: f64,
+    /// The explained variance on texts that the fit did not see.
+    pub held_out_r2: f64,
+    /// The texts.
+    pub data: String,
+    /// The day of the fit.
+    pub date: String,
+}
+
+/// A fitted file as it is recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FittedFile<'r> {
+    /// Where it lies in the family's folder.
+    pub location: &'r str,
+    /// Its SHA-256.
+    pub sha256: &'r str,
+}
+
+impl FitRecord {
+    /// Returns the file of the map with the plain name `name`.
+    pub fn file<'r>(&'r self, name: &'r str) -> FittedFile<'r> {
+        let location = self.file.as_deref().unwrap_or(name);
+        FittedFile { location, sha256: &self.sha256 }
+    }
+}
+
+impl SplitRecord {
+    /// Returns the file of the experts with the plain name `name`.
+    pub fn file<'r>(&'r self, name: &'r str) -> FittedFile<'r> {
+        let location = self.file.as_deref().unwrap_or(name);
+        FittedFile { location, sha256: &self.sha256 }
+    }
+}
+
+impl FittedFile<'_> {
+    /// Returns why the file is not the one that was written, or None if it is.
+    pub fn fault(&self, folder: &Path) -> Option<ArchError> {
+        open_verified(folder, Path::new(self.location), self.sha256).err()
+    }
+}
+
+impl FitRecords {
+    /// Reads the records of the family in `folder`; none where there is no file.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the file is there but does not parse, or names a file outside of `fits/`.
+    pub fn read(folder: &Path) -> Result<Self, ArchError> {
+        let path = folder.join(RECORDS);
+        let text = match read_text(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(source) => return Err(ArchError::Unreadable { path, source }),
+        };
+        let malformed = |message: String| ArchError::Malformed { path: path.clone(), message };
+        let records: Self = serde_json::from_str(&text).map_err(|e| malformed(e.to_string()))?;
+        if let Some(odd) = records.files().find(|file| !is_in_fits(file.location)) {
+            return Err(malformed(format!("`{}` is not a file of fits/", odd.location)));
+        }
+        Ok(records)
+    }
+
+    /// Returns the records as they are written, and the file's name.
+    pub fn to_file(&self) -> (&'static str, String) {
+        let text = serde_json::to_string_pretty(self).unwrap_or_default();
+        (RECORDS, text + "\n")
+    }
+
+    /// Returns every file that is in use.
+    pub fn files(&self) -> impl Iterator<Item = FittedFile<'_>> {
+        let maps = self.maps.iter().map(|(name, record)| record.file(name));
+        maps.chain(self.experts.iter().map(|(name, record)| record.file(name)))
+    }
+
+    /// Leaves out what `is_wanted` refuses, by plain name and file.
+    pub fn retain(&mut self, is_wanted: impl Fn(&str, FittedFile<'_>) -> bool) {
+        self.maps.retain(|name, record| is_wanted(name, record.file(name)));
+        self.experts.retain(|name, record| is_wanted(name, record.file(name)));
+    }
+}
+
+/// Returns the plain name of the weights of `map`: where they lie in the family's folder, but for
+/// the digest.
+pub fn fit_file_name(map: &MapSpec) -> String {
+    let label = map.label.as_ref().map_or(String::new(), |label| format!(".{label}"));
+    format!("{FITS_FOLDER}/{}-{}{label}{EXTENSION}", map.from, map.to)
+}
+
+/// Returns where a file with the plain name `name` and this SHA-256 is written.
+pub fn name_with_digest(name: &str, sha256: &str) -> String {
+    let stem = name.strip_suffix(EXTENSION).unwrap_or(name);
+    let digits = sha256.get(..NUM_DIGITS).unwrap_or(sha256);
+    format!("{stem}.{digits}{EXTENSION}")
+}
+
+/// Returns the plain name of a fitted file whose name carries a digest, or None if it has none.
+pub fn name_without_digest(location: &str) -> Option<String> {
+    let stem = location.strip_prefix(FITS_FOLDER)?.strip_prefix('/')?.strip_suffix(EXTENSION)?;
+    let (plain, digits) = stem.rsplit_once('.')?;
+    let is_digit = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
+    let is_digest = digits.len() == NUM_DIGITS && digits.chars().all(is_digit);
+    is_digest.then(|| format!("{FITS_FOLDER}/{plain}{EXTENSION}"))
+}
+
+/// Tells whether a path names a file of the folder of fitted files.
+fn is_in_fits(location: &str) -> bool {
+    let name = location.strip_prefix(FITS_FOLDER).and_then(|rest| rest.strip_prefix('/'));
+    name.is_some_and(|name| !name.is_empty() && !name.starts_with('.') && !name.contains('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_is_put_into_a_name_and_taken_out_again() {
+        let sha256 = "0123456789abcdef0123";
+        let name = "fits/l6.6-out.fused4.safetensors";
+        let with = name_with_digest(name, sha256);
+        assert_eq!(with, "fits/l6.6-out.fused4.0123456789abcdef.safetensors");
+        assert_eq!(name_without_digest(&with).as_deref(), Some(name));
+        for plain in [name, "fits/a.0123456789ABCDEF.safetensors", "a.0123456789abcdef.safetensors"]
+        {
+            assert_eq!(name_without_digest(plain), None, "{plain}");
+        }
+    }
+
+    #[test]
+    fn files_outside_of_fits_are_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let record = |file: &str| {
+            format!(
+                r#"{{"maps": {{"fits/a-b.safetensors": {{"file": "{file}", "sha256": "0",
+                "samples": 1, "regularization": 1, "held_out_r2": 1, "data": "", "date": ""}}}}}}"#
+            )
+        };
+        let read = |file: &str| {
+            std::fs::write(folder.path().join(RECORDS), record(file)).expect("written");
+            FitRecords::read(folder.path()).map(|records| records.maps.len())
+        };
+        assert_eq!(read("fits/a-b.0123456789abcdef.safetensors").expect("read"), 1);
+        for odd in ["../a.safetensors", "fits/../a", "/etc/passwd", "fits/", "fits/.a", "a"] {
+            let error = read(odd).expect_err(odd).to_string();
+            assert!(error.contains(&format!("`{odd}` is not a file of fits/")), "{error}");
+        }
+    }
+}
