@@ -32,7 +32,7 @@ pub struct Network {
 pub enum Precision {
     /// In 32-bit floating point.
     F32,
-    /// In 8-bit integers, with weights quantized per channel and inputs per tensor at run time.
+    /// In 8-bit integers, with weights quantized per channel and inputs per row at run time.
     Int8,
 }
 
@@ -114,10 +114,14 @@ impl Network {
         }
     }
 
-    /// Names the network for caches: its precision, its graph and where its weights lie.
+    /// Names the network for caches: its graph, where its weights lie, its precision and, where it
+    /// is quantized, how.
     pub fn fingerprint(&self) -> Vec<u8> {
         let mut bytes = self.model.encode_to_vec();
-        bytes.push(u8::from(self.precision == Precision::Int8));
+        match self.precision {
+            Precision::F32 => bytes.push(0),
+            Precision::Int8 => bytes.extend([BY_ROW, max_level().unsigned_abs()]),
+        }
         bytes
     }
 
@@ -162,6 +166,9 @@ fn is_looked_up(graph: &GraphProto, name: &str) -> bool {
     };
     readers().next().is_some() && readers().all(is_by_row)
 }
+
+/// What the fingerprints of quantized networks have; 1 stood for one scale for a whole batch.
+const BY_ROW: u8 = 2;
 
 /// 8-bit products saturate on x86 without VNNI unless a bit is left free.
 fn max_level() -> i8 {

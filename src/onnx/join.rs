@@ -5,24 +5,29 @@ use std::{collections::HashSet, path::Path};
 use super::{
     OnnxError,
     external::{place_of, read_bytes},
+    opset,
     proto::{GraphProto, ModelProto, OperatorSetId},
 };
 
 /// Joins `models` into one: each reads the output of the one before it wherever it has an input
 /// that is not in `shared`. Names are made unique by the module's position; `shared` inputs keep
-/// theirs.
+/// theirs. All take the latest version of the standard's operators that one of them declares.
 pub fn join(models: &[ModelProto], shared: &[&str]) -> ModelProto {
     let mut joined = GraphProto { name: "joined".into(), ..GraphProto::default() };
     let mut opsets: Vec<OperatorSetId> = Vec::new();
+    let latest = models.iter().map(opset::version).max().unwrap_or_default();
     let mut declared = HashSet::new();
     let mut state = String::new();
     for (index, model) in models.iter().enumerate() {
-        for opset in &model.opset_import {
-            if !opsets.iter().any(|known| known.domain == opset.domain) {
-                opsets.push(opset.clone());
+        let mut model = model.clone();
+        opset::raise(&mut model, latest);
+        for opset in model.opset_import {
+            match opsets.iter_mut().find(|known| known.domain == opset.domain) {
+                Some(known) => known.version = known.version.max(opset.version),
+                None => opsets.push(opset),
             }
         }
-        let Some(mut graph) = model.graph.clone() else {
+        let Some(mut graph) = model.graph else {
             continue;
         };
         let inputs: HashSet<String> = graph.input.iter().map(|input| input.name.clone()).collect();

@@ -15,8 +15,10 @@ pub mod external;
 #[cfg(test)]
 mod fuzz_tests;
 mod join;
+mod opset;
 pub mod proto;
 mod quantize;
+mod rows;
 mod take;
 
 pub use articulation::{Articulations, articulations};

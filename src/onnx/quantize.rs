@@ -10,16 +10,23 @@ use bytes::Bytes;
 use super::{
     OnnxError,
     external::read_floats,
+    opset,
     proto::{GraphProto, ModelProto, NodeProto, TensorProto, data_type},
+    rows::{self, Rows},
 };
 
 /// Matrices with fewer elements stay as they are.
 const MIN_ELEMENTS: usize = 4_096;
 
+/// The version of the standard's operators since which tensors are quantized by block.
+const BLOCKED: i64 = 21;
+
 /// Quantizes the constant matrices of `model` to int8, per output channel and symmetric, and the
-/// matrix products to take their left side quantized at run time per tensor
-/// (`DynamicQuantizeLinear` then `MatMulIntegerToFloat`). A left side that several products share
-/// is quantized once.
+/// matrix products to take their left side quantized at run time, row by row.
+///
+/// A row is divided by its largest absolute value, so it depends on nothing but itself: not on the
+/// batch, and not on padding. A left side that several products share is quantized once. A row with
+/// a value that is no number, or none that is finite, gives no finite value.
 ///
 /// `max_level` is the largest quantized weight: 127, or 63 on processors whose 8-bit products
 /// saturate at 16 bits (AVX2 without VNNI).
@@ -33,31 +40,31 @@ pub fn quantize_weights(
     max_level: i8,
 ) -> Result<ModelProto, OnnxError> {
     let mut model = model.clone();
+    let is_blocked = opset::raise(&mut model, BLOCKED);
+    let axes_are_inputs = opset::version(&model) >= opset::AXES_ARE_INPUTS;
     let Some(graph) = model.graph.as_mut() else {
         return Ok(model);
     };
     let matrices = constant_matrices(graph);
-    let mut nodes = Vec::with_capacity(graph.node.len());
+    let mut rows = Rows::new(graph, is_blocked, axes_are_inputs);
     let mut added = Vec::new();
-    let mut quantized_inputs = HashSet::new();
     for node in std::mem::take(&mut graph.node) {
         let is_product = node.op_type == "MatMul";
         let Some(matrix) = node.input.get(1).filter(|_| is_product).and_then(|b| matrices.get(b))
         else {
-            nodes.push(node);
+            rows.nodes.push(node);
             continue;
         };
         let weight = &graph.initializer[matrix.initializer];
         let values = read_floats(folder, weight)?;
         let quantized = Quantized::new(&values, matrix, max_level);
-        if quantized_inputs.insert(node.input[0].clone()) {
-            nodes.push(quantize_input(&node.input[0]));
-        }
-        nodes.push(product(&node, &weight.name));
+        rows.quantize(&node.input[0], matrix.rows);
+        rows.multiply(&node, &weight.name);
         added.extend(quantized.into_initializers(&weight.name));
     }
-    graph.node = nodes;
+    graph.node = rows.nodes;
     graph.initializer.extend(added);
+    graph.initializer.extend(rows::constants());
     remove_unused(graph);
     Ok(model)
 }
@@ -155,37 +162,6 @@ impl Quantized {
             tensor("int8", data_type::INT8, vec![rows, columns], self.levels),
             tensor("scale", data_type::FLOAT, vec![columns], scales),
         ]
-    }
-}
-
-/// Returns the node that quantizes `tensor` at run time.
-fn quantize_input(tensor: &str) -> NodeProto {
-    let output = ["uint8", "scale", "zero"].map(|suffix| format!("{tensor}.{suffix}"));
-    NodeProto {
-        input: vec![tensor.into()],
-        output: output.to_vec(),
-        name: format!("{tensor}.quantize"),
-        op_type: "DynamicQuantizeLinear".into(),
-        ..NodeProto::default()
-    }
-}
-
-/// Returns the integer product that stands for `node`.
-fn product(node: &NodeProto, weight: &str) -> NodeProto {
-    let left = &node.input[0];
-    NodeProto {
-        input: vec![
-            format!("{left}.uint8"),
-            format!("{weight}.int8"),
-            format!("{left}.scale"),
-            format!("{weight}.scale"),
-            format!("{left}.zero"),
-        ],
-        output: node.output.clone(),
-        name: format!("{}.int8", node.name),
-        op_type: "MatMulIntegerToFloat".into(),
-        domain: "com.microsoft".into(),
-        attribute: Vec::new(),
     }
 }
 
