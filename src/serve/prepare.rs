@@ -107,11 +107,7 @@ fn tokenizer(family: &Family, anchor: &str) -> Result<Arc<Tokenizer>, ServeError
     family.tokenizer(anchor).cloned().ok_or(ServeError::WorkerGone)
 }
 
-fn decode_all(
-    files: &[Vec<u8>],
-    spec: &ImageSpec,
-    limits: &Limits,
-) -> Result<Pixels, ServeError> {
+fn decode_all(files: &[Vec<u8>], spec: &ImageSpec, limits: &Limits) -> Result<Pixels, ServeError> {
     let mut values = Vec::new();
     for (index, bytes) in files.iter().enumerate() {
         let file = inputs::image_file(bytes, limits)?;
