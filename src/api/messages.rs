@@ -4,9 +4,7 @@
 
 #![expect(
     unreachable_pub,
-    clippy::allow_attributes,
     clippy::enum_variant_names,
-    clippy::too_many_lines,
     reason = "generated code; what it means stands in the .proto"
 )]
 

@@ -112,7 +112,7 @@ mod tests {
             ("port = [1]", "key `port` must be a string"),
             ("port = ", "is no valid TOML"),
             ("config = \"other\"", "unknown key `config`"),
-            ("request_timeout = 18446744073709551615", "is not in 0..=1000000000"),
+            ("request_timeout = 9223372036854775807", "is not in 0..=1000000000"),
             ("idle_timeout = 1000000001", "is not in 0..=1000000000"),
         ] {
             let error = parsed(file, &["tessera", "serve"]).expect_err(reason);

@@ -46,11 +46,11 @@ pub(super) fn raise(model: &mut ModelProto, version: i64) -> bool {
     if !is_known || !nodes().all(keeps_its_meaning) {
         return false;
     }
-    if let Some(graph) = &mut model.graph {
-        if (found..version).contains(&(AXES_ARE_INPUTS - 1)) {
-            let axes = graph.node.iter_mut().filter_map(mend);
-            graph.initializer.extend(axes);
-        }
+    if let Some(graph) = &mut model.graph
+        && (found..version).contains(&(AXES_ARE_INPUTS - 1))
+    {
+        let axes = graph.node.iter_mut().filter_map(mend);
+        graph.initializer.extend(axes);
     }
     let standard = model.opset_import.iter_mut().filter(|opset| opset.domain.is_empty());
     standard.for_each(|opset| opset.version = version);
@@ -63,7 +63,8 @@ const IR_VERSION: i64 = 10;
 
 fn keeps_its_meaning(node: &NodeProto) -> bool {
     let has_graph = node.attribute.iter().any(|a| a.g.is_some() || !a.graphs.is_empty());
-    !has_graph && !(node.domain.is_empty() && CHANGED.contains(&node.op_type.as_str()))
+    let is_changed = node.domain.is_empty() && CHANGED.contains(&node.op_type.as_str());
+    !(has_graph || is_changed)
 }
 
 /// Brings a node of before version 18 into its later form; returns its axes as an initializer.
