@@ -6,14 +6,14 @@ use super::{
     ArchError, Network,
     anchor::{Anchor, Form},
     checkpoint::open_verified,
-    network::{PIXEL_VALUES, Precision},
+    network::{Company, PIXEL_VALUES, Precision},
     pooling::mean_head,
     routed::Body,
 };
 use crate::{
     family::{ModuleKind, OnnxSource},
     onnx::{
-        CutPoint, OnnxError, cut,
+        CutPoint, OnnxError, check_operators, check_repeatable, cut,
         proto::{GraphProto, ModelProto},
         read_model, rename_tensor,
     },
@@ -35,8 +35,9 @@ impl Exported {
     ///
     /// # Errors
     ///
-    /// Fails on a file that is unreadable, has another digest or is no ordered ONNX graph, and on
-    /// cuts that are none.
+    /// Fails on a file that is unreadable, has another digest or is no ordered ONNX graph, on
+    /// operators that draw random numbers or are known to mix the rows of a batch, and on cuts that
+    /// are none.
     pub(super) fn open(
         folder: &Path,
         anchor: &str,
@@ -46,6 +47,12 @@ impl Exported {
         drop(open_verified(folder, &source.file, sha256)?);
         let wrap = |source: OnnxError| ArchError::Onnx { anchor: anchor.into(), source };
         let mut model = read_model(folder, &source.file).map_err(wrap)?;
+        check_repeatable(&model).map_err(wrap)?;
+        if !source.one_by_one {
+            let inputs = model.graph.iter().flat_map(|graph| &graph.input);
+            let inputs: Vec<&str> = inputs.map(|input| input.name.as_str()).collect();
+            check_operators(&model, &inputs).map_err(wrap)?;
+        }
         let (mut image, mut output_width) = (None, source.width.unwrap_or_default());
         if let Some(spec) = &source.image {
             let graph = model.graph.as_ref();
@@ -68,6 +75,11 @@ impl Exported {
         let blocks = parts.map(|count| pieces.by_ref().take(count).collect()).collect();
         let head = pieces.next();
         Ok(Self { stem, blocks, head, source: source.clone(), image, output_width })
+    }
+
+    fn network(&self, piece: &ModelProto, precision: Precision) -> Network {
+        let company = if self.source.one_by_one { Company::OneByOne } else { Company::Unproven };
+        Network::new(piece.clone(), precision).with_company(company)
     }
 }
 
@@ -133,16 +145,16 @@ impl Anchor for Exported {
     }
 
     fn stem(&self) -> Result<Network, ArchError> {
-        Ok(Network::new(self.stem.clone(), Precision::F32))
+        Ok(self.network(&self.stem, Precision::F32))
     }
 
     fn part(&self, index: usize, part: ModuleKind, form: Form<'_>) -> Result<Body, ArchError> {
         let piece = usize::from(part == ModuleKind::Mlp);
-        Ok(Network::new(self.blocks[index][piece].clone(), form.precision()).into())
+        Ok(self.network(&self.blocks[index][piece], form.precision()).into())
     }
 
     fn head(&self, _has_norm: bool) -> Result<Option<Network>, ArchError> {
-        let head = self.head.clone().map(|head| Network::new(head, Precision::F32));
+        let head = self.head.as_ref().map(|head| self.network(head, Precision::F32));
         Ok(head.or_else(|| self.source.width.map(mean_head)))
     }
 }

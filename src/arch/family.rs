@@ -7,8 +7,8 @@ use std::{
 };
 
 use super::{
-    ArchError, FitRecords, Network, Routed, SplitPart, Stamps, Tokenizer, builder::FamilyBuilder,
-    routed::Body,
+    ArchError, Company, FitRecords, Network, Routed, SplitPart, Stamps, Tokenizer,
+    builder::FamilyBuilder, routed::Body,
 };
 use crate::family::{FamilyGraph, MANIFEST_FILE, Manifest, MapSpec, ModuleId, SpaceId};
 
@@ -126,6 +126,11 @@ impl Family {
     /// Panics when there is none.
     pub fn network(&self, index: usize) -> &Network {
         &self.networks.kept[index].0
+    }
+
+    /// Returns whether rows run one at a time, because a network mixes those of a batch.
+    pub fn is_one_by_one(&self) -> bool {
+        self.networks.kept.iter().any(|(network, _)| network.company() == Company::OneByOne)
     }
 
     /// Returns the number of networks that differ.

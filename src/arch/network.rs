@@ -23,6 +23,7 @@ pub const PIXEL_VALUES: &str = "pixel_values";
 pub struct Network {
     model: ModelProto,
     precision: Precision,
+    company: Company,
     /// What the weights take when loaded, where that is less than all that the graph reads.
     held_bytes: Option<u64>,
 }
@@ -36,16 +37,44 @@ pub enum Precision {
     Int8,
 }
 
+/// How the rows of a batch stand to one another in a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Company {
+    /// No row changes another: the graph was built here.
+    Apart,
+    /// No row may change another: the graph comes from outside, and it is to be proven.
+    Unproven,
+    /// Rows change one another, so they run one at a time.
+    OneByOne,
+}
+
 impl Network {
     /// Wraps `model`; with [`Precision::Int8`] it is quantized when it is loaded.
     pub fn new(model: ModelProto, precision: Precision) -> Self {
-        Self { model, precision, held_bytes: None }
+        Self { model, precision, company: Company::Apart, held_bytes: None }
     }
 
     /// States what the weights take when loaded, where only parts of what the graph reads stay.
     #[must_use]
     pub(super) fn holding(self, bytes: u64) -> Self {
         Self { held_bytes: Some(bytes), ..self }
+    }
+
+    /// States how rows stand to one another.
+    #[must_use]
+    pub(super) fn with_company(self, company: Company) -> Self {
+        Self { company, ..self }
+    }
+
+    /// Returns how the rows of a batch stand to one another.
+    pub fn company(&self) -> Company {
+        self.company
+    }
+
+    /// Returns whether it comes from outside and is to be tried. An 8-bit form is made here, and
+    /// its rows are independent if those of the graph are.
+    pub fn needs_proof(&self) -> bool {
+        self.company != Company::Apart && self.precision == Precision::F32
     }
 
     /// Returns the graph in f32.
@@ -121,6 +150,9 @@ impl Network {
         match self.precision {
             Precision::F32 => bytes.push(0),
             Precision::Int8 => bytes.extend([BY_ROW, max_level().unsigned_abs()]),
+        }
+        if self.company == Company::OneByOne {
+            bytes.push(1);
         }
         bytes
     }

@@ -385,6 +385,10 @@ pub struct ImportArguments {
     /// SPDX licence of the weights
     #[arg(long, default_value = "unknown")]
     pub license: String,
+    /// Run one image at a time: for exports that mix the images of a batch, as dynamically
+    /// quantized ones do, and for those made for a batch of one
+    #[arg(long)]
+    pub one_by_one: bool,
 }
 
 /// Options of `export`.

@@ -41,6 +41,7 @@ pub(super) fn import(common: &Common, arguments: &ImportArguments) -> anyhow::Re
         labels,
         preprocessor: arguments.preprocessor.clone(),
         license: arguments.license.clone(),
+        one_by_one: arguments.one_by_one,
         probes: Vec::new(),
     };
     let machine = setup::machine(common)?;

@@ -14,6 +14,9 @@ pub struct OnnxSource {
     pub width: Option<usize>,
     /// The graph's input of images, and the hidden states' shapes; images only.
     pub image: Option<OnnxImage>,
+    /// Whether the rows of a batch run one at a time, because the network mixes them.
+    #[serde(default)]
+    pub one_by_one: bool,
     /// The hidden states before the first block.
     pub stem: String,
     /// The hidden states after each block, in order; after its attention too, where they are two.

@@ -5,7 +5,7 @@
 //! is accepted. A family is made beside its place and renamed, so nothing is half-imported.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     fs::{self, File},
     io,
     path::{Path, PathBuf},
@@ -20,14 +20,16 @@ use super::{
     Disk, FileSystem, FitError, Progress,
     disk::{lock, sweep, sync},
     imported::{Imported, manifest},
+    independence::{Subject, prove_family},
     measure::wave,
+    probes,
 };
 use crate::{
     arch::{Family, ModelInput, Pixels},
     family::{MANIFEST_FILE, PlanId},
     onnx::{
-        Extents, OnnxError, articulations, embed_weights, fix_shapes, proto::ModelProto,
-        read_model, shape_reads,
+        Extents, OnnxError, articulations, check_repeatable, embed_weights, fix_shapes,
+        proto::ModelProto, read_model, shape_reads,
     },
     runtime::{Executor, Runtime, SideInputs, WholeModel},
     tensor::{Tensor, TensorData},
@@ -55,6 +57,9 @@ pub struct ImportOptions {
     pub preprocessor: Option<PathBuf>,
     /// The SPDX licence of the weights.
     pub license: String,
+    /// Whether each image runs by itself, so that networks which mix the images of a batch, and
+    /// those made for one image, can be imported.
+    pub one_by_one: bool,
     /// Images to compare on besides random ones, `[batch, channels, height, width]`.
     pub probes: Vec<Tensor>,
 }
@@ -76,8 +81,9 @@ pub struct ImportReport {
 ///
 /// # Errors
 ///
-/// Fails when the family is there already, an export cannot be read, cut or run, exports disagree,
-/// or joined pieces are not what the original is; the error names file and node or tensor.
+/// Fails when the family is there already, an export cannot be read, cut or run, draws random
+/// numbers or mixes the images of a batch, exports disagree, or joined pieces are not what the
+/// original is; the error names file and node or tensor.
 pub fn import(
     runtime: &Runtime,
     pool: &Path,
@@ -109,9 +115,10 @@ pub fn import(
     let path = folder.join(MANIFEST_FILE);
     fs::write(&path, text).map_err(|source| FitError::File { path, source })?;
     let family = Arc::new(Family::load(&folder)?);
+    prove_family(runtime, &family, &mut BTreeSet::new())?;
     let mut reports = Vec::new();
     for anchor in &anchors {
-        let difference = compare(runtime, &family, anchor, &options.probes)?;
+        let difference = compare(runtime, &family, anchor, options)?;
         reports.push(ImportReport {
             anchor: anchor.name.clone(),
             num_nodes: anchor.num_nodes,
@@ -155,10 +162,14 @@ fn sync_all(folder: &Path) -> io::Result<()> {
 
 /// Reads an export; its weights lie in files of the folder returned.
 fn read(file: &Path) -> Result<(&Path, ModelProto), FitError> {
-    let folder = file.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let folder = folder.unwrap_or(Path::new("."));
+    let folder = folder_of(file);
     let model = read_model(folder, file.file_name().unwrap_or_default().as_ref());
     Ok((folder, model.map_err(|e| malformed(file, &e))?))
+}
+
+fn folder_of(file: &Path) -> &Path {
+    let folder = file.parent().filter(|parent| !parent.as_os_str().is_empty());
+    folder.unwrap_or(Path::new("."))
 }
 
 fn malformed(file: &Path, error: &OnnxError) -> FitError {
@@ -175,7 +186,9 @@ fn take_apart(
     let (source, mut model) = read(file)?;
     let wrap = |e: OnnxError| malformed(file, &e);
     let name = anchor_name(file);
-    let (input, image) = image_input(&model, file)?;
+    let (input, image) = image_input(&model, file, options.one_by_one)?;
+    check_repeatable(&model).map_err(wrap)?;
+    check_independence(runtime, &model, &input, file, options.one_by_one)?;
     let found = articulations(&model, &input).map_err(wrap)?;
     let named = options.cuts.get(&name);
     if let Some(odd) = named.and_then(|cuts| cuts.iter().find(|cut| !found.all.contains(*cut))) {
@@ -190,11 +203,16 @@ fn take_apart(
     let reads = shape_reads(&model);
     let wanted: HashSet<&String> = reads.iter().chain(&proposed).chain([&output]).collect();
     let wanted: Vec<String> = wanted.into_iter().cloned().collect();
-    let known = learn_shapes(runtime, (source, &model), (&input, image), &wanted)?;
+    let mut whole = WholeModel::load(runtime, source, &file.to_string_lossy(), &model, &wanted)?;
+    let mut shapes =
+        |batch: usize| whole.shapes(&[(&input, &random_images(batch, image))], &wanted);
+    let one = shapes(1)?;
+    let other = if options.one_by_one { one.clone() } else { shapes(2)? };
+    let known = extents(&wanted, one, other);
     if !reads.is_empty() {
         fix_shapes(&mut model, &input, &known).map_err(wrap)?;
     }
-    let (cuts, shapes) = usable(&proposed, &known);
+    let (cuts, shapes) = usable(&proposed, &known, options.one_by_one);
     if cuts.len() < 2 {
         let message = format!(
             "has {} usable cuts, but a stem and a block are needed; name cuts with --cut",
@@ -223,25 +241,49 @@ fn take_apart(
         cuts,
         shapes,
         num_nodes,
+        one_by_one: options.one_by_one,
     })
 }
 
-/// Runs the export on one image and on two, and returns the extents of the tensors `wanted`.
-fn learn_shapes(
+/// Checks that no image of a batch changes what another is answered, and that answers can be
+/// repeated.
+fn check_independence(
     runtime: &Runtime,
-    (folder, model): (&Path, &ModelProto),
-    (input, image): (&str, [usize; 3]),
+    model: &ModelProto,
+    input: &str,
+    file: &Path,
+    one_by_one: bool,
+) -> Result<(), FitError> {
+    let (folder, name) = (folder_of(file), file.to_string_lossy());
+    let graph = model.graph.as_ref();
+    let declared = graph.and_then(|graph| graph.input.iter().find(|known| known.name == input));
+    let rows = declared.and_then(|declared| probes::rows(declared, 1, 1));
+    let rows: Vec<_> = rows.map(|rows| (input.to_owned(), rows)).into_iter().collect();
+    let output = graph.and_then(|graph| graph.output.first());
+    let output = output.map(|output| output.name.as_str()).unwrap_or_default();
+    let subject = Subject { folder, name: &name, model, output, one_by_one, rows: &rows };
+    match subject.fault(runtime)? {
+        Some(fault) => Err(malformed(file, &fault)),
+        None => Ok(()),
+    }
+}
+
+/// Pairs the extents of tensors for one image with those for another number.
+fn extents(
     wanted: &[String],
-) -> Result<HashMap<String, Extents>, FitError> {
-    let mut whole = WholeModel::load(runtime, folder, model, wanted)?;
-    let one = whole.shapes((input, &random_images(1, image)), wanted)?;
-    let two = whole.shapes((input, &random_images(2, image)), wanted)?;
-    let extents = one.into_iter().zip(two).map(|(one, two)| [one, two]);
-    Ok(wanted.iter().cloned().zip(extents).collect())
+    one: Vec<Option<Vec<usize>>>,
+    other: Vec<Option<Vec<usize>>>,
+) -> HashMap<String, Extents> {
+    let pairs = wanted.iter().zip(one.into_iter().zip(other));
+    pairs.filter_map(|(name, (one, other))| Some((name.clone(), [one?, other?]))).collect()
 }
 
 /// Returns the graph's input of images and its channels, height and width.
-fn image_input(model: &ModelProto, file: &Path) -> Result<(String, [usize; 3]), FitError> {
+fn image_input(
+    model: &ModelProto,
+    file: &Path,
+    one_by_one: bool,
+) -> Result<(String, [usize; 3]), FitError> {
     let refuse = |message: String| FitError::Malformed { path: file.to_owned(), message };
     let inputs: Vec<_> = model.graph.iter().flat_map(|graph| &graph.input).collect();
     let [input] = inputs[..] else {
@@ -253,6 +295,13 @@ fn image_input(model: &ModelProto, file: &Path) -> Result<(String, [usize; 3]), 
         [None, Some(channels), Some(height), Some(width)] => {
             Ok((input.name.clone(), [channels, height, width]))
         }
+        [Some(1), Some(channels), Some(height), Some(width)] if one_by_one => {
+            Ok((input.name.clone(), [channels, height, width]))
+        }
+        [Some(1), Some(_), Some(_), Some(_)] => Err(refuse(format!(
+            "input `{}` is made for one image; `--one-by-one` runs one at a time",
+            input.name
+        ))),
         _ => Err(refuse(format!(
             "input `{}` is {extents:?} (`None` where it varies), but [batch, channels, height, \
              width] is needed, with the batch alone varying",
@@ -261,13 +310,19 @@ fn image_input(model: &ModelProto, file: &Path) -> Result<(String, [usize; 3]), 
     }
 }
 
-/// Keeps the cuts whose tensors are a batch of something of fixed shape.
-fn usable(proposed: &[String], known: &HashMap<String, Extents>) -> (Vec<String>, Vec<Vec<usize>>) {
+/// Keeps the cuts whose tensors are a batch of something of fixed shape. With `one_by_one` both
+/// extents are those of one image.
+fn usable(
+    proposed: &[String],
+    known: &HashMap<String, Extents>,
+    one_by_one: bool,
+) -> (Vec<String>, Vec<Vec<usize>>) {
+    let batches = (1, if one_by_one { 1 } else { 2 });
     let usable = proposed.iter().filter_map(|cut| {
         let [one, two] = known.get(cut)?;
         let (first, rest) = one.split_first()?;
         let (second, others) = two.split_first()?;
-        let is_batch = (*first, *second) == (1, 2) && rest == others && !rest.is_empty();
+        let is_batch = (*first, *second) == batches && rest == others && !rest.is_empty();
         is_batch.then(|| (cut.clone(), rest.to_vec()))
     });
     usable.unzip()
@@ -300,18 +355,21 @@ fn compare(
     runtime: &Runtime,
     family: &Arc<Family>,
     anchor: &Imported,
-    probes: &[Tensor],
+    options: &ImportOptions,
 ) -> Result<f64, FitError> {
     let (source, model) = read(&anchor.original)?;
     let wanted = [anchor.output.clone()];
-    let mut whole = WholeModel::load(runtime, source, &model, &wanted)?;
+    let name = anchor.original.to_string_lossy();
+    let mut whole = WholeModel::load(runtime, source, &name, &model, &wanted)?;
     let executor = Executor::new(runtime.clone(), family.clone());
     let plan = format!("{}[0..{}]", anchor.name, anchor.cuts.len() - 1);
     let path = PlanId::find_path(&family.graph, &plan)?;
     let mut largest = 0.0_f64;
-    let random = [1, 3].map(|batch| random_images(batch, anchor.image));
-    for images in random.iter().chain(probes) {
-        let expected = whole.run((&anchor.input, images), &wanted)?.pop();
+    let batches: &[usize] = if options.one_by_one { &[1] } else { &[1, 3] };
+    let random: Vec<Tensor> =
+        batches.iter().map(|batch| random_images(*batch, anchor.image)).collect();
+    for images in random.iter().chain(&options.probes) {
+        let expected = whole.run(&[(&anchor.input, images)], &wanted)?.pop();
         let values = images.as_f32().unwrap_or_default().to_vec();
         let pixels = ModelInput::Pixels(Pixels { shape: anchor.image, values });
         let found = executor.run(&path, &SideInputs::of_input(pixels)?, &mut ())?;

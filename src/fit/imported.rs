@@ -31,6 +31,8 @@ pub(super) struct Imported {
     pub(super) shapes: Vec<Vec<usize>>,
     /// The number of nodes.
     pub(super) num_nodes: usize,
+    /// Whether images run one at a time.
+    pub(super) one_by_one: bool,
 }
 
 /// The keys of `preprocessor_config.json` that matter here.
@@ -90,8 +92,10 @@ fn anchor_text(anchor: &Imported) -> String {
     let blocks: Vec<String> =
         cuts.iter().skip(1).map(|cut| format!("  {},\n", toml_text(cut))).collect();
     let blocks = blocks.concat();
+    let one_by_one = if anchor.one_by_one { "one_by_one = true\n" } else { "" };
     format!(
-        "\n[anchors.{name}.onnx]\nfile = {location}\nstem = {stem}\nblocks = [\n{blocks}]\n\n\
+        "\n[anchors.{name}.onnx]\nfile = {location}\n{one_by_one}stem = {stem}\n\
+         blocks = [\n{blocks}]\n\n\
          [anchors.{name}.onnx.image]\ninput = {}\noutput = {}\nshapes = {shapes:?}\n\n\
          [anchors.{name}.sha256]\n{location} = \"{sha256}\"\n",
         toml_text(input),
@@ -222,6 +226,7 @@ mod tests {
             cuts: (0..shapes.len()).map(|depth| format!("\"{depth}\"")).collect(),
             shapes: shapes.iter().map(|shape| shape.to_vec()).collect(),
             num_nodes: 1,
+            one_by_one: false,
         }
     }
 

@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{FitError, ModuleProfile, ProfileCache, Progress, profile::module_digest};
+use super::{
+    FitError, ModuleProfile, ProfileCache, Progress, independence::prove_family,
+    profile::module_digest,
+};
 use crate::{
     arch::{Encoding, Family, ModelInput, Pixels},
     family::{Manifest, ModuleId, SpaceKind},
@@ -50,6 +53,7 @@ impl ProfileOptions {
 }
 
 /// Measures the modules of the executor's family that `cache` does not have, adding them to it.
+/// Before that it proves that no row of a batch changes another in networks from outside.
 ///
 /// Modules that follow one another in plans are run round robin, so that a module finds the
 /// processor's caches as it does in a path, not filled with its own weights. `save` is called after
@@ -57,7 +61,7 @@ impl ProfileOptions {
 ///
 /// # Errors
 ///
-/// Fails when a module does not run, or saving fails.
+/// Fails when a module does not run or mixes the rows of a batch, or saving fails.
 pub fn measure_profile(
     executor: &mut Executor,
     options: &ProfileOptions,
@@ -66,6 +70,9 @@ pub fn measure_profile(
     save: &mut dyn FnMut(&ProfileCache) -> Result<(), FitError>,
 ) -> Result<(), FitError> {
     let family = executor.family().clone();
+    if prove_family(executor.runtime(), &family, &mut cache.proven)? {
+        save(cache)?;
+    }
     let Err(missing) = cache.profile_of(&family) else {
         return Ok(());
     };

@@ -1,7 +1,7 @@
 //! Measured module costs: the cache that belongs to a machine, and what a family's modules cost.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::{FitError, write_atomically};
 use crate::{
-    arch::Family,
+    arch::{Family, Network},
     family::ModuleId,
     plan::{Grid, PlanError},
     tensor::read_text,
@@ -52,6 +52,9 @@ pub struct ProfileCache {
     pub machine: MachineKey,
     /// The modules by digest of their networks.
     pub modules: BTreeMap<String, ModuleProfile>,
+    /// Digests of the networks from outside whose rows were proven to be independent.
+    #[serde(default)]
+    pub proven: BTreeSet<String>,
 }
 
 /// The cache as its file has it.
@@ -106,7 +109,7 @@ impl MachineKey {
 impl ProfileCache {
     /// Returns a cache in which nothing is measured.
     pub fn empty(machine: MachineKey) -> Self {
-        Self { machine, modules: BTreeMap::new() }
+        Self { machine, modules: BTreeMap::new(), proven: BTreeSet::new() }
     }
 
     /// Reads the cache of `machine` in `folder`; empty where there is none.
@@ -167,19 +170,25 @@ impl ProfileCache {
         }
     }
 
-    /// Returns the profile of `family`, or the modules that have not been measured.
+    /// Returns the profile of `family`, or the modules that have not been measured or have a
+    /// network that has not been proven. Where rows run one at a time, larger batches cost what
+    /// their rows cost.
     ///
     /// # Errors
     ///
     /// Returns the missing modules.
     pub fn profile_of(&self, family: &Family) -> Result<Profile, Vec<ModuleId>> {
+        let known = |id, digest: &String| {
+            let module = self.modules.get(digest).filter(|_| self.is_proven(family, id))?;
+            Some(if family.is_one_by_one() { module.of_one() } else { module.clone() })
+        };
         let mut modules = Vec::new();
         let mut missing = Vec::new();
         for index in 0..family.graph.modules().len() {
             let id = ModuleId(index);
             let module = match module_digest(family, id) {
                 None => None,
-                Some(digest) => self.modules.get(&digest).cloned().or_else(|| {
+                Some(digest) => known(id, &digest).or_else(|| {
                     missing.push(id);
                     None
                 }),
@@ -187,6 +196,23 @@ impl ProfileCache {
             modules.push(module);
         }
         if missing.is_empty() { Ok(Profile { modules }) } else { Err(missing) }
+    }
+
+    /// Returns whether what module `id` runs was built here or has been proven.
+    fn is_proven(&self, family: &Family, id: ModuleId) -> bool {
+        let networks = family.networks_of(id).into_iter().map(|index| family.network(index));
+        let mut unproven = networks.filter(|network| network.needs_proof());
+        unproven.all(|network| self.proven.contains(&network_digest(network)))
+    }
+}
+
+impl ModuleProfile {
+    /// Returns what the module costs where rows run one at a time.
+    fn of_one(&self) -> Self {
+        Self {
+            latency_seconds: self.latency_seconds.of_first_batch(),
+            activation_bytes: self.activation_bytes.of_first_batch(),
+        }
     }
 }
 
@@ -232,6 +258,11 @@ pub(super) fn module_digest(family: &Family, id: ModuleId) -> Option<String> {
     Some(digest(&key))
 }
 
+/// Returns the digest under which a network is known to be proven.
+pub(super) fn network_digest(network: &Network) -> String {
+    digest(&network.fingerprint())
+}
+
 fn digest(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -250,7 +281,7 @@ mod tests {
         let grid = || Grid::new(vec![1, 4], vec![8], vec![0.25, 0.5]).expect("a grid");
         let profile = ModuleProfile { latency_seconds: grid(), activation_bytes: grid() };
         let modules = [(module.to_owned(), profile)].into();
-        ProfileCache { machine: machine("this"), modules }
+        ProfileCache { modules, ..ProfileCache::empty(machine("this")) }
     }
 
     fn read(folder: &Path) -> Result<ProfileCache, FitError> {

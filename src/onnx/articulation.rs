@@ -13,14 +13,24 @@ use super::{
 };
 
 /// Operators that read nothing of a tensor but its shape.
-const SHAPE_READERS: [&str; 2] = ["Shape", "Size"];
+pub(super) const SHAPE_READERS: [&str; 2] = ["Shape", "Size"];
 
 /// Operators that may follow an addition inside the same block.
 const ACTIVATIONS: [&str; 8] =
     ["Relu", "Clip", "LeakyRelu", "HardSwish", "HardSigmoid", "Gelu", "Elu", "PRelu"];
 
 /// Operators whose weights make a piece worth being one.
-const PRODUCTS: [&str; 4] = ["Conv", "Gemm", "MatMul", "ConvTranspose"];
+const PRODUCTS: [&str; 9] = [
+    "Conv",
+    "Gemm",
+    "MatMul",
+    "ConvTranspose",
+    "ConvInteger",
+    "MatMulInteger",
+    "QLinearConv",
+    "QLinearMatMul",
+    "DynamicQuantizeMatMul",
+];
 
 /// A network's articulations.
 #[derive(Debug, Clone, PartialEq, Eq)]

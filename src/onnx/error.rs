@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::proto::NodeProto;
+
 /// The versions of the standard's operators that are read.
 pub(super) const OPSETS: std::ops::RangeInclusive<i64> = 11..=21;
 
@@ -110,4 +112,49 @@ pub enum OnnxError {
         /// What is wrong with it.
         reason: String,
     },
+    /// An operator mixes the rows of a batch.
+    #[error(
+        "the operator `{operator}` (node `{node}`) mixes the rows of a batch: {reason}; an answer \
+         would depend on what runs beside it. `tessera import --one-by-one`, or `one_by_one = \
+         true` of the anchor's `onnx`, runs one row at a time"
+    )]
+    Mixes {
+        /// The operator.
+        operator: String,
+        /// The node's name, or its first output where it has none.
+        node: String,
+        /// The way in which it mixes them.
+        reason: String,
+    },
+    /// An operator does not give the same twice.
+    #[error(
+        "the operator `{operator}` (node `{node}`) {reason}, so no answer can be relied on; export \
+         the network for inference"
+    )]
+    Unrepeatable {
+        /// The operator.
+        operator: String,
+        /// The node's name, or its first output where it has none.
+        node: String,
+        /// What it does instead.
+        reason: &'static str,
+    },
+}
+
+impl OnnxError {
+    /// Creates the error for a `node` that mixes rows.
+    pub fn mixes(node: &NodeProto, reason: &str) -> Self {
+        let operator = node.op_type.clone();
+        Self::Mixes { operator, node: name_of(node), reason: reason.to_owned() }
+    }
+
+    /// Creates the error for a `node` that does not give the same twice.
+    pub fn unrepeatable(node: &NodeProto, reason: &'static str) -> Self {
+        Self::Unrepeatable { operator: node.op_type.clone(), node: name_of(node), reason }
+    }
+}
+
+fn name_of(node: &NodeProto) -> String {
+    let output = || node.output.first().cloned().unwrap_or_default();
+    if node.name.is_empty() { output() } else { node.name.clone() }
 }

@@ -15,6 +15,8 @@ pub mod external;
 #[cfg(test)]
 mod fuzz_tests;
 mod join;
+mod mixing;
+mod mixing_rules;
 mod opset;
 pub mod proto;
 mod quantize;
@@ -28,5 +30,6 @@ pub use cut::{CutPoint, cut};
 pub use error::OnnxError;
 pub use external::read_model;
 pub use join::{embed_weights, join, rename_tensor};
+pub use mixing::{check_operators, check_repeatable, check_rows, dependent_nodes};
 pub use quantize::quantize_weights;
 pub use take::take_rows;

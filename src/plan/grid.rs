@@ -102,6 +102,17 @@ impl Grid {
         Self::new(self.batches.clone(), self.tokens.clone(), values)
     }
 
+    /// Returns the grid of what runs one row at a time: of the smallest batch alone, so that larger
+    /// ones are chunks.
+    #[must_use]
+    pub fn of_first_batch(&self) -> Self {
+        Self {
+            batches: self.batches[..1].to_vec(),
+            tokens: self.tokens.clone(),
+            values: self.values[..self.tokens.len()].to_vec(),
+        }
+    }
+
     /// Returns the batch knots.
     pub fn batches(&self) -> &[usize] {
         &self.batches

@@ -11,7 +11,7 @@ use crate::{
 /// The inputs that every module of a path may read besides the hidden states.
 #[derive(Debug, Default)]
 pub struct SideInputs {
-    values: Vec<(&'static str, DynValue)>,
+    pub(super) values: Vec<(&'static str, DynValue)>,
 }
 
 /// Hidden states between two modules, or a path's outputs.

@@ -14,7 +14,7 @@ use super::{
     session::ModuleSession,
 };
 use crate::{
-    arch::{Compute, Family, Network},
+    arch::{Company, Compute, Family, Network},
     family::ModuleId,
     tensor::Tensor,
 };
@@ -74,6 +74,11 @@ impl Executor {
     /// Returns the family.
     pub fn family(&self) -> &Arc<Family> {
         &self.family
+    }
+
+    /// Returns the runtime.
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
     }
 
     /// Returns what is loaded.
@@ -196,6 +201,14 @@ impl Executor {
     ) -> Result<Option<Activation>, RuntimeError> {
         match self.family.compute(id) {
             None => Ok(None),
+            Some(Compute::Network(index)) if self.splits(*index, sides) => {
+                let parts = (0..sides.num_rows()).map(|row| {
+                    let state = state.map(|state| state.row(row)).transpose()?;
+                    let next = self.advance(id, state.as_ref(), &sides.row(row)?)?;
+                    next.ok_or(RuntimeError::NotAPath)
+                });
+                Activation::join(&parts.collect::<Result<Vec<_>, _>>()?).map(Some)
+            }
             Some(Compute::Network(index)) => {
                 let mut lease = self.lease(*index)?;
                 let outputs = lease.session()?.run(&[], state.map(Activation::value), sides)?;
@@ -277,6 +290,11 @@ impl Executor {
                 Ok(peaks.map(|((entry, way), held)| entry.max(way + held)).collect())
             }
         }
+    }
+
+    /// Returns whether the rows of `sides` run one at a time in the network at `index`.
+    fn splits(&self, index: usize, sides: &SideInputs) -> bool {
+        self.family.network(index).company() == Company::OneByOne && sides.num_rows() > 1
     }
 
     /// Returns under which key the session of the network at `index` is kept.

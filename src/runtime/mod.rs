@@ -13,6 +13,7 @@ mod library;
 mod residents;
 mod route;
 mod routed;
+mod rows;
 mod session;
 mod whole;
 
@@ -22,4 +23,4 @@ pub use environment::{Runtime, RuntimeConfig};
 pub use error::RuntimeError;
 pub use executor::{Executor, ModuleObserver, Residency};
 pub use library::find_library;
-pub use whole::WholeModel;
+pub use whole::{Elements, WholeModel};

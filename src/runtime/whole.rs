@@ -4,7 +4,7 @@ use std::path::Path;
 
 use ort::{
     session::SessionInputValue,
-    value::{DynValue, Tensor as OrtTensor},
+    value::{DynValue, PrimitiveTensorElementType, Tensor as OrtTensor},
 };
 use prost::Message;
 
@@ -14,6 +14,15 @@ use crate::{
     tensor::{Tensor, TensorData},
 };
 
+/// Elements of a tensor, whatever type they have.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Elements {
+    /// The extent of each axis.
+    pub shape: Vec<usize>,
+    /// The elements in row-major order.
+    pub values: Vec<f64>,
+}
+
 /// A session over a whole model.
 #[derive(Debug)]
 pub struct WholeModel {
@@ -22,8 +31,8 @@ pub struct WholeModel {
 }
 
 impl WholeModel {
-    /// Loads `model`, whose weights lie in files of `folder`, so that the tensors `wanted` can be
-    /// asked for besides its outputs.
+    /// Loads `model`, called `name` in errors, whose weights lie in files of `folder`, so that the
+    /// tensors `wanted` can be asked for besides its outputs.
     ///
     /// # Errors
     ///
@@ -31,6 +40,7 @@ impl WholeModel {
     pub fn load(
         runtime: &Runtime,
         folder: &Path,
+        name: &str,
         model: &ModelProto,
         wanted: &[String],
     ) -> Result<Self, RuntimeError> {
@@ -43,64 +53,72 @@ impl WholeModel {
                 }
             }
         }
-        let name = folder.display().to_string();
+        let name = name.to_owned();
         let wrap = |source| RuntimeError::Session { module: name.clone(), source };
         let mut builder = session::builder(runtime, folder, &name).map_err(wrap)?;
         let session = builder.commit_from_memory(&model.encode_to_vec()).map_err(wrap)?;
         Ok(Self { session, name })
     }
 
-    /// Runs the model on one f32 input and returns the tensors `wanted`.
+    /// Runs the model and returns the tensors `wanted`.
     ///
     /// # Errors
     ///
     /// Fails when the model does, or a tensor is not f32.
     pub fn run(
         &mut self,
-        (input, values): (&str, &Tensor),
+        inputs: &[(&str, &Tensor)],
         wanted: &[String],
     ) -> Result<Vec<Tensor>, RuntimeError> {
         let module = self.name.clone();
         let wrap = |source| RuntimeError::Run { module: module.clone(), source };
         let read = |value: &DynValue| {
             let (shape, values) = value.try_extract_tensor::<f32>().map_err(wrap)?;
-            let shape = shape.iter().map(|extent| usize::try_from(*extent).unwrap_or(0)).collect();
-            let tensor = Tensor::new(shape, TensorData::F32(values.to_vec()));
+            let tensor = Tensor::new(extents(shape), TensorData::F32(values.to_vec()));
             tensor.map_err(|e| wrap(ort::Error::new(e.to_string())))
         };
-        self.each((input, values), wanted, read)
+        self.each(inputs, wanted, read)
     }
 
-    /// Runs the model on one f32 input and returns the extents of the tensors `wanted`, of whatever
-    /// type.
+    /// Runs the model and returns the elements of the tensors `wanted`; `None` for what does not
+    /// hold numbers.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the model does.
+    pub fn elements(
+        &mut self,
+        inputs: &[(&str, &Tensor)],
+        wanted: &[String],
+    ) -> Result<Vec<Option<Elements>>, RuntimeError> {
+        self.each(inputs, wanted, |value| Ok(Elements::of(value)))
+    }
+
+    /// Runs the model and returns the extents of the tensors `wanted`, of whatever element type;
+    /// `None` for what is not a tensor.
     ///
     /// # Errors
     ///
     /// Fails when the model does.
     pub fn shapes(
         &mut self,
-        (input, values): (&str, &Tensor),
+        inputs: &[(&str, &Tensor)],
         wanted: &[String],
-    ) -> Result<Vec<Vec<usize>>, RuntimeError> {
-        let read = |value: &DynValue| {
-            let shape = value.dtype().tensor_shape();
-            let extents = shape.into_iter().flat_map(|shape| shape.iter());
-            Ok(extents.map(|extent| usize::try_from(*extent).unwrap_or(0)).collect())
-        };
-        self.each((input, values), wanted, read)
+    ) -> Result<Vec<Option<Vec<usize>>>, RuntimeError> {
+        let read = |value: &DynValue| Ok(value.dtype().tensor_shape().map(|shape| extents(shape)));
+        self.each(inputs, wanted, read)
     }
 
     fn each<T>(
         &mut self,
-        (input, values): (&str, &Tensor),
+        inputs: &[(&str, &Tensor)],
         wanted: &[String],
         read: impl Fn(&DynValue) -> Result<T, RuntimeError>,
     ) -> Result<Vec<T>, RuntimeError> {
         let wrap = |source| RuntimeError::Run { module: self.name.clone(), source };
-        let floats = values.as_f32().unwrap_or_default().to_vec();
-        let value = OrtTensor::from_array((values.shape().to_vec(), floats)).map_err(wrap)?;
-        let inputs: Vec<(&str, SessionInputValue<'_>)> = vec![(input, value.into())];
-        let outputs = self.session.run(inputs).map_err(wrap)?;
+        let given = inputs.iter().map(|(name, tensor)| Ok((*name, value_of(tensor)?.into())));
+        let given: ort::Result<Vec<(&str, SessionInputValue<'_>)>> = given.collect();
+        let outputs = self.session.run(given.map_err(wrap)?).map_err(wrap)?;
         let missing = |name: &String| RuntimeError::NoInput {
             module: self.name.clone(),
             input: name.clone(),
@@ -110,4 +128,45 @@ impl WholeModel {
             .map(|name| read(outputs.get(name.as_str()).ok_or_else(|| missing(name))?))
             .collect()
     }
+}
+
+fn value_of(tensor: &Tensor) -> ort::Result<DynValue> {
+    let shape = tensor.shape().to_vec();
+    match tensor.data() {
+        TensorData::F32(values) => Ok(OrtTensor::from_array((shape, values.clone()))?.into_dyn()),
+        TensorData::I64(values) => Ok(OrtTensor::from_array((shape, values.clone()))?.into_dyn()),
+        TensorData::Bytes(_) => Err(ort::Error::new("texts are not given to models")),
+    }
+}
+
+impl Elements {
+    /// Copies the elements of `value`, or returns `None` if it does not hold numbers.
+    fn of(value: &DynValue) -> Option<Self> {
+        read::<f32>(value)
+            .or_else(|| read::<i32>(value))
+            .or_else(|| read::<u8>(value))
+            .or_else(|| read::<i8>(value))
+            .or_else(|| read::<f64>(value))
+            .or_else(|| {
+                let (shape, values) = value.try_extract_tensor::<bool>().ok()?;
+                let values = values.iter().map(|value| f64::from(u8::from(*value)));
+                Some(Self { shape: extents(shape), values: values.collect() })
+            })
+            .or_else(|| {
+                let (shape, values) = value.try_extract_tensor::<i64>().ok()?;
+                #[expect(clippy::cast_precision_loss, reason = "equality matters, not the value")]
+                let values = values.iter().map(|value| *value as f64).collect();
+                Some(Self { shape: extents(shape), values })
+            })
+    }
+}
+
+fn read<T: PrimitiveTensorElementType + Copy + Into<f64>>(value: &DynValue) -> Option<Elements> {
+    let (shape, values) = value.try_extract_tensor::<T>().ok()?;
+    let values = values.iter().map(|value| (*value).into()).collect();
+    Some(Elements { shape: extents(shape), values })
+}
+
+fn extents(shape: &[i64]) -> Vec<usize> {
+    shape.iter().map(|extent| usize::try_from(*extent).unwrap_or(0)).collect()
 }

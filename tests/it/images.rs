@@ -155,8 +155,9 @@ fn an_exported_plan_is_one_model_with_the_same_answers() {
         let graph = read.graph.as_ref().expect("a graph");
         assert_eq!((graph.input.len(), graph.input[0].name.as_str()), (1, "pixel_values"));
         let wanted = ["logits".to_owned()];
-        let mut whole = WholeModel::load(&runtime(), folder.path(), &read, &wanted).expect("loads");
-        let found = whole.run(("pixel_values", &images), &wanted).expect("runs").remove(0);
+        let mut whole =
+            WholeModel::load(&runtime(), folder.path(), "whole", &read, &wanted).expect("loads");
+        let found = whole.run(&[("pixel_values", &images)], &wanted).expect("runs").remove(0);
         let values = images.as_f32().expect("f32").to_vec();
         let input = ModelInput::Pixels(Pixels { shape: [1, 28, 28], values });
         let sides = SideInputs::of_input(input).expect("images");

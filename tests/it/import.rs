@@ -26,6 +26,7 @@ fn options(files: &[PathBuf]) -> ImportOptions {
         labels: Vec::new(),
         preprocessor: None,
         license: "Apache-2.0".into(),
+        one_by_one: false,
         probes: Vec::new(),
     }
 }

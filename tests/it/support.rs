@@ -1,7 +1,7 @@
 //! What the tests share: the pool, one runtime, reference tensors.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
     time::Duration,
@@ -173,7 +173,7 @@ pub(crate) fn measured(family: &Arc<Family>) -> Profile {
         spin: false,
         runtime: "any".into(),
     };
-    let mut cache = ProfileCache { machine, modules: BTreeMap::new() };
+    let mut cache = ProfileCache::empty(machine);
     let options = ProfileOptions {
         batches: vec![1, 4],
         tokens: vec![8, 64, 256],
