@@ -15,6 +15,7 @@ pub mod external;
 #[cfg(test)]
 mod fuzz_tests;
 mod join;
+mod links;
 pub mod proto;
 mod quantize;
 mod take;
@@ -26,5 +27,6 @@ pub use cut::{CutPoint, cut};
 pub use error::OnnxError;
 pub use external::read_model;
 pub use join::{embed_weights, join, rename_tensor};
+pub use links::follow_links;
 pub use quantize::quantize_weights;
 pub use take::take_rows;
