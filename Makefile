@@ -10,7 +10,7 @@ TRAINING := .tessera/training/bin/python
 CLIENTS := .tessera/conformance/bin/python
 
 .PHONY: help setup setup-full data build serve test conformance conformance-kserve schemathesis fuzz \
-	protocols beside peers soak json lint fmt bench fit profile evaluate train references clean
+	protocols beside peers soak cases json lint fmt bench fit profile evaluate train references clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -73,6 +73,11 @@ beside: setup build .tessera/benches/bin/python ## Measure inference beside heal
 
 soak: setup build ## Ask a server a great many things at once, and check that all of them come to an end
 	$(PYTHON) benches/soak.py --binary $(BINARY) $(ARGS)
+
+cases: setup build ## Run the long cases: runs that are killed, load, limits (each a script of tests/cases)
+	@failed=; for case in $(filter-out tests/cases/case.py,$(wildcard tests/cases/*.py)); do \
+		TESSERA=$(BINARY) $(PYTHON) $$case || failed="$$failed $$case"; \
+	done; test -z "$$failed" || { echo "wrong:$$failed"; exit 1; }
 
 json: ## Compare JSON parsers on a large request
 	CARGO_TARGET_DIR=.tessera/json $(CARGO) run --quiet --release --manifest-path benches/json/Cargo.toml

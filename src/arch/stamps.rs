@@ -7,12 +7,21 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::{FITS_FOLDER, name_without_digest};
+
 /// The most files of a family's folder that are looked at.
 const MAX_FILES: usize = 10_000;
 
+/// Start of the names of files that are being written.
+const TEMPORARY: &str = ".writing-";
+
 /// What each file of a folder was when it was looked at: changing or replacing one changes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Stamps(BTreeMap<PathBuf, Stamp>);
+pub struct Stamps {
+    files: BTreeMap<PathBuf, Stamp>,
+    /// Fitted files with a digest in their names.
+    fitted: BTreeMap<PathBuf, Stamp>,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
@@ -30,10 +39,19 @@ impl Stamps {
     ///
     /// Fails when a folder cannot be read.
     pub fn take(folder: &Path) -> io::Result<Self> {
-        let (mut stamps, mut folders) = (BTreeMap::new(), vec![folder.to_owned()]);
+        let (mut stamps, mut folders) = (Self::default(), vec![folder.to_owned()]);
         while let Some(next) = folders.pop() {
             for entry in fs::read_dir(&next)? {
                 let path = entry?.path();
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                if name.starts_with(TEMPORARY) {
+                    continue;
+                }
+                let location = format!("{FITS_FOLDER}/{name}");
+                let is_fitted =
+                    path == folder.join(&location) && name_without_digest(&location).is_some();
+                let Self { files, fitted } = &mut stamps;
+                let stamps = if is_fitted { fitted } else { files };
                 // What a link leads to counts; one that leads nowhere is no file.
                 match fs::metadata(&path) {
                     Ok(found) if found.is_dir() => folders.push(path),
@@ -41,17 +59,27 @@ impl Stamps {
                     Err(_) => {}
                 }
             }
-            if stamps.len() + folders.len() > MAX_FILES {
+            if stamps.files.len() + stamps.fitted.len() + folders.len() > MAX_FILES {
                 return Err(io::Error::other(format!("there are over {MAX_FILES} files")));
             }
         }
-        Ok(Self(stamps))
+        Ok(stamps)
+    }
+
+    /// Tells whether a family loaded from `other` is the one that is there now. Fitted files with a
+    /// digest in their names are in use only when `fits.json` names them, so it is compared instead.
+    pub fn is_same_version(&self, other: &Self) -> bool {
+        self.files == other.files
+    }
+
+    fn known(&self, path: &Path) -> Option<&Stamp> {
+        self.files.get(path).or_else(|| self.fitted.get(path))
     }
 
     /// Tells whether the file at `path` is the one that was looked at.
     pub fn is_unchanged(&self, path: &Path) -> bool {
         let found = fs::metadata(path).ok().map(|found| Stamp::of(&found));
-        found.is_some() && found == self.0.get(path).copied()
+        found.is_some() && found == self.known(path).copied()
     }
 }
 
@@ -90,5 +118,25 @@ mod tests {
             assert!(!stamps.is_unchanged(path), "{}", path.display());
         }
         assert_ne!(Stamps::take(folder.path()).expect("read"), stamps);
+    }
+
+    #[test]
+    fn what_a_fit_writes_counts_once_it_is_in_use() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let fits = folder.path().join(FITS_FOLDER);
+        fs::create_dir(&fits).expect("created");
+        let record = folder.path().join("fits.json");
+        fs::write(&record, "before").expect("written");
+        let stamps = Stamps::take(folder.path()).expect("read");
+        let fitted = fits.join("a-b.0123456789abcdef.safetensors");
+        fs::write(&fitted, "new").expect("written");
+        fs::write(fits.join(".writing-tessera-a"), "half").expect("written");
+        let staged = Stamps::take(folder.path()).expect("read");
+        assert!(staged.is_same_version(&stamps) && staged != stamps);
+        assert!(staged.is_unchanged(&fitted) && !stamps.is_unchanged(&fitted));
+        fs::write(&record, "after that").expect("written");
+        assert!(!Stamps::take(folder.path()).expect("read").is_same_version(&stamps));
+        fs::write(&fitted, "changed").expect("written");
+        assert!(!staged.is_unchanged(&fitted));
     }
 }

@@ -255,7 +255,7 @@ pub struct ProfileArguments {
     /// The family.
     #[command(flatten)]
     pub family: FamilyArgument,
-    /// Measure anew what the cache has
+    /// Measure anew what the cache has of the family; it stays until everything is measured
     #[arg(long)]
     pub again: bool,
 }
@@ -285,7 +285,7 @@ pub struct EvaluateArguments {
     /// Most rounds after the first
     #[arg(long, default_value_t = 4)]
     pub rounds: usize,
-    /// Forget what was measured before
+    /// Forget what was measured before, once everything is measured again
     #[arg(long)]
     pub again: bool,
 }

@@ -48,7 +48,7 @@ const MIN_TEXTS: usize = 20;
 /// Measures plans on `corpus` until the front consists of measured plans or the rounds end.
 ///
 /// The first round measures every module by itself, in the path that is otherwise most like the
-/// reference. `save` is called after every round, so that an interrupted evaluation resumes.
+/// reference. `save` is called after every round, so that an interrupted evaluation can resume.
 ///
 /// # Errors
 ///

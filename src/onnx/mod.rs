@@ -15,6 +15,7 @@ pub mod external;
 #[cfg(test)]
 mod fuzz_tests;
 mod join;
+mod links;
 mod mixing;
 mod mixing_rules;
 mod opset;
@@ -30,6 +31,7 @@ pub use cut::{CutPoint, cut};
 pub use error::OnnxError;
 pub use external::read_model;
 pub use join::{embed_weights, join, rename_tensor};
+pub use links::follow_links;
 pub use mixing::{check_operators, check_repeatable, check_rows, dependent_nodes};
 pub use quantize::quantize_weights;
 pub use take::take_rows;

@@ -12,7 +12,7 @@ use ort::{
 use prost::Message;
 
 use super::{Runtime, RuntimeError, SideInputs};
-use crate::arch::Network;
+use crate::{arch::Network, onnx::follow_links};
 
 /// The configuration key under which ONNX Runtime finds external data of models given as bytes.
 const FOLDER_KEY: &str = "session.model_external_initializers_file_folder_path";
@@ -69,11 +69,11 @@ impl ModuleSession {
         network: &Network,
         profile: Option<&Path>,
     ) -> Result<Self, RuntimeError> {
-        let model = network
-            .to_onnx(folder)
-            .map_err(|source| RuntimeError::Network { module: module.into(), source })?;
+        let broken = |source| RuntimeError::Network { module: module.into(), source };
+        let mut model = network.to_onnx(folder).map_err(broken)?;
+        let folder = follow_links(&mut model, folder).map_err(broken)?;
         let wrap = |source| RuntimeError::Session { module: module.into(), source };
-        let builder = builder(runtime, folder, module).map_err(wrap)?;
+        let builder = builder(runtime, &folder, module).map_err(wrap)?;
         let mut builder = match profile {
             Some(prefix) => profiled(builder, prefix).map_err(wrap)?,
             None => builder,

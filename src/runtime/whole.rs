@@ -10,7 +10,10 @@ use prost::Message;
 
 use super::{Runtime, RuntimeError, session};
 use crate::{
-    onnx::proto::{ModelProto, ValueInfoProto},
+    onnx::{
+        follow_links,
+        proto::{ModelProto, ValueInfoProto},
+    },
     tensor::{Tensor, TensorData},
 };
 
@@ -55,7 +58,9 @@ impl WholeModel {
         }
         let name = name.to_owned();
         let wrap = |source| RuntimeError::Session { module: name.clone(), source };
-        let mut builder = session::builder(runtime, folder, &name).map_err(wrap)?;
+        let broken = |source| RuntimeError::Network { module: name.clone(), source };
+        let folder = follow_links(&mut model, folder).map_err(broken)?;
+        let mut builder = session::builder(runtime, &folder, &name).map_err(wrap)?;
         let session = builder.commit_from_memory(&model.encode_to_vec()).map_err(wrap)?;
         Ok(Self { session, name })
     }

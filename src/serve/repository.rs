@@ -147,7 +147,7 @@ impl Repository {
     /// Tells whether a family with these files ought to be loaded; not if someone unloaded it.
     fn is_outdated(&self, name: &str, now: &Stamps) -> bool {
         match self.registry.state(name) {
-            Some(FamilyState::Ready(service)) => service.stamps() != now,
+            Some(FamilyState::Ready(service)) => !service.stamps().is_same_version(now),
             Some(FamilyState::Failed { .. }) | None => true,
             Some(FamilyState::Loading | FamilyState::Unloaded) => false,
         }

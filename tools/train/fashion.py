@@ -10,6 +10,7 @@ The data are Debian's package `dataset-fashion-mnist`. Stages that are done are 
 """
 
 import argparse
+import io
 import json
 import subprocess
 import sys
@@ -23,6 +24,7 @@ import data
 import supernet
 import write
 from optimize import Optimizer
+from place import place
 from vit import VisionTransformer
 
 ANCHORS = {"s": (64, 2), "m": (128, 4), "l": (192, 6)}
@@ -196,10 +198,11 @@ def accuracy(model, folder):
 
 
 def save(state, path, log):
-    """Writes beside the place and renames."""
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    temporary.rename(path)
+    """Puts the log and what was trained in their places; a stage is done when the latter is there."""
+    content = io.BytesIO()
+    torch.save(state, content)
+    log.keep()
+    place(path, content.getvalue())
     found = state.get("accuracy")
     log.say(f"wrote {path.name}" + (f", test accuracy {found:.4f}" if found else ""))
 
@@ -208,9 +211,12 @@ class Log:
     """A line of JSON an epoch, and a line for the person who waits now and then."""
 
     def __init__(self, path, steps):
-        self.path, self.steps = path, steps
+        self.path, self.steps, self.lines = path, steps, []
         self.start, self.count, self.losses = time.time(), 0, []
-        self.path.write_text("")
+
+    def keep(self):
+        """Writes the lines of the whole stage."""
+        place(self.path, "".join(line + "\n" for line in self.lines).encode())
 
     def add(self, loss):
         """Notes a step."""
@@ -229,8 +235,7 @@ class Log:
         self.losses = []
         line = {"stage": self.path.stem, **facts, "epoch": number + 1, "loss": round(mean, 4),
                 "seconds": round(time.time() - self.start)}
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        self.lines.append(json.dumps(line))
 
     def say(self, message):
         """Prints at once."""

@@ -13,17 +13,19 @@ import argparse
 import json
 import random
 import tempfile
+import tomllib
 from pathlib import Path
 
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from timm.models.vision_transformer import VisionTransformer
 
 import data
 import supernet
 import write
+from place import place
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"s": (8, 1), "m": (16, 2), "l": (24, 3)}
@@ -46,15 +48,17 @@ def main():
     options = parser.parse_args()
     if options.new:
         small_family(options.family)
+    manifest = tomllib.loads((options.family / "family.toml").read_text())
     for name in "sml":
-        config = json.loads((options.family / "anchors" / name / "config.json").read_text())
+        config = manifest["anchors"][name]["part"]["config"]
+        config = json.loads((options.family / config).read_text())
         sizes = config["model_args"]
         WIDTHS[name] = (sizes["embed_dim"], sizes["num_heads"])
     width, heads = WIDTHS["l"]
     for name, share in [("", 1), ("w33", 1 / 3), ("w67", 2 / 3)]:
         NARROW[name] = (round(heads * share), round(4 * width * share))
-    weights = load_file(options.family / "model.safetensors")
-    weights |= load_file(options.family / "exits.safetensors")
+    weights = load_file(options.family / manifest["stitches"]["file"])
+    weights |= load_file(options.family / manifest["exits"]["file"])
     weights = {name: tensor.float() for name, tensor in weights.items()}
     images = data.load(options.data, "t10k")[0][:IMAGES]
     found = {"pixel_values": images}
@@ -64,7 +68,7 @@ def main():
             found[f"logits {plan}"] = run(weights, images, segments, end)
         for name in WIDTHS:
             found[f"logits {name}[0..6]"] = whole(weights, name, images)
-    save_file(found, options.out, {"timm": timm.__version__})
+    place(options.out, save(found, {"timm": timm.__version__}))
 
 
 def small_family(folder):
@@ -82,9 +86,8 @@ def small_family(folder):
     manifest = manifest.replace("floor = 0.86", "floor = 0.0").rstrip() + "\n"
     with tempfile.TemporaryDirectory() as out:
         torch.save({"model": net.state_dict()}, Path(out) / "joint.pt")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "family.toml").write_text(manifest)
-        write.write(Path(out), SMALL, DEPTH, folder)
+        (folder / "family.toml").unlink(missing_ok=True)
+        write.write(Path(out), SMALL, DEPTH, folder, manifest)
     for name in ["README.md", "training.jsonl"]:
         (folder / name).unlink()
 
