@@ -102,7 +102,7 @@ const L6: &str = "[[experts]]\nanchor = \"l6\"\nnum_experts = 16\ntop_k = [4, 16
                   router = \"average\"\nblocks = [0, 3]\n";
 
 /// The real l6 with experts, fitted once.
-fn l6() -> &'static Pool {
+pub(crate) fn l6() -> &'static Pool {
     static POOL: OnceLock<Pool> = OnceLock::new();
     POOL.get_or_init(|| text_pool("l6", L6))
 }

@@ -21,6 +21,7 @@ mod moe_served;
 mod pool;
 mod reference;
 mod repository;
+mod rows;
 mod support;
 mod synthetic;
 mod tidy;
