@@ -9,8 +9,9 @@ IMAGES := .tessera/data/fashion-mnist
 TRAINING := .tessera/training/bin/python
 CLIENTS := .tessera/conformance/bin/python
 
-.PHONY: help setup setup-full data build serve test conformance conformance-kserve schemathesis fuzz \
-	protocols beside peers soak cases json lint fmt bench fit profile evaluate train references clean
+.PHONY: help setup setup-full data build serve test test-haswell conformance conformance-kserve \
+	schemathesis fuzz protocols beside peers soak cases json lint fmt bench fit profile evaluate \
+	train references clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +39,13 @@ test: setup ## Check the format, the lints and every test
 	$(PYTHON) -m unittest discover -q -s tools
 	$(CARGO) test --release --locked
 	$(MAKE) conformance
+
+# The program that emulates a processor (Debian: qemu-user).
+QEMU ?= qemu-x86_64
+
+test-haswell: setup ## Test int8 products as a processor without VNNI (x86-64; needs qemu-user)
+	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(QEMU) -cpu Haswell" \
+		$(CARGO) test --release --locked --lib runtime::int8_tests
 
 $(CLIENTS): tests/conformance/requirements.txt
 	$(PYTHON) -m venv .tessera/conformance

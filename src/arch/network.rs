@@ -276,3 +276,15 @@ pub(super) fn linear(graph: &mut GraphBuilder, input: &str, weight: TensorProto)
 pub(super) fn transposed(graph: &mut GraphBuilder, matrix: &str) -> String {
     graph.node("Transpose", &[matrix], &[("perm", Attribute::Ints(vec![1, 0]))])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_form_of_int8_and_its_levels_are_part_of_the_fingerprint() {
+        let fingerprint = |precision| Network::new(ModelProto::default(), precision).fingerprint();
+        assert_eq!(fingerprint(Precision::F32), [0]);
+        assert_eq!(fingerprint(Precision::Int8), [BY_ROW, max_level().unsigned_abs()]);
+    }
+}

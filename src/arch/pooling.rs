@@ -30,11 +30,36 @@ pub(super) fn float_mask(graph: &mut GraphBuilder, mask: &str) -> String {
 pub(super) fn mean(graph: &mut GraphBuilder, hidden: &str, mask: &str) -> String {
     let axis = graph.ints(&[1]);
     let tiny = graph.float(1e-9);
-    let kept = graph.node("Mul", &[hidden, mask], &[]);
-    let sum = reduce(graph, "ReduceSum", &kept, &axis, false);
+    let turned = [("perm", Attribute::Ints(vec![0, 2, 1]))];
+    let weights = graph.node("Transpose", &[mask], &turned);
+    let sum = sum_tokens(graph, hidden, &weights);
     let count = reduce(graph, "ReduceSum", mask, &axis, false);
     let count = graph.node("Max", &[&count, &tiny], &[]);
     graph.node("Div", &[&sum, &count], &[])
+}
+
+/// Averages `hidden` over all tokens: `[batch, width]`.
+pub(super) fn mean_of_all(graph: &mut GraphBuilder, hidden: &str) -> String {
+    let (axis, one) = (graph.ints(&[1]), graph.float(1.0));
+    let extents = |start, end| [("start", Attribute::Int(start)), ("end", Attribute::Int(end))];
+    let shape = graph.node("Shape", &[hidden], &extents(0, 2));
+    let ones = graph.node("Expand", &[&one, &shape], &[]);
+    let ones = graph.node("Unsqueeze", &[&ones, &axis], &[]);
+    let sum = sum_tokens(graph, hidden, &ones);
+    let count = graph.node("Shape", &[hidden], &extents(1, 2));
+    let to_float = [("to", Attribute::Int(i64::from(data_type::FLOAT)))];
+    let count = graph.node("Cast", &[&count], &to_float);
+    graph.node("Div", &[&sum, &count], &[])
+}
+
+/// Sums `hidden` over its tokens, times `weights`, `[batch, 1, tokens]`: `[batch, width]`.
+///
+/// A product, since ONNX Runtime's reductions add up a single sequence in another order than the
+/// same one in a batch.
+fn sum_tokens(graph: &mut GraphBuilder, hidden: &str, weights: &str) -> String {
+    let axis = graph.ints(&[1]);
+    let sum = graph.node("MatMul", &[weights, hidden], &[]);
+    graph.node("Squeeze", &[&sum, &axis], &[])
 }
 
 /// Divides each vector of `[batch, width]` by its L2 norm.

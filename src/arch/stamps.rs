@@ -66,8 +66,8 @@ impl Stamps {
         Ok(stamps)
     }
 
-    /// Tells whether a family loaded from `other` is the one that is there now. Fitted files with a
-    /// digest in their names are in use only when `fits.json` names them, so it is compared instead.
+    /// Returns whether a family loaded from `other` is the one that is there now. Fitted files with
+    /// a digest in their names are in use only when `fits.json` names them: that is compared.
     pub fn is_same_version(&self, other: &Self) -> bool {
         self.files == other.files
     }

@@ -3,6 +3,7 @@
 use super::{
     ArchError, Checkpoint, Network,
     network::{Precision, extent, float_weight, linear, with_hidden},
+    pooling::mean_of_all,
 };
 use crate::onnx::{Attribute, GraphBuilder};
 
@@ -38,9 +39,9 @@ pub(super) fn exit(
     [width, classes]: [usize; 2],
 ) -> Result<Network, ArchError> {
     let (mut graph, hidden) = with_hidden(width);
-    let (index, axis) = (graph.int(0), graph.ints(&[1]));
+    let index = graph.int(0);
     let first = graph.node("Gather", &[&hidden, &index], &[("axis", Attribute::Int(1))]);
-    let mean = graph.node("ReduceMean", &[&hidden, &axis], &[("keepdims", Attribute::Int(0))]);
+    let mean = mean_of_all(&mut graph, &hidden);
     let pooled = graph.node("Concat", &[&first, &mean], &[("axis", Attribute::Int(1))]);
     let mut vector = |part: &str| -> Result<String, ArchError> {
         let weight = weights.weight(&format!("{name}.norm.{part}"), &[2 * width])?;

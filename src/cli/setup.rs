@@ -122,7 +122,7 @@ pub(super) fn profile_again(
     Ok(Measured { profile, unkept })
 }
 
-/// Returns what this machine's cache has: nothing where it cannot be read, which is told in the log.
+/// Returns this machine's cache, or an empty one with a warning if it cannot be read.
 fn cached(machine: &Machine) -> ProfileCache {
     let empty = || ProfileCache::empty(machine.key.clone());
     let Some(folder) = &machine.cache else { return empty() };

@@ -78,8 +78,8 @@ struct Block<'f> {
     mass: [Regression; 2],
 }
 
-/// Fits the experts in the family's manifest that have no whole file, and puts their assignments and
-/// routers in use, all together. Returns the number of anchors that were split.
+/// Fits the experts in the family's manifest that have no whole file, and puts their assignments
+/// and routers in use, all together. Returns the number of anchors that were split.
 ///
 /// Weights are not copied: an expert is a list of hidden units. Groups come of the first matrix
 /// alone; texts or images tell a learned router what groups add up to, and what they give on

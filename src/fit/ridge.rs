@@ -99,7 +99,7 @@ impl Regression {
         })
     }
 
-    /// Returns the share of these rows' variance that `map` explains, over all targets; 0 where they
+    /// Returns the fraction of these rows' variance that `map` explains, over all targets; 0 if they
     /// do not vary.
     pub(super) fn explained(&self, map: &Affine) -> f64 {
         let n = self.inputs + 1;

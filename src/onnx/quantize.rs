@@ -46,7 +46,7 @@ pub fn quantize_weights(
         return Ok(model);
     };
     let matrices = constant_matrices(graph);
-    let mut rows = Rows::new(graph, is_blocked, axes_are_inputs);
+    let mut rows = Rows::new(is_blocked, axes_are_inputs);
     let mut added = Vec::new();
     for node in std::mem::take(&mut graph.node) {
         let is_product = node.op_type == "MatMul";
@@ -122,6 +122,11 @@ fn ends(node: &NodeProto) -> [&str; 2] {
     [&node.input, &node.output].map(|names| names.first().map_or("", String::as_str))
 }
 
+/// Returns the larger of two absolute values, or NaN if one is no number.
+fn largest_or_nan(one: f32, other: f32) -> f32 {
+    if one > other || one.is_nan() { one } else { other }
+}
+
 impl Quantized {
     #[expect(clippy::cast_possible_truncation, reason = "levels are clamped to an i8")]
     fn new(values: &[f32], matrix: &Matrix, max_level: i8) -> Self {
@@ -133,8 +138,8 @@ impl Quantized {
         let max_level = f32::from(max_level);
         let scales: Vec<f32> = (0..columns)
             .map(|column| {
-                let largest = (0..rows).map(|row| at(row, column).abs()).fold(0.0, f32::max);
-                if largest > 0.0 { largest / max_level } else { 1.0 }
+                let largest = (0..rows).map(|row| at(row, column).abs()).fold(0.0, largest_or_nan);
+                if largest == 0.0 { 1.0 } else { largest / max_level }
             })
             .collect();
         let mut levels = vec![0; rows * columns];

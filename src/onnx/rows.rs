@@ -1,10 +1,10 @@
 //! The nodes of integer products whose left side is quantized row by row.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use bytes::Bytes;
 
-use super::proto::{AttributeProto, GraphProto, NodeProto, TensorProto, attribute_type, data_type};
+use super::proto::{AttributeProto, NodeProto, TensorProto, attribute_type, data_type};
 
 /// ONNX Runtime's own operators.
 const MICROSOFT: &str = "com.microsoft";
@@ -13,18 +13,11 @@ const MICROSOFT: &str = "com.microsoft";
 const MAX_LEVEL: f32 = 127.0;
 const ZERO_LEVEL: u8 = 128;
 
-/// Lower bound of every form of GELU, so the smallest value need not be looked for.
-const GELU_BOUND: f32 = 0.170_1;
-
-/// The operators that compute GELU.
-const GELUS: [&str; 3] = ["BiasGelu", "FastGelu", "Gelu"];
-
 /// Names of the constants that the nodes read.
 const AXIS: &str = "quantize.axis";
 const ZERO: &str = "quantize.zero";
 const STEP: &str = "quantize.step";
 const ONE: &str = "quantize.one";
-const BOUND: &str = "quantize.bound";
 
 /// Collects the nodes of a graph whose products are being quantized.
 ///
@@ -38,24 +31,14 @@ pub(super) struct Rows {
     is_blocked: bool,
     /// Whether reductions read their axes as an input.
     axes_are_inputs: bool,
-    /// What GELU gives.
-    gelus: HashSet<String>,
-    /// The factors of what is quantized already.
+    /// Names of the factors of what is quantized already.
     factors: HashMap<String, String>,
 }
 
 impl Rows {
-    /// Starts with no nodes, for a graph that is taken apart.
-    pub(super) fn new(graph: &GraphProto, is_blocked: bool, axes_are_inputs: bool) -> Self {
-        let is_gelu = |node: &&NodeProto| GELUS.contains(&node.op_type.as_str());
-        let gelus = graph.node.iter().filter(is_gelu).flat_map(|node| node.output.iter().cloned());
-        Self {
-            nodes: Vec::with_capacity(2 * graph.node.len()),
-            is_blocked,
-            axes_are_inputs,
-            gelus: gelus.collect(),
-            factors: HashMap::new(),
-        }
+    /// Starts with no nodes.
+    pub(super) fn new(is_blocked: bool, axes_are_inputs: bool) -> Self {
+        Self { nodes: Vec::new(), is_blocked, axes_are_inputs, factors: HashMap::new() }
     }
 
     /// Adds the nodes that quantize the rows of `x`, `width` wide, unless they are there.
@@ -63,23 +46,26 @@ impl Rows {
         if self.factors.contains_key(x) {
             return;
         }
-        let largest = self.largest(x);
         let named = |part: &str| format!("{x}.{part}");
-        let uint8 = named("uint8");
-        if !self.is_blocked {
+        let [largest, sum] = self.reduce(x);
+        let [uint8, factor] = ["uint8", "factor"].map(named);
+        // The largest of a row may leave out what is no number; the sum, which is never less, does
+        // not.
+        if self.is_blocked {
+            let [scaled, shape, zeros] = ["scaled", "shape", "zeros"].map(named);
+            self.add("Mul", &[&largest, STEP], &scaled);
+            self.add("Min", &[&scaled, &sum], &factor);
+            self.add("Shape", &[&factor], &shape);
+            self.add("Expand", &[ZERO, &shape], &zeros);
+            let node = self.add("QuantizeLinear", &[x, &factor, &zeros], &uint8);
+            let width = i64::try_from(width).unwrap_or(i64::MAX);
+            node.attribute = vec![int("axis", -1), int("block_size", width)];
+        } else {
             let level = named("level");
-            self.add("Div", &[x, &largest], &level);
+            self.add("Min", &[&largest, &sum], &factor);
+            self.add("Div", &[x, &factor], &level);
             self.add("QuantizeLinear", &[&level, STEP, ZERO], &uint8);
-            self.factors.insert(x.into(), largest);
-            return;
         }
-        let [factor, shape, zeros] = ["factor", "shape", "zeros"].map(named);
-        self.add("Mul", &[&largest, STEP], &factor);
-        self.add("Shape", &[&factor], &shape);
-        self.add("Expand", &[ZERO, &shape], &zeros);
-        let node = self.add("QuantizeLinear", &[x, &factor, &zeros], &uint8);
-        let width = i64::try_from(width).unwrap_or(i64::MAX);
-        node.attribute = vec![int("axis", -1), int("block_size", width)];
         self.factors.insert(x.into(), factor);
     }
 
@@ -96,32 +82,25 @@ impl Rows {
         self.add("Mul", &[&product, &factor], output);
     }
 
-    /// Adds the nodes that find the largest absolute value of each row, or a bound of it.
-    fn largest(&mut self, x: &str) -> String {
-        let is_gelu = self.gelus.contains(x);
-        let [absolute, largest, bound] =
-            ["absolute", "largest", "bound"].map(|part| format!("{x}.{part}"));
-        let reduced = if is_gelu { x } else { &absolute };
-        if !is_gelu {
-            self.add("Abs", &[x], &absolute);
+    /// Adds the nodes that find the largest absolute value of each row, and the sum of all.
+    fn reduce(&mut self, x: &str) -> [String; 2] {
+        let [absolute, largest, sum] =
+            ["absolute", "largest", "sum"].map(|part| format!("{x}.{part}"));
+        self.add("Abs", &[x], &absolute);
+        if self.axes_are_inputs {
+            self.add("ReduceMax", &[&absolute, AXIS], &largest);
+            self.add("ReduceSum", &[&absolute, AXIS], &sum);
+            return [largest, sum];
         }
-        let axes_are_inputs = self.axes_are_inputs;
-        let axis = axes_are_inputs.then_some(AXIS);
-        let inputs: Vec<&str> = [reduced].into_iter().chain(axis).collect();
-        let node = self.add("ReduceMax", &inputs, &largest);
-        if !axes_are_inputs {
-            node.attribute = vec![AttributeProto {
+        for (op, output) in [("ReduceMax", &largest), ("ReduceL1", &sum)] {
+            self.add(op, &[&absolute], output).attribute = vec![AttributeProto {
                 name: "axes".into(),
                 ints: vec![-1],
                 r#type: attribute_type::INTS,
                 ..AttributeProto::default()
             }];
         }
-        if !is_gelu {
-            return largest;
-        }
-        self.add("Max", &[&largest, BOUND], &bound);
-        bound
+        [largest, sum]
     }
 
     /// Adds a node of the standard's and returns it.
@@ -139,7 +118,7 @@ impl Rows {
 }
 
 /// Returns the constants that the nodes read.
-pub(super) fn constants() -> [TensorProto; 5] {
+pub(super) fn constants() -> [TensorProto; 4] {
     let constant = |name: &str, data_type, dims: &[i64], raw: &[u8]| TensorProto {
         name: name.into(),
         data_type,
@@ -153,7 +132,6 @@ pub(super) fn constants() -> [TensorProto; 5] {
         constant(ZERO, data_type::UINT8, &[], &[ZERO_LEVEL]),
         float(STEP, 1.0 / MAX_LEVEL),
         float(ONE, 1.0),
-        float(BOUND, GELU_BOUND),
     ]
 }
 

@@ -9,6 +9,8 @@ mod dispatch;
 mod environment;
 mod error;
 mod executor;
+#[cfg(test)]
+mod int8_tests;
 mod library;
 mod residents;
 mod route;

@@ -26,6 +26,7 @@ mod not_finite;
 mod pool;
 mod reference;
 mod repository;
+mod rows;
 mod support;
 mod synthetic;
 mod tidy;
