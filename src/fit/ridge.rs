@@ -99,8 +99,8 @@ impl Regression {
         })
     }
 
-    /// Returns the fraction of these rows' variance that `map` explains, over all targets; 0 if they
-    /// do not vary.
+    /// Returns the fraction of these rows' variance that `map` explains, over all targets; 0 if
+    /// they do not vary.
     pub(super) fn explained(&self, map: &Affine) -> f64 {
         let n = self.inputs + 1;
         let weights = Mat::from_fn(n, self.outputs, |row, output| {

@@ -14,7 +14,6 @@ use crate::{
     onnx::{
         Attribute, GraphBuilder,
         proto::{ModelProto, TensorProto, data_type},
-        quantize_weights,
     },
 };
 

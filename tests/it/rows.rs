@@ -19,15 +19,21 @@ const TOLERANCE: f64 = 1e-5;
 /// The least cosine of a token behind an int8 edge with itself without padding.
 const LEAST_COSINE: f64 = 0.9999;
 
+/// The most that an edge of a decoder may change beside others at equal length, over the largest
+/// value: ONNX Runtime sums some of its unpacked products in another order when there are more rows.
+const ORDER: f64 = 1e-6;
+
 /// A batch on which edges are tried.
 struct Trial {
     executor: Executor,
     input: ModelInput,
+    /// The most that an edge may change beside others at equal length, over the largest value.
+    beside: f64,
 }
 
 impl Trial {
     fn new(family: Arc<Family>, input: ModelInput) -> Self {
-        Self { executor: Executor::new(runtime(), family), input }
+        Self { executor: Executor::new(runtime(), family), input, beside: 0.0 }
     }
 
     /// Walks every edge once and returns what kinds there were.
@@ -68,7 +74,8 @@ impl Trial {
             for (found, whole) in found.iter().zip(&whole) {
                 let expected = slice(whole, row, None);
                 assert_eq!(found.shape(), expected.shape(), "{}", module.name);
-                let is_same = bits(found) == bits(&expected);
+                let is_same =
+                    bits(found) == bits(&expected) || far(found, &expected) <= self.beside;
                 assert!(
                     is_same,
                     "{}: row {row} by itself: {:.1e}",
@@ -220,7 +227,7 @@ fn language_models_with_experts_do_not_depend_on_what_is_beside() {
         let model = moe::Model::read(name);
         let family = model.load().expect("loaded");
         let input = ModelInput::Tokens(moe::reference(name).encoding());
-        let kinds = Trial::new(family, input).check();
+        let kinds = Trial { beside: ORDER, ..Trial::new(family, input) }.check();
         assert_has(&kinds, &["Stem plain", "Mlp plain", "Head plain"]);
     }
 }
