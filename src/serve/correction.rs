@@ -30,8 +30,10 @@ const MACHINE: Bounds = Bounds { least: 0.25, most: 4.0 };
 /// Bounds of the load's factor.
 const LOAD: Bounds = Bounds { least: 0.5, most: 8.0 };
 
-/// Time in seconds between a batch and its answers without load, and its bounds.
+/// Time in seconds between a batch and its answers without load, its bounds, and its rates: about
+/// one answer in ten takes longer.
 const ANSWERING: f64 = 1e-4;
+const ANSWERING_RATES: Rates = Rates { rise: 0.18, fall: 0.02 };
 const ANSWERING_BOUNDS: Bounds = Bounds { least: 1e-6, most: 0.1 };
 
 /// Time for which a measurement without neighbours is taken for what is true now.
@@ -138,7 +140,7 @@ impl Correction {
 
     /// Learns from a request that was answered at `now`, `time` after its batch was done.
     pub(super) fn learn_answering(&self, now: Instant, time: Duration) {
-        self.answering.follow(now, time.as_secs_f64(), FOLLOW, ANSWERING_BOUNDS);
+        self.answering.follow(now, time.as_secs_f64(), ANSWERING_RATES, ANSWERING_BOUNDS);
     }
 }
 

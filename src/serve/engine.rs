@@ -13,6 +13,7 @@ use super::{
     job::FamilyKey,
     planner::Planner,
     prepare::Preparing,
+    pulse::Pulse,
     service::SharedParts,
     warm,
     worker::{self, InferenceThreads},
@@ -57,7 +58,13 @@ impl Engine {
     ) -> std::io::Result<(Self, InferenceThreads)> {
         let (queue, threads) =
             worker::start(config.num_workers, config.queue_limit, observer.clone())?;
-        let parts = SharedParts { queue, config, observer, preparing: Preparing::default() };
+        let parts = SharedParts {
+            queue,
+            config,
+            observer,
+            preparing: Preparing::default(),
+            pulse: Pulse::default(),
+        };
         Ok((Self { runtime, parts, num_families: AtomicU64::new(0) }, threads))
     }
 

@@ -54,10 +54,28 @@ pub(super) struct Job {
     pub(super) queued: Instant,
     /// When it is to be done; after its deadline its answer is worth nothing any more.
     pub(super) rank: Rank,
+    /// When its batch was expected to be done.
+    pub(super) promise: Promise,
     /// Least part of a full batch that it can take.
     pub(super) least: Duration,
     /// Where the answer goes; closed when nobody waits for it.
     pub(super) reply: oneshot::Sender<Result<Done, ServeError>>,
+}
+
+/// What was expected of a request when it was admitted.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Promise {
+    pub(super) admitted: Instant,
+    /// Time until its batch is done, if everything before it takes the least it can.
+    pub(super) least: Duration,
+}
+
+impl Promise {
+    /// Returns the ratio between the time that it took until `now` and what was expected.
+    pub(super) fn ratio(&self, now: Instant) -> f64 {
+        let taken = now.saturating_duration_since(self.admitted);
+        taken.as_secs_f64() / self.least.as_secs_f64().max(1e-6)
+    }
 }
 
 /// A job's place in the queue, which is left when this is dropped.

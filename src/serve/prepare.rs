@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use super::{
     ServeError,
     inputs::{self, IMAGE, Inputs, TEXT, refuse},
+    yielding::give_way,
 };
 use crate::{
     arch::{Family, ModelInput, Pixels, Tokenizer, decode_picture},
@@ -42,9 +43,11 @@ impl Default for Preparing {
 }
 
 impl Preparing {
-    /// Returns the part of `time` that preparing takes from what all cores do together.
-    pub(super) fn share(&self, time: Duration) -> Duration {
-        time / self.num_cores
+    /// Returns the time that preparing for `time` takes from each of `num_workers`, which use all
+    /// cores together.
+    pub(super) fn share(&self, time: Duration, num_workers: usize) -> Duration {
+        let num_workers = u32::try_from(num_workers).unwrap_or(u32::MAX).min(self.num_cores);
+        time * num_workers / self.num_cores
     }
 
     /// Tokenizes texts for `anchor`, decodes image files, and checks token ids against its
@@ -95,6 +98,7 @@ impl Preparing {
         // The turn ends with the work, also where nobody waits for it any more.
         let work = move || {
             let _turn = turn;
+            give_way();
             let start = Instant::now();
             let done = work();
             (done, start.elapsed())

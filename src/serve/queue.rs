@@ -9,8 +9,9 @@ use std::{
 use super::{
     ServeError,
     batch::{self, Batch, Turn},
-    follow::remaining,
-    job::{FamilyKey, Job, Task},
+    follow::{Bounds, Rates, Transient},
+    job::{FamilyKey, Job, Promise, Task},
+    strictness::Strictness,
     waiting::{Need, Rank, Reserved, Share, Threads, Waiting},
 };
 use crate::{family::ModuleId, runtime::Executor};
@@ -18,10 +19,14 @@ use crate::{family::ModuleId, runtime::Executor};
 /// Time after a refused request in which others are likely to be refused as well.
 const LATELY: Duration = Duration::from_millis(100);
 
-/// Strictness added when something admitted is late at its turn, and the fraction of it that
-/// remains after any other batch.
-const STRICTER: f64 = 0.25;
-const LAXER: f64 = 0.99;
+/// Rates and bounds of the ratio between the time until something is done and what was expected of
+/// it: about one in ten takes longer.
+const STRETCH_RATES: Rates = Rates { rise: 0.09, fall: 0.01 };
+const STRETCH_BOUNDS: Bounds = Bounds { least: 1.0, most: 16.0 };
+
+/// Room kept for what happens to those that were admitted until their turn: what ends at the last
+/// moment is late as often as not.
+const HEADROOM: f64 = 1.4;
 
 /// What is left of batches' allowances while requests that any plan could answer are refused: worse
 /// answers are worth more than none.
@@ -93,31 +98,14 @@ struct State {
     /// one batch.
     hurried: Option<Instant>,
     strictness: Strictness,
+    /// Ratio between the time until something is done and what was expected of it: preparing,
+    /// answering and other families take the processor as well.
+    stretch: Transient,
     /// Number of batches that run.
     num_running: usize,
     /// When last something arrived, was refused, or ran beside something else.
     disturbed: Option<Instant>,
     is_closed: bool,
-}
-
-/// The fraction of a full batch's time that must be left behind others: load causes it, and it
-/// fades with it.
-#[derive(Debug, Default)]
-struct Strictness {
-    value: f64,
-    /// When something was last late at its turn.
-    raised: Option<Instant>,
-}
-
-impl Strictness {
-    fn at(&self, now: Instant) -> f64 {
-        let age = |raised| now.saturating_duration_since(raised);
-        self.raised.map_or(0.0, |raised| self.value * remaining(age(raised)))
-    }
-
-    fn raise(&mut self, now: Instant) {
-        *self = Self { value: (self.at(now) + STRICTER).min(1.0), raised: Some(now) };
-    }
 }
 
 /// What is known of a request that asks to be admitted.
@@ -136,12 +124,20 @@ pub(super) struct Candidate {
 pub(super) struct Reservation {
     shared: Arc<Shared>,
     reserved: Option<Reserved>,
+    pub(super) promise: Promise,
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
         if let Some(reserved) = self.reserved.take() {
-            self.shared.change(|state| state.waiting.release(reserved));
+            self.shared.change(|state| {
+                state.waiting.release(reserved);
+                // It was given up; that it took too long until then is a lesson.
+                let now = Instant::now();
+                if self.promise.ratio(now) > state.stretch.get(now) {
+                    state.learn_stretch(now, &self.promise);
+                }
+            });
         }
     }
 }
@@ -184,6 +180,7 @@ pub(super) fn queue(limit: usize, num_workers: usize) -> (Queue, Vec<Receiver>) 
         num_idle: 0,
         hurried: None,
         strictness: Strictness::default(),
+        stretch: Transient::new(1.0),
         num_running: 0,
         disturbed: None,
         is_closed: false,
@@ -227,12 +224,15 @@ impl Queue {
         if state.waiting.len() >= limit {
             return Err(QueueError::Full { limit, backlog: state.backlog(now) });
         }
+        let start = state.waiting.start_of(&state.free_at(now), candidate.rank).unwrap_or(now);
+        let wait = start.saturating_duration_since(now);
         if candidate.has_budget && state.is_busy(now) {
-            state.check_room(now, candidate)?;
+            state.check_room(now, wait, candidate)?;
         }
         let reserved = Some(state.waiting.reserve(candidate.rank, candidate.need.least));
         drop(state);
-        Ok(Reservation { shared: self.shared.clone(), reserved })
+        let promise = Promise { admitted: now, least: wait + candidate.need.alone };
+        Ok(Reservation { shared: self.shared.clone(), reserved, promise })
     }
 
     /// Queues a job in the place reserved for it.
@@ -321,11 +321,16 @@ impl Receiver {
         Begun(now)
     }
 
-    /// Notes that a batch is done; returns whether nothing else ran, waited or arrived meanwhile.
-    pub(super) fn end(&self, Begun(begun): Begun) -> bool {
+    /// Notes that a batch of `jobs` is done; returns whether nothing else ran, waited or arrived
+    /// meanwhile.
+    pub(super) fn end(&self, Begun(begun): Begun, jobs: &[Job]) -> bool {
         let mut state = self.shared.lock();
-        state.busy_until[self.index] = Some(Instant::now());
+        let now = Instant::now();
+        state.busy_until[self.index] = Some(now);
         state.num_running -= 1;
+        for job in jobs.iter().filter(|job| job.budget.is_some()) {
+            state.learn_stretch(now, &job.promise);
+        }
         state.disturbed.is_none_or(|disturbed| disturbed < begun)
     }
 }
@@ -351,9 +356,10 @@ impl State {
         match &mut chosen {
             Err(ServeError::Late { retry_after }) => {
                 self.strictness.raise(now);
+                jobs.iter().for_each(|job| self.learn_stretch(now, &job.promise));
                 *retry_after = self.backlog(now);
             }
-            _ => self.strictness.value *= LAXER,
+            _ => self.strictness.lower(),
         }
         Some(Batch { jobs, chosen })
     }
@@ -364,10 +370,24 @@ impl State {
         self.waiting.len() > 0 || !self.busy_until.iter().flatten().any(is_idle)
     }
 
-    /// Checks that there is room for a request.
-    fn check_room(&mut self, now: Instant, candidate: Candidate) -> Result<(), QueueError> {
+    fn learn_stretch(&self, now: Instant, promise: &Promise) {
+        self.stretch.follow(now, promise.ratio(now), STRETCH_RATES, STRETCH_BOUNDS);
+    }
+
+    /// Checks that there is room for a request that may begin after `wait`.
+    fn check_room(
+        &mut self,
+        now: Instant,
+        wait: Duration,
+        candidate: Candidate,
+    ) -> Result<(), QueueError> {
         let Candidate { rank, need, is_free, .. } = candidate;
-        let strict = Need { company: need.company.mul_f64(self.strictness.at(now)), ..need };
+        let stretch = HEADROOM * self.stretch.get(now);
+        let strict = Need {
+            company: need.company.mul_f64(self.strictness.at(now)),
+            alone: need.alone + (wait + need.alone).mul_f64(stretch - 1.0),
+            ..need
+        };
         if self.waiting.has_room(&self.free_at(now), rank, strict) {
             return Ok(());
         }
@@ -446,20 +466,12 @@ mod tests {
     fn a_batch_is_alone_where_nothing_arrives_or_runs_beside_it() {
         let (queue, receivers) = queue(8, 2);
         let begun = receivers[0].begin(SECOND);
-        assert!(receivers[0].end(begun));
+        assert!(receivers[0].end(begun, &[]));
         let begun = receivers[0].begin(SECOND);
         let beside = receivers[1].begin(SECOND);
-        assert!(!receivers[0].end(begun) && !receivers[1].end(beside));
+        assert!(!receivers[0].end(begun, &[]) && !receivers[1].end(beside, &[]));
         let begun = receivers[0].begin(SECOND);
         let _place = queue.admit(candidate(Instant::now(), 9 * SECOND, SECOND)).expect("room");
-        assert!(!receivers[0].end(begun));
-    }
-
-    #[test]
-    fn strictness_fades_with_the_load() {
-        let (mut strictness, now) = (Strictness::default(), Instant::now());
-        (0..10).for_each(|_| strictness.raise(now));
-        assert!((strictness.at(now) - 1.0).abs() < 1e-9);
-        assert_eq!(strictness.at(now + super::super::follow::FORGOTTEN).to_bits(), 0);
+        assert!(!receivers[0].end(begun, &[]));
     }
 }

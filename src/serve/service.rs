@@ -1,6 +1,9 @@
 //! One family as it is served.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
@@ -14,6 +17,7 @@ use super::{
     job::{FamilyKey, Job, Place},
     planner::{Chosen, Planner},
     prepare::{Preparing, Ready},
+    pulse::Pulse,
     queue::{Candidate, Queue, QueueError, Reservation},
     statistics::Counter,
     waiting::Rank,
@@ -37,6 +41,7 @@ pub struct FamilyService {
     counter: Counter,
     foresight: Foresight,
     preparing: Preparing,
+    pulse: Pulse,
 }
 
 /// What all families share with those that ask them.
@@ -46,15 +51,16 @@ pub(super) struct SharedParts {
     pub(super) config: ServiceConfig,
     pub(super) observer: Arc<dyn Observer>,
     pub(super) preparing: Preparing,
+    pub(super) pulse: Pulse,
 }
 
 impl FamilyService {
     pub(super) fn new(planner: Arc<Planner>, key: FamilyKey, parts: SharedParts) -> Self {
-        let SharedParts { queue, config, observer, preparing } = parts;
+        let SharedParts { queue, config, observer, preparing, pulse } = parts;
         let digest = digest(&planner.loaded.family);
         let counter = Counter::default();
         let foresight = Foresight::new(planner.loaded.family.manifest.limits.max_tokens);
-        Self { planner, digest, config, key, queue, observer, counter, foresight, preparing }
+        Self { planner, digest, config, key, queue, observer, counter, foresight, preparing, pulse }
     }
 
     /// Returns the served name.
@@ -185,10 +191,11 @@ impl FamilyService {
             Inputs::Ready(input) => (input.batch(), input.tokens()),
         };
         let now = Instant::now();
+        self.pulse.beat(now);
         let mut need = self.planner.need(shape, &asked.budget).unwrap_or_default();
         // It takes the processor from what runs, and comes before it.
         let preparing = self.foresight.preparing(now, inputs.num_bytes());
-        need.least += self.preparing.share(preparing);
+        need.least += self.preparing.share(preparing, self.config.num_workers);
         need.alone += preparing;
         let in_time = self.rank(asked, now);
         let latest = Rank { priority: asked.priority, deadline: now + self.config.max_wait };
@@ -241,7 +248,8 @@ impl FamilyService {
         Asked { budget, arrival, .. }: &Asked,
         place: &Reservation,
     ) -> Result<Chosen, ServeError> {
-        let elapsed = arrival.elapsed() + self.planner.correction.answering(Instant::now());
+        let turns = budget.latency.map(|latency| self.turns(Instant::now(), latency));
+        let elapsed = arrival.elapsed() + turns.unwrap_or_default();
         let error = match self.planner.plan_in_time(shape, budget, elapsed) {
             Ok(chosen) => return Ok(chosen),
             Err(error) if error.code() != ErrorCode::BudgetInfeasible => return Err(error),
@@ -255,11 +263,18 @@ impl FamilyService {
         self.planner.remeasure(shape, budget).ok_or(error)
     }
 
+    /// Returns the part of a request's `latency` budget that passes on the async threads: before
+    /// the request is read, and before it is answered. Half of it stays at least, so that something
+    /// is tried, and learned from, however slow they are.
+    fn turns(&self, now: Instant, latency: Duration) -> Duration {
+        let turns = self.pulse.lag(now) + self.planner.correction.answering(now);
+        turns.min(latency / 2)
+    }
+
     /// Returns when a request queued at `queued` is to be done; `None` if it has no budget.
     fn rank(&self, asked: &Asked, queued: Instant) -> Option<Rank> {
-        let deadline = asked.arrival + asked.budget.latency?;
-        let answering = self.planner.correction.answering(queued);
-        let deadline = deadline.checked_sub(answering).unwrap_or(deadline);
+        let budget = asked.budget.latency?;
+        let deadline = asked.arrival + budget - self.turns(queued, budget);
         let deadline = deadline.min(queued + self.config.max_wait);
         Some(Rank { priority: asked.priority, deadline })
     }
@@ -289,6 +304,7 @@ impl FamilyService {
             place: Some(Place::take(self.observer.clone(), self.name())),
             queued,
             rank: in_time.unwrap_or(latest),
+            promise: place.promise,
             least: need.least,
             budget: in_time.is_some().then_some(budget),
             reply,

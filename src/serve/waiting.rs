@@ -174,6 +174,20 @@ impl<T> Waiting<T> {
         }
     }
 
+    /// Returns when something of `rank` may begin, the threads being free at `free`.
+    pub(super) fn start_of(&self, free: &[Instant], rank: Rank) -> Option<Instant> {
+        self.free_before(free, rank).into_iter().min()
+    }
+
+    /// Returns when each thread is free of what comes before `rank`.
+    fn free_before(&self, free: &[Instant], rank: Rank) -> Vec<Instant> {
+        let mut free = free.to_vec();
+        for (_, entry) in self.entries.range(..=(rank, u64::MAX)) {
+            spend(&mut free, entry.least);
+        }
+        free
+    }
+
     /// Tells whether something more can be done in time if everything takes the least it can, the
     /// threads being free at `free`, and nothing of its priority that would be in time is made late
     /// by it. It takes `least` off the time of others, and `alone` itself or, where others wait
@@ -185,10 +199,7 @@ impl<T> Waiting<T> {
         rank: Rank,
         Need { least, alone, company }: Need,
     ) -> bool {
-        let mut without = free.to_vec();
-        for (_, entry) in self.entries.range(..=(rank, u64::MAX)) {
-            spend(&mut without, entry.least);
-        }
+        let mut without = self.free_before(free, rank);
         let Some((start, first)) = without.iter().min().zip(free.iter().min()) else {
             return false;
         };

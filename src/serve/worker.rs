@@ -19,6 +19,7 @@ use super::{
     queue::{Next, Queue, Receiver, queue},
     routed::RoutedModule,
     run::{Ran, Work, run_chunks},
+    yielding::give_way,
 };
 use crate::{
     arch::ModelInput,
@@ -102,6 +103,7 @@ struct Worker {
 
 impl Worker {
     fn run_until_closed(self) {
+        give_way();
         loop {
             let next = self.receiver.next(self.crew.is_loaded());
             let is_stopped = self.is_stopped.lock().unwrap_or_else(PoisonError::into_inner);
@@ -147,7 +149,7 @@ impl Worker {
         let begun = self.receiver.begin(chosen.careful);
         let compute = AssertUnwindSafe(|| self.compute(executor, &mut jobs, chosen));
         let result = catch_unwind(compute).unwrap_or(Err(ServeError::Panicked));
-        let is_alone = self.receiver.end(begun);
+        let is_alone = self.receiver.end(begun, &jobs);
         match result {
             Ok(Computed { ran, planner, lesson }) => {
                 let is_shared = jobs.len() > 1;
