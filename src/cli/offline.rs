@@ -109,7 +109,8 @@ pub(super) fn evaluate(common: &Common, arguments: &EvaluateArguments) -> anyhow
         let text = serde_json::to_string_pretty(records).unwrap_or_default() + "\n";
         write_atomically(&file, text.as_bytes())
     };
-    let mut executor = Executor::new(machine.runtime.clone(), family.clone());
+    let executor = Executor::new(machine.runtime.clone(), family.clone());
+    let mut executor = executor.with_activations(profile.activations());
     let bars = Bars::default();
     let records = crate::fit::evaluate(
         &mut executor,

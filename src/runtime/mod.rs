@@ -9,11 +9,14 @@ mod dispatch;
 mod environment;
 mod error;
 mod executor;
+mod ledger;
 mod library;
+mod needs;
 mod residents;
 mod route;
 mod routed;
 mod session;
+mod sessions;
 mod whole;
 
 pub use activation::{Activation, Routing, SideInputs};

@@ -60,7 +60,8 @@ impl Engine {
     /// Serves a family. When the last reference to it is dropped, its sessions go.
     pub fn serve(&self, loaded: LoadedFamily) -> Arc<FamilyService> {
         let key = FamilyKey(self.num_families.fetch_add(1, Ordering::Relaxed));
-        let executor = Arc::new(Executor::new(self.runtime.clone(), loaded.family.clone()));
+        let executor = Executor::new(self.runtime.clone(), loaded.family.clone());
+        let executor = Arc::new(executor.with_activations(loaded.profile.activations()));
         executor.pin(&loaded.pinned);
         let others = if self.config.preload { loaded.modules() } else { Vec::new() };
         let preload = loaded.pinned.iter().copied().chain(others).collect();

@@ -12,7 +12,7 @@ mod units;
 mod value;
 
 pub use data_type::DataType;
-pub use heap::give_back_freed_memory;
+pub use heap::{MappedApart, give_back_freed_memory, reuse_freed_memory};
 pub use mapped::MappedFile;
 pub use units::{ByteSize, ParseByteSizeError};
 pub use value::{Tensor, TensorData, TensorError, TensorSpec};
