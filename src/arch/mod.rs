@@ -43,7 +43,7 @@ pub use family::{Compute, Family};
 pub use fitted::{FitRecord, FitRecords, SplitRecord, fit_file_name};
 pub use input::{ModelInput, Pixels};
 pub use network::{ATTENTION_MASK, INPUT_IDS, Network, PIXEL_VALUES, Precision};
-pub use picture::{PictureError, decode_picture, raw_picture};
+pub use picture::{PictureError, decode_picture, decoding_bytes, raw_picture};
 pub use routed::{
     KEYS, Order, QUERIES, REST, Routed, Router, SCORES, SUM, TOKENS, VALUES, Ways, Weighting,
 };

@@ -89,13 +89,13 @@ impl Network {
         self.weight_bytes().saturating_sub(self.resident_bytes())
     }
 
-    /// Returns the bytes that are in memory at once while the network is loaded, at most: weights as
-    /// they are read, as they are brought into order, and as they are packed. What is quantized
-    /// is read in f32 and handed over as a message first.
+    /// Returns the bytes that are in memory at once while the network is loaded, at most. Matrices
+    /// are brought into order and packed one after another; what is quantized is read in f32
+    /// before, and handed over as a message.
     pub fn loading_bytes(&self) -> u64 {
         let copies = match self.precision {
-            Precision::F32 => 3,
-            Precision::Int8 => 8,
+            Precision::F32 => 2,
+            Precision::Int8 => 5,
         };
         self.resident_bytes().saturating_mul(copies)
     }

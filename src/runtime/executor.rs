@@ -24,7 +24,7 @@ use crate::{
 
 /// Fraction of the memory limit, as a divisor, that the activations of one batch may take. Where it
 /// is small, so are batches; one of long sequences is no faster than each by itself.
-const ACTIVATIONS_SHARE: u64 = 16;
+const ACTIVATIONS_SHARE: u64 = 32;
 
 /// Owns the sessions of a family and runs paths through them, on as many threads as ask.
 ///
@@ -54,6 +54,12 @@ pub struct Residency {
     pub num_loads: u64,
     /// How many times a module gave way to another.
     pub num_evictions: u64,
+}
+
+/// Memory that is kept free until this is dropped.
+#[derive(Debug)]
+pub struct Room<'a> {
+    _reserve: Reserve<'a>,
 }
 
 /// Hears how long each module of a path took.
@@ -192,7 +198,7 @@ impl Executor {
         if !self.family.graph.is_path(path) {
             return Err(RuntimeError::NotAPath);
         }
-        let _reserve = self.reserve(path, sides)?;
+        let reserve = self.reserve(path, sides)?;
         let mut state = None;
         for id in path {
             let start = Instant::now();
@@ -203,8 +209,10 @@ impl Executor {
             }
             state = next.or(state);
         }
+        let outputs = state.ok_or(RuntimeError::NotAPath)?.to_tensors();
+        drop(reserve);
         self.runtime.residents().trim();
-        state.ok_or(RuntimeError::NotAPath)?.to_tensors()
+        outputs
     }
 
     /// Runs one module on `state`; the identity returns it as it is.
@@ -235,9 +243,20 @@ impl Executor {
     ) -> Result<Option<Activation>, RuntimeError> {
         let reserve = self.reserve(&[id], sides)?;
         let next = self.compute(id, state, sides)?;
-        self.runtime.residents().trim();
         drop(reserve);
+        self.runtime.residents().trim();
         Ok(next)
+    }
+
+    /// Waits until `bytes` of memory are free, such as for what a request is decoded into, and
+    /// keeps them free until what is returned is dropped.
+    ///
+    /// # Errors
+    ///
+    /// Fails when they do not fit under the memory limit.
+    pub fn reserve_bytes(&self, bytes: u64) -> Result<Room<'_>, RuntimeError> {
+        let need = Need { activations: bytes, total: bytes };
+        Ok(Room { _reserve: self.runtime.residents().reserve(need)? })
     }
 
     /// Reserves the memory that `path` needs for `sides`.

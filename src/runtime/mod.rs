@@ -23,6 +23,6 @@ pub use activation::{Activation, Routing, SideInputs};
 pub use dispatch::dispatch_and_combine;
 pub use environment::{Runtime, RuntimeConfig};
 pub use error::RuntimeError;
-pub use executor::{Executor, ModuleObserver, Residency};
+pub use executor::{Executor, ModuleObserver, Residency, Room};
 pub use library::find_library;
 pub use whole::WholeModel;

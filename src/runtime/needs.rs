@@ -68,16 +68,13 @@ impl Needs {
     pub(super) fn of_path(&self, path: &[ModuleId], (rows, tokens): (usize, usize)) -> Need {
         let rows = rows as u64;
         let modules = path.iter().filter_map(|id| self.modules.get(id.0));
-        modules.fold(Need::default(), |need, module| {
+        // Memory of activations may be kept, for those that follow, while a session is created.
+        let largest = modules.fold(Need::default(), |need, module| {
             let activations = module.activations_of_row(tokens).saturating_mul(rows);
-            let state = bytes(&module.from, tokens).saturating_mul(rows);
-            let running = module.weights.saturating_add(activations);
-            let loading = module.loading.saturating_add(state);
-            Need {
-                activations: need.activations.max(activations),
-                total: need.total.max(running).max(loading),
-            }
-        })
+            let session = module.weights.max(module.loading);
+            Need { activations: need.activations.max(activations), total: need.total.max(session) }
+        });
+        Need { total: largest.total.saturating_add(largest.activations), ..largest }
     }
 }
 
@@ -135,11 +132,11 @@ mod tests {
             let need = needs.of_path(&path, shape);
             (need.activations, need.total)
         };
-        assert_eq!(need(&[0], (1, 8)), (800, 900));
-        assert_eq!(need(&[0, 2], (3, 12)), (4_200, 4_300));
-        assert_eq!(need(&[0, 1], (1, 8)), (800, 15_320), "created beside what it reads");
-        assert_eq!(need(&[0, 1], (100, 16)), (200_000, 205_000));
-        assert_eq!(need(&[0], (1, 32)), (8_000, 8_100), "twice the tokens, four times the scores");
+        assert_eq!(need(&[0], (1, 8)), (800, 1_100));
+        assert_eq!(need(&[0, 2], (3, 12)), (4_200, 4_500));
+        assert_eq!(need(&[0, 1], (1, 8)), (800, 15_800));
+        assert_eq!(need(&[0, 1], (100, 16)), (200_000, 215_000));
+        assert_eq!(need(&[0], (1, 32)), (8_000, 8_300), "twice the tokens, four times the scores");
         assert_eq!(need(&[2], (9, 99)), (0, 0));
         assert_eq!(need(&[], (9, 99)), (0, 0));
     }

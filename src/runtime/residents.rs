@@ -18,15 +18,11 @@ use crate::tensor::{MappedApart, give_back_freed_memory, reuse_freed_memory};
 /// the limit is taken for too low.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
-/// Fraction of the limit, as a divisor, that the pages of a table take before its session gives way
-/// first: it is created again in a moment.
-const TABLE_SHARE: u64 = 32;
-
 /// Fraction of the limit, as a divisor, of freed memory that is kept for the next run.
-const KEPT_SHARE: u64 = 16;
+const KEPT_SHARE: u64 = 32;
 
 /// Number of runs after which the estimate of other memory is made exact again under pressure.
-const RUNS_UNTIL_SETTLED: u32 = 64;
+const RUNS_UNTIL_SETTLED: u32 = 8;
 
 /// Every loaded session. Those that run are leased; of the others those go that are expected to be
 /// used again last when another needs their place. Of a network there are as many as run at once,
@@ -100,10 +96,13 @@ impl<S> Lease<'_, S> {
 impl<S> Drop for Lease<'_, S> {
     fn drop(&mut self) {
         let mut state = self.residents.lock();
+        if state.has_table(self.key) {
+            state.learn_pages(self.key, (self.residents.process.held)().file_bytes);
+        }
         let broken = state.give_back(self.key, self.session.take(), std::thread::panicking());
         // It was loaded in the place of its run's activations, which are to come.
         let missing = state.ledger.missing(0, Need::default());
-        let gone = self.residents.evict(&mut state, missing);
+        let gone = state.evict(missing);
         drop(state);
         self.residents.returned.notify_all();
         drop((broken, gone));
@@ -188,7 +187,7 @@ impl<S> Residents<S> {
     pub(super) fn reserve(&self, need: Need) -> Result<Reserve<'_, S>, RuntimeError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         self.settle_in_time(need);
-        let mut state = self.make_room(0, need)?;
+        let mut state = self.make_room(0, need, true)?;
         state.ledger.begin(need);
         drop(state);
         Ok(Reserve { residents: self, need })
@@ -216,7 +215,8 @@ impl<S> Residents<S> {
             return Ok(lease(session));
         }
         let start = Instant::now();
-        drop(self.make_room(weights.bytes, Need::default())?);
+        let pages = Need { activations: 0, total: self.lock().pages(key) };
+        drop(self.make_room(weights.bytes, pages, false)?);
         let apart = self.limit.map(|_| MappedApart::begin());
         let session = load()?;
         drop(apart);
@@ -253,12 +253,13 @@ impl<S> Residents<S> {
         (!timeout.timed_out()).then_some(state)
     }
 
-    /// Lets sessions go until one of `weights` bytes, and a run that needs `next`, fit; waits for
-    /// those that run if need be.
+    /// Lets sessions go until one of `weights` bytes, and what needs `next`, fit; waits for sessions
+    /// that run if need be, and for other runs if `next` is a run.
     fn make_room(
         &self,
         weights: u64,
         next: Need,
+        is_run: bool,
     ) -> Result<MutexGuard<'_, State<S>>, RuntimeError> {
         // What making and dropping sessions freed may not have been given back.
         let mut may_give_back = true;
@@ -274,7 +275,7 @@ impl<S> Residents<S> {
                 may_give_back = false;
                 continue;
             }
-            let gone = self.evict(&mut state, missing);
+            let gone = state.evict(missing);
             if !gone.is_empty() {
                 // It takes a while, during which others may run.
                 drop(state);
@@ -282,8 +283,10 @@ impl<S> Residents<S> {
                 may_give_back = true;
                 continue;
             }
-            let is_alone = next == Need::default() || !state.ledger.has_runs();
-            if (state.num_leased > 0 || !is_alone) && self.wait_for_return(state).is_some() {
+            let waits = state.num_leased > 0 || is_run && state.ledger.has_runs();
+            if !waits {
+                drop(state);
+            } else if self.wait_for_return(state).is_some() {
                 continue;
             }
             let state = self.lock();
@@ -330,7 +333,7 @@ impl<S> Residents<S> {
         }
         self.settle();
         let mut state = self.lock();
-        let gone = self.evict(&mut state, (self.process.held)().bytes.saturating_sub(limit));
+        let gone = state.evict((self.process.held)().bytes.saturating_sub(limit));
         drop(state);
         if !gone.is_empty() {
             drop(gone);
@@ -356,14 +359,6 @@ impl<S> Residents<S> {
         let mut ledger = state.ledger.clone();
         ledger.observe((self.process.held)().bytes, next);
         ledger.missing(weights, next)
-    }
-
-    /// Removes idle sessions of `missing` bytes or more, if there are so many.
-    fn evict(&self, state: &mut State<S>, missing: u64) -> Vec<S> {
-        let Some(limit) = self.limit.filter(|_| missing > 0) else {
-            return Vec::new();
-        };
-        state.evict(missing, (self.process.held)().file_bytes, limit / TABLE_SHARE)
     }
 }
 

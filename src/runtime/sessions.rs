@@ -42,6 +42,8 @@ pub(super) struct State<S> {
     /// Counts uses.
     pub(super) clock: u64,
     pub(super) ledger: Ledger,
+    /// Bytes of the pages of tables that were read, also of those that are not here any more.
+    pub(super) pages: HashMap<Key, u64>,
     /// Number of runs since the ledger's estimates were exact.
     pub(super) num_unsettled: u32,
 }
@@ -88,6 +90,7 @@ impl<S> State<S> {
             seconds_per_byte: 0.0,
             clock: 0,
             ledger: Ledger::new(limit),
+            pages: HashMap::new(),
             num_unsettled: 0,
         }
     }
@@ -98,6 +101,7 @@ impl<S> State<S> {
         self.pinned.retain(|key| key.executor != executor);
         self.uses.retain(|key, _| key.executor != executor);
         self.load_times.retain(|key, _| key.executor != executor);
+        self.pages.retain(|key, _| key.executor != executor);
         let is_own = |key: &Key| key.executor == executor;
         let gone: Vec<_> =
             self.sessions.extract_if(|key, _| is_own(key)).map(|(_, gone)| gone).collect();
@@ -204,27 +208,37 @@ impl<S> State<S> {
         sessions.is_some_and(|sessions| !sessions.idle.is_empty() && !is_last(sessions))
     }
 
-    /// Removes sessions that are not leased, of `bytes` together or more if there are. First go those
-    /// of which pages of tables, of all `file_bytes`, take `table_limit` or more, then those that are
-    /// expected to be used again last. Of equal ones it is the one used last: where the same
-    /// networks are walked through again and again and there is no room for all, what stays is
-    /// found again, while the least recently used one is always what is wanted next.
-    pub(super) fn evict(&mut self, bytes: u64, file_bytes: u64, table_limit: u64) -> Vec<S> {
-        let pages = |sessions: &Sessions<S>| {
-            let pages = file_bytes.saturating_sub(sessions.files_before);
-            Some(pages.min(sessions.weights.table_bytes)).filter(|pages| *pages >= table_limit)
-        };
+    /// Returns whether a session of `key` reads a table that stays in its file.
+    pub(super) fn has_table(&self, key: Key) -> bool {
+        self.sessions.get(&key).is_some_and(|sessions| sessions.weights.table_bytes > 0)
+    }
+
+    /// Takes note of how many pages of its table a session reads, of `file_bytes` in memory.
+    pub(super) fn learn_pages(&mut self, key: Key, file_bytes: u64) {
+        if let Some(Sessions { weights, files_before, .. }) = self.sessions.get(&key) {
+            let read = file_bytes.saturating_sub(*files_before).min(weights.table_bytes);
+            let pages = self.pages.entry(key).or_default();
+            *pages = read.max(*pages);
+        }
+    }
+
+    /// Returns the bytes of the pages of its table that a session of `key` has read so far.
+    pub(super) fn pages(&self, key: Key) -> u64 {
+        self.pages.get(&key).copied().unwrap_or(0)
+    }
+
+    /// Removes sessions that are not leased, of so many bytes together or more if there are, those
+    /// first that are expected to be used again last. Of equal ones it is the one used last: where
+    /// the same networks are walked through again and again and there is no room for all, what
+    /// stays is found again, while the least recently used one is always what is wanted next.
+    pub(super) fn evict(&mut self, bytes: u64) -> Vec<S> {
         let order = |key: &Key| {
             let uses = self.uses.get(key);
             uses.map_or((u64::MAX, 0), |uses| (uses.distance(self.clock), uses.last))
         };
-        let idle = self.sessions.iter().filter(|(key, _)| self.may_go(**key));
-        let mut idle: Vec<_> = idle
-            .map(|(key, sessions)| {
-                let pages = pages(sessions).filter(|pages| *pages > 0);
-                let freed = sessions.weights.bytes + pages.unwrap_or(0);
-                ((pages.is_some(), order(key)), *key, freed)
-            })
+        let idle = self.sessions.iter().filter(|(key, _)| bytes > 0 && self.may_go(**key));
+        let mut idle: Vec<((u64, u64), Key, u64)> = idle
+            .map(|(key, sessions)| (order(key), *key, sessions.weights.bytes + self.pages(*key)))
             .collect();
         idle.sort_unstable_by_key(|(order, ..)| std::cmp::Reverse(*order));
         let (mut freed, mut gone) = (0, Vec::new());

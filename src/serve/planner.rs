@@ -1,7 +1,7 @@
 //! The choice of plans for one family, by what is known of its costs and of the machine.
 
 use std::{
-    sync::Weak,
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
@@ -65,6 +65,11 @@ impl Planner {
         let margin = loaded.table.margin();
         let learned = Learned::new(&loaded);
         Self { loaded, executor, correction: Correction::default(), learned, margin }
+    }
+
+    /// Returns what runs the family, while it is served.
+    pub(super) fn executor(&self) -> Option<Arc<Executor>> {
+        self.executor.upgrade()
     }
 
     /// Learns from a batch of this shape whose modules took `times`, and all of it `whole`.
@@ -199,7 +204,7 @@ impl Planner {
     ) -> Result<Chosen, ServeError> {
         let careful = self.correction.careful();
         let latency = budget.latency.map(|latency| latency.div_f64(careful));
-        let executor = latency.and_then(|_| self.executor.upgrade());
+        let executor = latency.and_then(|_| self.executor());
         let load_times = executor.and_then(|executor| executor.load_times());
         let loading = |entry: &PlanEntry| {
             let times = load_times

@@ -152,7 +152,7 @@ impl FamilyService {
         let reference = &self.manifest().reference;
         let start = Instant::now();
         let input =
-            prepare(family, inputs, reference).instrument(debug_span!("preprocess")).await?;
+            prepare(&self.planner, inputs, reference).instrument(debug_span!("preprocess")).await?;
         texts.iter().for_each(|texts| self.foresight.learn(texts, input.tokens()));
         let shape = (input.batch(), input.tokens());
         let elapsed = arrival.elapsed() + self.planner.correction.answering();
@@ -163,7 +163,7 @@ impl FamilyService {
             input
         } else {
             let texts = texts.ok_or_else(|| other_vocabulary(anchor))?;
-            prepare(family, Inputs::Texts(texts), anchor).await?
+            prepare(&self.planner, Inputs::Texts(texts), anchor).await?
         };
         let (preprocess, total_tokens) = (start.elapsed(), input.total_tokens());
         let terms = Terms { shape, budget, arrival };
