@@ -47,7 +47,7 @@ pub use fit_records::{
 };
 pub use input::{ModelInput, Pixels};
 pub use network::{ATTENTION_MASK, Company, INPUT_IDS, Network, PIXEL_VALUES, Precision};
-pub use picture::{PictureError, decode_picture, raw_picture};
+pub use picture::{PictureError, decode_picture, decoding_bytes, raw_picture};
 pub use routed::{
     KEYS, Order, QUERIES, REST, Routed, Router, SCORES, SUM, TOKENS, VALUES, Ways, Weighting,
 };

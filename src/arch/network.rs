@@ -114,6 +114,22 @@ impl Network {
         self.weight_bytes().saturating_sub(mapped)
     }
 
+    /// Returns the bytes of tables that stay in their file.
+    pub fn table_bytes(&self) -> u64 {
+        self.weight_bytes().saturating_sub(self.resident_bytes())
+    }
+
+    /// Returns the bytes that are in memory at once while the network is loaded, at most. Matrices
+    /// are brought into order and packed one after another; what is quantized is read in f32
+    /// before, and handed over as a message.
+    pub fn loading_bytes(&self) -> u64 {
+        let copies = match self.precision {
+            Precision::F32 => 2,
+            Precision::Int8 => 5,
+        };
+        self.resident_bytes().saturating_mul(copies)
+    }
+
     /// Returns the files in which weights lie, relative to the family's folder.
     pub fn files(&self) -> impl Iterator<Item = String> {
         let graph = self.model.graph.iter();

@@ -15,6 +15,9 @@ use crate::family::{Filter, ImageSpec, Resize};
 /// Decoders may take this many bytes for each pixel, besides a fixed sum.
 const BYTES_PER_PIXEL: u64 = 16;
 
+/// Bytes that decoders take besides the picture.
+const DECODER_BYTES: u64 = 2 << 20;
+
 /// Why an image is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum PictureError {
@@ -55,6 +58,41 @@ pub fn decode_picture(
     spec: &ImageSpec,
     max_pixels: u64,
 ) -> Result<Pixels, PictureError> {
+    let mut decoder = open(bytes, max_pixels)?;
+    let orientation = decoder.orientation().ok();
+    let mut picture = DynamicImage::from_decoder(decoder).map_err(PictureError::Broken)?;
+    if let Some(orientation) = orientation {
+        picture.apply_orientation(orientation);
+    }
+    let picture = bring_to_size(as_eight_bits(picture, spec.channels), spec);
+    Ok(normalize(&picture, spec))
+}
+
+/// Returns the bytes that decoding an image file and bringing it to its size take at most, by what
+/// its header says: the picture as the decoder and as its reader have it, and the rows that
+/// resizing begins with.
+///
+/// # Errors
+///
+/// Fails like [`decode_picture`] does before it decodes.
+pub fn decoding_bytes(
+    bytes: &[u8],
+    spec: &ImageSpec,
+    max_pixels: u64,
+) -> Result<u64, PictureError> {
+    let decoder = open(bytes, max_pixels)?;
+    let (width, height) = decoder.dimensions();
+    let rows = match spec.resize {
+        Resize::Stretch => spec.height as u64,
+        Resize::Shorter(side) => u64::from(shorter([width, height], side)[1]),
+    };
+    let resized = u64::from(width.max(height)).saturating_mul(rows).saturating_mul(16);
+    let picture = decoder.total_bytes().saturating_mul(2);
+    Ok(picture.saturating_add(resized).saturating_add(DECODER_BYTES))
+}
+
+/// Reads an image file's header.
+fn open(bytes: &[u8], max_pixels: u64) -> Result<impl ImageDecoder, PictureError> {
     let mut reader = ImageReader::new(Cursor::new(bytes));
     match image::guess_format(bytes) {
         Ok(format @ (ImageFormat::Png | ImageFormat::Jpeg)) => reader.set_format(format),
@@ -63,7 +101,7 @@ pub fn decode_picture(
     let mut limits = Limits::default();
     limits.max_alloc = Some(max_pixels.saturating_mul(BYTES_PER_PIXEL).saturating_add(1 << 20));
     reader.limits(limits);
-    let mut decoder = reader.into_decoder().map_err(PictureError::Broken)?;
+    let decoder = reader.into_decoder().map_err(PictureError::Broken)?;
     let (width, height) = decoder.dimensions();
     if width == 0 || height == 0 {
         return Err(PictureError::Empty { width, height });
@@ -71,13 +109,7 @@ pub fn decode_picture(
     if u64::from(width) * u64::from(height) > max_pixels {
         return Err(PictureError::TooManyPixels { width, height, limit: max_pixels });
     }
-    let orientation = decoder.orientation().ok();
-    let mut picture = DynamicImage::from_decoder(decoder).map_err(PictureError::Broken)?;
-    if let Some(orientation) = orientation {
-        picture.apply_orientation(orientation);
-    }
-    let picture = bring_to_size(&as_eight_bits(&picture, spec.channels), spec);
-    Ok(normalize(&picture, spec))
+    Ok(decoder)
 }
 
 /// Brings raw bytes, `[height, width, channels]` of 1 or 3 channels, to what stems read; `None`
@@ -93,7 +125,7 @@ pub fn raw_picture(
         3 => DynamicImage::ImageRgb8(image::RgbImage::from_raw(width, height, bytes)?),
         _ => return None,
     };
-    let picture = bring_to_size(&as_eight_bits(&picture, spec.channels), spec);
+    let picture = bring_to_size(as_eight_bits(picture, spec.channels), spec);
     Some(normalize(&picture, spec))
 }
 
@@ -111,21 +143,20 @@ fn normalize(picture: &DynamicImage, spec: &ImageSpec) -> Pixels {
 
 /// Returns the image in grey, or in red, green and blue, 8 bits each; what is transparent is shown
 /// on black.
-fn as_eight_bits(picture: &DynamicImage, channels: usize) -> DynamicImage {
+fn as_eight_bits(picture: DynamicImage, channels: usize) -> DynamicImage {
     if channels == 1 {
-        DynamicImage::ImageLuma8(picture.to_luma8())
+        DynamicImage::ImageLuma8(picture.into_luma8())
     } else {
-        DynamicImage::ImageRgb8(picture.to_rgb8())
+        DynamicImage::ImageRgb8(picture.into_rgb8())
     }
 }
 
-fn bring_to_size(picture: &DynamicImage, spec: &ImageSpec) -> DynamicImage {
+fn bring_to_size(mut picture: DynamicImage, spec: &ImageSpec) -> DynamicImage {
     let target = [spec.width, spec.height].map(|side| u32::try_from(side).unwrap_or(u32::MAX));
     let [width, height] = match spec.resize {
         Resize::Stretch => target,
         Resize::Shorter(side) => shorter([picture.width(), picture.height()], side),
     };
-    let mut picture = picture.clone();
     if [width, height] != [picture.width(), picture.height()] {
         picture = resize(&picture, [width, height], filter_type(spec.filter));
     }
@@ -147,6 +178,9 @@ fn resize(picture: &DynamicImage, [width, height]: [u32; 2], filter: FilterType)
     match picture {
         DynamicImage::ImageLuma8(grey) => {
             DynamicImage::ImageLuma8(imageops::resize(grey, width, height, filter))
+        }
+        DynamicImage::ImageRgb8(colours) => {
+            DynamicImage::ImageRgb8(imageops::resize(colours, width, height, filter))
         }
         other => DynamicImage::ImageRgb8(imageops::resize(&other.to_rgb8(), width, height, filter)),
     }
@@ -193,6 +227,16 @@ mod tests {
         let expected = |byte: f32| (byte / 255.0 - 0.5) / 0.25;
         let close = |index: usize, byte: f32| (pixels.values[index] - expected(byte)).abs() < 1e-6;
         assert!(close(1, 10.0) && close(16 + 4, 10.0) && close(32, 255.0));
+    }
+
+    #[test]
+    fn decoding_takes_what_the_header_says() {
+        let bytes = |width, height| {
+            decoding_bytes(&png(width, height), &spec(Resize::Stretch, 3), 1_000).expect("a header")
+        };
+        assert_eq!(bytes(4, 8), 2 * 4 * 8 * 3 + 8 * 4 * 16 + DECODER_BYTES);
+        assert!(decoding_bytes(&png(25, 25), &spec(Resize::Stretch, 3), 624).is_err());
+        assert!(decoding_bytes(b"GIF89a", &spec(Resize::Stretch, 3), 624).is_err());
     }
 
     #[test]

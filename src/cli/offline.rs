@@ -107,7 +107,8 @@ pub(super) fn evaluate(common: &Common, arguments: &EvaluateArguments) -> anyhow
     };
     // What was measured before is replaced by everything that was measured again, not by a part.
     let mut save = |records: &QualityRecords| if arguments.again { Ok(()) } else { write(records) };
-    let mut executor = Executor::new(machine.runtime.clone(), family.clone());
+    let executor = Executor::new(machine.runtime.clone(), family.clone());
+    let mut executor = executor.with_activations(profile.activations());
     let bars = Bars::default();
     let records = crate::fit::evaluate(
         &mut executor,

@@ -328,7 +328,9 @@ fn run_all(
     let new = || vec![0.0; data.len() * kept];
     let mut outputs: HashMap<_, _> = paths.iter().map(|path| (path.clone(), new())).collect();
     for (anchor, paths) in by_stem(&family.graph, paths) {
-        let batches = data.batches(&family, &anchor, BATCH, max_tokens)?;
+        let rows = paths.iter().map(|path| executor.rows_at_once(path, (BATCH, max_tokens)));
+        let rows = rows.min().unwrap_or(BATCH);
+        let batches = data.batches(&family, &anchor, rows, max_tokens)?;
         progress.phase(&format!("evaluate {anchor}"), batches.len() as u64);
         for positions in batches {
             let input = data.input(&family, &anchor, &positions, max_tokens)?;

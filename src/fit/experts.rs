@@ -205,7 +205,8 @@ fn gather(
     let paths = spaces.keys().filter_map(|space| own_path(&family.graph, *space));
     let Some(path) = paths.max_by_key(Vec::len) else { return Ok(()) };
     let anchor = family.graph.stem_anchor(&path).unwrap_or_default().to_owned();
-    let batches = data.batches(&family, &anchor, 16, options.max_tokens)?;
+    let rows = executor.rows_at_once(&path, (16, options.max_tokens));
+    let batches = data.batches(&family, &anchor, rows, options.max_tokens)?;
     // Every nth batch, so that all lengths are there.
     let every = data.len().div_ceil(options.max_texts.max(1)).max(1);
     let kept = batches.iter().enumerate().filter(|(number, _)| number % every == 0);

@@ -175,7 +175,9 @@ fn gather(
     let family = executor.family().clone();
     fits.iter().try_for_each(|fit| check_tokenizers(&family, fit))?;
     let reference = &family.manifest.reference;
-    let batches = data.batches(&family, reference, 16, options.max_tokens)?;
+    let all: Vec<ModuleId> = (0..family.graph.modules().len()).map(ModuleId).collect();
+    let rows = executor.rows_at_once(&all, (16, options.max_tokens));
+    let batches = data.batches(&family, reference, rows, options.max_tokens)?;
     // Every nth text for maps of tokens, so that all lengths are there.
     let every = data.len().div_ceil(options.max_token_texts.max(1)).max(1);
     let paths = fits.iter().flat_map(|fit| [&fit.prefix, &fit.target]);

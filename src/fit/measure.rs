@@ -1,7 +1,7 @@
 //! Measuring what modules cost on this machine.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     time::{Duration, Instant},
 };
 
@@ -56,8 +56,9 @@ impl ProfileOptions {
 /// Before that it proves that no row of a batch changes another in networks from outside.
 ///
 /// Modules that follow one another in plans are run round robin, so that a module finds the
-/// processor's caches as it does in a path, not filled with its own weights. `save` is called after
-/// every group of modules, so that an interrupted run resumes.
+/// processor's caches as it does in a path, not filled with its own weights. A batch that is too
+/// large for the memory limit is measured as the chunks that it would run in. `save` is called
+/// after every group of modules, so that an interrupted run resumes.
 ///
 /// # Errors
 ///
@@ -81,6 +82,13 @@ pub fn measure_profile(
     let cells = options.batches.len() * options.tokens.len();
     progress.phase("profile", (groups.len() * cells) as u64);
     for group in groups.values() {
+        let mut activation_bytes = Vec::new();
+        for id in group {
+            let bytes = activations(executor, *id, options)?;
+            let grid = Grid::new(options.batches.clone(), options.tokens.clone(), bytes)?;
+            executor.learn_activations(*id, grid.clone());
+            activation_bytes.push(grid);
+        }
         let mut latencies: Vec<Vec<f64>> = vec![Vec::new(); group.len()];
         for &batch in &options.batches {
             for &tokens in &options.tokens {
@@ -91,17 +99,15 @@ pub fn measure_profile(
                 progress.step();
             }
         }
-        for (id, latencies) in group.iter().zip(latencies) {
+        for ((id, latencies), activation_bytes) in group.iter().zip(latencies).zip(activation_bytes)
+        {
             let Some(digest) = module_digest(&family, *id) else {
                 continue;
             };
-            let activation = activations(executor, *id, options)?;
-            let grid = |values| Grid::new(options.batches.clone(), options.tokens.clone(), values);
-            let profile = ModuleProfile {
-                latency_seconds: grid(monotone(latencies, options.tokens.len()))?,
-                activation_bytes: grid(activation)?,
-            };
-            cache.modules.insert(digest, profile);
+            let (batches, tokens) = (options.batches.clone(), options.tokens.clone());
+            let latencies = monotone(latencies, tokens.len());
+            let latency_seconds = Grid::new(batches, tokens, latencies)?;
+            cache.modules.insert(digest, ModuleProfile { latency_seconds, activation_bytes });
         }
         save(cache)?;
     }
@@ -133,52 +139,64 @@ fn groups(executor: &Executor, modules: &[ModuleId]) -> BTreeMap<String, Vec<Mod
 fn measure_cell(
     executor: &mut Executor,
     group: &[ModuleId],
-    shape: (usize, usize),
+    (batch, tokens): (usize, usize),
     options: &ProfileOptions,
 ) -> Result<Vec<f64>, FitError> {
-    let sides = SideInputs::of_input(full_input(executor.family(), shape))?;
-    let states = states(executor, group, shape)?;
+    let rows = executor.rows_at_once(group, (batch, tokens));
+    let sides = SideInputs::of_input(full_input(executor.family(), (rows, tokens)))?;
+    let shapes: Vec<Option<Vec<usize>>> =
+        group.iter().map(|id| state_shape(executor, *id, (rows, tokens))).collect();
+    let mut states = HashMap::new();
+    for shape in shapes.iter().flatten() {
+        if !states.contains_key(shape) {
+            states.insert(shape.clone(), state(shape.clone())?);
+        }
+    }
     let mut times: Vec<Vec<f64>> = vec![Vec::new(); group.len()];
     let start = Instant::now();
     let long_enough = options.time_per_cell * u32::try_from(group.len()).unwrap_or(u32::MAX);
     let mut round = 0;
     while round <= options.min_runs || start.elapsed() < long_enough {
         for (index, id) in group.iter().enumerate() {
+            let state = shapes[index].as_ref().and_then(|shape| states.get(shape));
+            // It may have given way to others of the group.
+            executor.load(&[*id])?;
             let start = Instant::now();
-            drop(executor.advance(*id, states[index].as_ref(), &sides)?);
+            drop(executor.advance(*id, state, &sides)?);
             if round > 0 {
                 times[index].push(start.elapsed().as_secs_f64());
             }
         }
         round += 1;
     }
-    Ok(times.into_iter().map(median).collect())
+    let num_chunks = fraction(batch, rows);
+    Ok(times.into_iter().map(|times| median(times) * num_chunks).collect())
 }
 
-/// Makes an input for each module of `group`: values as a layer norm leaves them.
-fn states(
+#[expect(clippy::cast_precision_loss, reason = "batches are small")]
+fn fraction(part: usize, whole: usize) -> f64 {
+    part as f64 / whole as f64
+}
+
+/// Returns the shape of the hidden states that module `id` reads, or `None` if it reads none.
+fn state_shape(
     executor: &Executor,
-    group: &[ModuleId],
+    id: ModuleId,
     (batch, tokens): (usize, usize),
-) -> Result<Vec<Option<Activation>>, FitError> {
+) -> Option<Vec<usize>> {
     let graph = &executor.family().graph;
-    let mut states = Vec::new();
-    for id in group {
-        let space = &graph.spaces()[graph.module(*id).from.0];
-        let state = match space.kind {
-            SpaceKind::Hidden { .. } => {
-                let extents = space.shape.iter().map(|extent| extent.unwrap_or(tokens));
-                let shape: Vec<usize> = [batch].into_iter().chain(extents).collect();
-                let values = (0..shape.iter().product()).map(wave).collect();
-                let tensor = Tensor::new(shape, TensorData::F32(values))
-                    .map_err(|e| FitError::Family(e.to_string()))?;
-                Some(Activation::of_tensor(tensor)?)
-            }
-            SpaceKind::Input | SpaceKind::Output => None,
-        };
-        states.push(state);
-    }
-    Ok(states)
+    let space = &graph.spaces()[graph.module(id).from.0];
+    let extents = space.shape.iter().map(|extent| extent.unwrap_or(tokens));
+    matches!(space.kind, SpaceKind::Hidden { .. })
+        .then(|| [batch].into_iter().chain(extents).collect())
+}
+
+/// Makes hidden states: values as a layer norm leaves them.
+fn state(shape: Vec<usize>) -> Result<Activation, FitError> {
+    let values = (0..shape.iter().product()).map(wave).collect();
+    let tensor =
+        Tensor::new(shape, TensorData::F32(values)).map_err(|e| FitError::Family(e.to_string()))?;
+    Ok(Activation::of_tensor(tensor)?)
 }
 
 /// A deterministic value between −1 and 1 that repeats with no short period.
@@ -213,7 +231,7 @@ fn activations(
     for &tokens in &options.tokens {
         let shape = (1, tokens);
         let sides = SideInputs::of_input(full_input(executor.family(), shape))?;
-        let state = states(executor, &[id], shape)?.pop().flatten();
+        let state = state_shape(executor, id, shape).map(state).transpose()?;
         per_sequence.push((sides, state));
     }
     let bytes = match executor.measure_activations(id, &per_sequence) {

@@ -238,6 +238,14 @@ impl Profile {
         Grid::sum(modules.map(|module| &module.latency_seconds))
     }
 
+    /// Returns the activations of the modules that are not the identity.
+    pub fn activations(&self) -> impl Iterator<Item = (ModuleId, Grid)> {
+        let modules = self.modules.iter().enumerate();
+        modules.filter_map(|(index, module)| {
+            Some((ModuleId(index), module.as_ref()?.activation_bytes.clone()))
+        })
+    }
+
     /// Returns the largest batch that was measured; larger ones run in chunks of it.
     pub fn max_batch(&self) -> usize {
         let grids = self.modules.iter().flatten().map(|module| &module.latency_seconds);
@@ -250,11 +258,15 @@ impl Profile {
     }
 }
 
+/// Version of how modules are measured: what another one measured is measured again.
+const VERSION: u8 = 2;
+
 /// Returns the digest under which module `id` is cached, or `None` where it is the identity. It
 /// depends on the lengths that the family's texts have, since those are measured.
 pub(super) fn module_digest(family: &Family, id: ModuleId) -> Option<String> {
     let mut key = family.cost_key(id)?;
     key.extend(family.manifest.limits.max_tokens.to_le_bytes());
+    key.push(VERSION);
     Some(digest(&key))
 }
 

@@ -75,6 +75,17 @@ impl SideInputs {
         Ok(Self { values })
     }
 
+    /// Returns the number of sequences or images, and the tokens of the longest; 1 for images.
+    pub(super) fn shape(&self) -> (usize, usize) {
+        let shape = self.values.first().map(|(name, value)| (name, value.dtype().tensor_shape()));
+        let Some((name, Some(shape))) = shape else {
+            return (1, 1);
+        };
+        let extent = |axis: usize| shape.get(axis).map_or(1, |extent| *extent);
+        let extent = |axis| usize::try_from(extent(axis)).unwrap_or(1);
+        (extent(0), if *name == INPUT_IDS { extent(1) } else { 1 })
+    }
+
     /// Returns the attention mask where there is one: 1 for a token and 0 for padding.
     pub(super) fn mask(&self) -> Option<&[i64]> {
         let mask = self.value(ATTENTION_MASK)?.try_extract_tensor::<i64>();

@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 use super::{Activation, Runtime, RuntimeError, SideInputs, session::ModuleSession};
 use crate::arch::Network;
 
+/// Width of an attention head below which none is expected.
+const NARROWEST_HEAD: f64 = 32.0;
+
 /// Folder in memory, for where the one for temporary files cannot be written.
 const SHARED_MEMORY: &str = "/dev/shm";
 
@@ -17,7 +20,8 @@ pub(super) struct Profiled<'a> {
 }
 
 /// Runs `network` once on each of `inputs` in a session of its own with profiling on, and returns
-/// for each the largest sum of one node's inputs, outputs and the module's own input, in bytes.
+/// for each the largest sum of one node's inputs, outputs and scratch memory, and the module's own
+/// input, in bytes.
 pub(super) fn measure(
     runtime: &Runtime,
     profiled: Profiled<'_>,
@@ -49,11 +53,20 @@ fn measure_in(
     let events: Vec<serde_json::Value> = serde_json::from_str(&text)
         .map_err(|e| RuntimeError::Scratch { source: std::io::Error::other(e) })?;
     let states = inputs.iter().map(|(_, state)| state.map_or(0.0, Activation::num_bytes));
-    Ok(peaks(&events, inputs.len()).into_iter().zip(states).map(|(a, b)| a + b).collect())
+    let heads = most_heads(network);
+    Ok(peaks(&events, inputs.len(), heads).into_iter().zip(states).map(|(a, b)| a + b).collect())
+}
+
+/// Returns the most heads of an attention node of `network`, if it has one.
+fn most_heads(network: &Network) -> Option<f64> {
+    let nodes = network.model().graph.iter().flat_map(|graph| &graph.node);
+    let attributes = nodes.flat_map(|node| &node.attribute);
+    let heads = attributes.filter(|attribute| attribute.name == "num_heads");
+    heads.filter_map(|heads| f64::from(i32::try_from(heads.i?).ok()?).into()).reduce(f64::max)
 }
 
 /// Returns the largest node of each run: a run's nodes come before its `model_run` event.
-fn peaks(events: &[serde_json::Value], runs: usize) -> Vec<f64> {
+fn peaks(events: &[serde_json::Value], runs: usize, heads: Option<f64>) -> Vec<f64> {
     let mut peaks = vec![0.0_f64; runs];
     let mut run = 0;
     for event in events {
@@ -62,10 +75,32 @@ fn peaks(events: &[serde_json::Value], runs: usize) -> Vec<f64> {
         } else if let (Some(peak), "Node") =
             (peaks.get_mut(run), event["cat"].as_str().unwrap_or_default())
         {
-            *peak = peak.max(bytes(event, "activation_size") + bytes(event, "output_size"));
+            let ends = bytes(event, "activation_size") + bytes(event, "output_size");
+            *peak = peak.max(ends + scratch(event, heads));
         }
     }
     peaks
+}
+
+/// Returns the bytes that a fused attention takes besides its inputs and outputs: queries, keys and
+/// values by head, the scores, and the mask for every pair of tokens.
+fn scratch(event: &serde_json::Value, heads: Option<f64>) -> f64 {
+    let operator = event["args"]["op_name"].as_str().unwrap_or_default();
+    if !operator.ends_with("Attention") {
+        return 0.0;
+    }
+    let [rows, tokens, width] = first_shape(event).unwrap_or_default();
+    // An export's attention is fused when its session is created; its heads are not told.
+    let heads = heads.unwrap_or(width / NARROWEST_HEAD);
+    4.0 * (3.0 * rows * tokens * width + rows * (heads + 1.0) * tokens * tokens)
+}
+
+/// Reads the extents of a node's first input, where it is `[batch, tokens, width]`.
+fn first_shape(event: &serde_json::Value) -> Option<[f64; 3]> {
+    let first = event["args"]["input_type_shape"].as_array()?.first()?.as_object()?;
+    let extents = first.values().next()?.as_array()?;
+    let extents: Vec<f64> = extents.iter().filter_map(serde_json::Value::as_f64).collect();
+    extents.try_into().ok()
 }
 
 /// Reads a number that the profiler writes as text.

@@ -37,13 +37,13 @@ pub enum RuntimeError {
         /// The file.
         path: PathBuf,
     },
-    /// A module does not fit under the memory limit, even by itself.
+    /// A module and its activations do not fit under the memory limit, even by themselves.
     #[error(
-        "a module of {bytes} bytes needs {missing} bytes more than the memory limit of {limit} \
-         bytes leaves to it"
+        "{bytes} bytes for a module and its activations are {missing} bytes more than the memory \
+         limit of {limit} bytes leaves"
     )]
     MemoryLimit {
-        /// The bytes of its weights.
+        /// The bytes of its weights and activations.
         bytes: u64,
         /// The bytes that are missing.
         missing: u64,

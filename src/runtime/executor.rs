@@ -9,15 +9,23 @@ use std::{
 use super::{
     Activation, Routing, Runtime, RuntimeError, SideInputs,
     activations::{self, Profiled},
-    residents::{Key, Lease},
+    ledger::Need,
+    needs::{Needs, rows_within},
+    residents::{Lease, Reserve},
     routed,
     session::ModuleSession,
+    sessions::{Key, Weights},
 };
 use crate::{
     arch::{Company, Compute, Family, Network},
     family::ModuleId,
+    plan::Grid,
     tensor::Tensor,
 };
+
+/// Fraction of the memory limit, as a divisor, that the activations of one batch may take. Where it
+/// is small, so are batches; one of long sequences is no faster than each by itself.
+const ACTIVATIONS_SHARE: u64 = 32;
 
 /// Owns the sessions of a family and runs paths through them, on as many threads as ask.
 ///
@@ -30,8 +38,9 @@ pub struct Executor {
     /// Its name among the process's executors. By network, modules that compute the same share a
     /// session.
     id: u64,
-    /// The bytes of memory that each network's weights take.
-    bytes: Vec<u64>,
+    /// What each network's session takes.
+    weights: Vec<Weights>,
+    needs: Needs,
     extra: HashMap<(String, Vec<u8>), ModuleSession>,
 }
 
@@ -46,6 +55,12 @@ pub struct Residency {
     pub num_loads: u64,
     /// How many times a module gave way to another.
     pub num_evictions: u64,
+}
+
+/// Memory that is kept free until this is dropped.
+#[derive(Debug)]
+pub struct Room<'a> {
+    _reserve: Reserve<'a>,
 }
 
 /// Hears how long each module of a path took.
@@ -67,8 +82,39 @@ impl Executor {
     pub fn new(runtime: Runtime, family: Arc<Family>) -> Self {
         let id = runtime.residents().join();
         let networks = 0..family.num_networks();
-        let bytes = networks.map(|index| family.network(index).resident_bytes()).collect();
-        Self { runtime, family, id, bytes, extra: HashMap::new() }
+        let weights = networks.map(|index| {
+            let network = family.network(index);
+            Weights { bytes: network.resident_bytes(), table_bytes: network.table_bytes() }
+        });
+        let weights: Vec<Weights> = weights.collect();
+        let needs = Needs::new(&family, &weights);
+        Self { runtime, family, id, weights, needs, extra: HashMap::new() }
+    }
+
+    /// Takes note of the bytes of activations that modules need, by batch and tokens, so that
+    /// batches keep within the memory limit.
+    #[must_use]
+    pub fn with_activations(
+        mut self,
+        measured: impl IntoIterator<Item = (ModuleId, Grid)>,
+    ) -> Self {
+        measured.into_iter().for_each(|(id, activations)| self.needs.measured(id, activations));
+        self
+    }
+
+    /// Takes note of the bytes of activations that module `id` needs, by batch and tokens.
+    pub fn learn_activations(&mut self, id: ModuleId, activations: Grid) {
+        self.needs.measured(id, activations);
+    }
+
+    /// Returns how many of `rows` sequences of `tokens` run at once on `path`: all without a memory
+    /// limit, else as many as a part of it is enough for, and one in any case.
+    pub fn rows_at_once(&self, path: &[ModuleId], (rows, tokens): (usize, usize)) -> usize {
+        let Some(limit) = self.runtime.residents().limit() else {
+            return rows;
+        };
+        let row = self.needs.of_path(path, (1, tokens));
+        rows_within(rows, row.activations, limit / ACTIVATIONS_SHARE)
     }
 
     /// Returns the family.
@@ -95,13 +141,14 @@ impl Executor {
 
     /// Returns whether modules may have to give way to others.
     pub fn may_evict(&self) -> bool {
-        self.runtime.residents().has_limit()
+        self.runtime.residents().limit().is_some()
     }
 
     /// Returns the time by module until it is loaded. Of experts it is the share that one token
     /// wants.
     pub fn load_times(&self) -> Vec<Duration> {
-        let wanted = self.bytes.iter().enumerate().map(|(index, bytes)| (self.key(index), *bytes));
+        let wanted = self.weights.iter().enumerate();
+        let wanted = wanted.map(|(index, weights)| (self.key(index), weights.bytes));
         let times = self.runtime.residents().load_times(wanted);
         let time = |id: ModuleId| match self.family.compute(id) {
             None => Duration::ZERO,
@@ -121,6 +168,7 @@ impl Executor {
     ///
     /// Fails when ONNX Runtime refuses a module.
     pub fn load(&self, path: &[ModuleId]) -> Result<(), RuntimeError> {
+        let _reserve = self.runtime.residents().reserve(self.needs.of_path(path, (0, 1)))?;
         let networks = path.iter().flat_map(|id| self.family.networks_of(*id));
         networks.into_iter().try_for_each(|index| self.lease(index).map(drop))
     }
@@ -137,8 +185,10 @@ impl Executor {
         else {
             return Ok(true);
         };
-        let has_room = self.runtime.residents().has_room(self.bytes[first]);
+        let need = self.needs.of_path(&[id], (0, 1));
+        let has_room = self.runtime.residents().has_room(need);
         if has_room {
+            let _reserve = self.runtime.residents().reserve(need)?;
             self.lease(first)?;
         }
         Ok(has_room)
@@ -159,18 +209,21 @@ impl Executor {
         if !self.family.graph.is_path(path) {
             return Err(RuntimeError::NotAPath);
         }
+        let reserve = self.reserve(path, sides)?;
         let mut state = None;
         for id in path {
             let start = Instant::now();
-            let next = self.advance(*id, state.as_ref(), sides)?;
+            let next = self.compute(*id, state.as_ref(), sides)?;
             observer.ran(*id, start.elapsed());
             if let Some(routing) = next.as_ref().and_then(Activation::routing) {
                 observer.routed(*id, routing);
             }
             state = next.or(state);
         }
+        let outputs = state.ok_or(RuntimeError::NotAPath)?.to_tensors();
+        drop(reserve);
         self.runtime.residents().trim();
-        state.ok_or(RuntimeError::NotAPath)?.to_tensors()
+        outputs
     }
 
     /// Runs one module on `state`; the identity returns it as it is.
@@ -194,6 +247,40 @@ impl Executor {
     ///
     /// Fails when the module cannot be loaded or fails.
     pub fn advance(
+        &self,
+        id: ModuleId,
+        state: Option<&Activation>,
+        sides: &SideInputs,
+    ) -> Result<Option<Activation>, RuntimeError> {
+        let reserve = self.reserve(&[id], sides)?;
+        let next = self.compute(id, state, sides)?;
+        drop(reserve);
+        self.runtime.residents().trim();
+        Ok(next)
+    }
+
+    /// Waits until `bytes` of memory are free, such as for what a request is decoded into, and
+    /// keeps them free until what is returned is dropped.
+    ///
+    /// # Errors
+    ///
+    /// Fails when they do not fit under the memory limit.
+    pub fn reserve_bytes(&self, bytes: u64) -> Result<Room<'_>, RuntimeError> {
+        let need = Need { activations: bytes, total: bytes };
+        Ok(Room { _reserve: self.runtime.residents().reserve(need)? })
+    }
+
+    /// Reserves the memory that `path` needs for `sides`.
+    fn reserve(&self, path: &[ModuleId], sides: &SideInputs) -> Result<Reserve<'_>, RuntimeError> {
+        let need = match self.runtime.residents().limit() {
+            Some(_) => self.needs.of_path(path, sides.shape()),
+            None => Need::default(),
+        };
+        self.runtime.residents().reserve(need)
+    }
+
+    /// Runs one module within what was reserved.
+    fn compute(
         &self,
         id: ModuleId,
         state: Option<&Activation>,
@@ -238,6 +325,9 @@ impl Executor {
         state: Option<&Activation>,
         sides: &SideInputs,
     ) -> Result<Tensor, RuntimeError> {
+        if !self.runtime.residents().has_room(Need::default()) {
+            self.extra.clear();
+        }
         let key = (name.to_owned(), network.fingerprint());
         let session = match self.extra.entry(key) {
             Entry::Occupied(known) => known.into_mut(),
@@ -316,7 +406,7 @@ impl Executor {
             tracing::debug!(module = name, seconds = start.elapsed().as_secs_f64(), "loaded");
             Ok(session)
         };
-        self.runtime.residents().lease(self.key(index), self.bytes[index], load)
+        self.runtime.residents().lease(self.key(index), self.weights[index], load)
     }
 }
 

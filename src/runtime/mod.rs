@@ -11,18 +11,21 @@ mod error;
 mod executor;
 #[cfg(test)]
 mod int8_tests;
+mod ledger;
 mod library;
+mod needs;
 mod residents;
 mod route;
 mod routed;
 mod rows;
 mod session;
+mod sessions;
 mod whole;
 
 pub use activation::{Activation, Routing, SideInputs};
 pub use dispatch::dispatch_and_combine;
 pub use environment::{Runtime, RuntimeConfig};
 pub use error::RuntimeError;
-pub use executor::{Executor, ModuleObserver, Residency};
+pub use executor::{Executor, ModuleObserver, Residency, Room};
 pub use library::find_library;
 pub use whole::{Elements, WholeModel};

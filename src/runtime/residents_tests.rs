@@ -1,18 +1,37 @@
 //! Sessions under a memory limit.
 
+use proptest::prelude::{prop_assert, prop_assert_eq, proptest};
+
 use super::*;
 
-fn process(held_bytes: fn() -> u64) -> Process {
-    Process { held_bytes, give_back: || {} }
+fn process(held: fn() -> Held) -> Process {
+    Process { held, give_back: || {} }
+}
+
+fn holding(bytes: u64) -> Held {
+    Held { bytes, file_bytes: 0 }
 }
 
 /// The process holds nothing besides weights.
 fn residents(limit: u64) -> Residents<usize> {
-    Residents::of_process(Some(limit), process(|| 0))
+    Residents::of_process(Some(limit), process(|| holding(0)))
+}
+
+fn weighing(bytes: u64) -> Weights {
+    Weights { bytes, table_bytes: 0 }
+}
+
+fn need(activations: u64, session: u64) -> Need {
+    Need { activations, total: activations + session }
+}
+
+/// Returns whether `bytes` can be loaded while all else stays.
+fn has_room(residents: &Residents<usize>, bytes: u64) -> bool {
+    residents.has_room(need(0, bytes))
 }
 
 fn use_of(residents: &Residents<usize>, key: Key, bytes: u64) -> Result<usize, RuntimeError> {
-    let mut lease = residents.lease(key, bytes, || Ok(key.network))?;
+    let mut lease = residents.lease(key, weighing(bytes), || Ok(key.network))?;
     Ok(*lease.session().expect("leased"))
 }
 
@@ -39,7 +58,7 @@ fn what_was_used_twice_stays_before_what_was_used_once() {
     let residency = residents.residency(own);
     assert_eq!((residency.num_modules, residency.weight_bytes), (2, 25));
     assert_eq!((residency.num_loads, residency.num_evictions), (4, 2));
-    assert!(residents.has_room(5) && !residents.has_room(6));
+    assert!(has_room(&residents, 5) && !has_room(&residents, 6));
 }
 
 /// Uses networks of 10 bytes in this order; returns how many were there.
@@ -76,7 +95,7 @@ fn another_walk_takes_the_place_of_one_that_is_over() {
 fn what_runs_stays() {
     let residents = residents(20);
     let own = residents.join();
-    let lease = residents.lease(key(own, 0), 10, || Ok(0)).expect("room");
+    let lease = residents.lease(key(own, 0), weighing(10), || Ok(0)).expect("room");
     use_of(&residents, key(own, 1), 10).expect("room");
     use_of(&residents, key(own, 2), 10).expect("room in place of 1");
     assert_eq!(loaded(&residents), [0, 2]);
@@ -109,7 +128,7 @@ fn what_is_not_there_takes_as_long_as_it_took() {
         std::thread::park_timeout(Duration::from_millis(20));
         Ok(0)
     };
-    drop(residents.lease(key(own, 0), 10, slow).expect("room"));
+    drop(residents.lease(key(own, 0), weighing(10), slow).expect("room"));
     let wanted = [(key(own, 0), 10), (key(own, 1), 10)];
     let times = residents.load_times(wanted);
     assert_eq!(times[0], Duration::ZERO);
@@ -118,7 +137,7 @@ fn what_is_not_there_takes_as_long_as_it_took() {
     let times = residents.load_times(wanted);
     assert!(times[0] >= Duration::from_millis(19), "{times:?}");
     assert_eq!(times[1], Duration::ZERO);
-    let without: Residents<usize> = Residents::of_process(None, process(|| 0));
+    let without: Residents<usize> = Residents::of_process(None, process(|| holding(0)));
     assert!(without.load_times(wanted).iter().all(|time| !time.is_zero()), "none is loaded yet");
 }
 
@@ -126,14 +145,14 @@ fn what_is_not_there_takes_as_long_as_it_took() {
 fn a_network_has_as_many_sessions_as_run_at_once() {
     let residents = residents(30);
     let own = residents.join();
-    let one = residents.lease(key(own, 0), 10, || Ok(1)).expect("room");
-    let two = residents.lease(key(own, 0), 10, || Ok(2)).expect("room for another");
+    let one = residents.lease(key(own, 0), weighing(10), || Ok(1)).expect("room");
+    let two = residents.lease(key(own, 0), weighing(10), || Ok(2)).expect("room for another");
     assert_eq!(residents.residency(own).num_modules, 2);
     drop((one, two));
     // Both are there, so nothing is loaded.
     let refused = || Err(RuntimeError::NotAPath);
-    let one = residents.lease(key(own, 0), 10, refused).expect("idle");
-    let two = residents.lease(key(own, 0), 10, refused).expect("idle");
+    let one = residents.lease(key(own, 0), weighing(10), refused).expect("idle");
+    let two = residents.lease(key(own, 0), weighing(10), refused).expect("idle");
     drop((one, two));
     use_of(&residents, key(own, 1), 20).expect("room in place of one of them");
     assert_eq!((loaded(&residents), residents.residency(own).num_modules), (vec![0, 1], 2));
@@ -143,11 +162,12 @@ fn a_network_has_as_many_sessions_as_run_at_once() {
 fn what_runs_elsewhere_is_waited_for_where_there_is_no_room_for_another() {
     let residents = residents(10);
     let own = residents.join();
-    let lease = residents.lease(key(own, 0), 10, || Ok(0)).expect("room");
+    let lease = residents.lease(key(own, 0), weighing(10), || Ok(0)).expect("room");
     let residents = &residents;
     std::thread::scope(|scope| {
         let refused = || Err(RuntimeError::NotAPath);
-        let same = scope.spawn(move || residents.lease(key(own, 0), 10, refused).map(drop));
+        let same =
+            scope.spawn(move || residents.lease(key(own, 0), weighing(10), refused).map(drop));
         let other = scope.spawn(move || use_of(residents, key(own, 1), 10));
         drop(lease);
         // The other one may have taken its place before.
@@ -163,7 +183,7 @@ fn what_ran_into_a_panic_is_not_used_again() {
     let residents = residents(10);
     let own = residents.join();
     let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        let _lease = residents.lease(key(own, 0), 10, || Ok(0)).expect("room");
+        let _lease = residents.lease(key(own, 0), weighing(10), || Ok(0)).expect("room");
         std::panic::resume_unwind(Box::new(()));
     }));
     assert!(panicked.is_err());
@@ -173,14 +193,14 @@ fn what_ran_into_a_panic_is_not_used_again() {
 
 #[test]
 fn what_the_process_holds_besides_counts() {
-    let residents: Residents<usize> = Residents::of_process(Some(120), process(|| 100));
-    assert!(residents.has_room(20) && !residents.has_room(21));
+    let residents: Residents<usize> = Residents::of_process(Some(120), process(|| holding(100)));
+    assert!(has_room(&residents, 20) && !has_room(&residents, 21));
 }
 
 #[test]
 fn sessions_go_where_the_process_grows_by_other_things() {
     static HELD: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-    let held = || HELD.load(std::sync::atomic::Ordering::Relaxed);
+    let held = || holding(HELD.load(std::sync::atomic::Ordering::Relaxed));
     let residents: Residents<usize> = Residents::of_process(Some(100), process(held));
     let own = residents.join();
     for network in [0, 1, 2] {
@@ -198,12 +218,133 @@ fn what_cannot_be_loaded_takes_no_room_and_an_executor_takes_its_sessions_along(
     let residents = residents(20);
     let (one, two) = (residents.join(), residents.join());
     let refused = || Err(RuntimeError::NotAPath);
-    residents.lease(key(one, 0), 10, refused).expect_err("refused");
-    assert!(residents.has_room(20));
+    residents.lease(key(one, 0), weighing(10), refused).expect_err("refused");
+    assert!(has_room(&residents, 20));
     use_of(&residents, key(one, 0), 10).expect("room");
     use_of(&residents, key(two, 1), 10).expect("room");
     residents.leave(one);
     assert_eq!(loaded(&residents), [1]);
-    assert!(residents.has_room(10));
+    assert!(has_room(&residents, 10));
     assert_eq!(residents.residency(one), Residency::default());
+}
+
+#[test]
+fn activations_of_a_run_take_the_place_of_idle_sessions() {
+    let residents = residents(60);
+    let own = residents.join();
+    for network in [0, 1, 2, 3] {
+        use_of(&residents, key(own, network), 10).expect("room");
+    }
+    let run = residents.reserve(need(25, 10)).expect("room");
+    assert_eq!(loaded(&residents), [0, 1]);
+    assert!(!has_room(&residents, 6) && has_room(&residents, 5));
+    // The session that it uses is within its need.
+    let lease = residents.lease(key(own, 4), weighing(10), || Ok(4)).expect("room");
+    assert_eq!(loaded(&residents), [0, 1, 4]);
+    drop(lease);
+    assert_eq!(loaded(&residents).len(), 2, "the rest of the run may load another one");
+    drop(run);
+    assert!(has_room(&residents, 40));
+}
+
+#[test]
+fn a_run_that_does_not_fit_beside_another_waits_for_its_end() {
+    let residents = residents(60);
+    let run = residents.reserve(need(30, 10)).expect("room");
+    let residents = &residents;
+    std::thread::scope(|scope| {
+        let other = scope.spawn(move || residents.reserve(need(30, 0)).map(drop));
+        std::thread::park_timeout(Duration::from_millis(20));
+        assert!(!other.is_finished(), "there is no room for both");
+        drop(run);
+        other.join().expect("no panic").expect("room after it");
+    });
+}
+
+#[test]
+fn a_run_that_never_fits_is_refused_at_once_but_for_a_tenth() {
+    let residents = residents(60);
+    residents.reserve(need(50, 16)).expect("a tenth more rather than a request that fails");
+    let start = Instant::now();
+    let error = residents.reserve(need(50, 17)).expect_err("67 of 60, and a tenth");
+    assert!(matches!(error, RuntimeError::MemoryLimit { bytes: 67, missing: 7, .. }));
+    assert!(start.elapsed() < LONGEST_WAIT, "nothing is waited for");
+    residents.reserve(need(10, 10)).expect("others fit");
+}
+
+#[test]
+fn memory_kept_for_activations_does_not_count_twice() {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static HELD: AtomicU64 = AtomicU64::new(10);
+    // What is left each time that something was given back: a session less.
+    static LEFT: AtomicU64 = AtomicU64::new(55);
+    let held = || holding(HELD.load(Ordering::Relaxed));
+    let give_back = || HELD.store(LEFT.fetch_sub(10, Ordering::Relaxed), Ordering::Relaxed);
+    let residents: Residents<usize> = Residents::of_process(Some(100), Process { held, give_back });
+    let own = residents.join();
+    for network in [0, 1, 2] {
+        use_of(&residents, key(own, network), 10).expect("room");
+        HELD.fetch_add(10, Ordering::Relaxed);
+    }
+    drop(residents.reserve(need(40, 10)).expect("room"));
+    HELD.store(80, Ordering::Relaxed);
+    drop(residents.reserve(need(40, 10)).expect("40 of the 80 are kept"));
+    assert_eq!(loaded(&residents), [0, 1, 2]);
+    HELD.store(95, Ordering::Relaxed);
+    drop(residents.reserve(need(40, 10)).expect("room in place of a session"));
+    assert_eq!(loaded(&residents).len(), 2, "15 are something else, and 40 were given back");
+}
+
+#[test]
+fn room_is_made_for_the_pages_of_a_table_that_were_read_before() {
+    static FILES: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    let held = || {
+        let file_bytes = FILES.load(std::sync::atomic::Ordering::Relaxed);
+        Held { bytes: file_bytes, file_bytes }
+    };
+    let residents: Residents<usize> = Residents::of_process(Some(100), process(held));
+    let own = residents.join();
+    let table = Weights { bytes: 0, table_bytes: 1_000 };
+    let lease = residents.lease(key(own, 0), table, || Ok(0)).expect("room");
+    FILES.store(70, std::sync::atomic::Ordering::Relaxed);
+    drop(lease);
+    assert_eq!(residents.lock().pages(key(own, 0)), 70);
+    assert_eq!(residents.lock().evict(50).len(), 1, "its pages count as what goes with it");
+    FILES.store(0, std::sync::atomic::Ordering::Relaxed);
+    use_of(&residents, key(own, 1), 40).expect("room");
+    drop(residents.lease(key(own, 0), table, || Ok(0)).expect("room"));
+    assert_eq!(loaded(&residents), [0], "70 will be read again");
+}
+
+proptest! {
+    /// What runs and what is loaded stay within the limit and a tenth, and all of it ends.
+    #[test]
+    fn the_limit_holds_whatever_runs(
+        runs in proptest::collection::vec((0_u64..120, 0_u64..60, 0_usize..12, 0_usize..4), 1..60),
+    ) {
+        let residents = residents(100);
+        let own = residents.join();
+        for (activations, session, network, others) in runs {
+            let Ok(run) = residents.reserve(need(activations, session)) else {
+                prop_assert!(activations + session > 110);
+                continue;
+            };
+            for network in network..=network + others {
+                // A network always weighs the same, and the run's need covers it.
+                let weight = weighing((network as u64 * 7 % 50).min(session));
+                let session = usize::try_from(session).expect("small");
+                let key = Key { executor: own, network: network * 100 + session };
+                let mut lease = residents.lease(key, weight, || Ok(0)).expect("within its need");
+                lease.session().expect("leased");
+                let held = residents.lock().ledger.weights() + activations;
+                prop_assert!(held <= 110, "{held}");
+            }
+            drop(run);
+        }
+        let mut state = residents.lock();
+        prop_assert!(!state.ledger.has_runs());
+        prop_assert_eq!(state.num_leased, 0);
+        drop(state.evict(u64::MAX));
+        prop_assert_eq!(state.ledger.weights(), 0);
+    }
 }

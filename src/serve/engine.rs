@@ -72,7 +72,8 @@ impl Engine {
     /// its sessions go. Takes long; not for async threads.
     pub fn serve(&self, loaded: LoadedFamily) -> Arc<FamilyService> {
         let key = FamilyKey(self.num_families.fetch_add(1, Ordering::Relaxed));
-        let executor = Arc::new(Executor::new(self.runtime.clone(), loaded.family.clone()));
+        let executor = Executor::new(self.runtime.clone(), loaded.family.clone());
+        let executor = Arc::new(executor.with_activations(loaded.profile.activations()));
         executor.pin(&loaded.pinned);
         let others = if self.parts.config.preload { loaded.modules() } else { Vec::new() };
         let preload: Vec<ModuleId> = loaded.pinned.iter().copied().chain(others).collect();

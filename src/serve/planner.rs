@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Weak,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -75,6 +75,11 @@ impl Planner {
         let learned = Learned::new(&loaded);
         let (correction, is_loaded) = (Correction::default(), AtomicBool::new(false));
         Self { loaded, executor, correction, learned, margin, is_loaded }
+    }
+
+    /// Returns what runs the family, while it is served.
+    pub(super) fn executor(&self) -> Option<Arc<Executor>> {
+        self.executor.upgrade()
     }
 
     /// Learns from a batch: of modules from one without neighbours only.
@@ -207,7 +212,7 @@ impl Planner {
         if self.is_loaded.load(Ordering::Relaxed) {
             return None;
         }
-        let executor = self.executor.upgrade()?;
+        let executor = self.executor()?;
         let times = executor.load_times();
         let used = self.loaded.table.entries().iter().flat_map(|entry| &entry.modules);
         let is_loaded = || used.into_iter().all(|index| times[*index].is_zero());

@@ -11,11 +11,12 @@ use tokio::sync::Semaphore;
 use super::{
     ServeError,
     inputs::{self, IMAGE, Inputs, TEXT, refuse},
+    planner::Planner,
     yielding::give_way,
 };
 use crate::{
-    arch::{Family, ModelInput, Pixels, Tokenizer, decode_picture},
-    family::{ImageSpec, Limits},
+    arch::{Family, ModelInput, PictureError, Pixels, Tokenizer, decode_picture, decoding_bytes},
+    runtime::Executor,
 };
 
 /// Prepares inputs on no more threads than there are cores: more would only take the processor from
@@ -54,10 +55,11 @@ impl Preparing {
     /// vocabulary.
     pub(super) async fn run(
         &self,
-        family: &Arc<Family>,
+        planner: &Planner,
         inputs: Inputs,
         anchor: &str,
     ) -> Result<Ready, ServeError> {
+        let family = &planner.loaded.family;
         match inputs {
             Inputs::Ready(input) => {
                 if let ModelInput::Tokens(encoding) = &input {
@@ -77,11 +79,8 @@ impl Preparing {
                 Ok(Ready { input, took })
             }
             Inputs::Pictures(files) => {
-                let family = family.clone();
-                let decode = move || {
-                    let spec = family.manifest.image.as_ref().ok_or(ServeError::WorkerGone)?;
-                    decode_all(&files, spec, &family.manifest.limits)
-                };
+                let executor = planner.executor().ok_or(ServeError::WorkerGone)?;
+                let decode = move || decode_all(&files, &executor);
                 let (decoded, took) = self.on_thread(decode).await?;
                 Ok(Ready { input: ModelInput::Pixels(decoded?), took })
             }
@@ -111,13 +110,23 @@ fn tokenizer(family: &Family, anchor: &str) -> Result<Arc<Tokenizer>, ServeError
     family.tokenizer(anchor).cloned().ok_or(ServeError::WorkerGone)
 }
 
-fn decode_all(files: &[Vec<u8>], spec: &ImageSpec, limits: &Limits) -> Result<Pixels, ServeError> {
+/// Decodes image files one after another, each when there is memory for it.
+fn decode_all(files: &[Vec<u8>], executor: &Executor) -> Result<Pixels, ServeError> {
+    let manifest = &executor.family().manifest;
+    let spec = manifest.image.as_ref().ok_or(ServeError::WorkerGone)?;
+    let limits = &manifest.limits;
+    let max_pixels = limits.max_pixels;
     let mut values = Vec::new();
     for (index, bytes) in files.iter().enumerate() {
         let file = inputs::image_file(bytes, limits)?;
-        let pixels = decode_picture(&file, spec, limits.max_pixels)
-            .map_err(|error| refuse(IMAGE, &format!("image {index}: {error}")))?;
-        values.extend(pixels.values);
+        let refused = |error: PictureError| refuse(IMAGE, &format!("image {index}: {error}"));
+        let bytes = decoding_bytes(&file, spec, max_pixels).map_err(refused)?;
+        let _room = executor.reserve_bytes(bytes).map_err(|error| {
+            tracing::error!(family = manifest.name, %error, "an image cannot be decoded");
+            let state = "an image does not fit into the memory limit";
+            ServeError::Unavailable { name: manifest.name.clone(), state }
+        })?;
+        values.extend(decode_picture(&file, spec, max_pixels).map_err(refused)?.values);
     }
     Ok(Pixels { shape: [spec.channels, spec.height, spec.width], values })
 }

@@ -30,11 +30,11 @@ pub(super) struct Ran {
     pub(super) places: Option<Places>,
     /// The ways that tokens took.
     pub(super) routed: RoutedBatch,
-    /// How long each module took, in all chunks.
+    /// How long each module took, all chunks together.
     pub(super) times: Vec<(ModuleId, Duration)>,
 }
 
-/// Runs a path; `name` is its family's.
+/// Runs a path in chunks that fit into memory; `name` is its family's.
 pub(super) fn run_chunks(
     executor: &Executor,
     name: &str,
@@ -43,12 +43,28 @@ pub(super) fn run_chunks(
 ) -> Result<Ran, RuntimeError> {
     let family = executor.family().clone();
     let routed = RoutedBatch::default();
-    let mut heard = Heard { name, family: &family, observer, routed, times: Vec::new() };
-    let mut outputs = Vec::new();
+    let times = Vec::new();
+    let mut heard = Heard { name, family: &family, observer, routed, times, num_ran: 0 };
     let places = Places::of(&work.input);
-    for chunk in chunks(work.input, work.max_batch) {
-        let sides = SideInputs::of_input(chunk)?;
-        outputs.push(executor.run(work.path, &sides, &mut heard)?);
+    let Work { path, input, max_batch } = work;
+    let (batch, tokens) = (input.batch(), input.tokens());
+    let mut most = executor.rows_at_once(path, (batch.min(max_batch), tokens));
+    let (mut outputs, mut start) = (Vec::new(), 0);
+    while start < batch {
+        let rows = start..batch.min(start + most);
+        let (num_rows, num_ran) = (rows.len(), heard.num_ran);
+        // Texts are cut to the chunk's longest.
+        let sides = SideInputs::of_input(input.rows(rows))?;
+        match executor.run(path, &sides, &mut heard) {
+            Ok(found) => {
+                outputs.push(found);
+                start += num_rows;
+            }
+            Err(RuntimeError::MemoryLimit { .. }) if num_rows > 1 && num_ran == heard.num_ran => {
+                most = num_rows / 2;
+            }
+            Err(error) => return Err(error),
+        }
     }
     let Heard { routed, times, .. } = heard;
     Ok(Ran { outputs: concatenate(outputs), places, routed, times })
@@ -61,11 +77,16 @@ struct Heard<'a> {
     observer: &'a dyn Observer,
     routed: RoutedBatch,
     times: Vec<(ModuleId, Duration)>,
+    num_ran: usize,
 }
 
 impl ModuleObserver for Heard<'_> {
     fn ran(&mut self, module: ModuleId, time: Duration) {
-        self.times.push((module, time));
+        self.num_ran += 1;
+        match self.times.iter_mut().find(|(known, _)| *known == module) {
+            Some((_, sum)) => *sum += time,
+            None => self.times.push((module, time)),
+        }
         let module = &self.family.graph.module(module).name;
         tracing::debug!(module, seconds = time.as_secs_f64(), "ran");
         self.observer.module_ran(self.name, module, time);
@@ -76,17 +97,4 @@ impl ModuleObserver for Heard<'_> {
         self.observer.tokens_routed(self.name, module, routing);
         self.routed.add(module, routing);
     }
-}
-
-/// Splits `input` into chunks of at most `max_batch` texts or images, texts cut to the chunk's
-/// longest.
-fn chunks(input: ModelInput, max_batch: usize) -> Vec<ModelInput> {
-    let batch = input.batch();
-    if batch <= max_batch && matches!(input, ModelInput::Pixels(_)) {
-        return vec![input];
-    }
-    (0..batch)
-        .step_by(max_batch.max(1))
-        .map(|start| input.rows(start..batch.min(start + max_batch.max(1))))
-        .collect()
 }

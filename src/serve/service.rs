@@ -222,8 +222,10 @@ impl FamilyService {
         };
         let reference = &self.manifest().reference;
         let num_bytes = inputs.num_bytes();
-        let ready =
-            self.preparing.run(family, inputs, reference).instrument(debug_span!("preprocess"));
+        let ready = self
+            .preparing
+            .run(&self.planner, inputs, reference)
+            .instrument(debug_span!("preprocess"));
         let Ready { input, took } = ready.await?;
         if num_bytes > 0 {
             self.foresight.learn_preparing(Instant::now(), num_bytes, took);
@@ -236,7 +238,7 @@ impl FamilyService {
             return Ok(Prepared { input, chosen });
         }
         let texts = texts.ok_or_else(|| other_vocabulary(anchor))?;
-        let ready = self.preparing.run(family, Inputs::Texts(texts), anchor).await?;
+        let ready = self.preparing.run(&self.planner, Inputs::Texts(texts), anchor).await?;
         Ok(Prepared { input: ready.input, chosen })
     }
 

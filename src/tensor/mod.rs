@@ -14,7 +14,7 @@ mod value;
 
 pub use data_type::DataType;
 pub use file::{open_file, read_bytes, read_text};
-pub use heap::give_back_freed_memory;
+pub use heap::{MappedApart, give_back_freed_memory, reuse_freed_memory};
 pub use mapped::MappedFile;
 pub use units::{ByteSize, ParseByteSizeError};
 pub use value::{Tensor, TensorData, TensorError, TensorSpec};
