@@ -160,13 +160,15 @@ impl Planner {
         self.choose_from(&table, shape, &budget)
     }
 
+    /// Returns whether a plan meets `budget` by what was profiled.
+    pub(super) fn is_feasible(&self, (batch, tokens): (usize, usize), budget: &Budget) -> bool {
+        self.loaded.table.choose(batch, tokens, budget).is_ok()
+    }
+
     /// Chooses the fastest plan for a budget that by what was learned no plan meets, if it was met
     /// by what was profiled and nothing was measured lately: what was learned may be wrong by now.
     pub(super) fn remeasure(&self, shape: (usize, usize), budget: &Budget) -> Option<Chosen> {
-        let (batch, tokens) = shape;
-        if self.correction.is_fresh(Instant::now())
-            || self.loaded.table.choose(batch, tokens, budget).is_err()
-        {
+        if self.correction.is_fresh(Instant::now()) || !self.is_feasible(shape, budget) {
             return None;
         }
         self.plan_for(shape, &budget.fastest()).ok()

@@ -205,7 +205,15 @@ impl FamilyService {
             has_budget: in_time.is_some(),
             is_free: asked.budget.plan.is_none(),
         };
-        self.queue.admit(candidate).map_err(refused)
+        self.queue.admit(candidate).map_err(|error| {
+            let Asked { budget, .. } = asked;
+            let is_hopeless = matches!(error, QueueError::Late { .. })
+                && budget.plan.is_none()
+                && !self.planner.is_feasible(shape, budget);
+            // No other request is why: coming back later does not help.
+            let hopeless = is_hopeless.then(|| self.planner.plan_for(shape, budget).err());
+            hopeless.flatten().unwrap_or_else(|| refused(error))
+        })
     }
 
     /// Turns inputs into what plans read and chooses the plan.
