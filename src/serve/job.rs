@@ -62,6 +62,21 @@ pub(super) struct Job {
     pub(super) reply: oneshot::Sender<Result<Done, ServeError>>,
 }
 
+impl Job {
+    /// Tells whether its latency budget has passed at `now`; without one nothing passes.
+    pub(super) fn has_expired(&self, now: Instant) -> bool {
+        let latency = self.budget.as_ref().and_then(|budget| budget.latency);
+        let taken = self.before + now.saturating_duration_since(self.queued);
+        latency.is_some_and(|latency| taken >= latency)
+    }
+
+    /// Tells whether something that happened at `other`, and is not its own coming, was after its
+    /// arrival.
+    pub(super) fn has_met(&self, other: Instant) -> bool {
+        other != self.promise.admitted && other + self.before > self.queued
+    }
+}
+
 /// What was expected of a request when it was admitted.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Promise {

@@ -13,6 +13,7 @@ mod foresee;
 mod inputs;
 mod job;
 mod learned;
+mod least;
 mod loaded;
 mod observe;
 mod outputs;

@@ -11,7 +11,8 @@ use std::{
 use super::{
     LoadedFamily, Observer, PlanSummary, ServeError,
     correction::{Correction, Lesson},
-    learned::Learned,
+    learned::{Learned, Tables},
+    least::Fastest,
     waiting::Need,
 };
 use crate::{
@@ -29,6 +30,7 @@ pub(super) struct Planner {
     executor: Weak<Executor>,
     pub(super) correction: Correction,
     learned: Learned,
+    fastest: Fastest<Tables>,
     /// Fraction of the remaining budget kept as a margin.
     margin: f64,
     /// Whether every module of its plans is loaded, and none ever gives way.
@@ -73,8 +75,9 @@ impl Planner {
     pub(super) fn new(loaded: LoadedFamily, executor: Weak<Executor>) -> Self {
         let margin = loaded.table.margin();
         let learned = Learned::new(&loaded);
-        let (correction, is_loaded) = (Correction::default(), AtomicBool::new(false));
-        Self { loaded, executor, correction, learned, margin, is_loaded }
+        let (correction, fastest) = (Correction::default(), Fastest::default());
+        let is_loaded = AtomicBool::new(false);
+        Self { loaded, executor, correction, learned, fastest, margin, is_loaded }
     }
 
     /// Returns what runs the family, while it is served.
@@ -139,25 +142,13 @@ impl Planner {
     /// one that is on no front.
     pub(super) fn plan_for(
         &self,
-        (batch, tokens): (usize, usize),
+        shape: (usize, usize),
         budget: &Budget,
     ) -> Result<Chosen, ServeError> {
-        let shape = (batch, tokens);
-        let unlisted = budget.plan.as_deref().filter(|id| self.loaded.table.find(id).is_none());
-        let Some(id) = unlisted else {
-            return self.choose_from(&self.learned.tables().all, shape, budget);
-        };
-        let LoadedFamily { family, quality, .. } = &self.loaded;
-        let path = PlanId::find_path(&family.graph, id)
-            .map_err(|e: FamilyError| ServeError::UnknownPlan { reason: e.to_string() })?;
-        let entry = self
-            .learned
-            .with_profile(|profile| fit::entry(family, profile, quality, &path))
-            .map_err(|e| ServeError::UnknownPlan { reason: e.to_string() })?;
-        let budget = Budget { plan: Some(entry.id.clone()), ..budget.clone() };
-        let table = PlanTable::new(vec![entry], self.margin)
-            .map_err(|e| ServeError::UnknownPlan { reason: e.to_string() })?;
-        self.choose_from(&table, shape, &budget)
+        match self.unlisted(budget)? {
+            Some((table, budget)) => self.choose_from(&table, shape, &budget),
+            None => self.choose_from(&self.learned.tables().all, shape, budget),
+        }
     }
 
     /// Returns whether a plan meets `budget` by what was profiled.
@@ -178,12 +169,50 @@ impl Planner {
     /// budget is met by no plan, however slow.
     pub(super) fn need(&self, (batch, tokens): (usize, usize), budget: &Budget) -> Option<Need> {
         let budget = budget.fastest();
-        let fastest = |rows| Some(self.with_margin(&self.plan_for((rows, tokens), &budget).ok()?));
+        let factor = self.correction.careful(Instant::now()) * (1.0 + self.margin);
+        let fastest = |rows| {
+            let seconds = self.fastest_seconds((rows, tokens), &budget)?;
+            Some(Duration::from_secs_f64(seconds * factor))
+        };
         let alone = fastest(batch)?;
         let full = self.loaded.profile.max_batch().max(batch);
         let whole = fastest(full).unwrap_or(alone);
         let least = (whole * share(batch) / share(full)).min(alone);
         Some(Need { least, alone, company: whole.saturating_sub(alone) })
+    }
+
+    /// Returns the seconds that the fastest plan for `budget`, which has no latency, takes on a
+    /// machine as fast as it was when it was profiled; `None` if no plan meets it.
+    fn fastest_seconds(&self, shape: (usize, usize), budget: &Budget) -> Option<f64> {
+        let tables = self.learned.tables();
+        match self.unlisted(budget).ok()? {
+            Some((table, budget)) => seconds_of(&table, shape, &budget),
+            None if budget.plan.is_some() => seconds_of(&tables.all, shape, budget),
+            None => {
+                let find = || seconds_of(&tables.all, shape, budget);
+                self.fastest.seconds(&tables, shape, budget, find)
+            }
+        }
+    }
+
+    /// Returns a table of the path that `budget` names, and the budget for it, where that path is
+    /// on no front.
+    fn unlisted(&self, budget: &Budget) -> Result<Option<(PlanTable, Budget)>, ServeError> {
+        let LoadedFamily { family, quality, table, .. } = &self.loaded;
+        let Some(id) = budget.plan.as_deref().filter(|id| table.find(id).is_none()) else {
+            return Ok(None);
+        };
+        let unknown = |reason: String| ServeError::UnknownPlan { reason };
+        let path = PlanId::find_path(&family.graph, id)
+            .map_err(|error: FamilyError| unknown(error.to_string()))?;
+        let entry = self
+            .learned
+            .with_profile(|profile| fit::entry(family, profile, quality, &path))
+            .map_err(|error| unknown(error.to_string()))?;
+        let budget = Budget { plan: Some(entry.id.clone()), ..budget.clone() };
+        let table =
+            PlanTable::new(vec![entry], self.margin).map_err(|error| unknown(error.to_string()))?;
+        Ok(Some((table, budget)))
     }
 
     /// Returns the careful latency with the margin.
@@ -262,6 +291,11 @@ impl Planner {
         let predicted = plan.predicted_latency;
         Ok(Chosen { plan, path, careful, predicted })
     }
+}
+
+fn seconds_of(table: &PlanTable, (batch, tokens): (usize, usize), budget: &Budget) -> Option<f64> {
+    let choice = table.choose(batch, tokens, budget).ok()?;
+    Some(choice.entry.latency_seconds_at(batch, tokens))
 }
 
 fn share(rows: usize) -> u32 {

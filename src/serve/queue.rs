@@ -105,6 +105,8 @@ struct State {
     num_running: usize,
     /// When last something arrived, was refused, or ran beside something else.
     disturbed: Option<Instant>,
+    /// When the last two requests asked to be admitted.
+    asked: [Option<Instant>; 2],
     is_closed: bool,
 }
 
@@ -183,6 +185,7 @@ pub(super) fn queue(limit: usize, num_workers: usize) -> (Queue, Vec<Receiver>) 
         stretch: Transient::new(1.0),
         num_running: 0,
         disturbed: None,
+        asked: [None; 2],
         is_closed: false,
     };
     let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), limit });
@@ -217,6 +220,7 @@ impl Queue {
         let mut state = self.shared.lock();
         let now = Instant::now();
         state.disturbed = Some(now);
+        state.asked = [state.asked[1], Some(now)];
         if state.is_closed {
             return Err(QueueError::Closed);
         }
@@ -341,6 +345,8 @@ impl State {
         let now = Instant::now();
         let is_hurried = self.hurried.is_some_and(|since| now - since < LATELY);
         let is_only = self.waiting.len() == 1 && self.num_running == 0;
+        let ends = self.busy_until.iter().flatten();
+        let others: Vec<Instant> = ends.chain(self.asked.iter().flatten()).copied().collect();
         let choose = |members: &[&Job], shares: &[Share]| {
             let mut shares = shares.to_vec();
             if is_hurried {
@@ -348,7 +354,9 @@ impl State {
                     .iter_mut()
                     .for_each(|share| share.allowance = share.allowance.mul_f64(HURRY));
             }
-            batch::guarded(|| batch::choose(members, &Turn { shares: &shares, now, is_only }))
+            batch::guarded(|| {
+                batch::choose(members, &Turn { shares: &shares, now, is_only, others: &others })
+            })
         };
         let num_all = self.busy_until.iter().flatten().count();
         let threads = Threads { num_all, num_free: self.num_idle + 1 };

@@ -14,8 +14,9 @@ use tessera::{
     api::{ApiConfig, ApiState, router},
     arch::Stamps,
     family::ModuleId,
+    plan::Budget,
     runtime::Residency,
-    serve::{LoadedFamily, Loader, Observer, Outcome, Registry, ServiceConfig},
+    serve::{FamilyService, LoadedFamily, Loader, Observer, Outcome, Registry, ServiceConfig},
 };
 
 use crate::{
@@ -28,11 +29,16 @@ use crate::{
 const NUM_REQUESTS: usize = 200;
 
 fn request(latency_budget_ms: Option<f64>) -> String {
-    let pixels: Vec<f32> = (0..784).map(|index| (index % 7) as f32 / 7.0).collect();
-    let input = json!({
-        "name": "pixel_values", "shape": [1, 1, 28, 28], "datatype": "FP32", "data": pixels,
-    });
     let parameters = latency_budget_ms.map_or(json!({}), |ms| json!({"latency_budget_ms": ms}));
+    request_with(1, &parameters)
+}
+
+fn request_with(num_images: usize, parameters: &Value) -> String {
+    let pixels: Vec<f32> = (0..784 * num_images).map(|index| (index % 7) as f32 / 7.0).collect();
+    let input = json!({
+        "name": "pixel_values", "shape": [num_images, 1, 28, 28], "datatype": "FP32",
+        "data": pixels,
+    });
     json!({"inputs": [input], "parameters": parameters}).to_string()
 }
 
@@ -67,6 +73,11 @@ async fn under_load_plans_shrink_before_requests_are_refused() {
             plans.insert(reply.json()["parameters"]["plan"].as_str().map(str::to_owned));
         } else {
             num_refused += 1;
+            if reply.status == 504 {
+                // This process was not given the processor for so long.
+                assert_eq!(reply.json()["code"], "deadline_exceeded");
+                continue;
+            }
             let error: Value = reply.expect(429);
             assert_eq!(error["code"], "overloaded");
             let seconds = reply.header("retry-after").parse::<f64>().expect("seconds");
@@ -214,4 +225,56 @@ async fn a_module_that_was_measured_wrongly_is_corrected_by_itself() {
     let ratios = watching.corrections.lock().expect("no panic");
     let (misjudged, judged) = (ratios[MISJUDGED], ratios[JUDGED]);
     assert!(misjudged < 0.5 * judged, "{misjudged} {judged}");
+}
+
+/// Async threads that were slow lately are a guess about the next request, not time that has
+/// passed. That may pass indeed, so that not every request has to be answered.
+#[tokio::test]
+async fn an_idle_server_does_not_refuse_for_slow_async_threads() {
+    let observer = Arc::new(Watching::default());
+    let (repository, _thread) = start(Registry::default(), observer, Box::new(Families));
+    repository.load("fashion").expect("loaded");
+    let family = repository.registry().family("fashion").expect("served");
+    let state = ApiState::new(repository, metrics(), Arc::new(String::new));
+    let app = router(state, &ApiConfig::default());
+    let parameters = |latency| json!({"latency_budget_ms": latency, "plan": SLOW_PLAN});
+    let infer = |parameters: Value| {
+        let body = request_with(NUM_IMAGES, &parameters);
+        send(&app, "POST", "/v2/models/fashion/infer", body)
+    };
+    let mut replies = Vec::new();
+    for _ in 0..5 {
+        for _ in 0..20 {
+            let mut answer = std::pin::pin!(infer(json!({"plan": SLOW_PLAN})));
+            // Nothing else is done meanwhile, also no answer written.
+            while tokio::time::timeout(Duration::ZERO, &mut answer).await.is_err() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        let reply = infer(parameters(1.05 * least_budget_ms(&family))).await;
+        if reply.status == 200 {
+            return;
+        }
+        replies.push(reply);
+    }
+    panic!("{replies:?}");
+}
+
+/// A plan, and a number of images for which it takes long, but which are still one batch.
+const SLOW_PLAN: &str = "l[0..6]";
+const NUM_IMAGES: usize = 4;
+
+/// Returns the least latency budget that the plan meets now, in milliseconds.
+fn least_budget_ms(family: &FamilyService) -> f64 {
+    let (mut least, mut most) = (0.0, 1e4);
+    while most > 1.001 * least {
+        let middle = f64::midpoint(least, most);
+        let latency = Some(Duration::from_secs_f64(middle / 1e3));
+        let plan = Some(SLOW_PLAN.to_owned());
+        match family.choose(NUM_IMAGES, 1, &Budget { latency, plan, ..Budget::default() }) {
+            Ok(_) => most = middle,
+            Err(_) => least = middle,
+        }
+    }
+    most
 }
