@@ -248,6 +248,10 @@ async fn an_idle_server_does_not_refuse_for_slow_async_threads() {
             let mut answer = std::pin::pin!(infer(json!({"plan": SLOW_PLAN})));
             // Nothing else is done meanwhile, also no answer written.
             while tokio::time::timeout(Duration::ZERO, &mut answer).await.is_err() {
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "a slow async thread is the subject"
+                )]
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
