@@ -72,18 +72,16 @@ pub(super) struct Turn<'a> {
     pub(super) now: Instant,
     /// Whether nothing else waits or runs.
     pub(super) is_only: bool,
-    /// When others were there last: when batches ended, and when requests came.
-    pub(super) others: &'a [Instant],
 }
 
 /// Chooses how many of `jobs` run, and on which plan: the best quality within the share of the time
 /// that is left, and of equal ones the larger batch. Where nothing is within its share, the fastest
 /// plan for as many as it is still in time for; the first is late where there is none. A job that
 /// is the only one runs on the fastest plan while its budget has not passed: predictions are no
-/// reason to keep an idle thread from trying. Where nothing ran before it either, others are not
-/// why it is late.
+/// reason to keep an idle thread from trying. Where nothing came lately before it either, others
+/// are not why it is late.
 pub(super) fn choose(jobs: &[&Job], turn: &Turn<'_>) -> (usize, Result<Chosen, ServeError>) {
-    let Turn { shares, now, is_only, others } = *turn;
+    let Turn { shares, now, is_only } = *turn;
     let first = jobs[0];
     let left = |size: usize| {
         let share = shares.iter().find(|share| share.size == size);
@@ -121,10 +119,10 @@ pub(super) fn choose(jobs: &[&Job], turn: &Turn<'_>) -> (usize, Result<Chosen, S
     }
     let fastest = shares.iter().rev().filter_map(|share| choose(share, None).ok());
     let may_try = is_only && !first.has_expired(now);
-    let mut in_time = fastest
-        .filter(|(size, chosen)| may_try || first.planner.with_margin(chosen) <= left(*size));
-    let is_alone = is_only && !others.iter().any(|other| first.has_met(*other));
-    let late = || match is_alone {
+    let mut in_time = fastest.filter(|(size, chosen)| {
+        may_try || first.planner.with_margin(chosen.careful) <= left(*size)
+    });
+    let late = || match is_only && first.promise.is_alone {
         true => ServeError::DeadlineExceeded { waited: now - first.queued },
         false => LATE,
     };

@@ -69,12 +69,6 @@ impl Job {
         let taken = self.before + now.saturating_duration_since(self.queued);
         latency.is_some_and(|latency| taken >= latency)
     }
-
-    /// Tells whether something that happened at `other`, and is not its own coming, was after its
-    /// arrival.
-    pub(super) fn has_met(&self, other: Instant) -> bool {
-        other != self.promise.admitted && other + self.before > self.queued
-    }
 }
 
 /// What was expected of a request when it was admitted.
@@ -83,6 +77,8 @@ pub(super) struct Promise {
     pub(super) admitted: Instant,
     /// Time until its batch is done, if everything before it takes the least it can.
     pub(super) least: Duration,
+    /// Whether nothing else had come or run lately.
+    pub(super) is_alone: bool,
 }
 
 impl Promise {

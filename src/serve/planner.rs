@@ -169,10 +169,10 @@ impl Planner {
     /// budget is met by no plan, however slow.
     pub(super) fn need(&self, (batch, tokens): (usize, usize), budget: &Budget) -> Option<Need> {
         let budget = budget.fastest();
-        let factor = self.correction.careful(Instant::now()) * (1.0 + self.margin);
+        let careful = self.correction.careful(Instant::now());
         let fastest = |rows| {
             let seconds = self.fastest_seconds((rows, tokens), &budget)?;
-            Some(Duration::from_secs_f64(seconds * factor))
+            Some(self.with_margin(Duration::from_secs_f64(seconds * careful)))
         };
         let alone = fastest(batch)?;
         let full = self.loaded.profile.max_batch().max(batch);
@@ -215,9 +215,9 @@ impl Planner {
         Ok(Some((table, budget)))
     }
 
-    /// Returns the careful latency with the margin.
-    pub(super) fn with_margin(&self, chosen: &Chosen) -> Duration {
-        chosen.careful.mul_f64(1.0 + self.margin)
+    /// Returns a careful latency with the margin.
+    pub(super) fn with_margin(&self, careful: Duration) -> Duration {
+        careful.mul_f64(1.0 + self.margin)
     }
 
     /// Tells whether two paths read the same tokens.

@@ -16,7 +16,8 @@ use super::{
 };
 use crate::{family::ModuleId, runtime::Executor};
 
-/// Time after a refused request in which others are likely to be refused as well.
+/// Time after a request, answered or refused, in which it may still be why others are late or
+/// refused.
 const LATELY: Duration = Duration::from_millis(100);
 
 /// Rates and bounds of the ratio between the time until something is done and what was expected of
@@ -105,8 +106,6 @@ struct State {
     num_running: usize,
     /// When last something arrived, was refused, or ran beside something else.
     disturbed: Option<Instant>,
-    /// When the last two requests asked to be admitted.
-    asked: [Option<Instant>; 2],
     is_closed: bool,
 }
 
@@ -185,7 +184,6 @@ pub(super) fn queue(limit: usize, num_workers: usize) -> (Queue, Vec<Receiver>) 
         stretch: Transient::new(1.0),
         num_running: 0,
         disturbed: None,
-        asked: [None; 2],
         is_closed: false,
     };
     let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), limit });
@@ -219,8 +217,7 @@ impl Queue {
         let Shared { limit, .. } = *self.shared;
         let mut state = self.shared.lock();
         let now = Instant::now();
-        state.disturbed = Some(now);
-        state.asked = [state.asked[1], Some(now)];
+        let disturbed = state.disturbed.replace(now);
         if state.is_closed {
             return Err(QueueError::Closed);
         }
@@ -235,7 +232,8 @@ impl Queue {
         }
         let reserved = Some(state.waiting.reserve(candidate.rank, candidate.need.least));
         drop(state);
-        let promise = Promise { admitted: now, least: wait + candidate.need.alone };
+        let is_alone = disturbed.is_none_or(|disturbed| now - disturbed >= LATELY);
+        let promise = Promise { admitted: now, least: wait + candidate.need.alone, is_alone };
         Ok(Reservation { shared: self.shared.clone(), reserved, promise })
     }
 
@@ -345,8 +343,6 @@ impl State {
         let now = Instant::now();
         let is_hurried = self.hurried.is_some_and(|since| now - since < LATELY);
         let is_only = self.waiting.len() == 1 && self.num_running == 0;
-        let ends = self.busy_until.iter().flatten();
-        let others: Vec<Instant> = ends.chain(self.asked.iter().flatten()).copied().collect();
         let choose = |members: &[&Job], shares: &[Share]| {
             let mut shares = shares.to_vec();
             if is_hurried {
@@ -354,9 +350,7 @@ impl State {
                     .iter_mut()
                     .for_each(|share| share.allowance = share.allowance.mul_f64(HURRY));
             }
-            batch::guarded(|| {
-                batch::choose(members, &Turn { shares: &shares, now, is_only, others: &others })
-            })
+            batch::guarded(|| batch::choose(members, &Turn { shares: &shares, now, is_only }))
         };
         let num_all = self.busy_until.iter().flatten().count();
         let threads = Threads { num_all, num_free: self.num_idle + 1 };
@@ -468,6 +462,14 @@ mod tests {
         assert!(matches!(third, Err(QueueError::Full { limit: 2, .. })), "{third:?}");
         drop(places);
         assert_eq!(queue.shared.lock().waiting.len(), 0);
+    }
+
+    #[test]
+    fn what_comes_just_after_another_is_not_alone() {
+        let (queue, _receivers) = queue(8, 1);
+        let admit = || queue.admit(candidate(Instant::now(), 9 * SECOND, SECOND)).expect("room");
+        assert!(admit().promise.is_alone);
+        assert!(!admit().promise.is_alone, "the place was given up just now");
     }
 
     #[test]

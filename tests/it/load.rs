@@ -26,7 +26,10 @@ use crate::{
     },
 };
 
-const NUM_REQUESTS: usize = 200;
+const NUM_REQUESTS: usize = 800;
+
+/// Held by tests that would disturb one another: their budgets are milliseconds.
+static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 fn request(latency_budget_ms: Option<f64>) -> String {
     let parameters = latency_budget_ms.map_or(json!({}), |ms| json!({"latency_budget_ms": ms}));
@@ -44,6 +47,7 @@ fn request_with(num_images: usize, parameters: &Value) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn under_load_plans_shrink_before_requests_are_refused() {
+    let _turn = TURN.lock().await;
     let app = app();
     let infer = "/v2/models/fashion/infer";
     // Every module is loaded, and the machine's speed known, before it matters.
@@ -54,7 +58,8 @@ async fn under_load_plans_shrink_before_requests_are_refused() {
     let last = front["plans"].as_array().and_then(|plans| plans.last()).expect("a plan").clone();
     let largest_ms = last["predicted_latency_ms"].as_f64().expect("a number");
 
-    let budget_ms = largest_ms * 5.0;
+    // Longer than threads pause on a busy machine, and too short for all of them.
+    let budget_ms = largest_ms * 20.0;
     // What was admitted is to be done within the budget, so nobody is told to wait for longer.
     let longest = (budget_ms / 1e3).ceil();
 
@@ -73,11 +78,6 @@ async fn under_load_plans_shrink_before_requests_are_refused() {
             plans.insert(reply.json()["parameters"]["plan"].as_str().map(str::to_owned));
         } else {
             num_refused += 1;
-            if reply.status == 504 {
-                // This process was not given the processor for so long.
-                assert_eq!(reply.json()["code"], "deadline_exceeded");
-                continue;
-            }
             let error: Value = reply.expect(429);
             assert_eq!(error["code"], "overloaded");
             let seconds = reply.header("retry-after").parse::<f64>().expect("seconds");
@@ -231,13 +231,13 @@ async fn a_module_that_was_measured_wrongly_is_corrected_by_itself() {
 /// passed. That may pass indeed, so that not every request has to be answered.
 #[tokio::test]
 async fn an_idle_server_does_not_refuse_for_slow_async_threads() {
+    let _turn = TURN.lock().await;
     let observer = Arc::new(Watching::default());
     let (repository, _thread) = start(Registry::default(), observer, Box::new(Families));
     repository.load("fashion").expect("loaded");
     let family = repository.registry().family("fashion").expect("served");
     let state = ApiState::new(repository, metrics(), Arc::new(String::new));
     let app = router(state, &ApiConfig::default());
-    let parameters = |latency| json!({"latency_budget_ms": latency, "plan": SLOW_PLAN});
     let infer = |parameters: Value| {
         let body = request_with(NUM_IMAGES, &parameters);
         send(&app, "POST", "/v2/models/fashion/infer", body)
@@ -255,7 +255,8 @@ async fn an_idle_server_does_not_refuse_for_slow_async_threads() {
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
-        let reply = infer(parameters(1.05 * least_budget_ms(&family))).await;
+        let budget_ms = 1.05 * least_budget_ms(&family);
+        let reply = infer(json!({"latency_budget_ms": budget_ms, "plan": SLOW_PLAN})).await;
         if reply.status == 200 {
             return;
         }
