@@ -77,10 +77,11 @@ impl Engine {
         executor.pin(&loaded.pinned);
         let others = if self.parts.config.preload { loaded.modules() } else { Vec::new() };
         let preload: Vec<ModuleId> = loaded.pinned.iter().copied().chain(others).collect();
-        if self.parts.config.preload {
-            warm::warm_up(&executor, &loaded);
-        }
         let planner = Arc::new(Planner::new(loaded, Arc::downgrade(&executor)));
+        if self.parts.config.preload {
+            let ran = warm::warm_up(&executor, &planner.loaded);
+            warm::measure(&executor, &ran, &planner, (&self.parts.queue, &*self.parts.observer));
+        }
         self.parts.queue.install(key, executor, preload);
         Arc::new(FamilyService::new(planner, key, self.parts.clone()))
     }

@@ -77,7 +77,7 @@ pub(super) struct Promise {
     pub(super) admitted: Instant,
     /// Time until its batch is done, if everything before it takes the least it can.
     pub(super) least: Duration,
-    /// Whether nothing else had come or run lately.
+    /// Whether nothing came beside something else lately.
     pub(super) is_alone: bool,
 }
 

@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{family::ModuleId, runtime::Executor};
 
-/// Time after a request, answered or refused, in which it may still be why others are late or
-/// refused.
+/// Time after requests that came beside one another in which they may still be why others are late
+/// or refused.
 const LATELY: Duration = Duration::from_millis(100);
 
 /// Rates and bounds of the ratio between the time until something is done and what was expected of
@@ -106,6 +106,8 @@ struct State {
     num_running: usize,
     /// When last something arrived, was refused, or ran beside something else.
     disturbed: Option<Instant>,
+    /// When last something arrived beside something else.
+    crowded: Option<Instant>,
     is_closed: bool,
 }
 
@@ -184,6 +186,7 @@ pub(super) fn queue(limit: usize, num_workers: usize) -> (Queue, Vec<Receiver>) 
         stretch: Transient::new(1.0),
         num_running: 0,
         disturbed: None,
+        crowded: None,
         is_closed: false,
     };
     let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), limit });
@@ -217,11 +220,15 @@ impl Queue {
         let Shared { limit, .. } = *self.shared;
         let mut state = self.shared.lock();
         let now = Instant::now();
-        let disturbed = state.disturbed.replace(now);
+        state.disturbed = Some(now);
         if state.is_closed {
             return Err(QueueError::Closed);
         }
         state.drop_abandoned();
+        if state.waiting.len() > 0 || state.num_running > 0 {
+            state.crowded = Some(now);
+        }
+        let is_alone = state.crowded.is_none_or(|crowded| now - crowded >= LATELY);
         if state.waiting.len() >= limit {
             return Err(QueueError::Full { limit, backlog: state.backlog(now) });
         }
@@ -232,7 +239,6 @@ impl Queue {
         }
         let reserved = Some(state.waiting.reserve(candidate.rank, candidate.need.least));
         drop(state);
-        let is_alone = disturbed.is_none_or(|disturbed| now - disturbed >= LATELY);
         let promise = Promise { admitted: now, least: wait + candidate.need.alone, is_alone };
         Ok(Reservation { shared: self.shared.clone(), reserved, promise })
     }
@@ -266,6 +272,12 @@ impl Queue {
         let state = self.shared.lock();
         let own = usize::from(place.reserved.is_some());
         state.waiting.len() > own || state.num_running > 0
+    }
+
+    /// Returns whether nothing ran, waited or arrived since `begun`.
+    pub(super) fn was_quiet_since(&self, begun: Instant) -> bool {
+        let state = self.shared.lock();
+        state.num_running == 0 && state.disturbed.is_none_or(|disturbed| disturbed < begun)
     }
 
     /// Hands a family's executor over; `preload` is loaded while no job waits.
@@ -427,61 +439,5 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn candidate(now: Instant, left: Duration, alone: Duration) -> Candidate {
-        let need = Need { least: alone, alone, company: Duration::ZERO };
-        let rank = Rank { priority: 1, deadline: now + left };
-        Candidate { rank, need, has_budget: true, is_free: true }
-    }
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    #[test]
-    fn an_idle_queue_admits_what_is_predicted_to_be_late() {
-        let (queue, _receivers) = queue(8, 1);
-        let now = Instant::now();
-        let first = queue.admit(candidate(now, SECOND, 5 * SECOND)).expect("nothing else waits");
-        assert!(!queue.is_busy_beside(&first));
-        let second = queue.admit(candidate(now, SECOND, 5 * SECOND));
-        assert!(matches!(second, Err(QueueError::Late { .. })), "{second:?}");
-        drop(first);
-        queue.admit(candidate(now, SECOND, 5 * SECOND)).expect("the place was given up");
-    }
-
-    #[test]
-    fn a_reserved_place_counts_until_it_is_given_up() {
-        let (queue, _receivers) = queue(2, 1);
-        let now = Instant::now();
-        let places: Vec<Reservation> = (0..2)
-            .map(|_| queue.admit(candidate(now, 60 * SECOND, SECOND)).expect("room"))
-            .collect();
-        assert!(queue.is_busy_beside(&places[0]));
-        let third = queue.admit(candidate(now, 60 * SECOND, SECOND));
-        assert!(matches!(third, Err(QueueError::Full { limit: 2, .. })), "{third:?}");
-        drop(places);
-        assert_eq!(queue.shared.lock().waiting.len(), 0);
-    }
-
-    #[test]
-    fn what_comes_just_after_another_is_not_alone() {
-        let (queue, _receivers) = queue(8, 1);
-        let admit = || queue.admit(candidate(Instant::now(), 9 * SECOND, SECOND)).expect("room");
-        assert!(admit().promise.is_alone);
-        assert!(!admit().promise.is_alone, "the place was given up just now");
-    }
-
-    #[test]
-    fn a_batch_is_alone_where_nothing_arrives_or_runs_beside_it() {
-        let (queue, receivers) = queue(8, 2);
-        let begun = receivers[0].begin(SECOND);
-        assert!(receivers[0].end(begun, &[]));
-        let begun = receivers[0].begin(SECOND);
-        let beside = receivers[1].begin(SECOND);
-        assert!(!receivers[0].end(begun, &[]) && !receivers[1].end(beside, &[]));
-        let begun = receivers[0].begin(SECOND);
-        let _place = queue.admit(candidate(Instant::now(), 9 * SECOND, SECOND)).expect("room");
-        assert!(!receivers[0].end(begun, &[]));
-    }
-}
+#[path = "queue_tests.rs"]
+mod tests;

@@ -265,17 +265,19 @@ impl FamilyService {
             Err(error) if error.code() != ErrorCode::BudgetInfeasible => return Err(error),
             Err(error) => error,
         };
-        if self.queue.is_busy_beside(place) {
-            let is_late = self.planner.plan_for(shape, budget).is_ok();
-            let retry_after = self.queue.backlog();
-            return Err(if is_late { ServeError::Late { retry_after } } else { error });
+        let is_busy = self.queue.is_busy_beside(place);
+        if self.planner.plan_for(shape, budget).is_err() {
+            let again = (!is_busy).then(|| self.planner.remeasure(shape, budget)).flatten();
+            return again.ok_or(error);
         }
         // Alone, what is expected to pass is a guess; only the time that has passed refuses.
-        let is_time_left = budget.latency.is_some_and(|latency| arrival.elapsed() < latency);
-        if is_time_left && self.planner.plan_for(shape, budget).is_ok() {
-            return self.planner.plan_for(shape, &budget.fastest());
+        let waited = arrival.elapsed();
+        let is_time_left = budget.latency.is_some_and(|latency| waited < latency);
+        match is_busy {
+            false if is_time_left => self.planner.plan_for(shape, &budget.fastest()),
+            false if place.promise.is_alone => Err(ServeError::DeadlineExceeded { waited }),
+            _ => Err(ServeError::Late { retry_after: self.queue.backlog() }),
         }
-        self.planner.remeasure(shape, budget).ok_or(error)
     }
 
     /// Returns the part of a request's `latency` budget that passes on the async threads: before

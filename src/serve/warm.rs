@@ -1,34 +1,70 @@
 //! The first run of a family's likely plans, before it is told to be ready: a session costs several
-//! times as much when it is made, and again when it runs for the first time.
+//! times as much when it is made, and again when it runs for the first time. And what the machine
+//! takes now may be more than when it was profiled; the first budgets are to be kept as well.
 
 use std::time::{Duration, Instant};
 
-use super::LoadedFamily;
+use super::{
+    LoadedFamily, Observer,
+    planner::{Planner, Run},
+    queue::Queue,
+};
 use crate::{
     arch::{Encoding, ModelInput, Pixels},
     family::{Manifest, ModuleId},
     plan::PlanEntry,
-    runtime::{Executor, RuntimeError, SideInputs},
+    runtime::{Executor, ModuleObserver, RuntimeError, SideInputs},
 };
 
 /// Longest time that a family's plans are run for before it is ready.
 const LONGEST: Duration = Duration::from_secs(2);
 
+/// Runs from which the machine's speed is learned, and the longest time for them.
+const NUM_MEASURED: usize = 40;
+const LONGEST_MEASURED: Duration = Duration::from_millis(500);
+
 /// Longest text that they are run on, in tokens.
 const MAX_TOKENS: usize = 64;
 
 /// Loads and runs the plans of every front once: the cheapest and the best first, so that where
-/// time or memory ends both extremes have run.
-pub(super) fn warm_up(executor: &Executor, loaded: &LoadedFamily) {
+/// time or memory ends both extremes have run. Returns those that ran.
+pub(super) fn warm_up(executor: &Executor, loaded: &LoadedFamily) -> Vec<Vec<ModuleId>> {
     let start = Instant::now();
+    let mut ran = Vec::new();
     for entry in likely(loaded) {
         let path: Vec<ModuleId> = entry.modules.iter().copied().map(ModuleId).collect();
-        match run(executor, loaded, &path) {
-            Ok(true) if start.elapsed() < LONGEST => {}
-            Ok(_) => return,
+        match load_and_run(executor, loaded, &path) {
+            Ok(true) => ran.push(path),
+            Ok(false) => break,
             Err(error) => tracing::warn!(plan = entry.id, %error, "a plan cannot be run ahead"),
         }
+        if start.elapsed() > LONGEST {
+            break;
+        }
     }
+    ran
+}
+
+/// Runs the plans of `paths` again, so that `planner` knows how fast the machine is now.
+pub(super) fn measure(
+    executor: &Executor,
+    paths: &[Vec<ModuleId>],
+    planner: &Planner,
+    (queue, observer): (&Queue, &dyn Observer),
+) {
+    let start = Instant::now();
+    for path in paths.iter().cycle().take(NUM_MEASURED) {
+        let (input, begun) = (blank(&planner.loaded.family.manifest), Instant::now());
+        let shape = (input.batch(), input.tokens());
+        let mut times = Times::default();
+        let ran = run(executor, input, path, &mut times);
+        if ran.is_err() || start.elapsed() > LONGEST_MEASURED {
+            break;
+        }
+        let (whole, is_alone) = (begun.elapsed(), queue.was_quiet_since(begun));
+        planner.learn(&Run { shape, times: &times.0, whole, is_alone }, observer);
+    }
+    planner.apply_learned();
 }
 
 /// Returns the plans of the fronts at the profiled lengths, the extremes first.
@@ -41,8 +77,8 @@ fn likely(loaded: &LoadedFamily) -> Vec<&PlanEntry> {
     all.filter(|entry| seen.insert(entry.id.as_str())).collect()
 }
 
-/// Runs a plan on an input without meaning; returns whether there was room for all of its modules.
-fn run(
+/// Loads a plan's modules and runs it once; returns whether there was room for all of them.
+fn load_and_run(
     executor: &Executor,
     loaded: &LoadedFamily,
     path: &[ModuleId],
@@ -52,8 +88,26 @@ fn run(
             return Ok(false);
         }
     }
-    let sides = SideInputs::of_input(blank(&loaded.family.manifest))?;
-    executor.run(path, &sides, &mut ()).map(|_| true)
+    run(executor, blank(&loaded.family.manifest), path, &mut ()).map(|()| true)
+}
+
+fn run(
+    executor: &Executor,
+    input: ModelInput,
+    path: &[ModuleId],
+    observer: &mut impl ModuleObserver,
+) -> Result<(), RuntimeError> {
+    executor.run(path, &SideInputs::of_input(input)?, observer).map(drop)
+}
+
+/// How long each module took.
+#[derive(Debug, Default)]
+struct Times(Vec<(ModuleId, Duration)>);
+
+impl ModuleObserver for Times {
+    fn ran(&mut self, module: ModuleId, time: Duration) {
+        self.0.push((module, time));
+    }
 }
 
 /// Returns one text of equal tokens, or one image of zeros.

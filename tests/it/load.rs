@@ -6,7 +6,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -16,7 +16,11 @@ use tessera::{
     family::ModuleId,
     plan::Budget,
     runtime::Residency,
-    serve::{FamilyService, LoadedFamily, Loader, Observer, Outcome, Registry, ServiceConfig},
+    serve::{
+        FamilyService, InferRequest, LoadedFamily, Loader, Observer, Outcome, Registry, ServeError,
+        ServiceConfig,
+    },
+    tensor::{Tensor, TensorData},
 };
 
 use crate::{
@@ -263,6 +267,31 @@ async fn an_idle_server_does_not_refuse_for_slow_async_threads() {
         replies.push(reply);
     }
     panic!("{replies:?}");
+}
+
+/// A budget that has passed on an idle server is neither refused as one that no plan meets nor for
+/// the sake of others.
+#[tokio::test]
+async fn a_budget_that_has_passed_on_an_idle_server_is_a_deadline_exceeded() {
+    let _turn = TURN.lock().await;
+    let observer = Arc::new(Watching::default());
+    let (repository, _thread) = start(Registry::default(), observer, Box::new(Families));
+    repository.load("fashion").expect("loaded");
+    let family = repository.registry().family("fashion").expect("served");
+    let budget = Duration::from_secs(5);
+    let ask = |since_arrival: Duration| {
+        let image =
+            Tensor::new(vec![1, 1, 28, 28], TensorData::F32(vec![0.5; 784])).expect("an image");
+        family.infer(InferRequest {
+            inputs: vec![("pixel_values".to_owned(), image)],
+            budget: Budget { latency: Some(budget), ..Budget::default() },
+            priority: 100,
+            arrival: Instant::now().checked_sub(since_arrival).expect("a running clock"),
+        })
+    };
+    ask(Duration::ZERO).await.expect("in time");
+    let late = ask(2 * budget).await.map(|answer| answer.report);
+    assert!(matches!(late, Err(ServeError::DeadlineExceeded { .. })), "{late:?}");
 }
 
 /// A plan, and a number of images for which it takes long, but which are still one batch.
