@@ -10,16 +10,14 @@ use serde_json::{Map, Value};
 use super::{
     body::parse_json,
     bounded::{self, Bounded, MAX_TENSORS},
-    bounds::{Bounds, check},
+    bounds::check,
     error::ApiError,
     inputs::{Tail, WireInput},
     parameters::{Parameters, ParametersSchema},
+    specs::Specs,
     tensors::{RequestTensor, names},
 };
-use crate::{
-    serve::{InferRequest, ServeError},
-    tensor::TensorSpec,
-};
+use crate::serve::{InferRequest, ServeError};
 
 /// A request, and what its answer must know of it.
 #[derive(Debug)]
@@ -76,19 +74,6 @@ pub(super) struct Parts {
     pub(super) inputs: Vec<RequestTensor>,
     /// The outputs asked for; all where there is none.
     pub(super) outputs: Vec<RequestedOutput>,
-}
-
-/// The tensors of a model.
-#[derive(Debug)]
-pub(super) struct Specs {
-    /// What it takes.
-    pub(super) inputs: Vec<TensorSpec>,
-    /// What it returns.
-    pub(super) outputs: Vec<TensorSpec>,
-    /// How many classes it has names for.
-    pub(super) num_labels: usize,
-    /// How much a request may hold.
-    pub(super) bounds: Bounds,
 }
 
 /// Unknown keys are ignored, as the protocol demands; unknown parameters are not.
@@ -216,7 +201,8 @@ mod tests {
 
     use bytes::Bytes;
 
-    use super::{Bounds, Decoded, Specs, decode};
+    use super::{Decoded, Specs, decode};
+    use crate::api::bounds::Bounds;
     use crate::tensor::{DataType, TensorData, TensorSpec};
 
     fn decode_text(body: &[u8]) -> Result<Decoded, String> {

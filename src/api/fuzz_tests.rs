@@ -5,11 +5,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use serde_json::json;
 
-use super::{
-    bounds::Bounds,
-    decode::{Specs, decode},
-    openai::Question,
-};
+use super::{bounds::Bounds, decode::decode, openai::Question, specs::Specs};
 use crate::tensor::{DataType, TensorSpec, mutate::feed};
 
 /// A model with an input of every type.

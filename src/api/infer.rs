@@ -19,10 +19,11 @@ use super::{
     bounds::Bounds,
     classes::best_classes,
     clients::Permit,
-    decode::{Decoded, Specs, Wanted, decode},
+    decode::{Decoded, Wanted, decode},
     encode::{Encoded, Heading, encode},
     error::ApiError,
     models::Model,
+    specs::Specs,
 };
 use crate::{
     serve::{ErrorCode, InferRequest, InferResponse, Observer, Outcome, Report},

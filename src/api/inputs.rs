@@ -105,7 +105,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::{Tail, WireInput};
-    use crate::api::{bounds::Bounds, decode::Specs};
+    use crate::api::{bounds::Bounds, specs::Specs};
     use crate::tensor::{DataType, Tensor, TensorData, TensorSpec};
 
     fn convert(input: Value, tail: &[u8]) -> Result<Tensor, String> {

@@ -32,6 +32,7 @@ mod plans;
 mod raw;
 mod repository;
 mod request_id;
+mod specs;
 mod tensors;
 mod transport;
 

@@ -6,9 +6,9 @@ use bytes::Bytes;
 
 use super::{
     bounds::check,
-    decode::Specs,
     elements::{Elements, Values},
     raw::decode_raw,
+    specs::Specs,
 };
 use crate::{
     serve::ServeError,

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::{
-    ArchError, Checkpoint,
+    ArchError, Checkpoint, PoolError,
     encoder::{Encoder, Names, Shape},
 };
 
@@ -46,7 +46,7 @@ pub(super) fn open(
     config: &str,
     checkpoint: Checkpoint,
 ) -> Result<Encoder, ArchError> {
-    let config: Config = serde_json::from_str(config).map_err(|e| ArchError::Malformed {
+    let config: Config = serde_json::from_str(config).map_err(|e| PoolError::Malformed {
         path: config_path.to_owned(),
         message: e.to_string(),
     })?;

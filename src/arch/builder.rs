@@ -3,20 +3,21 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use super::{
-    ArchError, Checkpoint, FitRecords, Network, Tokenizer,
-    anchor::{self, Anchor, Form},
+    ArchError, Checkpoint, FitRecords, Network, PoolError, Tokenizer,
+    block::{Anchor, Expansion, Form},
+    checkpoint::open_verified,
     departure::departures,
     experts::{self, SplitFile, SplitPart},
-    fit_records::fit_file_name,
-    fitted::{self, Expansion, MapParts},
+    fitted,
+    map::MapParts,
     network::Precision,
-    promises,
+    open, promises,
     routed::Body,
     trained,
 };
 use crate::family::{
     AnchorSpec, ExitsSpec, ExpertsSpec, FamilyError, Manifest, MapForm, MapSpec, Module,
-    ModuleKind, Space, SpaceId, SpaceKind, StitchesSpec,
+    ModuleKind, Space, SpaceId, SpaceKind, StitchesSpec, fit_file_name,
 };
 
 /// What a family consists of.
@@ -109,7 +110,7 @@ impl<'a> FamilyBuilder<'a> {
     }
 
     fn add_anchor(&mut self, name: &str, spec: &AnchorSpec) -> Result<(), ArchError> {
-        let anchor = anchor::open(self.folder, name, spec)?;
+        let anchor = open::open(self.folder, name, spec)?;
         promises::check(self.folder, self.manifest, name, &*anchor)?;
         self.add_tokenizer(name, spec, &*anchor)?;
         self.words.insert(name.into(), anchor.num_words());
@@ -207,7 +208,9 @@ impl<'a> FamilyBuilder<'a> {
             let Some(dense) = anchor.dense(block)? else {
                 let expected = "an anchor of an ONNX file cannot be split".to_owned();
                 let key = spec.key("anchor");
-                return Err(promises::refuse(self.folder, &key, side.name.into(), expected).into());
+                return Err(
+                    FamilyError::value(self.folder, &key, side.name.into(), expected).into()
+                );
             };
             experts::check(self.folder, spec, &dense)?;
             if !side.is_stitched {
@@ -253,7 +256,7 @@ impl<'a> FamilyBuilder<'a> {
             let depths = [self.depth("stitches.pairs", from)?, self.depth("stitches.pairs", to)?];
             if depths[0] != depths[1] {
                 let expected = "anchors of as many blocks as one another are stitched".to_owned();
-                return Err(promises::refuse(
+                return Err(FamilyError::value(
                     self.folder,
                     "stitches.pairs",
                     format!("{from}, {to}"),
@@ -301,7 +304,7 @@ impl<'a> FamilyBuilder<'a> {
         index.map(|index| self.opened[index].num_blocks()).ok_or_else(|| {
             let known = self.anchors.join(", ");
             let expected = format!("there are the anchors {known}");
-            promises::refuse(self.folder, key, anchor.to_owned(), expected)
+            FamilyError::value(self.folder, key, anchor.to_owned(), expected)
         })
     }
 
@@ -418,15 +421,17 @@ impl<'a> FamilyBuilder<'a> {
         let Some(location) = &spec.tokenizer else {
             return Ok(());
         };
-        let sha256 = anchor::digest(self.folder, spec, location)?;
+        let sha256 = open::digest(self.folder, spec, location)?;
         let max_tokens = self.manifest.limits.max_tokens;
-        let tokenizer = Tokenizer::open(self.folder, location, sha256, max_tokens)?;
+        let file = open_verified(self.folder, location, sha256)?;
+        let malformed =
+            |message: String| PoolError::Malformed { path: file.path().to_owned(), message };
+        let tokenizer = Tokenizer::from_bytes(file.bytes(), max_tokens)
+            .map_err(|error| malformed(error.to_string()))?;
         let words = tokenizer.vocabulary_size();
         if words > anchor.num_words() {
-            return Err(ArchError::Malformed {
-                path: self.folder.join(location),
-                message: format!("has {words} words, but `{name}` knows {}", anchor.num_words()),
-            });
+            let knows = anchor.num_words();
+            return Err(malformed(format!("has {words} words, but `{name}` knows {knows}")).into());
         }
         self.tokenizers.insert(name.into(), Arc::new(tokenizer));
         Ok(())

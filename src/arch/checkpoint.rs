@@ -11,7 +11,7 @@ use std::{
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
-use super::ArchError;
+use super::PoolError;
 use crate::{
     onnx::{
         external::{Place, initializer, read_floats},
@@ -58,7 +58,7 @@ impl Checkpoint {
     /// # Errors
     ///
     /// Fails when the file cannot be read, has another digest, or is no valid safetensors file.
-    pub fn open(folder: &Path, location: &Path, sha256: &str) -> Result<Self, ArchError> {
+    pub fn open(folder: &Path, location: &Path, sha256: &str) -> Result<Self, PoolError> {
         let file = open_verified(folder, location, sha256)?;
         Self::parse(folder, &file, location)
     }
@@ -73,11 +73,11 @@ impl Checkpoint {
     pub fn open_sharded<'d>(
         folder: &Path,
         location: &Path,
-        sha256: impl Fn(&Path) -> Result<&'d str, ArchError>,
-    ) -> Result<Self, ArchError> {
+        sha256: impl Fn(&Path) -> Result<&'d str, PoolError>,
+    ) -> Result<Self, PoolError> {
         let file = open_verified(folder, location, sha256(location)?)?;
         let path = folder.join(location);
-        let malformed = |message| ArchError::Malformed { path: path.clone(), message };
+        let malformed = |message| PoolError::Malformed { path: path.clone(), message };
         let index: Index = serde_json::from_slice(file.bytes())
             .map_err(|e| malformed(format!("is no index of safetensors files: {e}")))?;
         let beside = location.parent().unwrap_or(Path::new(""));
@@ -106,7 +106,7 @@ impl Checkpoint {
     /// # Errors
     ///
     /// Fails when there is no such tensor, or it has another shape or an unusable element type.
-    pub fn weight(&self, name: &str, shape: &[usize]) -> Result<TensorProto, ArchError> {
+    pub fn weight(&self, name: &str, shape: &[usize]) -> Result<TensorProto, PoolError> {
         let (tensor, data_type) = self.checked(name, shape)?;
         let place =
             Place { file: tensor.file.clone(), offset: tensor.offset, length: tensor.length };
@@ -124,7 +124,7 @@ impl Checkpoint {
         name: &str,
         shape: &[usize],
         rows: Range<usize>,
-    ) -> Result<TensorProto, ArchError> {
+    ) -> Result<TensorProto, PoolError> {
         let all = shape.first().copied().unwrap_or(0);
         if rows == (0..all) {
             return self.weight(name, shape);
@@ -144,7 +144,7 @@ impl Checkpoint {
         shape: [usize; 3],
         index: usize,
         rows: Range<usize>,
-    ) -> Result<TensorProto, ArchError> {
+    ) -> Result<TensorProto, PoolError> {
         let [matrices, all, columns] = shape;
         let before = index.saturating_mul(all);
         let rows = before.saturating_add(rows.start)..before.saturating_add(rows.end);
@@ -157,7 +157,7 @@ impl Checkpoint {
         name: &str,
         (shape, read): (&[usize], &[usize]),
         rows: Range<usize>,
-    ) -> Result<TensorProto, ArchError> {
+    ) -> Result<TensorProto, PoolError> {
         let (tensor, data_type) = self.checked(name, shape)?;
         let all = read.first().copied().unwrap_or(0);
         let mut wanted = read.to_vec();
@@ -165,7 +165,7 @@ impl Checkpoint {
             *first = rows.len();
         }
         if rows.end > all || rows.is_empty() {
-            return Err(ArchError::TensorShape {
+            return Err(PoolError::TensorShape {
                 path: self.folder.join(&tensor.file),
                 name: name.into(),
                 found: shape.to_vec(),
@@ -188,32 +188,32 @@ impl Checkpoint {
     ///
     /// Fails like [`weight`](Self::weight), when the file cannot be read, and when a value is
     /// infinite or no number.
-    pub fn finite_weight(&self, name: &str, shape: &[usize]) -> Result<TensorProto, ArchError> {
+    pub fn finite_weight(&self, name: &str, shape: &[usize]) -> Result<TensorProto, PoolError> {
         let weight = self.weight(name, shape)?;
         let path = self.folder.join(&self.tensor(name)?.file);
-        let values = read_floats(&self.folder, &weight).map_err(|e| ArchError::Malformed {
+        let values = read_floats(&self.folder, &weight).map_err(|e| PoolError::Malformed {
             path: path.clone(),
             message: format!("tensor `{name}` cannot be read: {e}"),
         })?;
         if values.iter().all(|value| value.is_finite()) {
             return Ok(weight);
         }
-        Err(ArchError::NotFinite { path, name: name.into() })
+        Err(PoolError::NotFinite { path, name: name.into() })
     }
 
     /// Returns the place and the element type of the tensor `name`, whose shape must be `shape`.
-    fn checked(&self, name: &str, shape: &[usize]) -> Result<(&TensorPlace, i32), ArchError> {
+    fn checked(&self, name: &str, shape: &[usize]) -> Result<(&TensorPlace, i32), PoolError> {
         let tensor = self.tensor(name)?;
         let path = || self.folder.join(&tensor.file);
         if tensor.shape != shape {
-            return Err(ArchError::TensorShape {
+            return Err(PoolError::TensorShape {
                 path: path(),
                 name: name.into(),
                 found: tensor.shape.clone(),
                 expected: shape.to_vec(),
             });
         }
-        let data_type = tensor.data_type.ok_or_else(|| ArchError::TensorType {
+        let data_type = tensor.data_type.ok_or_else(|| PoolError::TensorType {
             path: path(),
             name: name.into(),
             found: "another type".into(),
@@ -240,10 +240,10 @@ impl Checkpoint {
     /// # Errors
     ///
     /// Fails when there is no such tensor.
-    pub fn tensor(&self, name: &str) -> Result<&TensorPlace, ArchError> {
+    pub fn tensor(&self, name: &str) -> Result<&TensorPlace, PoolError> {
         self.tensors
             .get(name)
-            .ok_or_else(|| ArchError::NoTensor { path: self.path.clone(), name: name.into() })
+            .ok_or_else(|| PoolError::NoTensor { path: self.path.clone(), name: name.into() })
     }
 
     /// Tells whether there is a tensor `name`.
@@ -265,8 +265,8 @@ impl Checkpoint {
         folder: &Path,
         file: &MappedFile,
         location: &Path,
-    ) -> Result<Self, ArchError> {
-        let malformed = |message: String| ArchError::Malformed {
+    ) -> Result<Self, PoolError> {
+        let malformed = |message: String| PoolError::Malformed {
             path: file.path().to_owned(),
             message: format!("is no valid safetensors file: {message}"),
         };
@@ -304,13 +304,13 @@ pub(crate) fn open_verified(
     folder: &Path,
     location: &Path,
     sha256: &str,
-) -> Result<MappedFile, ArchError> {
+) -> Result<MappedFile, PoolError> {
     let path = folder.join(location);
     let file = MappedFile::open(&path)
-        .map_err(|source| ArchError::Unreadable { path: path.clone(), source })?;
+        .map_err(|source| PoolError::Unreadable { path: path.clone(), source })?;
     let found = file.sha256();
     if !found.eq_ignore_ascii_case(sha256) {
-        return Err(ArchError::Digest { path, expected: sha256.into(), found });
+        return Err(PoolError::Digest { path, expected: sha256.into(), found });
     }
     Ok(file)
 }

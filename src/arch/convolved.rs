@@ -5,8 +5,9 @@
 
 use super::{
     ArchError, Checkpoint, Network,
-    fitted::{MapParts, unsupported},
-    network::{Precision, extent, float_weight},
+    map::{MapParts, unsupported},
+    network::Precision,
+    ops::{extent, float_weight},
 };
 use crate::{
     family::Feature,

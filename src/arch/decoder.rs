@@ -8,12 +8,11 @@
 use std::path::Path;
 
 use super::{
-    ArchError, Checkpoint, Network,
-    anchor::{Anchor, Form},
+    ArchError, Checkpoint, Network, PoolError,
+    block::{Anchor, Form},
     decoder_config::{self, Architecture, Shape},
-    network::{
-        INPUT_IDS, Precision, extent, float_weight, linear, taken_weight, token_input, with_hidden,
-    },
+    network::{INPUT_IDS, Precision},
+    ops::{extent, float_weight, linear, taken_weight, token_input, with_hidden},
     routed::Body,
 };
 use crate::{
@@ -166,7 +165,7 @@ impl Decoder {
         })
     }
 
-    fn embeddings(&self) -> Result<TensorProto, ArchError> {
+    fn embeddings(&self) -> Result<TensorProto, PoolError> {
         let Shape { num_words, width, .. } = self.shape;
         self.weight("model.embed_tokens.weight", &[num_words, width])
     }
@@ -195,7 +194,7 @@ impl Decoder {
         Network::new(graph.finish(value, "output", &shape), precision)
     }
 
-    pub(super) fn weight(&self, name: &str, shape: &[usize]) -> Result<TensorProto, ArchError> {
+    pub(super) fn weight(&self, name: &str, shape: &[usize]) -> Result<TensorProto, PoolError> {
         self.checkpoint.weight(name, shape)
     }
 }

@@ -14,7 +14,8 @@ use super::{
     ArchError, Network,
     decoder::{Decoder, scaled},
     decoder_config::{Attention, Norms},
-    network::{Precision, float_weight, linear, with_hidden},
+    network::Precision,
+    ops::{float_weight, linear, with_hidden},
 };
 use crate::onnx::{Attribute, GraphBuilder, proto::data_type};
 

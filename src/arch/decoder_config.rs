@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::{
-    ArchError,
+    ArchError, PoolError,
     routed::{Order, Router},
 };
 
@@ -164,7 +164,7 @@ pub(super) fn read(
     architecture: Architecture,
 ) -> Result<Shape, ArchError> {
     let config: Config = serde_json::from_str(text)
-        .map_err(|e| ArchError::Malformed { path: path.to_owned(), message: e.to_string() })?;
+        .map_err(|e| PoolError::Malformed { path: path.to_owned(), message: e.to_string() })?;
     config.shape(architecture).map_err(|(key, value, expected)| ArchError::Config {
         path: path.to_owned(),
         key: key.into(),

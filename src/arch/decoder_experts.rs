@@ -5,11 +5,12 @@
 //! as transformers 5 and GraniteMoE keep them; each is a place in a file in any case.
 
 use super::{
-    ArchError, Network,
-    anchor::Form,
+    ArchError, Network, PoolError,
+    block::Form,
     decoder::{Decoder, Gated, scaled},
     decoder_config::{Architecture, Shape},
-    network::{Precision, extent, linear, with_hidden},
+    network::Precision,
+    ops::{extent, linear, with_hidden},
     routed::{REST, Routed, Router, SCORES, TOKENS, Ways},
 };
 use crate::onnx::{
@@ -58,7 +59,7 @@ impl Decoder {
     }
 
     /// Returns the router's matrix, whose values are finite.
-    fn router(&self, block: &str) -> Result<TensorProto, ArchError> {
+    fn router(&self, block: &str) -> Result<TensorProto, PoolError> {
         let published = match self.shape.architecture {
             Architecture::Mixtral => "block_sparse_moe.gate",
             Architecture::Granite => "block_sparse_moe.router.layer",

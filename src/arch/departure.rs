@@ -2,7 +2,7 @@
 
 use super::{
     ArchError,
-    anchor::{Anchor, Form},
+    block::{Anchor, Form},
     routed::Body,
 };
 use crate::family::{AnchorSpec, ExpertSet, ModuleKind};

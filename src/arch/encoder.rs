@@ -7,14 +7,10 @@
 use std::path::PathBuf;
 
 use super::{
-    ArchError, Checkpoint,
-    anchor::{Anchor, Form},
-    experts::Dense,
-    fitted::Expansion,
-    network::{
-        ATTENTION_MASK, INPUT_IDS, Network, Precision, extent, float_weight, layer_norm, linear,
-        token_input, with_hidden,
-    },
+    ArchError, Checkpoint, PoolError,
+    block::{Anchor, Dense, Expansion, Form},
+    network::{ATTENTION_MASK, INPUT_IDS, Network, Precision},
+    ops::{extent, float_weight, layer_norm, linear, token_input, with_hidden},
     pooling::mean_head,
     relative,
     routed::Body,
@@ -289,11 +285,11 @@ impl Encoder {
     }
 
     /// Returns a table of embeddings.
-    fn table(&self, name: &str, rows: usize) -> Result<TensorProto, ArchError> {
+    fn table(&self, name: &str, rows: usize) -> Result<TensorProto, PoolError> {
         self.weight(&format!("embeddings.{name}_embeddings.weight"), &[rows, self.shape.width])
     }
 
-    fn weight(&self, name: &str, shape: &[usize]) -> Result<TensorProto, ArchError> {
+    fn weight(&self, name: &str, shape: &[usize]) -> Result<TensorProto, PoolError> {
         self.checkpoint.weight(&format!("{}{name}", self.prefix), shape)
     }
 }

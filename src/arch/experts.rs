@@ -10,46 +10,21 @@ use std::path::{Path, PathBuf};
 use safetensors::{Dtype, SafeTensors};
 
 use super::{
-    ArchError, Checkpoint, FitRecords, Network, Order, Routed, Router, SCORES, TOKENS, Ways,
-    Weighting,
+    ArchError, Checkpoint, FitRecords, Network, Order, PoolError, Routed, Router, SCORES, TOKENS,
+    Ways, Weighting,
+    block::{Dense, Expansion},
     checkpoint::open_verified,
-    fitted::Expansion,
-    network::{
-        Precision, extent, float_weight, layer_norm, linear, taken_weight, transposed, with_hidden,
-    },
-    promises,
+    network::Precision,
+    ops::{extent, float_weight, layer_norm, linear, taken_weight, transposed, with_hidden},
     routed::{REST, SUM},
 };
 use crate::{
-    family::{ExpertsSpec, RouterForm},
+    family::{ExpertsSpec, FamilyError, RouterForm},
     onnx::{
         Attribute, GraphBuilder,
         proto::{ModelProto, TensorProto, data_type},
     },
 };
-
-/// A feed-forward part in pieces.
-#[derive(Debug)]
-pub(super) struct Dense {
-    /// The extent of a token.
-    pub(super) width: usize,
-    /// The number of hidden units.
-    pub(super) num_units: usize,
-    /// The first half.
-    pub(super) expansion: Expansion,
-    /// The second matrix, `[width, units]`.
-    pub(super) contraction: TensorProto,
-    /// The second half's bias, `[width]`.
-    pub(super) bias: TensorProto,
-    /// The norm's scale and bias, `[width]`.
-    pub(super) norm: [TensorProto; 2],
-    /// Whether the norm comes before the part, instead of after it and the residual.
-    pub(super) is_pre_norm: bool,
-    /// The norm's epsilon.
-    pub(super) epsilon: f32,
-    /// What the part's output is multiplied by, `[width]` (layer scale).
-    pub(super) scale: Option<TensorProto>,
-}
 
 /// What fitting the experts of one block needs.
 #[derive(Debug)]
@@ -157,16 +132,16 @@ impl<'a> SplitFile<'a> {
     }
 
     /// Reads which units belong to which expert, each once.
-    fn order(&self, name: &str, num_units: usize) -> Result<Vec<i64>, ArchError> {
-        let malformed = |message: String| ArchError::Malformed { path: self.path.clone(), message };
+    fn order(&self, name: &str, num_units: usize) -> Result<Vec<i64>, PoolError> {
+        let malformed = |message: String| PoolError::Malformed { path: self.path.clone(), message };
         let file = SafeTensors::deserialize(&self.content).map_err(|e| malformed(e.to_string()))?;
         let tensor = file
             .tensor(name)
-            .map_err(|_| ArchError::NoTensor { path: self.path.clone(), name: name.into() })?;
+            .map_err(|_| PoolError::NoTensor { path: self.path.clone(), name: name.into() })?;
         let expected = vec![self.spec.num_experts, num_units / self.spec.num_experts];
         if tensor.shape() != expected {
             let (path, name, found) = (self.path.clone(), name.into(), tensor.shape().to_vec());
-            return Err(ArchError::TensorShape { path, name, found, expected });
+            return Err(PoolError::TensorShape { path, name, found, expected });
         }
         if tensor.dtype() != Dtype::I32 {
             return Err(malformed(format!("tensor `{name}` is {:?}, not I32", tensor.dtype())));
@@ -196,7 +171,7 @@ pub(super) fn check(folder: &Path, spec: &ExpertsSpec, dense: &Dense) -> Result<
     }
     let expected = format!("must divide the {} hidden units of a block", dense.num_units);
     let value = spec.num_experts.to_string();
-    Err(promises::refuse(folder, &spec.key("num_experts"), value, expected).into())
+    Err(FamilyError::value(folder, &spec.key("num_experts"), value, expected).into())
 }
 
 impl Dense {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{
     ArchError, Network,
-    anchor::{Anchor, Form},
+    block::{Anchor, Form},
     checkpoint::open_verified,
     network::{Company, PIXEL_VALUES, Precision},
     pooling::mean_head,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    ArchError, Company, FitRecords, Network, Routed, SplitPart, Stamps, Tokenizer,
+    ArchError, Company, FitRecords, Network, PoolError, Routed, SplitPart, Stamps, Tokenizer,
     builder::FamilyBuilder, routed::Body,
 };
 use crate::family::{FamilyGraph, MANIFEST_FILE, Manifest, MapSpec, ModuleId, SpaceId};
@@ -74,7 +74,7 @@ impl Family {
     fn load_from(folder: &Path, records: Option<FitRecords>) -> Result<Self, ArchError> {
         // Before anything is read: what changes from here on is noticed when it is needed.
         let stamps = Stamps::take(folder)
-            .map_err(|source| ArchError::Unreadable { path: folder.to_owned(), source })?;
+            .map_err(|source| PoolError::Unreadable { path: folder.to_owned(), source })?;
         let manifest = Manifest::read(folder)?;
         let records = records.map_or_else(|| FitRecords::read(folder), Ok)?;
         let parts = FamilyBuilder::build(folder, &manifest, records)?;

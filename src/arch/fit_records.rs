@@ -10,20 +10,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{ArchError, checkpoint::open_verified};
-use crate::{family::MapSpec, tensor::read_text};
+use super::{PoolError, checkpoint::open_verified};
+use crate::{family::FITS_FOLDER, tensor::read_text};
 
 /// Name of the record in a family's folder.
 const RECORDS: &str = "fits.json";
-
-/// Folder of fitted files in a family's folder.
-pub const FITS_FOLDER: &str = "fits";
-
-/// End of the names of fitted files.
-const EXTENSION: &str = ".safetensors";
-
-/// Number of a digest's hexadecimal digits that a file's name carries.
-const NUM_DIGITS: usize = 16;
 
 /// Every fitted file of a family by its plain name.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -107,7 +98,7 @@ impl SplitRecord {
 
 impl FittedFile<'_> {
     /// Returns why the file is not the one that was written, or None if it is.
-    pub fn fault(&self, folder: &Path) -> Option<ArchError> {
+    pub fn fault(&self, folder: &Path) -> Option<PoolError> {
         open_verified(folder, Path::new(self.location), self.sha256).err()
     }
 }
@@ -118,14 +109,14 @@ impl FitRecords {
     /// # Errors
     ///
     /// Fails when the file is there but does not parse, or names a file outside of `fits/`.
-    pub fn read(folder: &Path) -> Result<Self, ArchError> {
+    pub fn read(folder: &Path) -> Result<Self, PoolError> {
         let path = folder.join(RECORDS);
         let text = match read_text(&path) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(source) => return Err(ArchError::Unreadable { path, source }),
+            Err(source) => return Err(PoolError::Unreadable { path, source }),
         };
-        let malformed = |message: String| ArchError::Malformed { path: path.clone(), message };
+        let malformed = |message: String| PoolError::Malformed { path: path.clone(), message };
         let records: Self = serde_json::from_str(&text).map_err(|e| malformed(e.to_string()))?;
         if let Some(odd) = records.files().find(|file| !is_in_fits(file.location)) {
             return Err(malformed(format!("`{}` is not a file of fits/", odd.location)));
@@ -152,29 +143,6 @@ impl FitRecords {
     }
 }
 
-/// Returns the plain name of the weights of `map`: where they lie in the family's folder, but for
-/// the digest.
-pub fn fit_file_name(map: &MapSpec) -> String {
-    let label = map.label.as_ref().map_or(String::new(), |label| format!(".{label}"));
-    format!("{FITS_FOLDER}/{}-{}{label}{EXTENSION}", map.from, map.to)
-}
-
-/// Returns where a file with the plain name `name` and this SHA-256 is written.
-pub fn name_with_digest(name: &str, sha256: &str) -> String {
-    let stem = name.strip_suffix(EXTENSION).unwrap_or(name);
-    let digits = sha256.get(..NUM_DIGITS).unwrap_or(sha256);
-    format!("{stem}.{digits}{EXTENSION}")
-}
-
-/// Returns the plain name of a fitted file whose name carries a digest, or None if it has none.
-pub fn name_without_digest(location: &str) -> Option<String> {
-    let stem = location.strip_prefix(FITS_FOLDER)?.strip_prefix('/')?.strip_suffix(EXTENSION)?;
-    let (plain, digits) = stem.rsplit_once('.')?;
-    let is_digit = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
-    let is_digest = digits.len() == NUM_DIGITS && digits.chars().all(is_digit);
-    is_digest.then(|| format!("{FITS_FOLDER}/{plain}{EXTENSION}"))
-}
-
 /// Tells whether a path names a file of the folder of fitted files.
 fn is_in_fits(location: &str) -> bool {
     let name = location.strip_prefix(FITS_FOLDER).and_then(|rest| rest.strip_prefix('/'));
@@ -184,19 +152,6 @@ fn is_in_fits(location: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_digest_is_put_into_a_name_and_taken_out_again() {
-        let sha256 = "0123456789abcdef0123";
-        let name = "fits/l6.6-out.fused4.safetensors";
-        let with = name_with_digest(name, sha256);
-        assert_eq!(with, "fits/l6.6-out.fused4.0123456789abcdef.safetensors");
-        assert_eq!(name_without_digest(&with).as_deref(), Some(name));
-        for plain in [name, "fits/a.0123456789ABCDEF.safetensors", "a.0123456789abcdef.safetensors"]
-        {
-            assert_eq!(name_without_digest(plain), None, "{plain}");
-        }
-    }
 
     #[test]
     fn files_outside_of_fits_are_refused() {

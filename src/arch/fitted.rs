@@ -2,41 +2,15 @@
 
 use super::{
     ArchError, Checkpoint, Network, convolved,
-    network::{ATTENTION_MASK, Precision, extent, float_weight, linear, token_input, with_hidden},
+    map::{MapParts, unsupported},
+    network::{ATTENTION_MASK, Precision},
+    ops::{extent, float_weight, linear, token_input, with_hidden},
     pooling::{float_mask, mean, normalize, reduce},
 };
 use crate::{
     family::{Feature, MapForm, MapSpec},
-    onnx::{Attribute, GraphBuilder, proto::TensorProto},
+    onnx::{Attribute, GraphBuilder},
 };
-
-/// The expanding half of a feed-forward block: `gelu(expand · x + bias)`.
-#[derive(Debug, Clone)]
-pub(super) struct Expansion {
-    /// `[hidden, width]`.
-    pub(super) weight: TensorProto,
-    /// `[hidden]`.
-    pub(super) bias: TensorProto,
-    /// ONNX Runtime's operator for the activation with its bias.
-    pub(super) activation: &'static str,
-}
-
-/// What a map is built of besides its weights.
-#[derive(Debug)]
-pub(super) struct MapParts<'a> {
-    /// The manifest's entry.
-    pub(super) map: &'a MapSpec,
-    /// The shape of the space it starts in, after the batch.
-    pub(super) shape_in: &'a [Option<usize>],
-    /// The shape of the space it ends in, after the batch.
-    pub(super) shape_out: &'a [Option<usize>],
-    /// The width of the space it starts in.
-    pub(super) width_in: usize,
-    /// The width of the space it ends in.
-    pub(super) width_out: usize,
-    /// The expansion of the block it starts in, where its form needs one.
-    pub(super) expansion: Option<Expansion>,
-}
 
 /// Builds the network of a map with the weights in `weights`.
 pub(super) fn network(
@@ -281,15 +255,6 @@ fn expand(
     let product = linear(graph, hidden, expansion.weight.clone());
     let bias = float_weight(graph, expansion.bias.clone());
     Ok(graph.fused(expansion.activation, &[&product, &bias], &[]))
-}
-
-/// Returns the error for a feature that a form cannot compute.
-pub(super) fn unsupported(map: &MapSpec, feature: Feature) -> ArchError {
-    ArchError::Map {
-        from: map.from.clone(),
-        to: map.to.clone(),
-        reason: format!("the feature `{}` does not go with this form", feature.name()),
-    }
 }
 
 /// Moves every token one place on, so that it stands at the token that sees it as its neighbour.

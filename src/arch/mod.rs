@@ -3,8 +3,8 @@
 //! Reads configurations and file headers, never the weights themselves, which stay in their files.
 //! It knows no budgets and runs nothing. Start at [`Family::load`].
 
-mod anchor;
 mod bert;
+mod block;
 mod builder;
 mod checkpoint;
 mod convolved;
@@ -23,10 +23,15 @@ mod fitted;
 #[cfg(test)]
 mod fuzz_tests;
 mod input;
+mod map;
+mod module_error;
 mod moduleformer;
 mod mpnet;
 mod network;
+mod open;
+mod ops;
 mod picture;
+mod pool_error;
 mod pooling;
 mod promises;
 mod relative;
@@ -41,15 +46,14 @@ pub use checkpoint::{Checkpoint, TensorPlace};
 pub use error::ArchError;
 pub use experts::{SplitPart, split_file_name};
 pub use family::{Compute, Family};
-pub use fit_records::{
-    FITS_FOLDER, FitRecord, FitRecords, FittedFile, SplitRecord, fit_file_name, name_with_digest,
-    name_without_digest,
-};
+pub use fit_records::{FitRecord, FitRecords, FittedFile, SplitRecord};
 pub use input::{ModelInput, Pixels};
+pub use module_error::ModuleError;
 pub use network::{ATTENTION_MASK, Company, INPUT_IDS, Network, PIXEL_VALUES, Precision};
 pub use picture::{PictureError, decode_picture, decoding_bytes, raw_picture};
+pub use pool_error::{PoolError, chain};
 pub use routed::{
     KEYS, Order, QUERIES, REST, Routed, Router, SCORES, SUM, TOKENS, VALUES, Ways, Weighting,
 };
 pub use stamps::Stamps;
-pub use tokenize::{Encoding, Tokenizer};
+pub use tokenize::{Encoding, TokenizeError, Tokenizer};

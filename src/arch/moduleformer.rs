@@ -11,12 +11,13 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::{
-    ArchError, Checkpoint, Network,
-    anchor::{Anchor, Form},
+    ArchError, Checkpoint, Network, PoolError,
+    block::{Anchor, Form},
     decoder::{embedded, finish_head, scaled},
     decoder_attention::{int, num_tokens, permuted, reshaped, reshaped_to, seen},
     decoder_config::inverse_root,
-    network::{INPUT_IDS, Precision, extent, float_weight, linear, token_input, with_hidden},
+    network::{INPUT_IDS, Precision},
+    ops::{extent, float_weight, linear, token_input, with_hidden},
     routed::{Body, KEYS, Order, QUERIES, Routed, Router, SCORES, TOKENS, VALUES, Ways},
 };
 use crate::{
@@ -90,7 +91,7 @@ pub(super) fn open(
 ) -> Result<ModuleFormer, ArchError> {
     let path = || config_path.to_owned();
     let config: Config = serde_json::from_str(config)
-        .map_err(|e| ArchError::Malformed { path: path(), message: e.to_string() })?;
+        .map_err(|e| PoolError::Malformed { path: path(), message: e.to_string() })?;
     if let Some((key, value, expected)) = config.fault() {
         return Err(ArchError::Config { path: path(), key: key.into(), value, expected });
     }
@@ -196,7 +197,7 @@ impl Anchor for ModuleFormer {
 }
 
 impl ModuleFormer {
-    fn embeddings(&self) -> Result<TensorProto, ArchError> {
+    fn embeddings(&self) -> Result<TensorProto, PoolError> {
         let Config { vocab_size, n_embd, .. } = self.config;
         self.checkpoint.weight("transformer.wte.weight", &[vocab_size, n_embd])
     }
@@ -288,14 +289,14 @@ impl ModuleFormer {
     }
 
     /// Returns the first matrix of an expert, `[width, inner]`.
-    fn input_matrix(&self, bank: &Bank, number: usize) -> Result<TensorProto, ArchError> {
+    fn input_matrix(&self, bank: &Bank, number: usize) -> Result<TensorProto, PoolError> {
         let width = self.config.n_embd;
         let name = format!("{}.experts.weight", bank.name);
         self.checkpoint.matrix(&name, [bank.count, width, bank.inner], number, 0..width)
     }
 
     /// Returns the last matrix of an expert, `[inner, width]`.
-    fn output_matrix(&self, bank: &Bank, number: usize) -> Result<TensorProto, ArchError> {
+    fn output_matrix(&self, bank: &Bank, number: usize) -> Result<TensorProto, PoolError> {
         let (width, inner) = (self.config.n_embd, bank.inner);
         let name = format!("{}.output_experts.weight", bank.name);
         self.checkpoint.matrix(&name, [bank.count, inner, width], number, 0..inner)

@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::{
-    ArchError, Checkpoint,
+    ArchError, Checkpoint, PoolError,
     encoder::{Encoder, Names, Shape},
 };
 
@@ -43,7 +43,7 @@ pub(super) fn open(
     config: &str,
     checkpoint: Checkpoint,
 ) -> Result<Encoder, ArchError> {
-    let config: Config = serde_json::from_str(config).map_err(|e| ArchError::Malformed {
+    let config: Config = serde_json::from_str(config).map_err(|e| PoolError::Malformed {
         path: config_path.to_owned(),
         message: e.to_string(),
     })?;

@@ -1,6 +1,9 @@
 //! From hidden states to one vector a sequence.
 
-use super::network::{ATTENTION_MASK, Network, Precision, extent, token_input, with_hidden};
+use super::{
+    network::{ATTENTION_MASK, Network, Precision},
+    ops::{extent, token_input, with_hidden},
+};
 use crate::onnx::{Attribute, GraphBuilder, proto::data_type};
 
 /// Builds the head of sentence-transformers models: the mean over tokens, divided by its L2 norm.

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::anchor::Anchor;
-use crate::family::{FamilyError, MANIFEST_FILE, Manifest, WidthSpec};
+use super::block::Anchor;
+use crate::family::{FamilyError, Manifest, WidthSpec};
 
 /// Checks what the manifest of the family in `folder` promises against what anchor `name` can do.
 pub(super) fn check(
@@ -14,7 +14,7 @@ pub(super) fn check(
 ) -> Result<(), FamilyError> {
     let Manifest { limits, output, image, reference, anchors, .. } = manifest;
     let spec = &anchors[name];
-    let refuse = |key: &str, value, expected| refuse(folder, key, value, expected);
+    let refuse = |key: &str, value, expected| FamilyError::value(folder, key, value, expected);
     let key = |key: &str| format!("anchors.{name}.{key}");
     if image.is_none() && limits.max_tokens > anchor.max_tokens() {
         let expected = format!("`{name}` has positions for {}", anchor.max_tokens());
@@ -83,9 +83,4 @@ fn check_rows(
         }
         _ => Ok(()),
     }
-}
-
-/// Returns the error for a key of the manifest in `folder`.
-pub(super) fn refuse(folder: &Path, key: &str, value: String, expected: String) -> FamilyError {
-    FamilyError::Value { path: folder.join(MANIFEST_FILE), key: key.into(), value, expected }
 }

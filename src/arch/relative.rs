@@ -1,7 +1,7 @@
 //! What attention adds to its scores for the distance between two tokens (Raffel et al. 2020,
 //! section 2.1).
 
-use super::network::float_weight;
+use super::ops::float_weight;
 use crate::onnx::{Attribute, GraphBuilder, proto::TensorProto};
 
 /// The distance from which all tokens share a bucket.

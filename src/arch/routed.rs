@@ -3,7 +3,7 @@
 //!
 //! Only what it consists of; the runtime routes.
 
-use super::{ArchError, Network};
+use super::{ModuleError, Network};
 
 /// The tokens as experts read them: an output of a routed module's entry, `[batch, tokens, width]`;
 /// where there is none they are the hidden states that the module read.
@@ -185,9 +185,9 @@ impl<N> Routed<N> {
     /// # Errors
     ///
     /// Fails when there are not as many ways as scores, or more are to be taken than there are.
-    pub(super) fn check(&self, name: &str) -> Result<(), ArchError> {
+    pub(super) fn check(&self, name: &str) -> Result<(), ModuleError> {
         let Router { num_ways, top_k, allowed, .. } = &self.router;
-        let refuse = |reason| Err(ArchError::Router { module: name.to_owned(), reason });
+        let refuse = |reason| Err(ModuleError::Router { module: name.to_owned(), reason });
         if self.num_ways() != *num_ways {
             return refuse(format!("it has {num_ways} scores for {} ways", self.num_ways()));
         }

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{FITS_FOLDER, name_without_digest};
+use crate::family::{FITS_FOLDER, name_without_digest};
 
 /// The most files of a family's folder that are looked at.
 const MAX_FILES: usize = 10_000;

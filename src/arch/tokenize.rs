@@ -1,8 +1,9 @@
 //! Texts to token ids.
 
-use std::path::Path;
-
-use super::{ArchError, checkpoint::open_verified};
+/// Error of a tokenizer, in its own words.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct TokenizeError(#[from] tokenizers::Error);
 
 /// A tokenizer read from `tokenizer.json`.
 #[derive(Debug)]
@@ -25,28 +26,18 @@ pub struct Encoding {
 }
 
 impl Tokenizer {
-    /// Opens `folder/location`, checking its digest; texts will be cut after `max_tokens` tokens.
+    /// Reads `json`, the content of a `tokenizer.json`. Texts are cut after `max_tokens` tokens.
     ///
     /// # Errors
     ///
-    /// Fails when the file cannot be read, has another digest or is no tokenizer.
-    pub fn open(
-        folder: &Path,
-        location: &Path,
-        sha256: &str,
-        max_tokens: usize,
-    ) -> Result<Self, ArchError> {
-        let file = open_verified(folder, location, sha256)?;
-        let malformed = |e: tokenizers::Error| ArchError::Malformed {
-            path: file.path().to_owned(),
-            message: e.to_string(),
-        };
-        let mut tokenizer = tokenizers::Tokenizer::from_bytes(file.bytes()).map_err(malformed)?;
+    /// Fails when `json` is not a tokenizer.
+    pub fn from_bytes(json: &[u8], max_tokens: usize) -> Result<Self, TokenizeError> {
+        let mut tokenizer = tokenizers::Tokenizer::from_bytes(json)?;
         let pad_id = tokenizer.get_padding().map_or(0, |padding| i64::from(padding.pad_id));
         tokenizer.with_padding(None);
         let truncation =
             tokenizers::TruncationParams { max_length: max_tokens, ..Default::default() };
-        tokenizer.with_truncation(Some(truncation)).map_err(malformed)?;
+        tokenizer.with_truncation(Some(truncation))?;
         Ok(Self { tokenizer, pad_id })
     }
 
@@ -54,8 +45,8 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// Fails where the tokenizer does; the text says why.
-    pub fn encode(&self, texts: &[&str]) -> Result<Encoding, String> {
+    /// Fails where the tokenizer does.
+    pub fn encode(&self, texts: &[&str]) -> Result<Encoding, TokenizeError> {
         self.encode_up_to(texts, usize::MAX)
     }
 
@@ -64,13 +55,16 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// Fails where the tokenizer does; the text says why.
-    pub fn encode_up_to(&self, texts: &[&str], max_tokens: usize) -> Result<Encoding, String> {
+    /// Fails where the tokenizer does.
+    pub fn encode_up_to(
+        &self,
+        texts: &[&str],
+        max_tokens: usize,
+    ) -> Result<Encoding, TokenizeError> {
         let encodings: Vec<tokenizers::Encoding> = texts
             .iter()
             .map(|text| self.tokenizer.encode_fast(*text, true))
-            .collect::<Result<_, _>>()
-            .map_err(|e| e.to_string())?;
+            .collect::<Result<_, _>>()?;
         let rows: Vec<Vec<i64>> = encodings
             .iter()
             .map(|encoding| {

@@ -2,7 +2,8 @@
 
 use super::{
     ArchError, Checkpoint, Network,
-    network::{Precision, extent, float_weight, linear, with_hidden},
+    network::Precision,
+    ops::{extent, float_weight, linear, with_hidden},
     pooling::mean_of_all,
 };
 use crate::onnx::{Attribute, GraphBuilder};

@@ -6,11 +6,10 @@
 //! file, columns are sliced when the session is created. The tokens keep their width.
 
 use super::{
-    ArchError, Checkpoint, Network,
-    anchor::{Anchor, Form},
-    experts::Dense,
-    fitted::Expansion,
-    network::{PIXEL_VALUES, Precision, extent, float_weight, linear, transposed, with_hidden},
+    ArchError, Checkpoint, Network, PoolError,
+    block::{Anchor, Dense, Expansion, Form},
+    network::{PIXEL_VALUES, Precision},
+    ops::{extent, float_weight, linear, transposed, with_hidden},
     routed::Body,
     vit_layout::{BlockPart, Part, VitLayout, VitShape},
 };
@@ -313,7 +312,7 @@ impl VisionTransformer {
         Network::new(graph.finish(value, "output", &shape), precision)
     }
 
-    fn weight(&self, name: &str, shape: &[usize]) -> Result<TensorProto, ArchError> {
+    fn weight(&self, name: &str, shape: &[usize]) -> Result<TensorProto, PoolError> {
         self.checkpoint.weight(name, shape)
     }
 }

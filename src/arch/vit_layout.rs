@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::{ArchError, Checkpoint};
+use super::{ArchError, Checkpoint, PoolError};
 
 /// The sizes of a vision transformer.
 #[derive(Debug, Clone, PartialEq)]
@@ -156,7 +156,7 @@ pub(super) fn read(
     checkpoint: &Checkpoint,
 ) -> Result<(VitLayout, VitShape), ArchError> {
     let config: Config = serde_json::from_str(config)
-        .map_err(|e| ArchError::Malformed { path: path.to_owned(), message: e.to_string() })?;
+        .map_err(|e| PoolError::Malformed { path: path.to_owned(), message: e.to_string() })?;
     let refuse = |key: &str, value: String, expected: &str| ArchError::Config {
         path: path.to_owned(),
         key: key.into(),
@@ -240,10 +240,10 @@ fn measure(
     layout: VitLayout,
     checkpoint: &Checkpoint,
     (num_heads, epsilon): (usize, f32),
-) -> Result<VitShape, ArchError> {
+) -> Result<VitShape, PoolError> {
     let extents = |name: &str| checkpoint.tensor(name).map(|tensor| tensor.shape.clone());
     let patches = format!("{}.weight", layout.part(Part::Patches));
-    let wrong = |name: &str, found: Vec<usize>, expected: &[usize]| ArchError::TensorShape {
+    let wrong = |name: &str, found: Vec<usize>, expected: &[usize]| PoolError::TensorShape {
         path: checkpoint.path().to_owned(),
         name: name.into(),
         found,
@@ -264,7 +264,7 @@ fn measure(
     let num_blocks = (0..1_000).take_while(has_block).count();
     if num_blocks == 0 {
         let (path, name) = (checkpoint.path().to_owned(), format!("{}.weight", block(0)));
-        return Err(ArchError::NoTensor { path, name });
+        return Err(PoolError::NoTensor { path, name });
     }
     let first = |name: String| extents(&name).map(|shape| shape.first().copied().unwrap_or(0));
     let hidden = first(format!("{}.weight", layout.block(0, BlockPart::Expand)))?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, builder::RangedU64ValueParser, value_parser};
 use serde::Serialize;
 
-use super::bench_args::BenchArguments;
+use super::{bench_args::BenchArguments, family_args::FamilyArgument};
 use crate::{telemetry::LogFormat, tensor::ByteSize};
 
 /// Longest time that an option may say, about thirty years.
@@ -205,14 +205,6 @@ pub struct ConnectionArguments {
     /// Seconds that requests under way have to finish when the server is told to stop
     #[arg(long, env = "TESSERA_DRAIN_TIMEOUT", value_parser = seconds(), default_value_t = 30)]
     pub drain_timeout: u64,
-}
-
-/// The family that a command is about.
-#[derive(Debug, Args)]
-pub struct FamilyArgument {
-    /// Family, a folder of the pool
-    #[arg(long, default_value = "text")]
-    pub family: String,
 }
 
 /// Options of `fit`.

@@ -4,41 +4,23 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
-use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
     args::Common,
     bench_args::BenchArguments,
+    bench_row::{Row, TESSERA},
     chart,
     compare::{compare, describe},
     progress::{Bars, say},
 };
 use crate::{
-    bench::{Arrivals, FrontPlan, Load, Measured, Message, Target, capacity, drive},
+    bench::{Arrivals, FrontPlan, Load, Message, Target, capacity, drive},
     fit::{Progress, write_atomically},
 };
 
 /// Clients that ask at once while the capacity is measured.
 const NUM_CLIENTS: usize = 16;
-
-/// A policy under one load.
-#[derive(Debug, Clone, Serialize)]
-pub(super) struct Row {
-    /// `tessera`, or the one plan that there is.
-    pub(super) policy: String,
-    /// The load, as a multiple of the best plan's capacity.
-    pub(super) load: f64,
-    /// Requests a second.
-    pub(super) rate: f64,
-    /// Squared coefficient of variation of the times between requests; `None` for a trace.
-    pub(super) cv2: Option<f64>,
-    #[serde(flatten)]
-    pub(super) measured: Measured,
-}
-
-/// The policy that lets the server choose.
-pub(super) const TESSERA: &str = "tessera";
 
 /// What does not change between loads.
 struct Setting<'a> {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::args::FamilyArgument;
+use super::family_args::FamilyArgument;
 
 /// Options of `bench`.
 #[derive(Debug, Args)]

@@ -12,7 +12,7 @@ use plotters::{
     style::{BLACK, Color, Palette, Palette99, ShapeStyle, WHITE},
 };
 
-use super::bench::{Row, TESSERA};
+use super::bench_row::{Row, TESSERA};
 
 const COLUMN_WIDTH: u32 = 420;
 const HEIGHT: u32 = 640;

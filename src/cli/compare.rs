@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::bench::{Row, TESSERA};
+use super::bench_row::{Row, TESSERA};
 
 /// How much less often in time, or worse, a fixed plan may be and still count as equal.
 const EQUAL: f64 = 0.002;

@@ -3,11 +3,13 @@
 mod args;
 mod bench;
 mod bench_args;
+mod bench_row;
 mod chart;
 mod compare;
 mod config;
 mod draw;
 mod export;
+mod family_args;
 mod import;
 mod inspect;
 mod offline;

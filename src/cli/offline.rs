@@ -106,7 +106,8 @@ pub(super) fn evaluate(common: &Common, arguments: &EvaluateArguments) -> anyhow
         writer.replace(&family.manifest.quality.file, text.as_bytes())
     };
     // What was measured before is replaced by everything that was measured again, not by a part.
-    let mut save = |records: &QualityRecords| if arguments.again { Ok(()) } else { write(records) };
+    let mut save =
+        |records: &QualityRecords| if arguments.again { Ok(()) } else { Ok(write(records)?) };
     let executor = Executor::new(machine.runtime.clone(), family.clone());
     let mut executor = executor.with_activations(profile.activations());
     let bars = Bars::default();

@@ -1,6 +1,8 @@
 //! What can be wrong with a family.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use super::files::MANIFEST_FILE;
 
 /// Why a manifest or a graph is refused, or a plan does not exist in it.
 #[derive(Debug, thiserror::Error)]
@@ -67,4 +69,11 @@ pub enum FamilyError {
         /// What is wrong, and what would be valid.
         reason: String,
     },
+}
+
+impl FamilyError {
+    /// Returns the error for the key `key` of the manifest in `folder`, which has the wrong `value`.
+    pub fn value(folder: &Path, key: &str, value: String, expected: String) -> Self {
+        Self::Value { path: folder.join(MANIFEST_FILE), key: key.into(), value, expected }
+    }
 }

@@ -10,11 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ExitsSpec, ExpertSet, ExpertsSpec, FamilyError, ImageSpec, MapSpec, OnnxSource, StitchesSpec,
+    files::MANIFEST_FILE,
 };
 use crate::tensor::read_text;
-
-/// The manifest's name in a family's folder.
-pub const MANIFEST_FILE: &str = "family.toml";
 
 /// A parsed and validated `family.toml`. Unknown keys are errors.
 #[derive(Debug, Clone, Deserialize)]

@@ -2,6 +2,8 @@
 
 use serde::Deserialize;
 
+use super::files::{EXTENSION, FITS_FOLDER};
+
 /// A map fitted in closed form from one space to another.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -76,4 +78,11 @@ impl Feature {
             Self::Deviation => "deviation",
         }
     }
+}
+
+/// Returns the plain name of the weights of `map`: where they lie in the family's folder, but for
+/// the digest.
+pub fn fit_file_name(map: &MapSpec) -> String {
+    let label = map.label.as_ref().map_or(String::new(), |label| format!(".{label}"));
+    format!("{FITS_FOLDER}/{}-{}{label}{EXTENSION}", map.from, map.to)
 }

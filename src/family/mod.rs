@@ -5,6 +5,7 @@
 
 mod error;
 mod experts;
+mod files;
 #[cfg(test)]
 mod fuzz_tests;
 mod graph;
@@ -17,13 +18,13 @@ mod trained;
 
 pub use error::FamilyError;
 pub use experts::{ExpertSet, ExpertsSpec, RoutedPart, RouterForm};
+pub use files::{FITS_FOLDER, MANIFEST_FILE, name_with_digest, name_without_digest};
 pub use graph::{FamilyGraph, Module, ModuleId, ModuleKind, Space, SpaceId, SpaceKind};
 pub use image::{Filter, ImageSpec, Resize};
 pub use manifest::{
-    AnchorSpec, Limits, MANIFEST_FILE, Manifest, Metric, OutputSpec, PartSource, QualitySpec,
-    WidthSpec,
+    AnchorSpec, Limits, Manifest, Metric, OutputSpec, PartSource, QualitySpec, WidthSpec,
 };
-pub use maps::{Feature, MapForm, MapSpec};
+pub use maps::{Feature, MapForm, MapSpec, fit_file_name};
 pub use onnx_source::{BlockEnds, OnnxImage, OnnxSource};
 pub use plan_id::PlanId;
 pub use trained::{ExitsSpec, StitchesSpec};

@@ -69,7 +69,9 @@ impl Corpus {
     ) -> Result<Vec<usize>, FitError> {
         let length = |text: &Text| {
             let encoding = tokenizer.encode_up_to(&[&text.text], max_tokens);
-            encoding.map(|encoding| encoding.tokens).map_err(FitError::Tokenize)
+            encoding
+                .map(|encoding| encoding.tokens)
+                .map_err(|error| FitError::Tokenize(error.to_string()))
         };
         self.texts.iter().map(length).collect()
     }

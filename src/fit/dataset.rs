@@ -102,7 +102,9 @@ impl Dataset {
                 let texts = positions.iter().map(|p| corpus.texts()[*p].text.as_str());
                 let texts: Vec<&str> = texts.collect();
                 let encoding = tokenizer(family, anchor)?.encode_up_to(&texts, max_tokens);
-                encoding.map(ModelInput::Tokens).map_err(FitError::Tokenize)
+                encoding
+                    .map(ModelInput::Tokens)
+                    .map_err(|error| FitError::Tokenize(error.to_string()))
             }
             Self::Images(images) => {
                 images.pixels(positions, &family.manifest).map(ModelInput::Pixels)

@@ -2,7 +2,13 @@
 
 use std::path::PathBuf;
 
-use crate::{arch::ArchError, family::FamilyError, plan::PlanError, runtime::RuntimeError};
+use super::OfferError;
+use crate::{
+    arch::{ArchError, PoolError},
+    family::FamilyError,
+    plan::PlanError,
+    runtime::RuntimeError,
+};
 
 /// Why offline work stops.
 #[derive(Debug, thiserror::Error)]
@@ -23,12 +29,6 @@ pub enum FitError {
         path: PathBuf,
         /// What the parser says.
         message: String,
-    },
-    /// Another process writes in a family's folder.
-    #[error("{}: another run of tessera writes there; wait until it has ended", folder.display())]
-    Locked {
-        /// The family's folder.
-        folder: PathBuf,
     },
     /// Whoever asked for it wants it no more.
     #[error("stopped before it was done")]
@@ -69,6 +69,12 @@ pub enum FitError {
     /// The family does not have what the work needs.
     #[error("{0}")]
     Family(String),
+    /// A file of the pool cannot be read or written.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    /// The plans that serving chooses from cannot be computed.
+    #[error(transparent)]
+    Offer(#[from] OfferError),
     /// A plan id does not lead anywhere.
     #[error(transparent)]
     Plan(#[from] FamilyError),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{FitError, Profile, QualityRecords};
+use super::{OfferError, Profile, QualityRecords};
 use crate::{
     arch::Family,
     family::{FamilyGraph, ModuleId, PlanId},
@@ -25,7 +25,7 @@ pub fn costed_graph(
     profile: &Profile,
     quality: &QualityRecords,
     (batch, tokens): (usize, usize),
-) -> Result<CostedGraph, FitError> {
+) -> Result<CostedGraph, OfferError> {
     let graph = &family.graph;
     let edges = graph
         .modules()
@@ -58,7 +58,7 @@ pub fn candidate_paths(
     family: &Family,
     profile: &Profile,
     quality: &QualityRecords,
-) -> Result<BTreeSet<Vec<ModuleId>>, FitError> {
+) -> Result<BTreeSet<Vec<ModuleId>>, OfferError> {
     let mut paths: BTreeSet<Vec<ModuleId>> =
         quality.plans.keys().filter_map(|id| PlanId::find_path(&family.graph, id).ok()).collect();
     let options = SearchOptions { epsilon: EPSILON, ..SearchOptions::default() };
@@ -84,7 +84,7 @@ pub fn plan_table(
     profile: &Profile,
     quality: &QualityRecords,
     margin: f64,
-) -> Result<PlanTable, FitError> {
+) -> Result<PlanTable, OfferError> {
     let mut entries = candidate_paths(family, profile, quality)?
         .iter()
         .map(|path| entry(family, profile, quality, path))
@@ -103,7 +103,7 @@ pub fn entry(
     profile: &Profile,
     quality: &QualityRecords,
     path: &[ModuleId],
-) -> Result<PlanEntry, FitError> {
+) -> Result<PlanEntry, OfferError> {
     let id = PlanId::of_path(&family.graph, path);
     let measured = || path.iter().filter_map(|id| profile.module(*id));
     Ok(PlanEntry {

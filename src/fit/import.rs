@@ -19,10 +19,11 @@ use tempfile::TempDir;
 use super::{
     Disk, FileSystem, FitError, Progress,
     disk::{lock, sweep, sync},
+    import_options::ImportOptions,
     imported::{Imported, manifest},
     independence::{Subject, prove_family},
-    measure::wave,
     probes,
+    wave::wave,
 };
 use crate::{
     arch::{Family, ModelInput, Pixels},
@@ -41,28 +42,6 @@ const SCRATCH: &str = ".import-";
 /// How far joined pieces may stand from the original, relative to the larger of 1 and the largest
 /// score.
 const TOLERANCE: f64 = 1e-5;
-
-/// What is imported, and how.
-#[derive(Debug, Clone)]
-pub struct ImportOptions {
-    /// The family's name.
-    pub family: String,
-    /// The exports, the cheapest first; the last is the reference.
-    pub files: Vec<PathBuf>,
-    /// Tensors to cut at, by the anchor's name, in place of those found.
-    pub cuts: HashMap<String, Vec<String>>,
-    /// The names of the classes; none where they are unknown.
-    pub labels: Vec<String>,
-    /// A `preprocessor_config.json` that says how images become tensors.
-    pub preprocessor: Option<PathBuf>,
-    /// The SPDX licence of the weights.
-    pub license: String,
-    /// Whether each image runs by itself, so that networks which mix the images of a batch, and
-    /// those made for one image, can be imported.
-    pub one_by_one: bool,
-    /// Images to compare on besides random ones, `[batch, channels, height, width]`.
-    pub probes: Vec<Tensor>,
-}
 
 /// What was found of one export.
 #[derive(Debug, Clone)]
@@ -173,7 +152,7 @@ fn folder_of(file: &Path) -> &Path {
 }
 
 fn malformed(file: &Path, error: &OnnxError) -> FitError {
-    FitError::Malformed { path: file.to_owned(), message: super::chain(error) }
+    FitError::Malformed { path: file.to_owned(), message: crate::arch::chain(error) }
 }
 
 /// Finds cuts and shapes of one export, and writes it as an anchor.

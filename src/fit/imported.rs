@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{FitError, import::ImportOptions};
+use super::{FitError, import_options::ImportOptions};
 
 /// An export as it was taken apart.
 #[derive(Debug, Clone)]

@@ -16,8 +16,8 @@ use super::{
     writer::Staged,
 };
 use crate::{
-    arch::{Family, FitRecord, ModelInput, fit_file_name},
-    family::{FamilyGraph, MapForm, MapSpec, ModuleId, ModuleKind, PlanId, SpaceId},
+    arch::{Family, FitRecord, ModelInput},
+    family::{FamilyGraph, MapForm, MapSpec, ModuleId, ModuleKind, PlanId, SpaceId, fit_file_name},
     runtime::{Activation, Executor, Runtime, SideInputs},
     tensor::{Tensor, TensorData},
 };

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     FitError, ModuleProfile, ProfileCache, Progress, independence::prove_family,
-    profile::module_digest,
+    profile::module_digest, wave::wave,
 };
 use crate::{
     arch::{Encoding, Family, ModelInput, Pixels},
@@ -199,13 +199,6 @@ fn state(shape: Vec<usize>) -> Result<Activation, FitError> {
     Ok(Activation::of_tensor(tensor)?)
 }
 
-/// A deterministic value between −1 and 1 that repeats with no short period.
-#[expect(clippy::cast_precision_loss, reason = "only the fraction matters")]
-pub(super) fn wave(index: usize) -> f32 {
-    let fraction = (index % 100_003) as f32 * 0.618_034;
-    (fraction - fraction.floor()) * 2.0 - 1.0
-}
-
 /// Returns token ids without padding, or images of noise.
 pub(super) fn full_input(family: &Family, (batch, tokens): (usize, usize)) -> ModelInput {
     if let Some(image) = &family.manifest.image {
@@ -236,7 +229,7 @@ fn activations(
     }
     let bytes = match executor.measure_activations(id, &per_sequence) {
         Err(error @ RuntimeError::Scratch { .. }) => {
-            let error = super::chain(&error);
+            let error = crate::arch::chain(&error);
             tracing::warn!(error, "activations are estimated, since they cannot be measured");
             options.tokens.iter().map(|tokens| estimated_activations(executor, *tokens)).collect()
         }

@@ -15,15 +15,18 @@ mod export;
 mod front;
 mod images;
 mod import;
+mod import_options;
 mod imported;
 mod independence;
 mod maps;
 mod measure;
+mod offer_error;
 mod probes;
 mod profile;
 mod quality;
 mod recall;
 mod ridge;
+mod wave;
 mod write;
 mod writer;
 
@@ -36,24 +39,15 @@ pub use experts::{ExpertOptions, Grouping, fit_experts};
 pub use export::export_plan;
 pub use front::{candidate_paths, costed_graph, entry, plan_table};
 pub use images::ImageSet;
-pub use import::{ImportOptions, ImportReport, import};
+pub use import::{ImportReport, import};
+pub use import_options::ImportOptions;
 pub use maps::{FitOptions, fit_maps};
 pub use measure::{ProfileOptions, measure_profile};
+pub use offer_error::OfferError;
 pub use profile::{MachineKey, ModuleProfile, Profile, ProfileCache};
 pub use quality::{QualityRecords, losses_of};
 pub use write::{today, write_atomically};
 pub use writer::FamilyWriter;
-
-/// Writes an error and what it came of on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text.push_str(&format!(": {inner}"));
-        source = inner.source();
-    }
-    text
-}
 
 /// Hears how far a long piece of work is.
 pub trait Progress {

@@ -1,6 +1,6 @@
 //! Rows on which networks are tried, and the batches that are made of them.
 
-use super::measure::wave;
+use super::wave::wave;
 use crate::{
     onnx::proto::{ValueInfoProto, data_type},
     runtime::Elements,

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
-use super::{FitError, write_atomically};
+use super::write_atomically;
 use crate::{
-    arch::{Family, Network},
+    arch::{Family, Network, PoolError},
     family::ModuleId,
     plan::{Grid, PlanError},
     tensor::read_text,
@@ -83,8 +83,8 @@ impl MachineKey {
         library: &Path,
         num_threads: usize,
         spin: bool,
-    ) -> Result<Self, FitError> {
-        let wrap = |source| FitError::File { path: library.to_owned(), source };
+    ) -> Result<Self, PoolError> {
+        let wrap = |source| PoolError::File { path: library.to_owned(), source };
         let runtime = crate::tensor::MappedFile::open(library).map_err(wrap)?.sha256();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let name = std::fs::read_to_string("/proc/cpuinfo")
@@ -117,16 +117,16 @@ impl ProfileCache {
     /// # Errors
     ///
     /// Fails when there is something else in its place, and when it is not as it was written.
-    pub fn read(folder: &Path, machine: MachineKey) -> Result<Self, FitError> {
+    pub fn read(folder: &Path, machine: MachineKey) -> Result<Self, PoolError> {
         let path = machine.file(folder);
         let text = match read_text(&path) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 return Ok(Self::empty(machine));
             }
-            Err(source) => return Err(FitError::File { path, source }),
+            Err(source) => return Err(PoolError::File { path, source }),
         };
-        let malformed = |message: String| FitError::Malformed { path: path.clone(), message };
+        let malformed = |message: String| PoolError::Malformed { path: path.clone(), message };
         let sealed: Sealed<'_> =
             serde_json::from_str(&text).map_err(|e| malformed(e.to_string()))?;
         if digest(sealed.cache.get().as_bytes()) != sealed.sha256 {
@@ -145,12 +145,12 @@ impl ProfileCache {
     /// # Errors
     ///
     /// Fails when the file cannot be written.
-    pub fn write(&self, folder: &Path) -> Result<(), FitError> {
+    pub fn write(&self, folder: &Path) -> Result<(), PoolError> {
         let mut all = Self::read(folder, self.machine.clone())
             .unwrap_or_else(|_| Self::empty(self.machine.clone()));
         all.modules.extend(self.modules.clone());
         let path = self.machine.file(folder);
-        let malformed = |e: serde_json::Error| FitError::Malformed {
+        let malformed = |e: serde_json::Error| PoolError::Malformed {
             path: path.clone(),
             message: e.to_string(),
         };
@@ -296,7 +296,7 @@ mod tests {
         ProfileCache { modules, ..ProfileCache::empty(machine("this")) }
     }
 
-    fn read(folder: &Path) -> Result<ProfileCache, FitError> {
+    fn read(folder: &Path) -> Result<ProfileCache, PoolError> {
         ProfileCache::read(folder, machine("this"))
     }
 

@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::FitError;
 use crate::{
+    arch::PoolError,
     family::{FamilyGraph, Metric, ModuleId, ModuleKind, PlanId, SpaceId, SpaceKind},
     tensor::read_text,
 };
@@ -47,16 +47,16 @@ impl QualityRecords {
     /// # Errors
     ///
     /// Fails when the file is there but does not parse.
-    pub fn read(path: &Path) -> Result<Self, FitError> {
+    pub fn read(path: &Path) -> Result<Self, PoolError> {
         let text = match read_text(path) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(source) => {
-                return Err(FitError::File { path: path.to_owned(), source });
+                return Err(PoolError::File { path: path.to_owned(), source });
             }
         };
         serde_json::from_str(&text)
-            .map_err(|e| FitError::Malformed { path: path.to_owned(), message: e.to_string() })
+            .map_err(|e| PoolError::Malformed { path: path.to_owned(), message: e.to_string() })
     }
 
     /// Returns the predicted loss of a module: fitted where it was part of a measured plan, none

@@ -2,10 +2,8 @@
 
 use std::{path::Path, time::SystemTime};
 
-use super::{
-    FitError,
-    disk::{FileSystem, TEMPORARY, folder_of, place, sweep},
-};
+use super::disk::{FileSystem, TEMPORARY, folder_of, place, sweep};
+use crate::arch::PoolError;
 
 /// Writes `content` to a temporary file beside `path`, then renames it. What a killed process has
 /// left beside `path` is removed.
@@ -13,10 +11,10 @@ use super::{
 /// # Errors
 ///
 /// Fails when the folder cannot be made or the file cannot be written.
-pub fn write_atomically(path: &Path, content: &[u8]) -> Result<(), FitError> {
+pub fn write_atomically(path: &Path, content: &[u8]) -> Result<(), PoolError> {
     sweep(&FileSystem, folder_of(path), TEMPORARY);
     place(&FileSystem, path, content)
-        .map_err(|source| FitError::File { path: path.to_owned(), source })
+        .map_err(|source| PoolError::File { path: path.to_owned(), source })
 }
 
 /// Returns the day of `now` in UTC as `YYYY-MM-DD` (Howard Hinnant's civil-from-days).

@@ -9,13 +9,10 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use super::{
-    FitError,
-    disk::{Disk, FileSystem, lock, place, sweep},
-};
+use super::disk::{Disk, FileSystem, lock, place, sweep};
 use crate::{
-    arch::{ArchError, FITS_FOLDER, FitRecords, FittedFile, name_with_digest, name_without_digest},
-    family::MANIFEST_FILE,
+    arch::{FitRecords, FittedFile, PoolError, chain},
+    family::{FITS_FOLDER, MANIFEST_FILE, name_with_digest, name_without_digest},
 };
 
 /// Start of the names of files that are being written, by this version and those before it.
@@ -44,7 +41,7 @@ impl FamilyWriter {
     /// # Errors
     ///
     /// Fails when the folder cannot be opened, and when another process writes in it.
-    pub fn begin(folder: &Path) -> Result<Self, FitError> {
+    pub fn begin(folder: &Path) -> Result<Self, PoolError> {
         Self::begin_on(Arc::new(FileSystem), folder)
     }
 
@@ -53,12 +50,12 @@ impl FamilyWriter {
     /// # Errors
     ///
     /// Fails like [`begin`](Self::begin).
-    pub fn begin_on(disk: Arc<dyn Disk>, folder: &Path) -> Result<Self, FitError> {
-        let wrap = |source| FitError::File { path: folder.to_owned(), source };
+    pub fn begin_on(disk: Arc<dyn Disk>, folder: &Path) -> Result<Self, PoolError> {
+        let wrap = |source| PoolError::File { path: folder.to_owned(), source };
         let held = File::open(folder).map_err(wrap)?;
         let lock = match lock(&held) {
             Ok(true) => Some(held),
-            Ok(false) => return Err(FitError::Locked { folder: folder.to_owned() }),
+            Ok(false) => return Err(PoolError::Locked { folder: folder.to_owned() }),
             Err(error) => {
                 let folder = folder.display();
                 tracing::warn!(%folder, %error, "cannot be locked; let no other run write there");
@@ -83,12 +80,12 @@ impl FamilyWriter {
     /// the log, since it is fitted anew.
     pub fn whole_records(&self) -> FitRecords {
         let mut records = FitRecords::read(&self.folder).unwrap_or_else(|error| {
-            let error = super::chain(&error);
+            let error = chain(&error);
             tracing::warn!(error, "the record of fits is broken; everything is fitted anew");
             FitRecords::default()
         });
-        let told = |error: ArchError| {
-            let error = super::chain(&error);
+        let told = |error: PoolError| {
+            let error = chain(&error);
             tracing::warn!(error, "a fitted file is broken; it is fitted anew");
         };
         records.retain(|_, file| file.fault(&self.folder).map(told).is_none());
@@ -97,7 +94,7 @@ impl FamilyWriter {
 
     /// Writes a fitted file with the plain name `name`; it is in use when records of it are
     /// committed.
-    pub(super) fn stage(&mut self, name: &str, content: &[u8]) -> Result<Staged, FitError> {
+    pub(super) fn stage(&mut self, name: &str, content: &[u8]) -> Result<Staged, PoolError> {
         let digest = Sha256::digest(content);
         let sha256: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
         let file = name_with_digest(name, &sha256);
@@ -108,7 +105,8 @@ impl FamilyWriter {
             if !path.exists() {
                 self.staged.push(path.clone());
             }
-            place(&*self.disk, &path, content).map_err(|source| FitError::File { path, source })?;
+            place(&*self.disk, &path, content)
+                .map_err(|source| PoolError::File { path, source })?;
         }
         Ok(Staged { file, sha256 })
     }
@@ -119,7 +117,7 @@ impl FamilyWriter {
     /// # Errors
     ///
     /// Fails when the record cannot be written; nothing is changed then.
-    pub fn commit(&mut self, mut records: FitRecords) -> Result<(), FitError> {
+    pub fn commit(&mut self, mut records: FitRecords) -> Result<(), PoolError> {
         let owned = |file: FittedFile<'_>| file.location.to_owned();
         let mut before = FitRecords::read(&self.folder).unwrap_or_default();
         before.retain(|_, file| !records.files().any(|new| new.location == file.location));
@@ -137,9 +135,9 @@ impl FamilyWriter {
     /// # Errors
     ///
     /// Fails when it cannot be written; nothing is changed then.
-    pub fn replace(&self, file: &Path, content: &[u8]) -> Result<(), FitError> {
+    pub fn replace(&self, file: &Path, content: &[u8]) -> Result<(), PoolError> {
         let path = self.folder.join(file);
-        place(&*self.disk, &path, content).map_err(|source| FitError::File { path, source })
+        place(&*self.disk, &path, content).map_err(|source| PoolError::File { path, source })
     }
 
     /// Removes fitted files that are neither in use nor were before the last commit.

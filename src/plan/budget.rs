@@ -5,16 +5,10 @@
 
 use std::time::Duration;
 
-use super::error::BudgetError;
-
-/// The largest latency budget, about eleven days.
-pub const MAX_LATENCY_BUDGET_MS: f64 = 1e9;
-
-/// The largest memory budget, an exabyte.
-pub const MAX_MEMORY_BUDGET_MB: f64 = 1e12;
-
-/// The longest plan id that is looked up.
-pub const MAX_PLAN_ID_BYTES: usize = 1024;
+use super::{
+    error::BudgetError,
+    limits::{MAX_LATENCY_BUDGET_MS, MAX_MEMORY_BUDGET_MB, MAX_PLAN_ID_BYTES},
+};
 
 /// The smallest latency budget that does not round to zero.
 const MIN_LATENCY_BUDGET_MS: f64 = 1e-6;

@@ -6,14 +6,31 @@
 
 use std::{fmt, time::Duration};
 
+use thiserror::Error;
+
 use super::{
     budget::Budget,
-    error::ChooseError,
     table::{PlanEntry, PlanTable, Shape},
 };
 
 /// Most ids an unknown plan id is answered with.
 const MAX_NEAREST: usize = 5;
+
+/// Why no plan is chosen.
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum ChooseError {
+    /// The plan asked for by id does not exist.
+    #[error("no plan `{plan}`; nearest: {}", nearest.join(", "))]
+    NotFound {
+        /// The id asked for.
+        plan: String,
+        /// Up to five existing ids, the most similar first.
+        nearest: Vec<String>,
+    },
+    /// No plan meets the budget.
+    #[error(transparent)]
+    Infeasible(Box<Infeasible>),
+}
 
 /// The plan a budget gets.
 #[derive(Debug, Clone, Copy, PartialEq)]

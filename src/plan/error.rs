@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use super::{budget::MAX_PLAN_ID_BYTES, choose::Infeasible, grid::MAX_VALUE};
+use super::limits::{MAX_PLAN_ID_BYTES, MAX_VALUE};
 
 /// Why a graph, a search, a grid or a plan table is refused.
 #[derive(Debug, Clone, PartialEq, Error)]
@@ -163,20 +163,4 @@ pub enum BudgetError {
         /// Length of the id given.
         num_bytes: usize,
     },
-}
-
-/// Why no plan is chosen.
-#[derive(Debug, Clone, PartialEq, Error)]
-pub enum ChooseError {
-    /// The plan asked for by id does not exist.
-    #[error("no plan `{plan}`; nearest: {}", nearest.join(", "))]
-    NotFound {
-        /// The id asked for.
-        plan: String,
-        /// Up to five existing ids, the most similar first.
-        nearest: Vec<String>,
-    },
-    /// No plan meets the budget.
-    #[error(transparent)]
-    Infeasible(Box<Infeasible>),
 }

@@ -4,10 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::error::PlanError;
-
-/// The largest value at a knot; no interpolation or sum of chunks can overflow.
-pub(super) const MAX_VALUE: f64 = 1e18;
+use super::{error::PlanError, limits::MAX_VALUE};
 
 /// Values at the knots batches × tokens, and what follows from them in between and beyond.
 ///

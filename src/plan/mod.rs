@@ -18,18 +18,18 @@ mod cost;
 mod error;
 mod graph;
 mod grid;
+mod limits;
 mod search;
 mod staircase;
 mod table;
 
-pub use budget::{
-    Budget, BudgetParameters, MAX_LATENCY_BUDGET_MS, MAX_MEMORY_BUDGET_MB, MAX_PLAN_ID_BYTES,
-};
-pub use choose::{Choice, Infeasible, PlanCost};
+pub use budget::{Budget, BudgetParameters};
+pub use choose::{Choice, ChooseError, Infeasible, PlanCost};
 pub use cost::{EdgeCost, PathCost};
-pub use error::{BudgetError, ChooseError, PlanError};
+pub use error::{BudgetError, PlanError};
 pub use graph::{CostedEdge, CostedGraph};
 pub use grid::Grid;
+pub use limits::{MAX_LATENCY_BUDGET_MS, MAX_MEMORY_BUDGET_MB, MAX_PLAN_ID_BYTES};
 pub use search::{Front, FrontPath, SearchOptions, cheapest_path, pareto_front};
 pub use table::{PlanEntry, PlanTable, Quality, QualitySource};
 

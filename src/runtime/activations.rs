@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Activation, Runtime, RuntimeError, SideInputs, session::ModuleSession};
+use ort::environment::Environment;
+
+use super::{Activation, RuntimeError, SideInputs, session::ModuleSession};
 use crate::arch::Network;
 
 /// Width of an attention head below which none is expected.
@@ -23,13 +25,13 @@ pub(super) struct Profiled<'a> {
 /// for each the largest sum of one node's inputs, outputs and scratch memory, and the module's own
 /// input, in bytes.
 pub(super) fn measure(
-    runtime: &Runtime,
+    environment: &Environment,
     profiled: Profiled<'_>,
     inputs: &[(&SideInputs, Option<&Activation>)],
 ) -> Result<Vec<f64>, RuntimeError> {
-    match measure_in(&std::env::temp_dir(), runtime, profiled, inputs) {
+    match measure_in(&std::env::temp_dir(), environment, profiled, inputs) {
         Err(RuntimeError::Scratch { .. }) => {
-            measure_in(&PathBuf::from(SHARED_MEMORY), runtime, profiled, inputs)
+            measure_in(&PathBuf::from(SHARED_MEMORY), environment, profiled, inputs)
         }
         measured => measured,
     }
@@ -38,13 +40,13 @@ pub(super) fn measure(
 /// Measures with a scratch folder in `place`.
 fn measure_in(
     place: &Path,
-    runtime: &Runtime,
+    environment: &Environment,
     Profiled { name, network, folder }: Profiled<'_>,
     inputs: &[(&SideInputs, Option<&Activation>)],
 ) -> Result<Vec<f64>, RuntimeError> {
     let scratch = tempfile::tempdir_in(place).map_err(|source| RuntimeError::Scratch { source })?;
     let prefix = scratch.path().join("profile");
-    let mut session = ModuleSession::load_profiled(runtime, folder, name, network, &prefix)?;
+    let mut session = ModuleSession::load_profiled(environment, folder, name, network, &prefix)?;
     for (sides, state) in inputs {
         session.run(&[], state.map(Activation::value), sides)?;
     }

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use ort::environment::{Environment, GlobalThreadPoolOptions};
 
-use super::{RuntimeError, residents::Residents};
+use super::RuntimeError;
 
 /// How the runtime is set up.
 #[derive(Debug, Clone)]
@@ -19,49 +19,30 @@ pub struct RuntimeConfig {
     pub memory_limit: Option<u64>,
 }
 
-/// The process's ONNX Runtime with its one thread pool. Clones share it.
-#[derive(Debug, Clone)]
-pub struct Runtime {
-    environment: Environment,
-    residents: Arc<Residents>,
-}
-
-impl Runtime {
-    /// Loads the library and starts the pool. A process has one runtime.
-    ///
-    /// # Errors
-    ///
-    /// Fails when the library does not load or a runtime was started before.
-    pub fn start(config: &RuntimeConfig) -> Result<Self, RuntimeError> {
-        let wrap =
-            |source: ort::Error| RuntimeError::BadLibrary { path: config.library.clone(), source };
-        let builder =
-            ort::init_from(&config.library).map_err(|e| wrap(ort::Error::new(e.to_string())))?;
-        let pool = GlobalThreadPoolOptions::default()
-            .with_intra_threads(config.num_threads)
-            .and_then(|pool| pool.with_inter_threads(1))
-            .and_then(|pool| pool.with_spin_control(config.spin))
-            .map_err(wrap)?;
-        let environment = builder
-            .with_name("tessera")
-            .with_telemetry(false)
-            .with_global_thread_pool(pool)
-            .with_logger(Arc::new(log))
-            .build()
-            .map_err(wrap)?;
-        environment.set_log_level(ort::logging::LogLevel::Warning);
-        Ok(Self { environment, residents: Residents::new(config.memory_limit) })
-    }
-
-    /// Returns the sessions of all executors.
-    pub(super) fn residents(&self) -> &Arc<Residents> {
-        &self.residents
-    }
-
-    /// Returns the environment in which sessions are created.
-    pub fn environment(&self) -> &Environment {
-        &self.environment
-    }
+/// Loads the library and starts the pool of threads that all sessions share.
+///
+/// # Errors
+///
+/// Fails when the library does not load or an environment was started before.
+pub(super) fn start(config: &RuntimeConfig) -> Result<Environment, RuntimeError> {
+    let wrap =
+        |source: ort::Error| RuntimeError::BadLibrary { path: config.library.clone(), source };
+    let builder =
+        ort::init_from(&config.library).map_err(|e| wrap(ort::Error::new(e.to_string())))?;
+    let pool = GlobalThreadPoolOptions::default()
+        .with_intra_threads(config.num_threads)
+        .and_then(|pool| pool.with_inter_threads(1))
+        .and_then(|pool| pool.with_spin_control(config.spin))
+        .map_err(wrap)?;
+    let environment = builder
+        .with_name("tessera")
+        .with_telemetry(false)
+        .with_global_thread_pool(pool)
+        .with_logger(Arc::new(log))
+        .build()
+        .map_err(wrap)?;
+    environment.set_log_level(ort::logging::LogLevel::Warning);
+    Ok(environment)
 }
 
 /// Passes ONNX Runtime's messages on; what it calls a warning is seldom one for an operator.

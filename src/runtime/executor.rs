@@ -12,9 +12,9 @@ use super::{
     ledger::Need,
     needs::{Needs, rows_within},
     residents::{Lease, Reserve},
-    routed,
+    routed::{self, Networks},
     session::ModuleSession,
-    sessions::{Key, Weights},
+    sessions::{Key, Residency, Weights},
 };
 use crate::{
     arch::{Company, Compute, Family, Network},
@@ -42,19 +42,6 @@ pub struct Executor {
     weights: Vec<Weights>,
     needs: Needs,
     extra: HashMap<(String, Vec<u8>), ModuleSession>,
-}
-
-/// What an executor holds in memory.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Residency {
-    /// Loaded modules.
-    pub num_modules: u64,
-    /// The bytes of their weights.
-    pub weight_bytes: u64,
-    /// How many times a module was loaded.
-    pub num_loads: u64,
-    /// How many times a module gave way to another.
-    pub num_evictions: u64,
 }
 
 /// Memory that is kept free until this is dropped.
@@ -333,7 +320,12 @@ impl Executor {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(place) => {
                 let folder = &self.family.folder;
-                place.insert(ModuleSession::load(&self.runtime, folder, name, network)?)
+                place.insert(ModuleSession::load(
+                    self.runtime.environment(),
+                    folder,
+                    name,
+                    network,
+                )?)
             }
         };
         let outputs = session.run(&[], state.map(Activation::value), sides)?;
@@ -358,7 +350,7 @@ impl Executor {
         let measure = |index: usize, inputs: &[Given<'_>]| {
             let (name, network) = (self.family.network_name(index), self.family.network(index));
             let profiled = Profiled { name, network, folder: &self.family.folder };
-            activations::measure(&self.runtime, profiled, inputs)
+            activations::measure(self.runtime.environment(), profiled, inputs)
         };
         let given: Vec<Given<'_>> =
             inputs.iter().map(|(sides, state)| (sides, state.as_ref())).collect();
@@ -391,23 +383,6 @@ impl Executor {
     fn key(&self, index: usize) -> Key {
         Key { executor: self.id, network: index }
     }
-
-    /// Leases the session of the network at `index`, creating it where it is not there.
-    pub(super) fn lease(&self, index: usize) -> Result<Lease<'_>, RuntimeError> {
-        let family = &self.family;
-        let network = family.network(index);
-        let load = || {
-            let name = family.network_name(index);
-            let start = Instant::now();
-            if let Some(path) = family.changed_file(network) {
-                return Err(RuntimeError::Changed { module: name.to_owned(), path });
-            }
-            let session = ModuleSession::load(&self.runtime, &family.folder, name, network)?;
-            tracing::debug!(module = name, seconds = start.elapsed().as_secs_f64(), "loaded");
-            Ok(session)
-        };
-        self.runtime.residents().lease(self.key(index), self.weights[index], load)
-    }
 }
 
 /// What a network is measured on.
@@ -417,5 +392,28 @@ type Given<'a> = (&'a SideInputs, Option<&'a Activation>);
 impl Drop for Executor {
     fn drop(&mut self) {
         self.runtime.residents().leave(self.id);
+    }
+}
+
+impl Networks for Executor {
+    fn lease(&self, index: usize) -> Result<Lease<'_>, RuntimeError> {
+        let family = &self.family;
+        let network = family.network(index);
+        let load = || {
+            let name = family.network_name(index);
+            let start = Instant::now();
+            if let Some(path) = family.changed_file(network) {
+                return Err(RuntimeError::Changed { module: name.to_owned(), path });
+            }
+            let session =
+                ModuleSession::load(self.runtime.environment(), &family.folder, name, network)?;
+            tracing::debug!(module = name, seconds = start.elapsed().as_secs_f64(), "loaded");
+            Ok(session)
+        };
+        self.runtime.residents().lease(self.key(index), self.weights[index], load)
+    }
+
+    fn reads(&self, network: usize, name: &str) -> bool {
+        self.family.network(network).reads(name)
     }
 }

@@ -71,7 +71,8 @@ fn network(weights: &[f32], opset: i64) -> ModelProto {
 fn run(model: ModelProto, precision: Precision, rows: &[f32]) -> Vec<f32> {
     let network = Network::new(model, precision);
     let mut session =
-        ModuleSession::load(&runtime(), Path::new("."), "part", &network).expect("a session");
+        ModuleSession::load(runtime().environment(), Path::new("."), "part", &network)
+            .expect("a session");
     let shape = [1, rows.len() / WIDTH, WIDTH];
     let state: DynValue = OrtTensor::from_array((shape, rows.to_vec())).expect("rows").into_dyn();
     let outputs = session.run(&[], Some(&state), &SideInputs::default()).expect("it runs");

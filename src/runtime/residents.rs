@@ -7,10 +7,9 @@ use std::{
 
 use super::{
     RuntimeError,
-    executor::Residency,
     ledger::Need,
     session::ModuleSession,
-    sessions::{Key, State, Weights},
+    sessions::{Key, Residency, State, Weights},
 };
 use crate::tensor::{MappedApart, give_back_freed_memory, reuse_freed_memory};
 

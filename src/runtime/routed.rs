@@ -4,9 +4,10 @@
 use ort::value::DynValue;
 
 use super::{
-    Activation, Executor, Routing, RuntimeError, SideInputs,
+    Activation, Routing, RuntimeError, SideInputs,
     activation::{handed_over, view},
     dispatch::{combine, gather, gather_slots, place},
+    residents::Lease,
     route::{Routes, Taken, route},
     session::Outputs,
 };
@@ -16,9 +17,22 @@ use crate::arch::{QUERIES, REST, Routed, SCORES, SUM, TOKENS, Ways};
 /// the sum.
 pub(super) const HELD: f64 = 3.0;
 
+/// The networks of a family, by their positions.
+pub(super) trait Networks {
+    /// Leases a session of `network`, loading it where there is none.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the network cannot be loaded.
+    fn lease(&self, network: usize) -> Result<Lease<'_>, RuntimeError>;
+
+    /// Returns whether `network` has an input `name`.
+    fn reads(&self, network: usize, name: &str) -> bool;
+}
+
 /// A batch inside a routed module.
 struct Inside<'a> {
-    executor: &'a Executor,
+    networks: &'a dyn Networks,
     module: &'a str,
     routed: &'a Routed<usize>,
     sides: &'a SideInputs,
@@ -32,13 +46,13 @@ struct Inside<'a> {
 ///
 /// Fails when a network cannot be loaded or fails, and when a score is no number.
 pub(super) fn run(
-    executor: &Executor,
+    networks: &dyn Networks,
     (module, routed): (&str, &Routed<usize>),
     state: &Activation,
     sides: &SideInputs,
 ) -> Result<Activation, RuntimeError> {
-    let entered = executor.lease(routed.entry)?.session()?.run(&[], Some(state.value()), sides)?;
-    let inside = Inside { executor, module, routed, sides, state: state.value(), entered };
+    let entered = networks.lease(routed.entry)?.session()?.run(&[], Some(state.value()), sides)?;
+    let inside = Inside { networks, module, routed, sides, state: state.value(), entered };
     let rest = inside.value(REST).unwrap_or(state.value());
     let (shape, rest_values) = view(rest)?;
     let [batch, tokens, width] = shape[..] else {
@@ -47,7 +61,7 @@ pub(super) fn run(
     let routes = inside.route(batch * tokens)?;
     let routing = inside.count(&routes, (batch, tokens));
     let start = match routed.exit {
-        Some(exit) if executor.family().network(exit).reads(REST) => vec![0.0; rest_values.len()],
+        Some(exit) if networks.reads(exit, REST) => vec![0.0; rest_values.len()],
         _ => rest_values.to_vec(),
     };
     let sum = inside.take_ways(routes, (batch, tokens, width), start)?;
@@ -56,7 +70,7 @@ pub(super) fn run(
         None => sum,
         Some(exit) => {
             let given = [(SUM, &sum), (REST, rest)];
-            first(executor.lease(exit)?.session()?.run(&given, None, sides)?)?
+            first(networks.lease(exit)?.session()?.run(&given, None, sides)?)?
         }
     };
     Ok(Activation { routing: Some(routing), ..Activation::new(value) })
@@ -160,7 +174,7 @@ impl Inside<'_> {
         }
         let shape = vec![taken.len(), gathered.len() / taken.len()];
         let gathered = handed_over(shape, gathered)?;
-        let mut lease = self.executor.lease(network)?;
+        let mut lease = self.networks.lease(network)?;
         let made = first(lease.session()?.run(&[], Some(&gathered), self.sides)?)?;
         let (_, made) = view(&made)?;
         then(made, made.len() / taken.len());
@@ -177,7 +191,7 @@ impl Inside<'_> {
         let queries = handed_over(shape, slots)?;
         let entered = self.entered.iter().map(|(name, value)| (&**name, value));
         let given: Vec<(&str, &DynValue)> = entered.chain([(QUERIES, &queries)]).collect();
-        first(self.executor.lease(network)?.session()?.run(&given, None, self.sides)?)
+        first(self.networks.lease(network)?.session()?.run(&given, None, self.sides)?)
     }
 }
 

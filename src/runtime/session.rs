@@ -3,6 +3,7 @@
 use std::{borrow::Cow, path::Path, sync::Arc};
 
 use ort::{
+    environment::Environment,
     session::{
         Session, SessionInputValue,
         builder::{GraphOptimizationLevel, SessionBuilder},
@@ -11,7 +12,7 @@ use ort::{
 };
 use prost::Message;
 
-use super::{Runtime, RuntimeError, SideInputs};
+use super::{RuntimeError, SideInputs};
 use crate::{arch::Network, onnx::follow_links};
 
 /// The configuration key under which ONNX Runtime finds external data of models given as bytes.
@@ -37,23 +38,23 @@ pub(super) type Outputs = Vec<(Arc<str>, DynValue)>;
 impl ModuleSession {
     /// Creates the session of `network`, whose weights lie in files of `folder`.
     pub(super) fn load(
-        runtime: &Runtime,
+        environment: &Environment,
         folder: &Path,
         module: &str,
         network: &Network,
     ) -> Result<Self, RuntimeError> {
-        Self::create(runtime, folder, module, network, None)
+        Self::create(environment, folder, module, network, None)
     }
 
     /// Creates the session with ONNX Runtime's profiler on, which writes to files at `prefix`.
     pub(super) fn load_profiled(
-        runtime: &Runtime,
+        environment: &Environment,
         folder: &Path,
         module: &str,
         network: &Network,
         prefix: &Path,
     ) -> Result<Self, RuntimeError> {
-        Self::create(runtime, folder, module, network, Some(prefix))
+        Self::create(environment, folder, module, network, Some(prefix))
     }
 
     /// Ends profiling and returns the file written.
@@ -63,7 +64,7 @@ impl ModuleSession {
     }
 
     fn create(
-        runtime: &Runtime,
+        environment: &Environment,
         folder: &Path,
         module: &str,
         network: &Network,
@@ -73,7 +74,7 @@ impl ModuleSession {
         let mut model = network.to_onnx(folder).map_err(broken)?;
         let folder = follow_links(&mut model, folder).map_err(broken)?;
         let wrap = |source| RuntimeError::Session { module: module.into(), source };
-        let builder = builder(runtime, &folder, module).map_err(wrap)?;
+        let builder = builder(environment, &folder, module).map_err(wrap)?;
         let mut builder = match profile {
             Some(prefix) => profiled(builder, prefix).map_err(wrap)?,
             None => builder,
@@ -125,11 +126,11 @@ fn profiled(builder: SessionBuilder, prefix: &Path) -> ort::Result<SessionBuilde
 
 /// Prepares a session whose weights lie in files of `folder`.
 pub(super) fn builder(
-    runtime: &Runtime,
+    environment: &Environment,
     folder: &Path,
     module: &str,
 ) -> ort::Result<SessionBuilder> {
-    Ok(Session::builder(runtime.environment())?
+    Ok(Session::builder(environment)?
         .with_optimization_level(GraphOptimizationLevel::All)?
         .with_log_id(module)?
         .with_execution_providers([ort::ep::CPU::default().with_arena_allocator(false).build()])?

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use super::{executor::Residency, ledger::Ledger};
+use super::ledger::Ledger;
 
 /// Time to load a session before one was loaded: for one of any size, and for each byte of weights.
 const LOAD_TIME: Duration = Duration::from_millis(1);
@@ -14,6 +14,19 @@ const LOAD_SECONDS_PER_BYTE: f64 = 1e-9;
 /// The longest times that are believed, likewise: what takes longer was kept waiting.
 const LONGEST_LOAD_TIME: Duration = Duration::from_millis(20);
 const LONGEST_LOAD_SECONDS_PER_BYTE: f64 = 4.0 * LOAD_SECONDS_PER_BYTE;
+
+/// What an executor holds in memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Residency {
+    /// Loaded modules.
+    pub num_modules: u64,
+    /// The bytes of their weights.
+    pub weight_bytes: u64,
+    /// How many times a module was loaded.
+    pub num_loads: u64,
+    /// How many times a module gave way to another.
+    pub num_evictions: u64,
+}
 
 /// Whose session, and of which network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

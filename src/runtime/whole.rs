@@ -60,7 +60,7 @@ impl WholeModel {
         let wrap = |source| RuntimeError::Session { module: name.clone(), source };
         let broken = |source| RuntimeError::Network { module: name.clone(), source };
         let folder = follow_links(&mut model, folder).map_err(broken)?;
-        let mut builder = session::builder(runtime, &folder, &name).map_err(wrap)?;
+        let mut builder = session::builder(runtime.environment(), &folder, &name).map_err(wrap)?;
         let session = builder.commit_from_memory(&model.encode_to_vec()).map_err(wrap)?;
         Ok(Self { session, name })
     }

@@ -9,12 +9,29 @@ use tokio::sync::oneshot;
 use tracing::{Span, debug_span};
 
 use super::{
-    Observer, ServeError,
+    Observer, RoutedModule, ServeError,
+    outputs::Outputs,
     planner::{Chosen, Planner},
     waiting::Rank,
-    worker::Done,
 };
 use crate::{arch::ModelInput, family::ModuleId, plan::Budget, runtime::Executor};
+
+/// A finished job.
+#[derive(Debug)]
+pub(super) struct Done {
+    /// The outputs.
+    pub(super) outputs: Outputs,
+    /// The ways that its tokens took.
+    pub(super) routed: Vec<RoutedModule>,
+    /// What had passed since the arrival when it was queued.
+    pub(super) before: Duration,
+    /// How long the job waited.
+    pub(super) queue: Duration,
+    /// How long it ran.
+    pub(super) compute: Duration,
+    /// The plan that ran.
+    pub(super) chosen: Chosen,
+}
 
 /// A family as the threads know it; one that is loaded anew gets another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{LoadedFamily, follow::step, planner::Run};
+use super::{LoadedFamily, follow::step};
 use crate::{family::ModuleId, fit::Profile, plan::PlanTable};
 
 /// How far a module's latency at a shape moves towards what one batch took: slowly, beside the
@@ -25,6 +25,19 @@ const MOST: f64 = 4.0;
 /// than this.
 const NOTABLE: f64 = 0.01;
 const INTERVAL: Duration = Duration::from_millis(250);
+
+/// A batch that ran.
+#[derive(Debug)]
+pub(super) struct Run<'a> {
+    /// Its rows and their tokens.
+    pub(super) shape: (usize, usize),
+    /// Time that each module took.
+    pub(super) times: &'a [(ModuleId, Duration)],
+    /// Time that all of it took.
+    pub(super) whole: Duration,
+    /// Whether nothing else ran, waited or arrived meanwhile.
+    pub(super) is_alone: bool,
+}
 
 /// The latencies of a family's modules, by batch and length, as they are found to be on a machine
 /// that is as fast as it was when they were profiled; how fast it is now is the [`Correction`]'s.

@@ -4,6 +4,7 @@
 //! [`FamilyService::infer`].
 
 mod batch;
+mod config;
 mod correction;
 mod crew;
 mod engine;
@@ -34,7 +35,8 @@ mod warm;
 mod worker;
 mod yielding;
 
-pub use engine::{Engine, ServiceConfig};
+pub use config::ServiceConfig;
+pub use engine::Engine;
 pub use error::{ErrorCode, ServeError};
 pub use loaded::LoadedFamily;
 pub use observe::{Observer, Outcome};

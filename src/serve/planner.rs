@@ -11,7 +11,7 @@ use std::{
 use super::{
     LoadedFamily, Observer, PlanSummary, ServeError,
     correction::{Correction, Lesson},
-    learned::{Learned, Tables},
+    learned::{Learned, Run, Tables},
     least::Fastest,
     waiting::Need,
 };
@@ -35,19 +35,6 @@ pub(super) struct Planner {
     margin: f64,
     /// Whether every module of its plans is loaded, and none ever gives way.
     is_loaded: AtomicBool,
-}
-
-/// A batch that ran.
-#[derive(Debug)]
-pub(super) struct Run<'a> {
-    /// Its rows and their tokens.
-    pub(super) shape: (usize, usize),
-    /// Time that each module took.
-    pub(super) times: &'a [(ModuleId, Duration)],
-    /// Time that all of it took.
-    pub(super) whole: Duration,
-    /// Whether nothing else ran, waited or arrived meanwhile.
-    pub(super) is_alone: bool,
 }
 
 /// What a budget gets.

@@ -15,7 +15,10 @@ use super::{
     yielding::give_way,
 };
 use crate::{
-    arch::{Family, ModelInput, PictureError, Pixels, Tokenizer, decode_picture, decoding_bytes},
+    arch::{
+        Family, ModelInput, PictureError, Pixels, TokenizeError, Tokenizer, decode_picture,
+        decoding_bytes,
+    },
     runtime::Executor,
 };
 
@@ -73,7 +76,9 @@ impl Preparing {
                     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
                     tokenizer.encode(&texts)
                 };
-                let refused = |reason| refuse(TEXT, &format!("it cannot be tokenized: {reason}"));
+                let refused = |reason: TokenizeError| {
+                    refuse(TEXT, &format!("it cannot be tokenized: {reason}"))
+                };
                 let (encoded, took) = self.on_thread(encode).await?;
                 let input = encoded.map(ModelInput::Tokens).map_err(refused)?;
                 Ok(Ready { input, took })

@@ -11,17 +11,17 @@ use tracing::{Instrument, Span, debug_span};
 
 use super::{
     ErrorCode, InferRequest, InferResponse, Observer, Outcome, PlanSummary, Report, ServeError,
-    ServiceConfig, Statistics,
+    Statistics,
+    config::ServiceConfig,
     foresee::Foresight,
     inputs::{self, Inputs},
-    job::{FamilyKey, Job, Place},
+    job::{Done, FamilyKey, Job, Place},
     planner::{Chosen, Planner},
     prepare::{Preparing, Ready},
     pulse::Pulse,
     queue::{Candidate, Queue, QueueError, Reservation},
     statistics::Counter,
     waiting::Rank,
-    worker::Done,
 };
 use crate::{
     arch::{Family, INPUT_IDS, ModelInput, Stamps},

@@ -4,11 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{
-    LoadedFamily, Observer,
-    planner::{Planner, Run},
-    queue::Queue,
-};
+use super::{LoadedFamily, Observer, learned::Run, planner::Planner, queue::Queue};
 use crate::{
     arch::{Encoding, ModelInput, Pixels},
     family::{Manifest, ModuleId},

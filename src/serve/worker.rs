@@ -13,11 +13,11 @@ use super::{
     Observer, ServeError,
     batch::Batch,
     crew::Crew,
-    job::Job,
-    outputs::{Outputs, check, split},
-    planner::{Chosen, Planner, Run},
+    job::{Done, Job},
+    learned::Run,
+    outputs::{check, split},
+    planner::{Chosen, Planner},
     queue::{Next, Queue, Receiver, queue},
-    routed::RoutedModule,
     run::{Ran, Work, run_chunks},
     yielding::give_way,
 };
@@ -26,23 +26,6 @@ use crate::{
     family::ModuleId,
     runtime::{Executor, RuntimeError},
 };
-
-/// A finished job.
-#[derive(Debug)]
-pub(super) struct Done {
-    /// The outputs.
-    pub(super) outputs: Outputs,
-    /// The ways that its tokens took.
-    pub(super) routed: Vec<RoutedModule>,
-    /// What had passed since the arrival when it was queued.
-    pub(super) before: Duration,
-    /// How long the job waited.
-    pub(super) queue: Duration,
-    /// How long it ran.
-    pub(super) compute: Duration,
-    /// The plan that ran.
-    pub(super) chosen: Chosen,
-}
 
 /// The inference threads. When this is dropped they are outside ONNX Runtime and stay there, so
 /// that the process may end: its libraries must not be torn down under a running session.

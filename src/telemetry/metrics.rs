@@ -8,11 +8,13 @@ use std::{
 
 #[cfg(target_os = "linux")]
 use prometheus::process_collector::ProcessCollector;
-use prometheus::{
-    GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
-};
+use prometheus::{GaugeVec, HistogramVec, IntCounterVec, IntGaugeVec, Registry, TextEncoder};
 
-use super::{TelemetryError, routing::RoutingMetrics};
+use super::{
+    TelemetryError,
+    makers::{NameAndHelp, counters, gauges, histograms, ratios},
+    routing::RoutingMetrics,
+};
 use crate::{
     runtime::{Residency, Routing},
     serve::{ErrorCode, Observer, Outcome, Report},
@@ -39,9 +41,6 @@ const RATIO_BUCKETS: &[f64] =
 
 /// Upper bounds of batch sizes.
 const BATCH_BUCKETS: &[f64] = &[1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, 64.0];
-
-/// A metric's name and what it says.
-pub(super) type NameAndHelp = (&'static str, &'static str);
 
 const BUILD: NameAndHelp = ("tessera_build_info", "The version that runs.");
 const ACCEPTED: NameAndHelp = (
@@ -269,46 +268,4 @@ impl Observer for Metrics {
     fn connection_refused(&self, protocol: &str) {
         self.refused_connections.with_label_values(&[protocol]).inc();
     }
-}
-
-pub(super) fn counters(
-    registry: &Registry,
-    (name, help): NameAndHelp,
-    labels: &[&str],
-) -> Result<IntCounterVec, prometheus::Error> {
-    let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
-    registry.register(Box::new(counters.clone()))?;
-    Ok(counters)
-}
-
-fn gauges(
-    registry: &Registry,
-    (name, help): NameAndHelp,
-    label: &str,
-) -> Result<IntGaugeVec, prometheus::Error> {
-    let gauges = IntGaugeVec::new(Opts::new(name, help), &[label])?;
-    registry.register(Box::new(gauges.clone()))?;
-    Ok(gauges)
-}
-
-pub(super) fn ratios(
-    registry: &Registry,
-    (name, help): NameAndHelp,
-    labels: &[&str],
-) -> Result<GaugeVec, prometheus::Error> {
-    let gauges = GaugeVec::new(Opts::new(name, help), labels)?;
-    registry.register(Box::new(gauges.clone()))?;
-    Ok(gauges)
-}
-
-fn histograms(
-    registry: &Registry,
-    (name, help): NameAndHelp,
-    labels: &[&str],
-    buckets: &[f64],
-) -> Result<HistogramVec, prometheus::Error> {
-    let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
-    let histograms = HistogramVec::new(options, labels)?;
-    registry.register(Box::new(histograms.clone()))?;
-    Ok(histograms)
 }

@@ -6,6 +6,7 @@
 
 mod error;
 mod logging;
+mod makers;
 mod metrics;
 mod routing;
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use prometheus::{GaugeVec, IntCounterVec, Registry};
 
-use super::metrics::{NameAndHelp, counters, ratios};
+use super::makers::{NameAndHelp, counters, ratios};
 use crate::runtime::Routing;
 
 /// The most ways of a module that have a label of their own; the rest counts as `other`.

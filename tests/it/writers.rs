@@ -10,6 +10,7 @@ use std::{
 
 use serde_json::{Value, json};
 use tessera::{
+    arch::PoolError,
     arch::{Encoding, Family, FitRecords, ModelInput},
     family::{Manifest, PlanId},
     fit::{Dataset, Disk, FamilyWriter, FileSystem, FitError, FitOptions, fit_maps},
@@ -82,13 +83,13 @@ fn refitted(max_tokens: usize) -> FitOptions {
 
 fn fit(
     family: &Synthetic,
-    writer: Result<FamilyWriter, FitError>,
+    writer: Result<FamilyWriter, PoolError>,
     options: &FitOptions,
 ) -> Result<usize, FitError> {
     fit_maps(&runtime(), &mut writer?, &texts(family), options, &())
 }
 
-fn begin(family: &Synthetic) -> Result<FamilyWriter, FitError> {
+fn begin(family: &Synthetic) -> Result<FamilyWriter, PoolError> {
     FamilyWriter::begin(&family.folder)
 }
 

@@ -6,7 +6,7 @@ use serde_json::{Map, Number, Value};
 
 use crate::{
     api::{
-        decode::{Decoded, Parts, RequestedOutput, Specs},
+        decode::{Decoded, Parts, RequestedOutput},
         elements::Values,
         encode::{raw_bytes, report_parameters},
         error::ApiError,
@@ -17,6 +17,7 @@ use crate::{
             model_infer_request::{InferInputTensor, InferRequestedOutputTensor},
             model_infer_response::InferOutputTensor,
         },
+        specs::Specs,
         tensors::{Content, RequestTensor},
     },
     serve::ServeError,

@@ -21,7 +21,7 @@ use super::{
     activity::{Activity, Overdue, Patience},
     answer::AnswerBody,
     arriving::supervise,
-    server::Limits,
+    limits::Limits,
 };
 
 /// How long a connection that is told to end, and has nothing to do, may stay.

@@ -8,12 +8,14 @@ mod answer;
 mod arriving;
 mod connection;
 mod error;
+mod limits;
 mod server;
 mod tls;
 
 pub use error::TlsError;
+pub use limits::Limits;
 pub(super) use server::Server;
-pub use server::{Limits, Transport};
+pub use server::Transport;
 pub use tls::{Tls, TlsFiles};
 
 /// What is spoken on a port.

@@ -9,7 +9,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Protocol, Tls, activity::Patience, connection::Connections};
+use super::{Protocol, Tls, activity::Patience, connection::Connections, limits::Limits};
 use crate::serve::Observer;
 
 /// How many connections over the limit are told so at once; more are closed without a word.
@@ -21,24 +21,6 @@ const REFUSAL: Patience = Patience {
     idle: Duration::from_millis(200),
     unread: Duration::from_secs(1),
 };
-
-/// What connections may take.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// The most connections at once, over all ports; the next ones are answered 503.
-    pub max_connections: usize,
-    /// The most requests at once on an HTTP/2 connection.
-    pub max_streams: u32,
-    /// How long a connection may take until the head of its first request is there, a TLS
-    /// handshake included.
-    pub header_timeout: Duration,
-    /// How long a connection may stay open without a request, and a stream without a message.
-    pub idle_timeout: Duration,
-    /// How long an answer may wait for its client to take more of it.
-    pub write_timeout: Duration,
-    /// How long running requests may take after the server is told to stop.
-    pub drain_timeout: Duration,
-}
 
 /// How connections are taken; cheap to clone, and shared by all ports.
 #[derive(Clone)]
@@ -70,15 +52,15 @@ impl std::fmt::Debug for Transport {
 
 /// Routes on a socket.
 #[derive(Debug)]
-pub(in crate::api) struct Server {
+pub(crate) struct Server {
     /// What is spoken.
-    pub(in crate::api) protocol: Protocol,
+    pub(crate) protocol: Protocol,
     /// The routes.
-    pub(in crate::api) router: Router,
+    pub(crate) router: Router,
     /// What answers connections over the limit.
-    pub(in crate::api) refusal: Router,
+    pub(crate) refusal: Router,
     /// How connections are taken.
-    pub(in crate::api) transport: Transport,
+    pub(crate) transport: Transport,
 }
 
 impl Server {
@@ -92,7 +74,7 @@ impl Server {
     /// # Cancel safety
     ///
     /// Dropping the future stops accepting; connections that are open go on until the runtime ends.
-    pub(in crate::api) async fn run(
+    pub(crate) async fn run(
         self,
         mut listener: TcpListener,
         shutdown: CancellationToken,

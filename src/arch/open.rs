@@ -1,0 +1,84 @@
+//! Opening a pretrained network of any known architecture.
+
+use std::path::{Path, PathBuf};
+
+use super::{
+    ArchError, Checkpoint, PoolError, bert, block::Anchor, checkpoint::open_verified, decoder,
+    exported::Exported, moduleformer, mpnet, vit::VisionTransformer, vit_layout,
+};
+use crate::family::AnchorSpec;
+
+/// Opens the anchor `name`.
+pub(super) fn open(
+    folder: &Path,
+    name: &str,
+    spec: &AnchorSpec,
+) -> Result<Box<dyn Anchor>, ArchError> {
+    if let Some(onnx) = &spec.onnx {
+        let sha256 = digest(folder, spec, &onnx.file)?;
+        return Ok(Box::new(Exported::open(folder, name, onnx, sha256)?));
+    }
+    let (config, weights, prefix) = match &spec.part {
+        Some(part) => (part.config.clone(), part.file.clone(), part.prefix.as_str()),
+        None => {
+            let anchor = spec.folder.clone().unwrap_or_default();
+            (anchor.join("config.json"), anchor.join("model.safetensors"), "")
+        }
+    };
+    let file = open_verified(folder, &config, digest(folder, spec, &config)?)?;
+    let text = String::from_utf8_lossy(file.bytes()).into_owned();
+    let path = folder.join(&config);
+    let index = weights.with_extension("safetensors.index.json");
+    let is_whole = spec.sha256.contains_key(&weights) || !folder.join(&index).exists();
+    let checkpoint = match is_whole {
+        true => Checkpoint::open(folder, &weights, digest(folder, spec, &weights)?)?,
+        false => Checkpoint::open_sharded(folder, &index, |file| digest(folder, spec, file))?,
+    };
+    of_config(path, &text, checkpoint.part(prefix))
+}
+
+/// Opens an anchor of the architecture that its configuration names.
+fn of_config(
+    path: PathBuf,
+    text: &str,
+    checkpoint: Checkpoint,
+) -> Result<Box<dyn Anchor>, ArchError> {
+    let value: serde_json::Value = serde_json::from_str(text)
+        .map_err(|e| PoolError::Malformed { path: path.clone(), message: e.to_string() })?;
+    let architecture = value["architecture"].as_str();
+    let is_timm = architecture.is_some_and(|name| {
+        ["vit_", "deit_", "deit3_"].iter().any(|known| name.starts_with(known))
+    });
+    let model_type = value["model_type"].as_str();
+    if let Some(architecture) = model_type.and_then(decoder::architecture) {
+        return Ok(Box::new(decoder::open(&path, text, architecture, checkpoint)?));
+    }
+    match model_type {
+        Some("moduleformer") => Ok(Box::new(moduleformer::open(&path, text, checkpoint)?)),
+        Some("bert") => Ok(Box::new(bert::open(&path, text, checkpoint)?)),
+        Some("mpnet") => Ok(Box::new(mpnet::open(&path, text, checkpoint)?)),
+        model_type if matches!(model_type, Some("vit" | "deit")) || is_timm => {
+            let (layout, shape) = vit_layout::read(&path, text, &checkpoint)?;
+            Ok(Box::new(VisionTransformer { shape, layout, checkpoint }))
+        }
+        other => Err(ArchError::Config {
+            path,
+            key: "model_type".into(),
+            value: other.or(architecture).unwrap_or_default().into(),
+            expected: "`bert`, `mpnet`, `vit`, `deit`, `mixtral`, `olmoe`, `qwen2_moe`, \
+                       `qwen3_moe`, `granitemoe`, `granitemoeshared` and `moduleformer` are \
+                       supported, and timm's architectures vit_*, deit_* and deit3_*"
+                .into(),
+        }),
+    }
+}
+
+/// Returns the digest that the manifest has for a file of an anchor.
+pub(super) fn digest<'a>(
+    folder: &Path,
+    spec: &'a AnchorSpec,
+    file: &Path,
+) -> Result<&'a str, PoolError> {
+    let found = spec.sha256.get(file).map(String::as_str);
+    found.ok_or_else(|| PoolError::NoDigest { path: folder.join(file) })
+}

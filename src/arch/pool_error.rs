@@ -1,0 +1,105 @@
+//! Errors of reading and writing a pool's files.
+
+use std::path::PathBuf;
+
+/// Error of reading or writing a file of a pool.
+#[derive(Debug, thiserror::Error)]
+pub enum PoolError {
+    /// A file is missing or cannot be read.
+    #[error("{}: cannot be read; `make setup` fetches the default pool's files", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file's digest is not the expected one.
+    #[error("{}: sha256 is {found}, not {expected}: truncated or altered", path.display())]
+    Digest {
+        /// The file.
+        path: PathBuf,
+        /// What the manifest or the record says.
+        expected: String,
+        /// What the file has.
+        found: String,
+    },
+    /// The manifest has no digest for a file that it uses.
+    #[error("{}: has no sha256 in the manifest", path.display())]
+    NoDigest {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file does not parse.
+    #[error("{}: {message}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What the parser says.
+        message: String,
+    },
+    /// A tensor is missing.
+    #[error("{}: there is no tensor `{name}`", path.display())]
+    NoTensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+    },
+    /// A tensor has another shape than its place in the network.
+    #[error("{}: tensor `{name}` is {found:?}, but {expected:?} is needed", path.display())]
+    TensorShape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The shape needed.
+        expected: Vec<usize>,
+    },
+    /// A tensor has an element type that is not supported here.
+    #[error("{}: tensor `{name}` is {found}, but F32, F16 or BF16 is needed", path.display())]
+    TensorType {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Its element type.
+        found: String,
+    },
+    /// A tensor holds a value that is infinite or no number.
+    #[error("{}: tensor `{name}` holds a value that is infinite or no number", path.display())]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+    },
+    /// A file cannot be written.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Another process writes in a family's folder.
+    #[error("{}: another run of tessera writes there; wait until it has ended", folder.display())]
+    Locked {
+        /// The family's folder.
+        folder: PathBuf,
+    },
+}
+
+/// Returns an error and its sources on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text.push_str(&format!(": {inner}"));
+        source = inner.source();
+    }
+    text
+}

@@ -1,0 +1,23 @@
+//! The rows of a benchmark's table.
+
+use serde::Serialize;
+
+use crate::bench::Measured;
+
+/// The policy that lets the server choose.
+pub(super) const TESSERA: &str = "tessera";
+
+/// A policy under one load.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Row {
+    /// `tessera`, or the one plan that there is.
+    pub(super) policy: String,
+    /// The load, as a multiple of the best plan's capacity.
+    pub(super) load: f64,
+    /// Requests a second.
+    pub(super) rate: f64,
+    /// Squared coefficient of variation of the times between requests; `None` for a trace.
+    pub(super) cv2: Option<f64>,
+    #[serde(flatten)]
+    pub(super) measured: Measured,
+}

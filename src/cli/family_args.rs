@@ -1,0 +1,11 @@
+//! The argument that names a family.
+
+use clap::Args;
+
+/// The family that a command is about.
+#[derive(Debug, Args)]
+pub struct FamilyArgument {
+    /// Family, a folder of the pool
+    #[arg(long, default_value = "text")]
+    pub family: String,
+}
