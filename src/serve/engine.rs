@@ -1,4 +1,4 @@
-//! What all families share: the inference threads and how requests are served.
+//! Engine that serves all families: the inference threads and the settings of serving.
 
 use std::{
     sync::{
@@ -23,22 +23,24 @@ use crate::{
     runtime::{Executor, Runtime},
 };
 
-/// How families are served.
+/// Settings of the server's queue and inference threads.
 #[derive(Debug, Clone, Copy)]
 pub struct ServiceConfig {
-    /// Whether the modules of all plans are loaded before requests need them, while none waits.
+    /// Whether the modules of all plans are loaded before requests need them, while no request
+    /// waits.
     pub preload: bool,
-    /// Threads that run batches at the same time, each with sessions of its own.
+    /// Number of threads that run batches at the same time, each with its own sessions.
     pub num_workers: usize,
-    /// The most requests that wait for the inference threads.
+    /// Largest number of requests that wait for the inference threads.
     pub queue_limit: usize,
-    /// How long a request may wait before it is given up.
+    /// Longest time that a request may wait before it fails.
     pub max_wait: Duration,
-    /// How much less than the latency budget a plan must be predicted to take, as a share of it.
+    /// Margin added to a plan's predicted latency before it is compared with the latency budget, as
+    /// a fraction of it.
     pub latency_margin: f64,
 }
 
-/// Serves families through inference threads.
+/// Engine that serves families through inference threads.
 pub struct Engine {
     runtime: Runtime,
     parts: SharedParts,
@@ -46,7 +48,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts the inference threads, which must be dropped before the process ends.
+    /// Starts the inference threads. The returned threads must be dropped before the process ends.
     ///
     /// # Errors
     ///
@@ -68,8 +70,9 @@ impl Engine {
         Ok((Self { runtime, parts, num_families: AtomicU64::new(0) }, threads))
     }
 
-    /// Serves a family whose likely plans have run once. When the last reference to it is dropped,
-    /// its sessions go. Takes long; not for async threads.
+    /// Serves the family `loaded`. With `preload`, its likely plans run once before this returns.
+    /// Dropping the last reference to the service releases its sessions. Takes long; must not be
+    /// called on an async thread.
     pub fn serve(&self, loaded: LoadedFamily) -> Arc<FamilyService> {
         let key = FamilyKey(self.num_families.fetch_add(1, Ordering::Relaxed));
         let executor = Executor::new(self.runtime.clone(), loaded.family.clone());
