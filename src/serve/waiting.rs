@@ -157,9 +157,9 @@ impl<T> Waiting<T> {
 
     /// Returns the time that the batch of `keys` may take. Every waiting item of at least its
     /// priority keeps a share of the remaining time. The result is at most the time until the
-    /// batch's first deadline. For each other item, it is at most the time until its deadline
-    /// divided by a number of batches. That is the number that a thread then runs, if equally large
-    /// and long batches follow.
+    /// batch's first deadline. Each other item limits it to the time until that item's deadline,
+    /// divided by a thread's batches until then. Their number assumes that batches of the same size
+    /// and time follow.
     fn share(&self, now: Instant, keys: &[Key], num_threads: usize) -> Share {
         let until = |(rank, _): &Key| rank.deadline.saturating_duration_since(now);
         let left = keys.iter().map(until).min().unwrap_or_default();
