@@ -1,4 +1,4 @@
-//! When requests arrive.
+//! Arrival times of requests.
 
 use std::{path::Path, time::Duration};
 
@@ -7,26 +7,26 @@ use rand_distr::{Distribution, Gamma};
 
 use super::BenchError;
 
-/// How requests follow one another.
+/// Distribution of the times between requests.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Arrivals {
-    /// The times between two requests are gamma distributed with this squared coefficient of
-    /// variation; 1 is a Poisson process, more is burstier.
+    /// Gamma distribution with this squared coefficient of variation; 1 is a Poisson process, a
+    /// larger value is burstier.
     Gamma {
         /// Variance over squared mean.
         cv2: f64,
     },
-    /// As recorded, stretched or compressed to the rate asked for.
+    /// Recorded times, stretched or compressed to the requested rate.
     Trace(Vec<Duration>),
 }
 
 impl Arrivals {
-    /// Reads a trace: a time in seconds on each line, ascending; empty lines and those that begin
-    /// with `#` are left out.
+    /// Reads a trace with one time in seconds on each line, ascending. Skips empty lines and lines
+    /// that begin with `#`.
     ///
     /// # Errors
     ///
-    /// Fails when the file cannot be read, or a line is no time or before the last one.
+    /// Fails when the file cannot be read, or a line is not a time or is before the previous one.
     pub fn read_trace(path: &Path) -> Result<Self, BenchError> {
         let wrap = |source| BenchError::Trace { path: path.to_owned(), source };
         let text = std::fs::read_to_string(path).map_err(wrap)?;
@@ -53,7 +53,8 @@ impl Arrivals {
         Ok(Self::Trace(offsets))
     }
 
-    /// Returns when requests arrive at `rate` per second until `length`; equal for equal seeds.
+    /// Returns the arrival times of requests at `rate` per second until `length`. Equal seeds give
+    /// equal times.
     pub fn offsets(&self, rate: f64, length: Duration, seed: u64) -> Vec<Duration> {
         match self {
             Self::Gamma { cv2 } => gamma(*cv2, rate, length, seed),
@@ -112,7 +113,7 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().expect("a file");
         write!(file, "# seconds\n10\n10.5\n\n11\n14\n").expect("written");
         let trace = Arrivals::read_trace(file.path()).expect("a trace");
-        // One a second as recorded, so twice as fast.
+        // The recorded rate is one a second, so the replay is twice as fast.
         let offsets = trace.offsets(2.0, Duration::from_secs(10), 0);
         assert_eq!(offsets, [0, 250, 500, 2_000].map(Duration::from_millis));
         assert_eq!(trace.offsets(2.0, Duration::from_secs(1), 0).len(), 3);

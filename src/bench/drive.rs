@@ -1,4 +1,4 @@
-//! Sending requests when they are due.
+//! Sending of requests when they are due.
 
 use std::{
     sync::Arc,
@@ -12,29 +12,29 @@ use super::{
     measured::{Measured, Tally},
 };
 
-/// How many requests may be due before the tasks that send them are started.
+/// Largest number of due requests that wait for a task to send them.
 const MAX_DUE: usize = 4_096;
 
-/// What is sent, and when.
+/// Requests to send, and their due times.
 #[derive(Debug)]
 pub struct Load {
-    /// Requests with their budgets, taken in turn.
+    /// Requests with their latency budgets, sent in turn.
     pub messages: Vec<(Message, Duration)>,
-    /// When requests are due.
+    /// Due times of the requests, from the start of the load.
     pub offsets: Vec<Duration>,
-    /// Requests due before this are sent but not counted.
+    /// Time from the start in which due requests are sent but not counted.
     pub warm_up: Duration,
-    /// How long requests are due.
+    /// Time from the start in which requests are due.
     pub length: Duration,
 }
 
-/// Puts a load on `target` and waits for all answers.
+/// Sends `load` to `target` and waits for all answers.
 pub async fn drive(target: &Target, load: Load) -> Measured {
     let Load { messages, offsets, warm_up, length } = load;
     let messages = Arc::new(messages);
     let start = Instant::now();
     let (sender, mut due) = mpsc::channel(MAX_DUE);
-    // The async timer counts in milliseconds, in which too many requests would come together.
+    // The async timer counts in milliseconds, so too many requests would be sent together.
     let clock = std::thread::spawn(move || {
         for offset in offsets {
             let mut left = (start + offset).saturating_duration_since(Instant::now());
@@ -82,8 +82,8 @@ fn count(
     }
 }
 
-/// Returns how many requests a second `target` answers when `num_clients` ask, each as soon as it
-/// has its last answer.
+/// Returns the number of requests per second that `target` answers during `length`. Each of
+/// `num_clients` clients asks again as soon as it has its last answer.
 pub async fn capacity(
     target: &Target,
     message: &Message,

@@ -1,50 +1,50 @@
-//! What can go wrong with a load.
+//! Errors of a load.
 
 use std::path::PathBuf;
 
-/// Why a load cannot be made.
+/// Error for a load that cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
     /// The server does not answer.
     #[error("cannot ask {url}")]
     Unreachable {
-        /// The address.
+        /// Requested URL.
         url: String,
-        /// Why.
+        /// Cause of the failure.
         source: reqwest::Error,
     },
-    /// The server answers something that cannot be used.
+    /// The server gives an answer that cannot be used.
     #[error("{url} answers {status}: {body}")]
     Refused {
-        /// The address.
+        /// Requested URL.
         url: String,
-        /// The status.
+        /// HTTP status of the answer.
         status: u16,
-        /// What it says.
+        /// Body of the answer.
         body: String,
     },
     /// The family has no input for which the driver can make values.
     #[error("model `{family}` has no input `text` or `pixel_values` that could be made up")]
     UnknownInput {
-        /// The family.
+        /// Name of the family.
         family: String,
     },
     /// A trace cannot be read.
     #[error("cannot read {path}")]
     Trace {
-        /// The file.
+        /// Path of the trace.
         path: PathBuf,
-        /// Why.
+        /// Cause of the failure.
         source: std::io::Error,
     },
-    /// A trace is no list of times.
+    /// A trace is not a list of times.
     #[error("{path}, line {line}: {reason}")]
     MalformedTrace {
-        /// The file.
+        /// Path of the trace.
         path: PathBuf,
-        /// The line, from 1.
+        /// Number of the line, from 1.
         line: usize,
-        /// What is wrong.
+        /// Reason why the line is refused.
         reason: &'static str,
     },
 }

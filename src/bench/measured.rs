@@ -1,4 +1,4 @@
-//! What a load showed.
+//! Results of a load.
 
 use std::time::Duration;
 
@@ -7,58 +7,60 @@ use serde::Serialize;
 
 use super::target::Answer;
 
-/// The longest time that is told apart from longer ones, in microseconds: an hour.
+/// Longest time that is distinguished from longer ones, in microseconds: an hour.
 const LONGEST: u64 = 3_600_000_000;
 
-/// Percentiles, of times in milliseconds.
+/// Percentiles; of times, in milliseconds.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Percentiles {
-    /// The median.
+    /// Median.
     pub p50: f64,
-    /// The 90th percentile.
+    /// 90th percentile.
     pub p90: f64,
-    /// The 95th percentile.
+    /// 95th percentile.
     pub p95: f64,
-    /// The 99th percentile.
+    /// 99th percentile.
     pub p99: f64,
-    /// The 99.9th percentile.
+    /// 99.9th percentile.
     pub p999: f64,
 }
 
-/// What a load showed, by the clients' clock.
+/// Results of a load, by the clients' clock.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Measured {
-    /// The requests sent.
+    /// Number of requests that were sent.
     pub asked: usize,
-    /// Those that were answered.
+    /// Number of requests that were answered.
     pub answered: usize,
-    /// Those that were answered 429.
+    /// Number of requests that were refused with status 429.
     pub refused: usize,
-    /// Those that ended otherwise.
+    /// Number of requests that ended otherwise.
     pub failed: usize,
-    /// The share of requests that were answered within their budget.
+    /// Fraction of requests that were answered within their budget.
     pub attainment: f64,
-    /// The same by the server's clock, from the arrival of the request's head.
+    /// Fraction of requests that were answered within their budget by the server's clock. That
+    /// clock starts at the arrival of the request's head.
     pub server_attainment: f64,
-    /// The share of answers that took longer than their budget.
+    /// Fraction of answers that took longer than their budget.
     pub violations: f64,
-    /// The same by the server's clock.
+    /// Fraction of answers that took longer than their budget by the server's clock.
     pub server_violations: f64,
-    /// The mean quality of the answers.
+    /// Mean quality of the answers.
     pub mean_quality: f64,
-    /// How far predictions were off, as a share of what the server took, waiting left out.
+    /// Percentiles of the predictions' error, as a fraction of the server's time without the queue.
     pub prediction_error: Percentiles,
-    /// Answers a second within their budgets.
+    /// Number of answers per second within their budget.
     pub goodput: f64,
-    /// How long answers took.
+    /// Percentiles of the times of answers, in milliseconds.
     pub latency_ms: Percentiles,
-    /// How long refusals took.
+    /// Percentiles of the times of refusals, in milliseconds.
     pub refusal_ms: Percentiles,
-    /// How much later than planned requests were sent.
+    /// Percentiles of the delays between the due time of a request and its sending, in
+    /// milliseconds.
     pub lag_ms: Percentiles,
 }
 
-/// Collects what requests came to.
+/// Collector of the outcomes of requests.
 #[derive(Debug)]
 pub(super) struct Tally {
     measured: Measured,
@@ -68,7 +70,8 @@ pub(super) struct Tally {
     latency: Histogram<u64>,
     refusal: Histogram<u64>,
     lag: Histogram<u64>,
-    /// An error of 1 counts as a millisecond, so that it is told to a thousandth.
+    /// Errors of predictions. An error of 1 counts as a millisecond, so that the resolution is a
+    /// thousandth.
     prediction: Histogram<u64>,
 }
 
@@ -88,7 +91,7 @@ impl Tally {
         }
     }
 
-    /// Counts a request that was sent `lag` after it was due.
+    /// Counts the `answer` to a request that was sent `lag` after it was due.
     pub(super) fn add(&mut self, answer: &Answer, budget: Duration, lag: Duration) {
         self.measured.asked += 1;
         record(&mut self.lag, lag);
@@ -113,7 +116,7 @@ impl Tally {
         }
     }
 
-    /// Ends a load that went on for `length`.
+    /// Returns the results of a load of length `length`.
     pub(super) fn finish(mut self, length: Duration) -> Measured {
         self.measured.attainment = ratio(self.num_in_budget, self.measured.asked);
         self.measured.server_attainment = ratio(self.num_in_server_budget, self.measured.asked);

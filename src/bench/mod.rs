@@ -1,6 +1,6 @@
-//! An open-loop load driver: requests arrive when they arrive, whether or not the last is answered.
+//! An open-loop load driver: requests arrive on schedule, whether or not the last one is answered.
 //!
-//! Knows a server by its address only. Start at [`Target`] and [`drive`].
+//! This module knows a server only by its address. Start at [`Target`] and [`drive`].
 
 mod arrivals;
 mod drive;

@@ -1,4 +1,4 @@
-//! The server under load, as its clients know it.
+//! The server under load, as its clients see it.
 
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 
 use super::BenchError;
 
-/// Triton's header that tells where the JSON ends and raw tensors begin.
+/// Triton's header with the length of the JSON, after which raw tensors begin.
 const HEADER_LENGTH: &str = "Inference-Header-Content-Length";
 
-/// The texts that are asked about where a family reads texts.
+/// Texts of requests to a family that reads texts.
 const TEXTS: [&str; 4] = [
     "The quarterly figures are attached; please have a look before our meeting on Thursday.",
     "Does anybody know how to mount a network share at boot time without a password prompt?",
@@ -38,26 +38,26 @@ pub struct Message {
 /// A plan of the family's front.
 #[derive(Debug, Clone, Deserialize)]
 pub struct FrontPlan {
-    /// The plan's id.
+    /// Id of the plan.
     pub plan: String,
-    /// Its predicted latency in milliseconds.
+    /// Predicted latency in milliseconds.
     pub predicted_latency_ms: f64,
-    /// Its quality.
+    /// Quality of the plan.
     pub quality: f64,
 }
 
-/// What a request came to.
+/// Outcome of a request.
 #[derive(Debug, Clone)]
 pub(super) struct Answer {
-    /// The status; `None` where there is no answer.
+    /// HTTP status; `None` without an answer.
     pub(super) status: Option<u16>,
-    /// How long it took here.
+    /// Time of the request by the client's clock.
     pub(super) time: Duration,
-    /// How long it took by the server's clock.
+    /// Time of the request by the server's clock; `None` without a valid answer.
     pub(super) server_time: Option<Duration>,
-    /// The plan's quality.
+    /// Quality of the plan; `None` without a valid answer.
     pub(super) quality: Option<f64>,
-    /// What the server predicted over what it took by its clock, waiting left out.
+    /// Ratio of the predicted time to the server's time; excludes time in the queue.
     pub(super) prediction: Option<f64>,
 }
 
@@ -80,7 +80,8 @@ struct ReplyParameters {
 }
 
 impl ReplyParameters {
-    /// Returns the predicted time over the measured one.
+    /// Returns the ratio of the predicted time to the measured one, or `None` if the latter is not
+    /// positive.
     fn prediction(&self) -> Option<f64> {
         let measured = self.latency_ms - self.queue_ms;
         (measured > 0.0).then(|| self.predicted_latency_ms / measured)
@@ -88,11 +89,11 @@ impl ReplyParameters {
 }
 
 impl Target {
-    /// Prepares to ask `family` of the server at `url`.
+    /// Creates a target for `family` of the server at `url`.
     ///
     /// # Errors
     ///
-    /// Fails when no client can be made.
+    /// Fails when no client can be created.
     pub fn new(url: &str, family: &str) -> Result<Self, BenchError> {
         let url = format!("{}/v2/models/{family}", url.trim_end_matches('/'));
         let client = Client::builder().no_proxy().tcp_nodelay(true).build();
@@ -105,16 +106,17 @@ impl Target {
     ///
     /// # Errors
     ///
-    /// Fails when the server does not tell it.
+    /// Fails when the server does not return the front.
     pub async fn front(&self) -> Result<Vec<FrontPlan>, BenchError> {
         Ok(self.get::<Front>(&format!("{}/plans", self.url)).await?.plans)
     }
 
-    /// Makes up inputs of one text or image; returns the JSON of the inputs and what follows it.
+    /// Creates inputs of one text or image. Returns the JSON of the inputs and the raw tensors that
+    /// follow it.
     ///
     /// # Errors
     ///
-    /// Fails when the family reads something else.
+    /// Fails when the family reads other inputs.
     pub async fn inputs(&self) -> Result<(Value, Bytes), BenchError> {
         let metadata: Value = self.get(&self.url).await?;
         let inputs = metadata["inputs"].as_array().cloned().unwrap_or_default();
@@ -156,7 +158,7 @@ impl Target {
         serde_json::from_str(&body).map_err(|_| refused())
     }
 
-    /// Sends a request; its time counts from `since`.
+    /// Sends a request. The time in the answer counts from `since`.
     pub(super) async fn ask(&self, message: &Message, since: Instant) -> Answer {
         let url = format!("{}/infer", self.url);
         let request = self.client.post(url).header(HEADER_LENGTH, message.head_len);
@@ -189,7 +191,7 @@ impl Target {
 }
 
 impl Message {
-    /// Makes a request of inputs and budget parameters.
+    /// Creates a request from inputs and budget parameters.
     pub fn new((inputs, raw): &(Value, Bytes), parameters: &Value) -> Self {
         let head = json!({"inputs": inputs, "parameters": parameters}).to_string();
         let body = [head.as_bytes(), raw].concat().into();

@@ -1,5 +1,5 @@
-//! What runs together, and on which plan (SuperServe §4, SlackFit: the larger the batch and the
-//! better the plan, the more of the time that is left they take).
+//! Choice of the jobs that run together and of their plan (SuperServe §4, SlackFit). Larger batches
+//! and better plans take more of the remaining time.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -9,23 +9,24 @@ use std::{
 use super::{ServeError, job::Job, planner::Chosen, waiting::Share};
 use crate::{family::ModuleId, plan::Budget};
 
-/// How many tokens a batch may run, as a multiple of those that are no padding.
+/// Largest ratio between a batch's tokens with padding and without it.
 const MAX_PADDED: f64 = 1.125;
 
-/// What is late at its turn; when to try again is added where that is known.
+/// Error for a job that is late at its turn; the queue sets `retry_after`.
 const LATE: ServeError = ServeError::Late { retry_after: Duration::ZERO };
 
 /// Jobs that run together.
 #[derive(Debug)]
 pub(super) struct Batch {
-    /// The jobs, the one that is due first in front.
+    /// Jobs by rank, the most urgent first.
     pub(super) jobs: Vec<Job>,
-    /// The plan for all of them, or why the first cannot run.
+    /// Plan for all jobs, or the error for the first job.
     pub(super) chosen: Result<Chosen, ServeError>,
 }
 
-/// Tells whether `job` may run with `members`: the family and what the plans read are the same, the
-/// batch is not over the largest measured one, and little is padded.
+/// Returns whether `job` may run with `members`. The family and the tokens that the plans read must
+/// be the same. The batch must not exceed the largest measured one, and must have little padding. A
+/// job that is bound to its path may only join jobs of that path.
 pub(super) fn joins(members: &[&Job], job: &Job) -> bool {
     let Some(first) = members.first().filter(|first| first.family == job.family) else {
         return false;
@@ -52,34 +53,36 @@ fn padded(run: usize, tokens: usize) -> f64 {
     run as f64 / tokens.max(1) as f64
 }
 
-/// Chooses; where that panics, the first one fails and does not stand in the way of the rest.
+/// Calls `choose`. If it panics, only the first job fails, so that the others still run.
 pub(super) fn guarded(
     choose: impl FnOnce() -> (usize, Result<Chosen, ServeError>),
 ) -> (usize, Result<Chosen, ServeError>) {
     catch_unwind(AssertUnwindSafe(choose)).unwrap_or((1, Err(ServeError::Panicked)))
 }
 
-/// Returns the path of a job that runs on no other.
+/// Returns the path of a job that may run on no other path, or `None` if it may.
 fn pinned(job: &Job) -> Option<&[ModuleId]> {
     let is_free = job.budget.as_ref().is_some_and(|budget| budget.plan.is_none());
     (!is_free).then_some(&job.chosen.path)
 }
 
-/// The time in which jobs may run.
+/// Time in which jobs may run.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Turn<'a> {
     pub(super) shares: &'a [Share],
     pub(super) now: Instant,
-    /// Whether nothing else waits or runs.
+    /// Whether no other job waits or runs.
     pub(super) is_only: bool,
 }
 
-/// Chooses how many of `jobs` run, and on which plan: the best quality within the share of the time
-/// that is left, and of equal ones the larger batch. Where nothing is within its share, the fastest
-/// plan for as many as it is still in time for; the first is late where there is none. A job that
-/// is the only one runs on the fastest plan while its budget has not passed: predictions are no
-/// reason to keep an idle thread from trying. Where nothing came lately before it either, others
-/// are not why it is late.
+/// Chooses the number of `jobs` to run and their plan. Takes the best quality within a batch's
+/// share of the remaining time; of equal qualities, the larger batch. If no plan is within its
+/// share, takes the fastest plan for the largest batch still in time. If no batch is in time, the
+/// first job is late.
+///
+/// A job that is the only one runs on the fastest plan until its budget has passed. A prediction is
+/// not a reason to keep an idle thread from trying. If no request came shortly before it either,
+/// other requests are not the reason for its lateness.
 pub(super) fn choose(jobs: &[&Job], turn: &Turn<'_>) -> (usize, Result<Chosen, ServeError>) {
     let Turn { shares, now, is_only } = *turn;
     let first = jobs[0];
@@ -94,7 +97,7 @@ pub(super) fn choose(jobs: &[&Job], turn: &Turn<'_>) -> (usize, Result<Chosen, S
     if jobs.len() == 1 && first.chosen.careful <= shares[0].allowance {
         return (1, Ok(first.chosen.clone().anew()));
     }
-    // Others wait behind it, so what takes longer than predicted makes more than one late.
+    // Other jobs wait behind this one, so an overrun makes more than one job late.
     let reserve = first.planner.correction.reserve(now);
     let choose = |share: &Share, latency: Option<Duration>| {
         let (shape, budget) = together(&jobs[..share.size]);
@@ -109,7 +112,7 @@ pub(super) fn choose(jobs: &[&Job], turn: &Turn<'_>) -> (usize, Result<Chosen, S
         .iter()
         .filter_map(|share| choose(share, Some(share.allowance.div_f64(reserve))).ok());
     let quality = |chosen: &Chosen| chosen.plan.quality.value;
-    // Of equal ones `max_by` takes the last, which is the largest.
+    // Of equal elements `max_by` returns the last, which is the largest batch.
     let best = within.max_by(|left, right| quality(&left.1).total_cmp(&quality(&right.1)));
     if let Some((size, chosen)) = best {
         return (size, Ok(chosen));
@@ -129,14 +132,13 @@ pub(super) fn choose(jobs: &[&Job], turn: &Turn<'_>) -> (usize, Result<Chosen, S
     in_time.next().map_or_else(|| (1, Err(late())), |(size, chosen)| (size, Ok(chosen)))
 }
 
-/// Returns the shape of some jobs together, and the budget that meets all of theirs, without its
-/// latency.
+/// Returns the shape of `jobs` together and the budget that meets all of theirs, without a latency.
 fn together(jobs: &[&Job]) -> ((usize, usize), Budget) {
     let rows = jobs.iter().map(|job| job.shape.0).sum();
     let tokens = jobs.iter().map(|job| job.shape.1).max().unwrap_or(1);
     let first = jobs[0];
     if first.budget.is_none() {
-        // Its budget was met when its plan was chosen.
+        // The job's budget was met when its plan was chosen.
         let plan = Some(first.chosen.plan.plan.clone());
         return ((rows, tokens), Budget { plan, ..Budget::default() });
     }

@@ -1,9 +1,9 @@
-//! The ratio between what batches take and what their modules were found to take.
+//! Ratio between the time that batches take and the learned time of their modules.
 //!
-//! Two causes are kept apart. The *machine* may be faster or slower than when it was measured: that
-//! is learned from batches without neighbours alone, stays within a factor of [`MACHINE`], and is
-//! kept. *Load* makes threads compete and answers wait: that is learned from every batch and
-//! answer, and forgotten within seconds (see [`Transient`]). Reads no clock.
+//! Two causes are kept apart. The *machine* may be faster or slower than when it was measured. Its
+//! factor is learned from batches without neighbours alone, stays within [`MACHINE`], and is kept.
+//! *Load* makes threads compete and answers wait. Its factor is learned from every batch and
+//! answer, and forgotten within seconds (see [`Transient`]). This module reads no clock.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -12,13 +12,13 @@ use std::{
 
 use super::follow::{Bounds, Follower, Rates, Transient};
 
-/// Rates of a factor: it follows the middle of what batches take.
+/// Rates of a factor, which follows the middle of the times that batches take.
 const FOLLOW: Rates = Rates { rise: 0.08, fall: 0.08 };
 
-/// Rates of a margin that one batch in five exceeds.
+/// Rates of a margin, which settles at the 80th percentile of batches.
 const CAREFUL: Rates = Rates { rise: 0.1, fall: 0.025 };
 
-/// Rates of a reserve that one batch in fifty exceeds.
+/// Rates of a reserve, which settles at the 98th percentile of batches.
 const RESERVE: Rates = Rates { rise: 0.3, fall: 0.002 };
 
 /// Bounds of a margin and of a reserve.
@@ -30,34 +30,34 @@ const MACHINE: Bounds = Bounds { least: 0.25, most: 4.0 };
 /// Bounds of the load's factor.
 const LOAD: Bounds = Bounds { least: 0.5, most: 8.0 };
 
-/// Time in seconds between a batch and its answers without load, its bounds, and its rates: about
-/// one answer in ten takes longer.
+/// Time in seconds between a batch and its answers without load. Its rates settle at about the 90th
+/// percentile of answers.
 const ANSWERING: f64 = 1e-4;
 const ANSWERING_RATES: Rates = Rates { rise: 0.18, fall: 0.02 };
 const ANSWERING_BOUNDS: Bounds = Bounds { least: 1e-6, most: 0.1 };
 
-/// Time for which a measurement without neighbours is taken for what is true now.
+/// Time for which a measurement without neighbours counts as current.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// A batch that ran.
+/// Times of a batch that ran.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Lesson {
-    /// Time that its modules were known to take.
+    /// Time that the batch's modules were known to take.
     pub(super) known: Duration,
-    /// Time that it took.
+    /// Time that the batch took.
     pub(super) measured: Duration,
-    /// Whether nothing else ran, waited or arrived meanwhile.
+    /// Whether no other request ran, waited or arrived meanwhile.
     pub(super) is_alone: bool,
 }
 
-/// How much longer modules take now than by what is known of them.
+/// Ratio between the current and the learned times of modules.
 #[derive(Debug)]
 pub(super) struct Correction {
     machine: Machine,
     load: Load,
-    /// Seconds between a batch and its answers.
+    /// Time in seconds between a batch and its answers.
     answering: Transient,
-    /// When a batch last ran without neighbours.
+    /// Time at which a batch last ran without neighbours; `None` before the first.
     measured: Mutex<Option<Instant>>,
 }
 
@@ -88,38 +88,39 @@ impl Default for Correction {
 }
 
 impl Correction {
-    /// Returns the factor of the machine, which modules without neighbours take.
+    /// Returns the machine's factor, which applies to modules without neighbours.
     pub(super) fn machine(&self) -> f64 {
         self.machine.factor.get()
     }
 
-    /// Returns the ratio between what a batch takes at `now` and what is known of its modules.
+    /// Returns the ratio between a batch's time at `now` and the learned time of its modules.
     pub(super) fn factor(&self, now: Instant) -> f64 {
         self.machine() * self.load.factor.get(now)
     }
 
-    /// Returns the factor that one batch in five exceeds: what is chosen must fit with it.
+    /// Returns the 80th percentile of the factor at `now`; a chosen plan must fit with it.
     pub(super) fn careful(&self, now: Instant) -> f64 {
         self.factor(now) * self.machine.margin.get().max(self.load.margin.get(now))
     }
 
-    /// Returns the ratio to its careful latency that one batch in fifty exceeds.
+    /// Returns the 98th percentile of the ratio between a batch's time at `now` and its careful
+    /// latency.
     pub(super) fn reserve(&self, now: Instant) -> f64 {
         self.machine.reserve.get().max(self.load.reserve.get(now))
     }
 
-    /// Returns the time from a batch's end to its answers.
+    /// Returns the time from a batch's end to its answers, at `now`.
     pub(super) fn answering(&self, now: Instant) -> Duration {
         Duration::from_secs_f64(self.answering.get(now))
     }
 
-    /// Returns whether a batch ran without neighbours lately, so that what is known is true now.
+    /// Returns whether a batch ran without neighbours lately, so that learned times are current.
     pub(super) fn is_fresh(&self, now: Instant) -> bool {
         let measured = *self.measured.lock().unwrap_or_else(PoisonError::into_inner);
         measured.is_some_and(|at| now.saturating_duration_since(at) < FRESH)
     }
 
-    /// Learns from a batch that ended at `now`.
+    /// Learns from `lesson`, a batch that ended at `now`.
     pub(super) fn learn(&self, now: Instant, lesson: Lesson) {
         let ratio = lesson.measured.as_secs_f64() / lesson.known.as_secs_f64().max(1e-6);
         if lesson.is_alone {
@@ -138,7 +139,7 @@ impl Correction {
         factor.follow(now, ratio, FOLLOW, LOAD);
     }
 
-    /// Learns from a request that was answered at `now`, `time` after its batch was done.
+    /// Learns from a request that was answered at `now`, `time` after the end of its batch.
     pub(super) fn learn_answering(&self, now: Instant, time: Duration) {
         self.answering.follow(now, time.as_secs_f64(), ANSWERING_RATES, ANSWERING_BOUNDS);
     }
@@ -208,8 +209,8 @@ mod tests {
     }
 
     proptest! {
-        /// However batches and answers came, after a rest everything is as on a server of the
-        /// same machine that never saw the load.
+        /// Checks that load leaves no trace after a rest. The correction then equals that of a
+        /// server on the same machine that never saw the load.
         #[test]
         fn after_a_rest_nothing_of_the_load_is_left(
             trace in prop::collection::vec(

@@ -1,4 +1,4 @@
-//! What the inference threads share: the families that they run, and what is loaded ahead.
+//! State that the inference threads share: the families they run and the modules to load ahead.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -14,7 +14,7 @@ use crate::{
     runtime::{Executor, Residency},
 };
 
-/// The families that all threads run.
+/// Families that all threads run.
 pub(super) struct Crew {
     families: Mutex<Families>,
     pub(super) observer: Arc<dyn Observer>,
@@ -23,13 +23,13 @@ pub(super) struct Crew {
 #[derive(Default)]
 struct Families {
     executors: HashMap<FamilyKey, Arc<Executor>>,
-    /// What families of a name that are gone have loaded and lost.
+    /// Loads and evictions of removed families, by the family's name.
     past: HashMap<String, Residency>,
     preload: VecDeque<(FamilyKey, ModuleId)>,
 }
 
 impl Crew {
-    /// Runs no family yet.
+    /// Creates a crew without families.
     pub(super) fn new(observer: Arc<dyn Observer>) -> Self {
         Self { families: Mutex::default(), observer }
     }
@@ -38,12 +38,12 @@ impl Crew {
         self.families.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns what runs a family.
+    /// Returns the executor of `family`, or `None` if the crew does not run it.
     pub(super) fn executor(&self, family: FamilyKey) -> Option<Arc<Executor>> {
         self.lock().executors.get(&family).cloned()
     }
 
-    /// Takes a family over, or lets go of one.
+    /// Installs or removes a family.
     pub(super) fn perform(&self, task: Task) {
         match task {
             Task::Install { family, executor, preload } => {
@@ -67,17 +67,18 @@ impl Crew {
         past.num_loads += last.num_loads;
         past.num_evictions += last.num_evictions;
         drop(families);
-        // Its sessions go with it, once no other thread runs its last jobs any more.
+        // The executor's sessions are released once no other thread runs its last jobs.
         drop(executor);
         self.report_residency();
     }
 
-    /// Tells whether nothing is left to be loaded ahead.
+    /// Returns whether no module is left to load ahead.
     pub(super) fn is_loaded(&self) -> bool {
         self.lock().preload.is_empty()
     }
 
-    /// Loads the next module ahead of its use; where there is no room, no other is tried.
+    /// Loads the next module ahead of its use. If there is no room for it, no other module is
+    /// tried.
     pub(super) fn load_next(&self) {
         let mut families = self.lock();
         let Some((family, module)) = families.preload.pop_front() else {
@@ -96,7 +97,8 @@ impl Crew {
         self.report_residency();
     }
 
-    /// Tells what all versions of each family hold together: one may have given way to another.
+    /// Reports the residency of each family, summed over its versions, to the observer. A new
+    /// version may have replaced an older one.
     pub(super) fn report_residency(&self) {
         let families = self.lock();
         let mut sums = families.past.clone();

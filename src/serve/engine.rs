@@ -1,4 +1,4 @@
-//! What all families share: the inference threads and how requests are served.
+//! Engine that serves all families: the inference threads and the settings of serving.
 
 use std::sync::{
     Arc,
@@ -29,7 +29,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts the inference threads, which must be dropped before the process ends.
+    /// Starts the inference threads. The returned threads must be dropped before the process ends.
     ///
     /// # Errors
     ///
@@ -51,8 +51,9 @@ impl Engine {
         Ok((Self { runtime, parts, num_families: AtomicU64::new(0) }, threads))
     }
 
-    /// Serves a family whose likely plans have run once. When the last reference to it is dropped,
-    /// its sessions go. Takes long; not for async threads.
+    /// Serves the family `loaded`. With `preload`, its likely plans run once before this returns.
+    /// Dropping the last reference to the service releases its sessions. Takes long; must not be
+    /// called on an async thread.
     pub fn serve(&self, loaded: LoadedFamily) -> Arc<FamilyService> {
         let key = FamilyKey(self.num_families.fetch_add(1, Ordering::Relaxed));
         let executor = Executor::new(self.runtime.clone(), loaded.family.clone());

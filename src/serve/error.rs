@@ -1,4 +1,4 @@
-//! The closed set of ways in which a request can fail.
+//! Errors with which a request can fail; the set is closed.
 
 use std::time::Duration;
 
@@ -7,35 +7,35 @@ use crate::{
     runtime::RuntimeError,
 };
 
-/// What kind of failure an error is; the wire protocols map it, exhaustively, at the edge.
+/// Kind of a failure. The wire protocols map every kind exhaustively at the edge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorCode {
     /// An unknown input, a wrong dtype or shape, a malformed body.
     InvalidArgument,
     /// A missing or wrong token.
     Unauthenticated,
-    /// A token that does not allow this.
+    /// A token that does not permit the request.
     PermissionDenied,
     /// An unknown family, version or plan.
     NotFound,
     /// A body or tensor over its limit.
     TooLarge,
-    /// No plan meets the budget.
+    /// A budget that no plan meets.
     BudgetInfeasible,
-    /// The queue is full, or the deadline cannot be met any more.
+    /// A full queue, or a deadline that can no longer be met.
     Overloaded,
-    /// The client is gone.
+    /// A client that is gone.
     Cancelled,
     /// A backend failure or a broken invariant.
     Internal,
-    /// Loading, draining or failed to load.
+    /// A family that is loading or failed to load, or a server that is draining.
     Unavailable,
-    /// The deadline passed in the queue or in execution.
+    /// A deadline that passed in the queue or in execution.
     DeadlineExceeded,
 }
 
 impl ErrorCode {
-    /// Returns the name in snake case, as error bodies and metric labels write it.
+    /// Returns the name in snake case, as in error bodies and metric labels.
     pub fn name(self) -> &'static str {
         match self {
             Self::InvalidArgument => "invalid_argument",
@@ -53,52 +53,52 @@ impl ErrorCode {
     }
 }
 
-/// Why a request is not answered.
+/// Error for a request that is not answered.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// There is no such family.
+    /// The server has no such family.
     #[error("there is no model `{name}`; there are: {known}")]
     UnknownFamily {
-        /// The name asked for.
+        /// Name in the request.
         name: String,
-        /// The names that exist.
+        /// Names of the existing families.
         known: String,
     },
     /// The family does not answer.
     #[error("model `{name}` is not available: {state}")]
     Unavailable {
-        /// The family.
+        /// Name of the family.
         name: String,
-        /// Whether it is loading, did not load or is unloaded.
+        /// State of the family: for example, it is loading, did not load or is unloaded.
         state: &'static str,
     },
-    /// The family cannot be loaded; the one that was served before still is.
+    /// The family cannot be loaded; the one that was served before is still served.
     #[error("model `{name}` cannot be loaded; the log says why")]
     LoadFailed {
-        /// The family.
+        /// Name of the family.
         name: String,
-        /// Why, for the log.
+        /// Reason, for the log.
         reason: String,
     },
-    /// An input is not one of the family's, is missing, or comes with one that excludes it.
+    /// An input is unknown, missing or malformed, or comes with one that excludes it.
     #[error("input `{name}`: {reason}")]
     Input {
-        /// The input.
+        /// Name of the input.
         name: String,
-        /// What is wrong, and what would be valid.
+        /// Reason, with a description of valid inputs.
         reason: String,
     },
-    /// Something is over its limit.
+    /// A part of the request is over its limit.
     #[error("{what} is {found}, over the limit of {limit}")]
     TooLarge {
-        /// What is too large.
+        /// Name of the part.
         what: String,
-        /// How large it is.
+        /// Size of the part.
         found: usize,
-        /// The limit.
+        /// Largest size of the part.
         limit: usize,
     },
-    /// A budget is no number that makes sense.
+    /// A budget is not a valid number.
     #[error(transparent)]
     Budget(#[from] BudgetError),
     /// No plan meets the budget, or the plan asked for does not exist.
@@ -107,21 +107,21 @@ pub enum ServeError {
     /// The plan asked for does not exist.
     #[error("{reason}")]
     UnknownPlan {
-        /// What is wrong with it.
+        /// Reason why the plan does not exist.
         reason: String,
     },
     /// The queue is full.
     #[error("the queue of {limit} requests is full")]
     QueueFull {
-        /// How many requests it holds.
+        /// Largest number of requests that the queue holds.
         limit: usize,
-        /// When to try again.
+        /// Time after which to retry.
         retry_after: Duration,
     },
-    /// Too much is to be done before it.
+    /// Too much work is queued before the request for its latency budget.
     #[error("too many requests are before this one for its latency budget")]
     Late {
-        /// When to try again.
+        /// Time after which to retry.
         retry_after: Duration,
     },
     /// The server is stopping.
@@ -133,19 +133,20 @@ pub enum ServeError {
     /// The request waited longer than requests may.
     #[error("the request waited for {waited:?} without being run")]
     DeadlineExceeded {
-        /// How long it waited.
+        /// Time that the request waited.
         waited: Duration,
     },
-    /// The model overflows on an input, or its weights are broken.
+    /// The outputs hold a value that is not finite. The model overflows on an input, or its weights
+    /// are broken.
     #[error("the plan `{plan}` gives a value that is not a finite number")]
     NotFinite {
-        /// The plan.
+        /// Id of the plan.
         plan: String,
     },
     /// A module failed.
     #[error("inference failed")]
     Runtime(#[from] RuntimeError),
-    /// The inference thread panicked on it; the next requests are answered.
+    /// The inference thread panicked on the request; the next requests are answered.
     #[error("inference panicked")]
     Panicked,
     /// The inference thread is gone.
@@ -160,7 +161,7 @@ impl From<ChooseError> for ServeError {
 }
 
 impl ServeError {
-    /// Returns what kind of failure this is.
+    /// Returns the kind of the failure.
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::UnknownFamily { .. } | Self::UnknownPlan { .. } => ErrorCode::NotFound,

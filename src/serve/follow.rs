@@ -1,6 +1,6 @@
-//! Numbers that are learned: those that stay, and those that load causes and that pass with it.
+//! Learned numbers: lasting ones, and transient ones that load causes and that pass with it.
 //!
-//! Reads no clock.
+//! This module reads no clock.
 
 use std::{
     sync::{
@@ -10,17 +10,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Largest ratio between a lesson and the number that counts; the rest is taken for an accident.
+/// Largest ratio between a lesson and the number. A larger one is an accident and is cut to this.
 const ACCIDENT: f64 = 2.0;
 
-/// Time without lessons after which half of what a [`Transient`] has learned is forgotten.
+/// Time without lessons after which a [`Transient`] has forgotten half of what it learned.
 const HALF_LIFE: Duration = Duration::from_millis(250);
 
 /// Time without lessons after which a [`Transient`] has forgotten everything.
 pub(super) const FORGOTTEN: Duration = Duration::from_secs(2);
 
-/// Speed at which a number follows its lessons, upwards and downwards. It settles where expected
-/// moves up and down are equal.
+/// Rates at which a number follows its lessons, upwards and downwards. The number settles where the
+/// expected moves up and down are equal.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rates {
     pub(super) rise: f64,
@@ -34,13 +34,13 @@ pub(super) struct Bounds {
     pub(super) most: f64,
 }
 
-/// A positive number that follows others, from several threads: two lessons at once may overwrite
-/// each other, and one more or less does not matter.
+/// A positive number that follows its lessons, from several threads. Two lessons at the same time
+/// may overwrite each other; one lost lesson does not matter.
 #[derive(Debug)]
 pub(super) struct Follower(AtomicU64);
 
 impl Follower {
-    /// Creates a number that is `value` at first.
+    /// Creates a number that starts at `value`.
     pub(super) fn new(value: f64) -> Self {
         Self(AtomicU64::new(value.to_bits()))
     }
@@ -50,19 +50,19 @@ impl Follower {
         f64::from_bits(self.0.load(Ordering::Relaxed))
     }
 
-    /// Moves the number towards `target`.
+    /// Moves the number towards `target` at `rates`, within `bounds`.
     pub(super) fn follow(&self, target: f64, rates: Rates, bounds: Bounds) {
         let next = moved(self.get(), target, rates).clamp(bounds.least, bounds.most);
         self.0.store(next.to_bits(), Ordering::Relaxed);
     }
 }
 
-/// A positive number that follows others while they come, and returns to its neutral value when
-/// they end: exactly that after [`FORGOTTEN`]. So nothing that load has taught outlasts the load.
+/// A positive number that follows its lessons and returns to its neutral value when they end. It is
+/// exactly neutral after [`FORGOTTEN`], so no lesson outlasts the load.
 #[derive(Debug)]
 pub(super) struct Transient {
     neutral: f64,
-    /// The value, and when it was learned; `None` before the first lesson.
+    /// Value, and the time at which it was learned; `None` before the first lesson.
     learned: Mutex<Option<(f64, Instant)>>,
 }
 
@@ -72,12 +72,12 @@ impl Transient {
         Self { neutral, learned: Mutex::default() }
     }
 
-    /// Returns the number as it is at `now`.
+    /// Returns the number at `now`.
     pub(super) fn get(&self, now: Instant) -> f64 {
         self.faded(*self.learned.lock().unwrap_or_else(PoisonError::into_inner), now)
     }
 
-    /// Moves the number towards `target` at `now`.
+    /// Moves the number towards `target` at `now` and at `rates`, within `bounds`.
     pub(super) fn follow(&self, now: Instant, target: f64, rates: Rates, bounds: Bounds) {
         let mut learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
         let next = moved(self.faded(*learned, now), target, rates);
@@ -92,7 +92,7 @@ impl Transient {
     }
 }
 
-/// Returns the fraction of what load has taught that remains `age` after the last lesson.
+/// Returns the fraction of a transient lesson that remains `age` after it.
 pub(super) fn remaining(age: Duration) -> f64 {
     if age >= FORGOTTEN {
         return 0.0;
@@ -105,7 +105,7 @@ fn moved(value: f64, target: f64, rates: Rates) -> f64 {
     value * step(target / value, rate)
 }
 
-/// Returns the factor for a number that follows another `ratio` times as large.
+/// Returns the factor by which a number moves at `rate` towards another, `ratio` times as large.
 pub(super) fn step(ratio: f64, rate: f64) -> f64 {
     ratio.clamp(1.0 / ACCIDENT, ACCIDENT).powf(rate)
 }

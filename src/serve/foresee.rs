@@ -1,4 +1,4 @@
-//! The likely length of texts, and the time to prepare inputs, before that is done.
+//! Estimates of the length of texts and of preparation times, made before inputs are prepared.
 
 use std::time::{Duration, Instant};
 
@@ -7,37 +7,38 @@ use super::follow::{Bounds, Follower, Rates, Transient};
 /// Rates of the tokens-per-byte estimate: it settles at the 1st percentile.
 const RATES: Rates = Rates { rise: 0.001, fall: 0.1 };
 
-/// Tokens of a byte at first, and their bounds.
+/// Tokens per byte at first; `BOUNDS` limits the estimate.
 const AT_FIRST: f64 = 0.1;
 const BOUNDS: Bounds = Bounds { least: 0.025, most: 0.4 };
 
-/// Seconds to prepare a byte without load, their bounds, and the rates at which they are followed.
+/// Seconds to prepare a byte without load, and the bounds and rates of the estimate.
 const PREPARING: f64 = 1e-7;
 const PREPARING_BOUNDS: Bounds = Bounds { least: 1e-9, most: 1e-5 };
 const PREPARING_RATES: Rates = Rates { rise: 0.02, fall: 0.02 };
 
-/// Estimates of what inputs need, so that one which comes too late anyway is not prepared.
+/// Estimates of the tokens and preparation times of inputs. Inputs that come too late are thus
+/// refused before they are prepared.
 #[derive(Debug)]
 pub(super) struct Foresight {
     tokens_per_byte: Follower,
     preparing: Transient,
-    /// Length at which texts are cut.
+    /// Number of tokens at which texts are cut.
     max_tokens: usize,
 }
 
 impl Foresight {
-    /// Creates the estimate for texts that are cut at `max_tokens`.
+    /// Creates the estimates for texts that are cut at `max_tokens`.
     pub(super) fn new(max_tokens: usize) -> Self {
         let (tokens_per_byte, preparing) = (Follower::new(AT_FIRST), Transient::new(PREPARING));
         Self { tokens_per_byte, preparing, max_tokens }
     }
 
-    /// Returns the time to prepare `num_bytes` at `now`.
+    /// Returns the estimated time to prepare `num_bytes` at `now`.
     pub(super) fn preparing(&self, now: Instant, num_bytes: usize) -> Duration {
         Duration::from_secs_f64(self.preparing.get(now) * bytes(num_bytes))
     }
 
-    /// Learns that it took `time` to prepare `num_bytes`.
+    /// Learns at `now` that it took `time` to prepare `num_bytes`.
     pub(super) fn learn_preparing(&self, now: Instant, num_bytes: usize, time: Duration) {
         let rate = time.as_secs_f64() / bytes(num_bytes.max(1));
         self.preparing.follow(now, rate, PREPARING_RATES, PREPARING_BOUNDS);
@@ -55,7 +56,7 @@ impl Foresight {
         tokens.clamp(1, self.max_tokens.max(1))
     }
 
-    /// Learns that the longest of `texts` has `tokens`; nothing where it was cut.
+    /// Learns that the longest of `texts` has `tokens` tokens. Learns nothing if it was cut.
     pub(super) fn learn(&self, texts: &[String], tokens: usize) {
         if tokens >= self.max_tokens {
             return;

@@ -1,4 +1,4 @@
-//! Checking a request's input tensors.
+//! Checks of a request's input tensors.
 
 use std::sync::Arc;
 
@@ -11,23 +11,23 @@ use crate::{
     tensor::{DataType, Tensor, TensorData, TensorSpec},
 };
 
-/// The input of texts.
+/// Name of the input of texts.
 pub(super) const TEXT: &str = "text";
-/// The input of image files.
+/// Name of the input of image files.
 pub(super) const IMAGE: &str = "image";
 
-/// A request's inputs, checked.
+/// Checked inputs of a request.
 #[derive(Debug, Clone)]
 pub(super) enum Inputs {
     /// Texts to be tokenized.
     Texts(Arc<[String]>),
     /// Image files to be decoded.
     Pictures(Vec<Vec<u8>>),
-    /// What plans read.
+    /// Tokens or pixels that plans read as they are.
     Ready(ModelInput),
 }
 
-/// Returns what inputs a family takes.
+/// Returns the specs of the inputs that a family takes.
 pub(super) fn specs(manifest: &Manifest) -> Vec<TensorSpec> {
     let spec = |name: &str, data_type, shape: &[Option<usize>]| TensorSpec {
         name: name.into(),
@@ -51,14 +51,14 @@ pub(super) fn specs(manifest: &Manifest) -> Vec<TensorSpec> {
     }
 }
 
-/// Tells whether the family turns texts into tokens itself.
+/// Returns whether the family turns texts into tokens itself.
 fn reads_text(manifest: &Manifest) -> bool {
     let reference = manifest.anchors.get(&manifest.reference);
     reference.is_some_and(|anchor| anchor.tokenizer.is_some())
 }
 
 impl Inputs {
-    /// Returns the bytes that must be prepared.
+    /// Returns the number of bytes that must be tokenized or decoded.
     pub(super) fn num_bytes(&self) -> usize {
         match self {
             Self::Texts(texts) => texts.iter().map(String::len).sum(),
@@ -67,8 +67,9 @@ impl Inputs {
         }
     }
 
-    /// Checks `tensors`: `text` alone, or `input_ids` with or without `attention_mask`, the latter
-    /// only where there is no tokenizer; `image` or `pixel_values` where the family reads images.
+    /// Checks `tensors` against `manifest`. A family of texts takes `text` alone, or `input_ids`
+    /// with or without `attention_mask`. Without a tokenizer it does not take `text`. A family of
+    /// images takes `image` or `pixel_values`.
     pub(super) fn parse(
         tensors: Vec<(String, Tensor)>,
         manifest: &Manifest,
@@ -125,18 +126,19 @@ fn image_inputs(
     }
 }
 
-/// Takes image files as they are, or in base64, which JSON needs; see [`image_file`].
+/// Accepts image files as they are, or in base64, which JSON needs; see [`image_file`].
 fn pictures(tensor: Tensor, limits: &Limits) -> Result<Inputs, ServeError> {
     let files = list_of_bytes(IMAGE, tensor)?;
     check_batch(files.len(), limits)?;
     Ok(Inputs::Pictures(files))
 }
 
-/// Returns the image file that `bytes` are, or hold in base64.
+/// Returns the image file in `bytes`, which are the file itself or its base64.
 ///
 /// # Errors
 ///
-/// Fails on what is neither, and on files over the limit, before they are decoded.
+/// Fails if `bytes` are neither, or if the file is over the limit. A size over the limit is refused
+/// before base64 is decoded.
 pub(super) fn image_file(bytes: &[u8], limits: &Limits) -> Result<Vec<u8>, ServeError> {
     let check = |found| check_limit("an image's number of bytes", found, limits.max_image_bytes);
     let is_binary = bytes.iter().take(8).any(|byte| !byte.is_ascii_graphic());
@@ -144,7 +146,7 @@ pub(super) fn image_file(bytes: &[u8], limits: &Limits) -> Result<Vec<u8>, Serve
         check(bytes.len())?;
         return Ok(bytes.to_vec());
     }
-    // Four characters stand for three bytes; the last of them may be padding.
+    // Four characters encode three bytes, of which the last two may be padding.
     check((bytes.len() / 4 * 3).saturating_sub(2))?;
     let refused = |e| refuse(IMAGE, &format!("it is neither an image nor base64: {e}"));
     let file = BASE64_STANDARD.decode(bytes).map_err(refused)?;
@@ -184,14 +186,14 @@ fn texts(tensor: Tensor, limits: &Limits) -> Result<Inputs, ServeError> {
     texts.into_iter().map(text).collect::<Result<_, _>>().map(Inputs::Texts)
 }
 
-/// Tells whether all values are finite; whole runs are looked at together, which takes one
-/// instruction for several values.
+/// Returns whether all of `values` are finite. Checks whole runs of values, so that one instruction
+/// covers several of them.
 pub(super) fn are_finite(values: &[f32]) -> bool {
     const RUN: usize = 1024;
     values.chunks(RUN).all(|run| run.iter().fold(true, |all, value| all & value.is_finite()))
 }
 
-/// Takes the elements of `[batch]`, or of `[batch, 1]`, which many clients send.
+/// Returns the elements of a tensor of shape `[batch]`, or `[batch, 1]`, which many clients send.
 fn list_of_bytes(name: &str, tensor: Tensor) -> Result<Vec<Vec<u8>>, ServeError> {
     let found = tensor.data_type();
     let (shape, TensorData::Bytes(elements)) = tensor.into_parts() else {
@@ -237,7 +239,7 @@ fn integers(name: &str, tensor: Tensor) -> Result<([usize; 2], Vec<i64>), ServeE
     }
 }
 
-/// Checks that every token id is one of the first `size`.
+/// Checks that every token id is at least 0 and less than `size`.
 pub(super) fn check_vocabulary(encoding: &Encoding, size: usize) -> Result<(), ServeError> {
     let is_known = |id: &i64| usize::try_from(*id).is_ok_and(|id| id < size);
     match encoding.input_ids.iter().find(|id| !is_known(id)) {
@@ -248,7 +250,7 @@ pub(super) fn check_vocabulary(encoding: &Encoding, size: usize) -> Result<(), S
     }
 }
 
-/// Every row must be ones, at least one, then zeros: padding stands at the end.
+/// Checks that every row is ones, at least one, then zeros, since padding is at the end.
 fn check_mask(mask: &[i64], tokens: usize) -> Result<(), ServeError> {
     if mask.iter().any(|value| !matches!(value, 0 | 1)) {
         return Err(refuse(ATTENTION_MASK, "its values are 1 for a token and 0 for padding"));
@@ -277,7 +279,7 @@ fn check_limit(what: &str, found: usize, limit: usize) -> Result<(), ServeError>
     Ok(())
 }
 
-/// Returns the error for an input.
+/// Returns the error for the input `name` with `reason`.
 pub(super) fn refuse(name: &str, reason: &str) -> ServeError {
     ServeError::Input { name: name.into(), reason: reason.into() }
 }

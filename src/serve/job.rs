@@ -1,4 +1,4 @@
-//! A request as the inference threads see it, and the other things that they are asked to do.
+//! A request as the inference threads see it, and their other tasks.
 
 use std::{
     sync::Arc,
@@ -37,50 +37,50 @@ pub(super) struct Done {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct FamilyKey(pub(super) u64);
 
-/// What an inference thread is asked to do beside answering.
+/// Task of an inference thread besides answering.
 #[derive(Debug)]
 pub(super) enum Task {
-    /// Take a family over.
+    /// Installation of a family.
     Install { family: FamilyKey, executor: Arc<Executor>, preload: Vec<ModuleId> },
-    /// Let go of a family; comes up when none of its requests waits.
+    /// Removal of a family, due when none of its requests waits.
     Remove(FamilyKey),
 }
 
-/// What an inference thread is asked to run.
+/// Request that an inference thread is to run.
 #[derive(Debug)]
 pub(super) struct Job {
-    /// The family that answers.
+    /// Family that answers.
     pub(super) family: FamilyKey,
-    /// Its texts or images, and the tokens of the longest text.
+    /// Number of texts or images, and of tokens of the longest text.
     pub(super) shape: (usize, usize),
-    /// What the plan reads, until it does.
+    /// Input of the plan; `None` once the plan has read it.
     pub(super) input: Option<ModelInput>,
-    /// The plan, unless there is no time for it any more.
+    /// Plan to run, unless there is no longer time for it.
     pub(super) chosen: Chosen,
-    /// The cost of another plan may be this; `None` where nothing depends on time.
+    /// Budget that another plan must meet; `None` if no choice depends on time.
     pub(super) budget: Option<Budget>,
-    /// Chooses other plans.
+    /// Planner that chooses other plans.
     pub(super) planner: Arc<Planner>,
-    /// The span of its request.
+    /// Span of the request.
     pub(super) request: Span,
-    /// Its place in the queue, until it runs.
+    /// Place in the queue, until the job runs.
     pub(super) place: Option<Place>,
-    /// What had passed since its arrival when it was queued.
+    /// Time between the request's arrival and its queueing.
     pub(super) before: Duration,
-    /// When it was queued.
+    /// Time at which the job was queued.
     pub(super) queued: Instant,
-    /// When it is to be done; after its deadline its answer is worth nothing any more.
+    /// Priority and deadline; after the deadline the answer is worthless.
     pub(super) rank: Rank,
-    /// When its batch was expected to be done.
+    /// Time at which the batch was expected to be done.
     pub(super) promise: Promise,
-    /// Least part of a full batch that it can take.
+    /// Least time of the job as its part of a full batch.
     pub(super) least: Duration,
-    /// Where the answer goes; closed when nobody waits for it.
+    /// Sender of the answer; closed if the client no longer waits.
     pub(super) reply: oneshot::Sender<Result<Done, ServeError>>,
 }
 
 impl Job {
-    /// Tells whether its latency budget has passed at `now`; without one nothing passes.
+    /// Returns whether the job's latency budget has passed at `now`; false without a budget.
     pub(super) fn has_expired(&self, now: Instant) -> bool {
         let latency = self.budget.as_ref().and_then(|budget| budget.latency);
         let taken = self.before + now.saturating_duration_since(self.queued);
@@ -88,25 +88,25 @@ impl Job {
     }
 }
 
-/// What was expected of a request when it was admitted.
+/// Expectation of a request at its admission.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Promise {
     pub(super) admitted: Instant,
-    /// Time until its batch is done, if everything before it takes the least it can.
+    /// Time until the request's batch is done, if everything before it takes the least time.
     pub(super) least: Duration,
-    /// Whether nothing came beside something else lately.
+    /// Whether no request came beside another one lately.
     pub(super) is_alone: bool,
 }
 
 impl Promise {
-    /// Returns the ratio between the time that it took until `now` and what was expected.
+    /// Returns the ratio between the time that the request took until `now` and the expected time.
     pub(super) fn ratio(&self, now: Instant) -> f64 {
         let taken = now.saturating_duration_since(self.admitted);
         taken.as_secs_f64() / self.least.as_secs_f64().max(1e-6)
     }
 }
 
-/// A job's place in the queue, which is left when this is dropped.
+/// Place of a job in the queue; dropping it leaves the queue.
 pub(super) struct Place {
     observer: Arc<dyn Observer>,
     family: String,
@@ -114,7 +114,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Takes a place.
+    /// Takes a place in the queue of `family` and reports it to `observer`.
     pub(super) fn take(observer: Arc<dyn Observer>, family: &str) -> Self {
         observer.queue_changed(family, 1);
         Self { observer, family: family.to_owned(), _span: debug_span!("queue") }

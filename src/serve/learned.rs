@@ -1,4 +1,4 @@
-//! What a family's modules are found to cost while they serve, and what its plans cost then.
+//! Costs of a family's modules as learned while they serve, and the resulting costs of its plans.
 
 use std::{
     collections::BTreeMap,
@@ -10,19 +10,19 @@ use std::{
 use super::{LoadedFamily, follow::step};
 use crate::{family::ModuleId, fit::Profile, plan::PlanTable};
 
-/// How far a module's latency at a shape moves towards what one batch took: slowly, beside the
-/// factor of all modules, which is the first to follow what they have in common.
+/// Rate at which a module's latency at a shape follows the time in one batch. It is low, so that
+/// the factor of all modules is the first to follow their common changes.
 const RATE: f64 = 0.02;
 
-/// How far it moves back to what was profiled at the same time, so that what modules have in common
-/// ends in the factor, which holds for those that have not run as well.
+/// Rate at which the latency returns to the profiled one in the same step. Common changes thus end
+/// up in the factor, which also holds for modules that have not run.
 const PULL: f64 = 0.002;
 
-/// Largest ratio between what a module is found to take and what was profiled, either way.
+/// Largest ratio between a module's learned and profiled latencies, either way.
 const MOST: f64 = 4.0;
 
-/// Plans get new latencies when a module has moved by so much, as a logarithm, but not more often
-/// than this.
+/// Least change of a module's latency, as a logarithm, for which plans get new latencies.
+/// `INTERVAL` is the least time between two such updates.
 const NOTABLE: f64 = 0.01;
 const INTERVAL: Duration = Duration::from_millis(250);
 
@@ -52,22 +52,22 @@ pub(super) struct Learned {
 #[derive(Debug)]
 struct Learning {
     profile: Profile,
-    /// By how much each module has moved since the plans were told.
+    /// Change of each module's latency since the last update of the plans, as a logarithm.
     moved: Vec<f64>,
     told: Instant,
 }
 
-/// The plans, as they cost now.
+/// Tables of the plans with their current latencies.
 #[derive(Debug)]
 pub(super) struct Tables {
-    /// All plans.
+    /// Table of all plans.
     pub(super) all: PlanTable,
-    /// Those that read the same tokens, by tokenizer.
+    /// Tables of the plans that read the same tokens, by tokenizer.
     alike: BTreeMap<Option<PathBuf>, PlanTable>,
 }
 
 impl Tables {
-    /// Returns the plans that read the same tokens as `path` does.
+    /// Returns the plans that read the same tokens as `path`, or `None` if no plan does.
     pub(super) fn alike(&self, loaded: &LoadedFamily, path: &[ModuleId]) -> Option<&PlanTable> {
         let tokenizer = loaded.tokenizer(path);
         self.alike.iter().find(|(known, _)| known.as_deref() == tokenizer).map(|(_, table)| table)
@@ -75,7 +75,7 @@ impl Tables {
 }
 
 impl Learned {
-    /// Nothing is learned yet.
+    /// Creates the latencies of `loaded` as profiled.
     pub(super) fn new(loaded: &LoadedFamily) -> Self {
         let profile = loaded.profile.clone();
         let moved = vec![0.0; loaded.family.graph.modules().len()];
@@ -88,17 +88,17 @@ impl Learned {
         self.learning.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the plans as they cost now.
+    /// Returns the tables of the plans with their current latencies.
     pub(super) fn tables(&self) -> Arc<Tables> {
         self.tables.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Lends what modules are found to cost.
+    /// Calls `read` with the learned latencies and returns its result.
     pub(super) fn with_profile<T>(&self, read: impl FnOnce(&Profile) -> T) -> T {
         read(&self.lock().profile)
     }
 
-    /// Returns the time that a batch's modules are known to take.
+    /// Returns the time that the modules of `times` are known to take at `shape`.
     pub(super) fn known(&self, shape: (usize, usize), times: &[(ModuleId, Duration)]) -> Duration {
         let learning = self.lock();
         let grids = times.iter().filter_map(|(id, _)| learning.profile.module(*id));
@@ -107,9 +107,9 @@ impl Learned {
         )
     }
 
-    /// Learns from a batch without neighbours, on a machine that takes `factor` times as long as
-    /// when modules were profiled. `hear` is called with the ratio between what each module takes
-    /// now and what was profiled.
+    /// Learns from `run`, a batch without neighbours. The machine now takes `factor` times as long
+    /// as when `measured` was profiled. Calls `hear` with each module and the ratio between its
+    /// current and its profiled latency.
     pub(super) fn learn(
         &self,
         measured: &Profile,
@@ -136,7 +136,8 @@ impl Learned {
         }
     }
 
-    /// Gives plans the latencies that follow from what was learned, where it is worth it.
+    /// Updates the plans' latencies if a module's has changed enough and the last update is old
+    /// enough.
     pub(super) fn tell(&self) {
         let mut learning = self.lock();
         let is_notable = learning.moved.iter().any(|moved| moved.abs() > NOTABLE);

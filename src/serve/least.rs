@@ -1,4 +1,4 @@
-//! What the fastest plans take, remembered: requests are refused by it, which must cost nothing.
+//! Cache of the fastest plans' latencies, by which admission refuses requests at next to no cost.
 
 use std::{
     collections::HashMap,
@@ -7,13 +7,13 @@ use std::{
 
 use crate::plan::Budget;
 
-/// The most budgets and shapes that are remembered; they come from clients.
+/// Largest number of budgets and shapes in the cache, since clients choose them.
 const MOST: usize = 1024;
 
-/// What the choice of the fastest plan depends on besides the tables.
+/// Inputs of the choice of the fastest plan, besides the tables: shape, memory and quality bits.
 type Key = ((usize, usize), Option<u64>, Option<u64>);
 
-/// The seconds that the fastest plans take, on a machine as fast as it was when it was profiled.
+/// Cache of the seconds that the fastest plans take, on a machine as fast as when it was profiled.
 #[derive(Debug)]
 pub(super) struct Fastest<T> {
     known: Mutex<Known<T>>,
@@ -21,9 +21,9 @@ pub(super) struct Fastest<T> {
 
 #[derive(Debug)]
 struct Known<T> {
-    /// The plans that are remembered.
+    /// Tables of the plans whose latencies are in the cache.
     tables: Option<Arc<T>>,
-    /// `None` where no plan meets the budget.
+    /// Seconds of the fastest plan, or `None` if no plan meets the budget.
     seconds: HashMap<Key, Option<f64>>,
 }
 
@@ -34,9 +34,9 @@ impl<T> Default for Fastest<T> {
 }
 
 impl<T> Fastest<T> {
-    /// Returns the seconds that the fastest of `tables` within `budget` takes at `shape` (rows,
-    /// tokens): what `find` returned for them, which is called where that is not known. The
-    /// budget's latency and plan do not count.
+    /// Returns the seconds that the fastest plan of `tables` within `budget` takes at `shape`
+    /// (rows, tokens). Returns `None` if no plan meets `budget`. Calls `find` if the cache does not
+    /// have the answer. Ignores the latency and the plan of `budget`.
     pub(super) fn seconds(
         &self,
         tables: &Arc<T>,

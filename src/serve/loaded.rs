@@ -1,4 +1,4 @@
-//! A family as it is loaded: what its plans cost and are worth.
+//! A loaded family with the costs and qualities of its plans.
 
 use std::{
     collections::BTreeMap,
@@ -13,29 +13,29 @@ use crate::{
     plan::{PlanEntry, PlanTable},
 };
 
-/// A family with what is known of its costs and qualities.
+/// A family with its known costs and qualities.
 #[derive(Debug)]
 pub struct LoadedFamily {
-    /// The family.
+    /// Modules and manifest of the family.
     pub family: Arc<Family>,
-    /// What its modules cost on this machine.
+    /// Costs of the modules on this machine.
     pub profile: Profile,
-    /// What its plans are worth.
+    /// Qualities of the plans.
     pub quality: QualityRecords,
-    /// Its plans.
+    /// Table of the plans.
     pub table: PlanTable,
-    /// What never gives way to other modules.
+    /// Modules that are never evicted.
     pub(super) pinned: Vec<ModuleId>,
-    /// The plans that read the same tokens, by tokenizer; images have none.
+    /// Tables of the plans that read the same tokens, by tokenizer; images have no tokenizer.
     pub(super) alike: BTreeMap<Option<PathBuf>, PlanTable>,
 }
 
 impl LoadedFamily {
-    /// Computes the plans of `family`; what is predicted is made larger by `margin`.
+    /// Computes the plans of `family`; predictions are enlarged by `margin`.
     ///
     /// # Errors
     ///
-    /// Fails when the plans cannot be computed, or none is good enough to be offered.
+    /// Fails when the plans cannot be computed, or no plan is good enough to be offered.
     pub fn new(
         family: Arc<Family>,
         profile: Profile,
@@ -54,12 +54,12 @@ impl LoadedFamily {
         Ok(Self { family, profile, quality, table, pinned: Vec::new(), alike })
     }
 
-    /// Keeps modules in memory, also under a memory limit: those of an anchor, one by its name, or
-    /// with `*` all of the family.
+    /// Keeps modules in memory, even under a memory limit. A name is that of an anchor or of one
+    /// module, or `*` for the whole family.
     ///
     /// # Errors
     ///
-    /// Fails with the name of what the family does not have.
+    /// Fails with a message about the first name that the family does not have.
     pub fn pin(mut self, names: &[&str]) -> Result<Self, String> {
         for name in names {
             let is_meant = |module: &str| {
@@ -80,7 +80,7 @@ impl LoadedFamily {
         Ok(self)
     }
 
-    /// Returns the modules that its plans use, those of the best plan first.
+    /// Returns the modules that the plans use, those of the best plan first.
     pub(super) fn modules(&self) -> Vec<ModuleId> {
         let mut seen = std::collections::HashSet::new();
         let entries = self.table.entries().iter();
@@ -88,7 +88,7 @@ impl LoadedFamily {
         modules.filter(|index| seen.insert(*index)).map(ModuleId).collect()
     }
 
-    /// Returns what turns texts into the tokens that `path` reads; images have none.
+    /// Returns the tokenizer of the texts that `path` reads, or `None` for images.
     pub(super) fn tokenizer(&self, path: &[ModuleId]) -> Option<&Path> {
         tokenizer_of(&self.family, path)
     }

@@ -1,6 +1,7 @@
-//! Serving families: admission, queues, the hand-over from async tasks to the inference thread.
+//! Serving of families: admission, queues, and the hand-over from async tasks to the inference
+//! threads.
 //!
-//! Knows no wire format. Start at [`Registry`], which holds the families, and
+//! This module knows no wire format. Start at [`Registry`], which holds the families, and
 //! [`FamilyService::infer`].
 
 mod batch;

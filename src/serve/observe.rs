@@ -1,37 +1,37 @@
-//! How others hear of what is served, without being known here.
+//! Interface through which other modules observe serving without being known here.
 
 use std::time::Duration;
 
 use super::{ErrorCode, Report};
 use crate::runtime::{Residency, Routing};
 
-/// Hears of finished requests and of what runs. Calls come from request tasks and inference
+/// Observer of finished requests and of runs. Its methods are called by request tasks and inference
 /// threads, and must not block.
 pub trait Observer: Send + Sync {
-    /// Is called for every request of a family that has arrived.
+    /// Is called for every arrived request of a family.
     fn accepted(&self, family: &str);
 
-    /// Is called once for every request that was accepted, when it has ended.
+    /// Is called once for every accepted request, when it has ended.
     fn finished(&self, family: &str, outcome: &Outcome<'_>);
 
-    /// Is called after a plan ran on `rows` texts or images of one or more requests; what is
-    /// predicted is multiplied by `correction` from now on.
+    /// Is called after a plan ran on `rows` texts or images of one or more requests. Predictions
+    /// are multiplied by `correction` from now on.
     fn batch_ran(&self, family: &str, rows: usize, correction: f64);
 
-    /// Is called after a module ran.
+    /// Is called after a module ran for `time`.
     fn module_ran(&self, family: &str, module: &str, time: Duration);
 
-    /// Is called when it was learned that a module takes `ratio` times what was profiled, at the
-    /// shape that ran last and as fast as the machine is now.
+    /// Is called when the learned latency of a module has changed. It is now `ratio` times the
+    /// profiled one, at the shape that ran last and the machine's current speed.
     fn module_corrected(&self, _family: &str, _module: &str, _ratio: f64) {}
 
-    /// Is called after a module ran inside which tokens took ways of their own.
+    /// Is called after a module ran that routed tokens to experts.
     fn tokens_routed(&self, _family: &str, _module: &str, _routing: &Routing) {}
 
-    /// Is called when a router gave a score that is no number.
+    /// Is called when a router gave a score that is not a number.
     fn router_failed(&self, _family: &str, _module: &str) {}
 
-    /// Is called when modules were loaded.
+    /// Is called when the loaded modules of a family may have changed.
     fn residency_changed(&self, family: &str, residency: &Residency);
 
     /// Is called when a request enters (+1) or leaves (−1) the queue.
@@ -44,19 +44,19 @@ pub trait Observer: Send + Sync {
     fn connection_refused(&self, protocol: &str);
 }
 
-/// How a request ended.
+/// Outcome of a request.
 #[derive(Debug)]
 pub enum Outcome<'a> {
-    /// It was answered.
+    /// The request was answered.
     Answered {
-        /// What was done.
+        /// Report on the answer.
         report: &'a Report,
-        /// The latency budget that it came with.
+        /// Latency budget of the request.
         latency_budget: Option<Duration>,
     },
-    /// It was refused or failed.
+    /// The request was refused or failed.
     Failed {
-        /// How.
+        /// Kind of the failure.
         code: ErrorCode,
     },
 }

@@ -1,4 +1,4 @@
-//! Outputs of batches: put below one another, and handed to the requests they belong to. Pure.
+//! Outputs of batches, which are concatenated and split among requests. This module is pure.
 
 use super::inputs::are_finite;
 use crate::{
@@ -6,11 +6,11 @@ use crate::{
     tensor::{Tensor, TensorData},
 };
 
-/// What one request, or one run, gives: the family's output, and what its heads give besides.
+/// Outputs of one request or one run: the family's output, then the further outputs of its heads.
 pub(super) type Outputs = Vec<Tensor>;
 
-/// Puts the outputs of runs below one another. Where there is a row for each token, sequences are
-/// made as long as the longest, with zeros.
+/// Concatenates the outputs of runs. Outputs with a row for each token are padded with zeros to the
+/// longest sequence.
 pub(super) fn concatenate(mut runs: Vec<Outputs>) -> Outputs {
     if runs.len() == 1 {
         return runs.swap_remove(0);
@@ -28,7 +28,7 @@ pub(super) fn concatenate(mut runs: Vec<Outputs>) -> Outputs {
     (0..count).map(joined).collect()
 }
 
-/// Gives each request of a run its own outputs; `shapes` are the requests' sequences and tokens.
+/// Splits the outputs of a run among its requests. `shapes` are the requests' sequences and tokens.
 pub(super) fn split(outputs: Outputs, shapes: &[(usize, usize)]) -> Vec<Outputs> {
     if let [(_, own)] = shapes
         && outputs.iter().all(|output| !has_tokens(output) || tokens(output) == *own)
@@ -45,17 +45,17 @@ pub(super) fn split(outputs: Outputs, shapes: &[(usize, usize)]) -> Vec<Outputs>
     shapes.iter().map(own).collect()
 }
 
-/// The places of a request's sequences that are tokens, not padding.
+/// Places in sequences that are tokens, not padding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Places {
-    /// Number of places of a sequence.
+    /// Number of places in a sequence.
     tokens: usize,
-    /// 1 for a token and 0 for padding, sequence by sequence.
+    /// Value of each place, sequence by sequence: 1 for a token, 0 for padding.
     mask: Vec<i64>,
 }
 
 impl Places {
-    /// Returns the places of `input`, or None if it has no tokens.
+    /// Returns the places of `input`, or `None` if it has no tokens.
     pub(super) fn of(input: &ModelInput) -> Option<Self> {
         match input {
             ModelInput::Tokens(encoding) => {
@@ -65,15 +65,15 @@ impl Places {
         }
     }
 
-    /// Returns whether a place of a sequence is a token.
+    /// Returns whether the place `place` of the sequence `sequence` is a token.
     fn is_token(&self, sequence: usize, place: usize) -> bool {
         let index = sequence * self.tokens + place;
         place < self.tokens && self.mask.get(index).is_some_and(|mask| *mask != 0)
     }
 }
 
-/// Returns whether every value that belongs to a request is a finite number. Values of padding that
-/// are not become 0. `first` is the request's first sequence among those of `places`.
+/// Returns whether every value that belongs to a request is a finite number. Sets values of padding
+/// that are not finite to 0. `first` is the request's first sequence among those of `places`.
 pub(super) fn check(outputs: &mut Outputs, first: usize, places: Option<&Places>) -> bool {
     outputs.iter_mut().all(|output| {
         if are_finite(output.as_f32().unwrap_or_default()) {
@@ -94,7 +94,8 @@ pub(super) fn check(outputs: &mut Outputs, first: usize, places: Option<&Places>
     })
 }
 
-/// Returns some sequences of an output, with `length` rows each where there is one for each token.
+/// Returns the sequences `start..end` of an output. Outputs with a row for each token get `length`
+/// rows a sequence.
 fn rows(output: &Tensor, (start, end): (usize, usize), length: usize) -> Tensor {
     let values = output.as_f32().unwrap_or_default();
     let mut shape = output.shape().to_vec();
@@ -113,7 +114,7 @@ fn rows(output: &Tensor, (start, end): (usize, usize), length: usize) -> Tensor 
     tensor(shape, cut)
 }
 
-/// Tells whether an output is `[batch, tokens, width]`.
+/// Returns whether the shape of `output` is `[batch, tokens, width]`.
 fn has_tokens(output: &Tensor) -> bool {
     output.shape().len() == 3
 }

@@ -1,4 +1,4 @@
-//! The choice of plans for one family, by what is known of its costs and of the machine.
+//! Choice of plans for one family, by the learned costs and the machine's current speed.
 
 use std::{
     sync::{
@@ -22,18 +22,19 @@ use crate::{
     runtime::Executor,
 };
 
-/// Chooses the plans of a family.
+/// Planner that chooses the plans of a family.
 #[derive(Debug)]
 pub(super) struct Planner {
     pub(super) loaded: LoadedFamily,
-    /// Knows what is loaded.
+    /// Executor of the family, which knows the loaded modules.
     executor: Weak<Executor>,
     pub(super) correction: Correction,
     learned: Learned,
     fastest: Fastest<Tables>,
-    /// Fraction of the remaining budget kept as a margin.
+    /// Margin added to latencies before they are compared with the remaining budget, as a fraction
+    /// of them.
     margin: f64,
-    /// Whether every module of its plans is loaded, and none ever gives way.
+    /// Whether every module of the family's plans is loaded, and none is ever evicted.
     is_loaded: AtomicBool,
 }
 
@@ -42,14 +43,14 @@ pub(super) struct Planner {
 pub(super) struct Chosen {
     pub(super) plan: PlanSummary,
     pub(super) path: Vec<ModuleId>,
-    /// What it takes now or less, but for one batch in five, without what was done before.
+    /// 80th percentile of the plan's run time now; excludes time spent before.
     pub(super) careful: Duration,
-    /// What it is predicted to take now, likewise.
+    /// Predicted run time of the plan now; excludes time spent before.
     pub(super) predicted: Duration,
 }
 
 impl Chosen {
-    /// Returns the choice without what was done before, which differs by request.
+    /// Returns the choice without the time spent before, which differs by request.
     #[must_use]
     pub(super) fn anew(mut self) -> Self {
         self.plan.predicted_latency = self.predicted;
@@ -58,7 +59,7 @@ impl Chosen {
 }
 
 impl Planner {
-    /// Prepares to choose plans.
+    /// Creates a planner for the family `loaded`.
     pub(super) fn new(loaded: LoadedFamily, executor: Weak<Executor>) -> Self {
         let margin = loaded.table.margin();
         let learned = Learned::new(&loaded);
@@ -67,12 +68,12 @@ impl Planner {
         Self { loaded, executor, correction, learned, fastest, margin, is_loaded }
     }
 
-    /// Returns what runs the family, while it is served.
+    /// Returns the executor of the family, or `None` if the family is no longer served.
     pub(super) fn executor(&self) -> Option<Arc<Executor>> {
         self.executor.upgrade()
     }
 
-    /// Learns from a batch: of modules from one without neighbours only.
+    /// Learns from a batch. Modules' latencies are learned from a batch without neighbours only.
     pub(super) fn learn(&self, run: &Run<'_>, observer: &dyn Observer) {
         let LoadedFamily { family, profile, .. } = &self.loaded;
         let known = self.learned.known(run.shape, run.times);
@@ -87,12 +88,12 @@ impl Planner {
         self.correction.learn(Instant::now(), lesson);
     }
 
-    /// Makes what was learned count for the choices that follow.
+    /// Applies the learned latencies to the choices that follow.
     pub(super) fn apply_learned(&self) {
         self.learned.tell();
     }
 
-    /// Returns the plans that no other beats at this shape, cheapest first.
+    /// Returns the plans that no other plan beats at this shape, cheapest first.
     pub(super) fn front(&self, batch: usize, tokens: usize) -> Vec<PlanSummary> {
         let tables = self.learned.tables();
         let front = tables.all.front(batch, tokens).into_iter();
@@ -100,8 +101,8 @@ impl Planner {
         front.map(|entry| summary_of(entry, batch, tokens, factor)).collect()
     }
 
-    /// Chooses the plan for what is left of `budget` after `elapsed`, which every plan would have
-    /// taken as well: predictions and the costs in an error count it in.
+    /// Chooses the plan for the remaining `budget` after `elapsed`. Every plan would have spent
+    /// `elapsed` as well, so predictions and the costs in an error include it.
     pub(super) fn plan_in_time(
         &self,
         shape: (usize, usize),
@@ -125,8 +126,8 @@ impl Planner {
         }
     }
 
-    /// Chooses the plan for `budget`. A plan asked for by id may be any path of the family, also
-    /// one that is on no front.
+    /// Chooses the plan for `budget`. A plan that is named by id may be any path of the family,
+    /// even one on no front.
     pub(super) fn plan_for(
         &self,
         shape: (usize, usize),
@@ -138,13 +139,14 @@ impl Planner {
         }
     }
 
-    /// Returns whether a plan meets `budget` by what was profiled.
+    /// Returns whether a plan meets `budget` by its profiled latency.
     pub(super) fn is_feasible(&self, (batch, tokens): (usize, usize), budget: &Budget) -> bool {
         self.loaded.table.choose(batch, tokens, budget).is_ok()
     }
 
-    /// Chooses the fastest plan for a budget that by what was learned no plan meets, if it was met
-    /// by what was profiled and nothing was measured lately: what was learned may be wrong by now.
+    /// Chooses the fastest plan for a budget that no plan meets by its learned latency, which may
+    /// be wrong by now. Returns `None` if no plan meets the budget by its profiled latency either,
+    /// or if a measurement is fresh.
     pub(super) fn remeasure(&self, shape: (usize, usize), budget: &Budget) -> Option<Chosen> {
         if self.correction.is_fresh(Instant::now()) || !self.is_feasible(shape, budget) {
             return None;
@@ -152,8 +154,8 @@ impl Planner {
         self.plan_for(shape, &budget.fastest()).ok()
     }
 
-    /// Returns the least that a request of this shape can take, margins included; `None` if its
-    /// budget is met by no plan, however slow.
+    /// Returns the least time that a request of this shape can take, margins included. Returns
+    /// `None` if no plan meets its budget, however slow.
     pub(super) fn need(&self, (batch, tokens): (usize, usize), budget: &Budget) -> Option<Need> {
         let budget = budget.fastest();
         let careful = self.correction.careful(Instant::now());
@@ -168,8 +170,8 @@ impl Planner {
         Some(Need { least, alone, company: whole.saturating_sub(alone) })
     }
 
-    /// Returns the seconds that the fastest plan for `budget`, which has no latency, takes on a
-    /// machine as fast as it was when it was profiled; `None` if no plan meets it.
+    /// Returns the seconds that the fastest plan for `budget` takes on a machine as fast as when it
+    /// was profiled. Returns `None` if no plan meets `budget`, which has no latency.
     fn fastest_seconds(&self, shape: (usize, usize), budget: &Budget) -> Option<f64> {
         let tables = self.learned.tables();
         match self.unlisted(budget).ok()? {
@@ -182,8 +184,8 @@ impl Planner {
         }
     }
 
-    /// Returns a table of the path that `budget` names, and the budget for it, where that path is
-    /// on no front.
+    /// Returns a table of the path that `budget` names, and the budget for it. Returns `None` if
+    /// `budget` names no path, or one in the family's table.
     fn unlisted(&self, budget: &Budget) -> Result<Option<(PlanTable, Budget)>, ServeError> {
         let LoadedFamily { family, quality, table, .. } = &self.loaded;
         let Some(id) = budget.plan.as_deref().filter(|id| table.find(id).is_none()) else {
@@ -202,17 +204,17 @@ impl Planner {
         Ok(Some((table, budget)))
     }
 
-    /// Returns a careful latency with the margin.
+    /// Returns the careful latency with the margin.
     pub(super) fn with_margin(&self, careful: Duration) -> Duration {
         careful.mul_f64(1.0 + self.margin)
     }
 
-    /// Tells whether two paths read the same tokens.
+    /// Returns whether two paths read the same tokens.
     pub(super) fn read_alike(&self, left: &[ModuleId], right: &[ModuleId]) -> bool {
         self.loaded.tokenizer(left) == self.loaded.tokenizer(right)
     }
 
-    /// Chooses a plan that reads the same tokens as `chosen` does.
+    /// Chooses a plan that reads the same tokens as `chosen`.
     pub(super) fn choose_alike(
         &self,
         chosen: &Chosen,
@@ -225,7 +227,7 @@ impl Planner {
         }
     }
 
-    /// Returns the time until each module is loaded; `None` if all are, for good.
+    /// Returns the time to load each module, or `None` if all are loaded and never evicted.
     fn load_times(&self) -> Option<Vec<Duration>> {
         if self.is_loaded.load(Ordering::Relaxed) {
             return None;
@@ -240,9 +242,9 @@ impl Planner {
         Some(times)
     }
 
-    /// Chooses from `table`, which does not know how fast the machine is now: the correction is
-    /// taken out of the budget that goes in and put into the latencies that come out. The time to
-    /// load what is not there counts as well.
+    /// Chooses a plan from `table`, which does not know the machine's current speed. The correction
+    /// is taken out of the budget that goes in and put into the latencies that come out. The time
+    /// to load missing modules counts as well.
     fn choose_from(
         &self,
         table: &PlanTable,
@@ -289,7 +291,7 @@ fn share(rows: usize) -> u32 {
     u32::try_from(rows.max(1)).unwrap_or(u32::MAX)
 }
 
-/// Describes a plan at a shape, its latency corrected by `factor`.
+/// Returns the summary of a plan at a shape, with its latency corrected by `factor`.
 fn summary_of(entry: &PlanEntry, batch: usize, tokens: usize, factor: f64) -> PlanSummary {
     let seconds = entry.latency_seconds_at(batch, tokens) * factor;
     PlanSummary {

@@ -1,4 +1,4 @@
-//! From checked inputs to what plans read, off the async threads.
+//! Preparation of checked inputs for plans, off the async threads.
 
 use std::{
     sync::Arc,
@@ -22,19 +22,19 @@ use crate::{
     runtime::Executor,
 };
 
-/// Prepares inputs on no more threads than there are cores: more would only take the processor from
-/// those that answer.
+/// Preparation of inputs on at most as many threads as there are cores. More threads would only
+/// take the processor from those that answer.
 #[derive(Debug, Clone)]
 pub(super) struct Preparing {
     turns: Arc<Semaphore>,
     num_cores: u32,
 }
 
-/// An input that plans read.
+/// An input that plans read, and its preparation time.
 #[derive(Debug)]
 pub(super) struct Ready {
     pub(super) input: ModelInput,
-    /// Time to prepare it, without waiting.
+    /// Time to prepare the input, without waiting.
     pub(super) took: Duration,
 }
 
@@ -47,15 +47,15 @@ impl Default for Preparing {
 }
 
 impl Preparing {
-    /// Returns the time that preparing for `time` takes from each of `num_workers`, which use all
-    /// cores together.
+    /// Returns the time that each of `num_workers` loses while inputs are prepared for `time`. The
+    /// workers use all cores together.
     pub(super) fn share(&self, time: Duration, num_workers: usize) -> Duration {
         let num_workers = u32::try_from(num_workers).unwrap_or(u32::MAX).min(self.num_cores);
         time * num_workers / self.num_cores
     }
 
-    /// Tokenizes texts for `anchor`, decodes image files, and checks token ids against its
-    /// vocabulary.
+    /// Tokenizes texts for `anchor`, decodes image files, or checks token ids against the
+    /// vocabulary of `anchor`.
     pub(super) async fn run(
         &self,
         planner: &Planner,
@@ -92,14 +92,14 @@ impl Preparing {
         }
     }
 
-    /// Runs `work` on a blocking thread when it is its turn; returns the time that it took as well.
+    /// Runs `work` on a blocking thread at its turn. Returns its result and the time it took.
     async fn on_thread<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<(T, Duration), ServeError> {
         let turn = self.turns.clone().acquire_owned().await;
         let turn = turn.map_err(|_| ServeError::WorkerGone)?;
-        // The turn ends with the work, also where nobody waits for it any more.
+        // The turn ends with the work, even if the caller no longer waits for it.
         let work = move || {
             let _turn = turn;
             give_way();
@@ -115,7 +115,7 @@ fn tokenizer(family: &Family, anchor: &str) -> Result<Arc<Tokenizer>, ServeError
     family.tokenizer(anchor).cloned().ok_or(ServeError::WorkerGone)
 }
 
-/// Decodes image files one after another, each when there is memory for it.
+/// Decodes image files one after another, each after reserving the memory for it.
 fn decode_all(files: &[Vec<u8>], executor: &Executor) -> Result<Pixels, ServeError> {
     let manifest = &executor.family().manifest;
     let spec = manifest.image.as_ref().ok_or(ServeError::WorkerGone)?;

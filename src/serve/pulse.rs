@@ -1,7 +1,8 @@
-//! The time for which what arrives waits until an async thread reads it.
+//! Estimate of the time that an arriving request waits until an async thread reads it.
 //!
-//! No request says when it came to the socket. So while requests come, a byte is sent through a
-//! socket of the process's own every few milliseconds, and waits for the async threads as they do.
+//! A request does not tell when it came to the socket. While requests come, the process therefore
+//! sends a byte through a socket of its own every few milliseconds. The byte waits for the async
+//! threads as requests do.
 
 use std::{
     io::Write,
@@ -14,16 +15,16 @@ use tokio::io::AsyncReadExt;
 
 use super::follow::{Bounds, Rates, Transient};
 
-/// Time between two bytes.
+/// Least time between two bytes.
 const INTERVAL: Duration = Duration::from_millis(5);
 
-/// Seconds that a byte waits without load, their bounds, and their rates: about one in ten waits
-/// longer.
+/// Time in seconds that a byte waits without load. Its rates settle at about the 90th percentile of
+/// bytes.
 const LAG: f64 = 5e-5;
 const BOUNDS: Bounds = Bounds { least: 1e-6, most: 0.1 };
 const RATES: Rates = Rates { rise: 0.18, fall: 0.02 };
 
-/// Measures how long arriving bytes wait. Clones share it.
+/// Estimate of the time that arriving bytes wait. Clones share it.
 #[derive(Debug, Clone)]
 pub(super) struct Pulse {
     shared: Arc<Shared>,
@@ -32,7 +33,7 @@ pub(super) struct Pulse {
 #[derive(Debug)]
 struct Shared {
     lag: Transient,
-    /// Made in the async runtime, at the first beat.
+    /// Sending end of the socket, created in the async runtime at the first beat.
     sender: OnceLock<Option<UnixStream>>,
     beat: Mutex<Beat>,
 }
@@ -40,7 +41,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Beat {
     last: Option<Instant>,
-    /// When the byte was sent that has not been read yet.
+    /// Time at which the byte was sent that is still unread; `None` if there is no such byte.
     under_way: Option<Instant>,
 }
 
@@ -52,13 +53,13 @@ impl Default for Pulse {
 }
 
 impl Pulse {
-    /// Returns the time that nine in ten of what arrives at `now` wait at most.
+    /// Returns the 90th percentile of the time that requests which arrive at `now` wait.
     pub(super) fn lag(&self, now: Instant) -> Duration {
         Duration::from_secs_f64(self.shared.lag.get(now))
     }
 
-    /// Sends a byte if the last one was sent long enough ago and has been read. Called by an async
-    /// thread.
+    /// Sends a byte if the last one was sent long enough ago and has been read. Must be called by
+    /// an async thread.
     pub(super) fn beat(&self, now: Instant) {
         let mut beat = self.shared.lock();
         let is_due = beat.last.is_none_or(|last| now.saturating_duration_since(last) >= INTERVAL);
@@ -72,7 +73,8 @@ impl Pulse {
         beat.under_way = sender.write(&[0]).is_ok().then_some(now);
     }
 
-    /// Starts to read; returns the other end, or `None` if there is no async runtime here.
+    /// Starts to read the socket. Returns its sending end, or `None` if there is no async runtime
+    /// here.
     fn listen(&self) -> Option<UnixStream> {
         let runtime = tokio::runtime::Handle::try_current().ok()?;
         let (sender, receiver) = UnixStream::pair().ok()?;

@@ -1,4 +1,4 @@
-//! The way to the inference threads: requests by deadline, and families that come and go.
+//! Queue to the inference threads: requests by deadline, and families to install or remove.
 
 use std::{
     collections::VecDeque,
@@ -16,34 +16,33 @@ use super::{
 };
 use crate::{family::ModuleId, runtime::Executor};
 
-/// Time after requests that came beside one another in which they may still be why others are late
-/// or refused.
+/// Time for which overlapping requests may be the reason that later ones are late or refused.
 const LATELY: Duration = Duration::from_millis(100);
 
-/// Rates and bounds of the ratio between the time until something is done and what was expected of
-/// it: about one in ten takes longer.
+/// Rates and bounds of the ratio between the time until a job is done and the expected time. It
+/// settles at about the 90th percentile.
 const STRETCH_RATES: Rates = Rates { rise: 0.09, fall: 0.01 };
 const STRETCH_BOUNDS: Bounds = Bounds { least: 1.0, most: 16.0 };
 
-/// Room kept for what happens to those that were admitted until their turn: what ends at the last
-/// moment is late as often as not.
+/// Factor of room kept for delays between a job's admission and its turn. A job that ends at the
+/// last moment is late as often as not.
 const HEADROOM: f64 = 1.4;
 
-/// What is left of batches' allowances while requests that any plan could answer are refused: worse
-/// answers are worth more than none.
+/// Fraction of a batch's allowance that remains while requests that any plan could answer are
+/// refused. A worse answer is worth more than a refusal.
 const HURRY: f64 = 0.5;
 
-/// The reason why a request is not admitted.
+/// Reason why a request is not admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum QueueError {
     /// The queue is full.
     Full {
-        /// Number of requests that it holds.
+        /// Largest number of requests that the queue holds.
         limit: usize,
         /// Time until everything that waits may be done.
         backlog: Duration,
     },
-    /// It would be late, or make another late.
+    /// The request would be late, or make another one late.
     Late {
         /// Time until everything that waits may be done.
         backlog: Duration,
@@ -52,31 +51,31 @@ pub(super) enum QueueError {
     Closed,
 }
 
-/// The senders' end; when the last clone is dropped, the threads end.
+/// Sending end of the queue. When the last clone is dropped, the threads end.
 #[derive(Debug, Clone)]
 pub(super) struct Queue {
     shared: Arc<Shared>,
     _open: Arc<Open>,
 }
 
-/// A thread's end.
+/// Receiving end of the queue, for one thread.
 #[derive(Debug)]
 pub(super) struct Receiver {
     shared: Arc<Shared>,
-    /// Which of the threads it is.
+    /// Index of the thread.
     index: usize,
 }
 
-/// What a thread does next.
+/// Next work of a thread.
 #[derive(Debug)]
 pub(super) enum Next {
     /// Jobs that run together.
     Batch(Batch),
-    /// A task.
+    /// Family to install or remove.
     Task(Task),
-    /// Nothing is asked for.
+    /// The queue has no work now.
     Nothing,
-    /// Nobody will ask again.
+    /// The queue is closed; no work will come.
     Closed,
 }
 
@@ -91,38 +90,40 @@ struct Shared {
 struct State {
     waiting: Waiting<Job>,
     tasks: VecDeque<Task>,
-    /// When the batch that each thread runs is expected to be done; `None` for one that is gone.
+    /// Time at which each thread's batch is expected to be done; `None` for a thread that has
+    /// ended.
     busy_until: Vec<Option<Instant>>,
-    /// Threads that wait for something to do.
+    /// Number of threads that wait for work.
     num_idle: usize,
-    /// When a request was last refused that could have taken any plan, and had time for more than
-    /// one batch.
+    /// Time of the last refusal of a request that any plan could have answered. The request must
+    /// have had time for more than one batch.
     hurried: Option<Instant>,
     strictness: Strictness,
-    /// Ratio between the time until something is done and what was expected of it: preparing,
-    /// answering and other families take the processor as well.
+    /// Ratio between the time until a job is done and the expected time. Preparing, answering and
+    /// other families take the processor as well.
     stretch: Transient,
-    /// Number of batches that run.
+    /// Number of running batches.
     num_running: usize,
-    /// When last something arrived, was refused, or ran beside something else.
+    /// Time at which a request last arrived or was refused, or a batch ran beside other work.
     disturbed: Option<Instant>,
-    /// When last something arrived beside something else.
+    /// Time at which a request last arrived beside another.
     crowded: Option<Instant>,
     is_closed: bool,
 }
 
-/// What is known of a request that asks to be admitted.
+/// A request that asks to be admitted.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Candidate {
     pub(super) rank: Rank,
     pub(super) need: Need,
-    /// Whether it must be done by its deadline.
+    /// Whether the request must be done by its deadline.
     pub(super) has_budget: bool,
-    /// Whether any plan may answer it.
+    /// Whether any plan may answer the request.
     pub(super) is_free: bool,
 }
 
-/// The place in the queue of an admitted request that is being prepared; given up when dropped.
+/// Place in the queue of an admitted request that is being prepared. Dropping it gives the place
+/// up.
 #[derive(Debug)]
 pub(super) struct Reservation {
     shared: Arc<Shared>,
@@ -135,7 +136,8 @@ impl Drop for Reservation {
         if let Some(reserved) = self.reserved.take() {
             self.shared.change(|state| {
                 state.waiting.release(reserved);
-                // It was given up; that it took too long until then is a lesson.
+                // The request was given up, so the time until then is a lesson only if it is too
+                // long.
                 let now = Instant::now();
                 if self.promise.ratio(now) > state.stretch.get(now) {
                     state.learn_stretch(now, &self.promise);
@@ -145,11 +147,11 @@ impl Drop for Reservation {
     }
 }
 
-/// When a batch began, and what it needs to know at its end.
+/// Start of a batch, which the thread hands back at the batch's end.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Begun(Instant);
 
-/// Closes the queue when it is dropped.
+/// Guard that closes the queue when it is dropped.
 #[derive(Debug)]
 struct Open(Arc<Shared>);
 
@@ -159,8 +161,8 @@ impl Drop for Open {
     }
 }
 
-/// The thread has ended, also if it panicked. When none is left, what waits is told by its closed
-/// replies.
+/// Marks the thread as ended, even after a panic. The last thread closes the queue and drops what
+/// waits. Closed replies then tell the waiting clients.
 impl Drop for Receiver {
     fn drop(&mut self) {
         self.shared.change(|state| {
@@ -174,7 +176,7 @@ impl Drop for Receiver {
     }
 }
 
-/// Makes a queue in which at most `limit` jobs wait for so many threads.
+/// Creates a queue for `num_workers` threads, in which at most `limit` jobs wait.
 pub(super) fn queue(limit: usize, num_workers: usize) -> (Queue, Vec<Receiver>) {
     let state = State {
         waiting: Waiting::new(),
@@ -209,13 +211,13 @@ impl Shared {
 }
 
 impl Queue {
-    /// Admits a request before anything is done for it: reserves its place among those that wait.
+    /// Admits a request before any work is done for it, and reserves its place in the queue.
     ///
     /// # Errors
     ///
-    /// Fails when the queue is full, when a request whose deadline counts would be late even if
-    /// everything before it takes the least it can, and when the threads are gone. Where nothing
-    /// waits and a thread is idle, nothing is too late: the request's plan decides.
+    /// Fails when the queue is full, and when the threads are gone. Fails when a request with a
+    /// budget would be late even if everything before it takes the least time. If nothing waits and
+    /// a thread is idle, no request is too late: its plan decides.
     pub(super) fn admit(&self, candidate: Candidate) -> Result<Reservation, QueueError> {
         let Shared { limit, .. } = *self.shared;
         let mut state = self.shared.lock();
@@ -243,7 +245,7 @@ impl Queue {
         Ok(Reservation { shared: self.shared.clone(), reserved, promise })
     }
 
-    /// Queues a job in the place reserved for it.
+    /// Queues `job` in the place reserved for it.
     ///
     /// # Errors
     ///
@@ -267,20 +269,20 @@ impl Queue {
         self.shared.lock().backlog(Instant::now())
     }
 
-    /// Returns whether another request than that of `place` waits, or all threads run one.
+    /// Returns whether a request other than that of `place` waits, or a batch runs.
     pub(super) fn is_busy_beside(&self, place: &Reservation) -> bool {
         let state = self.shared.lock();
         let own = usize::from(place.reserved.is_some());
         state.waiting.len() > own || state.num_running > 0
     }
 
-    /// Returns whether nothing ran, waited or arrived since `begun`.
+    /// Returns whether no request ran, waited or arrived since `begun`.
     pub(super) fn was_quiet_since(&self, begun: Instant) -> bool {
         let state = self.shared.lock();
         state.num_running == 0 && state.disturbed.is_none_or(|disturbed| disturbed < begun)
     }
 
-    /// Hands a family's executor over; `preload` is loaded while no job waits.
+    /// Hands over a family's executor. The modules of `preload` are loaded while no job waits.
     pub(super) fn install(
         &self,
         family: FamilyKey,
@@ -290,7 +292,7 @@ impl Queue {
         self.task(Task::Install { family, executor, preload });
     }
 
-    /// Lets go of a family once the jobs queued before are done.
+    /// Removes a family once the jobs queued before are done.
     pub(super) fn remove(&self, family: FamilyKey) {
         self.task(Task::Remove(family));
     }
@@ -301,7 +303,7 @@ impl Queue {
 }
 
 impl Receiver {
-    /// Takes what is to be done next; waits for something where `may_wait`.
+    /// Returns the thread's next work; waits for it if `may_wait`.
     pub(super) fn next(&self, may_wait: bool) -> Next {
         let mut state = self.shared.lock();
         loop {
@@ -323,7 +325,7 @@ impl Receiver {
         }
     }
 
-    /// Notes that a batch begins, which is expected to run for `expected`.
+    /// Records the start of a batch that is expected to run for `expected`.
     pub(super) fn begin(&self, expected: Duration) -> Begun {
         let mut state = self.shared.lock();
         let now = Instant::now();
@@ -335,8 +337,8 @@ impl Receiver {
         Begun(now)
     }
 
-    /// Notes that a batch of `jobs` is done; returns whether nothing else ran, waited or arrived
-    /// meanwhile.
+    /// Records the end of a batch of `jobs`. Returns whether no other request ran, waited or
+    /// arrived meanwhile.
     pub(super) fn end(&self, Begun(begun): Begun, jobs: &[Job]) -> bool {
         let mut state = self.shared.lock();
         let now = Instant::now();
@@ -378,7 +380,7 @@ impl State {
         Some(Batch { jobs, chosen })
     }
 
-    /// Returns whether something waits, or no thread is idle.
+    /// Returns whether a request waits, or no thread is idle.
     fn is_busy(&self, now: Instant) -> bool {
         let is_idle = |until: &Instant| *until <= now;
         self.waiting.len() > 0 || !self.busy_until.iter().flatten().any(is_idle)
@@ -388,7 +390,7 @@ impl State {
         self.stretch.follow(now, promise.ratio(now), STRETCH_RATES, STRETCH_BOUNDS);
     }
 
-    /// Checks that there is room for a request that may begin after `wait`.
+    /// Checks that there is room for `candidate`, which may begin after `wait`.
     fn check_room(
         &mut self,
         now: Instant,
@@ -405,7 +407,7 @@ impl State {
         if self.waiting.has_room(&self.free_at(now), rank, strict) {
             return Ok(());
         }
-        // One in a greater hurry than a batch or two takes does not make the others' answers worse.
+        // A request with less time than two batches take must not make other answers worse.
         if is_free && rank.deadline > now + 2 * (need.alone + need.company) {
             self.hurried = Some(now);
         }
@@ -418,12 +420,12 @@ impl State {
         done.map_or(Duration::ZERO, |done| done.saturating_duration_since(now))
     }
 
-    /// Returns when each thread is expected to be free.
+    /// Returns the time at which each thread is expected to be free.
     fn free_at(&self, now: Instant) -> Vec<Instant> {
         self.busy_until.iter().flatten().map(|until| now.max(*until)).collect()
     }
 
-    /// Drops the jobs for which nobody waits any more.
+    /// Drops the jobs whose clients no longer wait.
     fn drop_abandoned(&mut self) {
         self.waiting.retain(|job| !job.reply.is_closed());
     }

@@ -1,4 +1,4 @@
-//! Admission, places and what runs alone.
+//! Tests of admission, reserved places, and requests and batches that run alone.
 
 use super::*;
 

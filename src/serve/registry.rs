@@ -1,4 +1,4 @@
-//! The families that a server offers.
+//! Registry of the families that a server offers.
 
 use std::{
     collections::BTreeMap,
@@ -10,23 +10,23 @@ use std::{
 
 use super::{FamilyService, ServeError};
 
-/// A family that is served, or the reason why it is not.
+/// A served family, or the reason why it is not served.
 #[derive(Debug, Clone)]
 pub enum FamilyState {
-    /// It is loaded for the first time.
+    /// The family is being loaded for the first time.
     Loading,
-    /// It answers requests.
+    /// The family answers requests.
     Ready(Arc<FamilyService>),
-    /// It did not load; the others are served.
+    /// The family did not load; the others are served.
     Failed {
-        /// Why.
+        /// Reason why the family did not load.
         reason: String,
     },
-    /// It was taken out of service.
+    /// The family was taken out of service.
     Unloaded,
 }
 
-/// The families by name.
+/// Families by name.
 #[derive(Debug, Default)]
 pub struct Registry {
     families: RwLock<BTreeMap<String, FamilyState>>,
@@ -34,34 +34,35 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Offers `families`.
+    /// Creates a registry that offers `families`.
     pub fn new(families: impl IntoIterator<Item = (String, FamilyState)>) -> Self {
         let families = RwLock::new(families.into_iter().collect());
         Self { families, draining: AtomicBool::new(false) }
     }
 
-    /// Returns every family by name, those that failed included.
+    /// Returns every family by name, including those that failed.
     pub fn families(&self) -> Vec<(String, FamilyState)> {
         self.read(|families| {
             families.iter().map(|(name, state)| (name.clone(), state.clone())).collect()
         })
     }
 
-    /// Returns the state of the family `name`.
+    /// Returns the state of the family `name`, or `None` if it is not offered.
     pub fn state(&self, name: &str) -> Option<FamilyState> {
         self.read(|families| families.get(name).cloned())
     }
 
-    /// Puts the family `name` into `state`. Requests on the one before end on it.
+    /// Puts the family `name` into `state`. Requests that run on the previous service end on it.
     pub fn set(&self, name: &str, state: FamilyState) {
         let mut families = self.families.write().unwrap_or_else(PoisonError::into_inner);
         let before = families.insert(name.to_owned(), state);
         drop(families);
-        // Dropped after the lock is free: the last reference to a family ends its sessions.
+        // The previous state is dropped after the lock is free: the last reference to a family ends
+        // its sessions.
         drop(before);
     }
 
-    /// Forgets the family `name`. Requests on it end on it.
+    /// Removes the family `name`. Requests that run on it end on it.
     pub fn remove(&self, name: &str) {
         let mut families = self.families.write().unwrap_or_else(PoisonError::into_inner);
         let before = families.remove(name);
@@ -73,7 +74,7 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// Fails when there is none, it did not load, or it is loading or unloaded.
+    /// Fails when no such family is offered, it did not load, or it is loading or unloaded.
     pub fn family(&self, name: &str) -> Result<Arc<FamilyService>, ServeError> {
         let unavailable = |state| ServeError::Unavailable { name: name.into(), state };
         match self.state(name) {
@@ -90,8 +91,8 @@ impl Registry {
         }
     }
 
-    /// Tells whether the server takes requests: no family is loaded for the first time, at least
-    /// one answers, and the server is not stopping.
+    /// Returns whether the server takes requests. No family is being loaded for the first time, at
+    /// least one answers, and the server is not stopping.
     pub fn is_ready(&self) -> bool {
         let is =
             |wanted: fn(&FamilyState) -> bool| self.read(|families| families.values().any(wanted));
@@ -100,12 +101,12 @@ impl Registry {
             && is(|state| matches!(state, FamilyState::Ready(_)))
     }
 
-    /// Tells whether the server is stopping.
+    /// Returns whether the server is stopping.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Makes the server not ready, so that balancers send no more requests.
+    /// Marks the server as not ready, so that load balancers no longer send requests.
     pub fn start_draining(&self) {
         self.draining.store(true, Ordering::Relaxed);
     }

@@ -8,56 +8,57 @@ use std::{
 use super::{Engine, FamilyState, LoadedFamily, Registry, ServeError};
 use crate::arch::Stamps;
 
-/// Finds and loads the families of a pool. Calls take long and come from blocking threads.
+/// Source of the families of a pool. Its methods take long and are called on blocking threads.
 pub trait Loader: Send + Sync {
     /// Returns the names of the pool's families.
     ///
     /// # Errors
     ///
-    /// Fails when the pool cannot be read, with the reason.
+    /// Fails with the reason when the pool cannot be read.
     fn names(&self) -> Result<Vec<String>, String>;
 
     /// Loads the family `name`.
     ///
     /// # Errors
     ///
-    /// Fails when it cannot be served, with the reason.
+    /// Fails with the reason when the family cannot be served.
     fn load(&self, name: &str) -> Result<LoadedFamily, String>;
 
-    /// Returns what the files of the family `name` are now, `None` where they cannot be read.
+    /// Returns the current stamps of the family `name`, or `None` if its files cannot be read.
     fn stamps(&self, name: &str) -> Option<Stamps>;
 }
 
-/// What was seen of the pool's files.
+/// Stamps of the pool's files that calls of [`Repository::follow`] have seen.
 #[derive(Debug, Default)]
 pub struct Seen {
-    /// At the last look.
+    /// Stamps at the last call, by family.
     last: HashMap<String, Stamps>,
-    /// When they were last loaded because of a look.
+    /// Stamps at the last load that a call started, by family.
     tried: HashMap<String, Stamps>,
 }
 
-/// The families of a pool, of which some are served.
+/// Families of a pool, of which some are served.
 pub struct Repository {
     registry: Arc<Registry>,
     engine: Engine,
     loader: Box<dyn Loader>,
-    /// Held while a family is loaded or unloaded, so that two calls do not cross.
+    /// Lock that is held while a family is loaded or unloaded, so that two calls do not cross.
     turn: Mutex<()>,
 }
 
 impl Repository {
-    /// Manages what `registry` offers; `engine` serves what `loader` loads.
+    /// Creates a repository that manages `registry`. `engine` serves the families that `loader`
+    /// loads.
     pub fn new(registry: Arc<Registry>, engine: Engine, loader: Box<dyn Loader>) -> Self {
         Self { registry, engine, loader, turn: Mutex::new(()) }
     }
 
-    /// Returns the families that are offered.
+    /// Returns the registry of the offered families.
     pub fn registry(&self) -> &Arc<Registry> {
         &self.registry
     }
 
-    /// Returns the names of the pool's families, and of those that are offered beside them.
+    /// Returns the names of the pool's families and of all other offered families.
     pub fn names(&self) -> Vec<String> {
         let mut names = self.loader.names().unwrap_or_else(|reason| {
             tracing::warn!(reason, "the pool cannot be read");
@@ -69,24 +70,25 @@ impl Repository {
         names
     }
 
-    /// Loads every family of `names`, one after the other; what does not load is told in the log.
+    /// Loads the families of `names` one after another. The log names those that do not load.
     pub fn load_all(&self, names: &[String]) {
         for name in names {
             self.registry.set(name, FamilyState::Loading);
         }
         for name in names {
-            // The log has heard of it, and the registry tells who asks.
+            // The log has the error, and so does the registry.
             drop(self.load(name));
         }
         tracing::info!("every family is loaded or failed");
     }
 
-    /// Loads the family `name`, or loads it anew: requests that run on the old one end on it. If it
-    /// cannot be loaded, what was served before still is. Takes long; not for async threads.
+    /// Loads or reloads the family `name`. Requests that run on the old version end on it. If the
+    /// load fails, the old version is still served. Takes long; must not be called on an async
+    /// thread.
     ///
     /// # Errors
     ///
-    /// Fails when the pool has no such family, or it cannot be loaded.
+    /// Fails when the pool has no such family, or the family cannot be loaded.
     pub fn load(&self, name: &str) -> Result<(), ServeError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let known = self.names();
@@ -114,9 +116,10 @@ impl Repository {
         }
     }
 
-    /// Follows the pool's folder: loads families that are new or whose files were changed, and
-    /// takes those that are gone out of service. What changes between two calls is left alone until
-    /// it rests, so that nothing is loaded while it is copied. Takes long; not for async threads.
+    /// Follows the pool's folder. Loads families that are new or whose files have changed. Takes
+    /// families that are gone out of service. Files that change between two calls are left alone
+    /// until they rest, so that no family is loaded while it is copied. Takes long; must not be
+    /// called on an async thread.
     pub fn follow(&self, seen: &mut Seen) {
         let names = match self.loader.names() {
             Ok(names) => names,
@@ -131,7 +134,7 @@ impl Repository {
             let is_tried = seen.tried.get(name) == Some(&now);
             if is_at_rest && !is_tried && self.is_outdated(name, &now) {
                 tracing::info!(family = name, "the pool has new files of it");
-                // The log has heard of it; these files are not tried again.
+                // The log has the error; these files are not tried again.
                 drop(self.load(name));
                 seen.tried.insert(name.clone(), now);
             }
@@ -144,7 +147,8 @@ impl Repository {
         }
     }
 
-    /// Tells whether a family with these files ought to be loaded; not if someone unloaded it.
+    /// Returns whether the family `name`, whose files have the stamps `now`, should be loaded. A
+    /// family that someone unloaded should not.
     fn is_outdated(&self, name: &str, now: &Stamps) -> bool {
         match self.registry.state(name) {
             Some(FamilyState::Ready(service)) => !service.stamps().is_same_version(now),
@@ -153,7 +157,7 @@ impl Repository {
         }
     }
 
-    /// Takes the family `name` out of service; requests that run on it end.
+    /// Takes the family `name` out of service; requests that run on it end on it.
     ///
     /// # Errors
     ///

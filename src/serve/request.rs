@@ -1,4 +1,4 @@
-//! A request and its answer, free of any wire format.
+//! A request and its answer, independent of any wire format.
 
 use std::time::{Duration, Instant};
 
@@ -8,63 +8,63 @@ use crate::{
     tensor::Tensor,
 };
 
-/// The priority of requests that name none.
+/// Priority of requests without one.
 pub const DEFAULT_PRIORITY: u32 = 100;
 
-/// What a client asks of a family.
+/// A client's request to a family.
 #[derive(Debug)]
 pub struct InferRequest {
-    /// The input tensors by name.
+    /// Input tensors by name.
     pub inputs: Vec<(String, Tensor)>,
-    /// What the answer may cost.
+    /// Limits on the cost and quality of the answer.
     pub budget: Budget,
-    /// What waits and has a smaller number runs before it; 1 is the first.
+    /// Priority from 1, the first; a waiting request with a smaller number runs before this one.
     pub priority: u32,
-    /// When the request arrived; the latency budget counts from here.
+    /// Time at which the request arrived; the latency budget counts from here.
     pub arrival: Instant,
 }
 
 /// A family's answer.
 #[derive(Debug)]
 pub struct InferResponse {
-    /// The outputs by name, the family's own first.
+    /// Outputs by name, the family's own first.
     pub outputs: Vec<(String, Tensor)>,
-    /// What was done.
+    /// Report on the answer.
     pub report: Report,
 }
 
-/// A plan with what it costs at one shape of request.
+/// A plan with its costs at one shape of request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlanSummary {
-    /// The plan's id.
+    /// Id of the plan.
     pub plan: String,
-    /// The predicted latency.
+    /// Predicted latency.
     pub predicted_latency: Duration,
-    /// The bytes of its weights and its largest activations.
+    /// Size of the weights and the largest activations, in bytes.
     pub memory_bytes: u64,
-    /// Its quality, and whether that was measured or predicted.
+    /// Quality of the plan, and whether it was measured or predicted.
     pub quality: Quality,
 }
 
-/// What was done for a request.
+/// Report on an answered request: its plan, shape and times.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Report {
-    /// The plan that ran and what it was predicted to cost.
+    /// Plan that ran, with its predicted costs.
     pub plan: PlanSummary,
-    /// The sequences in the request.
+    /// Number of sequences in the request.
     pub batch: usize,
-    /// The tokens of its longest sequence.
+    /// Number of tokens of the longest sequence.
     pub tokens: usize,
-    /// The tokens of all sequences, padding left out; images where there are no tokens.
+    /// Number of tokens of all sequences without padding; of images if there are no tokens.
     pub total_tokens: usize,
-    /// From arrival to answer.
+    /// Time from arrival to answer.
     pub latency: Duration,
-    /// Turning texts into tokens, or image files into pixels.
+    /// Time to turn texts into tokens, or image files into pixels.
     pub preprocess: Duration,
-    /// Waiting for the inference thread.
+    /// Time in the queue for the inference thread.
     pub queue: Duration,
-    /// Running modules.
+    /// Time to run modules.
     pub compute: Duration,
-    /// The ways that tokens took, by module; empty where none routes.
+    /// Experts that tokens took, by module; empty if no module routes.
     pub routed: Vec<RoutedModule>,
 }

@@ -1,26 +1,26 @@
-//! What is told of the ways that tokens took.
+//! Report of the experts that a request's tokens took.
 
 use crate::runtime::Routing;
 
-/// The ways that a request's tokens took in one module.
+/// Experts that a request's tokens took in one module.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoutedModule {
-    /// The module.
+    /// Name of the module.
     pub module: String,
-    /// The ways that a token takes at most.
+    /// Largest number of experts that a token takes.
     pub top_k: usize,
-    /// How many tokens were routed.
+    /// Number of tokens that were routed.
     pub num_tokens: u64,
-    /// How many tokens took each way.
+    /// Number of tokens that took each expert.
     pub taken: Vec<u64>,
 }
 
-/// The same for every sequence of a batch, module by module.
+/// Experts that each sequence of a batch took, by module.
 #[derive(Debug, Default)]
 pub(super) struct RoutedBatch(Vec<(String, Routing)>);
 
 impl RoutedBatch {
-    /// Adds what sequences behind those so far did in `module`.
+    /// Appends the routing of further sequences in `module`.
     pub(super) fn add(&mut self, module: &str, routing: &Routing) {
         match self.0.iter_mut().find(|(known, _)| known == module) {
             Some((_, known)) => {
@@ -31,7 +31,7 @@ impl RoutedBatch {
         }
     }
 
-    /// Returns what `batch` sequences from `start` on did.
+    /// Returns the sums over `batch` sequences from `start` on, by module.
     pub(super) fn of_rows(&self, start: usize, batch: usize) -> Vec<RoutedModule> {
         let own = |(module, routing): &(String, Routing)| {
             let Routing { num_ways, top_k, taken, rows } = routing;

@@ -1,4 +1,4 @@
-//! A path on an input that may be larger than the largest batch.
+//! Runs of a path on an input that may be larger than the largest batch.
 
 use std::time::Duration;
 
@@ -13,28 +13,28 @@ use crate::{
     runtime::{Executor, ModuleObserver, Routing, RuntimeError, SideInputs},
 };
 
-/// A path and what goes through it.
+/// A path and its input.
 #[derive(Debug)]
 pub(super) struct Work<'a> {
     pub(super) path: &'a [ModuleId],
     pub(super) input: ModelInput,
-    /// The most sequences that run at once.
+    /// Largest number of sequences that run at the same time.
     pub(super) max_batch: usize,
 }
 
-/// What a path gave.
+/// Results of a path.
 #[derive(Debug)]
 pub(super) struct Ran {
     pub(super) outputs: Outputs,
-    /// Which places of its sequences are tokens.
+    /// Places of the sequences that are tokens; `None` for images.
     pub(super) places: Option<Places>,
-    /// The ways that tokens took.
+    /// Experts that the tokens took, by module.
     pub(super) routed: RoutedBatch,
-    /// How long each module took, all chunks together.
+    /// Time that each module took, summed over all chunks.
     pub(super) times: Vec<(ModuleId, Duration)>,
 }
 
-/// Runs a path in chunks that fit into memory; `name` is its family's.
+/// Runs a path of the family `name` in chunks that fit into memory.
 pub(super) fn run_chunks(
     executor: &Executor,
     name: &str,
@@ -53,7 +53,7 @@ pub(super) fn run_chunks(
     while start < batch {
         let rows = start..batch.min(start + most);
         let (num_rows, num_ran) = (rows.len(), heard.num_ran);
-        // Texts are cut to the chunk's longest.
+        // Texts are cut to the longest of the chunk.
         let sides = SideInputs::of_input(input.rows(rows))?;
         match executor.run(path, &sides, &mut heard) {
             Ok(found) => {
@@ -70,7 +70,7 @@ pub(super) fn run_chunks(
     Ok(Ran { outputs: concatenate(outputs), places, routed, times })
 }
 
-/// Passes on under the modules' names what is heard of them.
+/// Observer that collects a path's times and routings, and passes them on under the modules' names.
 struct Heard<'a> {
     name: &'a str,
     family: &'a crate::arch::Family,

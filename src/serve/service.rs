@@ -1,4 +1,4 @@
-//! One family as it is served.
+//! Service of one family.
 
 use std::{
     sync::Arc,
@@ -30,7 +30,7 @@ use crate::{
     tensor::{DataType, TensorSpec},
 };
 
-/// Answers the requests of one family.
+/// Service that answers the requests of one family.
 pub struct FamilyService {
     planner: Arc<Planner>,
     digest: String,
@@ -44,7 +44,7 @@ pub struct FamilyService {
     pulse: Pulse,
 }
 
-/// What all families share with those that ask them.
+/// Parts that all families share.
 #[derive(Clone)]
 pub(super) struct SharedParts {
     pub(super) queue: Queue,
@@ -63,12 +63,12 @@ impl FamilyService {
         Self { planner, digest, config, key, queue, observer, counter, foresight, preparing, pulse }
     }
 
-    /// Returns the served name.
+    /// Returns the name under which the family is served.
     pub fn name(&self) -> &str {
         &self.manifest().name
     }
 
-    /// Returns the manifest.
+    /// Returns the family's manifest.
     pub fn manifest(&self) -> &Manifest {
         &self.planner.loaded.family.manifest
     }
@@ -78,22 +78,22 @@ impl FamilyService {
         &self.digest
     }
 
-    /// Returns what the files of its folder were when it was loaded.
+    /// Returns the stamps of the family's files from the time of its loading.
     pub fn stamps(&self) -> &Stamps {
         self.planner.loaded.family.stamps()
     }
 
-    /// Returns what it has answered since it was loaded.
+    /// Returns the statistics since the family was loaded.
     pub fn statistics(&self) -> Statistics {
         self.counter.read()
     }
 
-    /// Returns the inputs: texts, or token ids with their mask.
+    /// Returns the specs of the inputs: texts, or token ids with their mask, or images.
     pub fn input_specs(&self) -> Vec<TensorSpec> {
         inputs::specs(self.manifest())
     }
 
-    /// Returns the outputs, the family's own first.
+    /// Returns the specs of the outputs, the family's own first.
     pub fn output_specs(&self) -> Vec<TensorSpec> {
         let output = &self.manifest().output;
         let rows: &[Option<usize>] = if output.per_token { &[None, None] } else { &[None] };
@@ -106,23 +106,23 @@ impl FamilyService {
         std::iter::once(spec(&output.name, Some(output.width))).chain(states).collect()
     }
 
-    /// Returns the extent of the last hidden states.
+    /// Returns the width of the last hidden states, or `None` if it is not known.
     fn states_width(&self) -> Option<usize> {
         let graph = &self.planner.loaded.family.graph;
         let head = graph.reference_head(&self.manifest().reference)?;
         graph.spaces()[graph.module(head).from.0].width()
     }
 
-    /// Returns the plans that no other beats at this shape, cheapest first.
+    /// Returns the plans that no other plan beats at this shape, cheapest first.
     pub fn front(&self, batch: usize, tokens: usize) -> Vec<PlanSummary> {
         self.planner.front(batch, tokens)
     }
 
-    /// Returns the plan that `budget` gets at this shape.
+    /// Returns the plan for `budget` at this shape.
     ///
     /// # Errors
     ///
-    /// Fails when no plan meets the budget or the plan asked for does not exist.
+    /// Fails when no plan meets the budget, or the named plan does not exist.
     pub fn choose(
         &self,
         batch: usize,
@@ -136,8 +136,8 @@ impl FamilyService {
     ///
     /// # Errors
     ///
-    /// Fails on inputs that are not the family's, budgets that no plan meets, a full queue, a
-    /// request that waited too long, and modules that fail.
+    /// Fails on inputs that are not the family's, budgets that no plan meets and a full queue.
+    /// Fails on a request that waited too long, and on modules that fail.
     ///
     /// # Cancel safety
     ///
@@ -182,8 +182,8 @@ impl FamilyService {
         Ok(InferResponse { outputs: names.zip(outputs).collect(), report })
     }
 
-    /// Admits a request before anything is done for it, by the least that texts of its length are
-    /// likely to need.
+    /// Admits a request before any work is done for it. Uses the least time that texts of its
+    /// length are likely to need.
     fn admit(&self, inputs: &Inputs, asked: &Asked) -> Result<Reservation, ServeError> {
         let shape = match inputs {
             Inputs::Texts(texts) => (texts.len(), self.foresight.tokens(texts)),
@@ -193,7 +193,7 @@ impl FamilyService {
         let now = Instant::now();
         self.pulse.beat(now);
         let mut need = self.planner.need(shape, &asked.budget).unwrap_or_default();
-        // It takes the processor from what runs, and comes before it.
+        // Preparing takes the processor from running batches, and precedes the request's own batch.
         let preparing = self.foresight.preparing(now, inputs.num_bytes());
         need.least += self.preparing.share(preparing, self.config.num_workers);
         need.alone += preparing;
@@ -210,13 +210,13 @@ impl FamilyService {
             let is_hopeless = matches!(error, QueueError::Late { .. })
                 && budget.plan.is_none()
                 && !self.planner.is_feasible(shape, budget);
-            // No other request is why: coming back later does not help.
+            // Other requests are not the reason, so a retry does not help.
             let hopeless = is_hopeless.then(|| self.planner.plan_for(shape, budget).err());
             hopeless.flatten().unwrap_or_else(|| refused(error))
         })
     }
 
-    /// Turns inputs into what plans read and chooses the plan.
+    /// Prepares the inputs that plans read, and chooses the plan.
     async fn prepare(
         &self,
         inputs: Inputs,
@@ -250,8 +250,9 @@ impl FamilyService {
         Ok(Prepared { input: ready.input, chosen })
     }
 
-    /// Chooses the plan for the time that is left. Where none is in time, others may be the cause,
-    /// or what was learned while there were others; an idle server measures before it refuses.
+    /// Chooses the plan for the remaining time. If no plan is in time, the reason may be other
+    /// requests, or latencies learned beside them. An idle server therefore measures before it
+    /// refuses.
     fn plan_in_time(
         &self,
         shape: (usize, usize),
@@ -270,7 +271,8 @@ impl FamilyService {
             let again = (!is_busy).then(|| self.planner.remeasure(shape, budget)).flatten();
             return again.ok_or(error);
         }
-        // Alone, what is expected to pass is a guess; only the time that has passed refuses.
+        // On an idle server the expected delays are a guess; only time that has passed refuses a
+        // request.
         let waited = arrival.elapsed();
         let is_time_left = budget.latency.is_some_and(|latency| waited < latency);
         match is_busy {
@@ -280,15 +282,15 @@ impl FamilyService {
         }
     }
 
-    /// Returns the part of a request's `latency` budget that passes on the async threads: before
-    /// the request is read, and before it is answered. Half of it stays at least, so that something
-    /// is tried, and learned from, however slow they are.
+    /// Returns the part of a request's `latency` budget that passes on the async threads. It passes
+    /// before the request is read and before it is answered. At least half of the budget remains,
+    /// so that however slow they are, a request is tried and learned from.
     fn turns(&self, now: Instant, latency: Duration) -> Duration {
         let turns = self.pulse.lag(now) + self.planner.correction.answering(now);
         turns.min(latency / 2)
     }
 
-    /// Returns when a request queued at `queued` is to be done; `None` if it has no budget.
+    /// Returns the rank of a request queued at `queued`, or `None` if it has no latency budget.
     fn rank(&self, asked: &Asked, queued: Instant) -> Option<Rank> {
         let budget = asked.budget.latency?;
         let deadline = asked.arrival + budget - self.turns(queued, budget);
@@ -296,7 +298,7 @@ impl FamilyService {
         Some(Rank { priority: asked.priority, deadline })
     }
 
-    /// Queues a job and waits for it.
+    /// Queues a job and waits for its result.
     async fn run(
         &self,
         Prepared { input, chosen }: Prepared,
@@ -331,12 +333,12 @@ impl FamilyService {
     }
 }
 
-/// What a request asks beside its inputs.
+/// Budget, priority and arrival of a request.
 #[derive(Debug)]
 struct Asked {
     budget: Budget,
     priority: u32,
-    /// The latency budget counts from here.
+    /// Time from which the latency budget counts.
     arrival: Instant,
 }
 
@@ -357,13 +359,13 @@ fn refused(error: QueueError) -> ServeError {
     }
 }
 
-/// Returns the error for token ids that the plan's anchor does not know.
+/// Returns the error for token ids from another vocabulary than that of `anchor`.
 fn other_vocabulary(anchor: &str) -> ServeError {
     let reason = format!("anchor `{anchor}` has another vocabulary; give text instead");
     inputs::refuse(INPUT_IDS, &reason)
 }
 
-/// Tells the observer how a request ended, also when its future is dropped.
+/// Guard that reports a request's outcome to the observer, even if the request's future is dropped.
 struct Ending<'a> {
     service: &'a FamilyService,
     arrival: Instant,
@@ -389,7 +391,7 @@ impl Drop for Ending<'_> {
     }
 }
 
-/// When nobody asks it any more, its sessions go.
+/// Removes the family from the inference threads, which releases its sessions.
 impl Drop for FamilyService {
     fn drop(&mut self) {
         self.queue.remove(self.key);

@@ -1,4 +1,4 @@
-//! What a family has answered since it was loaded, as Triton's statistics count it.
+//! Statistics of a family's requests since it was loaded, in Triton's terms.
 
 use std::{
     collections::BTreeMap,
@@ -8,40 +8,40 @@ use std::{
 
 use super::Report;
 
-/// How often something happened, and how long it took in all.
+/// Number of times that an event happened, and its total time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// How often.
+    /// Number of times.
     pub count: u64,
-    /// The time.
+    /// Total time.
     pub time: Duration,
 }
 
-/// The answered requests of one batch size.
+/// Tallies of the answered requests of one batch size.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BatchTally {
-    /// Turning texts into tokens, or image files into pixels.
+    /// Conversion of texts into tokens, or of image files into pixels.
     pub preprocess: Tally,
-    /// Running modules.
+    /// Runs of modules.
     pub compute: Tally,
 }
 
-/// What a family has answered.
+/// Statistics of a family's requests.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Statistics {
-    /// Requests that were answered, from arrival to answer.
+    /// Answered requests, from arrival to answer.
     pub answered: Tally,
-    /// Requests that were not.
+    /// Requests without an answer, from arrival to end.
     pub failed: Tally,
-    /// Waiting for the inference thread.
+    /// Waits for the inference thread.
     pub queue: Tally,
-    /// The answered requests by batch size.
+    /// Answered requests by batch size.
     pub batches: BTreeMap<usize, BatchTally>,
-    /// When the last request ended; `None` before the first.
+    /// Time of the last request's end, since the Unix epoch; `None` before the first.
     pub last: Option<Duration>,
 }
 
-/// Statistics that requests add to.
+/// Counter of a family's requests.
 #[derive(Debug, Default)]
 pub(super) struct Counter(Mutex<Statistics>);
 
@@ -51,7 +51,7 @@ impl Tally {
         self.time += time;
     }
 
-    /// Adds two tallies.
+    /// Returns the sum of two tallies.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
         Self { count: self.count + other.count, time: self.time + other.time }
@@ -59,14 +59,14 @@ impl Tally {
 }
 
 impl Statistics {
-    /// Returns the texts or images that were answered.
+    /// Returns the number of texts or images that were answered.
     pub fn num_inputs(&self) -> u64 {
         self.batches.iter().map(|(size, batch)| *size as u64 * batch.compute.count).sum()
     }
 }
 
 impl Counter {
-    /// Counts a request that was answered.
+    /// Counts an answered request.
     pub(super) fn answered(&self, report: &Report) {
         self.change(|statistics| {
             statistics.answered.add(report.latency);
@@ -77,12 +77,12 @@ impl Counter {
         });
     }
 
-    /// Counts a request that was not answered after `time`.
+    /// Counts a request that ended without an answer after `time`.
     pub(super) fn failed(&self, time: Duration) {
         self.change(|statistics| statistics.failed.add(time));
     }
 
-    /// Returns the statistics as they are now.
+    /// Returns the current statistics.
     pub(super) fn read(&self) -> Statistics {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

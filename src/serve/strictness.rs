@@ -1,22 +1,22 @@
-//! How much room is left behind others when requests are admitted.
+//! Room that admission leaves behind other requests.
 //!
-//! Reads no clock.
+//! This module reads no clock.
 
 use std::time::Instant;
 
 use super::follow::remaining;
 
-/// Strictness added when something admitted is late at its turn, and the fraction of it that
+/// Strictness added when an admitted job is late at its turn. `LAXER` is the fraction of it that
 /// remains after any other batch.
 const STRICTER: f64 = 0.25;
 const LAXER: f64 = 0.99;
 
-/// The fraction of a full batch's time that must be left behind others: load causes it, and it
-/// fades with it.
+/// Fraction of a full batch's extra time that admission leaves behind other requests. Load causes
+/// it, and it fades with the load.
 #[derive(Debug, Default)]
 pub(super) struct Strictness {
     value: f64,
-    /// When something was last late at its turn.
+    /// Time at which an admitted job was last late at its turn; `None` before the first.
     raised: Option<Instant>,
 }
 
@@ -27,12 +27,12 @@ impl Strictness {
         self.raised.map_or(0.0, |raised| self.value * remaining(age(raised)))
     }
 
-    /// Notes that something admitted was late at its turn.
+    /// Raises the strictness at `now`, since an admitted job was late at its turn.
     pub(super) fn raise(&mut self, now: Instant) {
         *self = Self { value: (self.at(now) + STRICTER).min(1.0), raised: Some(now) };
     }
 
-    /// Notes that a batch was in time.
+    /// Lowers the strictness, since a batch was in time.
     pub(super) fn lower(&mut self) {
         self.value *= LAXER;
     }

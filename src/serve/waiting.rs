@@ -1,14 +1,14 @@
-//! The order in which requests run, and how long the next one may take: by priority, then earliest
-//! deadline first.
+//! Order in which requests run, by priority and then by deadline, and the time that the next batch
+//! may take.
 //!
-//! Pure: it reads no clock and runs nothing.
+//! This module is pure: it reads no clock and runs nothing.
 
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
 };
 
-/// What waits, by rank; of equal ones the first comes first.
+/// Waiting items by rank; of equal ranks, the item that came first is first.
 #[derive(Debug)]
 pub(super) struct Waiting<T> {
     entries: BTreeMap<Key, Entry<T>>,
@@ -17,7 +17,7 @@ pub(super) struct Waiting<T> {
 
 type Key = (Rank, u64);
 
-/// When something is to be done, most urgent first: by priority, then by deadline.
+/// Urgency of an item, by priority and then by deadline; the most urgent is the least.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Rank {
     pub(super) priority: u32,
@@ -27,44 +27,44 @@ pub(super) struct Rank {
 #[derive(Debug)]
 struct Entry<T> {
     least: Duration,
-    /// `None` while its place is reserved.
+    /// Item that waits, or `None` while its place is reserved.
     item: Option<T>,
 }
 
-/// The place of something that was admitted and is being prepared.
+/// Place of an admitted item that is being prepared.
 #[derive(Debug)]
 pub(super) struct Reserved(Key);
 
-/// How long the first `size` of some that run together may take.
+/// Time that the first `size` items of a batch may take together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Share {
     pub(super) size: usize,
     pub(super) allowance: Duration,
-    /// The time until their first deadline.
+    /// Time until the first deadline of these items.
     pub(super) left: Duration,
 }
 
-/// The threads that take what waits.
+/// Numbers of the threads that take waiting items.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Threads {
     pub(super) num_all: usize,
-    /// Those that have nothing to do, the one that asks among them.
+    /// Number of threads without work, including the one that asks.
     pub(super) num_free: usize,
 }
 
-/// The least time that something can take.
+/// Least time that an item can take.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Need {
-    /// Its part of a full batch.
+    /// Time of the item as its part of a full batch.
     pub(super) least: Duration,
-    /// In a batch of its own.
+    /// Time of a batch with the item alone.
     pub(super) alone: Duration,
-    /// How much longer a full batch takes than one of its own, as far as that counts.
+    /// Extra time of a full batch over a batch with the item alone, scaled by strictness.
     pub(super) company: Duration,
 }
 
 impl<T> Waiting<T> {
-    /// Creates an empty order.
+    /// Creates an empty queue.
     pub(super) fn new() -> Self {
         Self { entries: BTreeMap::new(), count: 0 }
     }
@@ -74,12 +74,12 @@ impl<T> Waiting<T> {
         self.entries.len()
     }
 
-    /// Returns everything that waits, in no order that matters.
+    /// Returns the waiting items, in any order.
     pub(super) fn items(&self) -> impl Iterator<Item = &T> {
         self.entries.values().filter_map(|entry| entry.item.as_ref())
     }
 
-    /// Reserves a place for something that takes `least` or longer.
+    /// Reserves a place for an item that takes at least `least`.
     pub(super) fn reserve(&mut self, rank: Rank, least: Duration) -> Reserved {
         Reserved(self.insert(rank, Entry { least, item: None }))
     }
@@ -89,7 +89,7 @@ impl<T> Waiting<T> {
         self.entries.remove(&key);
     }
 
-    /// Adds `item`, which takes `least` or longer.
+    /// Adds `item`, which takes at least `least`.
     pub(super) fn push(&mut self, rank: Rank, least: Duration, item: T) {
         self.insert(rank, Entry { least, item: Some(item) });
     }
@@ -101,22 +101,24 @@ impl<T> Waiting<T> {
         key
     }
 
-    /// Returns when everything that waits may be done, the threads being free at `free`.
+    /// Returns the time at which every item may be done, or `None` without threads. The threads
+    /// become free at `free`.
     pub(super) fn done_at(&self, free: &[Instant]) -> Option<Instant> {
         let mut free = free.to_vec();
         let ends = self.entries.values().map(|entry| spend(&mut free, entry.least));
         ends.last().flatten().or_else(|| free.iter().min().copied())
     }
 
-    /// Drops everything for which `stays` does not hold.
+    /// Drops the items for which `stays` returns false, but no reserved place.
     pub(super) fn retain(&mut self, mut stays: impl FnMut(&T) -> bool) {
         self.entries.retain(|_, entry| entry.item.as_ref().is_none_or(&mut stays));
     }
 
-    /// Removes what comes first and what runs with it. `joins` tells what may run with the members
-    /// found so far; `choose` hears them and how long a batch of the first of them may take, and
-    /// tells how many run: at most their part, where other threads have nothing to do. What is late
-    /// already comes before all else, alone: it waits for nothing.
+    /// Removes and returns the first item and those that run with it, or `None` if no item is
+    /// ready. `joins` returns whether an item may run with the members found so far. `choose` gets
+    /// the members and the time that batches of the first of them may take. It returns the number
+    /// of members that run. If other threads are idle, at most this thread's part of them runs. An
+    /// item that is already late comes before all others, alone, since it waits for nothing.
     pub(super) fn pop_batch<R>(
         &mut self,
         (now, threads): (Instant, Threads),
@@ -153,10 +155,11 @@ impl<T> Waiting<T> {
         Some((entries.filter_map(|entry| entry.item).collect(), found))
     }
 
-    /// Returns how long the batch of `keys` may take, so that each that waits and is of no lower
-    /// priority has its share of the time that is left: the least of the time until its first
-    /// deadline, and, if batches of its size that take as long follow it, the time until each other
-    /// deadline divided by the number that a thread then runs.
+    /// Returns the time that the batch of `keys` may take. Every waiting item of at least its
+    /// priority keeps a share of the remaining time. The result is at most the time until the
+    /// batch's first deadline. Each other item limits it to the time until that item's deadline,
+    /// divided by a thread's batches until then. Their number assumes that batches of the same size
+    /// and time follow.
     fn share(&self, now: Instant, keys: &[Key], num_threads: usize) -> Share {
         let until = |(rank, _): &Key| rank.deadline.saturating_duration_since(now);
         let left = keys.iter().map(until).min().unwrap_or_default();
@@ -174,12 +177,13 @@ impl<T> Waiting<T> {
         }
     }
 
-    /// Returns when something of `rank` may begin, the threads being free at `free`.
+    /// Returns the time at which an item of `rank` may begin, or `None` without threads. The
+    /// threads become free at `free`.
     pub(super) fn start_of(&self, free: &[Instant], rank: Rank) -> Option<Instant> {
         self.free_before(free, rank).into_iter().min()
     }
 
-    /// Returns when each thread is free of what comes before `rank`.
+    /// Returns the time at which each thread is done with the items before `rank`.
     fn free_before(&self, free: &[Instant], rank: Rank) -> Vec<Instant> {
         let mut free = free.to_vec();
         for (_, entry) in self.entries.range(..=(rank, u64::MAX)) {
@@ -188,11 +192,13 @@ impl<T> Waiting<T> {
         free
     }
 
-    /// Tells whether something more can be done in time if everything takes the least it can, the
-    /// threads being free at `free`, and nothing of its priority that would be in time is made late
-    /// by it. It takes `least` off the time of others, and `alone` itself or, where others wait
-    /// before it, what its batch does, which is as large as theirs or full: batches that have to
-    /// stay small for those that are due would make what follows late.
+    /// Returns whether another item can be done in time if every item takes its least time. The
+    /// threads become free at `free`. The new item must not make an item of its priority late that
+    /// would be in time.
+    ///
+    /// The new item takes `least` off the time of others. Its own time is `alone`, or that of its
+    /// batch if others wait before it. Its batch is as large as theirs or full. Batches that must
+    /// stay small for items that are due would make later items late.
     pub(super) fn has_room(
         &self,
         free: &[Instant],
@@ -218,7 +224,8 @@ impl<T> Waiting<T> {
     }
 }
 
-/// Has the thread that is free first run something for `time`; returns when that ends.
+/// Adds `time` to the thread that is free first. Returns the end of that time, or `None` without
+/// threads.
 fn spend(free: &mut [Instant], time: Duration) -> Option<Instant> {
     let first = free.iter_mut().min()?;
     *first += time;
@@ -293,12 +300,12 @@ mod tests {
             let last = shares.last().expect("one");
             (last.size, (last.size, last.allowance))
         };
-        // Of five with another thread idle it takes three, and the last two are one batch more.
+        // With another thread idle it takes three of five; the last two are one batch more.
         let threads = Threads { num_all: 2, num_free: 2 };
         let choose = |_: &[&u64], shares: &[Share]| take(shares);
         let (_, found) = waiting.pop_batch((now, threads), |_, _| true, choose).expect("some");
         assert_eq!(found, (3, ms(40)));
-        // Three threads that are all busy but this one.
+        // All three threads but this one are busy.
         let threads = Threads { num_all: 3, num_free: 1 };
         let choose = |_: &[&u64], shares: &[Share]| take(&shares[..1]);
         let (_, found) = waiting.pop_batch((now, threads), |_, _| true, choose).expect("some");
@@ -312,12 +319,12 @@ mod tests {
         let at = |priority, deadline| Rank { priority, deadline: now + ms(deadline) };
         waiting.push(at(2, 10), ms(8), "low");
         waiting.push(at(1, 40), ms(8), "high");
-        // The low one is made late by another of high priority, but not the high one.
+        // A new item of high priority may make the low one late, but not the high one.
         let need = Need { least: ms(20), alone: ms(20), company: ms(0) };
         assert!(waiting.has_room(&[now], at(1, 30), need));
         let need = Need { least: ms(33), alone: ms(33), company: ms(0) };
         assert!(!waiting.has_room(&[now], at(1, 39), need));
-        // One of low priority comes after both.
+        // An item of low priority comes after both.
         let need = Need { least: ms(1), alone: ms(1), company: ms(0) };
         assert!(
             waiting.has_room(&[now], at(2, 17), need) && !waiting.has_room(&[now], at(2, 16), need)
@@ -353,7 +360,7 @@ mod tests {
             (0, 20, 6, true),
             (0, 20, 7, false),
             (3, 20, 6, false),
-            // Both are late as it is, so nothing is lost.
+            // Both items are late anyway, so nothing is lost.
             (18, 19, 1, false),
             (18, 40, 5, true),
         ] {

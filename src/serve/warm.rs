@@ -1,6 +1,6 @@
-//! The first run of a family's likely plans, before it is told to be ready: a session costs several
-//! times as much when it is made, and again when it runs for the first time. And what the machine
-//! takes now may be more than when it was profiled; the first budgets are to be kept as well.
+//! First run of a family's likely plans, before the family is ready. A session costs several times
+//! as much when it is created, and again when it first runs. The machine may also be slower now
+//! than when it was profiled. Even the first budgets are to be kept.
 
 use std::time::{Duration, Instant};
 
@@ -12,18 +12,19 @@ use crate::{
     runtime::{Executor, ModuleObserver, RuntimeError, SideInputs},
 };
 
-/// Longest time that a family's plans are run for before it is ready.
+/// Longest time to run a family's plans before it is ready.
 const LONGEST: Duration = Duration::from_secs(2);
 
-/// Runs from which the machine's speed is learned, and the longest time for them.
+/// Number of runs from which the machine's speed is learned. `LONGEST_MEASURED` is their longest
+/// time.
 const NUM_MEASURED: usize = 40;
 const LONGEST_MEASURED: Duration = Duration::from_millis(500);
 
-/// Longest text that they are run on, in tokens.
+/// Longest text of these runs, in tokens.
 const MAX_TOKENS: usize = 64;
 
-/// Loads and runs the plans of every front once: the cheapest and the best first, so that where
-/// time or memory ends both extremes have run. Returns those that ran.
+/// Loads and runs the plans of every front once, and returns the paths that ran. The cheapest and
+/// the best plans come first. Both extremes have thus run when time or memory ends.
 pub(super) fn warm_up(executor: &Executor, loaded: &LoadedFamily) -> Vec<Vec<ModuleId>> {
     let start = Instant::now();
     let mut ran = Vec::new();
@@ -41,7 +42,7 @@ pub(super) fn warm_up(executor: &Executor, loaded: &LoadedFamily) -> Vec<Vec<Mod
     ran
 }
 
-/// Runs the plans of `paths` again, so that `planner` knows how fast the machine is now.
+/// Runs the plans of `paths` again, so that `planner` learns the machine's current speed.
 pub(super) fn measure(
     executor: &Executor,
     paths: &[Vec<ModuleId>],
@@ -73,7 +74,7 @@ fn likely(loaded: &LoadedFamily) -> Vec<&PlanEntry> {
     all.filter(|entry| seen.insert(entry.id.as_str())).collect()
 }
 
-/// Loads a plan's modules and runs it once; returns whether there was room for all of them.
+/// Loads a plan's modules and runs it once. Returns whether there was room for all modules.
 fn load_and_run(
     executor: &Executor,
     loaded: &LoadedFamily,
@@ -96,7 +97,7 @@ fn run(
     executor.run(path, &SideInputs::of_input(input)?, observer).map(drop)
 }
 
-/// How long each module took.
+/// Time that each module took.
 #[derive(Debug, Default)]
 struct Times(Vec<(ModuleId, Duration)>);
 
@@ -106,7 +107,7 @@ impl ModuleObserver for Times {
     }
 }
 
-/// Returns one text of equal tokens, or one image of zeros.
+/// Returns an input of one text of equal tokens, or of one image of zeros.
 fn blank(manifest: &Manifest) -> ModelInput {
     if let Some(image) = &manifest.image {
         let shape = [image.channels, image.height, image.width];

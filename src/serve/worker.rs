@@ -42,8 +42,8 @@ impl Drop for InferenceThreads {
     }
 }
 
-/// Starts `num_workers` inference threads, for which at most `limit` jobs wait; they end when the
-/// returned queue and its clones are dropped.
+/// Starts `num_workers` inference threads with a queue in which at most `limit` jobs wait. The
+/// threads end when the returned queue and its clones are dropped.
 pub(super) fn start(
     num_workers: usize,
     limit: usize,
@@ -62,25 +62,25 @@ pub(super) fn start(
     Ok((queue, threads))
 }
 
-/// A batch that ran.
+/// Results of a batch that ran.
 struct Computed {
     ran: Ran,
     planner: Arc<Planner>,
     lesson: Lesson,
 }
 
-/// Time that a batch took.
+/// Times that a batch took.
 struct Lesson {
     shape: (usize, usize),
     times: Vec<(ModuleId, Duration)>,
-    /// Time of the whole path; `None` where it says nothing about the next one.
+    /// Time of the whole path; `None` if it says nothing about later batches.
     whole: Option<Duration>,
 }
 
 struct Worker {
     crew: Arc<Crew>,
     receiver: Receiver,
-    /// Held while the thread is inside ONNX Runtime.
+    /// Flag to stop the thread, whose lock is held while the thread is inside ONNX Runtime.
     is_stopped: Arc<Mutex<bool>>,
 }
 
@@ -93,7 +93,8 @@ impl Worker {
             if *is_stopped || matches!(next, Next::Closed) {
                 return;
             }
-            // What is lost is this batch or task; who waits for it hears that the thread is gone.
+            // A panic loses only this batch or task; its clients get the error that the thread is
+            // gone.
             drop(catch_unwind(AssertUnwindSafe(|| self.perform(next))));
         }
     }
@@ -107,11 +108,11 @@ impl Worker {
         }
     }
 
-    /// Runs a batch, but not the jobs for which nobody waits any more.
+    /// Runs a batch without the jobs whose clients no longer wait.
     fn answer(&self, Batch { mut jobs, chosen }: Batch) {
         let executor = jobs.first().and_then(|job| self.crew.executor(job.family));
         let Some(executor) = executor else {
-            // A family is removed after its last job, so these wait for no answer.
+            // A family is removed after its last job, so no client waits for these jobs.
             return;
         };
         jobs.retain(|job| !job.reply.is_closed());
@@ -125,8 +126,8 @@ impl Worker {
         }
     }
 
-    /// Runs jobs together; each again by itself where that fails, so that only one that cannot run
-    /// fails.
+    /// Runs jobs together. If that fails, runs each of them alone, so that only the jobs at fault
+    /// fail.
     fn run_batch(&self, executor: &Executor, mut jobs: Vec<Job>, chosen: &Chosen) {
         let start = Instant::now();
         let begun = self.receiver.begin(chosen.careful);
@@ -150,7 +151,7 @@ impl Worker {
         }
     }
 
-    /// Learns what a batch took.
+    /// Learns from the times of a batch.
     fn learn(&self, planner: &Planner, lesson: &Lesson, is_alone: bool) {
         let Lesson { shape, times, whole } = lesson;
         if let Some(whole) = *whole {
@@ -159,7 +160,7 @@ impl Worker {
         }
     }
 
-    /// Runs jobs again that may have suffered from one another.
+    /// Runs each of `jobs` again alone, since they may have suffered from one another.
     fn run_alone(&self, executor: &Executor, jobs: Vec<Job>) {
         for job in jobs {
             let chosen = job.chosen.clone().anew();
@@ -167,7 +168,7 @@ impl Worker {
         }
     }
 
-    /// Runs a plan on the inputs of all jobs.
+    /// Runs the plan `chosen` on the inputs of all jobs.
     fn compute(
         &self,
         executor: &Executor,
@@ -191,7 +192,7 @@ impl Worker {
         let work = Work { path: &chosen.path, input, max_batch };
         let start = Instant::now();
         let (mut ran, has_loaded) = computing[0].in_scope(|| self.run(executor, work))?;
-        // What runs in chunks has no shape to learn from.
+        // A batch that runs in chunks has no shape to learn from.
         let is_lesson = !has_loaded && shape.0 <= max_batch;
         let whole = is_lesson.then(|| start.elapsed());
         let lesson = Lesson { shape, times: std::mem::take(&mut ran.times), whole };
@@ -201,7 +202,8 @@ impl Worker {
         Ok(Computed { ran, planner, lesson })
     }
 
-    /// Runs a path in chunks of at most the largest batch; tells whether modules were loaded.
+    /// Runs a path in chunks of at most the largest batch. Returns its results and whether modules
+    /// were loaded.
     fn run(&self, executor: &Executor, work: Work<'_>) -> Result<(Ran, bool), ServeError> {
         let name = &executor.family().manifest.name;
         let before = executor.residency();
@@ -216,8 +218,8 @@ impl Worker {
     }
 }
 
-/// Tells the operator, not the client, which file was changed under a family, or how much memory is
-/// missing.
+/// Returns the client's error for `error`. The log, not the client, gets the changed file or the
+/// amount of missing memory.
 fn told(observer: &dyn Observer, name: &str, error: RuntimeError) -> ServeError {
     if let RuntimeError::Score { module, .. } = &error {
         observer.router_failed(name, module);
@@ -231,8 +233,8 @@ fn told(observer: &dyn Observer, name: &str, error: RuntimeError) -> ServeError 
     ServeError::Unavailable { name: name.to_owned(), state }
 }
 
-/// Answers every job of a batch that began at `start`, but those whose outputs are not finite
-/// numbers, which are returned.
+/// Answers every job of a batch that began at `start`, except those whose outputs are not finite.
+/// Returns those jobs.
 fn reply(jobs: Vec<Job>, ran: Ran, chosen: &Chosen, start: Instant) -> Vec<Job> {
     let compute = start.elapsed();
     let shapes: Vec<(usize, usize)> = jobs.iter().map(|job| job.shape).collect();
@@ -249,16 +251,17 @@ fn reply(jobs: Vec<Job>, ran: Ran, chosen: &Chosen, start: Instant) -> Vec<Job> 
         let (before, queue) = (job.before, start - job.queued);
         chosen.plan.predicted_latency += before + job.planner.correction.answering(Instant::now());
         let done = Done { outputs, routed, before, queue, compute, chosen };
-        // A span ends when nobody holds it any more: the request's must not wait for this thread.
+        // A span ends when its last holder drops it; the request's span must not wait for this
+        // thread.
         drop(job.request);
-        // Nobody hears a failure to send: the client has gone in the meantime.
+        // Sending fails only if the client has gone in the meantime.
         drop(job.reply.send(Ok(done)));
     }
     failed
 }
 
-/// Refuses the job for which there is no time, or which failed: there is one where there is an
-/// error.
+/// Refuses the only job of `jobs`, which failed or has no time left. A batch with an error has at
+/// most one job.
 fn refuse(jobs: Vec<Job>, error: ServeError) {
     if let Some(job) = jobs.into_iter().next() {
         drop(job.request);

@@ -1,18 +1,19 @@
-//! The threads that compute give way to those that read and answer requests.
+//! Lower priority of the threads that compute, below those that read and answer requests.
 
 use std::cell::Cell;
 
 use rustix::{process::setpriority_process, thread::gettid};
 
 /// Niceness of threads that compute. Reading a request costs a fraction of answering it, so the
-/// threads that read are to wait for nothing: what waits to be read is late before it is known.
+/// threads that read must not wait. A request that waits to be read is late before the server knows
+/// of it.
 const NICENESS: i32 = 5;
 
 thread_local! {
     static GIVES_WAY: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Makes this thread give way to others of the process from now on, if the system lets it.
+/// Lowers this thread's priority below the others of the process, if the system allows it.
 pub(super) fn give_way() {
     if GIVES_WAY.replace(true) {
         return;
