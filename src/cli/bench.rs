@@ -1,4 +1,4 @@
-//! `bench`: policies under load, side by side.
+//! The `bench` command: policies under load, side by side.
 
 use std::time::Duration;
 
@@ -19,17 +19,17 @@ use crate::{
     fit::{Progress, write_atomically},
 };
 
-/// Clients that ask at once while the capacity is measured.
+/// Number of clients that send requests at once while the capacity is measured.
 const NUM_CLIENTS: usize = 16;
 
-/// A policy under one load.
+/// Measurements of a policy under one load.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Row {
-    /// `tessera`, or the one plan that there is.
+    /// Name of the policy: `tessera`, or the plan that answers every request.
     pub(super) policy: String,
-    /// The load, as a multiple of the best plan's capacity.
+    /// Load as a multiple of the best plan's capacity.
     pub(super) load: f64,
-    /// Requests a second.
+    /// Rate of arrivals in requests per second.
     pub(super) rate: f64,
     /// Squared coefficient of variation of the times between requests; `None` for a trace.
     pub(super) cv2: Option<f64>,
@@ -37,10 +37,10 @@ pub(super) struct Row {
     pub(super) measured: Measured,
 }
 
-/// The policy that lets the server choose.
+/// Name of the policy under which the server chooses plans.
 pub(super) const TESSERA: &str = "tessera";
 
-/// What does not change between loads.
+/// Settings that all loads share.
 struct Setting<'a> {
     arguments: &'a BenchArguments,
     target: Target,
@@ -49,7 +49,7 @@ struct Setting<'a> {
     capacity: f64,
 }
 
-/// Puts every load on the server under every policy.
+/// Runs every load on the server under every policy, and prints the measurements.
 pub(super) fn run(common: &Common, arguments: &BenchArguments) -> anyhow::Result<()> {
     crate::telemetry::start_logging(&common.log, common.log_format, None)?;
     check(arguments)?;
@@ -136,7 +136,7 @@ async fn set_up(arguments: &BenchArguments) -> anyhow::Result<Setting<'_>> {
     Ok(Setting { arguments, target, inputs, policies, capacity })
 }
 
-/// Returns `count` plans along the front, its ends among them.
+/// Returns at most `count` plans spread along the front; two or more include its ends.
 fn spread(front: &[FrontPlan], count: usize) -> Vec<String> {
     let count = count.min(front.len());
     let last = front.len().saturating_sub(1);
