@@ -42,12 +42,12 @@ impl FromRequest<Arc<Shared>> for Body {
         let Some(coding) = coding else {
             return Ok(Self(bytes));
         };
-        // A compressed body of few bytes may unpack to as many as the limit allows.
+        // Few compressed bytes may unpack to as large a body as the limit allows.
         off_thread(limit.as_usize(), move || coding.unpack(&bytes, limit)).await.map(Self)
     }
 }
 
-/// Parses `bytes` as JSON that holds no more than `bounds` allow.
+/// Parses `bytes` as JSON whose content is within `bounds`.
 pub(super) fn parse_json<T: DeserializeOwned>(
     bytes: &[u8],
     bounds: &Bounds,

@@ -1,8 +1,8 @@
 //! Bounds on the content of a request, checked before the request is decoded.
 //!
 //! Small bodies can ask for large values. An empty input of a message has two bytes and takes
-//! hundreds once it is decoded; a kilobyte of gzip holds a million of them. So the values of a body
-//! are counted before memory is allocated for them. This module decodes nothing.
+//! hundreds once it is decoded. A kilobyte of gzip holds a million such inputs. So the values of a
+//! body are counted before memory is allocated for them. This module decodes nothing.
 
 use crate::{
     family::{ImageSpec, Limits, Manifest},

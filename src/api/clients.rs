@@ -247,7 +247,7 @@ impl Permit {
     }
 }
 
-/// Checks that no two clients share a token, which could not be told apart.
+/// Checks that no two clients share a token; otherwise neither could be told from the other.
 fn check_tokens(clients: &[Client]) -> Result<(), String> {
     let mut names = BTreeMap::new();
     for Client { name, digest, .. } in clients {

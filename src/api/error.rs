@@ -191,8 +191,8 @@ impl ApiError {
         }
     }
 
-    /// Returns the seconds to wait before the request may succeed, at least one. Returns None for
-    /// failures without such a time.
+    /// Returns the seconds to wait before the request may succeed, at least one. Returns None if no
+    /// time is known.
     fn retry_after_seconds(&self) -> Option<u64> {
         let wait = match self {
             Self::Serve(

@@ -58,7 +58,7 @@ pub(super) async fn live() -> Json<Liveness> {
     Json(Liveness { live: true })
 }
 
-/// Returns whether at least one model takes requests, with status 200 or 503.
+/// Returns whether the server takes requests: no model is loading, and at least one is ready.
 pub(super) async fn ready(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     let ready = shared.api.repository.registry().is_ready();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };

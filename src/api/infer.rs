@@ -127,8 +127,8 @@ async fn classify(
     .await
 }
 
-/// A request that has arrived. If it ends before its family takes it, the observer is told, even if
-/// the client has gone.
+/// Guard of a request that has arrived. If the request ends before its family takes it, the guard
+/// reports that to the observer, even if the client has gone.
 pub(super) struct Accepted {
     observer: Arc<dyn Observer>,
     family: String,
@@ -136,15 +136,15 @@ pub(super) struct Accepted {
 }
 
 impl Accepted {
-    /// Tells the observer that a request for `model` has arrived.
+    /// Creates the guard, and reports a request for `model` to the observer.
     pub(super) fn new(observer: Arc<dyn Observer>, model: &Model) -> Self {
         let family = model.service.name().to_owned();
         observer.accepted(&family);
         Self { observer, family, is_told: false }
     }
 
-    /// Leaves a decoded request to its family, which must be asked next. Tells the observer of a
-    /// refused one.
+    /// Leaves a decoded request to its family, which must be asked next. Reports a refused one to
+    /// the observer.
     pub(super) fn hand_over<T>(mut self, decoded: Result<T, ApiError>) -> Result<T, ApiError> {
         self.is_told = true;
         decoded.inspect_err(|error| self.tell(error.code()))

@@ -244,7 +244,7 @@ pub struct FitArguments {
     /// fitting maps
     #[arg(long)]
     pub experts: bool,
-    /// Fit again what is already fitted
+    /// Fit maps and experts again that are already fitted
     #[arg(long)]
     pub refit: bool,
 }

@@ -1,4 +1,4 @@
-//! The sockets: connections are accepted within their limit, and drained in the end.
+//! Sockets: connections are accepted within their limit, and drained in the end.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -12,35 +12,35 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{Protocol, Tls, activity::Patience, connection::Connections};
 use crate::serve::Observer;
 
-/// How many connections over the limit are told so at once; more are closed without a word.
+/// Most connections over the limit that are answered at once; further ones are closed unanswered.
 const MAX_REFUSALS: usize = 64;
 
-/// How long a connection over the limit has to ask, and to read that it is refused.
+/// Time-outs of a connection over the limit, for its request and for reading the refusal.
 const REFUSAL: Patience = Patience {
     first: Duration::from_secs(2),
     idle: Duration::from_millis(200),
     unread: Duration::from_secs(1),
 };
 
-/// What connections may take.
+/// Limits of connections.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// The most connections at once, over all ports; the next ones are answered 503.
+    /// Most connections at once, over all ports; further ones are answered 503.
     pub max_connections: usize,
-    /// The most requests at once on an HTTP/2 connection.
+    /// Most requests at once on an HTTP/2 connection.
     pub max_streams: u32,
-    /// How long a connection may take until the head of its first request is there, a TLS
-    /// handshake included.
+    /// Time until the head of a connection's first request must be there, including a TLS
+    /// handshake.
     pub header_timeout: Duration,
-    /// How long a connection may stay open without a request, and a stream without a message.
+    /// Time that a connection may stay open without a request, and a stream without a message.
     pub idle_timeout: Duration,
-    /// How long an answer may wait for its client to take more of it.
+    /// Time that an answer may wait for its client to take more of it.
     pub write_timeout: Duration,
-    /// How long running requests may take after the server is told to stop.
+    /// Time that running requests may take after the server is told to stop.
     pub drain_timeout: Duration,
 }
 
-/// How connections are taken; cheap to clone, and shared by all ports.
+/// Settings of connections, shared by all ports; cheap to clone.
 #[derive(Clone)]
 pub struct Transport {
     limits: Limits,
@@ -50,13 +50,13 @@ pub struct Transport {
 }
 
 impl Transport {
-    /// Gathers how connections are taken; without `tls` they are not encrypted.
+    /// Creates the settings; without `tls`, connections are not encrypted.
     pub fn new(limits: Limits, tls: Option<Arc<Tls>>, observer: Arc<dyn Observer>) -> Self {
         let connections = Arc::new(Semaphore::new(limits.max_connections));
         Self { limits, tls, connections, observer }
     }
 
-    /// Returns what connections may take.
+    /// Returns the limits of connections.
     pub fn limits(&self) -> &Limits {
         &self.limits
     }
@@ -68,30 +68,30 @@ impl std::fmt::Debug for Transport {
     }
 }
 
-/// Routes on a socket.
+/// Server of routes on a socket.
 #[derive(Debug)]
 pub(in crate::api) struct Server {
-    /// What is spoken.
+    /// Protocol of the socket.
     pub(in crate::api) protocol: Protocol,
-    /// The routes.
+    /// Routes of the server.
     pub(in crate::api) router: Router,
-    /// What answers connections over the limit.
+    /// Routes that answer connections over the limit.
     pub(in crate::api) refusal: Router,
-    /// How connections are taken.
+    /// Settings of connections.
     pub(in crate::api) transport: Transport,
 }
 
 impl Server {
-    /// Serves until `shutdown`, then drains: no connection is accepted any more, idle ones are
-    /// closed, and running requests may end within the limit.
+    /// Serves until `shutdown`, then drains. A drain accepts no connections, closes idle ones, and
+    /// lets running requests end within the limit.
     ///
     /// # Errors
     ///
-    /// Fails when the socket has no address.
+    /// Fails if the socket has no address.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future stops accepting; connections that are open go on until the runtime ends.
+    /// Dropping the future stops accepting connections; open ones go on until the runtime ends.
     pub(in crate::api) async fn run(
         self,
         mut listener: TcpListener,
@@ -158,7 +158,7 @@ impl Server {
     }
 }
 
-/// A connection that counts.
+/// An open connection that the observer counts.
 struct Counted {
     observer: Arc<dyn Observer>,
     protocol: Protocol,
