@@ -1,4 +1,4 @@
-//! Request bodies: read within the limit, parsed off the async threads where that takes long.
+//! Request bodies: read within the limit, and parsed off the async threads if that takes long.
 
 use std::sync::Arc;
 
@@ -14,10 +14,10 @@ use serde::de::DeserializeOwned;
 
 use super::{Shared, bounds::Bounds, error::ApiError, packed::Coding};
 
-/// The most bytes of JSON that are parsed or written on an async thread, well under 500 µs.
+/// Most bytes of JSON that an async thread parses or writes; they take well under 500 µs.
 const MAX_INLINE_BYTES: usize = 64 << 10;
 
-/// A whole request body, whatever its content type says.
+/// A whole request body, regardless of its content type.
 pub(super) struct Body(pub(super) Bytes);
 
 impl FromRequest<Arc<Shared>> for Body {
@@ -26,7 +26,7 @@ impl FromRequest<Arc<Shared>> for Body {
     async fn from_request(request: Request, shared: &Arc<Shared>) -> Result<Self, ApiError> {
         let limit = shared.config.max_body;
         let coding = Coding::of(request.headers())?;
-        // Of a body that says to be too large, nothing is read or asked for.
+        // If a body declares to be too large, nothing of it is read or asked for.
         if request.body().size_hint().lower() > limit.0 {
             return Err(ApiError::BodyTooLarge { limit });
         }
@@ -42,12 +42,12 @@ impl FromRequest<Arc<Shared>> for Body {
         let Some(coding) = coding else {
             return Ok(Self(bytes));
         };
-        // However few bytes it has, it may hold as many as bodies may.
+        // Few compressed bytes may unpack to as large a body as the limit allows.
         off_thread(limit.as_usize(), move || coding.unpack(&bytes, limit)).await.map(Self)
     }
 }
 
-/// Parses `bytes` as JSON that holds no more than `bounds` say.
+/// Parses `bytes` as JSON whose content is within `bounds`.
 pub(super) fn parse_json<T: DeserializeOwned>(
     bytes: &[u8],
     bounds: &Bounds,
@@ -58,7 +58,7 @@ pub(super) fn parse_json<T: DeserializeOwned>(
     serde_json::from_str(text).map_err(|source| ApiError::Json { source })
 }
 
-/// Reads the JSON of a request without tensors; an empty body counts as if nothing were asked.
+/// Parses the JSON of a request without tensors; an empty body gives the default.
 pub(super) async fn read_or_default<T>(bytes: Bytes) -> Result<T, ApiError>
 where
     T: DeserializeOwned + Default + Send + 'static,
@@ -69,16 +69,15 @@ where
     off_thread(bytes.len(), move || parse_json(&bytes, &Bounds::NO_TENSORS)).await
 }
 
-/// How many raw bytes are read or written in the time that one byte of JSON takes.
+/// Number of raw bytes that are read or written in the time of one byte of JSON.
 const RAW_PER_JSON: usize = 16;
 
-/// Returns how many bytes of JSON take as long as `json` of them and `raw` bytes beside them.
+/// Returns the bytes of JSON that take as long as `json` bytes of JSON and `raw` raw bytes.
 pub(super) fn in_json_bytes(json: usize, raw: usize) -> usize {
     json.saturating_add(raw / RAW_PER_JSON)
 }
 
-/// Runs `work` on `num_bytes` bytes of JSON here, or on a blocking thread where it would hold up
-/// this one.
+/// Runs `work` on `num_bytes` bytes of JSON: here if they are few, else on a blocking thread.
 pub(super) async fn off_thread<T: Send + 'static>(
     num_bytes: usize,
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,

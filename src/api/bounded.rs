@@ -1,5 +1,4 @@
-//! Parts of a JSON request of which no more is kept than a request may have, so that they cannot
-//! eat memory.
+//! Parts of a JSON request that keep a bounded number of elements, so that they cannot eat memory.
 
 use std::{fmt, marker::PhantomData};
 
@@ -12,13 +11,13 @@ use serde_json::{Map, Number, Value};
 use super::bounds::check;
 use crate::serve::ServeError;
 
-/// Most inputs, and most outputs, that a request may name.
+/// Most inputs, and most outputs, of a request.
 pub(super) const MAX_TENSORS: usize = 64;
 
 /// Most parameters of a request, of an input and of an output.
 pub(super) const MAX_PARAMETERS: usize = 64;
 
-/// Array of which no more than [`MAX_TENSORS`] elements are kept.
+/// Array that keeps at most [`MAX_TENSORS`] elements.
 #[derive(Debug)]
 pub(super) struct Bounded<T> {
     kept: Vec<T>,
@@ -30,7 +29,7 @@ impl<T> Bounded<T> {
     ///
     /// # Errors
     ///
-    /// Fails when there are more than were kept; `what` names their number.
+    /// Fails if the array had more elements than it keeps; `what` names their number in the error.
     pub(super) fn checked(self, what: &str) -> Result<Vec<T>, ServeError> {
         check(what, self.len, MAX_TENSORS)?;
         Ok(self.kept)
@@ -76,24 +75,24 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for BoundedVisitor<T> {
     }
 }
 
-/// Reads a field that may be null, which counts as if it were absent.
+/// Reads a field that may be null; null counts as absent.
 ///
 /// # Errors
 ///
-/// Fails when the value is neither null nor of the field's form.
+/// Fails if the value is neither null nor of the field's form.
 pub(super) fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
     deserializer: D,
 ) -> Result<T, D::Error> {
     Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
-/// Reads at most [`MAX_PARAMETERS`] parameters; null counts as none.
+/// Reads at most [`MAX_PARAMETERS`] parameters; null counts as no parameters.
 ///
 /// Arrays and objects, which no parameter takes, are read as empty ones.
 ///
 /// # Errors
 ///
-/// Fails when the value is neither null nor an object, or has more parameters.
+/// Fails if the value is neither null nor an object, or if it has more parameters.
 pub(super) fn parameters<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Map<String, Value>, D::Error> {
@@ -132,7 +131,7 @@ impl<'de> Visitor<'de> for ParametersVisitor {
     }
 }
 
-/// Value of which nothing is kept but that it is an array or an object, if it is one.
+/// Value whose arrays and objects are read as empty ones.
 struct Scalar(Value);
 
 impl<'de> Deserialize<'de> for Scalar {

@@ -1,27 +1,27 @@
-//! Bounds on what a request may hold, checked before it is decoded.
+//! Bounds on the content of a request, checked before the request is decoded.
 //!
-//! Small bodies can ask for large values: an empty input of a message has two bytes and takes
-//! hundreds once it is decoded, and a kilobyte of gzip holds a million of them. So what a body
-//! holds is counted before anything is allocated for it. Nothing is decoded here.
+//! Small bodies can ask for large values. An empty input of a message has two bytes and takes
+//! hundreds once it is decoded. A kilobyte of gzip holds a million such inputs. So the values of a
+//! body are counted before memory is allocated for them. This module decodes nothing.
 
 use crate::{
     family::{ImageSpec, Limits, Manifest},
     serve::ServeError,
 };
 
-/// Number of values beyond a model's elements that every request may hold: names, parameters,
-/// shapes, and what is refused later by a better message.
+/// Number of values beyond a model's elements that every request may hold. They are names,
+/// parameters, shapes, and values that a later check refuses with a better message.
 const SLACK: usize = 1 << 17;
 
 /// Most bytes of JSON that are decoded without being counted; they hold too little to do harm.
 const MAX_UNCOUNTED_BYTES: usize = 64 << 10;
 
-/// Number of elements that the inputs of one request may hold.
+/// Bounds on the number of elements in the inputs of one request.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Bounds {
-    /// Most elements of `BYTES`.
+    /// Most elements of type `BYTES`.
     pub(super) texts: usize,
-    /// Most numbers.
+    /// Most numeric elements.
     pub(super) numbers: usize,
 }
 
@@ -29,7 +29,7 @@ impl Bounds {
     /// Bounds of a request without tensors.
     pub(super) const NO_TENSORS: Self = Self { texts: 0, numbers: 0 };
 
-    /// Returns the bounds of the requests that a family takes.
+    /// Returns the bounds of requests to a family.
     pub(super) fn of(manifest: &Manifest) -> Self {
         let Limits { max_batch, max_tokens, .. } = manifest.limits;
         let row = match &manifest.image {
@@ -42,16 +42,16 @@ impl Bounds {
         Self { texts: max_batch, numbers: max_batch.saturating_mul(row) }
     }
 
-    /// Returns bounds that are as wide as both.
+    /// Returns the larger of `self` and `other` for each bound.
     pub(super) fn max(self, other: Self) -> Self {
         Self { texts: self.texts.max(other.texts), numbers: self.numbers.max(other.numbers) }
     }
 
-    /// Checks the number of elements of `BYTES` in a request.
+    /// Checks the number of `BYTES` elements in a request.
     ///
     /// # Errors
     ///
-    /// Fails when there are more than any request of the model has.
+    /// Fails if `found` is more than any request of the model has.
     pub(super) fn check_texts(&self, found: usize) -> Result<(), ServeError> {
         check("the number of strings in the body", found, self.texts.saturating_add(SLACK))
     }
@@ -60,17 +60,17 @@ impl Bounds {
     ///
     /// # Errors
     ///
-    /// Fails when there are more than any request of the model has.
+    /// Fails if `found` is more than any request of the model has.
     pub(super) fn check_values(&self, found: usize) -> Result<(), ServeError> {
         let limit = self.numbers.saturating_add(self.texts).saturating_add(SLACK);
         check("the number of values in the body", found, limit)
     }
 
-    /// Counts the strings and values of a JSON text that is large enough to do harm.
+    /// Counts and checks the strings and values of a JSON text that is large enough to do harm.
     ///
     /// # Errors
     ///
-    /// Fails when there are more than any request of the model has.
+    /// Fails if `json` holds more than any request of the model has.
     pub(super) fn check_json(&self, json: &[u8]) -> Result<(), ServeError> {
         if json.len() <= MAX_UNCOUNTED_BYTES {
             return Ok(());
@@ -85,7 +85,7 @@ impl Bounds {
 ///
 /// # Errors
 ///
-/// Fails when it is over it; `what` names it.
+/// Fails if `found` is over `limit`; `what` names the number in the error.
 pub(super) fn check(what: &str, found: usize, limit: usize) -> Result<(), ServeError> {
     if found > limit {
         return Err(ServeError::TooLarge { what: what.to_owned(), found, limit });
@@ -93,17 +93,17 @@ pub(super) fn check(what: &str, found: usize, limit: usize) -> Result<(), ServeE
     Ok(())
 }
 
-/// Upper bounds on what a JSON text holds.
+/// Upper bounds on the number of strings and values in a JSON text.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Census {
-    /// Number of strings, the names of fields among them.
+    /// Number of strings, including the names of fields.
     strings: usize,
     /// Number of array elements, fields, arrays and objects.
     values: usize,
 }
 
 impl Census {
-    /// Counts what `json` holds; what it would be refused for does not matter here.
+    /// Counts the strings and values of `json`. Malformed JSON is counted too, and refused later.
     fn take(json: &[u8]) -> Self {
         let mut census = Self::default();
         let mut rest = json;
@@ -122,7 +122,7 @@ impl Census {
     }
 }
 
-/// Returns what follows the string that `rest` begins within.
+/// Returns the bytes after the string that `rest` begins within.
 fn after_string(mut rest: &[u8]) -> &[u8] {
     while let Some(at) = rest.iter().position(|byte| matches!(byte, b'"' | b'\\')) {
         if rest[at] == b'"' {

@@ -2,7 +2,7 @@
 
 use crate::tensor::{Tensor, TensorData};
 
-/// Replaces scores `[batch, classes]` by the `count` best of each row as Triton writes them,
+/// Returns the `count` best classes of each row of `scores`. A class is written as in Triton:
 /// `score:index:label`.
 ///
 /// # Shapes

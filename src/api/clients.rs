@@ -1,7 +1,7 @@
-//! Who may ask, and for how much: bearer tokens from a file.
+//! Clients that may send requests, and their limits: bearer tokens from a file.
 //!
-//! Without a file everybody may do everything, which suits a server on its own machine's address
-//! alone. Start at [`Clients::read`]; [`Gate`] is what requests pass.
+//! Without a file, every client may do everything. That suits a server which listens only on its
+//! own machine's address. Start at [`Clients::read`]; requests pass the [`Gate`].
 
 use std::{
     collections::BTreeMap,
@@ -25,13 +25,13 @@ use crate::{
     tensor::ByteSize,
 };
 
-/// What precedes a token in the header.
+/// Scheme before a token in the `Authorization` header.
 const SCHEME: &str = "bearer ";
 
-/// Why a file of tokens is refused.
+/// Error for a file of clients that is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientsError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("{}: cannot be read", path.display())]
     Unreadable {
         /// The file.
@@ -40,17 +40,17 @@ pub enum ClientsError {
         #[source]
         source: std::io::Error,
     },
-    /// It is no valid TOML, or has a wrong or unknown key.
+    /// The file is not valid TOML, or has a wrong or unknown key.
     #[error("{}: {message}", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// Description of the mistake.
         message: String,
     },
 }
 
-/// The file: `[clients.NAME]`, each with a token and what it may take.
+/// Content of the file: `[clients.NAME]`, each with a token and limits.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ClientsFile {
@@ -87,11 +87,11 @@ struct Client {
     is_admin: bool,
 }
 
-/// What requests pass; the clients behind it can be replaced while it is open.
+/// Gate that requests pass; its clients can be replaced while it is open.
 #[derive(Debug, Default)]
 pub struct Gate(RwLock<Option<Arc<Clients>>>);
 
-/// What a request that passed may do.
+/// Rights of a request that passed the gate.
 #[derive(Debug, Clone)]
 pub(super) struct Permit(Option<Arc<Client>>);
 
@@ -100,8 +100,8 @@ impl Clients {
     ///
     /// # Errors
     ///
-    /// Fails on a file that cannot be read, is no TOML, has unknown keys, or whose values make no
-    /// sense; the error names file and client.
+    /// Fails on a file that cannot be read, is not TOML, or has unknown keys or invalid values. The
+    /// error names the file and the client.
     pub fn read(path: &Path) -> Result<Self, ClientsError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ClientsError::Unreadable { path: path.to_owned(), source })?;
@@ -110,7 +110,7 @@ impl Clients {
     }
 
     fn parse(text: &str) -> Result<Self, String> {
-        // What the parser shows of the file might be a token.
+        // The parser's full error shows a part of the file, which might be a token.
         let file: ClientsFile = toml::from_str(text).map_err(|e| e.message().to_owned())?;
         let client = |(name, spec): (String, ClientSpec)| {
             Client::new(name.clone(), spec).map_err(|reason| format!("client `{name}`: {reason}"))
@@ -123,7 +123,8 @@ impl Clients {
         Ok(Self { clients: clients.into_iter().map(Arc::new).collect() })
     }
 
-    /// Finds whose token this is; how long that takes tells nothing of it.
+    /// Returns the client with the token `token`, or None if it is not known. The time that this
+    /// takes reveals nothing about the tokens.
     fn find(&self, token: &str) -> Option<Arc<Client>> {
         let digest: [u8; 32] = Sha256::digest(token.as_bytes()).into();
         let mut found = None;
@@ -168,7 +169,7 @@ impl Client {
         Ok(Self { name, digest, limiter, max_latency, max_memory_bytes, first_priority, is_admin })
     }
 
-    /// Counts a request.
+    /// Counts a request, and fails if the client is over its rate limit.
     fn check_rate(&self) -> Result<(), ApiError> {
         let Some(Err(not_until)) = self.limiter.as_ref().map(RateLimiter::check) else {
             return Ok(());
@@ -179,28 +180,29 @@ impl Client {
 }
 
 impl Gate {
-    /// Lets nobody but `clients` pass, or everybody.
+    /// Creates a gate that only `clients` pass, or every client if `clients` is `None`.
     pub fn new(clients: Option<Clients>) -> Self {
         Self(RwLock::new(clients.map(Arc::new)))
     }
 
-    /// Replaces the clients; requests that passed go on.
+    /// Replaces the clients; requests that already passed go on.
     pub fn replace(&self, clients: Option<Clients>) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = clients.map(Arc::new);
     }
 
-    /// Lets a request with this `Authorization` header pass.
+    /// Checks the token in the header `authorization`, and counts a request of its client.
     ///
     /// # Errors
     ///
-    /// Fails on a missing or wrong token, and on one that comes too often.
+    /// Fails on a missing or wrong token, and on a client that asks too often.
     pub(super) fn pass(&self, authorization: Option<&str>) -> Result<Permit, ApiError> {
         let permit = self.identify(authorization)?;
         permit.0.as_ref().map_or(Ok(()), |client| client.check_rate())?;
         Ok(permit)
     }
 
-    /// Finds who asks with this `Authorization` header, without counting it as a request.
+    /// Returns the rights of the client with the header `authorization`, without counting a
+    /// request.
     ///
     /// # Errors
     ///
@@ -220,7 +222,7 @@ impl Gate {
 }
 
 impl Permit {
-    /// Makes a budget no larger and a priority no higher than the client may take.
+    /// Limits `budget` and `priority` to the most that the client may take.
     pub(super) fn cap(&self, budget: &mut Budget, priority: &mut u32) {
         let Some(client) = &self.0 else {
             return;
@@ -230,11 +232,11 @@ impl Permit {
         budget.memory_bytes = smaller(budget.memory_bytes, client.max_memory_bytes);
     }
 
-    /// Checks that the client may change what is served.
+    /// Checks that the client may load and unload models.
     ///
     /// # Errors
     ///
-    /// Fails when it may not.
+    /// Fails if the client may not.
     pub(super) fn check_admin(&self) -> Result<(), ApiError> {
         match &self.0 {
             Some(client) if !client.is_admin => {
@@ -245,7 +247,7 @@ impl Permit {
     }
 }
 
-/// Checks that no two clients have one token: neither could be told from the other.
+/// Checks that no two clients share a token; otherwise neither could be told from the other.
 fn check_tokens(clients: &[Client]) -> Result<(), String> {
     let mut names = BTreeMap::new();
     for Client { name, digest, .. } in clients {

@@ -1,4 +1,4 @@
-//! An inference request, from its wire form to what [`serve`](crate::serve) takes.
+//! An inference request, from its wire form to the request that [`serve`](crate::serve) takes.
 
 use std::time::Instant;
 
@@ -19,60 +19,61 @@ use super::{
 };
 use crate::serve::{InferRequest, ServeError};
 
-/// A request, and what its answer must know of it.
+/// A decoded request, and the settings of its answer.
 #[derive(Debug)]
 pub(super) struct Decoded {
-    /// What the family is asked.
+    /// The request to the family.
     pub(super) request: InferRequest,
-    /// The id to send back.
+    /// Id of the request, which the answer repeats.
     pub(super) id: Option<String>,
-    /// Whether the answer tells more of how it came about.
+    /// Whether the answer explains how it came about.
     pub(super) explain: bool,
-    /// How many of the best classes to name in place of all scores.
+    /// Number of best classes that the answer names in place of all scores; `None` keeps the
+    /// scores.
     pub(super) classification: Option<usize>,
-    /// How outputs go back.
+    /// Outputs that the answer has, and their form.
     pub(super) wanted: Wanted,
 }
 
-/// The outputs that go back, and how.
+/// Outputs that an answer has, and whether they are raw bytes.
 #[derive(Debug, Default)]
 pub(super) struct Wanted {
-    /// By name, each with whether it goes back as raw bytes, where that is said; all where there is
-    /// none.
+    /// Requested outputs by name; empty for all outputs. The flag is whether the output is raw
+    /// bytes; `None` stands for the value of `binary`.
     outputs: Vec<(String, Option<bool>)>,
-    /// Whether others go back as raw bytes behind the JSON.
+    /// Whether outputs without a flag are raw bytes behind the JSON.
     binary: bool,
 }
 
 impl Wanted {
-    /// All outputs, as raw bytes.
+    /// Creates a value for all outputs as raw bytes.
     #[cfg(test)]
     pub(super) fn raw() -> Self {
         Self { outputs: Vec::new(), binary: true }
     }
 
-    /// Tells whether the output `name` goes back.
+    /// Returns whether the answer has the output `name`.
     pub(super) fn has(&self, name: &str) -> bool {
         self.outputs.is_empty() || self.outputs.iter().any(|(known, _)| known == name)
     }
 
-    /// Tells whether the output `name` goes back as raw bytes.
+    /// Returns whether the output `name` is written as raw bytes.
     pub(super) fn is_binary(&self, name: &str) -> bool {
         let asked = self.outputs.iter().find(|(known, _)| known == name);
         asked.and_then(|(_, binary)| *binary).unwrap_or(self.binary)
     }
 }
 
-/// A request of any protocol.
+/// A request of any protocol, before it is checked.
 #[derive(Debug)]
 pub(super) struct Parts {
-    /// The id to send back.
+    /// Id of the request, which the answer repeats.
     pub(super) id: Option<String>,
     /// The parameters of the request.
     pub(super) parameters: Map<String, Value>,
     /// The inputs.
     pub(super) inputs: Vec<RequestTensor>,
-    /// The outputs asked for; all where there is none.
+    /// Outputs that the request asks for; empty for all outputs.
     pub(super) outputs: Vec<RequestedOutput>,
 }
 
@@ -96,18 +97,19 @@ pub(super) struct WireRequest {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(expecting = "an output object")]
 pub(super) struct RequestedOutput {
-    /// Its name.
+    /// Name of the output.
     pub(super) name: String,
-    /// How it is to be written.
+    /// Parameters that set the form of the output.
     #[serde(default, deserialize_with = "bounded::parameters")]
     pub(super) parameters: Map<String, Value>,
 }
 
-/// Decodes `body`, which arrived at `arrival`; its JSON ends after `json_len` bytes, or with it.
+/// Decodes `body`, which arrived at `arrival`. Its JSON ends after `json_len` bytes, or with the
+/// body if `json_len` is `None`.
 ///
 /// # Errors
 ///
-/// Fails on a body that is no JSON of the protocol's form, and on names, types, shapes and
+/// Fails on a body that is not JSON of the protocol's form. Fails on names, types, shapes and
 /// parameters that the model does not take.
 pub(super) fn decode(
     mut body: Bytes,
@@ -156,7 +158,7 @@ impl Decoded {
     }
 }
 
-/// How an output is to be written, as far as the request says.
+/// Form of an output, as far as the request sets it.
 #[derive(Debug, Default)]
 struct Form {
     classification: Option<usize>,

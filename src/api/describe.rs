@@ -1,4 +1,4 @@
-//! Models as Triton's extensions describe them: configuration, statistics, the index of the pool.
+//! Models in the form of Triton's extensions: configuration, statistics, the index of the pool.
 
 use serde::{Serialize, Serializer};
 
@@ -15,7 +15,7 @@ use crate::{
     tensor::{DataType, TensorSpec},
 };
 
-/// What runs every model, as configurations name it.
+/// Backend of every model, as configurations name it.
 const BACKEND: &str = "onnxruntime";
 
 /// Returns the configuration of a model.
@@ -51,7 +51,7 @@ pub(super) fn config(model: &Model) -> ModelConfig {
     }
 }
 
-/// Returns what a model has answered.
+/// Returns the statistics of the requests that a model has answered.
 pub(super) fn statistics(model: &Model) -> ModelStatistics {
     let statistics = model.service.statistics();
     let batches = statistics.batches.values();
@@ -86,7 +86,7 @@ pub(super) fn statistics(model: &Model) -> ModelStatistics {
     }
 }
 
-/// Lists the families of the pool; only those that answer where `ready` says so.
+/// Returns the index of the pool's families; if `ready` is true, only those that take requests.
 pub(super) fn index(repository: &Repository, ready: bool) -> Vec<ModelIndex> {
     let entry = |name: String| {
         let (version, state, reason) = match repository.registry().state(&name) {
@@ -110,7 +110,7 @@ pub(super) fn data_type_name<S: Serializer>(value: &i32, serializer: S) -> Resul
     known.as_str_name().serialize(serializer)
 }
 
-/// Returns the extents without the batch.
+/// Returns the extents of a tensor without the batch.
 fn dims(spec: &TensorSpec) -> Vec<i64> {
     spec.protocol_shape().split_off(1)
 }

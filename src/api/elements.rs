@@ -1,14 +1,14 @@
-//! The `data` of a JSON tensor: a flat or nested array of numbers or strings, read without a value
-//! tree.
+//! The `data` of a JSON tensor: a flat or nested array of numbers, booleans or strings. It is read
+//! without a tree of values.
 
 use std::fmt;
 
 use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, SeqAccess, Visitor};
 
-/// The deepest nesting of `data`, and so the highest rank of a tensor.
+/// Deepest nesting of `data`, and so the highest rank of a tensor.
 pub(super) const MAX_RANK: usize = 8;
 
-/// The elements of a tensor as the JSON has them; the datatype may be read later than they are.
+/// Elements of a tensor in their JSON form; the datatype may be read after them.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Elements {
     /// The elements in row-major order.
@@ -20,16 +20,16 @@ pub(super) struct Elements {
 /// Elements of one kind.
 #[derive(Debug, Default, PartialEq)]
 pub(super) enum Values {
-    /// There is none, so there is no kind either.
+    /// No elements, and so no kind.
     #[default]
     Empty,
-    /// All are integers of 64 bits.
+    /// Integers of 64 bits.
     Integers(Vec<i64>),
-    /// All are numbers, at least one of them no integer.
+    /// Numbers, of which at least one is not an integer of 64 bits.
     Floats(Vec<f64>),
-    /// All are true or false.
+    /// Booleans.
     Booleans(Vec<bool>),
-    /// All are strings.
+    /// Strings.
     Texts(Vec<Vec<u8>>),
 }
 
@@ -119,7 +119,7 @@ impl<'de> Deserialize<'de> for Elements {
     }
 }
 
-/// One level of nesting: an array or, below the outermost, an element.
+/// One level of nesting: an array or, below the outermost level, an element.
 struct Level<'a> {
     elements: &'a mut Elements,
     depth: usize,

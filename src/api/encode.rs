@@ -18,21 +18,21 @@ use crate::{
     tensor::{ByteSize, Tensor, TensorData},
 };
 
-/// What an answer says beside its output.
+/// Fields of an answer beside its outputs.
 #[derive(Debug)]
 pub(super) struct Heading {
-    /// The family.
+    /// Name of the family.
     pub(super) model_name: String,
-    /// The version that was asked for.
+    /// Version that the request asked for.
     pub(super) model_version: String,
-    /// The request's id.
+    /// Id of the request.
     pub(super) id: Option<String>,
-    /// Whether to tell more of how the answer came about.
+    /// Whether the answer explains how it came about.
     pub(super) explain: bool,
 }
 
 impl Heading {
-    /// Returns the heading of an answer of `model`.
+    /// Creates the heading of an answer of `model`.
     pub(super) fn new(model: &Model, id: Option<String>, explain: bool) -> Self {
         Self {
             model_name: model.service.name().to_owned(),
@@ -43,7 +43,7 @@ impl Heading {
     }
 }
 
-/// A plan and its cost, as every route writes it.
+/// A plan and its cost, as every route writes them.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Plan")]
 pub(super) struct WirePlan<'a> {
@@ -55,7 +55,7 @@ pub(super) struct WirePlan<'a> {
 }
 
 impl<'a> WirePlan<'a> {
-    /// Converts the units to the wire's.
+    /// Converts `summary` to the units of the wire.
     pub(super) fn new(summary: &'a PlanSummary) -> Self {
         Self {
             plan: &summary.plan,
@@ -92,7 +92,7 @@ struct WireReport<'a> {
     explanation: Option<WireExplanation>,
 }
 
-/// What `explain` adds.
+/// Fields that `explain` adds to an answer.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Explanation")]
 struct WireExplanation {
@@ -100,7 +100,7 @@ struct WireExplanation {
     tokens: usize,
     preprocess_ms: f64,
     compute_ms: f64,
-    /// The ways that tokens took, by module, as a JSON text: parameters are no objects.
+    /// Ways that tokens took, by module, as a JSON text; parameters cannot be objects.
     #[serde(skip_serializing_if = "Option::is_none")]
     routing: Option<String>,
 }
@@ -118,7 +118,7 @@ struct WireOutput<'a> {
     data: Option<WireData<'a>>,
 }
 
-/// What is said of an output whose elements follow the JSON.
+/// Parameters of an output whose elements follow the JSON.
 #[derive(Debug, Serialize, JsonSchema)]
 struct OutputParameters {
     binary_data_size: usize,
@@ -127,9 +127,9 @@ struct OutputParameters {
 /// An answer's body.
 #[derive(Debug)]
 pub(super) struct Encoded {
-    /// The JSON, and raw bytes where the request asked for them.
+    /// The JSON, and the raw bytes that the request asked for.
     pub(super) body: Vec<u8>,
-    /// Where the JSON ends, if something follows it.
+    /// Length of the JSON in bytes; `None` if it is the whole body.
     pub(super) json_len: Option<usize>,
 }
 
@@ -148,11 +148,11 @@ impl Serialize for WireData<'_> {
     }
 }
 
-/// Writes the answer; the elements of outputs that are `wanted` raw follow the JSON.
+/// Writes an answer; the elements of outputs that are raw in `wanted` follow the JSON.
 ///
 /// # Errors
 ///
-/// Fails only where JSON or raw bytes cannot say what is there, which no answer holds.
+/// Fails only on values that JSON or raw bytes cannot express; no answer holds them.
 pub(super) fn encode(
     heading: &Heading,
     response: &InferResponse,
@@ -192,7 +192,7 @@ pub(super) fn encode(
 ///
 /// # Errors
 ///
-/// Fails where one is longer than raw bytes can say, which no answer holds.
+/// Fails on an element longer than raw bytes can express; no answer holds one.
 pub(super) fn raw_bytes(tensor: &Tensor) -> Result<Vec<u8>, ApiError> {
     let mut raw = Vec::with_capacity(raw_len(tensor.data()));
     append_raw(&mut raw, tensor.data()).map_err(unwritable)?;
@@ -203,11 +203,11 @@ fn unwritable(reason: String) -> ApiError {
     ApiError::Encode { source: reason.into() }
 }
 
-/// Returns what was done as parameters by name.
+/// Returns the fields of `report` as parameters by name.
 ///
 /// # Errors
 ///
-/// Fails only where JSON cannot say what is there, which no report holds.
+/// Fails only on values that JSON cannot express; no report holds them.
 pub(super) fn report_parameters(
     report: &Report,
     explain: bool,
@@ -243,14 +243,14 @@ impl<'a> WireReport<'a> {
     }
 }
 
-/// What is told of the ways that tokens took in one module.
+/// Ways that tokens took in one module.
 #[derive(Debug, Serialize)]
 struct WireRouting<'a> {
     top_k: usize,
     tokens: u64,
-    /// How many tokens took each way.
+    /// Number of tokens that took each way.
     taken: &'a [u64],
-    /// The share of the ways that tokens did not take.
+    /// Fraction of the ways that tokens did not take.
     skipped: f64,
 }
 

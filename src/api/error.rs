@@ -1,4 +1,4 @@
-//! What is answered when a request fails: one status, one code, one message.
+//! Answers to failed requests: one status, one code, one message.
 
 use std::{any::Any, error::Error, sync::Arc, time::Duration};
 
@@ -16,61 +16,61 @@ use crate::{
     tensor::ByteSize,
 };
 
-/// Why a request is not answered.
+/// Error for a request that is not answered.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ApiError {
-    /// The family refused it or failed.
+    /// The family refused the request or failed.
     #[error(transparent)]
     Serve(#[from] ServeError),
-    /// The body is no JSON, or not of the form the route takes.
+    /// The body is not JSON, or not of the form that the route takes.
     #[error("the body is no valid request: {source}")]
     Json { source: serde_json::Error },
     /// The message is not one of the protocol's.
     #[error("the message is not a valid request: {reason}")]
     Message { reason: String },
-    /// The body is no text.
+    /// The body is not UTF-8.
     #[error("the body is not UTF-8 after {valid_bytes} bytes")]
     NotUtf8 { valid_bytes: usize },
-    /// The header that says where the JSON ends and raw tensors begin is wrong.
+    /// The header with the length of the JSON before raw tensors is wrong.
     #[error("Inference-Header-Content-Length is {found}, it must lie in 0..={limit}")]
     JsonLength { found: String, limit: usize },
-    /// The body is larger than bodies may be.
+    /// The body is larger than the limit.
     #[error("the body is over the limit of {} bytes", limit.0)]
     BodyTooLarge { limit: ByteSize },
-    /// The body is compressed in a way that is not known.
+    /// The body has a compression that is not known.
     #[error("the body's Content-Encoding must be gzip, deflate or identity")]
     Encoding,
-    /// The body or message is not compressed as it says.
+    /// The body or message does not have the compression that it declares.
     #[error("what is compressed cannot be read: {source}")]
     Packed { source: std::io::Error },
-    /// Nothing happened on a stream.
+    /// A stream was without messages for too long.
     #[error("nothing was sent on the stream for {limit:?}")]
     IdleStream { limit: Duration },
-    /// There are as many connections as may be.
+    /// The number of open connections is at its limit.
     #[error("too many connections are open; try again later")]
     TooManyConnections,
     /// The connection broke in the middle of the body.
     #[error("the body cannot be read")]
     BodyUnreadable { source: Box<dyn Error + Send + Sync> },
-    /// The request has no token, and needs one.
+    /// The request has no token but needs one.
     #[error("this server needs a token: Authorization: Bearer …")]
     NoToken,
-    /// The token is nobody's.
+    /// The token belongs to no client.
     #[error("the token is not known")]
     WrongToken,
-    /// The client may not change what is served.
+    /// The client may not load or unload models.
     #[error("client `{client}` may not load or unload models")]
     NoAdmin { client: String },
     /// The client asks more often than it may.
     #[error("client `{client}` asks too often; wait for {wait:?}")]
     RateLimited { client: String, wait: Duration },
-    /// A parameter has no meaning here.
+    /// A parameter is not known.
     #[error("unknown parameter `{name}`; known: {known}")]
     UnknownParameter { name: String, known: &'static str },
-    /// A parameter is not what it must be.
+    /// A parameter has a wrong value.
     #[error("parameter `{name}` is {found}, but must be {expected}")]
     Parameter { name: String, found: String, expected: &'static str },
-    /// An output is asked for that the model does not have.
+    /// The request asks for an output that the model does not have.
     #[error("output `{name}`: the model has no such output; it has {known}")]
     UnknownOutput { name: String, known: String },
     /// The version asked for does not exist.
@@ -82,13 +82,13 @@ pub(super) enum ApiError {
     /// The route exists, but not for this method.
     #[error("{path} does not take {method}")]
     NoMethod { path: String, method: Method },
-    /// The request took longer than requests may.
+    /// The request took longer than the limit.
     #[error("the request took longer than {limit:?}")]
     TimedOut { limit: Duration },
-    /// Something here is wrong.
+    /// A handler panicked.
     #[error("a handler panicked: {message}")]
     Panicked { message: String },
-    /// A blocking task was lost.
+    /// A blocking task ended without a result.
     #[error("a blocking task did not end")]
     Interrupted { source: Box<dyn Error + Send + Sync> },
     /// An answer cannot be written.
@@ -96,7 +96,7 @@ pub(super) enum ApiError {
     Encode { source: Box<dyn Error + Send + Sync> },
 }
 
-/// The body of a failure.
+/// Body of a failure.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Error")]
 pub(super) struct WireError<'a> {
@@ -107,7 +107,7 @@ pub(super) struct WireError<'a> {
     cheapest: Option<WireCheapest<'a>>,
 }
 
-/// The body of a failure as OpenAI's clients read it.
+/// Body of a failure in the form that OpenAI's clients read.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct OpenAiError {
     error: OpenAiReason,
@@ -123,7 +123,7 @@ struct OpenAiReason {
     request_id: String,
 }
 
-/// What would have been possible.
+/// The cheapest plan, for a request whose budget no plan meets.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Cheapest")]
 struct WireCheapest<'a> {
@@ -145,7 +145,7 @@ impl ApiError {
         Self::Panicked { message }
     }
 
-    /// Returns what kind of failure this is.
+    /// Returns the code of the failure.
     pub(super) fn code(&self) -> ErrorCode {
         match self {
             Self::Serve(error) => error.code(),
@@ -191,7 +191,8 @@ impl ApiError {
         }
     }
 
-    /// Returns how many seconds to wait before the request may succeed; at least one.
+    /// Returns the seconds to wait before the request may succeed, at least one. Returns None if no
+    /// time is known.
     fn retry_after_seconds(&self) -> Option<u64> {
         let wait = match self {
             Self::Serve(
@@ -205,7 +206,7 @@ impl ApiError {
         Some((wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1))
     }
 
-    /// Returns what the client is told; what is internal goes to the log.
+    /// Returns the message for the client; the details of an internal error go to the log.
     pub(super) fn message(&self) -> String {
         if self.code() != ErrorCode::Internal {
             return self.to_string();
@@ -214,7 +215,7 @@ impl ApiError {
         "internal error".to_owned()
     }
 
-    /// Writes the body as OpenAI's clients read it.
+    /// Writes the body in the form that OpenAI's clients read.
     pub(super) fn render_openai(&self, request_id: &str) -> Body {
         let kind = match self.code() {
             ErrorCode::InvalidArgument
@@ -240,7 +241,7 @@ impl ApiError {
         Body::from(json.expect("strings can be written as JSON"))
     }
 
-    /// Writes the body, with the id under which the log knows the request.
+    /// Writes the body with `request_id`, the id of the request in the log.
     pub(super) fn render(&self, request_id: &str) -> Body {
         let cheapest = self.infeasible().map(WireCheapest::new);
         let body =
@@ -263,7 +264,8 @@ impl<'a> WireCheapest<'a> {
     }
 }
 
-/// Leaves the body to [`layers::trace`](super::layers::trace), which knows the request's id.
+/// Creates a response without a body. [`layers::trace`](super::layers::trace), which knows the
+/// request's id, adds the body.
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = self.status().into_response();
@@ -279,12 +281,12 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// Answers a path that no route has.
+/// Answers a request for a path that no route has.
 pub(super) async fn no_route(uri: Uri) -> ApiError {
     ApiError::NoRoute { path: uri.path().to_owned() }
 }
 
-/// Answers a method that a route does not have.
+/// Answers a request with a method that its route does not have.
 pub(super) async fn no_method(method: Method, uri: Uri) -> ApiError {
     ApiError::NoMethod { path: uri.path().to_owned(), method }
 }

@@ -1,4 +1,4 @@
-//! Wrong requests in great numbers, which must be answered or refused: `make fuzz`.
+//! Malformed requests in great numbers, which must be answered or refused: `make fuzz`.
 
 use std::time::Instant;
 
@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{bounds::Bounds, decode::decode, openai::Question, specs::Specs};
 use crate::tensor::{DataType, TensorSpec, mutate::feed};
 
-/// A model with an input of every type.
+/// Returns the specs of a model with an input of every type.
 pub(super) fn specs() -> Specs {
     let spec = |name: &str, data_type, shape: &[Option<usize>]| TensorSpec {
         name: name.to_owned(),
@@ -70,7 +70,7 @@ fn binary_bodies() {
     let json_len = head.len();
     let raw = b"\x01\0\0\0a\x02\0\0\0bc\x01\0\xff\xff\x80\x3f\0\x40".to_vec();
     let specs = specs();
-    // First what follows the JSON alone is changed, then all of it.
+    // The first run changes only the raw bytes after the JSON, the second one the whole body.
     feed(std::slice::from_ref(&raw), |raw| {
         let body = [head.clone(), raw].concat();
         drop(decode(Bytes::from(body), Some(json_len), &specs, Instant::now()));

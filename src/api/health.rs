@@ -1,4 +1,4 @@
-//! The routes about the server as a whole.
+//! Routes about the server as a whole.
 
 use std::{fmt::Write, sync::Arc};
 
@@ -14,13 +14,13 @@ use serde::Serialize;
 use super::{ROUTES, Shared, layers::authorization};
 use crate::serve::FamilyState;
 
-/// The server's name.
+/// Name of the server.
 pub(super) const NAME: &str = env!("CARGO_PKG_NAME");
 
-/// Its version.
+/// Version of the server.
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The extensions of the protocol that are served: Triton's by its names, then our own.
+/// Extensions of the protocol that are served: Triton's by its names, then Tessera's own.
 pub(super) const EXTENSIONS: [&str; 9] = [
     "binary_tensor_data",
     "classification",
@@ -33,7 +33,7 @@ pub(super) const EXTENSIONS: [&str; 9] = [
     "metrics",
 ];
 
-/// The server as the protocol describes it.
+/// Metadata of the server, in the protocol's form.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct ServerMetadata {
     name: &'static str,
@@ -41,42 +41,42 @@ pub(super) struct ServerMetadata {
     extensions: [&'static str; 9],
 }
 
-/// Whether the process runs.
+/// Liveness of the server.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Liveness {
     live: bool,
 }
 
-/// Whether the server takes requests.
+/// Readiness of the server to take requests.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Readiness {
     ready: bool,
 }
 
-/// Tells that the process runs.
+/// Answers that the process runs.
 pub(super) async fn live() -> Json<Liveness> {
     Json(Liveness { live: true })
 }
 
-/// Tells whether at least one model takes requests.
+/// Returns whether the server takes requests: no model is loading, and at least one is ready.
 pub(super) async fn ready(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     let ready = shared.api.repository.registry().is_ready();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(Readiness { ready }))
 }
 
-/// Describes the server.
+/// Returns the metadata of the server.
 pub(super) async fn server() -> Json<ServerMetadata> {
     Json(ServerMetadata { name: NAME, version: VERSION, extensions: EXTENSIONS })
 }
 
-/// Writes the metrics in the Prometheus text format.
+/// Returns the metrics in the Prometheus text format.
 pub(super) async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
     (content_type, (shared.api.render_metrics)())
 }
 
-/// Lists the routes for a person, and the models for one who may ask.
+/// Lists the routes for a person, and the models for a client that may send requests.
 pub(super) async fn index(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> String {
     let mut page = format!("Tessera {VERSION}\n\n{ROUTES}\n");
     if shared.api.gate.identify(authorization(&headers)).is_err() {

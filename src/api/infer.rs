@@ -1,4 +1,4 @@
-//! `POST /v2/models/{model}/infer`, and what every protocol's inference shares.
+//! `POST /v2/models/{model}/infer`, and the parts of inference that all protocols share.
 
 use std::{
     sync::Arc,
@@ -30,13 +30,13 @@ use crate::{
     tensor::Tensor,
 };
 
-/// The most bytes of JSON that an element of an output takes, roughly.
+/// Most bytes of JSON for an element of an output, roughly.
 const MAX_ELEMENT_BYTES: usize = 16;
 
-/// The header that says where a body's JSON ends and raw tensors begin.
+/// Header with the length of the JSON in a body, before its raw tensors.
 const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
 
-/// Answers an inference request. The latency budget counts from when the whole body is here.
+/// Answers an inference request. The latency budget counts from the arrival of the whole body.
 pub(super) async fn infer(
     State(shared): State<Arc<Shared>>,
     model: Model,
@@ -70,7 +70,7 @@ pub(super) async fn infer(
     Ok(respond(encoded, &server_timing(&report, arrival.elapsed())))
 }
 
-/// Returns how much work it is to write an output, in bytes of JSON.
+/// Returns the work of writing an output, in bytes of JSON.
 pub(super) fn output_bytes(output: &Tensor, binary: bool) -> usize {
     let num_elements = output.data().len();
     match binary {
@@ -82,23 +82,23 @@ pub(super) fn output_bytes(output: &Tensor, binary: bool) -> usize {
 /// A model's answer, before a protocol writes it.
 #[derive(Debug)]
 pub(super) struct Answer {
-    /// What it says beside its output.
+    /// Fields of the answer beside its outputs.
     pub(super) heading: Heading,
-    /// The outputs that were asked for, and what was done.
+    /// Outputs that the request asked for, and the report.
     pub(super) response: InferResponse,
-    /// How the outputs are to be written.
+    /// Form of the outputs.
     pub(super) wanted: Wanted,
 }
 
 impl Answer {
-    /// Returns how much work it is to write the outputs, in bytes of JSON.
+    /// Returns the work of writing the outputs, in bytes of JSON.
     pub(super) fn num_bytes(&self) -> usize {
         let outputs = self.response.outputs.iter();
         outputs.map(|(name, tensor)| output_bytes(tensor, self.wanted.is_binary(name))).sum()
     }
 }
 
-/// Answers a request that was decoded.
+/// Answers a decoded request.
 pub(super) async fn answer(model: &Model, decoded: Decoded) -> Result<Answer, ApiError> {
     let Decoded { request, id, explain, classification, wanted } = decoded;
     let mut response = model.service.infer(request).await?;
@@ -110,7 +110,7 @@ pub(super) async fn answer(model: &Model, decoded: Decoded) -> Result<Answer, Ap
     Ok(Answer { heading: Heading::new(model, id, explain), response, wanted })
 }
 
-/// Names the `count` best classes of each row in place of its scores.
+/// Replaces the scores of each row by the names of its `count` best classes.
 async fn classify(
     model: &Model,
     mut response: InferResponse,
@@ -128,8 +128,8 @@ async fn classify(
     .await
 }
 
-/// A request that has arrived. Should it end before its family hears of it, this tells the
-/// observer, also where its client has gone.
+/// Guard of a request that has arrived. If the request ends before its family takes it, the guard
+/// reports that to the observer, even if the client has gone.
 pub(super) struct Accepted {
     observer: Arc<dyn Observer>,
     family: String,
@@ -137,15 +137,15 @@ pub(super) struct Accepted {
 }
 
 impl Accepted {
-    /// Tells the observer that a request for `model` is here.
+    /// Creates the guard, and reports a request for `model` to the observer.
     pub(super) fn new(observer: Arc<dyn Observer>, model: &Model) -> Self {
         let family = model.service.name().to_owned();
         observer.accepted(&family);
         Self { observer, family, is_told: false }
     }
 
-    /// Leaves a request that was decoded to its family, which must be asked next, and tells of one
-    /// that was refused.
+    /// Leaves a decoded request to its family, which must be asked next. Reports a refused one to
+    /// the observer.
     pub(super) fn hand_over<T>(mut self, decoded: Result<T, ApiError>) -> Result<T, ApiError> {
         self.is_told = true;
         decoded.inspect_err(|error| self.tell(error.code()))
@@ -165,7 +165,7 @@ impl Drop for Accepted {
 }
 
 impl Model {
-    /// Returns the model's tensors.
+    /// Returns the tensors and bounds of the model.
     pub(super) fn specs(&self) -> Specs {
         Specs {
             inputs: self.service.input_specs(),
@@ -176,7 +176,7 @@ impl Model {
     }
 }
 
-/// Returns where the JSON of a body of `limit` bytes ends, if the request says so.
+/// Returns the length of the JSON in a body of `limit` bytes, or None if `headers` do not give it.
 fn json_length(headers: &HeaderMap, limit: usize) -> Result<Option<usize>, ApiError> {
     let Some(value) = headers.get(&JSON_LENGTH) else {
         return Ok(None);
@@ -204,7 +204,7 @@ fn respond(encoded: Encoded, timing: &str) -> Response {
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
-/// Writes the stages in milliseconds (W3C Server Timing).
+/// Returns the times of the stages in milliseconds, in the form of W3C Server Timing.
 pub(super) fn server_timing(report: &Report, total: Duration) -> String {
     let stages = [
         ("preprocess", report.preprocess),

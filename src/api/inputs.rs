@@ -1,4 +1,4 @@
-//! One input of a JSON request: its elements in the JSON, or behind it as raw bytes.
+//! One input of a JSON request; its elements are in the JSON, or behind it as raw bytes.
 
 use bytes::Bytes;
 use schemars::JsonSchema;
@@ -12,10 +12,10 @@ use super::{
 };
 use crate::serve::ServeError;
 
-/// The parameter of an input whose elements follow the JSON.
+/// Parameter with the number of raw bytes of an input whose elements follow the JSON.
 const BINARY_DATA_SIZE: &str = "binary_data_size";
 
-/// An input as the protocol writes it in JSON.
+/// An input in the protocol's JSON form.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "InputTensor")]
 #[serde(expecting = "an input object")]
@@ -29,18 +29,19 @@ pub(super) struct WireInput {
     data: Option<Elements>,
 }
 
-/// What follows the JSON of a body: the raw tensors, in the order of the inputs.
+/// Raw tensors behind the JSON of a body, in the order of the inputs.
 #[derive(Debug)]
 pub(super) struct Tail {
     rest: Bytes,
 }
 
 impl WireInput {
-    /// Finds the input's elements.
+    /// Takes the input's elements from the JSON or from `tail`.
     ///
     /// # Errors
     ///
-    /// Fails when they are nowhere or in two places, or when the tail is too short.
+    /// Fails on unknown parameters, and on elements that are missing or in two places. Fails if
+    /// `tail` is too short.
     pub(super) fn locate(self, tail: &mut Tail) -> Result<RequestTensor, ServeError> {
         let Self { name, shape, datatype, parameters, data } = self;
         let refuse = |reason| ServeError::Input { name: name.clone(), reason };
@@ -71,7 +72,7 @@ impl WireInput {
 }
 
 impl Tail {
-    /// Wraps the bytes after the JSON.
+    /// Creates a tail of the bytes behind the JSON.
     pub(super) fn new(rest: Bytes) -> Self {
         Self { rest }
     }
@@ -80,7 +81,7 @@ impl Tail {
     ///
     /// # Errors
     ///
-    /// Fails when some are left.
+    /// Fails if some bytes are left.
     pub(super) fn check_used(&self) -> Result<(), ServeError> {
         if self.rest.is_empty() {
             return Ok(());

@@ -1,4 +1,4 @@
-//! What happens around every request: a span, a time limit, a net for panics, bodies for errors.
+//! Layers around every request: a span, a time limit, a net for panics, bodies for errors.
 
 use std::{any::Any, sync::Arc, time::Duration};
 
@@ -13,10 +13,10 @@ use tracing::{Instrument, Span, field::Empty};
 
 use super::{ApiState, Shared, error::ApiError, request_id::next_request_id};
 
-/// The header with the id under which the log knows a request.
+/// Header with the id of a request in the log.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// What is answered without a token.
+/// Paths that need no token.
 const OPEN_PATHS: [&str; 5] =
     ["/", "/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs"];
 
@@ -75,13 +75,13 @@ async fn answer(request_id: String, request: Request, next: Next) -> Response {
     response
 }
 
-/// What answers connections over the limit.
+/// Returns the router that answers connections over the limit.
 pub(super) fn refusal() -> Router {
     let refuse = |request: Request, next| answer(next_request_id(), request, next);
     Router::new().fallback(|| async { ApiError::TooManyConnections }).layer(from_fn(refuse))
 }
 
-/// Lets a request pass the gate; health checks and the list of routes need not.
+/// Checks a request's token at the gate; the paths in [`OPEN_PATHS`] need none.
 pub(super) async fn admit(
     State(shared): State<Arc<Shared>>,
     mut request: Request,
@@ -94,12 +94,12 @@ pub(super) async fn admit(
     Ok(next.run(request).await)
 }
 
-/// Returns the header with a client's token.
+/// Returns the header with a client's token, or None if it is missing or not text.
 pub(super) fn authorization(headers: &HeaderMap) -> Option<&str> {
     headers.get(header::AUTHORIZATION)?.to_str().ok()
 }
 
-/// Gives up a request that takes longer than `limit`, the arrival of its body included.
+/// Ends a request with an error after `limit`, which includes the arrival of its body.
 pub(super) async fn limit_time(
     State(limit): State<Duration>,
     request: Request,
@@ -108,7 +108,7 @@ pub(super) async fn limit_time(
     tokio::time::timeout(limit, next.run(request)).await.map_err(|_| ApiError::TimedOut { limit })
 }
 
-/// Answers a request whose handler panicked.
+/// Returns the answer to a request whose handler panicked.
 #[expect(clippy::needless_pass_by_value, reason = "the layer hands the payload over by value")]
 pub(super) fn answer_panic(payload: Box<dyn Any + Send>) -> Response {
     ApiError::of_panic(&*payload).into_response()

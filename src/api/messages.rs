@@ -1,4 +1,4 @@
-//! The messages of `proto/inference.proto`, as generated.
+//! Messages generated from `proto/inference.proto`.
 //!
 //! gRPC sends them; HTTP writes some of them as JSON.
 
@@ -10,5 +10,5 @@
 
 include!(concat!(env!("OUT_DIR"), "/inference.rs"));
 
-/// The description of the protocol that server reflection gives.
+/// Description of the protocol for server reflection.
 pub(super) const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/inference.bin"));

@@ -1,9 +1,9 @@
-//! The edges: the Open Inference Protocol v2 over HTTP and gRPC, with budgets and plans.
+//! Network interfaces: the Open Inference Protocol v2 over HTTP and gRPC, with budgets and plans.
 //!
-//! The only room that names axum and tonic. It decodes and encodes; what a request means and what
-//! happens to it is decided in [`serve`](crate::serve); below that only plain data types are used.
-//! Start at [`router`], which lists the routes; [`serve_http`] and [`serve_grpc`] run them on
-//! sockets until told to stop.
+//! Only this module names axum and tonic. It decodes and encodes; [`serve`](crate::serve) decides
+//! the meaning of a request. Below [`serve`](crate::serve), only plain data types are used. Start
+//! at [`router`], which lists the routes. [`serve_http`] and [`serve_grpc`] run them on sockets
+//! until they are told to stop.
 
 mod body;
 mod bounded;
@@ -63,7 +63,7 @@ use crate::{
     tensor::ByteSize,
 };
 
-/// The routes, as the index page shows them.
+/// Routes, as the index page shows them.
 const ROUTES: &str = "\
 GET  /v2                          server metadata
 GET  /v2/health/live              200 while the process runs
@@ -87,30 +87,30 @@ GET  /docs                        the same for people
 Every model route also exists under /v2/models/{model}/versions/{version}.
 ";
 
-/// The smallest answer that is compressed where the client takes that.
+/// Size in bytes of the smallest answer that is compressed, if the client accepts that.
 const MIN_COMPRESSED_BYTES: u64 = 2048;
 
-/// What the routes work with; cheap to clone.
+/// State that the routes share; cheap to clone.
 #[derive(Clone)]
 pub struct ApiState {
-    /// The families.
+    /// Families of the server.
     pub repository: Arc<Repository>,
-    /// Hears of requests that are refused before they reach their family.
+    /// Observer of requests that are refused before they reach their family.
     pub observer: Arc<dyn Observer>,
-    /// Writes the metrics in the Prometheus text format.
+    /// Function that writes the metrics in the Prometheus text format.
     pub render_metrics: Arc<dyn Fn() -> String + Send + Sync>,
-    /// What requests pass.
+    /// Gate that requests pass.
     pub gate: Arc<Gate>,
-    /// Makes a request's span part of the trace that its headers name.
+    /// Function that makes a request's span part of the trace that its headers name.
     pub continue_trace: ContinueTrace,
 }
 
-/// Makes a span part of the trace that `traceparent` and `tracestate` name (W3C Trace Context).
+/// Function that makes a span part of the trace that `traceparent` and `tracestate` name (W3C Trace
+/// Context).
 pub type ContinueTrace = Arc<dyn Fn(&Span, Option<&str>, Option<&str>) + Send + Sync>;
 
 impl ApiState {
-    /// Gathers what the routes work with; the fields say what each part is. The gate is open,
-    /// and no trace is continued.
+    /// Creates the state. Its gate is open, and no trace is continued.
     pub fn new(
         repository: Arc<Repository>,
         observer: Arc<dyn Observer>,
@@ -127,12 +127,12 @@ impl fmt::Debug for ApiState {
     }
 }
 
-/// What requests may take.
+/// Limits of requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ApiConfig {
-    /// The largest body; larger ones are answered 413.
+    /// Largest body; a larger one is answered 413.
     pub max_body: ByteSize,
-    /// The longest time from the head of a request to its answer; after it the answer is 504.
+    /// Longest time from the head of a request to its answer; after it the answer is 504.
     pub request_timeout: Duration,
 }
 
@@ -142,14 +142,14 @@ impl Default for ApiConfig {
     }
 }
 
-/// What every handler sees.
+/// State and limits that every handler sees.
 #[derive(Debug)]
 struct Shared {
     api: ApiState,
     config: ApiConfig,
 }
 
-/// Builds the routes.
+/// Builds the router of all HTTP routes.
 pub fn router(state: ApiState, config: &ApiConfig) -> Router {
     let shared = Arc::new(Shared { api: state, config: *config });
     let model = Router::new()
@@ -192,19 +192,19 @@ pub fn router(state: ApiState, config: &ApiConfig) -> Router {
         .with_state(shared)
 }
 
-/// Serves `router` until `shutdown`, then drains: no connection is accepted any more, idle ones are
-/// closed, and running requests may end within the transport's limit.
+/// Serves `router` until `shutdown`, then drains. A drain accepts no connections, closes idle ones,
+/// and lets running requests end within the transport's limit.
 ///
-/// Whoever cancels `shutdown` starts draining the [`Registry`](crate::serve::Registry) first, so
-/// that readiness turns false on the connections that are still open.
+/// The caller that cancels `shutdown` starts draining the [`Registry`](crate::serve::Registry)
+/// first. Readiness then turns false on the connections that are still open.
 ///
 /// # Errors
 ///
-/// Fails when the socket has no address.
+/// Fails if the socket has no address.
 ///
 /// # Cancel safety
 ///
-/// Dropping the future stops accepting; connections that are open go on until the runtime ends.
+/// Dropping the future stops accepting connections; open ones go on until the runtime ends.
 pub async fn serve_http(
     listener: TcpListener,
     router: Router,

@@ -1,4 +1,4 @@
-//! A model's metadata and readiness, and the way from a path to a model.
+//! A model's metadata and readiness, and the lookup of a model by its path.
 
 use std::sync::Arc;
 
@@ -18,18 +18,18 @@ use crate::{
     tensor::TensorSpec,
 };
 
-/// The version that every model has, whatever it consists of.
+/// Version that every model has, whatever its content.
 const VERSION: &str = "1";
 
-/// What runs every model.
+/// Platform of every model.
 pub(super) const PLATFORM: &str = "tessera_onnxruntime";
 
 /// The model that a request names.
 #[derive(Debug)]
 pub(super) struct Model {
-    /// Answers its requests.
+    /// Service that answers requests to the model.
     pub(super) service: Arc<FamilyService>,
-    /// The version as the path has it.
+    /// Version that the request names, or [`VERSION`].
     pub(super) version: String,
 }
 
@@ -51,11 +51,11 @@ impl FromRequestParts<Arc<Shared>> for Model {
 }
 
 impl Model {
-    /// Finds the model `name` in `version`, or as it is now.
+    /// Finds the model `name` in `version`, or in its current version if `version` is `None`.
     ///
     /// # Errors
     ///
-    /// Fails when there is no such model or version, or the model is not served.
+    /// Fails if there is no such model or version, or if the model is not served.
     pub(super) fn find(
         registry: &Registry,
         name: &str,
@@ -83,13 +83,13 @@ impl Model {
         registry.families().into_iter().filter_map(ready).collect()
     }
 
-    /// Returns the versions by which the model can be asked for.
+    /// Returns the versions by which requests can name the model.
     pub(super) fn versions(&self) -> [String; 2] {
         [VERSION.to_owned(), self.service.digest().to_owned()]
     }
 }
 
-/// A model as the protocol describes it.
+/// Metadata of a model, in the protocol's form.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Metadata {
     name: String,
@@ -120,7 +120,7 @@ struct MetadataParameters {
     labels: Vec<String>,
 }
 
-/// What one input may hold.
+/// Limits of one input.
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(untagged)]
 enum InputLimits {
@@ -128,7 +128,7 @@ enum InputLimits {
     Images { max_image_bytes: usize, max_pixels: u64 },
 }
 
-/// Describes a model.
+/// Returns the metadata of a model.
 pub(super) async fn metadata(model: Model) -> Json<Metadata> {
     let manifest = model.service.manifest();
     let parameters = MetadataParameters {
@@ -168,14 +168,14 @@ impl WireSpec {
     }
 }
 
-/// Whether a model takes requests.
+/// Readiness of a model to take requests.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct ModelReadiness {
     name: String,
     ready: bool,
 }
 
-/// Tells that a model takes requests; one that failed to load is answered by its error.
+/// Answers that a model takes requests. A model that failed to load is answered with its error.
 pub(super) async fn ready(
     State(shared): State<Arc<Shared>>,
     model: Model,

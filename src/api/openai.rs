@@ -1,6 +1,6 @@
-//! `POST /v1/embeddings` and `GET /v1/models`, as the `openai` clients know them.
+//! `POST /v1/embeddings` and `GET /v1/models`, in the form that the `openai` clients know.
 //!
-//! Budgets are further keys of the body, by the names that the protocol's parameters have.
+//! Budgets are further keys of the body, with the names of the protocol's parameters.
 
 use std::{sync::Arc, time::Instant};
 
@@ -34,7 +34,7 @@ use crate::{
     tensor::{Tensor, TensorData},
 };
 
-/// The task whose families answer here.
+/// Task of the families that these routes serve.
 const TASK: &str = "sentence-embedding";
 
 /// A request for embeddings.
@@ -47,16 +47,16 @@ pub(super) struct Question {
     #[serde(default, deserialize_with = "or_default")]
     encoding_format: Encoding,
     dimensions: Option<usize>,
-    /// Who asks, for whoever counts; it changes nothing here.
+    /// Id of the user, for accounting; it has no effect here.
     #[serde(rename = "user")]
     _user: Option<String>,
-    /// Budgets; anything else is refused by name.
+    /// Budgets; any other key is refused by name.
     #[serde(flatten)]
     #[schemars(with = "ParametersSchema")]
     parameters: Map<String, Value>,
 }
 
-/// A text, texts, the tokens of a text, or those of several.
+/// One text, several texts, the tokens of one text, or the tokens of several.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "EmbeddingsInput")]
 #[serde(untagged, expecting = "a string, or an array of strings, integers or arrays of integers")]
@@ -75,7 +75,7 @@ enum Encoding {
     Base64,
 }
 
-/// Embeddings.
+/// Embeddings of the texts of a request.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "EmbeddingsResponse")]
 pub(super) struct Answer<'a> {
@@ -83,7 +83,7 @@ pub(super) struct Answer<'a> {
     data: Vec<Embedding<'a>>,
     model: &'a str,
     usage: Usage,
-    /// What was done for the request.
+    /// Report of how the request was answered.
     tessera: Map<String, Value>,
 }
 
@@ -95,7 +95,7 @@ struct Embedding<'a> {
     embedding: Numbers<'a>,
 }
 
-/// Numbers, or their little-endian bytes in base64.
+/// Numbers of an embedding, or their little-endian bytes in base64.
 #[derive(Debug, JsonSchema)]
 #[serde(untagged)]
 #[schemars(rename = "Numbers")]
@@ -117,7 +117,7 @@ struct Usage {
     total_tokens: usize,
 }
 
-/// A model of the list.
+/// A model in the list.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Model")]
 pub(super) struct Listed {
@@ -127,7 +127,7 @@ pub(super) struct Listed {
     owned_by: &'static str,
 }
 
-/// The models that answer here.
+/// Models with embeddings.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "ModelList")]
 pub(super) struct List {
@@ -135,14 +135,14 @@ pub(super) struct List {
     data: Vec<Listed>,
 }
 
-/// Lists the models that answer here.
+/// Lists the models with embeddings.
 pub(super) async fn models(State(shared): State<Arc<Shared>>) -> Json<List> {
     let models = Model::all(shared.api.repository.registry()).into_iter();
     let data = models.filter(has_embeddings).map(|model| Listed::new(&model)).collect();
     Json(List { object: "list", data })
 }
 
-/// Names one model.
+/// Returns the model `name`.
 pub(super) async fn model(
     State(shared): State<Arc<Shared>>,
     Path(name): Path<String>,
@@ -179,7 +179,7 @@ pub(super) async fn embeddings(
     Ok((headers, body).into_response())
 }
 
-/// Returns bounds within which every model that answers here finds its requests: a body is counted
+/// Returns bounds within which every model with embeddings finds its requests. A body is counted
 /// before its model is known.
 fn bounds(shared: &Shared) -> Bounds {
     let models = Model::all(shared.api.repository.registry()).into_iter().filter(has_embeddings);
@@ -187,7 +187,7 @@ fn bounds(shared: &Shared) -> Bounds {
         .fold(Bounds::NO_TENSORS, |widest, model| widest.max(Bounds::of(model.service.manifest())))
 }
 
-/// A question that was checked.
+/// A request for embeddings that was checked.
 #[derive(Debug)]
 struct Asked {
     inputs: Vec<(String, Tensor)>,
@@ -195,11 +195,11 @@ struct Asked {
     form: Form,
 }
 
-/// How embeddings are written.
+/// Form of the embeddings in an answer.
 #[derive(Debug)]
 struct Form {
     encoding: Encoding,
-    /// How many of the first numbers are kept.
+    /// Number of leading values that are kept; `None` keeps all.
     dimensions: Option<usize>,
 }
 
@@ -241,7 +241,8 @@ fn text_tensor(texts: Vec<String>) -> Result<Vec<(String, Tensor)>, ServeError> 
     Ok(vec![("text".to_owned(), build(shape, data)?)])
 }
 
-/// Pads rows of token ids to the longest, once their number and lengths are known to be `limits`'.
+/// Pads rows of token ids to the longest one, after checking their number and lengths against
+/// `limits`. Returns the ids and the mask.
 fn token_tensors(rows: &[Vec<i64>], limits: &Limits) -> Result<Vec<(String, Tensor)>, ServeError> {
     if rows.iter().any(Vec::is_empty) {
         return Err(refuse("a list of tokens is empty".to_owned()));
@@ -284,7 +285,7 @@ impl Listed {
     }
 }
 
-/// Writes the answer.
+/// Writes the answer as JSON.
 fn write(
     model: &str,
     response: &InferResponse,
@@ -315,7 +316,7 @@ fn write(
     serde_json::to_vec(&answer).map_err(|source| ApiError::Encode { source: Box::new(source) })
 }
 
-/// Keeps the first numbers and gives the rest of the vector a length of 1 again.
+/// Returns the first `kept` values, scaled to a vector of length 1.
 fn shortened(row: &[f32], kept: usize) -> Vec<f32> {
     let row = &row[..kept.min(row.len())];
     let length = row.iter().map(|value| value * value).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);

@@ -1,7 +1,7 @@
-//! The HTTP routes as an OpenAPI 3.1 document, from the types that are read and written.
+//! The HTTP routes as an OpenAPI 3.1 document, from the types that they read and write.
 //!
-//! [`operations`] is the list of routes; a test compares it with the router's, so that neither has
-//! what the other lacks.
+//! [`operations`] lists the routes. A test checks that it has the routes of the index page and few
+//! others.
 
 use std::sync::LazyLock;
 
@@ -24,28 +24,28 @@ use super::{
     repository::{AllStatistics, IndexQuestion, RepositoryCall},
 };
 
-/// The page that shows the document to a person.
+/// Page that shows the document to a person.
 const PAGE: &str = include_str!("openapi.html");
 
-/// The name of the bearer token's scheme.
+/// Name of the security scheme of bearer tokens.
 const TOKEN: &str = "token";
 
-/// What a body holds.
+/// Content of a body.
 #[derive(Clone, Copy)]
 enum Content {
-    /// JSON of a type.
+    /// JSON of a type's schema.
     Json(fn(&mut SchemaGenerator) -> Schema),
-    /// JSON, or JSON with raw tensors behind it.
+    /// JSON, with or without raw tensors behind it.
     JsonOrRaw(fn(&mut SchemaGenerator) -> Schema),
-    /// Text.
+    /// Plain text.
     Text,
-    /// HTML.
+    /// HTML page.
     Page,
-    /// Nothing.
+    /// No content.
     Empty,
 }
 
-/// A route with a method.
+/// One method of one route.
 struct Operation {
     method: &'static str,
     path: &'static str,
@@ -75,7 +75,7 @@ const fn post(
     Operation { method: "post", path, summary, request: Some(request), response }
 }
 
-/// Returns every route but those under a version, which repeat those under the model.
+/// Returns the operations of every route but those under a version, which repeat the model's.
 fn operations() -> Vec<Operation> {
     let mut operations = Vec::from(server_operations());
     operations.extend(model_operations());
@@ -147,17 +147,17 @@ fn openai_operations() -> [Operation; 3] {
     ]
 }
 
-/// Answers with the document.
+/// Returns the document.
 pub(super) async fn openapi() -> impl IntoResponse {
     axum::Json(&*DOCUMENT)
 }
 
-/// Answers with the page.
+/// Returns the page.
 pub(super) async fn docs() -> impl IntoResponse {
     ([(header::CONTENT_SECURITY_POLICY, PAGE_POLICY)], Html(PAGE))
 }
 
-/// The page takes nothing from elsewhere.
+/// Content security policy of the page, which loads nothing from elsewhere.
 const PAGE_POLICY: &str =
     "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'";
 
@@ -221,7 +221,7 @@ impl Operation {
         described
     }
 
-    /// Returns a name for generated clients, such as `post_v2_models_model_infer`.
+    /// Returns an operation id for generated clients, such as `post_v2_models_model_infer`.
     fn id(&self) -> String {
         let words = self.path.split(|c: char| !c.is_ascii_alphanumeric());
         let words = words.filter(|word| !word.is_empty());
@@ -286,7 +286,7 @@ mod tests {
             let is_there = operations.iter().any(|o| o.method == method && o.path == path);
             assert!(is_there, "{method} {path}");
         }
-        // The page need not list itself, nor what stands in a line with another route.
+        // The page need not list itself, nor routes that share a line with another route.
         assert!(operations.len() <= listed.len() + 4, "{} routes", operations.len());
     }
 

@@ -1,4 +1,4 @@
-//! Compressed bodies and messages, unpacked off the async threads and within the limit of bodies.
+//! Compressed bodies and messages; unpacked off the async threads, within the limit of bodies.
 
 use std::io::{self, BufRead, Read};
 
@@ -9,7 +9,7 @@ use flate2::bufread::{MultiGzDecoder, ZlibDecoder};
 use super::error::ApiError;
 use crate::tensor::ByteSize;
 
-/// How a body is compressed.
+/// Compression of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Coding {
     /// Members of gzip (RFC 1952), one after the other.
@@ -19,11 +19,11 @@ pub(super) enum Coding {
 }
 
 impl Coding {
-    /// Returns how a body with these headers is compressed, or None if it is not.
+    /// Returns the compression of a body with these `headers`, or None if it is not compressed.
     ///
     /// # Errors
     ///
-    /// Fails on a coding that is not known, and on several.
+    /// Fails on an unknown coding, and on several codings.
     pub(super) fn of(headers: &HeaderMap) -> Result<Option<Self>, ApiError> {
         let mut values = headers.get_all(header::CONTENT_ENCODING).iter();
         let Some(value) = values.next() else {
@@ -41,12 +41,12 @@ impl Coding {
         }
     }
 
-    /// Unpacks `packed`, which may hold `limit` bytes.
+    /// Unpacks `packed` to at most `limit` bytes.
     ///
     /// # Errors
     ///
-    /// Fails on what is not of this coding to its end, and on what holds more, before it is
-    /// unpacked beyond the limit.
+    /// Fails on data that is not of this coding to its end. Fails on data of more than `limit`
+    /// bytes, before it is unpacked beyond the limit.
     pub(super) fn unpack(self, packed: &[u8], limit: ByteSize) -> Result<Bytes, ApiError> {
         if packed.is_empty() {
             return Ok(Bytes::new());
@@ -56,7 +56,7 @@ impl Coding {
             Self::Deflate => {
                 let mut decoder = ZlibDecoder::new(packed);
                 read(&mut decoder, limit).and_then(|unpacked| {
-                    // Of what is too large, the end was not reached.
+                    // If the data is too large, its end was not reached.
                     unpacked.as_ref().map_or(Ok(()), |_| check_end(decoder.into_inner()))?;
                     Ok(unpacked)
                 })
@@ -67,7 +67,7 @@ impl Coding {
     }
 }
 
-/// Reads at most `limit` bytes; `None` where there are more.
+/// Reads at most `limit` bytes; returns None if there are more.
 fn read(decoder: impl Read, limit: ByteSize) -> io::Result<Option<Vec<u8>>> {
     let mut unpacked = Vec::new();
     decoder.take(limit.0.saturating_add(1)).read_to_end(&mut unpacked)?;

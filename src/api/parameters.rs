@@ -1,4 +1,4 @@
-//! The `parameters` of a request: its budget, by names that are all known.
+//! The `parameters` of a request: its budget and options, by known names.
 
 use schemars::JsonSchema;
 use serde_json::{Map, Value};
@@ -9,55 +9,55 @@ use crate::{
     serve::DEFAULT_PRIORITY,
 };
 
-/// The parameters with a meaning here, as error messages list them.
+/// Names of the known parameters, as error messages list them.
 const KNOWN: &str = "latency_budget_ms, memory_budget_mb, min_quality, plan, priority, timeout, \
                      explain, binary_data_output";
 
-/// The parameters as they are described; each is read by [`Parameters::parse`].
+/// Parameters of a request; each is read by [`Parameters::parse`].
 #[derive(Debug, JsonSchema)]
 #[schemars(rename = "Parameters", deny_unknown_fields)]
 #[expect(dead_code, reason = "it is a description")]
 pub(super) struct ParametersSchema {
-    /// The answer should be ready within this time, counted from arrival.
+    /// Time in milliseconds within which the answer should be ready, counted from arrival.
     latency_budget_ms: Option<f64>,
-    /// The plan's weights and largest activations, in 10⁶ bytes.
+    /// Most memory of the plan's weights and largest activations, in 10⁶ bytes.
     memory_budget_mb: Option<f64>,
     /// Least quality, 0 to 1.
     min_quality: Option<f64>,
-    /// This plan and no other, by id.
+    /// Id of the plan to run, in place of any other.
     plan: Option<String>,
-    /// As in Triton: what waits runs by priority, 1 first; 0 is none, which counts as 100.
+    /// Priority in the queue as in Triton: 1 runs first. 0 stands for none, which counts as 100.
     priority: Option<u64>,
-    /// In microseconds: the latency budget if there is no other.
+    /// Latency budget in microseconds, if there is no other.
     timeout: Option<u64>,
-    /// Adds the stages' times to the answer.
+    /// Whether the answer has the times of the stages.
     explain: Option<bool>,
     /// Whether outputs go back as raw bytes behind the JSON.
     binary_data_output: Option<bool>,
 }
 
-/// What a request's parameters say.
+/// Parsed parameters of a request.
 #[derive(Debug, PartialEq)]
 pub(super) struct Parameters {
-    /// What the answer may cost.
+    /// Budget of the request.
     pub(super) budget: Budget,
-    /// What waits and has a smaller number runs before it.
+    /// Priority in the queue; a request with a smaller number runs earlier.
     pub(super) priority: u32,
-    /// Whether the answer tells more of how it came about.
+    /// Whether the answer explains how it came about.
     pub(super) explain: bool,
     /// Whether outputs go back as raw bytes behind the JSON.
     pub(super) binary: bool,
 }
 
 impl Parameters {
-    /// Reads the parameters as they come off the wire.
+    /// Parses the parameters in their wire form.
     ///
-    /// `timeout`, in microseconds, is the latency budget where there is no other. The
-    /// protocol's sequence parameters are ignored.
+    /// `timeout`, in microseconds, is the latency budget if there is no other. The protocol's
+    /// sequence parameters are ignored.
     ///
     /// # Errors
     ///
-    /// Fails on an unknown parameter, a value of the wrong type and a number out of its range.
+    /// Fails on an unknown parameter, a value of the wrong type, and a number out of its range.
     pub(super) fn parse(parameters: Map<String, Value>) -> Result<Self, ApiError> {
         let mut budget = BudgetParameters::default();
         let mut timeout_ms = None;
@@ -86,7 +86,7 @@ impl Parameters {
     }
 }
 
-/// A parameter and its value, to be read as what it must be.
+/// A parameter and its value, before the type of the value is checked.
 struct Parameter {
     name: String,
     value: Value,
@@ -112,7 +112,7 @@ impl Parameter {
         }
     }
 
-    /// Returns the priority; 0 is none, as in Triton.
+    /// Returns the priority; 0 stands for the default, as in Triton.
     fn priority(self) -> Result<u32, ApiError> {
         Ok(match self.whole_number()? {
             0 => DEFAULT_PRIORITY,
@@ -120,7 +120,7 @@ impl Parameter {
         })
     }
 
-    /// Returns the timeout; 0 is none, as in Triton.
+    /// Returns the timeout in milliseconds, or None if it is 0, as in Triton.
     fn timeout_ms(self) -> Result<Option<f64>, ApiError> {
         let microseconds = self.whole_number()?;
         #[expect(clippy::cast_precision_loss, reason = "a timeout is far below 2^53 µs")]
@@ -133,7 +133,7 @@ impl Parameter {
     }
 }
 
-/// Writes `value` for a message, without its inside where that may be long.
+/// Writes `value` for a message, without content that may be long.
 fn shorten(value: &Value) -> String {
     match value {
         Value::Array(_) => "an array".to_owned(),

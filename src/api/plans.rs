@@ -1,4 +1,4 @@
-//! Plans without running them: a model's Pareto front, and what a budget would get.
+//! Plans without running them: a model's Pareto front, and the plan for a budget.
 
 use axum::{
     extract::RawQuery,
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::serve::{FamilyService, ServeError};
 
-/// The shape of a request whose plans are asked for.
+/// Shape of the request for which plans are listed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Shape {
     batch: usize,
@@ -64,7 +64,7 @@ pub(super) struct WireChoice<'a> {
     plan: WirePlan<'a>,
 }
 
-/// Lists the plans that no other beats at a shape, cheapest first.
+/// Lists the plans of the Pareto front at a shape, cheapest first.
 pub(super) async fn front(model: Model, RawQuery(query): RawQuery) -> Result<Response, ApiError> {
     let shape = Shape::parse_query(query.as_deref().unwrap_or_default())?;
     shape.check(&model.service)?;
@@ -79,7 +79,7 @@ pub(super) async fn front(model: Model, RawQuery(query): RawQuery) -> Result<Res
     to_json(&body)
 }
 
-/// Names the plan that a budget would get at a shape; an empty body asks without a budget.
+/// Returns the plan that a budget gets at a shape; an empty body asks without a budget.
 pub(super) async fn choose(model: Model, Body(body): Body) -> Result<Response, ApiError> {
     let question: WireQuestion = read_or_default(body).await?;
     let default = Shape::default();

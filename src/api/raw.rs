@@ -1,20 +1,20 @@
-//! Tensors as the protocol's raw bytes: little-endian, row-major, each element of `BYTES` led by
-//! its length in four bytes.
+//! Tensors as the protocol's raw bytes: little-endian and row-major. Each element of `BYTES`
+//! follows its length in four bytes.
 
 use half::{bf16, f16};
 
 use crate::tensor::{DataType, TensorData};
 
-/// The bytes that lead each element of `BYTES`.
+/// Number of bytes of the length before each element of `BYTES`.
 const LENGTH_BYTES: usize = 4;
 
-/// Reads `count` elements of type `found` as what the model takes, which is `wanted`.
+/// Reads `count` elements of type `found` as elements of `wanted`, the type that the model takes.
 ///
 /// Narrow integers become `INT64`; half and double precision become `FP32`.
 ///
 /// # Errors
 ///
-/// Fails when `raw` does not hold as many elements, or one of them does not fit `wanted`.
+/// Fails if `raw` does not hold `count` elements, or if one of them does not fit `wanted`.
 pub(super) fn decode_raw(
     raw: &[u8],
     count: usize,
@@ -37,7 +37,7 @@ pub(super) fn decode_raw(
     }
 }
 
-/// Returns how many raw bytes elements take.
+/// Returns the number of raw bytes of `data`.
 pub(super) fn raw_len(data: &TensorData) -> usize {
     match data {
         TensorData::F32(values) => size_of_val(values.as_slice()),
@@ -48,11 +48,11 @@ pub(super) fn raw_len(data: &TensorData) -> usize {
     }
 }
 
-/// Writes elements as raw bytes behind what is in `raw`.
+/// Appends the elements of `data` to `raw` as raw bytes.
 ///
 /// # Errors
 ///
-/// Fails when an element of `BYTES` is longer than its length can say.
+/// Fails if an element of `BYTES` is longer than its length field can express.
 pub(super) fn append_raw(raw: &mut Vec<u8>, data: &TensorData) -> Result<(), String> {
     match data {
         TensorData::F32(values) => flatten(raw, values, |value| value.to_le_bytes()),
@@ -69,7 +69,7 @@ pub(super) fn append_raw(raw: &mut Vec<u8>, data: &TensorData) -> Result<(), Str
     Ok(())
 }
 
-/// Writes elements of `N` bytes each behind what is in `raw`.
+/// Appends elements of `N` bytes each to `raw`.
 pub(super) fn flatten<T: Copy, const N: usize>(
     raw: &mut Vec<u8>,
     values: &[T],
@@ -123,7 +123,8 @@ fn too_large(value: u64) -> String {
 }
 
 fn decode_bytes(raw: &[u8], count: usize) -> Result<Vec<Vec<u8>>, String> {
-    // Every element takes its length at least, so that `count` is no reason to allocate.
+    // Every element has at least its length field, so `raw` bounds `count` before memory is
+    // allocated.
     if count > raw.len() / LENGTH_BYTES {
         let len = raw.len();
         return Err(format!("its data has {len} bytes, too few for {count} elements of BYTES"));

@@ -1,5 +1,5 @@
-//! The families of the pool at run time, and what they have answered: Triton's repository,
-//! configuration and statistics routes.
+//! The families of the pool at run time, and their statistics: Triton's repository, configuration
+//! and statistics routes.
 
 use std::sync::Arc;
 
@@ -24,10 +24,10 @@ use super::{
 };
 use crate::serve::{Repository, ServeError};
 
-/// The only parameter of load and unload calls that is taken.
+/// Only parameter that load and unload calls take.
 const UNLOAD_DEPENDENTS: &str = "unload_dependents";
 
-/// What of the index is asked for.
+/// Request for the index of the pool.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(rename = "IndexRequest")]
 #[serde(expecting = "a JSON object")]
@@ -36,7 +36,7 @@ pub(super) struct IndexQuestion {
     ready: bool,
 }
 
-/// What a load or unload call says beside the name.
+/// Body of a load or unload call.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(rename = "RepositoryRequest")]
 #[serde(expecting = "a JSON object")]
@@ -45,23 +45,23 @@ pub(super) struct RepositoryCall {
     parameters: Map<String, Value>,
 }
 
-/// The statistics of some models.
+/// Statistics of one or more models.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct AllStatistics {
     model_stats: Vec<ModelStatistics>,
 }
 
-/// Describes a model as a Triton configuration.
+/// Returns a model as a Triton configuration.
 pub(super) async fn config(model: Model) -> Json<ModelConfig> {
     Json(describe::config(&model))
 }
 
-/// Tells what a model has answered.
+/// Returns the statistics of a model.
 pub(super) async fn statistics(model: Model) -> Json<AllStatistics> {
     Json(AllStatistics { model_stats: vec![describe::statistics(&model)] })
 }
 
-/// Tells what every model has answered.
+/// Returns the statistics of every model.
 pub(super) async fn all_statistics(State(shared): State<Arc<Shared>>) -> Json<AllStatistics> {
     let models = Model::all(shared.api.repository.registry());
     Json(AllStatistics { model_stats: models.iter().map(describe::statistics).collect() })
@@ -76,7 +76,7 @@ pub(super) async fn index(
     Ok(Json(describe::index(&shared.api.repository, question.ready)))
 }
 
-/// Loads a family, or loads it anew.
+/// Loads a family, or loads it again.
 pub(super) async fn load(
     State(shared): State<Arc<Shared>>,
     Extension(permit): Extension<Permit>,
@@ -98,14 +98,14 @@ pub(super) async fn unload(
     change(&shared.api.repository, move |repository| repository.unload(&name)).await
 }
 
-/// Checks who calls, and what for.
+/// Checks that the client may load and unload models, and that the parameters are known.
 async fn check_call(permit: &Permit, body: Bytes) -> Result<(), ApiError> {
     permit.check_admin()?;
     let call: RepositoryCall = read_or_default(body).await?;
     check_parameters(call.parameters.keys())
 }
 
-/// Refuses what load and unload calls do not take, such as a model's files.
+/// Checks the parameters of a load or unload call, which cannot give a model's files, for example.
 ///
 /// # Errors
 ///
@@ -124,11 +124,11 @@ pub(super) fn check_parameters<'a>(
     Ok(())
 }
 
-/// Changes what is served, off the async threads.
+/// Changes the served models, off the async threads.
 ///
 /// # Errors
 ///
-/// Fails when the change does.
+/// Fails if the change fails.
 pub(super) async fn change(
     repository: &Arc<Repository>,
     work: impl FnOnce(&Repository) -> Result<(), ServeError> + Send + 'static,

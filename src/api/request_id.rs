@@ -1,4 +1,4 @@
-//! The ids under which the log knows requests.
+//! Ids of requests in the log.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,4 +1,4 @@
-//! A tensor of a request, from any protocol's form to what the model takes.
+//! A tensor of a request, from any protocol's form to the form that the model takes.
 
 use std::ops::RangeInclusive;
 
@@ -15,25 +15,25 @@ use crate::{
     tensor::{DataType, Tensor, TensorData, TensorSpec},
 };
 
-/// An input as a request gives it.
+/// An input of a request, before it is checked.
 #[derive(Debug)]
 pub(super) struct RequestTensor {
-    /// The input's name.
+    /// Name of the input.
     pub(super) name: String,
-    /// The element type's name.
+    /// Name of the element type.
     pub(super) datatype: String,
-    /// The extent of each axis.
+    /// Extent of each axis.
     pub(super) shape: Vec<i64>,
-    /// The elements.
+    /// Elements of the tensor.
     pub(super) content: Content,
 }
 
-/// The forms in which elements come.
+/// Form of the elements.
 #[derive(Debug)]
 pub(super) enum Content {
     /// Flat or nested arrays of JSON.
     Nested(Elements),
-    /// Numbers or texts in a row.
+    /// Numbers, booleans or texts in a row.
     Flat(Values),
     /// `FP32` in a row.
     Floats(Vec<f32>),
@@ -54,12 +54,12 @@ impl Content {
 }
 
 impl RequestTensor {
-    /// Checks the tensor against the model's `specs` and converts it.
+    /// Checks the tensor against the model's `specs`, and converts it.
     ///
     /// # Errors
     ///
-    /// Fails when the model has no such input, when datatype, shape or data are not what it takes,
-    /// and when there are more elements than any request has.
+    /// Fails if the model has no such input, or if datatype, shape or data do not fit it. Fails if
+    /// there are more elements than any request has.
     pub(super) fn into_tensor(self, specs: &Specs) -> Result<(String, Tensor), ServeError> {
         let Self { name, shape, datatype, content } = self;
         let refuse = |reason| ServeError::Input { name: name.clone(), reason };
@@ -69,7 +69,7 @@ impl RequestTensor {
         let data_type = parse_data_type(&datatype, spec.data_type).map_err(refuse)?;
         let shape = parse_shape(&shape).map_err(refuse)?;
         let count = num_elements(&shape).map_err(refuse)?;
-        // A shape is only a claim; what is not there is refused below.
+        // A shape is only a claim; missing elements are refused below.
         let found = count.min(content.len());
         match spec.data_type {
             DataType::Bytes => check("the batch", found, specs.bounds.texts)?,
@@ -96,13 +96,13 @@ impl RequestTensor {
     }
 }
 
-/// Returns the names of `specs`, for a message.
+/// Returns the names of `specs` for a message.
 pub(super) fn names(specs: &[TensorSpec]) -> String {
     let names: Vec<String> = specs.iter().map(|spec| format!("`{}`", spec.name)).collect();
     names.join(", ")
 }
 
-/// Finds the datatype: the wanted one, or another that is converted to it.
+/// Returns the datatype `name` if it is `wanted` or can be converted to it.
 fn parse_data_type(name: &str, wanted: DataType) -> Result<DataType, String> {
     let needed = match wanted {
         DataType::I64 => "INT64, another integer type or BOOL",
@@ -122,19 +122,19 @@ fn is_float(data_type: DataType) -> bool {
     matches!(data_type, DataType::F16 | DataType::BF16 | DataType::F32 | DataType::F64)
 }
 
-/// Reads the extents; whether the model takes them is for [`serve`](crate::serve) to say.
+/// Returns the extents; [`serve`](crate::serve) checks whether the model takes them.
 fn parse_shape(shape: &[i64]) -> Result<Vec<usize>, String> {
     let extents: Option<_> = shape.iter().map(|extent| usize::try_from(*extent).ok()).collect();
     extents.ok_or_else(|| format!("shape is {shape:?}, but extents must be 0 or more"))
 }
 
-/// Counts the elements of `shape`.
+/// Returns the number of elements of `shape`.
 fn num_elements(shape: &[usize]) -> Result<usize, String> {
     let count = shape.iter().try_fold(1_usize, |count, extent| count.checked_mul(*extent));
     count.ok_or_else(|| format!("shape {shape:?} holds more elements than can be counted"))
 }
 
-/// Checks that `data` is flat or nested like `shape`.
+/// Checks that `data` is flat, or nested like `shape`.
 fn check_nesting(shape: &[usize], data: &Elements) -> Result<(), String> {
     let extents = data.extents();
     if extents.len() > 1 && extents != shape {
@@ -202,7 +202,8 @@ fn wording(data_type: DataType) -> &'static str {
     }
 }
 
-/// Returns the values of an integer type, as far as `INT64` has them; those of `BOOL` are 0 and 1.
+/// Returns the values of an integer type that `INT64` can hold, or None for other types. The values
+/// of `BOOL` are 0 and 1.
 fn integer_range(data_type: DataType) -> Option<RangeInclusive<i64>> {
     match data_type {
         DataType::Bool => Some(0..=1),

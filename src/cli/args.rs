@@ -1,4 +1,4 @@
-//! The command line: every option is a flag, most are an environment variable as well.
+//! The command line. Every option is a flag; most are an environment variable as well.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{bench_args::BenchArguments, family_args::FamilyArgument};
 use crate::{telemetry::LogFormat, tensor::ByteSize};
 
-/// Longest time that an option may say, about thirty years.
+/// Longest time in seconds that an option may give; about thirty years.
 const MAX_SECONDS: u64 = 1_000_000_000;
 
 /// A model-assembly inference server: one family of modules, a sub-network per request budget.
@@ -29,7 +29,7 @@ const EXAMPLES: &str = "Examples:
   tessera plan --pool models --family text --latency-budget-ms 5
   tessera fit --pool models --family text --data calibration.jsonl";
 
-/// What to do.
+/// The command to run.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve the families of a pool over HTTP and gRPC
@@ -41,31 +41,31 @@ pub enum Command {
     /// Fit stitches, bridges and exits in closed form, from texts
     #[command(after_help = "Example:\n  tessera fit --family text --data calibration.jsonl")]
     Fit(FitArguments),
-    /// Measure what each module costs on this machine
+    /// Measure the cost of each module on this machine
     #[command(after_help = "Example:\n  tessera profile --family text --threads 2")]
     Profile(ProfileArguments),
-    /// Measure what plans are worth, on texts that no fit has seen
+    /// Measure the quality of plans, on texts or images that no fit has seen
     #[command(after_help = "Example:\n  tessera evaluate --family text --data heldout.jsonl")]
     Evaluate(EvaluateArguments),
-    /// Tell which plan a budget gets
+    /// Show the plan that a budget gets
     #[command(after_help = "Example:\n  tessera plan --family text --latency-budget-ms 5")]
     Plan(PlanArguments),
     /// Show the Pareto front: the plans that no other beats
     #[command(after_help = "Example:\n  tessera front --family text --svg front.svg")]
     Front(FrontArguments),
-    /// Show what a family consists of
+    /// Show the modules of a family and the spaces that they join
     #[command(
         after_help = "Examples:\n  tessera inspect --family text\n  tessera inspect --family \
                             fashion --plan 's[0..2]>m[2..6]' --mermaid"
     )]
     Inspect(InspectArguments),
-    /// Make a family of ONNX exports: find where to cut them, check the pieces, propose stitches
+    /// Make a family from ONNX exports: find the cuts, check the pieces, propose stitches
     #[command(
         after_help = "Example:\n  tessera import --family animals small.onnx large.onnx --labels \
                             classes.txt"
     )]
     Import(ImportArguments),
-    /// Put a load on a running server: requests arrive whether or not the last is answered
+    /// Put a load on a running server; requests arrive whether or not the last one is answered
     #[command(
         after_help = "Examples:\n  tessera bench --family fashion --budgets-ms 25\n  tessera bench \
                             --family fashion --cv2 1,4,8 --seconds 20 --json load.json --svg \
@@ -83,7 +83,7 @@ pub enum Command {
 /// Options of all commands.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct Common {
-    /// File with options (TOML): the environment and flags come before it
+    /// File with options (TOML); the environment and flags take precedence
     #[arg(long, global = true, env = "TESSERA_CONFIG")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
@@ -94,23 +94,23 @@ pub struct Common {
     /// the system's]
     #[arg(long, global = true, env = "TESSERA_ONNXRUNTIME")]
     pub onnxruntime: Option<PathBuf>,
-    /// Threads for inference; 0 for as many as there are cores
+    /// Threads for inference; 0 for one per core
     #[arg(long, global = true, env = "TESSERA_THREADS", default_value_t = 0)]
     pub threads: usize,
     /// Let idle inference threads sleep at once: less processor time, slower answers
     #[arg(long, global = true, env = "TESSERA_NO_SPIN")]
     pub no_spin: bool,
-    /// Memory that the process may hold, such as 512MiB: modules that were not used for longest
-    /// give way to others [default: no limit]
+    /// Memory that the process may hold, such as 512MiB; modules that were not used for longest are
+    /// evicted [default: no limit]
     #[arg(long, global = true, env = "TESSERA_MEMORY_LIMIT")]
     pub memory_limit: Option<ByteSize>,
     /// Folder for this machine's profiles [default: $XDG_CACHE_HOME/tessera or ~/.cache/tessera]
     #[arg(long, global = true, env = "TESSERA_CACHE")]
     pub cache: Option<PathBuf>,
-    /// Which log lines to write, such as `info` or `tessera=debug`
+    /// Filter of log lines, such as `info` or `tessera=debug`
     #[arg(long, global = true, env = "TESSERA_LOG", default_value = "info")]
     pub log: String,
-    /// How to write log lines: `text` or `json`
+    /// Format of log lines: `text` or `json`
     #[arg(long, global = true, env = "TESSERA_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
 }
@@ -146,12 +146,12 @@ pub struct ServeArguments {
     /// Most requests that wait for inference
     #[arg(long, env = "TESSERA_QUEUE_LIMIT", default_value_t = 256)]
     pub queue_limit: usize,
-    /// Seconds between looks at the pool's folder for families that are new, changed or gone; 0 for
+    /// Seconds between scans of the pool's folder for new, changed and removed families; 0 for
     /// never
     #[arg(long, env = "TESSERA_POLL_POOL", value_parser = seconds(), default_value_t = 0)]
     pub poll_pool: u64,
-    /// Modules that never give way to others under the memory limit: FAMILY/ANCHOR, FAMILY/MODULE
-    /// or FAMILY/*; repeat it, or separate them by commas
+    /// Modules that are never evicted under the memory limit: FAMILY/ANCHOR, FAMILY/MODULE or
+    /// FAMILY/*; repeat it, or separate them by commas
     #[arg(long, env = "TESSERA_PIN", value_delimiter = ',')]
     pub pin: Vec<String>,
     /// Load modules when a request first needs them, not ahead of it
@@ -163,16 +163,16 @@ pub struct ServeArguments {
     /// OpenTelemetry collector to send spans to over gRPC, such as http://localhost:4317
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
     pub otlp_endpoint: Option<String>,
-    /// The connections.
+    /// Options of connections.
     #[command(flatten)]
     #[serde(flatten)]
     pub connections: ConnectionArguments,
-    /// Share of a latency budget that is kept free, against noise
+    /// Fraction of a latency budget that is kept as a margin against noise
     #[arg(long, env = "TESSERA_LATENCY_MARGIN", default_value_t = 0.1)]
     pub latency_margin: f64,
 }
 
-/// What connections may take.
+/// Options and limits of connections.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct ConnectionArguments {
     /// Server's certificate and those that lead to a known authority (PEM), for both ports; SIGHUP
@@ -236,7 +236,7 @@ pub struct FitArguments {
     /// fitting maps
     #[arg(long)]
     pub experts: bool,
-    /// Fit anew what is fitted already
+    /// Fit maps and experts again that are already fitted
     #[arg(long)]
     pub refit: bool,
 }
@@ -247,7 +247,7 @@ pub struct ProfileArguments {
     /// The family.
     #[command(flatten)]
     pub family: FamilyArgument,
-    /// Measure anew what the cache has of the family; it stays until everything is measured
+    /// Measure again the modules that the cache holds; the cache stays until all are measured
     #[arg(long)]
     pub again: bool,
 }
@@ -277,7 +277,7 @@ pub struct EvaluateArguments {
     /// Most rounds after the first
     #[arg(long, default_value_t = 4)]
     pub rounds: usize,
-    /// Forget what was measured before, once everything is measured again
+    /// Forget earlier measurements, once everything is measured again
     #[arg(long)]
     pub again: bool,
 }
@@ -311,7 +311,7 @@ pub struct PlanArguments {
     /// Least quality, 0 to 1
     #[arg(long)]
     pub min_quality: Option<f64>,
-    /// Plan id, to see what it costs
+    /// Id of a plan whose cost is shown
     #[arg(long)]
     pub plan: Option<String>,
 }
@@ -389,7 +389,7 @@ pub struct ExportArguments {
     /// The family.
     #[command(flatten)]
     pub family: FamilyArgument,
-    /// Plan to export; without one the budget chooses
+    /// Plan to export; without it, the budget chooses
     #[arg(long)]
     pub plan: Option<String>,
     /// The shape of the requests that the budget is for.
@@ -409,7 +409,7 @@ pub struct ExportArguments {
     pub output: PathBuf,
 }
 
-/// Returns what reads a number of seconds; one that clocks cannot add is refused.
+/// Returns a parser of seconds that refuses more than [`MAX_SECONDS`], which clocks could not add.
 fn seconds() -> RangedU64ValueParser {
     value_parser!(u64).range(..=MAX_SECONDS)
 }

@@ -1,4 +1,4 @@
-//! `bench`: policies under load, side by side.
+//! The `bench` command: policies under load, side by side.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::{
     fit::{Progress, write_atomically},
 };
 
-/// Clients that ask at once while the capacity is measured.
+/// Number of clients that send requests at once while the capacity is measured.
 const NUM_CLIENTS: usize = 16;
 
 /// What does not change between loads.
@@ -31,7 +31,7 @@ struct Setting<'a> {
     capacity: f64,
 }
 
-/// Puts every load on the server under every policy.
+/// Runs every load on the server under every policy, and prints the measurements.
 pub(super) fn run(common: &Common, arguments: &BenchArguments) -> anyhow::Result<()> {
     crate::telemetry::start_logging(&common.log, common.log_format, None)?;
     check(arguments)?;
@@ -118,7 +118,7 @@ async fn set_up(arguments: &BenchArguments) -> anyhow::Result<Setting<'_>> {
     Ok(Setting { arguments, target, inputs, policies, capacity })
 }
 
-/// Returns `count` plans along the front, its ends among them.
+/// Returns at most `count` plans spread along the front; two or more include its ends.
 fn spread(front: &[FrontPlan], count: usize) -> Vec<String> {
     let count = count.min(front.len());
     let last = front.len().saturating_sub(1);

@@ -17,7 +17,7 @@ use super::bench_row::{Row, TESSERA};
 const COLUMN_WIDTH: u32 = 420;
 const HEIGHT: u32 = 640;
 
-/// Draws what loads showed.
+/// Returns an SVG of attainment and mean quality over load, with the title `title`.
 pub(super) fn draw(title: &str, rows: &[Row]) -> anyhow::Result<String> {
     let mut kinds: Vec<Option<f64>> = Vec::new();
     for row in rows {

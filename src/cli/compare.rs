@@ -1,26 +1,26 @@
-//! What choosing plans is worth beside the best plan that never changes, load by load.
+//! Comparison of chosen plans with the best fixed plan, load by load.
 
 use serde::Serialize;
 
 use super::bench_row::{Row, TESSERA};
 
-/// How much less often in time, or worse, a fixed plan may be and still count as equal.
+/// Largest shortfall in attainment or quality at which a fixed plan still counts as equal.
 const EQUAL: f64 = 0.002;
 
-/// Tessera and its rivals under one load.
+/// Comparison of Tessera with fixed plans under one load.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct Comparison {
     load: f64,
     cv2: Option<f64>,
     attainment: f64,
     mean_quality: f64,
-    /// Of the plans as good or better, the one that is in time most often.
+    /// Plan of highest attainment among those of equal or better quality.
     equal_quality: Option<Rival>,
-    /// Of the plans that are in time as often, the best one.
+    /// Plan of highest quality among those of equal or better attainment.
     equal_attainment: Option<Rival>,
 }
 
-/// A plan that never changes.
+/// A fixed plan and its measurements.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct Rival {
     plan: String,
@@ -35,7 +35,7 @@ impl Rival {
     }
 }
 
-/// Compares the policies under each load.
+/// Compares Tessera with the fixed plans under each load.
 pub(super) fn compare(rows: &[Row]) -> Vec<Comparison> {
     let own = rows.iter().filter(|row| row.policy == TESSERA);
     own.map(|own| {
@@ -59,7 +59,7 @@ pub(super) fn compare(rows: &[Row]) -> Vec<Comparison> {
     .collect()
 }
 
-/// Writes a comparison as a line.
+/// Writes a comparison as a line of text.
 pub(super) fn describe(comparison: &Comparison) -> String {
     let Comparison { load, cv2, attainment, mean_quality, equal_quality, equal_attainment } =
         comparison;

@@ -1,5 +1,4 @@
-//! Options from a file: what it says stands in place of the defaults, so that the environment and
-//! flags come before it.
+//! Options from a file. They replace the defaults, so the environment and flags take precedence.
 
 use std::{
     ffi::OsString,
@@ -11,18 +10,18 @@ use clap::{ArgMatches, Command, CommandFactory, FromArgMatches};
 
 use super::args::Arguments;
 
-/// The command whose options a file may hold, beside those of all commands.
+/// Command whose options a file may hold, beside the options of all commands.
 const SERVE: &str = "serve";
 
-/// Options that make no sense in a file.
+/// Options that a file must not hold.
 const NOT_IN_FILES: [&str; 4] = ["config", "check_config", "help", "version"];
 
 /// Reads the command line, the environment and the file that `--config` or `TESSERA_CONFIG` names.
 ///
 /// # Errors
 ///
-/// Fails on a file that cannot be read, is no TOML, or has a key that is no option. A wrong command
-/// line ends the process, as is usual.
+/// Fails on a file that cannot be read, is not TOML, or has a key that is not an option. A wrong
+/// command line ends the process, as is usual.
 pub(super) fn parse(line: impl Iterator<Item = OsString>) -> anyhow::Result<Arguments> {
     let line: Vec<OsString> = line.collect();
     let mut command = Arguments::command();
@@ -33,19 +32,19 @@ pub(super) fn parse(line: impl Iterator<Item = OsString>) -> anyhow::Result<Argu
     Arguments::from_arg_matches(&matches).map_err(Into::into)
 }
 
-/// Finds the file before the command line is checked.
+/// Returns the path of the options file, or None if it is not named. Ignores errors in `line`.
 fn config_path(line: &[OsString]) -> Option<PathBuf> {
     let lenient = Arguments::command().ignore_errors(true).try_get_matches_from(line).ok()?;
     let of = |matches: &ArgMatches| matches.get_one::<PathBuf>("config").cloned();
     lenient.subcommand().and_then(|(_, inner)| of(inner)).or_else(|| of(&lenient))
 }
 
-/// Makes what the file at `path` says the defaults of `command`.
+/// Sets the options in the file at `path` as defaults of `command`.
 fn with_defaults(mut command: Command, path: &Path) -> anyhow::Result<Command> {
     let shown = path.display();
     let text = std::fs::read_to_string(path).with_context(|| format!("{shown}: cannot be read"))?;
     let table: toml::Table = text.parse().with_context(|| format!("{shown}: is no valid TOML"))?;
-    // Options of all commands and those of `serve` are told apart before either is changed.
+    // Both lists of names are read before `command` is changed.
     let common = option_names(&command);
     let serve = command.find_subcommand(SERVE).map(option_names).unwrap_or_default();
     for (key, value) in table {
@@ -69,7 +68,7 @@ fn with_defaults(mut command: Command, path: &Path) -> anyhow::Result<Command> {
     Ok(command)
 }
 
-/// Returns the options of `command` that may stand in a file.
+/// Returns the names of the options of `command` that a file may hold.
 fn option_names(command: &Command) -> Vec<String> {
     let names = command.get_arguments().map(|option| option.get_id().to_string());
     names.filter(|name| !NOT_IN_FILES.contains(&name.as_str())).collect()
@@ -146,7 +145,7 @@ mod tests {
         let mut options = [option_names(&command), option_names(serve)].concat();
         options.sort();
         assert_eq!(keys, options);
-        // With every option uncommented it is taken as it is.
+        // Every option is accepted once it is uncommented.
         let uncommented: Vec<&str> =
             text.lines().map(|line| line.strip_prefix('#').unwrap_or(line)).collect();
         let settings = uncommented.into_iter().filter(|line| line.contains(" = "));

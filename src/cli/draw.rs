@@ -1,4 +1,4 @@
-//! Draws a family's graph as text for Graphviz and Mermaid: spaces with their axes, modules between
+//! A family's graph as text for Graphviz and Mermaid: spaces with their axes, and modules between
 //! them.
 
 use crate::{
@@ -6,7 +6,7 @@ use crate::{
     family::{ModuleId, ModuleKind, Space, SpaceKind},
 };
 
-/// Writes modules and the spaces they join as a Graphviz graph.
+/// Returns a Graphviz graph of `modules` and the spaces that they join.
 pub(super) fn dot(family: &Family, modules: &[ModuleId]) -> String {
     let mut text = String::from("digraph plan {\n  rankdir=LR;\n  node [shape=box];\n");
     for space in spaces(family, modules) {
@@ -22,7 +22,7 @@ pub(super) fn dot(family: &Family, modules: &[ModuleId]) -> String {
     text
 }
 
-/// Writes modules and the spaces they join as a Mermaid flowchart.
+/// Returns a Mermaid flowchart of `modules` and the spaces that they join.
 pub(super) fn mermaid(family: &Family, modules: &[ModuleId]) -> String {
     let mut text = String::from("flowchart LR\n");
     let id_of = |space: &str| {
@@ -44,7 +44,7 @@ pub(super) fn mermaid(family: &Family, modules: &[ModuleId]) -> String {
     text
 }
 
-/// Returns the spaces that `modules` join, in the order in which they come.
+/// Returns the spaces that `modules` join, in the order of their first use.
 fn spaces<'f>(family: &'f Family, modules: &[ModuleId]) -> Vec<&'f Space> {
     let mut found: Vec<&Space> = Vec::new();
     for id in modules {
@@ -58,7 +58,7 @@ fn spaces<'f>(family: &'f Family, modules: &[ModuleId]) -> Vec<&'f Space> {
     found
 }
 
-/// Names the axes of a space's tensors.
+/// Returns the names and extents of the axes of a space's tensors.
 fn axes(family: &Family, space: &Space) -> String {
     let extents: Vec<String> = match (space.kind, &family.manifest.image) {
         (SpaceKind::Input, Some(image)) => {
@@ -86,7 +86,7 @@ fn named(names: &[&str], extents: &[Option<usize>]) -> Vec<String> {
     names.iter().zip(extents).map(axis).collect()
 }
 
-/// Returns a module's ends, its label, and whether it joins or leaves an anchor.
+/// Returns the names of a module's two spaces, its label, and whether it joins or leaves an anchor.
 fn edge(family: &Family, id: ModuleId) -> (&str, &str, String, bool) {
     let module = family.graph.module(id);
     let name = |space: crate::family::SpaceId| family.graph.spaces()[space.0].name.as_str();

@@ -1,4 +1,4 @@
-//! `export`.
+//! The `export` command.
 
 use anyhow::ensure;
 
@@ -15,7 +15,7 @@ use crate::{
     tensor::ByteSize,
 };
 
-/// Writes a plan as one ONNX file.
+/// Writes a plan's sub-network as one ONNX file.
 pub(super) fn export(common: &Common, arguments: &ExportArguments) -> anyhow::Result<()> {
     let (family, path) = match &arguments.plan {
         Some(plan) => {

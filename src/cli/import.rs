@@ -1,4 +1,4 @@
-//! `import`.
+//! The `import` command.
 
 use std::{collections::HashMap, time::Instant};
 
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{fit::ImportOptions, telemetry};
 
-/// Makes a family of ONNX exports.
+/// Makes a family from ONNX exports.
 pub(super) fn import(common: &Common, arguments: &ImportArguments) -> anyhow::Result<()> {
     telemetry::start_logging(&common.log, common.log_format, None)?;
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);

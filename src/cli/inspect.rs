@@ -1,4 +1,4 @@
-//! `inspect`.
+//! The `inspect` command.
 
 use super::{
     args::{Common, InspectArguments},
@@ -13,7 +13,7 @@ use crate::{
     tensor::ByteSize,
 };
 
-/// Shows what a family, or one plan of it, consists of.
+/// Shows the modules of a family, or of one plan of it.
 pub(super) fn inspect(common: &Common, arguments: &InspectArguments) -> anyhow::Result<()> {
     telemetry::start_logging(&common.log, common.log_format, None)?;
     let family = setup::family(common, &arguments.family.family)?;

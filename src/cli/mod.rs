@@ -1,4 +1,4 @@
-//! Commands, configuration and wiring; no logic of its own. Start at [`run`].
+//! Commands, configuration and wiring, without logic of their own. Start at [`run`].
 
 mod args;
 mod bench;
@@ -25,7 +25,7 @@ use std::process::ExitCode;
 pub use args::Arguments;
 use args::Command;
 
-/// Parses the command line, runs the command and reports its error.
+/// Parses the command line, runs the command, and reports its error.
 pub fn run() -> ExitCode {
     match config::parse(std::env::args_os()).and_then(dispatch) {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,4 +1,4 @@
-//! `fit`, `profile` and `evaluate`.
+//! The `fit`, `profile` and `evaluate` commands.
 
 use super::{
     args::{Common, EvaluateArguments, FitArguments, ProfileArguments},
@@ -16,7 +16,7 @@ use crate::{
 pub(super) fn fit(common: &Common, arguments: &FitArguments) -> anyhow::Result<()> {
     telemetry::start_logging(&common.log, common.log_format, None)?;
     let machine = setup::machine(common)?;
-    // The family need not load: fitting is what mends its fits.
+    // The family need not load: its fits may be broken, and fitting replaces them.
     let mut writer = setup::writer(common, &arguments.family.family)?;
     let manifest = Manifest::read(writer.folder())?;
     let data =
@@ -47,7 +47,7 @@ pub(super) fn fit(common: &Common, arguments: &FitArguments) -> anyhow::Result<(
     Ok(())
 }
 
-/// Measures the modules of a family.
+/// Measures the modules of a family and prints their run times.
 pub(super) fn profile(common: &Common, arguments: &ProfileArguments) -> anyhow::Result<()> {
     telemetry::start_logging(&common.log, common.log_format, None)?;
     let machine = setup::machine(common)?;
@@ -74,7 +74,7 @@ pub(super) fn profile(common: &Common, arguments: &ProfileArguments) -> anyhow::
     unkept.map_or(Ok(()), |error| Err(error.context("the profile cannot be kept")))
 }
 
-/// Measures the plans of a family.
+/// Measures the quality of a family's plans.
 pub(super) fn evaluate(common: &Common, arguments: &EvaluateArguments) -> anyhow::Result<()> {
     telemetry::start_logging(&common.log, common.log_format, None)?;
     let machine = setup::machine(common)?;

@@ -1,4 +1,4 @@
-//! Progress bars, and what is said to a person at the terminal.
+//! Progress bars, and output to the terminal.
 
 use std::{io::IsTerminal, sync::Mutex};
 
@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::fit::Progress;
 
-/// Shows phases as bars on a terminal, and as lines elsewhere.
+/// Progress that is shown as bars on a terminal, and as lines elsewhere.
 #[derive(Debug, Default)]
 pub(super) struct Bars {
     bar: Mutex<Option<ProgressBar>>,

@@ -1,4 +1,4 @@
-//! `serve`: from a pool to a listening server.
+//! The `serve` command: from a pool to a listening server.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -24,7 +24,7 @@ use crate::{
     telemetry::{self, Metrics, Traces},
 };
 
-/// How many files the server may have open beside its connections.
+/// Number of files that the server may have open beside its connections.
 const OTHER_FILES: u64 = 512;
 
 /// Serves the pool until the process is told to stop.
@@ -34,18 +34,18 @@ pub(super) fn run(common: &Common, arguments: &ServeArguments) -> anyhow::Result
     }
     let tokio = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
-        // Answers come from other threads: they are not to wait behind dozens of new requests.
+        // Answers come from other threads; they must not wait behind dozens of new requests.
         .global_queue_interval(1)
         .enable_all()
         .build()
         .context("the async runtime cannot start")?;
-    // Dropped before the runtime, through which it sends.
+    // Dropped before the runtime, through which it sends spans.
     let traces = {
         let _inside = tokio.enter();
         arguments.otlp_endpoint.as_deref().map(Traces::start).transpose()?
     };
     telemetry::start_logging(&common.log, common.log_format, traces.as_ref())?;
-    // Bound before the pool is loaded, so that a port in use is told at once.
+    // Bound before the pool is loaded, so that a port in use is reported at once.
     let http = tokio.block_on(listen(&arguments.host, arguments.port))?;
     let grpc = match arguments.no_grpc {
         true => None,
@@ -84,12 +84,12 @@ pub(super) fn run(common: &Common, arguments: &ServeArguments) -> anyhow::Result
         stop.cancel();
         ended.map(|_| ())
     });
-    // A family that is still being loaded is inside ONNX Runtime, under which no process may end.
+    // A family may still be loading inside ONNX Runtime; the process must not end before that.
     drop(loading.join());
     served
 }
 
-/// Returns which of `pins` are about `family`, without its name.
+/// Returns the names in `pins` that belong to `family`, without the family's name.
 fn pins_of<'a>(pins: &'a [String], family: &str) -> impl Iterator<Item = &'a str> {
     let own = move |pin: &'a String| {
         let (of, name) = pin.split_once('/')?;
@@ -98,7 +98,7 @@ fn pins_of<'a>(pins: &'a [String], family: &str) -> impl Iterator<Item = &'a str
     pins.iter().filter_map(own)
 }
 
-/// Checks that every pin is about a family of the pool.
+/// Checks that every pin names a family of the pool.
 fn check_pins(pins: &[String], families: &[String]) -> anyhow::Result<()> {
     for pin in pins {
         let is_known = families.iter().any(|family| {
@@ -109,7 +109,8 @@ fn check_pins(pins: &[String], families: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Follows the pool's folder every `poll` until the server stops; never where that is zero.
+/// Follows the pool's folder every `poll` until `stop` is cancelled. Returns at once if `poll` is
+/// zero.
 async fn follow_pool(repository: Arc<Repository>, poll: Duration, stop: CancellationToken) {
     if poll.is_zero() {
         return;
@@ -129,7 +130,7 @@ async fn follow_pool(repository: Arc<Repository>, poll: Duration, stop: Cancella
     }
 }
 
-/// Checks what can be checked without serving, and prints the options in effect.
+/// Checks the options and the pool without serving, and prints the options in effect.
 fn check(common: &Common, arguments: &ServeArguments) -> anyhow::Result<()> {
     let names = setup::family_names(&common.pool)?;
     check_pins(&arguments.pin, &names)?;
@@ -143,7 +144,7 @@ fn check(common: &Common, arguments: &ServeArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What lets clients in; its files are read again while the server runs.
+/// Tokens and certificates for clients; their files are read again while the server runs.
 struct Secrets {
     gate: Arc<Gate>,
     tls: Option<Arc<Tls>>,
@@ -161,7 +162,7 @@ impl Secrets {
         Ok(Self { gate: Arc::new(Gate::new(clients(arguments)?)), tls })
     }
 
-    /// Reads the files again at every SIGHUP; a wrong one changes nothing.
+    /// Reads the files again at every SIGHUP; a wrong file changes nothing.
     async fn reload_on_signal(self, arguments: ServeArguments) {
         let Ok(mut hangup) = signal(SignalKind::hangup()) else {
             return;
@@ -180,12 +181,12 @@ impl Secrets {
     }
 }
 
-/// Reads who may ask, if a file says so.
+/// Reads the file of clients, or returns None if there is no such file in the options.
 fn clients(arguments: &ServeArguments) -> anyhow::Result<Option<Clients>> {
     Ok(arguments.clients.as_deref().map(Clients::read).transpose()?)
 }
 
-/// Returns what connections may take, having made room for them in the process's limits.
+/// Returns the limits of connections, after raising the process's limit of open files to fit them.
 fn limits(serve: &ServeArguments) -> Limits {
     let arguments = &serve.connections;
     let wanted = u64::from(arguments.max_connections) + OTHER_FILES;
@@ -243,12 +244,12 @@ fn repository(
     Ok((Arc::new(Repository::new(registry, engine, Box::new(loader))), threads))
 }
 
-/// Loads families from the pool's folder, measuring what is not measured yet.
+/// Loader of families from the pool's folder; measures modules that have no profile yet.
 struct PoolLoader {
     common: Common,
     machine: Machine,
     margin: f64,
-    /// What never gives way, as FAMILY/NAME.
+    /// Modules that are never evicted, as FAMILY/NAME.
     pins: Vec<String>,
     stop: CancellationToken,
 }
@@ -281,7 +282,7 @@ impl Loader for PoolLoader {
     }
 }
 
-/// Cancels `stop` on SIGTERM or SIGINT, making the server not ready first.
+/// Waits for SIGTERM or SIGINT, makes the server not ready, and then cancels `stop`.
 async fn stop_on_signal(stop: CancellationToken, registry: Arc<Registry>) {
     let Ok(mut terminate) = signal(SignalKind::terminate()) else {
         return;

@@ -1,4 +1,4 @@
-//! What the commands need before they start: the runtime, families, profiles.
+//! Setup that the commands share: the runtime, families and profiles.
 
 use std::{
     path::{Path, PathBuf},
@@ -20,23 +20,23 @@ use crate::{
     tensor::give_back_freed_memory,
 };
 
-/// The runtime and what identifies this machine.
+/// The runtime, and the key that identifies this machine.
 #[derive(Debug)]
 pub(super) struct Machine {
     pub(super) runtime: Runtime,
     pub(super) key: MachineKey,
-    /// Where profiles are kept; `None` where there is no folder for them.
+    /// Folder of profiles; `None` if there is no folder for them.
     pub(super) cache: Option<PathBuf>,
 }
 
-/// A family's profile, and why it is not kept.
+/// A family's profile, and the error if it was not saved.
 #[derive(Debug)]
 pub(super) struct Measured {
     pub(super) profile: Profile,
     pub(super) unkept: Option<anyhow::Error>,
 }
 
-/// Starts the runtime as the options say.
+/// Starts the runtime with the options in `common`.
 pub(super) fn machine(common: &Common) -> anyhow::Result<Machine> {
     let from_environment = std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from);
     let executable = std::env::current_exe().unwrap_or_default();
@@ -58,7 +58,7 @@ pub(super) fn family(common: &Common, name: &str) -> anyhow::Result<Arc<Family>>
     Ok(Arc::new(Family::load(&folder).with_context(|| format!("family `{name}`"))?))
 }
 
-/// Begins to write in the folder of the family `name` of the pool.
+/// Returns a writer of the folder of the family `name` of the pool.
 pub(super) fn writer(common: &Common, name: &str) -> anyhow::Result<FamilyWriter> {
     let folder = family_folder(common, name)?;
     FamilyWriter::begin(&folder).with_context(|| format!("family `{name}`"))
@@ -70,12 +70,12 @@ fn family_folder(common: &Common, name: &str) -> anyhow::Result<PathBuf> {
     Ok(common.pool.join(name))
 }
 
-/// Returns the profile of `family`, measuring what the machine's cache does not have.
+/// Returns the profile of `family`; measures the modules that the machine's cache lacks.
 pub(super) fn profile(machine: &Machine, family: &Arc<Family>) -> anyhow::Result<Profile> {
     profile_until(machine, family, &CancellationToken::new())
 }
 
-/// Like [`profile`], but gives up when `stop` is cancelled.
+/// Returns the profile of `family` like [`profile`], but gives up when `stop` is cancelled.
 pub(super) fn profile_until(
     machine: &Machine,
     family: &Arc<Family>,
@@ -92,14 +92,14 @@ pub(super) fn profile_until(
     };
     let profile = measure(machine, family, cache, &mut save)?;
     if let Some(error) = unkept {
-        // The family is served all the same.
+        // The family is served without a saved profile too.
         tracing::warn!("profiles cannot be kept, so they are measured at every start: {error:#}");
     }
     Ok(profile)
 }
 
-/// Returns the profile of `family`, measuring all of it where `again` is true. What was measured
-/// before stays in the cache until everything is measured.
+/// Returns the profile of `family`; measures all of its modules if `again` is true. Earlier
+/// measurements stay in the cache until everything is measured.
 pub(super) fn profile_again(
     machine: &Machine,
     family: &Arc<Family>,
@@ -122,7 +122,8 @@ pub(super) fn profile_again(
     Ok(Measured { profile, unkept })
 }
 
-/// Returns this machine's cache, or an empty one with a warning if it cannot be read.
+/// Returns this machine's cache. It is empty if there is no folder, or, with a warning, if it
+/// cannot be read.
 fn cached(machine: &Machine) -> ProfileCache {
     let empty = || ProfileCache::empty(machine.key.clone());
     let Some(folder) = &machine.cache else { return empty() };
@@ -133,7 +134,7 @@ fn cached(machine: &Machine) -> ProfileCache {
     })
 }
 
-/// Keeps what was measured for the next start.
+/// Saves `cache` for the next start.
 fn keep(machine: &Machine, cache: &ProfileCache) -> anyhow::Result<()> {
     let folder = machine.cache.as_ref().context(
         "there is no folder for profiles: give one with --cache, or set HOME or XDG_CACHE_HOME",
@@ -141,7 +142,7 @@ fn keep(machine: &Machine, cache: &ProfileCache) -> anyhow::Result<()> {
     Ok(cache.write(folder)?)
 }
 
-/// Measures what `cache` does not have.
+/// Measures the modules that `cache` lacks, and returns the profile of `family`.
 fn measure(
     machine: &Machine,
     family: &Arc<Family>,
@@ -152,13 +153,13 @@ fn measure(
     let mut executor = Executor::new(machine.runtime.clone(), family.clone());
     let options = ProfileOptions::default();
     measure_profile(&mut executor, &options, &mut cache, &Bars::default(), save)?;
-    // Large batches were measured; what is served next needs far less.
+    // Large batches were measured; serving needs far less memory.
     drop(executor);
     give_back_freed_memory();
     cache.profile_of(family).map_err(|_| anyhow::anyhow!("modules are left without a profile"))
 }
 
-/// Reads the measured qualities of `family`.
+/// Reads the measured qualities of the plans of `family`.
 pub(super) fn quality(family: &Family) -> anyhow::Result<QualityRecords> {
     Ok(QualityRecords::read(&family.folder.join(&family.manifest.quality.file))?)
 }
@@ -169,14 +170,14 @@ fn default_cache() -> Option<PathBuf> {
     Some(base.join("tessera"))
 }
 
-/// Returns the folders of the pool that hold a manifest, by name; there must be one.
+/// Returns the names of the pool's folders that hold a manifest, sorted; fails if there are none.
 pub(super) fn family_names(pool: &Path) -> anyhow::Result<Vec<String>> {
     let names = found_families(pool)?;
     anyhow::ensure!(!names.is_empty(), "the pool `{}` holds no family.toml", pool.display());
     Ok(names)
 }
 
-/// Returns the folders of the pool that hold a manifest, by name.
+/// Returns the names of the pool's folders that hold a manifest, sorted.
 pub(super) fn found_families(pool: &Path) -> anyhow::Result<Vec<String>> {
     let entries = std::fs::read_dir(pool)
         .with_context(|| format!("the pool `{}` cannot be read", pool.display()))?;

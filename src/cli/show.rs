@@ -1,4 +1,4 @@
-//! `plan` and `front`.
+//! The `plan` and `front` commands.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::{
     telemetry,
 };
 
-/// Tells which plan a budget gets.
+/// Prints the plan that a budget gets.
 pub(super) fn plan(common: &Common, arguments: &PlanArguments) -> anyhow::Result<()> {
     let (_, table) = table(common, &arguments.family.family)?;
     let budget = BudgetParameters {
@@ -34,7 +34,7 @@ pub(super) fn plan(common: &Common, arguments: &PlanArguments) -> anyhow::Result
     Ok(())
 }
 
-/// Shows the Pareto front.
+/// Prints the Pareto front as a table or as JSON, and draws it if a file is named.
 pub(super) fn front(common: &Common, arguments: &FrontArguments) -> anyhow::Result<()> {
     let (family, table) = table(common, &arguments.family.family)?;
     let shape = arguments.shape;
@@ -66,7 +66,7 @@ pub(super) fn front(common: &Common, arguments: &FrontArguments) -> anyhow::Resu
     Ok(())
 }
 
-/// Returns a family with its plans on this machine.
+/// Returns a family and the table of its plans on this machine.
 pub(super) fn table(common: &Common, name: &str) -> anyhow::Result<(Arc<Family>, PlanTable)> {
     telemetry::start_logging(&common.log, common.log_format, None)?;
     let machine = setup::machine(common)?;
@@ -111,7 +111,7 @@ fn json(entry: &PlanEntry, shape: ShapeArguments) -> serde_json::Value {
     })
 }
 
-/// Returns milliseconds and megabytes at a shape.
+/// Returns the latency in milliseconds and the memory in megabytes of `entry` at `shape`.
 fn costs(entry: &PlanEntry, shape: ShapeArguments) -> (f64, f64) {
     let memory = crate::tensor::ByteSize(entry.memory_bytes_at(shape.batch, shape.tokens));
     (entry.latency_seconds_at(shape.batch, shape.tokens) * 1e3, memory.megabytes())
@@ -152,7 +152,7 @@ fn picture(
     front_svg(&title, &points)
 }
 
-/// Names what a plan does that its anchors do not.
+/// Returns the kind of a plan, from the modules that set it apart from an anchor.
 fn kind_of(family: &Family, entry: &PlanEntry) -> PointKind {
     let mut kinds = Vec::new();
     let mut add = |kind| {

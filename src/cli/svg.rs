@@ -1,7 +1,7 @@
-//! Draws a family's plans and their Pareto front as one standalone SVG.
+//! A family's plans and their Pareto front as one standalone SVG.
 //!
-//! Pure text from plain numbers: no file is written, nothing is loaded, no font or script is needed
-//! to look at it. Start at [`front_svg`].
+//! The module turns plain numbers into text; it neither writes nor loads a file. The picture needs
+//! no font and no script. Start at [`front_svg`].
 
 use std::fmt::{self, Write};
 
@@ -13,11 +13,11 @@ const LEFT: f64 = 72.0;
 const RIGHT: f64 = 804.0;
 const TOP: f64 = 56.0;
 const BOTTOM: f64 = 540.0;
-/// Most points that get a label; the others have tooltips.
+/// Most points with a label; the others have only tooltips.
 const MAX_LABELS: usize = 14;
 const MAX_LABEL_CHARS: usize = 30;
 const LABEL_HEIGHT: f64 = 13.0;
-/// Upper bound of the width of a character at 11 px.
+/// Upper bound of the width of a character at 11 px, in pixels.
 const CHAR_WIDTH: f64 = 6.3;
 
 const STYLE: &str = "<style>\
@@ -34,34 +34,35 @@ const STYLE: &str = "<style>\
 pub(super) struct FrontPoint {
     /// Plan id.
     pub(super) label: String,
-    /// Latency in milliseconds; points that are not finite and positive are left out.
+    /// Latency in milliseconds; a point is left out if this is not finite and positive.
     pub(super) latency_ms: f64,
-    /// Quality in [0, 1]; points that are not finite are left out.
+    /// Quality in [0, 1]; a point is left out if this is not finite.
     pub(super) quality: f64,
     /// Memory in megabytes of 10⁶ bytes.
     pub(super) memory_mb: f64,
-    /// What it is made of.
+    /// Kind of the plan.
     pub(super) kind: PointKind,
-    /// Whether the quality was measured; predicted points are hollow.
+    /// Whether the quality was measured; a predicted point is hollow.
     pub(super) measured: bool,
-    /// Whether no other plan beats it.
+    /// Whether the plan is on the front: no other plan beats it.
     pub(super) on_front: bool,
 }
 
-/// Draws plans by latency, on a logarithmic axis, and quality, with the front as a line of steps.
+/// Returns an SVG of plans by latency and quality. The latency axis is logarithmic; the front is a
+/// line of steps.
 pub(super) fn front_svg(title: &str, points: &[FrontPoint]) -> String {
     let mut visible: Vec<&FrontPoint> = points
         .iter()
         .filter(|point| point.latency_ms.is_finite() && point.latency_ms > 0.0)
         .filter(|point| point.quality.is_finite())
         .collect();
-    // The front is drawn last, so that it lies above the others.
+    // The front is drawn last, so that it lies above the other points.
     visible.sort_by_key(|point| point.on_front);
     let axes = Axes::around(&visible);
     Drawing { title, visible, axes }.to_string()
 }
 
-/// All that is drawn.
+/// Content of the picture: title, points and axes.
 struct Drawing<'a> {
     title: &'a str,
     visible: Vec<&'a FrontPoint>,
@@ -97,14 +98,14 @@ impl fmt::Display for Drawing<'_> {
     }
 }
 
-/// The ranges of both axes, and their ticks.
+/// Ranges of both axes; their ticks follow from them.
 struct Axes {
     latency_ms: (f64, f64),
     quality: (f64, f64),
 }
 
 impl Axes {
-    /// Returns axes with some room around the points.
+    /// Returns axes that leave some room around the points.
     fn around(points: &[&FrontPoint]) -> Self {
         let range = |value: fn(&FrontPoint) -> f64, empty: (f64, f64)| {
             let values = || points.iter().map(|point| value(point));
@@ -143,12 +144,12 @@ impl Axes {
             decade *= 10.0;
         }
         ticks.retain(|tick| (least..=most).contains(tick));
-        // Less than about a factor of five: round numbers at equal distances fill the axis better.
+        // If the range is below a factor of about five, evenly spaced ticks fill the axis better.
         if ticks.len() < 3 { linear_ticks(self.latency_ms) } else { ticks }
     }
 }
 
-/// Returns round numbers of a range, about six of them.
+/// Returns about six round numbers within a range, evenly spaced.
 fn linear_ticks((least, most): (f64, f64)) -> Vec<f64> {
     let rough = (most - least) / 6.0;
     let magnitude = 10.0_f64.powf(rough.log10().floor());
@@ -162,7 +163,7 @@ fn linear_ticks((least, most): (f64, f64)) -> Vec<f64> {
     ticks.take_while(|tick| *tick <= most).collect()
 }
 
-/// Writes a number with up to four significant digits and no needless zeros.
+/// Writes a number with up to four significant digits and without needless zeros.
 fn short(value: f64) -> String {
     let digits = if value.abs() >= 100.0 {
         0
@@ -197,7 +198,7 @@ fn write_axes(svg: &mut fmt::Formatter<'_>, axes: &Axes) -> fmt::Result {
     writeln!(svg, r#"<text {centred} transform="translate(22 {y}) rotate(-90)">quality</text>"#)
 }
 
-/// Returns what quality each latency buys: the points that are the best so far.
+/// Returns the points that are better than all points of lower latency, by latency.
 fn steps<'a>(points: impl Iterator<Item = &'a FrontPoint>) -> Vec<&'a FrontPoint> {
     let mut front: Vec<_> = points.collect();
     front.sort_by(|left, right| {
@@ -221,7 +222,7 @@ fn write_front(svg: &mut fmt::Formatter<'_>, visible: &[&FrontPoint], axes: &Axe
     write_steps(svg, &front_steps(visible), axes, r#"class="front""#)
 }
 
-/// Draws trained and fitted stitches as curves of their own, where there are both to compare.
+/// Draws trained and fitted stitches as separate curves, if there are points of both kinds.
 fn write_curves(svg: &mut fmt::Formatter<'_>, visible: &[&FrontPoint], axes: &Axes) -> fmt::Result {
     let curves = [PointKind::Stitched, PointKind::Fitted]
         .map(|kind| (kind, steps(visible.iter().copied().filter(move |point| point.kind == kind))));
@@ -235,7 +236,7 @@ fn write_curves(svg: &mut fmt::Formatter<'_>, visible: &[&FrontPoint], axes: &Ax
     Ok(())
 }
 
-/// Draws points as a line of steps to the right border.
+/// Draws points as a line of steps that ends at the right border.
 fn write_steps(
     svg: &mut fmt::Formatter<'_>,
     steps: &[&FrontPoint],
@@ -277,7 +278,7 @@ fn write_marker(svg: &mut fmt::Formatter<'_>, kind: PointKind, is_filled: bool) 
     write!(svg, r#"<path {fill} stroke="{colour}" d="{outline}"/>"#)
 }
 
-/// A rectangle that is taken: left, top, right, bottom.
+/// Rectangle: left, top, right, bottom.
 #[derive(Clone, Copy)]
 struct Area(f64, f64, f64, f64);
 
@@ -291,7 +292,7 @@ impl Area {
     }
 }
 
-/// Labels anchors first, then the front from its ends inwards, wherever a place is free.
+/// Labels anchors first, then the front from its ends inwards, if a place is free.
 fn write_labels(svg: &mut fmt::Formatter<'_>, visible: &[&FrontPoint], axes: &Axes) -> fmt::Result {
     let marker = |point: &FrontPoint| {
         let (x, y) = (axes.x(point.latency_ms), axes.y(point.quality));
@@ -299,7 +300,7 @@ fn write_labels(svg: &mut fmt::Formatter<'_>, visible: &[&FrontPoint], axes: &Ax
     };
     let mut taken: Vec<Area> = visible.iter().map(|point| marker(point)).collect();
     taken.push(LEGEND_AREA);
-    // The line bends at the later point of each pair, and no label shall lie on it.
+    // The line bends at the later point of each pair; no label may lie on it.
     for pair in front_steps(visible).windows(2) {
         let (x, y) = (axes.x(pair[0].latency_ms), axes.y(pair[0].quality));
         let (bend, top) = (axes.x(pair[1].latency_ms), axes.y(pair[1].quality));
@@ -341,7 +342,8 @@ fn label_order<'a>(visible: &[&'a FrontPoint]) -> Vec<&'a FrontPoint> {
     anchors
 }
 
-/// Returns a free place for a label next to a marker: below right, above left, and so on.
+/// Returns a free place for a label next to `marker`, or None if all places are taken. Below right
+/// comes first, then above left, and so on.
 fn find_place(marker: Area, num_chars: usize, taken: &[Area]) -> Option<Area> {
     let chars = u32::try_from(num_chars).unwrap_or(u32::MAX);
     let width = 4.0 + CHAR_WIDTH * f64::from(chars);
@@ -372,7 +374,7 @@ fn shortened(label: &str) -> String {
     label.chars().take(MAX_LABEL_CHARS - 1).chain(['…']).collect()
 }
 
-/// Where the legend may be.
+/// Area that is reserved for the legend.
 const LEGEND_AREA: Area = Area(RIGHT + 12.0, TOP, WIDTH, TOP + 250.0);
 
 fn write_legend(svg: &mut fmt::Formatter<'_>, visible: &[&FrontPoint]) -> fmt::Result {
@@ -404,7 +406,7 @@ fn write_legend(svg: &mut fmt::Formatter<'_>, visible: &[&FrontPoint]) -> fmt::R
     Ok(())
 }
 
-/// A text with the characters escaped that mean something in XML, and without those it forbids.
+/// Text for XML: special characters are escaped, and forbidden ones are replaced.
 struct Escaped<'a>(&'a str);
 
 impl fmt::Display for Escaped<'_> {

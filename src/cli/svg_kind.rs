@@ -1,9 +1,9 @@
-//! What a plan in the picture is made of, and how its marker looks.
+//! Kinds of plans in the picture, and their markers.
 
-/// What a plan is made of; decides the colour and shape of its marker.
+/// Kind of a plan; decides the colour and shape of its marker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum PointKind {
-    /// One network of the pool, whole.
+    /// One whole network of the pool.
     Anchor,
     /// Parts of several networks, joined by stitches trained with them.
     Stitched,
@@ -21,7 +21,7 @@ pub(super) enum PointKind {
     Exit,
     /// A network in lower precision.
     Quantized,
-    /// Several of these at once.
+    /// Several of the other kinds at once.
     Mixed,
 }
 
@@ -40,7 +40,7 @@ impl PointKind {
         Self::Mixed,
     ];
 
-    /// Returns the name in the legend.
+    /// Returns the kind's name in the legend.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Anchor => "anchor",

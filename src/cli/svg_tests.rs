@@ -15,7 +15,7 @@ fn point(label: &str, latency_ms: f64, quality: f64) -> FrontPoint {
     }
 }
 
-/// Fails where a tag is closed that is not open, or stays open.
+/// Panics if a tag is closed that is not open, or stays open.
 fn assert_balanced(svg: &str) {
     let mut open = Vec::new();
     for part in svg.split('<').skip(1) {

@@ -2,17 +2,19 @@
 
 use std::time::Duration;
 
-/// How families are served.
+/// Settings of the server's queue and inference threads.
 #[derive(Debug, Clone, Copy)]
 pub struct ServiceConfig {
-    /// Whether the modules of all plans are loaded before requests need them, while none waits.
+    /// Whether the modules of all plans are loaded before requests need them, while no request
+    /// waits.
     pub preload: bool,
-    /// Threads that run batches at the same time, each with sessions of its own.
+    /// Number of threads that run batches at the same time, each with its own sessions.
     pub num_workers: usize,
-    /// The most requests that wait for the inference threads.
+    /// Largest number of requests that wait for the inference threads.
     pub queue_limit: usize,
-    /// How long a request may wait before it is given up.
+    /// Longest time that a request may wait before it fails.
     pub max_wait: Duration,
-    /// How much less than the latency budget a plan must be predicted to take, as a share of it.
+    /// Margin added to a plan's predicted latency before it is compared with the latency budget, as
+    /// a fraction of it.
     pub latency_margin: f64,
 }

@@ -16,20 +16,20 @@ use super::{
 };
 use crate::{arch::ModelInput, family::ModuleId, plan::Budget, runtime::Executor};
 
-/// A finished job.
+/// Results of a finished job.
 #[derive(Debug)]
 pub(super) struct Done {
-    /// The outputs.
+    /// Outputs of the plan.
     pub(super) outputs: Outputs,
-    /// The ways that its tokens took.
+    /// Experts that the job's tokens took, by module.
     pub(super) routed: Vec<RoutedModule>,
-    /// What had passed since the arrival when it was queued.
+    /// Time between the request's arrival and its queueing.
     pub(super) before: Duration,
-    /// How long the job waited.
+    /// Time that the job waited in the queue.
     pub(super) queue: Duration,
-    /// How long it ran.
+    /// Time that the job ran.
     pub(super) compute: Duration,
-    /// The plan that ran.
+    /// Plan that ran.
     pub(super) chosen: Chosen,
 }
 

@@ -26,16 +26,16 @@ const MOST: f64 = 4.0;
 const NOTABLE: f64 = 0.01;
 const INTERVAL: Duration = Duration::from_millis(250);
 
-/// A batch that ran.
+/// Measurements of a batch that ran.
 #[derive(Debug)]
 pub(super) struct Run<'a> {
-    /// Its rows and their tokens.
+    /// Number of rows, and of tokens of each row.
     pub(super) shape: (usize, usize),
     /// Time that each module took.
     pub(super) times: &'a [(ModuleId, Duration)],
-    /// Time that all of it took.
+    /// Time that the whole batch took.
     pub(super) whole: Duration,
-    /// Whether nothing else ran, waited or arrived meanwhile.
+    /// Whether no other request ran, waited or arrived meanwhile.
     pub(super) is_alone: bool,
 }
 

@@ -1,8 +1,8 @@
-//! What can go wrong in setting up telemetry.
+//! Errors of setting up telemetry.
 
 use tracing_subscriber::{filter::ParseError, util::TryInitError};
 
-/// Why metrics or logging cannot start.
+/// Error for metrics, logging or traces that cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
     /// The filter does not parse.
@@ -10,7 +10,7 @@ pub enum TelemetryError {
         "`{filter}` is no log filter; write a level or directives such as `info,tessera=debug`"
     )]
     Filter {
-        /// The filter.
+        /// The filter as given.
         filter: String,
         /// The reason.
         #[source]
@@ -23,10 +23,10 @@ pub enum TelemetryError {
         #[source]
         source: TryInitError,
     },
-    /// Spans cannot be sent there.
+    /// Spans cannot be sent to `endpoint`.
     #[error("spans cannot be sent to `{endpoint}`; an address is such as http://localhost:4317")]
     Endpoint {
-        /// Where to.
+        /// Address of the collector.
         endpoint: String,
         /// The reason.
         #[source]

@@ -1,4 +1,4 @@
-//! Setting up `tracing`.
+//! Setup of `tracing`.
 
 use std::io;
 
@@ -12,25 +12,25 @@ use tracing_subscriber::{
 
 use super::{TelemetryError, Traces};
 
-/// How log lines are written.
+/// Format of log lines.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For a person.
+    /// Text for a person.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Which spans and events a collector gets: those of requests and their stages.
+/// Least level of the spans and events that a collector gets; includes requests and their stages.
 const SENT: Level = Level::DEBUG;
 
-/// Starts logging to standard error, and sending spans with `traces`, for the whole process.
+/// Starts logging to standard error for the whole process. Spans are sent with `traces`, if given.
 ///
 /// # Errors
 ///
-/// Fails on a filter that does not parse, and when logging was set up before.
+/// Fails on a `filter` that does not parse, or if logging was set up before.
 pub fn start_logging(
     filter: &str,
     format: LogFormat,

@@ -1,4 +1,4 @@
-//! The Prometheus metrics of a server.
+//! Prometheus metrics of a server.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -20,26 +20,26 @@ use crate::{
     serve::{ErrorCode, Observer, Outcome, Report},
 };
 
-/// The most plans of a family that have a label of their own; the rest counts as [`OTHER_PLANS`].
+/// Most plans of a family with a label of their own; the others share [`OTHER_PLANS`].
 pub(super) const MAX_PLAN_LABELS: usize = 64;
 
-/// The label of plans beyond [`MAX_PLAN_LABELS`].
+/// Label of the plans beyond [`MAX_PLAN_LABELS`].
 pub(super) const OTHER_PLANS: &str = "other";
 
-/// Upper bounds of request stages in seconds.
+/// Upper bounds of the buckets for request stages, in seconds.
 const STAGE_BUCKETS: &[f64] = &[
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
 ];
 
-/// Upper bounds of module run times in seconds.
+/// Upper bounds of the buckets for module run times, in seconds.
 const MODULE_BUCKETS: &[f64] =
     &[0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0];
 
-/// Upper bounds of predicted ÷ measured latency; 1 is a perfect prediction.
+/// Upper bounds of the buckets for predicted ÷ measured latency; 1 is a perfect prediction.
 const RATIO_BUCKETS: &[f64] =
     &[0.25, 0.5, 0.67, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0];
 
-/// Upper bounds of batch sizes.
+/// Upper bounds of the buckets for batch sizes.
 const BATCH_BUCKETS: &[f64] = &[1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, 64.0];
 
 const BUILD: NameAndHelp = ("tessera_build_info", "The version that runs.");
@@ -91,7 +91,7 @@ const REFUSALS: NameAndHelp = (
     "Connections that were refused because there were too many.",
 );
 
-/// Counts what is served, in a Prometheus registry of its own.
+/// Metrics of requests, modules and connections, in a Prometheus registry of their own.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -118,11 +118,11 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Creates all metrics, at zero.
+    /// Creates all metrics at zero.
     ///
     /// # Errors
     ///
-    /// Fails when two metrics share a name or a name breaks the rules.
+    /// Fails if two metrics share a name, or if a name breaks Prometheus's rules.
     pub fn new() -> Result<Self, TelemetryError> {
         let registry = Registry::new();
         let build = gauges(&registry, BUILD, "version")?;
@@ -154,7 +154,7 @@ impl Metrics {
         })
     }
 
-    /// Writes all metrics in the Prometheus text format, version 0.0.4.
+    /// Returns all metrics in the Prometheus text format, version 0.0.4.
     pub fn render(&self) -> String {
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_else(|error| {
             tracing::error!(%error, "metrics cannot be written");
@@ -183,7 +183,7 @@ impl Metrics {
         }
     }
 
-    /// Returns the label of `plan`: clients can ask for any of a great many plans.
+    /// Returns the label of `plan`. Clients can ask for very many plans, so labels are limited.
     fn plan_label<'a>(&self, family: &str, plan: &'a str) -> &'a str {
         let mut labelled = self.labelled_plans.lock().unwrap_or_else(PoisonError::into_inner);
         if !labelled.contains_key(family) {

@@ -1,7 +1,7 @@
-//! What operators see: Prometheus metrics, logs and traces.
+//! Telemetry for operators: Prometheus metrics, logs and traces.
 //!
-//! [`Metrics`] hears of requests and modules as an [`Observer`](crate::serve::Observer) and writes
-//! the Prometheus text; [`start_logging`] sets up `tracing`, and [`Traces`] sends its spans to a
+//! [`Metrics`] observes requests and modules as an [`Observer`](crate::serve::Observer) and writes
+//! the Prometheus text. [`start_logging`] sets up `tracing`; [`Traces`] sends its spans to a
 //! collector. None of them decides anything.
 
 mod error;

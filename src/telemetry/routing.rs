@@ -5,7 +5,7 @@ use prometheus::{GaugeVec, IntCounterVec, Registry};
 use super::makers::{NameAndHelp, counters, ratios};
 use crate::runtime::Routing;
 
-/// The most ways of a module that have a label of their own; the rest counts as `other`.
+/// Most ways of a module with a label of their own; the others share the label `other`.
 pub(super) const MAX_WAY_LABELS: usize = 64;
 
 const TOKENS: NameAndHelp =
@@ -23,7 +23,7 @@ const SKIPPED: NameAndHelp = (
 const FAILURES: NameAndHelp =
     ("tessera_runtime_router_failures_total", "Requests with a score that is no number.");
 
-/// Counts the ways that tokens take.
+/// Metrics of the ways that tokens take.
 #[derive(Debug)]
 pub(super) struct RoutingMetrics {
     tokens: IntCounterVec,
@@ -34,7 +34,7 @@ pub(super) struct RoutingMetrics {
 }
 
 impl RoutingMetrics {
-    /// Creates the metrics in `registry`.
+    /// Creates the metrics and registers them in `registry`.
     pub(super) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
         let labels = &["family", "module"];
         Ok(Self {
@@ -46,7 +46,7 @@ impl RoutingMetrics {
         })
     }
 
-    /// Counts a batch.
+    /// Counts the tokens of a batch and the ways that they took.
     pub(super) fn routed(&self, labels: &[&str; 2], routing: &Routing) {
         let [family, module] = *labels;
         let mut taken = vec![0_u32; routing.num_ways];
@@ -69,7 +69,7 @@ impl RoutingMetrics {
         }
     }
 
-    /// Counts a request that failed.
+    /// Counts a request with a score that is not a number.
     pub(super) fn failed(&self, labels: &[&str; 2]) {
         self.failures.with_label_values(labels).inc();
     }

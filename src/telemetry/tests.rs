@@ -1,4 +1,4 @@
-//! Tests of the metrics: what is observed is what is rendered.
+//! Tests of the metrics: rendered values match the observed ones.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Spans for an OpenTelemetry collector, and the traces of others that they belong to.
+//! Spans for an OpenTelemetry collector, and the clients' traces that they continue.
 
 use opentelemetry::{
     propagation::{Extractor, TextMapPropagator},
@@ -15,25 +15,25 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::TelemetryError;
 
-/// The name under which spans come, unless `OTEL_SERVICE_NAME` gives another.
+/// Service name of the spans, unless `OTEL_SERVICE_NAME` gives another.
 const SERVICE: &str = env!("CARGO_PKG_NAME");
 
-/// Sends spans to a collector; what is left is sent when this is dropped.
+/// Exporter of spans to a collector; sends the remaining spans when it is dropped.
 #[derive(Debug)]
 pub struct Traces {
     provider: SdkTracerProvider,
 }
 
 impl Traces {
-    /// Sends spans over gRPC (OTLP) to `endpoint`, such as `http://localhost:4317`. The standard
-    /// environment says what is sampled (`OTEL_TRACES_SAMPLER`) and how spans are gathered
-    /// (`OTEL_BSP_*`).
+    /// Starts to send spans over gRPC (OTLP) to `endpoint`, such as `http://localhost:4317`.
+    /// Standard environment variables set the sampling (`OTEL_TRACES_SAMPLER`) and the batching of
+    /// spans (`OTEL_BSP_*`).
     ///
-    /// Must be called within a Tokio runtime that lives until this is dropped.
+    /// Must be called within a Tokio runtime that lives until the returned value is dropped.
     ///
     /// # Errors
     ///
-    /// Fails when `endpoint` is no address. Whether a collector is there shows later, in the log.
+    /// Fails if `endpoint` is not an address. A missing collector shows only later, in the log.
     pub fn start(endpoint: &str) -> Result<Self, TelemetryError> {
         let exporter =
             SpanExporter::builder().with_tonic().with_endpoint(endpoint).build().map_err(
@@ -66,7 +66,8 @@ impl Drop for Traces {
     }
 }
 
-/// Makes `span` a part of the trace that a request's headers name (W3C Trace Context), if they do.
+/// Makes `span` part of the trace that `traceparent` and `tracestate` name (W3C Trace Context).
+/// Does nothing if `traceparent` is missing.
 pub fn continue_trace(span: &Span, traceparent: Option<&str>, tracestate: Option<&str>) {
     if traceparent.is_none() {
         return;

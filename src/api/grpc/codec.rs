@@ -1,4 +1,4 @@
-//! Messages from and to their bytes, with a bound on what is decoded where it arrives.
+//! Codec of messages, with a bound on messages that are decoded as they arrive.
 
 use std::marker::PhantomData;
 
@@ -13,10 +13,10 @@ use tonic_prost::ProstEncoder;
 use super::{encoded::Encoded, status::status_of};
 use crate::api::{bounds::check, error::ApiError};
 
-/// Most bytes of a message that is decoded on an async thread; names and a few parameters.
+/// Most bytes of a message that an async thread decodes; enough for names and a few parameters.
 const MAX_SMALL_BYTES: usize = 64 << 10;
 
-/// Writes messages `T` and reads messages `U`.
+/// Codec that writes messages `T` and reads messages `U`.
 #[derive(Debug)]
 pub(in crate::api) struct BoundedCodec<T, U>(PhantomData<(T, U)>);
 
@@ -41,7 +41,7 @@ impl<T: Message + 'static, U: Readable> Codec for BoundedCodec<T, U> {
     }
 }
 
-/// Reads messages that came in one piece.
+/// Decoder of messages that arrive in one piece.
 #[derive(Debug)]
 pub(in crate::api) struct Reader<U>(PhantomData<U>);
 
@@ -55,13 +55,13 @@ impl<U: Readable> Decoder for Reader<U> {
     }
 }
 
-/// What can be read where it arrives.
+/// Message that can be read as it arrives.
 pub(in crate::api) trait Readable: Sized + Send + 'static {
     /// Reads a message.
     ///
     /// # Errors
     ///
-    /// Fails on bytes that are too many or not a message.
+    /// Fails on too many bytes, and on bytes that are not a message.
     fn read(bytes: Bytes) -> Result<Self, ApiError>;
 }
 
@@ -88,7 +88,7 @@ mod tests {
         let asked = ModelReadyRequest { name: "text".to_owned(), version: "1".to_owned() };
         let read = ModelReadyRequest::read(asked.encode_to_vec().into()).expect("small");
         assert_eq!(read, asked);
-        // Empty parameters: two bytes each, hundreds once they are decoded.
+        // Empty parameters have two bytes each, and take hundreds once they are decoded.
         let many = [0x1a, 0].repeat(1 << 20);
         let error = RepositoryModelLoadRequest::read(many.into()).expect_err("large");
         assert!(error.to_string().contains("is 2097152, over the limit of 65536"), "{error}");

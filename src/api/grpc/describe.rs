@@ -1,4 +1,4 @@
-//! The server and its models, as the protocol's metadata.
+//! Metadata of the server and its models, in the protocol's messages.
 
 use crate::{
     api::{
@@ -11,7 +11,7 @@ use crate::{
     tensor::TensorSpec,
 };
 
-/// Describes the server.
+/// Returns the metadata of the server.
 pub(super) fn server() -> ServerMetadataResponse {
     ServerMetadataResponse {
         name: NAME.to_owned(),
@@ -20,7 +20,7 @@ pub(super) fn server() -> ServerMetadataResponse {
     }
 }
 
-/// Describes a model.
+/// Returns the metadata of a model.
 pub(super) fn model(model: &Model) -> ModelMetadataResponse {
     let tensor = |spec: TensorSpec| TensorMetadata {
         datatype: spec.data_type.name().to_owned(),

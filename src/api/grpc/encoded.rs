@@ -1,4 +1,4 @@
-//! Inference requests as they came, counted before they are decoded.
+//! Inference requests as they arrived, counted before they are decoded.
 
 use bytes::Bytes;
 use prost::Message;
@@ -11,21 +11,21 @@ use crate::api::{
     messages::ModelInferRequest,
 };
 
-/// Most fields of a message itself; more are refused before they are looked at.
+/// Most fields of a message itself; further fields are refused before they are read.
 const MAX_FIELDS: usize = 1024;
 
-/// Inference request that was not decoded yet.
+/// Inference request that is not decoded yet.
 #[derive(Debug, Clone, Default)]
 pub(in crate::api) struct Encoded(Bytes);
 
-/// What has to be known of a request before it is decoded.
+/// Fields of a request that are needed before it is decoded.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Envelope {
-    /// The model.
+    /// Name of the model.
     pub(super) model_name: String,
-    /// The version; empty for the current one.
+    /// Version of the model; empty for the current one.
     pub(super) model_version: String,
-    /// The id to send back.
+    /// Id of the request, which the answer repeats.
     pub(super) id: String,
     /// Number of bytes of raw tensors, which are not decoded.
     pub(super) num_raw_bytes: usize,
@@ -37,16 +37,17 @@ impl Encoded {
         Self(bytes)
     }
 
-    /// Returns the number of bytes.
+    /// Returns the number of bytes of the message.
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Reads what stands beside the tensors, in a time that does not depend on them.
+    /// Reads the fields beside the tensors, in a time that does not depend on the tensors.
     ///
     /// # Errors
     ///
-    /// Fails on bytes that are not a message, and on one with more fields than any request has.
+    /// Fails on bytes that are not a message, and on a message with more fields than any request
+    /// has.
     pub(super) fn open(&self) -> Result<Envelope, ApiError> {
         let mut envelope = Envelope::default();
         let [mut parameters, mut inputs, mut outputs, mut raw] = [0; 4];
@@ -76,12 +77,12 @@ impl Encoded {
         Ok(envelope)
     }
 
-    /// Decodes a request that was [opened](Self::open).
+    /// Decodes a request that [`open`](Self::open) accepted.
     ///
     /// # Errors
     ///
-    /// Fails on bytes that are not a message, and on one that holds more than `bounds` say, before
-    /// anything is allocated for it.
+    /// Fails on bytes that are not a message. Fails on a message that holds more than `bounds`
+    /// allow, before memory is allocated for it.
     pub(super) fn decode(self, bounds: &Bounds) -> Result<ModelInferRequest, ApiError> {
         let mut census = Census::default();
         for field in Fields::of(&self.0) {
@@ -100,7 +101,7 @@ impl Encoded {
     }
 }
 
-/// What the tensors of a request hold.
+/// Number of elements in the tensors of a request.
 #[derive(Debug, Default)]
 struct Census {
     texts: usize,
@@ -138,7 +139,7 @@ impl Census {
         Ok(())
     }
 
-    /// Checks the number of parameters of a tensor, which stand in the field `number`.
+    /// Checks the number of parameters of a tensor; `number` is the number of their field.
     fn add_parameters(&mut self, tensor: &[u8], number: usize) -> Result<(), ApiError> {
         let mut found = 0;
         for field in Fields::of(tensor) {

@@ -1,4 +1,4 @@
-//! Wrong messages in great numbers, which must be read or refused: `make fuzz`.
+//! Malformed messages in great numbers, which must be read or refused: `make fuzz`.
 
 use std::time::Instant;
 

@@ -1,4 +1,4 @@
-//! The service of `proto/inference.proto`, as generated; its messages are in
+//! Service generated from `proto/inference.proto`; its messages are in
 //! [`messages`](crate::api::messages).
 
 #![expect(

@@ -1,5 +1,5 @@
-//! The standard health service, `grpc.health.v1`: the server under the empty name and that of the
-//! protocol's service, each model under its own.
+//! The standard health service, `grpc.health.v1`. The server has the empty name and the name of the
+//! protocol's service; each model has its own.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -7,21 +7,21 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::serve::{FamilyState, Registry};
 
-/// The names under which the server itself is asked for.
+/// Names of the server in the health service.
 const SERVER_NAMES: [&str; 2] = ["", "inference.GRPCInferenceService"];
 
-/// How often states are looked at.
+/// Time between two looks at the models' states.
 const INTERVAL: Duration = Duration::from_millis(200);
 
-/// What tells of health.
+/// Reporters of states to the health service.
 pub(super) struct Reporters {
-    /// Tells of the server and of every model.
+    /// Reporter of the server and of every model.
     pub(super) all: HealthReporter,
-    /// Tells those who may not ask of the server alone.
+    /// Reporter of the server alone, for clients that may not send requests.
     pub(super) stranger: HealthReporter,
 }
 
-/// Keeps what `reporters` tell true; never ends.
+/// Keeps the states of `reporters` up to date; never returns.
 pub(super) async fn report_health(reporters: Reporters, registry: Arc<Registry>) {
     let mut told = HashMap::new();
     let mut ticks = tokio::time::interval(INTERVAL);

@@ -1,4 +1,4 @@
-//! Streams on which nothing happens: they end after a while, so that they hold no connection.
+//! Streams without messages; they end after a while, so that they hold no connection.
 
 use std::{
     pin::Pin,
@@ -19,7 +19,7 @@ use tokio::time::{Sleep, sleep};
 use super::status::status_of;
 use crate::api::error::ApiError;
 
-/// Ends the answers of a call when there was none for as long as `limit`.
+/// Ends the answers of a call when there was none for `limit`.
 pub(super) async fn limit_idle(
     State(limit): State<Duration>,
     request: Request,
@@ -30,17 +30,17 @@ pub(super) async fn limit_idle(
         .map(|body| Body::new(IdleBody { body, limit, timer: None, ended: false }))
 }
 
-/// Body that ends when it has had nothing for a while.
+/// Body that ends when it has had no data for `limit`.
 struct IdleBody {
     body: Body,
     limit: Duration,
-    /// Runs while there is nothing.
+    /// Timer that runs while the body has no data.
     timer: Option<Pin<Box<Sleep>>>,
     ended: bool,
 }
 
 impl IdleBody {
-    /// Returns how a call ends on which nothing happens.
+    /// Ends the body, and returns the trailers of an idle call.
     fn end(&mut self) -> Frame<Bytes> {
         self.ended = true;
         let status = status_of(&ApiError::IdleStream { limit: self.limit });

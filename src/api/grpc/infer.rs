@@ -1,4 +1,4 @@
-//! Inference messages, from and to what every protocol shares.
+//! Inference messages, converted from and to the form that all protocols share.
 
 use std::{collections::HashMap, time::Instant};
 
@@ -24,12 +24,12 @@ use crate::{
     tensor::{Tensor, TensorData},
 };
 
-/// Checks a message that arrived at `arrival`. The output is raw where the inputs are.
+/// Checks a message that arrived at `arrival`. By default, the outputs are raw if the inputs are.
 ///
 /// # Errors
 ///
-/// Fails on names, types, shapes and parameters that the model does not take, and on elements that
-/// are nowhere or in two places.
+/// Fails on names, types, shapes and parameters that the model does not take. Fails on elements
+/// that are missing or in two places.
 pub(super) fn decode(
     message: ModelInferRequest,
     specs: &Specs,
@@ -57,12 +57,12 @@ pub(super) fn decode(
     Decoded::new(Parts { id, parameters, inputs, outputs }, specs, arrival)
 }
 
-/// Writes an answer: its outputs are raw where all of them are wanted so, as messages hold either
-/// raw or typed contents.
+/// Writes an answer. Its outputs are raw if all of them are wanted raw. A message holds either raw
+/// or typed contents.
 ///
 /// # Errors
 ///
-/// Fails only where a message cannot say what is there, which no answer holds.
+/// Fails only on values that a message cannot express; no answer holds them.
 pub(super) fn encode(answer: Answer) -> Result<ModelInferResponse, ApiError> {
     let Answer { heading, response, wanted } = answer;
     let explained = report_parameters(&response.report, heading.explain)?;
@@ -106,7 +106,7 @@ fn tensor(input: InferInputTensor, content: Content) -> RequestTensor {
     RequestTensor { name, datatype, shape, content }
 }
 
-/// Takes the elements from the field that the datatype calls for.
+/// Takes the elements from the field of the input's datatype.
 fn typed(mut input: InferInputTensor) -> Result<RequestTensor, ServeError> {
     let contents = input.contents.take().unwrap_or_default();
     let num_filled = filled(&contents).into_iter().filter(|len| *len > 0).count();
@@ -170,14 +170,14 @@ fn large(name: &str, values: Vec<u64>) -> Result<Content, ServeError> {
     Ok(Content::Flat(Values::Integers(values)))
 }
 
-/// Returns a message's parameters in the form in which every protocol's are checked.
+/// Returns a message's parameters in the form in which all protocols' parameters are checked.
 fn parameters(parameters: HashMap<String, InferParameter>) -> Map<String, Value> {
     let value = |parameter: InferParameter| match parameter.parameter_choice {
         Some(ParameterChoice::BoolParam(value)) => Value::Bool(value),
         Some(ParameterChoice::Int64Param(value)) => Value::from(value),
         Some(ParameterChoice::Uint64Param(value)) => Value::from(value),
         Some(ParameterChoice::StringParam(value)) => Value::String(value),
-        // What is no number becomes null, which no parameter takes.
+        // A value that is not a number becomes null, which no parameter takes.
         Some(ParameterChoice::DoubleParam(value)) => {
             Number::from_f64(value).map_or(Value::Null, Value::Number)
         }

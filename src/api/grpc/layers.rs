@@ -1,4 +1,4 @@
-//! What happens around every call: the gate, a time limit, a net for panics.
+//! Layers around every call: the gate, a time limit, a net for panics.
 
 use std::{any::Any, sync::Arc, time::Duration};
 
@@ -21,26 +21,26 @@ use crate::api::{
     request_id::next_request_id,
 };
 
-/// The metadata in which clients tell how long they wait.
+/// Metadata with the time that a client waits.
 const TIMEOUT: &str = "grpc-timeout";
 
-/// Most digits of such a number.
+/// Most digits of the number in [`TIMEOUT`].
 const MAX_DIGITS: usize = 8;
 
-/// What is answered without a token: whether the server runs, and what the protocol is.
+/// Paths of calls that need no token: the server's state, and the description of the protocol.
 const OPEN_CALLS: [&str; 3] = [
     "/inference.GRPCInferenceService/ServerLive",
     "/inference.GRPCInferenceService/ServerReady",
     "/grpc.reflection.",
 ];
 
-/// The standard health service.
+/// Path of the standard health service.
 const HEALTH: &str = "/grpc.health.v1.Health/";
 
-/// The call whose messages are requests of their own.
+/// Path of the call whose messages count as requests of their own.
 const STREAM: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
 
-/// Runs a call in a span of its own, and gives its answer the id under which the log knows it.
+/// Runs a call in a span of its own, and gives its answer the call's id in the log.
 pub(super) async fn trace(
     State(state): State<ApiState>,
     request: Request,
@@ -74,7 +74,7 @@ pub(super) async fn trace(
     response
 }
 
-/// Gives a message over the limit the code that everything too large has.
+/// Gives a message over the limit the code of all failures for size.
 fn name_too_large(headers: &mut HeaderMap) {
     if let Some(status) = headers.get_mut(Status::GRPC_STATUS)
         && Code::from_bytes(status.as_bytes()) == Code::OutOfRange
@@ -83,18 +83,18 @@ fn name_too_large(headers: &mut HeaderMap) {
     }
 }
 
-/// What the gate works with.
+/// Parts that the gate's layer works with.
 #[derive(Debug, Clone)]
 pub(super) struct Front {
-    /// Who may ask.
+    /// Gate that calls pass.
     pub(super) gate: Arc<Gate>,
-    /// Health as it is told to those who may not ask: without the models' names.
+    /// Health service for clients that may not send requests; it does not name the models.
     pub(super) stranger_health: Router,
 }
 
-/// Lets a call pass the gate by its metadata, before anything of its message is read.
+/// Checks a call's token at the gate by its metadata, before its message is read.
 ///
-/// A stream is not counted as a request; its messages are.
+/// A stream does not count as a request; its messages do.
 pub(super) async fn admit(
     State(front): State<Front>,
     mut request: Request,
@@ -122,8 +122,8 @@ pub(super) async fn admit(
     }
 }
 
-/// Has answers compressed where the request is: every client says that it could read them, and few
-/// would have the server spend milliseconds on tensors that hardly get smaller.
+/// Has an answer compressed only if the request is. Every client declares that it reads compressed
+/// answers. Few want the server to spend milliseconds on tensors that hardly get smaller.
 pub(super) async fn compress_like_the_request(mut request: Request, next: Next) -> Response<Body> {
     let encoding = request.headers().get("grpc-encoding");
     if encoding.is_none_or(|encoding| encoding == "identity") {
@@ -132,7 +132,7 @@ pub(super) async fn compress_like_the_request(mut request: Request, next: Next) 
     next.run(request).await
 }
 
-/// Gives up a call that takes longer than `limit`, or than its client waits.
+/// Ends a call with an error after `limit`, or after the time that its client waits.
 pub(super) async fn limit_time(
     State(limit): State<Duration>,
     request: Request,
@@ -145,13 +145,13 @@ pub(super) async fn limit_time(
     }
 }
 
-/// Answers a call whose handler panicked.
+/// Returns the answer to a call whose handler panicked.
 #[expect(clippy::needless_pass_by_value, reason = "the layer hands the payload over by value")]
 pub(super) fn answer_panic(payload: Box<dyn Any + Send>) -> Response<Body> {
     fail(&ApiError::of_panic(&*payload))
 }
 
-/// What answers connections over the limit.
+/// Returns the router that answers connections over the limit.
 pub(super) fn refusal() -> Router {
     Router::new().fallback(|| async { fail(&ApiError::TooManyConnections) })
 }
@@ -160,8 +160,9 @@ fn fail(error: &ApiError) -> Response<Body> {
     status_of(error).into_http()
 }
 
-/// Returns how long the client waits, from the unit-suffixed number that gRPC sends; one with more
-/// digits than the protocol has says nothing.
+/// Returns the time that the client waits, from gRPC's number with a unit. Returns None if the
+/// number is missing, zero or not valid. A number with more digits than the protocol has is not
+/// valid.
 pub(super) fn wait_of(metadata: &HeaderMap) -> Option<Duration> {
     let text = metadata.get(TIMEOUT)?.to_str().ok()?;
     let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
@@ -212,12 +213,13 @@ mod tests {
         }
     }
 
-    /// Sends a call through the gate, and returns its status and who answered.
+    /// Sends a call through the gate; returns its status, and the name of the service that
+    /// answered.
     async fn called(gate: &Arc<Gate>, path: &str, token: &str) -> (Code, String) {
         let says = |text: &'static str| Router::new().fallback(move || async move { text });
         let front = Front { gate: gate.clone(), stranger_health: says("stranger") };
         let router = says("all").layer(from_fn_with_state(front, admit));
-        // A message that fails when it is read: the gate does not.
+        // Reading this message fails; the gate must not read it.
         let body = Body::from_stream(tokio_stream::once(Err::<Bytes, _>("was read")));
         let request = Request::post(path).header("authorization", token).body(body);
         let Ok(response) = router.oneshot(request.expect("a request")).await;
@@ -250,7 +252,7 @@ mod tests {
         let health = "/grpc.health.v1.Health/Check";
         assert_eq!(called(&gate, health, "").await, (Code::Ok, "stranger".to_owned()));
         assert_eq!(called(&gate, health, known).await, all);
-        // Neither health nor a stream is a request, but its messages are.
+        // Neither health nor a stream counts as a request, but the stream's messages do.
         assert_eq!(called(&gate, &service("ModelStreamInfer"), known).await, all);
         assert_eq!(called(&gate, &service("ModelInfer"), known).await, all);
         let (code, _) = called(&gate, &service("ModelInfer"), known).await;

@@ -25,7 +25,7 @@ pub(super) async fn index(
     Ok(RepositoryIndexResponse { models: describe::index(repository, request.ready) })
 }
 
-/// Loads a family, or loads it anew.
+/// Loads a family, or loads it again.
 pub(super) async fn load(
     repository: &Arc<Repository>,
     request: RepositoryModelLoadRequest,

@@ -22,16 +22,16 @@ use crate::api::{
     transport::{Protocol, Server, Transport},
 };
 
-/// Serves until `shutdown`, then drains: no call is taken any more, and running ones may end within
-/// the transport's limit. Without a listener nothing is served.
+/// Serves until `shutdown`, then drains. A drain takes no calls, and lets running ones end within
+/// the transport's limit. Without `listener`, nothing is served.
 ///
 /// # Errors
 ///
-/// Fails when the socket has no address, or the descriptors for reflection cannot be read.
+/// Fails if the socket has no address, or if the descriptors for reflection cannot be read.
 ///
 /// # Cancel safety
 ///
-/// Dropping the future stops accepting; connections that are open go on until the runtime ends.
+/// Dropping the future stops accepting connections; open ones go on until the runtime ends.
 pub async fn serve_grpc(
     listener: Option<TcpListener>,
     state: ApiState,
@@ -48,7 +48,7 @@ pub async fn serve_grpc(
     let reporting = report_health(reporters, state.repository.registry().clone());
     let stranger_health = Routes::new(stranger_health).prepare().into_axum_router();
     let front = Front { gate: state.gate.clone(), stranger_health };
-    // A message that takes long is not an idle stream.
+    // A stream is not idle while a message takes long.
     let idle = transport.limits().idle_timeout.max(config.request_timeout);
     let routes = routed(Routes::new(health), state.clone(), &config)?;
     let router = routes

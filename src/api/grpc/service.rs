@@ -42,17 +42,17 @@ use crate::{
     serve::InferRequest,
 };
 
-/// Answers the calls; cheap to clone.
+/// Service that answers the calls; cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct InferenceService {
     state: ApiState,
 }
 
-/// What a call says beside its message.
+/// Terms of a call: the client's rights, and the time that it waits.
 #[derive(Debug, Clone)]
 struct Terms {
     permit: Permit,
-    /// How long the client waits.
+    /// Time that the client waits.
     wait: Option<Duration>,
 }
 
@@ -63,7 +63,8 @@ impl Terms {
         Ok(Self { permit, wait: wait_of(request.metadata().as_ref()) })
     }
 
-    /// Lets a message of a stream pass the gate; a deadline is the whole stream's.
+    /// Returns the terms of a message of a stream, and counts the message at the gate. A deadline
+    /// belongs to the whole stream.
     fn of_message(gate: &Gate, metadata: &MetadataMap) -> Result<Self, ApiError> {
         Ok(Self { permit: gate.pass(authorization(metadata.as_ref()))?, wait: None })
     }
@@ -73,7 +74,7 @@ type Answers =
     Pin<Box<dyn Stream<Item = Result<ModelStreamInferResponse, Status>> + Send + 'static>>;
 
 impl InferenceService {
-    /// Answers from `state`.
+    /// Creates a service that answers from `state`.
     pub(super) fn new(state: ApiState) -> Self {
         Self { state }
     }
@@ -108,7 +109,7 @@ impl InferenceService {
     }
 }
 
-/// Answers a call.
+/// Runs a call, and logs whether it was answered or refused.
 async fn call<T>(work: impl Future<Output = Result<T, ApiError>>) -> Result<Response<T>, Status> {
     match work.await {
         Ok(message) => {

@@ -1,4 +1,4 @@
-//! What a failure is over gRPC.
+//! The gRPC status of a failure.
 
 use tonic::{Code, Status};
 

@@ -22,13 +22,13 @@ use crate::{
     tensor::ByteSize,
 };
 
-/// The metadata that says how messages are compressed.
+/// Metadata with the compression of messages.
 const ENCODING: &str = "grpc-encoding";
 
-/// Bytes before a message: whether it is compressed, and its length in four bytes.
+/// Number of bytes before a message: whether it is compressed, and its length in four bytes.
 const HEAD_BYTES: usize = 5;
 
-/// Unpacks the messages of a call; other encodings than gzip are left to tonic to refuse.
+/// Unpacks the messages of a call that are in gzip; tonic refuses other encodings.
 pub(super) async fn unpack(
     State(limit): State<ByteSize>,
     mut request: Request,
@@ -44,9 +44,9 @@ pub(super) async fn unpack(
 /// Body of a call whose messages are compressed.
 struct UnpackedBody {
     body: Body,
-    /// What came of messages that are not complete.
+    /// Bytes of messages that are not complete.
     buffer: BytesMut,
-    /// The message that is being unpacked.
+    /// Task that unpacks the current message.
     work: Option<JoinHandle<Result<Bytes, ApiError>>>,
     limit: ByteSize,
 }
@@ -56,7 +56,7 @@ impl UnpackedBody {
         Self { body, buffer: BytesMut::new(), work: None, limit }
     }
 
-    /// Takes the next message, its head included, if all of it is there.
+    /// Takes the next message with its head, or returns None if it is not complete.
     fn take_message(&mut self) -> Result<Option<Bytes>, ApiError> {
         let Some([_, length @ ..]) = self.buffer.first_chunk::<HEAD_BYTES>() else {
             return Ok(None);
@@ -67,7 +67,7 @@ impl UnpackedBody {
         Ok((self.buffer.len() >= end).then(|| self.buffer.split_to(end).freeze()))
     }
 
-    /// Returns what can be handed over without more of the body.
+    /// Returns the next frame that can be made without more of the body, or None if it cannot.
     fn next_frame(
         &mut self,
         context: &mut Context<'_>,
@@ -93,7 +93,7 @@ impl UnpackedBody {
     }
 }
 
-/// Unpacks a message behind its head, and writes a head for it.
+/// Unpacks a message behind its head, and returns it with a new head.
 fn unpack_message(message: &[u8], limit: ByteSize) -> Result<Bytes, ApiError> {
     let unpacked = Coding::Gzip.unpack(&message[HEAD_BYTES..], limit)?;
     let length = u32::try_from(unpacked.len()).map_err(|_| ApiError::BodyTooLarge { limit })?;
@@ -121,7 +121,7 @@ impl HttpBody for UnpackedBody {
                     Ok(bytes) => self.buffer.put(bytes),
                     Err(frame) => return Poll::Ready(Some(Ok(frame))),
                 },
-                // The beginning of a message that never came to its end is for tonic to refuse.
+                // A message that is cut off by the body's end is left for tonic to refuse.
                 None if !self.buffer.is_empty() => {
                     let cut = self.buffer.split().freeze();
                     return Poll::Ready(Some(Ok(Frame::data(cut))));
@@ -156,7 +156,7 @@ mod tests {
         message(true, &encoder.finish().expect("written"))
     }
 
-    /// Sends `bytes` in parts of `size`, and returns what comes out.
+    /// Sends `bytes` in parts of `size` bytes, and returns the unpacked bytes.
     async fn unpacked(bytes: &[u8], size: usize) -> Result<Vec<u8>, Status> {
         let parts: Vec<_> =
             bytes.chunks(size).map(|part| Ok::<_, Error>(Bytes::copy_from_slice(part))).collect();

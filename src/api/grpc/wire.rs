@@ -7,11 +7,11 @@ use crate::api::error::ApiError;
 pub(super) struct Field<'a> {
     /// Number of the field.
     pub(super) number: usize,
-    /// What stands there.
+    /// Content of the field.
     pub(super) payload: Payload<'a>,
 }
 
-/// Forms in which a field stands in a message.
+/// Form of a field's content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Payload<'a> {
     /// A number.
@@ -23,9 +23,9 @@ pub(super) enum Payload<'a> {
 /// Size of the numbers in a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Width {
-    /// As many bytes as it takes; all but the last have their highest bit set.
+    /// Variable number of bytes per number; all but the last byte have their highest bit set.
     Varying,
-    /// A number of bytes.
+    /// Fixed number of bytes per number.
     Fixed(usize),
 }
 
@@ -59,7 +59,7 @@ impl<'a> Fields<'a> {
                 self.skip(count).map(Payload::Bytes)
             }
             5 => self.skip(4).map(|_| Payload::Number),
-            // Groups, which no message here has.
+            // Groups are not read; no message here has one.
             _ => None,
         };
         Some(Field { number: key >> 3, payload: payload? })
@@ -83,7 +83,7 @@ impl<'a> Iterator for Fields<'a> {
 }
 
 impl Payload<'_> {
-    /// Returns how many numbers of a repeated field stand here.
+    /// Returns the number of numeric elements in this part of a repeated field.
     pub(super) fn num_elements(self, width: Width) -> usize {
         match (self, width) {
             (Self::Number, _) => 1,

@@ -1,5 +1,5 @@
-//! What a connection is doing, so that one that does nothing can be closed, and one whose client
-//! takes nothing.
+//! Activity of a connection. A connection can be closed if it is idle, or if its client takes
+//! nothing.
 
 use std::{
     collections::BTreeMap,
@@ -10,13 +10,13 @@ use std::{
 use tokio::time::Instant;
 
 /// Number of bytes of an answer that a client must take to be waited for anew, unless fewer are
-/// left: one that takes a byte now and then holds nothing.
+/// left. A client that takes a byte now and then holds no connection.
 const TAKEN_BYTES: usize = 16 << 10;
 
-/// Time that stands for never, where a time-out is longer than clocks reach.
+/// Time that stands for never, if a time-out is longer than clocks reach.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// What a connection is doing.
+/// Activity of a connection.
 #[derive(Debug)]
 pub(super) struct Activity(Mutex<State>);
 
@@ -24,36 +24,36 @@ pub(super) struct Activity(Mutex<State>);
 struct State {
     /// Number of requests whose answers are not written yet.
     num_running: usize,
-    /// When the connection was opened, or its last request began or ended.
+    /// Time when the connection was opened, or when its last request began or ended.
     since: Instant,
     has_asked: bool,
-    /// Since when parts of answers have been waiting for the client, by their number.
+    /// Times since which parts of answers have been waiting for the client, by the part's number.
     waiting: BTreeMap<u64, Instant>,
     /// Number of the next part.
     next_part: u64,
 }
 
-/// How long a connection may do nothing.
+/// Time-outs of a connection.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
-    /// Before the head of its first request is there.
+    /// Time until the head of the first request must be there.
     pub(super) first: Duration,
-    /// After that.
+    /// Time that the connection may be idle after its first request.
     pub(super) idle: Duration,
-    /// While an answer waits to be taken.
+    /// Time that an answer may wait for the client to take it.
     pub(super) unread: Duration,
 }
 
-/// Why a connection is to be closed.
+/// Reason to close a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Overdue {
-    /// It asks for nothing.
+    /// The connection has no request.
     Idle,
-    /// It does not take its answers.
+    /// The client does not take its answers.
     Unread,
 }
 
-/// A request that runs; it ends when the last clone is dropped.
+/// A running request; it ends when the last clone is dropped.
 #[derive(Debug, Clone)]
 pub(super) struct Running {
     request: Arc<Request>,
@@ -62,7 +62,7 @@ pub(super) struct Running {
 #[derive(Debug)]
 struct Request(Arc<Activity>);
 
-/// Part of an answer that waits for the client; it has been taken when this is dropped.
+/// Part of an answer that waits for the client; it counts as taken when this is dropped.
 #[derive(Debug)]
 pub(super) struct Waiting {
     running: Running,
@@ -71,7 +71,7 @@ pub(super) struct Waiting {
 }
 
 impl Activity {
-    /// A connection that was just opened.
+    /// Creates the activity of a connection that was just opened.
     pub(super) fn new() -> Self {
         Self(Mutex::new(State {
             num_running: 0,
@@ -92,11 +92,11 @@ impl Activity {
         Running { request: Arc::new(Request(self.clone())) }
     }
 
-    /// Waits until the connection has done nothing, or its client has taken nothing, for too long.
+    /// Waits until the connection has been idle, or its answers unread, for too long.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost.
+    /// Dropping the future loses nothing.
     pub(super) async fn overdue(&self, patience: Patience) -> Overdue {
         loop {
             let now = Instant::now();
@@ -107,7 +107,7 @@ impl Activity {
             if idle_at <= now {
                 return Overdue::Idle;
             }
-            // What begins to wait from now on is not overdue before that.
+            // An answer that begins to wait from now on is not overdue before that time.
             let unread_at = unread_at.unwrap_or_else(|| after(now, patience.unread));
             tokio::time::sleep_until(idle_at.min(unread_at)).await;
         }
@@ -119,8 +119,8 @@ impl Activity {
 }
 
 impl State {
-    /// Returns when the connection is idle for too long at the earliest, and its first answer
-    /// unread.
+    /// Returns the earliest time at which the connection is idle for too long. Also returns the
+    /// time at which the first waiting answer is unread for too long, or None if no answer waits.
     fn due(&self, now: Instant, patience: &Patience) -> (Instant, Option<Instant>) {
         let wait = if self.has_asked { patience.idle } else { patience.first };
         let idle_since = if self.num_running > 0 { now } else { self.since };
@@ -146,7 +146,7 @@ impl Running {
 }
 
 impl Waiting {
-    /// Notes that the client has taken some bytes of the part.
+    /// Notes that the client has taken `num_bytes` bytes of the part.
     pub(super) fn take(&mut self, num_bytes: usize) {
         self.num_taken = self.num_taken.saturating_add(num_bytes);
         if self.num_taken >= TAKEN_BYTES {

@@ -1,4 +1,4 @@
-//! Bodies of answers, which tell whether their client takes them.
+//! Bodies of answers, which record whether their client takes them.
 
 use std::{
     pin::Pin,
@@ -11,17 +11,17 @@ use hyper::body::{Frame, SizeHint};
 
 use super::activity::{Running, Waiting};
 
-/// Body of an answer, with which its request ends.
+/// Body of an answer; its request runs until the body is dropped.
 #[derive(Debug)]
 pub(super) struct AnswerBody {
     body: Body,
     running: Running,
-    /// Set while it is for the client to take more; `None` while the server has no more yet.
+    /// Wait for the client to take more; `None` while the server has nothing more yet.
     waiting: Option<Waiting>,
 }
 
-/// Bytes of an answer. They are dropped when they are written, which may be long after they were
-/// handed over: a client's HTTP/2 window may have no room for them.
+/// Bytes of an answer, which are dropped when they are written. That may be long after they were
+/// handed over, if a client's HTTP/2 window has no room for them.
 #[derive(Debug)]
 pub(super) struct AnswerBytes {
     bytes: Bytes,
@@ -29,7 +29,7 @@ pub(super) struct AnswerBytes {
 }
 
 impl AnswerBody {
-    /// Lets the request that is `running` end with `body`.
+    /// Creates the body of the answer to the request `running`.
     pub(super) fn new(body: Body, running: Running) -> Self {
         let waiting = Some(running.wait());
         Self { body, running, waiting }

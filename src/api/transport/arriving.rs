@@ -1,8 +1,8 @@
-//! Bodies of requests that are answered before they have come.
+//! Bodies of requests that are answered before they have arrived.
 //!
-//! A client that is still sending when its answer comes, such as a refusal, reads it only if the
-//! connection stays for as long. So what is left of a body is read and thrown away, within bounds;
-//! where it may be too much, the answer says that the connection will be closed.
+//! A client may still be sending when its answer comes, such as a refusal. It reads the answer only
+//! if the connection stays open for as long. So the rest of a body is read and thrown away, within
+//! bounds. If the rest may be too much, the answer says that the connection will be closed.
 
 use std::{
     future::poll_fn,
@@ -20,46 +20,46 @@ use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
 use tokio::runtime::Handle;
 
-/// Most bytes left of a body after which an HTTP/1 connection goes on.
+/// Most bytes left of a body with which an HTTP/1 connection goes on.
 const MAX_KEPT_BYTES: u64 = 256 << 10;
 
-/// Most bytes of a body that are thrown away; a connection is closed that sends more.
+/// Most bytes of a body that are thrown away; a connection that sends more is closed.
 const MAX_DRAINED_BYTES: usize = 64 << 20;
 
-/// Time for what is left of a body to come.
+/// Time for the rest of a body to arrive.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Body of a request. What is left of it when it is dropped is thrown away once the request is
+/// Body of a request. If it is dropped before its end, the rest is thrown away once the request is
 /// answered.
 #[derive(Debug)]
 pub(super) struct ArrivingBody<B: HttpBody<Data = Bytes> + Send + Unpin + 'static> {
-    /// Taken when this is dropped.
+    /// The body; `None` once this is dropped.
     body: Option<B>,
     is_over: bool,
     rest: Arc<Mutex<Rest<B>>>,
 }
 
-/// What is left of the body of a request that is being answered.
+/// Rest of the body of a request that is being answered.
 #[derive(Debug)]
 pub(super) struct Unanswered<B> {
     rest: Arc<Mutex<Rest<B>>>,
     version: Version,
-    /// Whether the client waits to be asked for the body.
+    /// Whether the client waits to be asked for the body (`Expect: 100-continue`).
     expects_continue: bool,
 }
 
-/// What becomes of a body.
+/// State of a body.
 #[derive(Debug)]
 enum Rest<B> {
-    /// Somebody reads it.
+    /// The body is being read.
     Read,
-    /// Nobody reads it any more, and the request is not answered yet.
+    /// The body is no longer read, and the request is not answered yet.
     Left(B),
     /// The request is answered.
     Answered,
 }
 
-/// Takes the body of a request under supervision.
+/// Wraps the body of a request, so that its rest can be handled after the answer.
 pub(super) fn supervise<B>(request: Request<B>) -> (Request<ArrivingBody<B>>, Unanswered<B>)
 where
     B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
@@ -77,7 +77,7 @@ where
 }
 
 impl<B: HttpBody<Data = Bytes> + Send + Unpin + 'static> Unanswered<B> {
-    /// Sees to what is left of the body, now that the request is answered.
+    /// Handles the rest of the body, now that the request is answered.
     pub(super) fn settle<T>(self, response: &mut Response<T>) {
         let left = std::mem::replace(&mut *lock(&self.rest), Rest::Answered);
         let Rest::Left(body) = left else {
@@ -89,7 +89,7 @@ impl<B: HttpBody<Data = Bytes> + Send + Unpin + 'static> Unanswered<B> {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(header::CONNECTION, close);
         }
-        // A client that waits to be asked for the body must not be.
+        // Reading the body would ask for it, and a client that waits for that must not be asked.
         if !self.expects_continue {
             throw_away(body);
         }
@@ -100,7 +100,7 @@ fn lock<B>(rest: &Mutex<Rest<B>>) -> MutexGuard<'_, Rest<B>> {
     rest.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Reads a body to its end in the background, within the bounds.
+/// Reads a body to its end in the background, within the bounds, and throws it away.
 fn throw_away<B: HttpBody<Data = Bytes> + Send + Unpin + 'static>(body: B) {
     let Ok(runtime) = Handle::try_current() else {
         return;

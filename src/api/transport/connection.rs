@@ -24,25 +24,25 @@ use super::{
     limits::Limits,
 };
 
-/// How long a connection that is told to end, and has nothing to do, may stay.
+/// Time that an idle connection may stay open after it is told to end.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Why a connection is closed whose client does not read.
+/// Message for a connection that is closed because its client does not read.
 const UNREAD: &str = "an answer was not taken in time";
 
-/// The longest time between two pings of an HTTP/2 connection; one without an answer is closed.
+/// Longest time between two pings of an HTTP/2 connection; one without an answer is closed.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
-/// The most bytes of a request's head over HTTP/2.
+/// Most bytes of a request's head over HTTP/2.
 const MAX_HEAD_BYTES: u32 = 32 << 10;
 
-/// The most headers of a request over HTTP/1.
+/// Most headers of a request over HTTP/1.
 const MAX_HEADERS: usize = 100;
 
-/// The most bytes that HTTP/1 reads at once, which limits the head as well.
+/// Most bytes that HTTP/1 reads at once; this limits the head as well.
 const MAX_READ_BYTES: usize = 256 << 10;
 
-/// What the connections of a port have in common.
+/// Settings that the connections of a port share.
 #[derive(Debug)]
 pub(super) struct Connections {
     builder: auto::Builder<TokioExecutor>,
@@ -59,7 +59,7 @@ impl Connections {
         shutdown: CancellationToken,
     ) -> Self {
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        // A head that does not come is the affair of `Activity`, whatever is spoken.
+        // `Activity` handles a head that does not arrive, in every protocol.
         builder
             .http1()
             .header_read_timeout(None)
@@ -76,8 +76,7 @@ impl Connections {
         Self { builder, protocol, tls, shutdown }
     }
 
-    /// Serves a connection until it ends, is idle or takes no answer for too long, or the server
-    /// stops.
+    /// Serves a connection until it ends, is idle or unread for too long, or the server stops.
     pub(super) async fn serve(&self, stream: TcpStream, router: Router, patience: Patience) {
         let activity = Arc::new(Activity::new());
         let answering = Answering { router, activity };
@@ -129,7 +128,7 @@ impl Connections {
     }
 }
 
-/// Answers the requests of a connection.
+/// Service that answers the requests of a connection.
 #[derive(Debug, Clone)]
 struct Answering {
     router: Router,
@@ -174,10 +173,11 @@ mod tests {
         unread: Duration::from_secs(30),
     };
 
-    /// Bytes of the long answer.
+    /// Number of bytes of the long answer.
     const LONG: usize = 1 << 20;
 
-    /// Serves a connection on which `capacity` bytes fit either way.
+    /// Returns a client, and the serving of its connection; `capacity` bytes fit in either
+    /// direction.
     fn connect(
         protocol: Protocol,
         capacity: usize,
@@ -209,7 +209,7 @@ mod tests {
         (client, served)
     }
 
-    /// Body that never has anything.
+    /// Body that never has data.
     struct Endless;
 
     impl hyper::body::Body for Endless {
@@ -230,7 +230,7 @@ mod tests {
         (start.elapsed().as_secs(), reason)
     }
 
-    /// Returns the start of an HTTP/2 connection with a request for `path`; answers may have
+    /// Returns the start of an HTTP/2 connection with a request for `path`. Answers may have
     /// `window` bytes.
     fn http2(path: &str, window: u32) -> Vec<u8> {
         let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
@@ -265,7 +265,7 @@ mod tests {
         let (mut client, served) = connect(Protocol::Http, 1 << 16);
         client.write_all(&http2("/endless", 0)).await.expect("sent");
         let ten_windows = tokio::time::timeout(10 * PATIENCE.unread, served);
-        // Pings without an answer end the connection, and nothing else.
+        // Only pings without an answer end the connection.
         assert_ne!(ten_windows.await.unwrap_or_default(), UNREAD);
     }
 
@@ -297,7 +297,8 @@ mod tests {
         assert_eq!(served.1, "ended");
     }
 
-    /// Sends a request whose body comes later, if at all, and returns what comes back.
+    /// Sends a request whose body comes after `delay`, and then another request; returns the
+    /// answers.
     async fn send_late(head: &str, body: &[u8], delay: Duration) -> String {
         let (mut client, served) = connect(Protocol::Http, 1 << 20);
         let ask = async {

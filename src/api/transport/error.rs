@@ -1,11 +1,11 @@
-//! Why connections cannot be encrypted.
+//! Errors of setting up encrypted connections.
 
 use std::path::PathBuf;
 
-/// Why the files for TLS are refused.
+/// Error for TLS files that are refused.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file cannot be read, or is no PEM.
+    /// A file cannot be read, or is not PEM.
     #[error("{}: cannot be read as PEM", path.display())]
     Unreadable {
         /// The file.
@@ -14,23 +14,23 @@ pub enum TlsError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// There is nothing in a file that ought to hold certificates.
+    /// A file that must hold certificates holds none.
     #[error("{}: holds no certificate", path.display())]
     NoCertificate {
         /// The file.
         path: PathBuf,
     },
-    /// A certificate is not valid today.
+    /// A certificate is not valid now.
     #[error("{}: the certificate is valid from {from} to {until} only", path.display())]
     NotValidNow {
         /// The file.
         path: PathBuf,
-        /// The first time at which it is valid.
+        /// First time at which the certificate is valid.
         from: String,
-        /// The last time.
+        /// Last time at which the certificate is valid.
         until: String,
     },
-    /// Certificate and key do not go together, or cannot be used.
+    /// Certificate and key do not match, or cannot be used.
     #[error("{} and {} cannot be used", certificate.display(), key.display())]
     Refused {
         /// The certificate's file.
@@ -41,7 +41,7 @@ pub enum TlsError {
         #[source]
         source: tokio_rustls::rustls::Error,
     },
-    /// The certificates of the authority for clients cannot be used.
+    /// The authorities' certificates for checking clients cannot be used.
     #[error("{}: cannot be used to check clients' certificates", path.display())]
     Authority {
         /// The file.

@@ -1,4 +1,4 @@
-//! Connections: who may have one, for how long, and whether it is encrypted.
+//! Connections: their number, their time limits, and their encryption.
 //!
 //! Both protocols' routes run here, on sockets that the caller bound. Start at
 //! [`Server::run`].
@@ -18,17 +18,17 @@ pub(super) use server::Server;
 pub use server::Transport;
 pub use tls::{Tls, TlsFiles};
 
-/// What is spoken on a port.
+/// Protocol of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Protocol {
-    /// HTTP/1.1, and HTTP/2 for those who ask for it.
+    /// HTTP/1.1, and HTTP/2 for clients that ask for it.
     Http,
-    /// gRPC, which is HTTP/2.
+    /// gRPC, which uses HTTP/2.
     Grpc,
 }
 
 impl Protocol {
-    /// Returns the name that people write.
+    /// Returns the protocol's name for people.
     fn title(self) -> &'static str {
         match self {
             Self::Http => "HTTP",
@@ -36,7 +36,7 @@ impl Protocol {
         }
     }
 
-    /// Returns the name that metrics and the log write.
+    /// Returns the protocol's name in metrics and the log.
     fn name(self) -> &'static str {
         match self {
             Self::Http => "http",

@@ -1,4 +1,4 @@
-//! The sockets: connections are accepted within their limit, and drained in the end.
+//! Sockets: connections are accepted within their limit, and drained in the end.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -12,10 +12,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{Protocol, Tls, activity::Patience, connection::Connections, limits::Limits};
 use crate::serve::Observer;
 
-/// How many connections over the limit are told so at once; more are closed without a word.
+/// Most connections over the limit that are answered at once; further ones are closed unanswered.
 const MAX_REFUSALS: usize = 64;
 
-/// How long a connection over the limit has to ask, and to read that it is refused.
+/// Time-outs of a connection over the limit, for its request and for reading the refusal.
 const REFUSAL: Patience = Patience {
     first: Duration::from_secs(2),
     idle: Duration::from_millis(200),
@@ -32,13 +32,13 @@ pub struct Transport {
 }
 
 impl Transport {
-    /// Gathers how connections are taken; without `tls` they are not encrypted.
+    /// Creates the settings; without `tls`, connections are not encrypted.
     pub fn new(limits: Limits, tls: Option<Arc<Tls>>, observer: Arc<dyn Observer>) -> Self {
         let connections = Arc::new(Semaphore::new(limits.max_connections));
         Self { limits, tls, connections, observer }
     }
 
-    /// Returns what connections may take.
+    /// Returns the limits of connections.
     pub fn limits(&self) -> &Limits {
         &self.limits
     }
@@ -50,7 +50,7 @@ impl std::fmt::Debug for Transport {
     }
 }
 
-/// Routes on a socket.
+/// Server of routes on a socket.
 #[derive(Debug)]
 pub(crate) struct Server {
     /// What is spoken.
@@ -64,12 +64,12 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Serves until `shutdown`, then drains: no connection is accepted any more, idle ones are
-    /// closed, and running requests may end within the limit.
+    /// Serves until `shutdown`, then drains. A drain accepts no connections, closes idle ones, and
+    /// lets running requests end within the limit.
     ///
     /// # Errors
     ///
-    /// Fails when the socket has no address.
+    /// Fails if the socket has no address.
     ///
     /// # Cancel safety
     ///
@@ -140,7 +140,7 @@ impl Server {
     }
 }
 
-/// A connection that counts.
+/// An open connection that the observer counts.
 struct Counted {
     observer: Arc<dyn Observer>,
     protocol: Protocol,

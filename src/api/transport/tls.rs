@@ -19,18 +19,18 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{Protocol, TlsError};
 
-/// Where certificates lie, all in PEM.
+/// Paths of the files for TLS, all in PEM.
 #[derive(Debug, Clone)]
 pub struct TlsFiles {
-    /// The server's certificate, and those that lead to a known authority.
+    /// The server's certificate, and the certificates that lead to a known authority.
     pub certificate: PathBuf,
-    /// Its private key.
+    /// Private key of the server's certificate.
     pub key: PathBuf,
-    /// The authorities for clients' certificates; with them, a client without one is refused.
+    /// Authorities for clients' certificates; if given, a client without a certificate is refused.
     pub client_authority: Option<PathBuf>,
 }
 
-/// The server's side of encrypted connections.
+/// Server side of encrypted connections.
 #[derive(Debug)]
 pub struct Tls {
     files: TlsFiles,
@@ -44,28 +44,28 @@ struct Configs {
 }
 
 impl Tls {
-    /// Reads the files.
+    /// Reads and checks the files.
     ///
     /// # Errors
     ///
-    /// Fails on files that cannot be read, are not valid today, or do not go together.
+    /// Fails on files that cannot be read, are not valid now, or do not match.
     pub fn read(files: TlsFiles) -> Result<Self, TlsError> {
         let configs = RwLock::new(Configs::read(&files)?);
         Ok(Self { files, configs })
     }
 
-    /// Reads the files again, for the connections that come.
+    /// Reads the files again, for new connections.
     ///
     /// # Errors
     ///
-    /// As [`read`](Self::read); what was read before then stays in use.
+    /// Fails like [`read`](Self::read); the files read before then stay in use.
     pub fn reload(&self) -> Result<(), TlsError> {
         let configs = Configs::read(&self.files)?;
         *self.configs.write().unwrap_or_else(PoisonError::into_inner) = configs;
         Ok(())
     }
 
-    /// Returns what makes connections of a protocol encrypted ones.
+    /// Returns the acceptor that encrypts connections of `protocol`.
     pub(super) fn acceptor(&self, protocol: Protocol) -> TlsAcceptor {
         let configs = self.configs.read().unwrap_or_else(PoisonError::into_inner);
         TlsAcceptor::from(match protocol {
@@ -106,7 +106,7 @@ impl Configs {
     }
 }
 
-/// Reads the certificates of a file, of which there must be one.
+/// Reads the certificates of a file, which must hold at least one.
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let found = CertificateDer::pem_file_iter(path).map_err(|error| unreadable(path, error))?;
     let found: Vec<_> = found.collect::<Result<_, _>>().map_err(|e| unreadable(path, e))?;
@@ -116,7 +116,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     }
 }
 
-/// Checks that a certificate is valid today: with another, every client would turn away.
+/// Checks that a certificate is valid now; every client would refuse it otherwise.
 fn check_today(certificate: &CertificateDer<'_>, path: &Path) -> Result<(), TlsError> {
     let (_, parsed) =
         X509Certificate::from_der(certificate).map_err(|error| unreadable(path, error))?;
@@ -131,7 +131,7 @@ fn check_today(certificate: &CertificateDer<'_>, path: &Path) -> Result<(), TlsE
     })
 }
 
-/// Builds what checks the certificates of clients.
+/// Returns the verifier of clients' certificates, with the authorities in the file at `path`.
 fn verifier(
     path: &Path,
     provider: &Arc<CryptoProvider>,
