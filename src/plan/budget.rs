@@ -1,43 +1,43 @@
-//! What a request may cost, parsed from its parameters.
+//! The budget of a request, parsed from its parameters.
 //!
-//! A [`Budget`] that comes out of [`BudgetParameters::parse`] holds only meaningful numbers;
-//! whether a plan meets it is the business of [`PlanTable`](super::PlanTable).
+//! A [`Budget`] from [`BudgetParameters::parse`] holds only valid numbers.
+//! [`PlanTable`](super::PlanTable) decides whether a plan meets it.
 
 use std::time::Duration;
 
 use super::error::BudgetError;
 
-/// The largest latency budget, about eleven days.
+/// Largest latency budget in milliseconds, about eleven days.
 pub const MAX_LATENCY_BUDGET_MS: f64 = 1e9;
 
-/// The largest memory budget, an exabyte.
+/// Largest memory budget in megabytes of 10⁶ bytes, an exabyte.
 pub const MAX_MEMORY_BUDGET_MB: f64 = 1e12;
 
-/// The longest plan id that is looked up.
+/// Longest plan id that is looked up, in bytes.
 pub const MAX_PLAN_ID_BYTES: usize = 1024;
 
-/// The smallest latency budget that does not round to zero.
+/// Smallest latency budget in milliseconds that does not round to zero.
 const MIN_LATENCY_BUDGET_MS: f64 = 1e-6;
 
-/// What a request may cost; what is `None` is not constrained.
+/// Limits on the cost and the quality of a request's plan. `None` sets no limit.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Budget {
-    /// Most time the sub-network may take.
+    /// Most time that the sub-network may take.
     pub latency: Option<Duration>,
-    /// Most memory its weights and activations may take.
+    /// Most memory that its weights and activations may take, in bytes.
     pub memory_bytes: Option<u64>,
     /// Least quality, in [0, 1].
     pub min_quality: Option<f64>,
-    /// Id of the one plan to use.
+    /// Id of the only plan that may be used.
     pub plan: Option<String>,
 }
 
-/// The budget parameters of a request, as they come off the wire.
+/// The budget parameters of a request, as sent by the client.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct BudgetParameters {
-    /// Latency in milliseconds.
+    /// Most latency, in milliseconds.
     pub latency_budget_ms: Option<f64>,
-    /// Memory in megabytes of 10⁶ bytes.
+    /// Most memory, in megabytes of 10⁶ bytes.
     pub memory_budget_mb: Option<f64>,
     /// Least quality.
     pub min_quality: Option<f64>,
@@ -46,7 +46,8 @@ pub struct BudgetParameters {
 }
 
 impl Budget {
-    /// Returns the budget without a limit in time, for which the fastest plan is chosen.
+    /// Returns the budget without a latency limit and with a least quality, so that the fastest
+    /// plan is chosen.
     #[must_use]
     pub fn fastest(&self) -> Self {
         let min_quality = self.min_quality.or(Some(0.0));
@@ -59,7 +60,8 @@ impl BudgetParameters {
     ///
     /// # Errors
     ///
-    /// A number that is NaN or outside its range, or a plan id that is empty or too long.
+    /// Fails on a number that is NaN or outside its range, and on a plan id that is empty or too
+    /// long.
     pub fn parse(self) -> Result<Budget, BudgetError> {
         Ok(Budget {
             latency: self.latency_budget_ms.map(parse_latency).transpose()?,
