@@ -6,20 +6,21 @@ use ort::environment::{Environment, GlobalThreadPoolOptions};
 
 use super::{RuntimeError, residents::Residents};
 
-/// How the runtime is set up.
+/// Settings of the runtime.
 #[derive(Debug, Clone)]
 pub struct RuntimeConfig {
-    /// ONNX Runtime's shared library.
+    /// Path of ONNX Runtime's shared library.
     pub library: PathBuf,
-    /// Threads of the pool that all sessions share; 0 for as many as there are cores.
+    /// Number of threads in the pool that all sessions share; 0 for one per core.
     pub num_threads: usize,
-    /// Whether idle pool threads spin, which answers sooner and burns processor time.
+    /// Whether idle pool threads spin. Spinning answers sooner and uses processor time.
     pub spin: bool,
-    /// Bytes that the process may hold; modules give way to others to keep it.
+    /// Most bytes that the process may hold; `None` for no limit. Modules are evicted to keep the
+    /// limit.
     pub memory_limit: Option<u64>,
 }
 
-/// The process's ONNX Runtime with its one thread pool. Clones share it.
+/// The process's ONNX Runtime with its only thread pool. Clones share both.
 #[derive(Debug, Clone)]
 pub struct Runtime {
     environment: Environment,
@@ -27,7 +28,7 @@ pub struct Runtime {
 }
 
 impl Runtime {
-    /// Loads the library and starts the pool. A process has one runtime.
+    /// Loads the library and starts the pool. A process may have only one runtime.
     ///
     /// # Errors
     ///
@@ -64,7 +65,8 @@ impl Runtime {
     }
 }
 
-/// Passes ONNX Runtime's messages on; what it calls a warning is seldom one for an operator.
+/// Logs ONNX Runtime's messages. Its warnings seldom matter to an operator, so they are logged for
+/// debugging only.
 fn log(level: ort::logging::LogLevel, _category: &str, id: &str, _place: &str, message: &str) {
     use ort::logging::LogLevel;
     match level {
