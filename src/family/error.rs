@@ -29,7 +29,7 @@ pub enum FamilyError {
         path: PathBuf,
         /// The key.
         key: String,
-        /// Its value.
+        /// The value of the key.
         value: String,
         /// The values that are valid.
         expected: String,

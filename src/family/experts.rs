@@ -10,7 +10,7 @@ use super::ModuleKind;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExpertsSpec {
-    /// The anchor.
+    /// Name of the anchor.
     pub anchor: String,
     /// Number of groups; it divides the number of hidden units.
     pub num_experts: usize,

@@ -39,7 +39,7 @@ pub struct BudgetParameters {
     pub latency_budget_ms: Option<f64>,
     /// Most memory, in megabytes of 10⁶ bytes.
     pub memory_budget_mb: Option<f64>,
-    /// Least quality.
+    /// Least quality, in [0, 1].
     pub min_quality: Option<f64>,
     /// Plan id.
     pub plan: Option<String>,

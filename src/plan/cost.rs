@@ -24,13 +24,13 @@ pub struct EdgeCost {
 /// Activations peak instead, because only one module runs at a time.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct PathCost {
-    /// Sum over the edges.
+    /// Sum of the edges' latencies, in seconds.
     pub latency_seconds: f64,
-    /// Sum over the edges.
+    /// Sum of the edges' bytes of weights.
     pub weight_bytes: u64,
-    /// Largest over the edges.
+    /// Largest bytes of activations of an edge.
     pub activation_bytes: u64,
-    /// Sum over the edges.
+    /// Sum of the edges' losses.
     pub loss: f64,
 }
 

@@ -43,7 +43,7 @@ pub enum PlanError {
         /// The refused loss.
         loss: f64,
     },
-    /// The costs of all edges up to this one are too large to add.
+    /// The sum of the costs of all edges up to this one overflows.
     #[error("the costs of edges 0 to {edge} overflow when added")]
     CostOverflow {
         /// Index of the edge at which the sum overflows.
@@ -119,7 +119,7 @@ pub enum PlanError {
     /// The grids to combine have different axes, or there are none.
     #[error("grids can be combined only on equal axes, and at least one is needed")]
     GridMismatch,
-    /// A plan table has no plan.
+    /// A plan table is empty.
     #[error("the plan table is empty")]
     EmptyTable,
     /// Two plans of a table share an id.

@@ -403,7 +403,7 @@ mod tests {
             let tolerance = 1e-12 * value;
             prop_assert!(grid.at(batch, tokens + 1) >= value - tolerance);
             prop_assert!(grid.peak(batch, tokens) <= value + tolerance);
-            // Beyond the last token knot every row has a slope of its own.
+            // Beyond the last token knot, every row extrapolates with its own slope.
             if tokens <= grid.tokens()[grid.tokens().len() - 1] {
                 prop_assert!(grid.at(batch + 1, tokens) >= value - tolerance);
             }

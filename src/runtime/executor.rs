@@ -181,7 +181,7 @@ impl Executor {
     ///
     /// Fails when ONNX Runtime refuses the module.
     pub fn load_ahead(&self, id: ModuleId) -> Result<bool, RuntimeError> {
-        // Experts wait until a token wants them.
+        // Experts are not loaded ahead, but when a token needs them.
         let first = self.family.networks_of(id).first().copied();
         let Some(first) = first.filter(|index| !self.runtime.residents().has(self.key(*index)))
         else {

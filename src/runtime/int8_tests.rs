@@ -94,7 +94,7 @@ fn distances(found: &[f32], expected: &[f32]) -> Vec<f32> {
 #[test]
 fn int8_products_are_near_those_in_f32() {
     let weights: Vec<f32> = noise(1).take(WIDTH * INNER).collect();
-    // Rows of any size: each has a scale of its own.
+    // The rows have values of very different size, because each row has its own scale.
     let sizes = [1e-3, 1.0, 1e3, 0.1, 10.0];
     let rows = noise(2).take(sizes.len() * WIDTH).enumerate();
     let rows: Vec<f32> = rows.map(|(place, value)| value * sizes[place / WIDTH]).collect();

@@ -22,9 +22,9 @@ pub(super) struct Ledger {
     limit: Option<u64>,
     /// Estimate of the memory that is neither weights nor activations.
     others: Option<u64>,
-    /// Weights of sessions that no run uses.
+    /// Bytes of the weights of idle sessions.
     idle: u64,
-    /// Weights of sessions that runs use.
+    /// Bytes of the weights of sessions in use.
     leased: u64,
     /// Sum of the needs of all runs.
     reserved: Need,
