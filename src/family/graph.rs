@@ -228,8 +228,8 @@ impl FamilyGraph {
         space == self.output
     }
 
-    /// Checks that there is no cycle, with Kahn's algorithm: a space that cannot be ordered is on a
-    /// cycle or behind one.
+    /// Checks for cycles with Kahn's algorithm. A space that cannot be ordered is on a cycle or
+    /// behind one.
     fn check_acyclic(&self) -> Result<(), FamilyError> {
         let mut incoming = vec![0_usize; self.spaces.len()];
         for module in &self.modules {

@@ -80,8 +80,8 @@ impl From<PlanId> for String {
     }
 }
 
-/// Returns the number of modules in the first segment of `path`: its entry, its blocks, and the
-/// exit if the path ends there. Returns `None` if no segment is left.
+/// Returns the number of modules in the first segment of `path`, or `None` if no segment is left. A
+/// segment is its entry, its blocks, and the exit if the path ends there.
 fn segment_end(graph: &FamilyGraph, path: &[ModuleId]) -> Option<usize> {
     let entry = path.first()?;
     if graph.module(*entry).to == graph.output() {

@@ -3,8 +3,8 @@
 use super::*;
 use crate::family::{Module, Space};
 
-/// Returns a graph of two anchors `a` (2 blocks) and `b` (3 blocks of two sub-layers each), with
-/// stitches, a bridge and exits.
+/// Returns a graph of two anchors with stitches, a bridge and exits. Anchor `a` has 2 blocks, and
+/// `b` has 3 blocks of two sub-layers each.
 fn graph() -> FamilyGraph {
     let mut spaces = vec![space("in", SpaceKind::Input), space("out", SpaceKind::Output)];
     for depth in 0..=2 {

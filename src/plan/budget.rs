@@ -60,7 +60,7 @@ impl BudgetParameters {
     ///
     /// # Errors
     ///
-    /// Fails on a number that is NaN or outside its range, and on a plan id that is empty or too
+    /// Fails on a number that is NaN or outside its range. Fails on a plan id that is empty or too
     /// long.
     pub fn parse(self) -> Result<Budget, BudgetError> {
         Ok(Budget {

@@ -32,9 +32,9 @@ impl CostedGraph {
     ///
     /// # Errors
     ///
-    /// Fails on an index outside the graph, a latency that is negative or not finite, or a loss
-    /// that is not finite. Fails on costs that overflow when added, a cycle, or an output that the
-    /// input does not reach.
+    /// Fails on an index outside the graph. Fails on a latency that is negative or not finite, and
+    /// on a loss that is not finite. Fails on costs that overflow when added, a cycle, or an output
+    /// that the input does not reach.
     pub fn new(
         num_spaces: usize,
         edges: Vec<CostedEdge>,

@@ -13,10 +13,10 @@ pub(super) const MAX_VALUE: f64 = 1e18;
 /// them.
 ///
 /// - Between knots: bilinear interpolation. Below the first knot: the value at the first knot.
-/// - Beyond the last token knot: the line through the values of the last two knots, but never below
-///   the last value.
-/// - Beyond the last batch knot: the sum over chunks of at most that size, because the caller runs
-///   such chunks ([`Grid::at`]).
+/// - Beyond the last token knot: the line through the last two values, but never below the last
+///   one.
+/// - Beyond the last batch knot: the sum over chunks of at most that size, as callers run them
+///   ([`Grid::at`]).
 ///
 /// Deserialization makes the checks of [`Grid::new`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

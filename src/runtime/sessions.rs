@@ -7,7 +7,7 @@ use std::{
 
 use super::{executor::Residency, ledger::Ledger};
 
-/// Load time that is assumed before any session was loaded: a part per session and a part per byte
+/// Assumed load time before any session was loaded. It has a part per session and a part per byte
 /// of weights.
 const LOAD_TIME: Duration = Duration::from_millis(1);
 const LOAD_SECONDS_PER_BYTE: f64 = 1e-9;

@@ -15,8 +15,8 @@ const TOGETHER: libc::c_int = 32 << 20;
 #[cfg(target_env = "gnu")]
 #[expect(unsafe_code, reason = "the C library's function has no safe form")]
 pub fn give_back_freed_memory() {
-    // SAFETY: glibc's malloc_trim takes its own locks, may be called at any time from any thread,
-    // and touches free memory only.
+    // SAFETY: glibc's malloc_trim takes its own locks and may be called at any time from any
+    // thread. It touches free memory only.
     unsafe {
         libc::malloc_trim(0);
     }

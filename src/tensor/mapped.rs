@@ -66,8 +66,7 @@ impl MappedFile {
         for (index, part) in self.mapping.chunks(DIGEST_BYTES).enumerate() {
             digest.update(part);
             let advice = UncheckedAdvice::DontNeed;
-            // SAFETY: the mapping is a read-only one of a file, so a later read gets the same bytes
-            // from the file.
+            // SAFETY: the mapping is read-only and of a file, so a later read gets the same bytes.
             let advised = unsafe {
                 self.mapping.unchecked_advise_range(advice, index * DIGEST_BYTES, part.len())
             };
