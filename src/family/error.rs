@@ -1,10 +1,10 @@
-//! What can be wrong with a family.
+//! Errors of families.
 
 use std::path::{Path, PathBuf};
 
 use super::files::MANIFEST_FILE;
 
-/// Why a manifest or a graph is refused, or a plan does not exist in it.
+/// Error for an invalid manifest or graph, or for a plan that the graph does not have.
 #[derive(Debug, thiserror::Error)]
 pub enum FamilyError {
     /// The manifest cannot be read.
@@ -16,24 +16,24 @@ pub enum FamilyError {
         #[source]
         source: std::io::Error,
     },
-    /// The manifest is no valid TOML or has a wrong or unknown key.
+    /// The manifest is not valid TOML, or has a wrong or unknown key.
     #[error("{}: {message}", path.display())]
     Syntax {
         /// The manifest's path.
         path: PathBuf,
-        /// What the parser says, with the place.
+        /// The parser's message, with the line and column.
         message: String,
     },
-    /// A key has a value that cannot be.
+    /// A key has an invalid value.
     #[error("{}: key `{key}` is `{value}`, but {expected}", path.display())]
     Value {
         /// The manifest's path.
         path: PathBuf,
         /// The key.
         key: String,
-        /// Its value.
+        /// The value of the key.
         value: String,
-        /// What would be valid.
+        /// The values that are valid.
         expected: String,
     },
     /// A module starts or ends in a space that does not exist.
@@ -41,7 +41,7 @@ pub enum FamilyError {
     DanglingModule {
         /// The module.
         module: String,
-        /// The space it names.
+        /// The missing space.
         space: String,
         /// The spaces that exist.
         known: String,
@@ -55,18 +55,18 @@ pub enum FamilyError {
     /// No path leads from the input to the output.
     #[error("no path leads from the input to the output")]
     NoPath,
-    /// Two modules have the same name, or cannot be told apart in a plan id.
+    /// Two modules share a name, or a plan id cannot tell them apart.
     #[error("two modules are called `{module}`")]
     DuplicateModule {
-        /// The name.
+        /// The name of the second module.
         module: String,
     },
-    /// A text is no plan id.
+    /// A text is not a plan id.
     #[error("`{id}` is no plan: {reason}")]
     PlanSyntax {
         /// The text.
         id: String,
-        /// What is wrong, and what would be valid.
+        /// The fault, and the values that are valid.
         reason: String,
     },
 }

@@ -1,57 +1,58 @@
-//! The manifest's experts: dense feed-forward parts of which a token takes some hidden units only.
+//! The manifest's experts: feed-forward parts split so that a token uses only some hidden units.
 
 use serde::Deserialize;
 
 use super::ModuleKind;
 
-/// The feed-forward parts of an anchor as experts (EMoE, section 3; MoEfication, section 3): groups
-/// of their hidden units, of which every token takes some. Each number of groups that it may take
-/// makes parallel modules, called `e16k4` for 4 of 16.
+/// Split of an anchor's dense feed-forward parts into experts (EMoE, section 3; MoEfication,
+/// section 3). An expert is a group of hidden units; every token uses some of the groups. Each
+/// number in `top_k` makes parallel modules, called `e16k4` for 4 of 16 groups.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExpertsSpec {
-    /// The anchor.
+    /// Name of the anchor.
     pub anchor: String,
-    /// The number of groups; it divides the number of hidden units.
+    /// Number of groups; it divides the number of hidden units.
     pub num_experts: usize,
-    /// The numbers of groups that a token may take; all of them are the dense part again.
+    /// Numbers of groups that a token may use. `num_experts` itself gives the dense part again.
     pub top_k: Vec<usize>,
-    /// How groups are chosen.
+    /// Form of the router that chooses a token's groups.
     pub router: RouterForm,
-    /// The blocks; all where none are named.
+    /// The blocks; `None` for all.
     pub blocks: Option<Vec<usize>>,
 }
 
-/// How a token chooses among groups of hidden units.
+/// Form of the router that chooses a token's groups of hidden units.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RouterForm {
-    /// By the product with the mean of the groups' rows (EMoE's average keys).
+    /// Product of the token with the mean of each group's rows (EMoE's average keys).
     Average,
-    /// By an affine map to what the groups' units add up to, fitted on texts or images.
+    /// Affine map that estimates the sum of each group's units, fitted on texts or images.
     Learned,
-    /// By what the units do add up to, which costs the first half of the dense part: what a router
-    /// could reach, for comparison.
+    /// True sum of each group's units, as an upper bound for comparison. Computing it costs the
+    /// first half of the dense part.
     Oracle,
 }
 
 impl ExpertsSpec {
-    /// Names the modules of which a token takes `top_k` groups.
+    /// Returns the variant's name of the modules in which a token uses `top_k` groups.
     pub fn variant(&self, top_k: usize) -> String {
         format!("e{}k{top_k}", self.num_experts)
     }
 
-    /// Returns how errors call a key of this entry.
+    /// Returns the name of `key` of this entry in error messages.
     pub fn key(&self, key: &str) -> String {
         format!("experts ({}, {}).{key}", self.anchor, self.num_experts)
     }
 
-    /// Tells whether the feed-forward part of `block` is split.
+    /// Returns whether the feed-forward part of `block` is split.
     pub fn has_block(&self, block: usize) -> bool {
         self.blocks.as_ref().is_none_or(|blocks| blocks.contains(&block))
     }
 
-    /// Returns what contradicts itself: the key, its value and what would be valid.
+    /// Returns the first invalid key with its value and the valid values, or `None` if all are
+    /// valid.
     pub(super) fn fault(&self) -> Option<(&'static str, String, String)> {
         let num_experts = self.num_experts;
         if num_experts < 2 {
@@ -68,19 +69,19 @@ impl ExpertsSpec {
     }
 }
 
-/// Some of a routed part's experts: the others count as if they were not there (ModuleFormer prunes
-/// those that are seldom used, section 3.3). Each set makes parallel modules of its name.
+/// Subset of a routed part's experts. Only these experts may be chosen; ModuleFormer (section 3.3)
+/// prunes seldom used experts this way. Each subset makes parallel modules with its name.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExpertSet {
     /// The variant's name.
     pub name: String,
-    /// The experts that stay, in ascending order.
+    /// The experts that may be chosen, in ascending order.
     pub experts: Vec<usize>,
-    /// The part of a block whose experts they are.
+    /// The part of a block to which the experts belong.
     #[serde(default)]
     pub part: RoutedPart,
-    /// The blocks; all where none are named.
+    /// The blocks; `None` for all.
     pub blocks: Option<Vec<usize>>,
 }
 
@@ -97,7 +98,7 @@ pub enum RoutedPart {
 }
 
 impl ExpertSet {
-    /// Tells whether this is about the part `kind` of `block`.
+    /// Returns whether the subset applies to the part `kind` of `block`.
     pub fn is_of(&self, block: usize, kind: ModuleKind) -> bool {
         let part = match self.part {
             RoutedPart::Attention => ModuleKind::Attention,
@@ -106,7 +107,7 @@ impl ExpertSet {
         part == kind && self.blocks.as_ref().is_none_or(|blocks| blocks.contains(&block))
     }
 
-    /// Tells whether experts are named, each once and in order.
+    /// Returns whether `experts` is strictly ascending and not empty.
     pub(super) fn is_ordered(&self) -> bool {
         !self.experts.is_empty() && self.experts.windows(2).all(|pair| pair[0] < pair[1])
     }

@@ -1,4 +1,4 @@
-//! Wrong manifests in great numbers, which must be read or refused: `make fuzz`.
+//! Fuzz test of the manifest's reader, which must read or refuse every input: `make fuzz`.
 
 use super::{MANIFEST_FILE, Manifest};
 use crate::tensor::mutate::feed_file;

@@ -1,36 +1,37 @@
-//! The graph: activation spaces are vertices, modules are edges.
+//! A family's graph, with activation spaces as vertices and modules as edges.
 
 use std::collections::HashSet;
 
 use super::FamilyError;
 
-/// The index of a [`Space`] in its graph.
+/// Index of a [`Space`] in its graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpaceId(pub usize);
 
-/// The index of a [`Module`] in its graph.
+/// Index of a [`Module`] in its graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ModuleId(pub usize);
 
-/// An activation space: what a tensor between two modules means.
+/// An activation space: the meaning and the shape of a tensor between two modules.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Space {
-    /// The name: `in`, `out`, `l6.3` after three blocks of `l6`, `l6.3+` inside the fourth.
+    /// The name: `in`, `out`, `l6.3` after three blocks of `l6`, or `l6.3+` inside the fourth
+    /// block.
     pub name: String,
-    /// What the space is.
+    /// The role of the space.
     pub kind: SpaceKind,
-    /// The extents of a tensor's axes after the batch; `None` where one may vary.
+    /// The extents of a tensor's axes without the batch axis; `None` for an axis of any extent.
     pub shape: Vec<Option<usize>>,
 }
 
 impl Space {
-    /// Returns the extent of the last axis, where it is known.
+    /// Returns the extent of the last axis, or `None` if it may vary.
     pub fn width(&self) -> Option<usize> {
         self.shape.last().copied().flatten()
     }
 }
 
-/// What a [`Space`] is.
+/// The role of a [`Space`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SpaceKind {
     /// The family's inputs.
@@ -39,37 +40,38 @@ pub enum SpaceKind {
     Hidden {
         /// The anchor's index in [`FamilyGraph::anchors`].
         anchor: usize,
-        /// The number of blocks passed.
+        /// Number of blocks passed.
         depth: usize,
         /// Whether the next block's attention has been passed as well.
         inner: bool,
-        /// Whether the path came over a stitch and the family tells such paths apart, because they
-        /// end differently (SN-Net v1 leaves the final norm out).
+        /// Whether the path crossed a stitch, for families that end such paths differently. SN-Net
+        /// v1 leaves out the final norm.
         stitched: bool,
     },
     /// The family's output.
     Output,
 }
 
-/// A module: an edge that carries one space to another.
+/// A module: an edge from one space to another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Module {
     /// The unique name, such as `l6.block.3.mlp.int8`.
     pub name: String,
-    /// Where it starts.
+    /// The space that the module reads.
     pub from: SpaceId,
-    /// Where it ends.
+    /// The space that the module writes.
     pub to: SpaceId,
-    /// What it is.
+    /// The role of the module.
     pub kind: ModuleKind,
-    /// Which of several parallel modules it is, such as `int8` or `skip`; `None` for the plain one.
+    /// Name of the variant among parallel modules, such as `int8` or `skip`; `None` for the plain
+    /// module.
     pub variant: Option<String>,
 }
 
-/// What a [`Module`] is.
+/// The role of a [`Module`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ModuleKind {
-    /// Input to an anchor's first hidden space.
+    /// A map from the input to an anchor's first hidden space.
     Stem,
     /// A whole block.
     Block,
@@ -87,7 +89,7 @@ pub enum ModuleKind {
     Head,
 }
 
-/// The modules of a family and how they join.
+/// The modules of a family and the spaces that they connect.
 #[derive(Debug, Clone)]
 pub struct FamilyGraph {
     anchors: Vec<String>,
@@ -99,12 +101,13 @@ pub struct FamilyGraph {
 }
 
 impl FamilyGraph {
-    /// Joins `modules` into a graph.
+    /// Creates a graph of `spaces` and `modules`.
     ///
     /// # Errors
     ///
-    /// Fails on a module that names no space, two modules of one name or with the same ends, kind
-    /// and variant, a cycle, and where no path leads from the input to the output.
+    /// Fails on a module whose space does not exist. Fails on two modules with one name, or with
+    /// the same ends and variant. Fails on a cycle, and when no path leads from the input to the
+    /// output.
     pub fn new(
         anchors: Vec<String>,
         spaces: Vec<Space>,
@@ -146,7 +149,7 @@ impl FamilyGraph {
     ///
     /// # Panics
     ///
-    /// Panics when `id` is of another graph and out of range.
+    /// Panics when `id` is out of range, as an id of another graph may be.
     pub fn module(&self, id: ModuleId) -> &Module {
         &self.modules[id.0]
     }
@@ -155,22 +158,23 @@ impl FamilyGraph {
     ///
     /// # Panics
     ///
-    /// Panics when `space` is of another graph and out of range.
+    /// Panics when `space` is out of range, as an id of another graph may be.
     pub fn outgoing(&self, space: SpaceId) -> &[ModuleId] {
         &self.outgoing[space.0]
     }
 
-    /// Returns the input's space.
+    /// Returns the input space.
     pub fn input(&self) -> SpaceId {
         self.input
     }
 
-    /// Returns the output's space.
+    /// Returns the output space.
     pub fn output(&self) -> SpaceId {
         self.output
     }
 
-    /// Finds the module from `space` to hidden states of `anchor` between its blocks.
+    /// Returns the module from `space` to the hidden states of `anchor` before block `start`. The
+    /// module is of `variant`. Returns `None` if it does not exist.
     pub fn entry(
         &self,
         space: SpaceId,
@@ -187,7 +191,7 @@ impl FamilyGraph {
         self.outgoing(space).iter().find(leads_there).copied()
     }
 
-    /// Returns the head of `anchor` after its last block.
+    /// Returns the head after the last block of `anchor`, or `None` if it has none.
     pub fn reference_head(&self, anchor: &str) -> Option<ModuleId> {
         let is_its = |module: &Module| {
             let kind = self.spaces[module.from.0].kind;
@@ -198,12 +202,12 @@ impl FamilyGraph {
         self.modules.iter().position(is_its).map(ModuleId)
     }
 
-    /// Finds a space by its name.
+    /// Returns the space called `name`, or `None` if no space has that name.
     pub fn space_named(&self, name: &str) -> Option<SpaceId> {
         self.spaces.iter().position(|space| space.name == name).map(SpaceId)
     }
 
-    /// Returns the anchor whose stem starts `path`.
+    /// Returns the anchor whose stem starts `path`, or `None` if `path` does not start with a stem.
     pub fn stem_anchor(&self, path: &[ModuleId]) -> Option<&str> {
         let first = self.modules.get(path.first()?.0)?;
         match self.spaces[first.to.0].kind {
@@ -212,7 +216,7 @@ impl FamilyGraph {
         }
     }
 
-    /// Tells whether `path` leads from the input to the output without a gap.
+    /// Returns whether `path` leads from the input to the output without a gap.
     pub fn is_path(&self, path: &[ModuleId]) -> bool {
         let mut space = self.input;
         for id in path {
@@ -224,7 +228,8 @@ impl FamilyGraph {
         space == self.output
     }
 
-    /// Kahn's algorithm: what cannot be ordered is on a cycle.
+    /// Checks for cycles with Kahn's algorithm. A space that cannot be ordered is on a cycle or
+    /// behind one.
     fn check_acyclic(&self) -> Result<(), FamilyError> {
         let mut incoming = vec![0_usize; self.spaces.len()];
         for module in &self.modules {
@@ -244,7 +249,7 @@ impl FamilyGraph {
         let Some(mut space) = incoming.iter().position(|count| *count > 0) else {
             return Ok(());
         };
-        // What is left is on a cycle or behind one: going back often enough ends on the cycle.
+        // The remaining spaces are on a cycle or behind one, so enough steps back end on the cycle.
         for _ in 0..self.spaces.len() {
             let before = self.modules.iter().find(|m| m.to.0 == space && incoming[m.from.0] > 0);
             space = before.map_or(space, |module| module.from.0);
@@ -267,7 +272,7 @@ impl FamilyGraph {
     }
 }
 
-/// Checks that every module's ends exist and that plan ids can tell modules apart.
+/// Checks that every module's spaces exist and that plan ids can tell modules apart.
 fn check_names(spaces: &[Space], modules: &[Module]) -> Result<(), FamilyError> {
     let mut names = HashSet::new();
     let mut roles = HashSet::new();

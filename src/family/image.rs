@@ -1,58 +1,60 @@
-//! The manifest's images: how a picture becomes the tensor that stems read.
+//! The manifest's image settings, by which a picture becomes the tensor that stems read.
 
 use serde::Deserialize;
 
-/// How images become `[channels, height, width]`: resized, cropped, scaled to \[0, 1\] and
-/// normalized, as `preprocessor_config.json` of Hugging Face models says.
+/// Settings of image preprocessing. An image is resized, cropped, scaled to \[0, 1\] and normalized
+/// to `[channels, height, width]`. Hugging Face models keep these settings in
+/// `preprocessor_config.json`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImageSpec {
-    /// 1 for grey, 3 for red, green and blue.
+    /// Number of channels: 1 for grey; 3 for red, green and blue.
     pub channels: usize,
-    /// The height that stems read, in pixels.
+    /// Height of the stem's input, in pixels.
     pub height: usize,
-    /// The width that stems read, in pixels.
+    /// Width of the stem's input, in pixels.
     pub width: usize,
-    /// What is subtracted from each channel after scaling to \[0, 1\].
+    /// Mean per channel, subtracted after scaling to \[0, 1\].
     pub mean: Vec<f32>,
-    /// What each channel is divided by then.
+    /// Standard deviation per channel, the divisor after the mean is subtracted.
     pub std: Vec<f32>,
-    /// How images are brought to size.
+    /// Method of resizing.
     #[serde(default)]
     pub resize: Resize,
-    /// How pixels between pixels are computed.
+    /// Interpolation filter for resizing.
     #[serde(default)]
     pub filter: Filter,
 }
 
-/// How images are brought to the size that stems read.
+/// Method of resizing an image to the size of the stem's input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Resize {
-    /// Both sides are stretched to what they must be.
+    /// Both sides are stretched to the size of the stem's input.
     #[default]
     Stretch,
-    /// The shorter side is brought to this many pixels, then the middle is cut out.
+    /// The shorter side is resized to the given number of pixels, and the centre is cropped.
     Shorter(usize),
 }
 
-/// How pixels between pixels are computed.
+/// Interpolation filter for resizing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Filter {
     /// The nearest pixel.
     Nearest,
-    /// Linear in both directions.
+    /// Linear interpolation in both directions.
     #[default]
     Bilinear,
-    /// Cubic in both directions (Catmull and Rom).
+    /// Cubic interpolation in both directions (Catmull and Rom).
     Bicubic,
-    /// A windowed sinc over three pixels.
+    /// A windowed sinc of three pixels on either side.
     Lanczos,
 }
 
 impl ImageSpec {
-    /// Returns the key, the value and what would be valid, where something is wrong.
+    /// Returns the first invalid key with its value and the valid values, or `None` if all are
+    /// valid.
     pub(super) fn fault(&self) -> Option<(&'static str, String, String)> {
         let extents = [("height", self.height), ("width", self.width)];
         if let Some((key, value)) = extents.into_iter().find(|e| !(1..=4_096).contains(&e.1)) {

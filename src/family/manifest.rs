@@ -1,4 +1,4 @@
-//! The manifest `family.toml`: what a family consists of.
+//! The manifest `family.toml`, which describes a family.
 
 use std::{
     collections::BTreeMap,
@@ -18,26 +18,26 @@ use crate::tensor::read_text;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// The served name; equal to the folder's.
+    /// Name under which the family is served; equal to the folder's name.
     pub name: String,
-    /// What the family does, such as `sentence-embedding`.
+    /// Task of the family, such as `sentence-embedding`.
     pub task: String,
-    /// One sentence for a person.
+    /// Description in one sentence for human readers.
     pub description: String,
     /// The SPDX licence of the weights.
     pub license: String,
-    /// The anchor whose full path defines the output space and a quality of 1.
+    /// Name of the anchor whose full path defines the output space and a quality of 1.
     pub reference: String,
-    /// What one request may hold.
+    /// Limits on the size of a request.
     #[serde(default)]
     pub limits: Limits,
     /// The output tensor.
     pub output: OutputSpec,
-    /// What quality means in this family.
+    /// Definition of quality in this family.
     pub quality: QualitySpec,
     /// The pretrained networks by name.
     pub anchors: BTreeMap<String, AnchorSpec>,
-    /// How images become tensors, where the family takes images; it takes texts otherwise.
+    /// Image preprocessing, for families of images; `None` for families of texts.
     pub image: Option<ImageSpec>,
     /// Stitches that were trained with the anchors.
     pub stitches: Option<StitchesSpec>,
@@ -46,24 +46,24 @@ pub struct Manifest {
     /// The maps fitted between spaces.
     #[serde(default)]
     pub maps: Vec<MapSpec>,
-    /// The feed-forward parts that are split among experts.
+    /// Feed-forward parts that are split into experts.
     #[serde(default)]
     pub experts: Vec<ExpertsSpec>,
 }
 
-/// What one request may hold.
+/// Limits on the size of a request.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Tokens per sequence; longer texts are truncated, longer `input_ids` refused.
+    /// Most tokens per sequence. Longer texts are truncated; longer `input_ids` are refused.
     pub max_tokens: usize,
-    /// Sequences per request.
+    /// Most sequences per request.
     pub max_batch: usize,
-    /// Bytes per text.
+    /// Most bytes per text.
     pub max_text_bytes: usize,
-    /// Bytes per image file.
+    /// Most bytes per image file.
     pub max_image_bytes: usize,
-    /// Pixels per image file, when decoded.
+    /// Most pixels per image file, after decoding.
     pub max_pixels: u64,
 }
 
@@ -75,44 +75,44 @@ pub struct OutputSpec {
     pub name: String,
     /// The extent of the last axis.
     pub width: usize,
-    /// Whether there is a row for each token, `[batch, tokens, width]`; one for each text or image
-    /// otherwise.
+    /// Whether the output has a row per token, `[batch, tokens, width]`. Otherwise it has a row per
+    /// text or image.
     #[serde(default)]
     pub per_token: bool,
-    /// The name under which the last hidden states are an output as well, where heads give them.
+    /// Name of an additional output with the last hidden states, for heads that give them.
     pub states: Option<String>,
-    /// The classes by index, where the output is a score a class.
+    /// Class names by index, for an output with one score per class.
     #[serde(default)]
     pub labels: Vec<String>,
 }
 
-/// What quality means in a family.
+/// Definition of quality in a family.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct QualitySpec {
-    /// The metric, in \[0, 1\].
+    /// The metric, with values in \[0, 1\].
     pub metric: Metric,
-    /// Where measured qualities lie.
+    /// File with the measured qualities.
     pub file: PathBuf,
-    /// The least quality of a plan that is offered; an explicit plan may be worse.
+    /// Least quality of the plans offered; a plan requested by id may be worse.
     #[serde(default)]
     pub floor: f64,
 }
 
-/// How plans are compared.
+/// Metric by which plans are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 pub enum Metric {
-    /// The share of the reference's ten nearest neighbours that a plan's vectors find among the
+    /// Fraction of the reference's ten nearest neighbours that a plan's vectors find among the
     /// reference's vectors; 1 for the reference.
     #[serde(rename = "recall@10")]
     RecallAt10,
-    /// The share of labelled inputs whose class scores highest.
+    /// Fraction of labelled inputs whose label scores highest.
     #[serde(rename = "accuracy")]
     Accuracy,
 }
 
 impl Metric {
-    /// Returns the name, as manifests write it.
+    /// Returns the name that manifests use.
     pub fn name(self) -> &'static str {
         match self {
             Self::RecallAt10 => "recall@10",
@@ -125,59 +125,62 @@ impl Metric {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AnchorSpec {
-    /// A folder in the Hugging Face layout (`config.json`, `model.safetensors`).
+    /// Folder in the Hugging Face layout (`config.json`, `model.safetensors`).
     pub folder: Option<PathBuf>,
-    /// An ONNX file and where to cut it.
+    /// ONNX file and the tensors at which it is cut.
     pub onnx: Option<OnnxSource>,
-    /// A part of a larger checkpoint.
+    /// Part of a larger checkpoint.
     pub part: Option<PartSource>,
-    /// The tokenizer (`tokenizer.json`) that the anchor was trained with; texts only.
+    /// Tokenizer (`tokenizer.json`) with which the anchor was trained; texts only.
     pub tokenizer: Option<PathBuf>,
-    /// Whether the family is complete without this anchor, when its files are missing.
+    /// Whether the family may be loaded without this anchor when its files are missing.
     #[serde(default)]
     pub optional: bool,
-    /// Parallel modules to offer for each sub-layer: `int8`, `skip`.
+    /// Variants to offer for each sub-layer: `int8`, `skip`.
     #[serde(default)]
     pub variants: Vec<String>,
-    /// Narrower forms of every block, trained with it: prefixes of its heads and hidden units.
+    /// Narrower forms of every block, trained together with it: prefixes of its heads and hidden
+    /// units.
     #[serde(default)]
     pub widths: Vec<WidthSpec>,
-    /// Numbers of ways that a token may take where the anchor routes tokens, besides its own
-    /// number: each makes parallel modules called `k1`, `k2` and so on.
+    /// Numbers of ways that a token may take, besides the anchor's own number; for anchors that
+    /// route tokens. A way is an expert or an attention branch. Each number makes parallel modules
+    /// called `k1`, `k2` and so on.
     #[serde(default)]
     pub top_k: Vec<usize>,
-    /// Sets of experts with which the anchor's routed parts may do, each of them parallel modules.
+    /// Subsets of experts to offer for the anchor's routed parts. Each subset makes parallel
+    /// modules.
     #[serde(default)]
     pub expert_sets: Vec<ExpertSet>,
-    /// The depths after which the anchor's own norm and head may follow, trained so (SortedNet).
+    /// Depths after which the anchor's own norm and head may follow, as trained by SortedNet.
     #[serde(default)]
     pub depths: Vec<usize>,
-    /// The SHA-256 of every file of the anchor, by path.
+    /// SHA-256 of every file of the anchor, by path.
     pub sha256: BTreeMap<PathBuf, String>,
 }
 
-/// A checkpoint that holds several networks, as SN-Net's do.
+/// Part of a checkpoint that holds several networks, as SN-Net's do.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PartSource {
     /// The safetensors file.
     pub file: PathBuf,
-    /// What comes before this network's tensors, such as `anchors.0.`.
+    /// Prefix of this network's tensor names, such as `anchors.0.`.
     pub prefix: String,
     /// The network's configuration.
     pub config: PathBuf,
 }
 
-/// A narrower form of a block: a prefix of its heads and of its hidden units (MatFormer,
+/// A narrower form of a block: a prefix of its heads and a prefix of its hidden units (MatFormer,
 /// DynaBERT).
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WidthSpec {
     /// The variant's name.
     pub name: String,
-    /// How many of the attention heads.
+    /// Number of attention heads kept.
     pub heads: usize,
-    /// How many of the feed-forward part's hidden units.
+    /// Number of the feed-forward part's hidden units kept.
     pub hidden: usize,
 }
 
@@ -198,8 +201,8 @@ impl Manifest {
     ///
     /// # Errors
     ///
-    /// Fails on a file that cannot be read, is no TOML, has unknown keys, or whose values
-    /// contradict each other; the error names file, key, value and what would be valid.
+    /// Fails on a file that cannot be read, is not TOML, has unknown keys, or has contradictory
+    /// values. The error names the file, the key, its value and the valid values.
     pub fn read(folder: &Path) -> Result<Self, FamilyError> {
         let path = folder.join(MANIFEST_FILE);
         let text = read_text(&path)
@@ -311,7 +314,8 @@ impl Manifest {
 }
 
 impl AnchorSpec {
-    /// Checks what the types do not say; an error is the key, its value and what would be valid.
+    /// Checks the constraints that the types do not express. An error is the key, its value and the
+    /// valid values.
     fn validate(&self, name: &str) -> Result<(), (String, String, String)> {
         let refuse = |key: &str, value: String, expected: &str| {
             Err((key.to_owned(), value, expected.to_owned()))
@@ -365,17 +369,17 @@ impl AnchorSpec {
     }
 }
 
-/// Tells whether a path stays inside the folder that it is relative to.
+/// Returns whether `path` stays inside the folder to which it is relative.
 fn is_inside(path: &Path) -> bool {
     path.components().all(|part| matches!(part, Component::Normal(_)))
 }
 
-/// Tells whether a variant's name means something else.
+/// Returns whether `name` already has a meaning in plan ids.
 fn is_reserved(name: &str) -> bool {
     matches!(name, "int8" | "skip" | "via" | "exit")
 }
 
-/// Tells whether a label can stand in plan ids and file names.
+/// Returns whether `label` may appear in plan ids and file names.
 fn is_plain(label: &str) -> bool {
     !label.is_empty() && label.chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c))
 }

@@ -1,4 +1,4 @@
-//! The manifest's maps: what is fitted in closed form between spaces.
+//! The manifest's maps, which are fitted in closed form between spaces.
 
 use serde::Deserialize;
 
@@ -8,51 +8,52 @@ use super::files::{EXTENSION, FITS_FOLDER};
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MapSpec {
-    /// The space it starts in, such as `l3.1`.
+    /// Name of the space that the map reads, such as `l3.1`.
     pub from: String,
-    /// The space it ends in, such as `l6.2`, or `out`.
+    /// Name of the space that the map writes, such as `l6.2` or `out`.
     pub to: String,
-    /// Tells several maps between the same spaces apart.
+    /// Label that distinguishes several maps between the same spaces.
     pub label: Option<String>,
-    /// How it computes.
+    /// Form of the map's computation.
     pub form: MapForm,
-    /// What it sees; nothing more than the block's hidden units and its token for `mlp`.
+    /// Inputs of the map. A map of the form `mlp` has no others than the block's hidden units and
+    /// its token.
     #[serde(default)]
     pub features: Vec<Feature>,
-    /// A plan on whose hidden states in `from` it is fitted; the anchor's own where there is none.
+    /// Plan whose hidden states in `from` the map is fitted on; `None` for the anchor's own path.
     pub fitted_on: Option<String>,
-    /// Parallel modules to offer: `int8`.
+    /// Variants to offer: `int8`.
     #[serde(default)]
     pub variants: Vec<String>,
 }
 
-/// How a fitted map computes.
+/// Form of a fitted map's computation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MapForm {
     /// `W · features + b` for every token, then the layer norm before the target, if it has one.
     Tokens,
-    /// The feed-forward part of the block that `from` lies in, with its last matrix fitted anew so
-    /// that it leads to `to`: `W · [gelu(expand · token), token] + b`.
+    /// The feed-forward part of the block at `from`, with its last matrix fitted anew to lead to
+    /// `to`: `W · [gelu(expand · token), token] + b`.
     Mlp,
-    /// `normalize(W · features + b)` once for a sequence.
+    /// `normalize(W · features + b)` once per sequence.
     Pooled,
-    /// `W · features + b` for every place of a feature map `[channels, height, width]`: a
+    /// `W · features + b` for every place of a feature map `[channels, height, width]`. This is a
     /// convolution over one place, or over three by three.
     Conv,
 }
 
-/// What a fitted map sees.
+/// Input of a fitted map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Feature {
     /// The token itself, or the place of a feature map.
     Token,
-    /// The three by three places around one; zero beyond the border.
+    /// The three by three places around the place; zero beyond the border.
     Neighbourhood,
-    /// The token before it; zero before the first.
+    /// The previous token; zero before the first.
     Previous,
-    /// The token after it; zero after the last.
+    /// The next token; zero after the last.
     Next,
     /// The first token of the sequence, `[CLS]`.
     First,

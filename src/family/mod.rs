@@ -1,7 +1,8 @@
 //! A family: the graph of activation spaces and modules, its plans and its manifest.
 //!
-//! Pure but for reading the manifest itself. It opens no weights and knows no runtime. Start at
-//! [`FamilyGraph`]; a plan is a path in it, written as a [`PlanId`] such as `l3[0..1]>l6[2..6]`.
+//! The room is pure except that it reads the manifest. It does not open weights and does not know
+//! the runtime. Start at [`FamilyGraph`]. A plan is a path in it, written as a [`PlanId`] such as
+//! `l3[0..1]>l6[2..6]`.
 
 mod error;
 mod experts;

@@ -1,4 +1,4 @@
-//! The manifest's ONNX anchors: a file and where to cut it.
+//! The manifest's ONNX anchors: a file and the tensors at which it is cut.
 
 use std::path::PathBuf;
 
@@ -8,45 +8,46 @@ use serde::Deserialize;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OnnxSource {
-    /// The file.
+    /// The ONNX file.
     pub file: PathBuf,
-    /// The width of the hidden states, `[batch, tokens, width]`; texts only.
+    /// Width of the hidden states, `[batch, tokens, width]`; texts only.
     pub width: Option<usize>,
-    /// The graph's input of images, and the hidden states' shapes; images only.
+    /// Input, output and shapes of a graph that reads images; images only.
     pub image: Option<OnnxImage>,
-    /// Whether the rows of a batch run one at a time, because the network mixes them.
+    /// Whether the rows of a batch run one at a time, because the network mixes rows.
     #[serde(default)]
     pub one_by_one: bool,
-    /// The hidden states before the first block.
+    /// Name of the hidden states before the first block.
     pub stem: String,
-    /// The hidden states after each block, in order; after its attention too, where they are two.
+    /// Names of the hidden states after each block, in order. For a block of two modules, those
+    /// after its attention as well.
     pub blocks: Vec<BlockEnds>,
 }
 
-/// What an ONNX anchor of images has beyond its cuts.
+/// Settings of an ONNX anchor of images besides its cuts.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OnnxImage {
-    /// The graph's input, `[batch, channels, height, width]`.
+    /// Name of the graph's input, `[batch, channels, height, width]`.
     pub input: String,
-    /// The graph's output, `[batch, classes]`.
+    /// Name of the graph's output, `[batch, classes]`.
     pub output: String,
-    /// The extents, after the batch, of the hidden states before each block and after the last.
+    /// Extents, without the batch axis, of the hidden states before each block and after the last.
     pub shapes: Vec<Vec<usize>>,
 }
 
-/// Where a block ends, and where its attention does if that is a module of its own.
+/// Names of the tensors at which a block's modules end.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 pub enum BlockEnds {
-    /// The block is one module.
+    /// End of a block that is one module.
     Whole(String),
-    /// Attention and feed-forward part are two.
+    /// Ends of the attention and of the feed-forward part, as two modules.
     Parts([String; 2]),
 }
 
 impl BlockEnds {
-    /// Returns the tensors that end the block's modules.
+    /// Returns the names of the tensors that end the block's modules.
     pub fn tensors(&self) -> &[String] {
         match self {
             Self::Whole(end) => std::slice::from_ref(end),
@@ -56,7 +57,8 @@ impl BlockEnds {
 }
 
 impl OnnxSource {
-    /// Returns the key, the value and what would be valid, where something is wrong.
+    /// Returns the first invalid key with its value and the valid values, or `None` if all are
+    /// valid.
     pub(super) fn fault(&self) -> Option<(&'static str, String, String)> {
         match (&self.image, self.width) {
             (Some(image), None) if image.shapes.len() != self.blocks.len() + 1 => {

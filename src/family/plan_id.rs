@@ -1,10 +1,11 @@
-//! Plan ids: a path written so that a person can read it and a program can find it again.
+//! Plan ids: paths in a form that people can read and programs can parse.
 //!
-//! `l3[0..1]>l6[2..6]{int8:2..6}` runs `l3`'s stem and first block, a stitch to before block 2 of
-//! `l6`, blocks 2 to 5 in int8, and the head. Options in braces are `variant:blocks`, a variant may
-//! name the sub-layer (`skip.mlp:4`), `via:label` names one of several stitches into the segment
-//! and `exit:label` one of several exits out of the last one. A segment that ends inside a block,
-//! after its attention, says so with a `+`: `l6[0..2+]>l6[4..6]`.
+//! `l3[0..1]>l6[2..6]{int8:2..6}` runs the stem and the first block of `l3`, then a stitch to
+//! before block 2 of `l6`. Blocks 2 to 5 of `l6` in int8 and the head follow. Options in braces are
+//! `variant:blocks`. A variant may name the sub-layer (`skip.mlp:4`). `via:label` names one of
+//! several stitches into the segment. `exit:label` names one of several exits out of the last
+//! segment. A segment that ends inside a block, after its attention, has a `+`:
+//! `l6[0..2+]>l6[4..6]`.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -17,22 +18,22 @@ use super::{FamilyError, FamilyGraph, ModuleId, ModuleKind, SpaceId, SpaceKind};
 #[serde(transparent)]
 pub struct PlanId(String);
 
-/// The longest plan id that is looked at, in bytes.
+/// Longest plan id that is parsed, in bytes.
 const MAX_PLAN_ID_BYTES: usize = 4_096;
 
-/// Blocks of one anchor that run one after another.
+/// Consecutive blocks of one anchor.
 #[derive(Debug)]
 struct Segment<'a> {
     anchor: &'a str,
     start: usize,
     end: usize,
-    /// Whether the attention of block `end` belongs to it as well.
+    /// Whether the segment also includes the attention of block `end`.
     inner: bool,
     options: Vec<(&'a str, &'a str)>,
 }
 
 impl PlanId {
-    /// Writes `path` as a plan id.
+    /// Creates the plan id of `path`.
     pub fn of_path(graph: &FamilyGraph, path: &[ModuleId]) -> Self {
         let mut text = String::new();
         let mut rest = path;
@@ -46,11 +47,11 @@ impl PlanId {
         Self(text)
     }
 
-    /// Finds the path that `id` names in `graph`.
+    /// Returns the path in `graph` that `id` names.
     ///
     /// # Errors
     ///
-    /// Fails when `id` does not parse or names a module that the graph does not have.
+    /// Fails when `id` does not parse or names a module that `graph` does not have.
     pub fn find_path(graph: &FamilyGraph, id: &str) -> Result<Vec<ModuleId>, FamilyError> {
         let refuse =
             |reason: String| FamilyError::PlanSyntax { id: id.chars().take(200).collect(), reason };
@@ -79,8 +80,8 @@ impl From<PlanId> for String {
     }
 }
 
-/// Returns how many modules the first segment of `path` takes: its entry, its blocks and, where the
-/// path ends with it, its exit.
+/// Returns the number of modules in the first segment of `path`, or `None` if no segment is left. A
+/// segment is its entry, its blocks, and the exit if the path ends there.
 fn segment_end(graph: &FamilyGraph, path: &[ModuleId]) -> Option<usize> {
     let entry = path.first()?;
     if graph.module(*entry).to == graph.output() {
@@ -131,7 +132,7 @@ fn write_segment(graph: &FamilyGraph, segment: &[ModuleId], text: &mut String) {
     }
 }
 
-/// Names the part of a block that `kind` is.
+/// Returns the suffix of a variant's name for the part of a block that `kind` is.
 fn part_suffix(kind: ModuleKind) -> &'static str {
     match kind {
         ModuleKind::Attention => ".attn",
@@ -140,7 +141,7 @@ fn part_suffix(kind: ModuleKind) -> &'static str {
     }
 }
 
-/// Where both sub-layers of a block are the same variant, names the variant once.
+/// Merges a variant's entries for `.attn` and `.mlp` in the blocks that have both.
 fn join_parts(variants: &mut BTreeMap<String, Vec<usize>>) {
     let names: Vec<String> =
         variants.keys().filter_map(|name| name.strip_suffix(".attn").map(str::to_owned)).collect();
@@ -163,7 +164,7 @@ fn join_parts(variants: &mut BTreeMap<String, Vec<usize>>) {
     }
 }
 
-/// Writes ascending `depths` as `variant:3` and `variant:0..2`.
+/// Returns ascending `depths` as options such as `variant:3` and `variant:0..2`.
 fn ranges(variant: &str, depths: &[usize]) -> Vec<String> {
     let mut written = Vec::new();
     let mut rest = depths;
@@ -211,7 +212,7 @@ fn parse_range(text: &str) -> Option<(usize, usize)> {
     (start <= end && end < 100_000).then_some((start, end))
 }
 
-/// Follows the segments through the graph.
+/// Returns the path that `segments` name in `graph`.
 fn walk(graph: &FamilyGraph, segments: &[Segment<'_>]) -> Result<Vec<ModuleId>, String> {
     let mut path = Vec::new();
     let mut space = graph.input();
@@ -239,7 +240,8 @@ fn walk(graph: &FamilyGraph, segments: &[Segment<'_>]) -> Result<Vec<ModuleId>, 
     Ok(path)
 }
 
-/// Appends the module found and returns where it leads.
+/// Appends the module `found` to `path` and returns the space to which it leads. Fails if `found`
+/// is `None`.
 fn take(
     graph: &FamilyGraph,
     from: SpaceId,
@@ -256,13 +258,14 @@ fn take(
     Ok(graph.module(id).to)
 }
 
-/// Tells whether a segment ends in a space of `kind`.
+/// Returns whether `segment` ends in a space of `kind`.
 fn is_end(kind: SpaceKind, segment: &Segment<'_>) -> bool {
     matches!(kind, SpaceKind::Hidden { depth, inner, .. }
         if (depth, inner) == (segment.end, segment.inner))
 }
 
-/// Takes the next module of a block in the variant that the segment asks for.
+/// Appends a block's next module to `path`, in the variant that `segment` names for it. Returns the
+/// space to which it leads.
 fn walk_part(
     graph: &FamilyGraph,
     segment: &Segment<'_>,
@@ -288,7 +291,8 @@ fn walk_part(
     Ok(graph.module(id).to)
 }
 
-/// Returns the variant that the segment's options give the sub-layer `kind` of block `depth`.
+/// Returns the variant that `segment` names for the part `kind` of block `depth`, or `None` for the
+/// plain module.
 fn wanted<'a>(segment: &Segment<'a>, depth: usize, kind: ModuleKind) -> Option<&'a str> {
     segment.options.iter().find_map(|(name, blocks)| {
         let (variant, part) = name.split_once('.').unwrap_or((name, ""));
@@ -308,7 +312,7 @@ fn option<'a>(segment: &Segment<'a>, name: &str) -> Option<&'a str> {
     segment.options.iter().find(|option| option.0 == name).map(|option| option.1)
 }
 
-/// Refuses an option whose blocks are not the segment's, which would be ignored otherwise.
+/// Refuses an option for blocks outside of `segment`, which would have no effect.
 fn check_options(segment: &Segment<'_>) -> Result<(), String> {
     let last = segment.end + usize::from(segment.inner);
     for (name, blocks) in segment.options.iter().filter(|o| !matches!(o.0, "via" | "exit")) {

@@ -3,7 +3,8 @@
 use super::*;
 use crate::family::{Module, Space};
 
-/// Two anchors `a` (2 blocks) and `b` (3 blocks, two sub-layers each), a stitch and two exits.
+/// Returns a graph of two anchors with stitches, a bridge and exits. Anchor `a` has 2 blocks, and
+/// `b` has 3 blocks of two sub-layers each.
 fn graph() -> FamilyGraph {
     let mut spaces = vec![space("in", SpaceKind::Input), space("out", SpaceKind::Output)];
     for depth in 0..=2 {
@@ -63,7 +64,7 @@ fn space(name: &str, kind: SpaceKind) -> Space {
     Space { name: name.into(), kind, shape: Vec::new() }
 }
 
-/// Collects every path from `space` to the output.
+/// Appends every path from `space` to the output to `all`, each after `so_far`.
 fn paths(graph: &FamilyGraph, space: SpaceId, so_far: &[ModuleId], all: &mut Vec<Vec<ModuleId>>) {
     if space == graph.output() {
         all.push(so_far.to_vec());

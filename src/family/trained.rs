@@ -1,4 +1,4 @@
-//! What is trained together with anchors: stitches in SN-Net's layout, and exits.
+//! Stitches in SN-Net's layout and exits, which were trained together with anchors.
 
 use std::path::PathBuf;
 
@@ -11,31 +11,32 @@ use serde::Deserialize;
 pub struct StitchesSpec {
     /// The safetensors file.
     pub file: PathBuf,
-    /// Its SHA-256.
+    /// SHA-256 of the file.
     pub sha256: String,
-    /// The anchors that each `{pair}` leads from and to, in the file's order.
+    /// Names of the anchors before and after the stitches of each `{pair}`, in the file's order.
     pub pairs: Vec<[String; 2]>,
-    /// The blocks of a window; every two of them are joined, and share the window's stitch.
+    /// Size of a window, in blocks. Any two blocks of a window are joined by the window's stitch.
     #[serde(default = "two")]
     pub kernel: usize,
-    /// How far a window lies from the next, in blocks.
+    /// Distance from a window to the next, in blocks.
     #[serde(default = "one")]
     pub stride: usize,
-    /// Whether paths over a stitch end with the final norm. SN-Net v1's for DeiT do not, though its
-    /// anchors do.
+    /// Whether paths over a stitch end with the final norm. In SN-Net v1 for DeiT they do not,
+    /// although its anchors do.
     #[serde(default = "yes")]
     pub final_norm: bool,
 }
 
-/// Exits: `exits.{anchor}.{depth}.norm` and `.head` over the first token and the mean of all.
+/// Exits as tensors `exits.{anchor}.{depth}.norm` and `.head`, over the first token and the mean of
+/// all tokens.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExitsSpec {
     /// The safetensors file.
     pub file: PathBuf,
-    /// Its SHA-256.
+    /// SHA-256 of the file.
     pub sha256: String,
-    /// The anchors in the order of the file's `{anchor}`.
+    /// Names of the anchors, in the order of the file's `{anchor}`.
     pub anchors: Vec<String>,
 }
 
@@ -52,9 +53,9 @@ fn yes() -> bool {
 }
 
 impl StitchesSpec {
-    /// Lists the stitches between anchors of `depth` blocks: after which block, before which block,
-    /// and the window that owns the stitch. A window has the pairs in it that none before it has
-    /// (SN-Net's `paired`).
+    /// Returns the stitches between anchors of `depth` blocks. A stitch is the block that it
+    /// follows, the block that it precedes, and its window. A pair of blocks belongs to the first
+    /// window that has it (SN-Net's `paired`).
     pub fn windows(&self, depth: usize) -> Vec<(usize, usize, usize)> {
         let mut found: Vec<(usize, usize, usize)> = Vec::new();
         let starts = (0..(depth + 1).saturating_sub(self.kernel)).step_by(self.stride.max(1));

@@ -1,7 +1,7 @@
-//! What a request may cost, parsed from its parameters.
+//! The budget of a request, parsed from its parameters.
 //!
-//! A [`Budget`] that comes out of [`BudgetParameters::parse`] holds only meaningful numbers;
-//! whether a plan meets it is the business of [`PlanTable`](super::PlanTable).
+//! A [`Budget`] from [`BudgetParameters::parse`] holds only valid numbers.
+//! [`PlanTable`](super::PlanTable) decides whether a plan meets it.
 
 use std::time::Duration;
 
@@ -10,37 +10,38 @@ use super::{
     limits::{MAX_LATENCY_BUDGET_MS, MAX_MEMORY_BUDGET_MB, MAX_PLAN_ID_BYTES},
 };
 
-/// The smallest latency budget that does not round to zero.
+/// Smallest latency budget in milliseconds that does not round to zero.
 const MIN_LATENCY_BUDGET_MS: f64 = 1e-6;
 
-/// What a request may cost; what is `None` is not constrained.
+/// Limits on the cost and the quality of a request's plan. `None` sets no limit.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Budget {
-    /// Most time the sub-network may take.
+    /// Most time that the sub-network may take.
     pub latency: Option<Duration>,
-    /// Most memory its weights and activations may take.
+    /// Most memory that its weights and activations may take, in bytes.
     pub memory_bytes: Option<u64>,
     /// Least quality, in [0, 1].
     pub min_quality: Option<f64>,
-    /// Id of the one plan to use.
+    /// Id of the only plan that may be used.
     pub plan: Option<String>,
 }
 
-/// The budget parameters of a request, as they come off the wire.
+/// The budget parameters of a request, as sent by the client.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct BudgetParameters {
-    /// Latency in milliseconds.
+    /// Most latency, in milliseconds.
     pub latency_budget_ms: Option<f64>,
-    /// Memory in megabytes of 10⁶ bytes.
+    /// Most memory, in megabytes of 10⁶ bytes.
     pub memory_budget_mb: Option<f64>,
-    /// Least quality.
+    /// Least quality, in [0, 1].
     pub min_quality: Option<f64>,
     /// Plan id.
     pub plan: Option<String>,
 }
 
 impl Budget {
-    /// Returns the budget without a limit in time, for which the fastest plan is chosen.
+    /// Returns the budget without a latency limit and with a least quality, so that the fastest
+    /// plan is chosen.
     #[must_use]
     pub fn fastest(&self) -> Self {
         let min_quality = self.min_quality.or(Some(0.0));
@@ -53,7 +54,8 @@ impl BudgetParameters {
     ///
     /// # Errors
     ///
-    /// A number that is NaN or outside its range, or a plan id that is empty or too long.
+    /// Fails on a number that is NaN or outside its range. Fails on a plan id that is empty or too
+    /// long.
     pub fn parse(self) -> Result<Budget, BudgetError> {
         Ok(Budget {
             latency: self.latency_budget_ms.map(parse_latency).transpose()?,

@@ -1,8 +1,8 @@
 //! The choice of one plan for a budget.
 //!
-//! A linear scan over plans by descending quality, a few microseconds for hundreds of plans. It
-//! does not queue, load or run anything, and does not know how much time is left: the budget says
-//! it.
+//! The choice is a linear scan over plans by descending quality. It takes a few microseconds for
+//! hundreds of plans. It does not queue, load or run anything. The budget states the remaining
+//! time.
 
 use std::{fmt, time::Duration};
 
@@ -13,7 +13,7 @@ use super::{
     table::{PlanEntry, PlanTable, Shape},
 };
 
-/// Most ids an unknown plan id is answered with.
+/// Most ids suggested for an unknown plan id.
 const MAX_NEAREST: usize = 5;
 
 /// Why no plan is chosen.
@@ -37,46 +37,47 @@ pub enum ChooseError {
 pub struct Choice<'a> {
     /// The plan.
     pub entry: &'a PlanEntry,
-    /// Its predicted latency at the requested shape, without margin, with what it takes besides.
+    /// Predicted latency at the requested shape in seconds, including `extra_seconds` and excluding
+    /// the margin.
     pub predicted_latency_seconds: f64,
-    /// Its memory at the requested shape.
+    /// Memory that the plan needs at the requested shape, in bytes.
     pub memory_bytes: u64,
 }
 
-/// What a plan costs at the requested shape.
+/// The costs and the quality of a plan at the requested shape.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlanCost {
     /// Id of the plan.
     pub id: String,
-    /// Predicted latency, without margin.
+    /// Predicted latency in seconds, excluding the margin.
     pub latency_seconds: f64,
-    /// Weights and peak activations.
+    /// Bytes of weights and peak activations.
     pub memory_bytes: u64,
     /// Quality in [0, 1].
     pub quality: f64,
 }
 
-/// A budget that no plan meets, and how near one comes.
+/// Error for a budget that no plan meets, with the nearest costs and quality.
 ///
-/// Each of the three extremes is taken over the plans that meet the other two constraints, or over
-/// all plans where none does.
+/// Each of the three extremes is taken over the plans that meet the other two constraints. If no
+/// plan meets these, it is taken over all plans.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Infeasible {
-    /// What was asked for.
+    /// The requested budget.
     pub budget: Budget,
-    /// The plan with the least latency; where the budget names a plan, that plan.
+    /// The plan with the least latency, or the plan that the budget names.
     pub cheapest: PlanCost,
-    /// The least memory.
+    /// Least memory of a plan, in bytes.
     pub least_memory_bytes: u64,
-    /// The highest quality.
+    /// Highest quality of a plan.
     pub best_quality: f64,
-    /// The margin that was added to latencies before they were compared.
+    /// Fraction of a predicted latency that was added as a margin before the comparison.
     pub margin: f64,
 }
 
 impl Infeasible {
-    /// Returns the least latency budget that the cheapest plan fits, its margin included, rounded
-    /// up so that asking again with it succeeds.
+    /// Returns the least latency budget that the cheapest plan fits, including its margin. It is
+    /// rounded up, so a request with it succeeds.
     pub fn least_latency_budget(&self) -> Duration {
         let seconds = with_margin(self.cheapest.latency_seconds, self.margin);
         let exact = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
@@ -113,7 +114,7 @@ impl fmt::Display for Infeasible {
     }
 }
 
-/// A budget as plain limits, infinite where it does not constrain.
+/// A budget as plain limits, infinite or zero for a missing constraint.
 struct Limits {
     latency_seconds: f64,
     memory_bytes: u64,
@@ -143,8 +144,8 @@ impl Limits {
         entry.quality.value >= self.min_quality
     }
 
-    /// Returns the plan with its costs, if it meets all limits. What it takes besides is asked only
-    /// where the rest fits.
+    /// Returns the plan with its costs, or `None` if it exceeds a limit. Calls `extra_seconds` only
+    /// if the plan meets the quality and latency limits without them.
     fn admit<'a>(
         &self,
         entry: &'a PlanEntry,
@@ -166,15 +167,16 @@ impl Limits {
 }
 
 impl PlanTable {
-    /// Chooses the plan for a budget at a shape.
+    /// Chooses the plan for a budget, for `batch` sequences of `tokens` tokens.
     ///
-    /// - A plan named by id is taken, if it meets the other constraints.
-    /// - With a least quality and no latency: the plan with the least latency that meets the rest.
-    /// - Else: the plan with the highest quality that meets all.
+    /// - A budget with a plan id: the named plan, if it meets the other constraints.
+    /// - A budget with a least quality and no latency: the plan with the least latency that meets
+    ///   the rest.
+    /// - Any other budget: the plan with the highest quality that meets all constraints.
     ///
     /// # Errors
     ///
-    /// An unknown plan id, or a budget that no plan, or not the named one, meets.
+    /// Fails on an unknown plan id, and on a budget that no plan, or not the named plan, meets.
     pub fn choose(
         &self,
         batch: usize,
@@ -184,12 +186,12 @@ impl PlanTable {
         self.choose_besides((batch, tokens), budget, &|_| 0.0)
     }
 
-    /// Like [`Self::choose`] where a plan takes `extra_seconds` besides, such as for loading what
-    /// is not there.
+    /// Chooses like [`Self::choose`], with `extra_seconds` added to each plan's latency, such as
+    /// the time to load missing modules.
     ///
     /// # Errors
     ///
-    /// As [`Self::choose`].
+    /// Fails like [`Self::choose`].
     pub fn choose_besides(
         &self,
         (batch, tokens): (usize, usize),
@@ -212,15 +214,15 @@ impl PlanTable {
         chosen.ok_or_else(|| ChooseError::Infeasible(explain()))
     }
 
-    /// Finds how near the plans come to a budget that none meets.
+    /// Returns the nearest costs and quality for a budget that no plan meets.
     fn explain(
         &self,
         budget: &Budget,
         limits: &Limits,
         (shape, extra_seconds): (&Shape, &dyn Fn(&PlanEntry) -> f64),
     ) -> Infeasible {
-        // In each tuple `false` comes first: plans that meet the other constraints beat all that do
-        // not.
+        // In each tuple `false` sorts first, so plans that meet the other constraints beat plans
+        // that do not.
         let mut cheapest = (true, f64::INFINITY, 0);
         let mut smallest = (true, u64::MAX);
         let mut best = (true, 0);
@@ -267,17 +269,17 @@ fn with_margin(latency_seconds: f64, margin: f64) -> f64 {
     latency_seconds * (1.0 + margin)
 }
 
-/// Returns the choice with the least latency; of equal ones the first, which has the highest
-/// quality.
+/// Returns the choice with the least latency, or `None` if there are no choices. Of equal choices
+/// it is the first, which has the highest quality.
 fn fastest<'a>(choices: impl Iterator<Item = Choice<'a>>) -> Option<Choice<'a>> {
     choices.min_by(|left, right| {
         left.predicted_latency_seconds.total_cmp(&right.predicted_latency_seconds)
     })
 }
 
-/// Returns how many bytes of the longer id lie outside the common prefix and suffix.
+/// Returns the number of bytes of the longer id outside the common prefix and suffix.
 ///
-/// Linear, unlike the edit distance, and as good for ids that differ in one place.
+/// It takes linear time, unlike the edit distance, and is as good for ids that differ in one place.
 fn distance(left: &str, right: &str) -> usize {
     let (shorter, longer) = if left.len() <= right.len() { (left, right) } else { (right, left) };
     let num_prefix = count_equal(shorter.bytes(), longer.bytes());

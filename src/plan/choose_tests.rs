@@ -1,4 +1,4 @@
-//! The promises of a plan table and of the choice from it.
+//! Tests of plan tables and of the choice of a plan.
 
 use std::time::Duration;
 
@@ -173,7 +173,7 @@ proptest! {
     }
 }
 
-/// Three plans: fast, balanced and good, at batch 1 10, 20 and 40 ms.
+/// Returns a table of a fast, a balanced and a good plan. They take 10, 20 and 40 ms at batch 1.
 fn three_plans() -> PlanTable {
     let entries =
         vec![entry(1, 10.0, 100, 0.6), entry(2, 20.0, 200, 0.8), entry(3, 40.0, 400, 0.9)];

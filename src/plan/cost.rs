@@ -1,41 +1,41 @@
-//! What an edge costs, and how the costs of a path's edges combine.
+//! Costs of edges, and their combination along a path.
 //!
-//! Deliberately no units beyond seconds and bytes and no validation: [`CostedGraph`] refuses the
-//! edges that the arithmetic here could not add up.
+//! The module deliberately has no units beyond seconds and bytes, and no validation.
+//! [`CostedGraph`] refuses edges whose costs cannot be added here.
 //!
 //! [`CostedGraph`]: super::CostedGraph
 
 /// The cost of running one module at one shape, and its effect on quality.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct EdgeCost {
-    /// Time to run the module; finite and not negative.
+    /// Time to run the module, in seconds; finite and not negative.
     pub latency_seconds: f64,
-    /// Resident weights of the module.
+    /// Bytes of the module's resident weights.
     pub weight_bytes: u64,
-    /// Memory the module needs while it runs, given back afterwards.
+    /// Bytes of memory that the module needs while it runs and frees afterwards.
     pub activation_bytes: u64,
-    /// −ln of the factor by which the module changes quality; finite, of any sign.
+    /// −ln of the factor by which the module changes quality; finite, of either sign.
     pub loss: f64,
 }
 
-/// The cost of a path: the costs of its edges, combined in path order.
+/// The cost of a path: the combined costs of its edges, in path order.
 ///
-/// Latency, weights and loss add up; only one module runs at a time, so activations do not, their
-/// peak counts. Weights add because the modules of one path are distinct.
+/// Latency, weights and loss add up. Weights do, because the modules of a path are distinct.
+/// Activations peak instead, because only one module runs at a time.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct PathCost {
-    /// Sum over the edges.
+    /// Sum of the edges' latencies, in seconds.
     pub latency_seconds: f64,
-    /// Sum over the edges.
+    /// Sum of the edges' bytes of weights.
     pub weight_bytes: u64,
-    /// Largest over the edges.
+    /// Largest bytes of activations of an edge.
     pub activation_bytes: u64,
-    /// Sum over the edges.
+    /// Sum of the edges' losses.
     pub loss: f64,
 }
 
 impl PathCost {
-    /// The cost of the path without edges.
+    /// Cost of the path without edges.
     pub const EMPTY: Self =
         Self { latency_seconds: 0.0, weight_bytes: 0, activation_bytes: 0, loss: 0.0 };
 
@@ -50,7 +50,7 @@ impl PathCost {
         }
     }
 
-    /// Returns the memory the path needs: all its weights and its peak of activations.
+    /// Returns the bytes of memory that the path needs: all its weights and its peak activations.
     pub fn memory_bytes(&self) -> u64 {
         self.weight_bytes.saturating_add(self.activation_bytes)
     }

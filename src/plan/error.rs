@@ -1,10 +1,10 @@
-//! What can be wrong with a graph, a table, a budget or a choice.
+//! Errors of graphs, tables, budgets and choices.
 
 use thiserror::Error;
 
 use super::limits::{MAX_PLAN_ID_BYTES, MAX_VALUE};
 
-/// Why a graph, a search, a grid or a plan table is refused.
+/// Error for an invalid graph, search, grid or plan table.
 #[derive(Debug, Clone, PartialEq, Error)]
 pub enum PlanError {
     /// An edge starts or ends at a space that does not exist.
@@ -12,7 +12,7 @@ pub enum PlanError {
     EdgeOutOfRange {
         /// Index of the edge.
         edge: usize,
-        /// The space it names.
+        /// The missing space.
         space: usize,
         /// Number of spaces of the graph.
         num_spaces: usize,
@@ -22,7 +22,7 @@ pub enum PlanError {
     EndOutOfRange {
         /// `input` or `output`.
         end: &'static str,
-        /// The space it names.
+        /// The missing space.
         space: usize,
         /// Number of spaces of the graph.
         num_spaces: usize,
@@ -43,10 +43,10 @@ pub enum PlanError {
         /// The refused loss.
         loss: f64,
     },
-    /// The costs of all edges up to this one are too large to add.
+    /// The sum of the costs of all edges up to this one overflows.
     #[error("the costs of edges 0 to {edge} overflow when added")]
     CostOverflow {
-        /// Index of the first edge that is too much.
+        /// Index of the edge at which the sum overflows.
         edge: usize,
     },
     /// The graph has a cycle.
@@ -69,7 +69,7 @@ pub enum PlanError {
         /// The refused tolerance.
         epsilon: f64,
     },
-    /// More partial paths are worth keeping at a space than the search may hold.
+    /// A space has more non-dominated partial paths than the search may keep.
     #[error(
         "space {space} has {num_labels} non-dominated partial paths, {max_labels} are allowed; \
          raise the limit or epsilon"
@@ -77,9 +77,9 @@ pub enum PlanError {
     TooManyLabels {
         /// The space where the search stopped.
         space: usize,
-        /// Number of labels it had there.
+        /// Number of partial paths at this space.
         num_labels: usize,
-        /// The limit per space.
+        /// Most partial paths per space.
         max_labels: usize,
     },
     /// An axis of a grid is empty.
@@ -98,7 +98,7 @@ pub enum PlanError {
         /// The refused knot.
         value: usize,
     },
-    /// A grid has not one value per pair of knots.
+    /// A grid does not have exactly one value per pair of knots.
     #[error("a grid of {num_batches} x {num_tokens} knots has {num_values} values")]
     WrongNumValues {
         /// Number of knots of the batch axis.
@@ -111,21 +111,21 @@ pub enum PlanError {
     /// A value of a grid is negative, too large or not a number.
     #[error("grid value {position} is {value}, it must lie in [0, {MAX_VALUE:e}]")]
     InvalidValue {
-        /// Index of the value, row by row.
+        /// Index of the value, in row-major order.
         position: usize,
         /// The refused value.
         value: f64,
     },
-    /// Grids are combined that have different axes, or none is given.
+    /// The grids to combine have different axes, or there are none.
     #[error("grids can be combined only on equal axes, and at least one is needed")]
     GridMismatch,
-    /// A plan table has no plan.
+    /// A plan table is empty.
     #[error("the plan table is empty")]
     EmptyTable,
     /// Two plans of a table share an id.
     #[error("plan id `{id}` occurs twice")]
     DuplicatePlan {
-        /// The id they share.
+        /// The shared id.
         id: String,
     },
     /// A plan has a quality outside [0, 1].
@@ -144,23 +144,23 @@ pub enum PlanError {
     },
 }
 
-/// Why request parameters are no [`Budget`](super::Budget).
+/// Error for request parameters that are not a valid [`Budget`](super::Budget).
 #[derive(Debug, Clone, PartialEq, Error)]
 pub enum BudgetError {
     /// A number is outside its range.
     #[error("{parameter} is {value}, it must lie in {range}")]
     OutOfRange {
-        /// Name of the parameter, as on the wire.
+        /// Name of the parameter, as the client sends it.
         parameter: &'static str,
         /// The refused value.
         value: f64,
         /// The valid range, in interval notation.
         range: &'static str,
     },
-    /// A plan id is empty or too long to be one.
+    /// A plan id is empty or too long.
     #[error("plan has {num_bytes} bytes, it must have 1 to {MAX_PLAN_ID_BYTES}")]
     PlanIdLength {
-        /// Length of the id given.
+        /// Length of the given id, in bytes.
         num_bytes: usize,
     },
 }

@@ -1,39 +1,40 @@
-//! A family's graph with a cost on every edge, checked once so that searches need not.
+//! A family's graph with a cost on every edge, validated once so that searches need no checks.
 //!
-//! It does not know names: spaces and edges are indices, and the caller maps them back.
+//! The graph does not know names. Spaces and edges are indices, which the caller maps back.
 
 use super::{cost::EdgeCost, error::PlanError};
 
-/// A module as the search sees it: where it starts, where it ends, what it costs.
+/// A module as the search sees it: its two spaces and its cost.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CostedEdge {
-    /// Index of the space it reads.
+    /// Index of the space that the module reads.
     pub from: usize,
-    /// Index of the space it writes.
+    /// Index of the space that the module writes.
     pub to: usize,
-    /// What it costs.
+    /// Cost of running the module.
     pub cost: EdgeCost,
 }
 
-/// A directed acyclic graph with costs, in which the output can be reached from the input.
+/// A directed acyclic graph with costs, whose output is reachable from its input.
 #[derive(Debug, Clone)]
 pub struct CostedGraph {
     edges: Vec<CostedEdge>,
     input: usize,
     output: usize,
-    /// Per space, its incoming edges that lie on a path from input to output, ascending.
+    /// Incoming edges of each space that lie on a path from input to output, in ascending order.
     incoming: Vec<Vec<usize>>,
-    /// The spaces on a path from input to output, each after all that lead to it.
+    /// The spaces on a path from input to output, in topological order.
     order: Vec<usize>,
 }
 
 impl CostedGraph {
-    /// Checks the edges and prepares them for searches.
+    /// Creates a graph, after checking `edges`, with the spaces `input` and `output` as its ends.
     ///
     /// # Errors
     ///
-    /// A dangling index, a latency that is negative or not finite, a loss that is not finite, costs
-    /// that overflow when added, a cycle, or an output that the input does not reach.
+    /// Fails on an index outside the graph. Fails on a latency that is negative or not finite, and
+    /// on a loss that is not finite. Fails on costs that overflow when added, a cycle, or an output
+    /// that the input does not reach.
     pub fn new(
         num_spaces: usize,
         edges: Vec<CostedEdge>,
@@ -61,12 +62,12 @@ impl CostedGraph {
         Ok(Self { edges, input, output, incoming, order })
     }
 
-    /// Returns the number of spaces, useful or not.
+    /// Returns the number of spaces, including those on no path from input to output.
     pub fn num_spaces(&self) -> usize {
         self.incoming.len()
     }
 
-    /// Returns all edges, in the order given.
+    /// Returns all edges, in the given order.
     pub fn edges(&self) -> &[CostedEdge] {
         &self.edges
     }
@@ -81,7 +82,7 @@ impl CostedGraph {
         self.output
     }
 
-    /// Returns the number of paths from input to output, or `None` beyond `u128`.
+    /// Returns the number of paths from input to output, or `None` if it exceeds `u128`.
     pub fn num_paths(&self) -> Option<u128> {
         let mut num_paths = vec![0_u128; self.num_spaces()];
         num_paths[self.input] = 1;
@@ -94,19 +95,19 @@ impl CostedGraph {
         Some(num_paths[self.output])
     }
 
-    /// Returns the edges into a space that lie on a path from input to output, by ascending index.
+    /// Returns the edges into `space` that lie on a path from input to output, by ascending index.
     pub(super) fn incoming(&self, space: usize) -> &[usize] {
         &self.incoming[space]
     }
 
-    /// Returns the spaces on a path from input to output, each after all that lead to it.
+    /// Returns the spaces on a path from input to output, in topological order.
     pub(super) fn order(&self) -> &[usize] {
         &self.order
     }
 }
 
-/// Checks every edge alone, and that no path's sum can overflow because not even the sum of all
-/// does.
+/// Checks every edge, and that the sum of all costs does not overflow. Then the sum along a path
+/// does not overflow either.
 fn check_edges(edges: &[CostedEdge], num_spaces: usize) -> Result<(), PlanError> {
     let (mut latency_seconds, mut loss, mut weight_bytes) = (0.0_f64, 0.0_f64, 0_u64);
     for (index, CostedEdge { from, to, cost }) in edges.iter().enumerate() {
@@ -132,7 +133,7 @@ fn check_edges(edges: &[CostedEdge], num_spaces: usize) -> Result<(), PlanError>
     Ok(())
 }
 
-/// Returns all spaces such that every edge leads forward (Kahn's algorithm).
+/// Returns all spaces in topological order (Kahn's algorithm).
 fn sort_topologically(edges: &[CostedEdge], num_spaces: usize) -> Result<Vec<usize>, PlanError> {
     let mut num_waiting = vec![0_usize; num_spaces];
     let mut outgoing = vec![Vec::new(); num_spaces];
@@ -157,9 +158,10 @@ fn sort_topologically(edges: &[CostedEdge], num_spaces: usize) -> Result<Vec<usi
     }
 }
 
-/// Returns an edge of a cycle, given the spaces that the sort could not place.
+/// Returns an edge of a cycle, or `None` if there are no cycles. `num_waiting` is positive for the
+/// spaces that the sort could not place.
 ///
-/// Each of them has a predecessor among them, so going back often enough ends on a cycle.
+/// Each of these spaces has a predecessor among them, so enough steps back end on a cycle.
 fn find_cycle_edge(edges: &[CostedEdge], num_waiting: &[usize]) -> Option<usize> {
     let mut back = vec![None; num_waiting.len()];
     for (index, edge) in edges.iter().enumerate() {
@@ -174,7 +176,7 @@ fn find_cycle_edge(edges: &[CostedEdge], num_waiting: &[usize]) -> Option<usize>
     Some(edge)
 }
 
-/// Marks the spaces that the input reaches and that reach the output.
+/// Returns, for each space, whether it lies on a path from `input` to `output`.
 fn find_useful_spaces(
     edges: &[CostedEdge],
     sorted: &[usize],

@@ -1,19 +1,21 @@
-//! A cost as a function of batch and token count, measured at a few shapes.
+//! Costs as a function of batch size and token count, measured at a few shapes.
 //!
-//! It interpolates; it does not measure, and knows no unit: the same type holds seconds and bytes.
+//! A grid interpolates and does not measure. It has no unit: one type holds both seconds and bytes.
 
 use serde::{Deserialize, Serialize};
 
 use super::{error::PlanError, limits::MAX_VALUE};
 
-/// Values at the knots batches × tokens, and what follows from them in between and beyond.
+/// Values at the knots batches × tokens, interpolated between the knots and extrapolated beyond
+/// them.
 ///
-/// - Between knots: bilinear. Below the first knot: as at the first knot.
-/// - Beyond the last token knot: the line through the last two, but never below the last.
-/// - Beyond the last batch knot the caller runs chunks of at most that many: [`Grid::at`] adds them
-///   up.
+/// - Between knots: bilinear interpolation. Below the first knot: the value at the first knot.
+/// - Beyond the last token knot: the line through the last two values, but never below the last
+///   one.
+/// - Beyond the last batch knot: the sum over chunks of at most that size, as callers run them
+///   ([`Grid::at`]).
 ///
-/// Deserialization checks what [`Grid::new`] checks.
+/// Deserialization makes the checks of [`Grid::new`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "UncheckedGrid")]
 pub struct Grid {
@@ -22,7 +24,7 @@ pub struct Grid {
     values: Vec<f64>,
 }
 
-/// A [`Grid`] as read from a file.
+/// A [`Grid`] as read from a file, before its checks.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct UncheckedGrid {
@@ -40,7 +42,7 @@ impl TryFrom<UncheckedGrid> for Grid {
 }
 
 impl Grid {
-    /// Builds a grid from its knots and the values at them.
+    /// Creates a grid from its knots and the values at them.
     ///
     /// # Shapes
     ///
@@ -48,8 +50,8 @@ impl Grid {
     ///
     /// # Errors
     ///
-    /// An axis that is empty, starts below 1 or does not increase strictly; another number of
-    /// values; a value outside [0, 1e18].
+    /// Fails on an axis that is empty, starts below 1 or does not increase strictly. Fails on a
+    /// wrong number of values, or a value outside [0, 1e18].
     pub fn new(
         batches: Vec<usize>,
         tokens: Vec<usize>,
@@ -71,36 +73,37 @@ impl Grid {
         Ok(Self { batches, tokens, values })
     }
 
-    /// Adds grids knot by knot, as latencies of modules that run one after another.
+    /// Adds grids knot by knot, for the latencies of modules that run one after another.
     ///
     /// # Errors
     ///
-    /// No grid, different axes, or a sum above 1e18.
+    /// Fails when `grids` is empty, the axes differ, or a sum exceeds 1e18.
     pub fn sum<'a>(grids: impl IntoIterator<Item = &'a Self>) -> Result<Self, PlanError> {
         Self::combine(grids, |left, right| left + right)
     }
 
-    /// Takes the largest value knot by knot, as activations of modules that run one after another.
+    /// Takes the largest value knot by knot, for the activations of modules that run one after
+    /// another.
     ///
     /// # Errors
     ///
-    /// No grid, or different axes.
+    /// Fails when `grids` is empty or the axes differ.
     pub fn max<'a>(grids: impl IntoIterator<Item = &'a Self>) -> Result<Self, PlanError> {
         Self::combine(grids, f64::max)
     }
 
-    /// Multiplies every value.
+    /// Multiplies every value by `factor`.
     ///
     /// # Errors
     ///
-    /// A product outside [0, 1e18].
+    /// Fails on a product outside [0, 1e18].
     pub fn scale(&self, factor: f64) -> Result<Self, PlanError> {
         let values = self.values.iter().map(|value| value * factor).collect();
         Self::new(self.batches.clone(), self.tokens.clone(), values)
     }
 
-    /// Returns the grid of what runs one row at a time: of the smallest batch alone, so that larger
-    /// ones are chunks.
+    /// Returns the grid of a module that runs one row at a time. It keeps the first batch knot
+    /// only, so that larger batches are chunks.
     #[must_use]
     pub fn of_first_batch(&self) -> Self {
         Self {
@@ -120,7 +123,7 @@ impl Grid {
         &self.tokens
     }
 
-    /// Returns the values at the knots, row by row.
+    /// Returns the values at the knots, in row-major order.
     pub fn values(&self) -> &[f64] {
         &self.values
     }
@@ -130,20 +133,20 @@ impl Grid {
         self.values[0]
     }
 
-    /// Returns the value for a whole batch: the sum over its chunks, where it is beyond the last
-    /// knot.
+    /// Returns the value for a whole batch. Beyond the last batch knot it is the sum over the
+    /// chunks.
     pub fn at(&self, batch: usize, tokens: usize) -> f64 {
         self.sum_at(&self.locate(batch, tokens))
     }
 
-    /// Returns the value for the largest chunk of a batch: what memory follows, as chunks take
-    /// turns.
+    /// Returns the value for the largest chunk of a batch. Memory follows it, because chunks run
+    /// one after another.
     pub fn peak(&self, batch: usize, tokens: usize) -> f64 {
         self.peak_at(&self.locate(batch, tokens))
     }
 
-    /// Multiplies the knots around a shape so that the value there comes to be about `factor` times
-    /// what it was, but leaves each within [1/`most`, `most`] of what `measured` has there. Batches
+    /// Scales the knots around a shape so that the value there becomes about `factor` times as
+    /// large. Each knot stays within [1/`most`, `most`] times its value in `measured`. Batches
     /// beyond the last knot change nothing.
     pub fn bend(
         &mut self,
@@ -171,12 +174,13 @@ impl Grid {
         }
     }
 
-    /// Returns whether a place on this grid is the same place on the other.
+    /// Returns whether both grids have equal axes, so that a [`Place`] on one is valid on the
+    /// other.
     pub(super) fn has_axes_of(&self, other: &Self) -> bool {
         self.batches == other.batches && self.tokens == other.tokens
     }
 
-    /// Finds a shape on the axes, for one or for many grids that share them.
+    /// Returns the place of a shape on the axes, which is valid on all grids with equal axes.
     pub(super) fn locate(&self, batch: usize, tokens: usize) -> Place {
         let largest = self.batches[self.batches.len() - 1];
         let column = locate_on(&self.tokens, tokens);
@@ -192,7 +196,7 @@ impl Grid {
         }
     }
 
-    /// Returns what [`Grid::at`] does, at a place found on these axes.
+    /// Returns the value of [`Grid::at`] for a place on these axes.
     pub(super) fn sum_at(&self, place: &Place) -> f64 {
         let largest = self.value(place.largest);
         if place.num_full > 0.0 {
@@ -201,12 +205,12 @@ impl Grid {
         largest
     }
 
-    /// Returns what [`Grid::peak`] does, at a place found on these axes.
+    /// Returns the value of [`Grid::peak`] for a place on these axes.
     pub(super) fn peak_at(&self, place: &Place) -> f64 {
         self.value(place.largest)
     }
 
-    /// Returns the value for a batch up to the last knot.
+    /// Returns the value for a batch of at most the last batch knot.
     fn value(&self, Cell { row, column }: Cell) -> f64 {
         let below = self.interpolate_row(row.knot, column);
         if row.fraction > 0.0 {
@@ -245,14 +249,14 @@ impl Grid {
     }
 }
 
-/// Where a batch of sequences lies on the axes of a grid.
+/// Place of a batch of sequences on the axes of a grid.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
-    /// Number of full chunks; 0 for a batch that needs no chunks.
+    /// Number of full chunks; 0 for a batch that fits one chunk.
     num_full: f64,
-    /// The full chunk, or the batch.
+    /// The full chunk, or the whole batch if it fits one chunk.
     largest: Cell,
-    /// The chunk after the full ones, if any is left.
+    /// The rest after the full chunks, or `None` if nothing is left.
     rest: Option<Cell>,
 }
 
@@ -263,14 +267,16 @@ struct Cell {
     column: Position,
 }
 
-/// A point on an axis: a knot, and how far on to the next; beyond 1 behind the last.
+/// A point on an axis: a knot and the fraction of the way to the next knot. The fraction exceeds 1
+/// beyond the last knot.
 #[derive(Clone, Copy)]
 struct Position {
     knot: usize,
     fraction: f64,
 }
 
-/// Places a coordinate on an axis; the fraction is exactly 0 at a knot and below the first.
+/// Returns the position of `coordinate` on `axis`. The fraction is exactly 0 at a knot and below
+/// the first knot.
 fn locate_on(axis: &[usize], coordinate: usize) -> Position {
     let num_passed = axis.partition_point(|knot| *knot <= coordinate);
     if num_passed == 0 {
@@ -286,7 +292,7 @@ fn locate_on(axis: &[usize], coordinate: usize) -> Position {
 }
 
 impl Position {
-    /// Returns the knots around the point, and the part that each has in a value there.
+    /// Returns the two knots around the point with their weights in the interpolated value.
     fn parts(self) -> [(usize, f64); 2] {
         let fraction = self.fraction.clamp(0.0, 1.0);
         [(self.knot, 1.0 - fraction), (self.knot + 1, fraction)]
@@ -319,7 +325,8 @@ mod tests {
     use super::Grid;
     use crate::plan::PlanError;
 
-    /// 1 ms per item plus 10 µs per token of it, at batches 1, 2, 4 and 8, 16, 32 tokens.
+    /// Returns a grid of 1 ms per item plus 10 µs per token of it. Its knots are batches 1, 2 and
+    /// 4, and 8, 16 and 32 tokens.
     fn linear_grid() -> Grid {
         let (batches, tokens) = (vec![1, 2, 4], vec![8, 16, 32]);
         let value = |batch: f64, tokens: f64| batch * (1e-3 + 1e-5 * tokens);
@@ -334,7 +341,7 @@ mod tests {
         (left - right).abs() <= 1e-12 * left.abs().max(right.abs())
     }
 
-    /// A grid whose values grow along both axes.
+    /// Returns grids whose values grow along both axes.
     fn monotone_grids() -> impl Strategy<Value = Grid> {
         let axis = || proptest::collection::btree_set(1_usize..50, 1..5);
         let increments = proptest::collection::vec(0.0..1.0_f64, 16);
@@ -393,7 +400,7 @@ mod tests {
             let tolerance = 1e-12 * value;
             prop_assert!(grid.at(batch, tokens + 1) >= value - tolerance);
             prop_assert!(grid.peak(batch, tokens) <= value + tolerance);
-            // Beyond the last token knot every row has a slope of its own.
+            // Beyond the last token knot, every row extrapolates with its own slope.
             if tokens <= grid.tokens()[grid.tokens().len() - 1] {
                 prop_assert!(grid.at(batch + 1, tokens) >= value - tolerance);
             }

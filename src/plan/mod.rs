@@ -1,13 +1,11 @@
-//! Planning: what paths cost, which of them are worth keeping, and which one a budget gets.
+//! Planning: the costs of paths, the paths worth keeping, and the choice of a path for a budget.
 //!
-//! Two halves share this room. Offline, [`CostedGraph`] and [`pareto_front`] find the paths of a
-//! family that no other path beats in latency, memory and quality at once. Per request,
-//! [`PlanTable::choose`] scans the profiled survivors and returns the best one that fits a
-//! [`Budget`].
+//! The room has two halves. Offline, [`CostedGraph`] and [`pareto_front`] find the best paths of a
+//! family. No other path beats these in latency, memory and quality at once. Per request,
+//! [`PlanTable::choose`] scans the profiled paths and returns the best one that fits a [`Budget`].
 //!
-//! The room is pure and deterministic. It reads no clock, no file, no session and no random number;
-//! it imports no other room, so spaces and modules are plain indices here and the caller keeps
-//! their names.
+//! The room is pure and deterministic. It reads no clock, file, session or random number. It
+//! imports no other room, so spaces and modules are plain indices. The caller keeps their names.
 //!
 //! Start at [`search`](pareto_front) for the algorithm and at [`PlanTable`] for the rules of
 //! choice.

@@ -1,14 +1,13 @@
 //! The Pareto front of a graph's paths, by exact label setting.
 //!
-//! Spaces are visited in topological order. At each, every incoming edge extends the partial paths
-//! (labels) kept at its start; those that another one beats or equals in latency, weights,
-//! activations and loss are dropped. All four combine monotonically, so a dropped label could not
-//! have led to a better path (Martins, "On a multicriteria shortest path problem", 1984). At the
-//! output, weights and activations become memory and the front is taken over latency, memory and
-//! quality.
+//! Spaces are visited in topological order. At each space, every incoming edge extends the partial
+//! paths (labels) kept at its start. A label is dropped if another one beats or equals it in
+//! latency, weights, activations and loss. All four combine monotonically, so a dropped label could
+//! not have led to a better path. See Martins, "On a multicriteria shortest path problem", 1984. At
+//! the output, weights and activations become memory. The front is then taken over latency, memory
+//! and quality.
 //!
-//! The number of labels is bounded by an option and an overflow is an error: a front is never cut
-//! silently.
+//! An option bounds the number of labels. An overflow is an error: a front is never cut silently.
 
 use std::{cmp::Ordering, collections::BTreeSet};
 
@@ -19,18 +18,19 @@ use super::{
     staircase::{DominanceTree, Staircase},
 };
 
-/// How many times the label limit a space may hold while its incoming edges are gathered.
+/// Multiple of the label limit that a space may hold while its incoming edges are gathered.
 const GATHER_FACTOR: usize = 16;
 
-/// How exact a search is and how much it may hold.
+/// Tolerance and size limit of a search.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SearchOptions {
     /// Relative tolerance; 0 finds the exact front. With ε, every path has a representative in the
-    /// front with at most (1 + ε) times its latency and its memory and at least 1 / (1 + ε) of its
-    /// quality.
+    /// front. Its latency and its memory are at most (1 + ε) times the path's. Its quality is at
+    /// least 1 / (1 + ε) of the path's.
     pub epsilon: f64,
     /// Most partial paths kept per space; a search that needs more fails. While the edges into a
-    /// space are gathered it holds up to 17 times as many candidates, of 56 bytes each.
+    /// space are gathered, it holds up to 17 times this number of candidates. A candidate takes 56
+    /// bytes.
     pub max_labels_per_space: usize,
 }
 
@@ -43,30 +43,30 @@ impl Default for SearchOptions {
 /// A path from input to output.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FrontPath {
-    /// Indices of its edges, in path order.
+    /// Indices of the path's edges, in path order.
     pub edges: Vec<usize>,
-    /// What it costs.
+    /// Cost of the path.
     pub cost: PathCost,
 }
 
-/// The paths that no other path beats in latency, memory and quality at once.
+/// The Pareto front: paths that no other path beats in latency, memory and quality at once.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Front {
-    /// The paths by ascending latency, then memory; of paths that cost the same there is one.
+    /// The paths by ascending latency, then memory; only one of several paths with equal costs.
     pub paths: Vec<FrontPath>,
-    /// Number of partial paths that the search kept, over all spaces.
+    /// Number of partial paths that the search kept at all spaces.
     pub num_labels: usize,
 }
 
 /// Finds the Pareto front of a graph.
 ///
-/// Of partial paths with equal costs the one with the lexicographically smallest edges is kept. A
-/// quality above 1 counts as 1. Costs are compared exactly: where permuted equal summands differ by
-/// rounding, an epsilon as small as 1e-9 removes the near-duplicates.
+/// Of partial paths with equal costs, the one with the lexicographically smallest edges is kept. A
+/// quality above 1 counts as 1. Costs are compared exactly. Sums of equal summands in another order
+/// may differ by rounding; an epsilon as small as 1e-9 removes such near-duplicates.
 ///
 /// # Errors
 ///
-/// An invalid epsilon, or more labels at a space than the options allow.
+/// Fails on an invalid epsilon, and on more labels at a space than the options allow.
 pub fn pareto_front(graph: &CostedGraph, options: &SearchOptions) -> Result<Front, PlanError> {
     let epsilon = options.epsilon;
     if !(epsilon.is_finite() && epsilon >= 0.0) {
@@ -79,8 +79,8 @@ pub fn pareto_front(graph: &CostedGraph, options: &SearchOptions) -> Result<Fron
     Ok(search.into_front())
 }
 
-/// Finds the path with the least latency; of equal ones, that with the lexicographically smallest
-/// edges.
+/// Finds the path with the least latency. Of equal paths it is the one with the lexicographically
+/// smallest edges.
 pub fn cheapest_path(graph: &CostedGraph) -> FrontPath {
     let mut best = vec![FrontPath { edges: Vec::new(), cost: PathCost::EMPTY }; graph.num_spaces()];
     for &space in graph.order() {
@@ -102,11 +102,11 @@ pub fn cheapest_path(graph: &CostedGraph) -> FrontPath {
     best.swap_remove(graph.output())
 }
 
-/// A partial path from the input to some space.
+/// A partial path from the input to a space.
 #[derive(Debug, Clone, Copy)]
 struct Label {
     cost: PathCost,
-    /// The last edge and the position of the label it extends; `None` for the empty path.
+    /// The last edge, and the position of the label that it extends; `None` for the empty path.
     step: Option<(usize, usize)>,
 }
 
@@ -114,9 +114,9 @@ struct Label {
 struct Search<'a> {
     graph: &'a CostedGraph,
     max_labels: usize,
-    /// Logarithmic width of the cells in which one label is kept; 0 keeps all.
+    /// Logarithmic width of the cells, each of which keeps one label; 0 keeps all labels.
     cell_width: f64,
-    /// Per space, the activations that every path from there to the output needs anyway.
+    /// Bytes of activations that every path from a space to the output needs anyway, by space.
     activation_floor: Vec<u64>,
     labels: Vec<Vec<Label>>,
 }
@@ -132,7 +132,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Finds the labels of a space, those of all spaces before it being known.
+    /// Finds the labels of `space`; the labels of all spaces before it must be known.
     fn settle(&mut self, space: usize) -> Result<(), PlanError> {
         if space == self.graph.input() {
             self.labels[space].push(Label { cost: PathCost::EMPTY, step: None });
@@ -144,7 +144,8 @@ impl<'a> Search<'a> {
             self.extend_into(&mut labels, index);
             if labels.len() > gather_limit {
                 labels = self.non_dominated(labels);
-                // Half the room must be free again, else every further edge would pay for a pass.
+                // At least half the room must be free again. Otherwise every further edge would
+                // cost a pass.
                 self.check_limit(space, labels.len(), gather_limit / 2)?;
             }
         }
@@ -157,10 +158,10 @@ impl<'a> Search<'a> {
         Ok(())
     }
 
-    /// Appends the labels that an edge makes of those at its start.
+    /// Appends the labels that edge `index` creates from the labels at its start.
     ///
-    /// Activations below what the rest of the path needs anyway make no difference, so they are
-    /// raised to it; more labels become comparable.
+    /// Activations below the rest of the path's need make no difference. They are raised to it,
+    /// which makes more labels comparable.
     fn extend_into(&self, labels: &mut Vec<Label>, index: usize) {
         let edge = &self.graph.edges()[index];
         let floor = self.activation_floor[edge.to];
@@ -171,9 +172,10 @@ impl<'a> Search<'a> {
         }));
     }
 
-    /// Returns the labels that no other one beats or equals, sorted.
+    /// Returns the labels that no other label beats or equals, sorted.
     fn non_dominated(&self, mut labels: Vec<Label>) -> Vec<Label> {
-        // Stable, because it finds the sorted runs that the edges left; equal labels do not occur.
+        // The sort is stable, because a stable sort exploits the sorted runs of the edges. Equal
+        // labels do not occur.
         labels.sort_by(|left, right| self.compare(left, right));
         let activations = labels.iter().map(|label| label.cost.activation_bytes).collect();
         let mut tree = DominanceTree::new(activations);
@@ -183,7 +185,7 @@ impl<'a> Search<'a> {
         labels
     }
 
-    /// Orders two labels of one space such that whatever dominates a label comes before it.
+    /// Orders two labels of one space such that a label comes after all labels that dominate it.
     fn compare(&self, left: &Label, right: &Label) -> Ordering {
         let (a, b) = (&left.cost, &right.cost);
         let by_latency = a.latency_seconds.total_cmp(&b.latency_seconds);
@@ -214,9 +216,9 @@ impl<'a> Search<'a> {
         Ok(())
     }
 
-    /// Takes the front over latency, memory and quality of the labels at the output.
+    /// Returns the front over latency, memory and quality of the labels at the output.
     fn into_front(self) -> Front {
-        // Beyond quality 1 a lower loss is no gain.
+        // Beyond quality 1, a lower loss is not a gain.
         let loss = |label: &Label| label.cost.loss.max(0.0);
         let mut labels = self.labels[self.graph.output()].clone();
         labels.sort_by(|left, right| {
@@ -236,7 +238,7 @@ impl<'a> Search<'a> {
     }
 }
 
-/// Returns, per space, the least peak of activations over the paths from there to the output.
+/// Returns, for each space, the least peak of activations over the paths from there to the output.
 fn activation_floor(graph: &CostedGraph) -> Vec<u64> {
     let mut floor = vec![u64::MAX; graph.num_spaces()];
     floor[graph.output()] = 0;
@@ -261,11 +263,11 @@ fn depth(graph: &CostedGraph) -> f64 {
     depth[graph.output()].max(1.0)
 }
 
-/// Keeps the first of the labels that share a cell of a logarithmic grid (Papadimitriou and
-/// Yannakakis, "On the approximability of trade-offs", 2000).
+/// Keeps the first label in each cell of a logarithmic grid (Papadimitriou and Yannakakis, "On the
+/// approximability of trade-offs", 2000).
 ///
-/// Labels of a cell differ by less than a factor e^width, and as much is lost per edge at most.
-/// Loss is a logarithm already.
+/// Labels of a cell differ by less than a factor of e^`width`, so each edge loses at most this
+/// factor. Loss is a logarithm already.
 fn keep_one_per_cell(labels: &mut Vec<Label>, width: f64) {
     let cell = |logarithm: f64| (logarithm / width).floor().to_bits();
     let mut taken = BTreeSet::new();

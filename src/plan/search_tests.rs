@@ -1,4 +1,4 @@
-//! The search against brute force.
+//! Tests of the search against brute force.
 
 use proptest::prelude::{
     Just, ProptestConfig, Strategy, prop_assert, prop_assert_eq, prop_oneof, proptest,
@@ -9,7 +9,7 @@ use super::{
     cheapest_path, pareto_front,
 };
 
-/// Latency, memory and loss as far as it lowers quality.
+/// Latency, memory, and the loss that lowers quality: 0 for a negative loss.
 type Objectives = (f64, u64, f64);
 
 fn objectives(cost: &PathCost) -> Objectives {
@@ -31,7 +31,7 @@ fn exact(graph: &CostedGraph) -> Front {
     pareto_front(graph, &SearchOptions::default()).expect("small graphs stay within the limit")
 }
 
-/// Every path from input to output, in lexicographic order of edges.
+/// Returns every path from input to output, in lexicographic order of edges.
 fn enumerate_paths(graph: &CostedGraph) -> Vec<FrontPath> {
     let mut complete = Vec::new();
     let mut open = vec![(graph.input(), Vec::new())];
@@ -59,7 +59,7 @@ fn brute_force_front(paths: &[FrontPath]) -> Vec<Objectives> {
     points
 }
 
-/// Costs from few distinct values, so that ties, zeros and rounding differences are common.
+/// Returns costs with few distinct values, so that ties, zeros and rounding differences are common.
 fn edge_costs() -> impl Strategy<Value = EdgeCost> + Clone {
     let latency_seconds = prop_oneof![Just(0.0), Just(0.1), Just(0.2), Just(0.3), 0.0..1.0_f64];
     let loss = prop_oneof![Just(0.0), Just(0.1), Just(-0.1), Just(0.7), -0.5..1.0_f64];
@@ -73,8 +73,8 @@ fn edge_costs() -> impl Strategy<Value = EdgeCost> + Clone {
     )
 }
 
-/// Costs that add without rounding and have no peaks, so that paths of equal costs have no prefix
-/// that beats another.
+/// Returns costs that add without rounding and have no peaks. Of paths with equal costs, none then
+/// has a prefix that beats another's.
 fn additive_costs() -> impl Strategy<Value = EdgeCost> + Clone {
     (0_u8..3, 0_u64..3, -1_i8..3).prop_map(|(latency, weight_bytes, loss)| EdgeCost {
         latency_seconds: f64::from(latency),
@@ -84,8 +84,8 @@ fn additive_costs() -> impl Strategy<Value = EdgeCost> + Clone {
     })
 }
 
-/// Graphs of up to 6 spaces with parallel edges, diamonds and dead ends; spaces are relabelled so
-/// that the topological order is not the order of indices.
+/// Returns graphs of up to 6 spaces with parallel edges, diamonds and dead ends. Spaces are
+/// relabelled so that their topological order differs from the order of indices.
 fn graphs(
     costs: impl Strategy<Value = EdgeCost> + Clone + 'static,
 ) -> impl Strategy<Value = CostedGraph> {
@@ -180,7 +180,7 @@ fn to_f64(bytes: u64) -> f64 {
     bytes as f64
 }
 
-/// Layers of parallel edges in a row, all edges with costs of their own.
+/// Returns a graph of layers of parallel edges in a row, with the cost `cost` of each edge.
 fn layered(
     num_layers: usize,
     num_parallel: usize,
@@ -206,7 +206,7 @@ fn equal_edges_leave_one_path_of_the_first_edges() {
 
 #[test]
 fn a_front_larger_than_the_limit_is_an_error() {
-    // Each layer doubles the labels: latency against loss in powers of two.
+    // Each layer doubles the labels, by trading latency for loss in powers of two.
     let graph = layered(10, 2, |index| {
         let step = f64::from(1_u32 << (index / 2));
         if index % 2 == 0 {
@@ -227,7 +227,7 @@ fn a_front_larger_than_the_limit_is_an_error() {
 
 #[test]
 fn many_edges_into_one_space_are_pruned_while_they_are_gathered() {
-    // 1000 parallel edges, of which each beats the one before; 17 labels fit at a time.
+    // Each of 1000 parallel edges beats the edge before it; 17 labels fit at a time.
     let graph = layered(1, 1000, |index| EdgeCost {
         weight_bytes: 1000 - u64::try_from(index).expect("small"),
         ..EdgeCost::default()

@@ -1,24 +1,24 @@
 //! Dominance in two and three dimensions, for sweeps over points sorted by another dimension.
 //!
-//! A sweep visits points by ascending latency, so whatever it has admitted is at least as fast as
-//! the point at hand; what is left to ask is whether an admitted point is also at most as large in
-//! the other dimensions. These structures answer that in logarithmic time.
+//! A sweep visits points by ascending latency, so every admitted point is at least as fast as the
+//! current one. It must then find out whether an admitted point is at most as large in the other
+//! dimensions. These structures answer this in logarithmic time.
 
-/// The admitted (bytes, loss) points that no other admitted point covers: bytes ascend, losses
-/// descend.
+/// The admitted (bytes, loss) points that no other admitted point covers, by ascending bytes and
+/// descending loss.
 #[derive(Debug, Default)]
 pub(super) struct Staircase {
     steps: Vec<(u64, f64)>,
 }
 
 impl Staircase {
-    /// Returns whether an admitted point has at most these bytes and at most this loss.
+    /// Returns whether an admitted point has at most `bytes` and at most `loss`.
     pub(super) fn covers(&self, bytes: u64, loss: f64) -> bool {
         let num_smaller = self.steps.partition_point(|step| step.0 <= bytes);
         num_smaller > 0 && self.steps[num_smaller - 1].1 <= loss
     }
 
-    /// Admits a point, unless it is covered, and returns whether it did.
+    /// Admits a point unless an admitted point covers it. Returns whether the point was admitted.
     pub(super) fn admit(&mut self, bytes: u64, loss: f64) -> bool {
         if self.covers(bytes, loss) {
             return false;
@@ -32,17 +32,19 @@ impl Staircase {
 
 /// The admitted (weights, activations, loss) points: a Fenwick tree of staircases over activations.
 ///
-/// Activations peak instead of adding up, so few distinct values occur and the tree is shallow.
+/// Activations peak instead of adding up, so there are few distinct values and the tree is shallow.
 #[derive(Debug)]
 pub(super) struct DominanceTree {
-    /// The distinct activations, ascending; a rank is an index into them.
+    /// Distinct activations in ascending order; a rank is an index into them.
     activations: Vec<u64>,
-    /// Node i covers the ranks from i with its lowest set bit cleared up to i, exclusive.
+    /// Staircase of each node. Node i covers the ranks from i with its lowest set bit cleared up to
+    /// i, exclusive.
     nodes: Vec<Staircase>,
 }
 
 impl DominanceTree {
-    /// Returns the empty tree for points with these activations, in any order, repeated or not.
+    /// Creates an empty tree for points with these `activations`, in any order and possibly
+    /// repeated.
     pub(super) fn new(mut activations: Vec<u64>) -> Self {
         activations.sort_unstable();
         activations.dedup();
@@ -50,8 +52,8 @@ impl DominanceTree {
         Self { activations, nodes }
     }
 
-    /// Admits a point, unless an admitted one is at most as large in all three, and returns whether
-    /// it did.
+    /// Admits a point unless an admitted point is at most as large in all three dimensions. Returns
+    /// whether the point was admitted.
     pub(super) fn admit(&mut self, weights: u64, activations: u64, loss: f64) -> bool {
         let rank = self.activations.partition_point(|known| *known < activations);
         let mut node = rank + 1;

@@ -1,7 +1,7 @@
 //! The plans of a family that are worth serving, with their costs by shape.
 //!
-//! The table is built once per family and profile and only read afterwards. The choice of one plan
-//! for a budget is [`PlanTable::choose`].
+//! The table is built once per family and profile and is only read afterwards.
+//! [`PlanTable::choose`] chooses a plan for a budget.
 
 use std::{collections::BTreeSet, fmt};
 
@@ -11,12 +11,12 @@ use super::{
     staircase::Staircase,
 };
 
-/// Where a quality comes from.
+/// Origin of a quality value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum QualitySource {
-    /// Evaluated on a data set.
+    /// An evaluation on a data set.
     Measured,
-    /// Derived from the losses of the plan's modules.
+    /// An estimate from the losses of the plan's modules.
     Predicted,
 }
 
@@ -29,44 +29,46 @@ impl fmt::Display for QualitySource {
     }
 }
 
-/// How good the answers of a plan are.
+/// Quality of a plan's answers.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Quality {
     /// The quality, in [0, 1].
     pub value: f64,
-    /// Whether it was measured.
+    /// Origin of the value.
     pub source: QualitySource,
 }
 
-/// A plan and what it costs.
+/// A plan with its costs and its quality.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlanEntry {
     /// Readable, stable id.
     pub id: String,
     /// Indices of the modules to run, in this order.
     pub modules: Vec<usize>,
-    /// Predicted latency by batch and tokens.
+    /// Predicted latency by batch and tokens, in seconds.
     pub latency_seconds: Grid,
-    /// Weights of all its modules.
+    /// Bytes of the weights of all the plan's modules.
     pub weight_bytes: u64,
-    /// Peak activations by batch and tokens.
+    /// Peak activations by batch and tokens, in bytes.
     pub activation_bytes: Grid,
-    /// Quality of its answers.
+    /// Quality of the plan's answers.
     pub quality: Quality,
 }
 
 impl PlanEntry {
-    /// Returns the predicted latency at a shape; batches beyond the grid run in chunks that add up.
+    /// Returns the predicted latency at a shape, in seconds. Batches beyond the grid run in chunks,
+    /// whose latencies add up.
     pub fn latency_seconds_at(&self, batch: usize, tokens: usize) -> f64 {
         self.latency_seconds.at(batch, tokens)
     }
 
-    /// Returns the memory needed at a shape; of batches beyond the grid the largest chunk counts.
+    /// Returns the bytes of memory needed at a shape. Batches beyond the grid run in chunks, of
+    /// which the largest counts.
     pub fn memory_bytes_at(&self, batch: usize, tokens: usize) -> u64 {
         self.memory_bytes(self.activation_bytes.peak(batch, tokens))
     }
 
-    /// Returns the memory needed with this peak of activations.
+    /// Returns the bytes of memory needed with a peak of `activation_bytes`.
     fn memory_bytes(&self, activation_bytes: f64) -> u64 {
         #[expect(
             clippy::cast_possible_truncation,
@@ -78,7 +80,8 @@ impl PlanEntry {
     }
 }
 
-/// A shape to ask plans about, found on their grids once if all grids have the same axes.
+/// A shape at which plans are compared. If all grids have the same axes, its place is found only
+/// once.
 pub(super) struct Shape {
     batch: usize,
     tokens: usize,
@@ -107,18 +110,18 @@ impl Shape {
 pub struct PlanTable {
     entries: Vec<PlanEntry>,
     margin: f64,
-    /// Whether all grids of all plans have the same axes, as those of one profile do.
+    /// Whether all grids of all plans have equal axes, as the grids of one profile do.
     has_equal_axes: bool,
 }
 
 impl PlanTable {
-    /// Builds the table; a plan fits a latency budget if its predicted latency times (1 + margin)
-    /// does.
+    /// Creates the table. A plan fits a latency budget if its predicted latency times (1 +
+    /// `margin`) does.
     ///
     /// # Errors
     ///
-    /// No plan, two plans of one id, a quality outside [0, 1], a margin that is negative or not
-    /// finite.
+    /// Fails when `entries` is empty or two plans share an id. Fails on a quality outside [0, 1]
+    /// and on a margin that is negative or not finite.
     pub fn new(mut entries: Vec<PlanEntry>, margin: f64) -> Result<Self, PlanError> {
         if !(margin.is_finite() && margin >= 0.0) {
             return Err(PlanError::InvalidMargin { margin });
@@ -149,8 +152,8 @@ impl PlanTable {
         Ok(Self { entries, margin, has_equal_axes })
     }
 
-    /// Returns the same plans with other latencies: what `latency` says of a plan's modules, or
-    /// what it was where that is nothing or has other axes.
+    /// Returns the table with the latencies that `latency` returns for the plans' modules. A plan
+    /// keeps its latency if `latency` returns `None` or a grid with other axes.
     #[must_use]
     pub fn with_latencies(&self, latency: impl Fn(&[usize]) -> Option<Grid>) -> Self {
         let mut table = self.clone();
@@ -168,20 +171,21 @@ impl PlanTable {
         &self.entries
     }
 
-    /// Returns the plan of an id.
+    /// Returns the plan with the id `id`, or `None` if it does not exist.
     pub fn find(&self, id: &str) -> Option<&PlanEntry> {
         self.entries.iter().find(|entry| entry.id == id)
     }
 
-    /// Returns the part of a predicted latency that is added before it is compared to a budget.
+    /// Returns the fraction of a predicted latency that is added before the comparison with a
+    /// budget.
     pub fn margin(&self) -> f64 {
         self.margin
     }
 
-    /// Returns the plans that no other beats in latency, memory and quality at this shape, fastest
-    /// first.
+    /// Returns the plans that no other plan beats in latency, memory and quality at this shape,
+    /// fastest first.
     ///
-    /// Of plans that are equal in all three there is one.
+    /// Only one of several plans that are equal in all three is returned.
     pub fn front(&self, batch: usize, tokens: usize) -> Vec<&PlanEntry> {
         let shape = self.shape(batch, tokens);
         let mut candidates: Vec<_> = self
@@ -189,7 +193,8 @@ impl PlanTable {
             .iter()
             .map(|entry| (shape.latency_seconds(entry), shape.memory_bytes(entry), entry))
             .collect();
-        // Stable, so plans of equal latency and memory stay by descending quality.
+        // The sort is stable, so plans of equal latency and memory stay in order of descending
+        // quality.
         candidates.sort_by(|left, right| left.0.total_cmp(&right.0).then(left.1.cmp(&right.1)));
         let mut admitted = Staircase::default();
         candidates.retain(|(_, memory, entry)| admitted.admit(*memory, -entry.quality.value));

@@ -1,4 +1,4 @@
-//! What goes between modules, and what they read besides.
+//! Activations between modules, and the inputs that modules read besides them.
 
 use ort::value::{DynValue, Tensor as OrtTensor};
 
@@ -8,7 +8,7 @@ use crate::{
     tensor::{Tensor, TensorData},
 };
 
-/// The inputs that every module of a path may read besides the hidden states.
+/// Inputs that every module of a path may read besides the hidden states.
 #[derive(Debug, Default)]
 pub struct SideInputs {
     pub(super) values: Vec<(&'static str, DynValue)>,
@@ -18,27 +18,27 @@ pub struct SideInputs {
 #[derive(Debug)]
 pub struct Activation {
     pub(super) value: DynValue,
-    /// What a module gives besides, such as the last hidden states beside the logits.
+    /// Further outputs of a module, such as the last hidden states beside the logits.
     pub(super) others: Vec<DynValue>,
-    /// The ways that its rows took in the module that it comes from.
+    /// Ways that the rows took in the module that made this; `None` if that module does not route.
     pub(super) routing: Option<Routing>,
 }
 
-/// The ways that rows took in a module.
+/// Ways that rows took in a module. A way is an expert or an attention branch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Routing {
-    /// The number of ways that there are.
+    /// Number of ways in the module.
     pub num_ways: usize,
-    /// The ways that a row takes at most.
+    /// Most ways per row.
     pub top_k: usize,
-    /// How many rows took each way, by sequence of the batch: `[batch, ways]`.
+    /// Number of rows that took each way, by sequence of the batch: `[batch, ways]`.
     pub taken: Vec<u32>,
-    /// How many rows were routed, by sequence of the batch.
+    /// Number of rows that were routed, by sequence of the batch.
     pub rows: Vec<u32>,
 }
 
 impl SideInputs {
-    /// Hands a plan's input over.
+    /// Creates the side inputs of a plan's input.
     ///
     /// # Errors
     ///
@@ -56,7 +56,7 @@ impl SideInputs {
         }
     }
 
-    /// Hands the token ids and the mask of `encoding` over.
+    /// Creates side inputs of the token ids and the mask of `encoding`.
     ///
     /// # Errors
     ///
@@ -75,7 +75,8 @@ impl SideInputs {
         Ok(Self { values })
     }
 
-    /// Returns the number of sequences or images, and the tokens of the longest; 1 for images.
+    /// Returns the number of sequences and the tokens of the longest one. For images, returns their
+    /// number and 1.
     pub(super) fn shape(&self) -> (usize, usize) {
         let shape = self.values.first().map(|(name, value)| (name, value.dtype().tensor_shape()));
         let Some((name, Some(shape))) = shape else {
@@ -86,35 +87,37 @@ impl SideInputs {
         (extent(0), if *name == INPUT_IDS { extent(1) } else { 1 })
     }
 
-    /// Returns the attention mask where there is one: 1 for a token and 0 for padding.
+    /// Returns the attention mask, or `None` if there is none. It is 1 for a token and 0 for
+    /// padding.
     pub(super) fn mask(&self) -> Option<&[i64]> {
         let mask = self.value(ATTENTION_MASK)?.try_extract_tensor::<i64>();
         mask.ok().map(|(_, values)| values)
     }
 
-    /// Returns the input called `name`.
+    /// Returns the input called `name`, or `None` if it does not exist.
     pub(super) fn value(&self, name: &str) -> Option<&DynValue> {
         self.values.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
     }
 }
 
 impl Activation {
-    /// Wraps one value.
+    /// Creates an activation of one value.
     pub(super) fn new(value: DynValue) -> Self {
         Self { value, others: Vec::new(), routing: None }
     }
 
-    /// Returns the ways that the rows took in the module that this comes from, if it routes.
+    /// Returns the ways that the rows took in the module that made this, or `None` if it does not
+    /// route.
     pub fn routing(&self) -> Option<&Routing> {
         self.routing.as_ref()
     }
 
-    /// Returns the value as ONNX Runtime takes it.
+    /// Returns the value in ONNX Runtime's form.
     pub(super) fn value(&self) -> &DynValue {
         &self.value
     }
 
-    /// Returns the bytes that the values take.
+    /// Returns the bytes of the first output as f32.
     #[expect(clippy::cast_precision_loss, reason = "sizes stay far below 2^53 bytes")]
     pub(super) fn num_bytes(&self) -> f64 {
         let extents = self.value.dtype().tensor_shape();
@@ -122,29 +125,29 @@ impl Activation {
             .map_or(0.0, |shape| shape.iter().map(|extent| *extent as f64).product::<f64>() * 4.0)
     }
 
-    /// Copies the values out.
+    /// Copies the first output into a tensor.
     ///
     /// # Errors
     ///
-    /// Fails when they are not f32.
+    /// Fails when the output is not f32.
     pub fn to_tensor(&self) -> Result<Tensor, RuntimeError> {
         copied(&self.value)
     }
 
-    /// Copies the values out, and after them what the module gave besides.
+    /// Copies all outputs into tensors, the first output first.
     ///
     /// # Errors
     ///
-    /// Fails when something is not f32.
+    /// Fails when an output is not f32.
     pub fn to_tensors(&self) -> Result<Vec<Tensor>, RuntimeError> {
         std::iter::once(&self.value).chain(&self.others).map(copied).collect()
     }
 
-    /// Hands `tensor` over as hidden states.
+    /// Creates hidden states of `tensor`.
     ///
     /// # Errors
     ///
-    /// Fails when it is not f32.
+    /// Fails when `tensor` is not f32.
     pub fn of_tensor(tensor: Tensor) -> Result<Self, RuntimeError> {
         let (shape, data) = tensor.into_parts();
         let TensorData::F32(values) = data else {
@@ -161,7 +164,7 @@ fn copied(value: &DynValue) -> Result<Tensor, RuntimeError> {
         .map_err(|e| RuntimeError::Tensor { source: ort::Error::new(e.to_string()) })
 }
 
-/// Returns the shape and the elements of an f32 value, where they lie.
+/// Returns the shape and the elements of an f32 value, without copying them.
 pub(super) fn view(value: &DynValue) -> Result<(Vec<usize>, &[f32]), RuntimeError> {
     let (shape, values) =
         value.try_extract_tensor::<f32>().map_err(|source| RuntimeError::Tensor { source })?;
@@ -169,7 +172,7 @@ pub(super) fn view(value: &DynValue) -> Result<(Vec<usize>, &[f32]), RuntimeErro
     Ok((shape, values))
 }
 
-/// Hands values over without copying them.
+/// Creates a value of `values` without copying them.
 pub(super) fn handed_over(shape: Vec<usize>, values: Vec<f32>) -> Result<DynValue, RuntimeError> {
     let value = OrtTensor::from_array((shape, values));
     value.map(OrtTensor::into_dyn).map_err(|source| RuntimeError::Tensor { source })

@@ -1,4 +1,4 @@
-//! How many bytes of activations a module needs, as ONNX Runtime's profiler reports them.
+//! Measurement of a module's bytes of activations with ONNX Runtime's profiler.
 
 use std::path::{Path, PathBuf};
 
@@ -7,13 +7,13 @@ use ort::environment::Environment;
 use super::{Activation, RuntimeError, SideInputs, session::ModuleSession};
 use crate::arch::Network;
 
-/// Width of an attention head below which none is expected.
+/// Least expected width of an attention head, in elements.
 const NARROWEST_HEAD: f64 = 32.0;
 
-/// Folder in memory, for where the one for temporary files cannot be written.
+/// Folder in memory for scratch files, used if the folder for temporary files is not writable.
 const SHARED_MEMORY: &str = "/dev/shm";
 
-/// A network with its name in errors, and where its family's files lie.
+/// A network with its name in errors and the folder of its family's files.
 #[derive(Clone, Copy)]
 pub(super) struct Profiled<'a> {
     pub(super) name: &'a str,
@@ -21,9 +21,9 @@ pub(super) struct Profiled<'a> {
     pub(super) folder: &'a Path,
 }
 
-/// Runs `network` once on each of `inputs` in a session of its own with profiling on, and returns
-/// for each the largest sum of one node's inputs, outputs and scratch memory, and the module's own
-/// input, in bytes.
+/// Runs the network once on each of `inputs`, in a session of its own with profiling on. For each
+/// input, returns the module's input in bytes plus the largest need of a node. A node needs its
+/// inputs, its outputs and its scratch memory.
 pub(super) fn measure(
     environment: &Environment,
     profiled: Profiled<'_>,
@@ -37,7 +37,7 @@ pub(super) fn measure(
     }
 }
 
-/// Measures with a scratch folder in `place`.
+/// Measures like [`measure`], with a scratch folder in `place`.
 fn measure_in(
     place: &Path,
     environment: &Environment,
@@ -59,7 +59,8 @@ fn measure_in(
     Ok(peaks(&events, inputs.len(), heads).into_iter().zip(states).map(|(a, b)| a + b).collect())
 }
 
-/// Returns the most heads of an attention node of `network`, if it has one.
+/// Returns the largest number of heads of an attention node of `network`, or `None` without such a
+/// node.
 fn most_heads(network: &Network) -> Option<f64> {
     let nodes = network.model().graph.iter().flat_map(|graph| &graph.node);
     let attributes = nodes.flat_map(|node| &node.attribute);
@@ -67,7 +68,8 @@ fn most_heads(network: &Network) -> Option<f64> {
     heads.filter_map(|heads| f64::from(i32::try_from(heads.i?).ok()?).into()).reduce(f64::max)
 }
 
-/// Returns the largest node of each run: a run's nodes come before its `model_run` event.
+/// Returns the bytes of the largest node of each run. A run's nodes come before its `model_run`
+/// event.
 fn peaks(events: &[serde_json::Value], runs: usize, heads: Option<f64>) -> Vec<f64> {
     let mut peaks = vec![0.0_f64; runs];
     let mut run = 0;
@@ -84,20 +86,21 @@ fn peaks(events: &[serde_json::Value], runs: usize, heads: Option<f64>) -> Vec<f
     peaks
 }
 
-/// Returns the bytes that a fused attention takes besides its inputs and outputs: queries, keys and
-/// values by head, the scores, and the mask for every pair of tokens.
+/// Returns the scratch bytes of a fused attention node, or 0 for another node. Scratch memory holds
+/// queries, keys and values by head, the scores, and the mask for every pair of tokens.
 fn scratch(event: &serde_json::Value, heads: Option<f64>) -> f64 {
     let operator = event["args"]["op_name"].as_str().unwrap_or_default();
     if !operator.ends_with("Attention") {
         return 0.0;
     }
     let [rows, tokens, width] = first_shape(event).unwrap_or_default();
-    // An export's attention is fused when its session is created; its heads are not told.
+    // The attention of an export is fused when its session is created. Its number of heads is not
+    // known.
     let heads = heads.unwrap_or(width / NARROWEST_HEAD);
     4.0 * (3.0 * rows * tokens * width + rows * (heads + 1.0) * tokens * tokens)
 }
 
-/// Reads the extents of a node's first input, where it is `[batch, tokens, width]`.
+/// Returns the extents of a node's first input, or `None` if they are not `[batch, tokens, width]`.
 fn first_shape(event: &serde_json::Value) -> Option<[f64; 3]> {
     let first = event["args"]["input_type_shape"].as_array()?.first()?.as_object()?;
     let extents = first.values().next()?.as_array()?;
@@ -105,7 +108,7 @@ fn first_shape(event: &serde_json::Value) -> Option<[f64; 3]> {
     extents.try_into().ok()
 }
 
-/// Reads a number that the profiler writes as text.
+/// Returns a number that the profiler writes as text, or 0 if it is missing.
 fn bytes(event: &serde_json::Value, key: &str) -> f64 {
     let value = &event["args"][key];
     value.as_str().and_then(|text| text.parse().ok()).or(value.as_f64()).unwrap_or(0.0)

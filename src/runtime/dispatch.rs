@@ -1,10 +1,10 @@
-//! Gathering the rows that take a way, and adding what it made of them. Pure.
+//! Pure functions that dispatch rows to ways and combine the results.
 
 use super::route::{Taken, route};
 use crate::arch::Router;
 
-/// Routes rows, gathers them by way, and adds up what `way` makes of each way's rows: what a routed
-/// module does around its networks. `None` where a score is no number.
+/// Routes rows, gathers them by way, and adds up the results of `way` on each way's rows. A routed
+/// module does this around its networks. Returns `None` if a score is infinite or not a number.
 ///
 /// # Shapes
 ///
@@ -25,7 +25,7 @@ pub fn dispatch_and_combine(
     Some(sum)
 }
 
-/// Copies the rows that take a way out of `rows`, which are `width` wide.
+/// Returns copies of the rows of `rows`, each `width` wide, that `taken` lists.
 pub(crate) fn gather(rows: &[f32], width: usize, taken: &[Taken]) -> Vec<f32> {
     let mut gathered = Vec::with_capacity(taken.len() * width);
     for Taken { row, .. } in taken {
@@ -34,8 +34,8 @@ pub(crate) fn gather(rows: &[f32], width: usize, taken: &[Taken]) -> Vec<f32> {
     gathered
 }
 
-/// Adds `made`, a row for each of `taken`, to the rows of `sum` that they come from, each times its
-/// weight.
+/// Adds each row of `made`, times its weight, to the row of `sum` that it comes from. `made` has a
+/// row for each of `taken`.
 pub(crate) fn combine(sum: &mut [f32], width: usize, taken: &[Taken], made: &[f32]) {
     for (Taken { row, weight, .. }, made) in taken.iter().zip(made.chunks_exact(width)) {
         let sum = &mut sum[row * width..][..width];
@@ -45,11 +45,11 @@ pub(crate) fn combine(sum: &mut [f32], width: usize, taken: &[Taken], made: &[f3
     }
 }
 
-/// Puts `made`, a row for each of `taken`, where the queries of the row's slots stand.
+/// Copies each row of `made` into the slot of its query. `made` has a row for each of `taken`.
 ///
 /// # Shapes
 ///
-/// - slots: \[rows, slots a row, width\]
+/// - slots: \[rows, `per_row`, `width`\]
 pub(crate) fn place(
     slots: &mut [f32],
     (per_row, width): (usize, usize),
@@ -61,11 +61,11 @@ pub(crate) fn place(
     }
 }
 
-/// Copies what was found for the row's slots that take a way.
+/// Returns copies of the slots that `taken` lists.
 ///
 /// # Shapes
 ///
-/// - slots: \[rows, slots a row, width\]
+/// - slots: \[rows, `per_row`, `width`\]
 pub(crate) fn gather_slots(
     slots: &[f32],
     (per_row, width): (usize, usize),

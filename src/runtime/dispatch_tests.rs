@@ -1,4 +1,4 @@
-//! Tests of gathering and combining: what goes out comes back where it came from.
+//! Tests of dispatching and combining: each result returns to its own row.
 
 use proptest::prelude::*;
 
@@ -12,7 +12,7 @@ fn taken(row: usize, slot: usize, weight: f32) -> Taken {
     Taken { row, slot, weight }
 }
 
-/// The values as whole numbers, which they must be.
+/// Returns the values, which must be whole numbers, as integers.
 #[expect(clippy::cast_possible_truncation, reason = "the tests' numbers are small and whole")]
 fn whole(values: &[f32]) -> Vec<i32> {
     assert!(values.iter().all(|value| value.fract().abs() < f32::EPSILON));

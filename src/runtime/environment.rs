@@ -6,16 +6,17 @@ use ort::environment::{Environment, GlobalThreadPoolOptions};
 
 use super::RuntimeError;
 
-/// How the runtime is set up.
+/// Settings of the runtime.
 #[derive(Debug, Clone)]
 pub struct RuntimeConfig {
-    /// ONNX Runtime's shared library.
+    /// Path of ONNX Runtime's shared library.
     pub library: PathBuf,
-    /// Threads of the pool that all sessions share; 0 for as many as there are cores.
+    /// Number of threads in the pool that all sessions share; 0 for one per core.
     pub num_threads: usize,
-    /// Whether idle pool threads spin, which answers sooner and burns processor time.
+    /// Whether idle pool threads spin. Spinning answers sooner and uses processor time.
     pub spin: bool,
-    /// Bytes that the process may hold; modules give way to others to keep it.
+    /// Most bytes that the process may hold; `None` for no limit. Modules are evicted to keep the
+    /// limit.
     pub memory_limit: Option<u64>,
 }
 
@@ -45,7 +46,8 @@ pub(super) fn start(config: &RuntimeConfig) -> Result<Environment, RuntimeError>
     Ok(environment)
 }
 
-/// Passes ONNX Runtime's messages on; what it calls a warning is seldom one for an operator.
+/// Logs ONNX Runtime's messages. Its warnings seldom matter to an operator, so they are logged for
+/// debugging only.
 fn log(level: ort::logging::LogLevel, _category: &str, id: &str, _place: &str, message: &str) {
     use ort::logging::LogLevel;
     match level {

@@ -1,19 +1,19 @@
-//! What can go wrong in running a path.
+//! Errors of running a path.
 
 use std::path::PathBuf;
 
 use crate::onnx::OnnxError;
 
-/// Why the runtime cannot start or a module cannot run.
+/// Error for a runtime that does not start or a module that does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
-    /// There is no ONNX Runtime.
+    /// ONNX Runtime was not found.
     #[error(
         "ONNX Runtime was not found; tried {tried}; run `make setup`, or give its shared library \
          with --onnxruntime or ORT_DYLIB_PATH"
     )]
     NoLibrary {
-        /// The places looked at.
+        /// The places that were searched.
         tried: String,
     },
     /// The library was found but does not load.
@@ -25,7 +25,7 @@ pub enum RuntimeError {
         #[source]
         source: ort::Error,
     },
-    /// A file is not the one whose digest was checked.
+    /// A file was changed or removed after its digest was checked.
     #[error(
         "module `{module}` cannot be loaded: {} was changed or removed after its digest was \
          checked; load the family again",
@@ -37,20 +37,20 @@ pub enum RuntimeError {
         /// The file.
         path: PathBuf,
     },
-    /// A module and its activations do not fit under the memory limit, even by themselves.
+    /// A module and its activations do not fit under the memory limit, even alone.
     #[error(
         "{bytes} bytes for a module and its activations are {missing} bytes more than the memory \
          limit of {limit} bytes leaves"
     )]
     MemoryLimit {
-        /// The bytes of its weights and activations.
+        /// Bytes of the module's weights and activations.
         bytes: u64,
-        /// The bytes that are missing.
+        /// Missing bytes.
         missing: u64,
-        /// The limit.
+        /// Limit in bytes.
         limit: u64,
     },
-    /// A module's network cannot be made ready.
+    /// A module's network cannot be loaded.
     #[error("module `{module}` cannot be loaded")]
     Network {
         /// The module.
@@ -77,7 +77,7 @@ pub enum RuntimeError {
         #[source]
         source: ort::Error,
     },
-    /// A module needs an input that was not given.
+    /// A module needs an input that is missing.
     #[error("module `{module}` needs the input `{input}`")]
     NoInput {
         /// The module.
@@ -90,20 +90,20 @@ pub enum RuntimeError {
     Score {
         /// The module.
         module: String,
-        /// The row: a token of the batch.
+        /// The row, which is a token of the batch.
         row: usize,
-        /// The router's output.
+        /// The router's output with this score.
         way: usize,
     },
-    /// What a routed module's networks give does not go together.
+    /// The outputs of a routed module's networks do not fit together.
     #[error("module `{module}`: {reason}")]
     Routed {
         /// The module.
         module: String,
-        /// What is wrong.
+        /// The fault.
         reason: &'static str,
     },
-    /// A tensor cannot be handed over.
+    /// A tensor cannot be passed to ONNX Runtime.
     #[error("a tensor cannot be handed to ONNX Runtime")]
     Tensor {
         /// The reason.
@@ -117,7 +117,7 @@ pub enum RuntimeError {
         #[source]
         source: std::io::Error,
     },
-    /// The path is empty or its modules do not join.
+    /// The path is empty or its modules do not connect the input to the output.
     #[error("the path does not lead from the input to the output")]
     NotAPath,
 }

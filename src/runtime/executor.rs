@@ -1,4 +1,4 @@
-//! Running paths of one family.
+//! The executor, which runs paths of one family.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -23,22 +23,23 @@ use crate::{
     tensor::Tensor,
 };
 
-/// Fraction of the memory limit, as a divisor, that the activations of one batch may take. Where it
-/// is small, so are batches; one of long sequences is no faster than each by itself.
+/// Divisor of the memory limit: a batch's activations may take this fraction of it. The fraction is
+/// small, so a low limit makes batches small. A batch of long sequences is not faster than its
+/// sequences one by one.
 const ACTIVATIONS_SHARE: u64 = 32;
 
-/// Owns the sessions of a family and runs paths through them, on as many threads as ask.
+/// Executor that owns the sessions of a family and runs paths through them on any number of
+/// threads.
 ///
-/// Sessions are created when a module is first needed and shared by all plans; where one runs on
-/// another thread, another is created beside it.
+/// Sessions are created when a module is first needed, and all plans share them. If a session runs
+/// on another thread, another one is created beside it.
 #[derive(Debug)]
 pub struct Executor {
     runtime: Runtime,
     family: Arc<Family>,
-    /// Its name among the process's executors. By network, modules that compute the same share a
-    /// session.
+    /// Id among the process's executors. Modules with the same network share a session.
     id: u64,
-    /// What each network's session takes.
+    /// Memory that each network's session takes, by network.
     weights: Vec<Weights>,
     needs: Needs,
     extra: HashMap<(String, Vec<u8>), ModuleSession>,
@@ -50,22 +51,22 @@ pub struct Room<'a> {
     _reserve: Reserve<'a>,
 }
 
-/// Hears how long each module of a path took.
+/// Observer of the modules of a path while they run.
 pub trait ModuleObserver {
-    /// Is called after a module ran.
+    /// Receives the run time of a module after it ran.
     fn ran(&mut self, module: ModuleId, time: Duration);
 
-    /// Is called after a module ran inside which tokens took ways of their own.
+    /// Receives the ways that rows took in a routed module after it ran.
     fn routed(&mut self, _module: ModuleId, _routing: &Routing) {}
 }
 
-/// Hears nothing.
+/// Ignores all events.
 impl ModuleObserver for () {
     fn ran(&mut self, _module: ModuleId, _time: Duration) {}
 }
 
 impl Executor {
-    /// Prepares to run paths of `family`; loads nothing yet.
+    /// Creates an executor for paths of `family`, without loading anything.
     pub fn new(runtime: Runtime, family: Arc<Family>) -> Self {
         let id = runtime.residents().join();
         let networks = 0..family.num_networks();
@@ -78,8 +79,8 @@ impl Executor {
         Self { runtime, family, id, weights, needs, extra: HashMap::new() }
     }
 
-    /// Takes note of the bytes of activations that modules need, by batch and tokens, so that
-    /// batches keep within the memory limit.
+    /// Sets the bytes of activations that modules need, by batch and tokens. Batches then keep
+    /// within the memory limit.
     #[must_use]
     pub fn with_activations(
         mut self,
@@ -89,13 +90,14 @@ impl Executor {
         self
     }
 
-    /// Takes note of the bytes of activations that module `id` needs, by batch and tokens.
+    /// Sets the bytes of activations that module `id` needs, by batch and tokens.
     pub fn learn_activations(&mut self, id: ModuleId, activations: Grid) {
         self.needs.measured(id, activations);
     }
 
-    /// Returns how many of `rows` sequences of `tokens` run at once on `path`: all without a memory
-    /// limit, else as many as a part of it is enough for, and one in any case.
+    /// Returns the number of `rows` sequences of `tokens` that run at once on `path`. Without a
+    /// memory limit it is all of them. With a limit, their activations fit a fraction of it, but at
+    /// least one sequence runs.
     pub fn rows_at_once(&self, path: &[ModuleId], (rows, tokens): (usize, usize)) -> usize {
         let Some(limit) = self.runtime.residents().limit() else {
             return rows;
@@ -114,25 +116,25 @@ impl Executor {
         &self.runtime
     }
 
-    /// Returns what is loaded.
+    /// Returns the number and size of the loaded modules.
     pub fn residency(&self) -> Residency {
         self.runtime.residents().residency(self.id)
     }
 
-    /// Keeps modules from giving way to others once they are loaded.
+    /// Protects modules from eviction once they are loaded.
     pub fn pin(&self, modules: &[ModuleId]) {
         for index in modules.iter().flat_map(|id| self.family.networks_of(*id)) {
             self.runtime.residents().pin(self.key(index));
         }
     }
 
-    /// Returns whether modules may have to give way to others.
+    /// Returns whether modules may be evicted.
     pub fn may_evict(&self) -> bool {
         self.runtime.residents().limit().is_some()
     }
 
-    /// Returns the time by module until it is loaded. Of experts it is the share that one token
-    /// wants.
+    /// Returns the time to load each module; 0 if it is loaded. For experts it is the share that
+    /// one token needs.
     pub fn load_times(&self) -> Vec<Duration> {
         let wanted = self.weights.iter().enumerate();
         let wanted = wanted.map(|(index, weights)| (self.key(index), weights.bytes));
@@ -160,13 +162,13 @@ impl Executor {
         networks.into_iter().try_for_each(|index| self.lease(index).map(drop))
     }
 
-    /// Loads a module if nothing has to give way to it; tells whether it was.
+    /// Loads module `id` if this evicts no others. Returns whether it is loaded.
     ///
     /// # Errors
     ///
-    /// Fails when ONNX Runtime refuses it.
+    /// Fails when ONNX Runtime refuses the module.
     pub fn load_ahead(&self, id: ModuleId) -> Result<bool, RuntimeError> {
-        // Experts wait until a token wants them.
+        // Experts are not loaded ahead, but when a token needs them.
         let first = self.family.networks_of(id).first().copied();
         let Some(first) = first.filter(|index| !self.runtime.residents().has(self.key(*index)))
         else {
@@ -181,12 +183,13 @@ impl Executor {
         Ok(has_room)
     }
 
-    /// Runs `path` from the input to the output; returns what its last module gives, the family's
-    /// output first.
+    /// Runs `path` from the input to the output. Returns the outputs of its last module, the
+    /// family's output first.
     ///
     /// # Errors
     ///
-    /// Fails when the path is none, a module cannot be loaded or fails.
+    /// Fails when `path` does not lead from the input to the output. Fails when a module cannot be
+    /// loaded or fails.
     pub fn run(
         &self,
         path: &[ModuleId],
@@ -213,7 +216,7 @@ impl Executor {
         outputs
     }
 
-    /// Runs one module on `state`; the identity returns it as it is.
+    /// Runs one module on `state`. The identity returns `state` unchanged.
     ///
     /// # Errors
     ///
@@ -228,7 +231,7 @@ impl Executor {
         Ok(next.or(state))
     }
 
-    /// Runs one module on a state that stays; `None` where the module is the identity.
+    /// Runs one module on a borrowed `state`, or returns `None` if the module is the identity.
     ///
     /// # Errors
     ///
@@ -246,12 +249,12 @@ impl Executor {
         Ok(next)
     }
 
-    /// Waits until `bytes` of memory are free, such as for what a request is decoded into, and
-    /// keeps them free until what is returned is dropped.
+    /// Waits until `bytes` of memory are free, such as for decoding a request. Keeps them free
+    /// until the returned value is dropped.
     ///
     /// # Errors
     ///
-    /// Fails when they do not fit under the memory limit.
+    /// Fails when `bytes` do not fit under the memory limit.
     pub fn reserve_bytes(&self, bytes: u64) -> Result<Room<'_>, RuntimeError> {
         let need = Need { activations: bytes, total: bytes };
         Ok(Room { _reserve: self.runtime.residents().reserve(need)? })
@@ -266,7 +269,7 @@ impl Executor {
         self.runtime.residents().reserve(need)
     }
 
-    /// Runs one module within what was reserved.
+    /// Runs one module within the reserved memory.
     fn compute(
         &self,
         id: ModuleId,
@@ -299,8 +302,8 @@ impl Executor {
         }
     }
 
-    /// Runs a network that is no module of the family once, for fitting. Its session is kept under
-    /// `name` and the network's fingerprint.
+    /// Runs a network that is not a module of the family once, for fitting. Its session is kept
+    /// under `name` and the network's fingerprint.
     ///
     /// # Errors
     ///
@@ -333,8 +336,8 @@ impl Executor {
         Activation::new(value.ok_or(RuntimeError::NotAPath)?).to_tensor()
     }
 
-    /// Returns the bytes of activations that module `id` needs on each of `inputs`, a batch of side
-    /// inputs and hidden states; 0 for the identity.
+    /// Returns the bytes of activations that module `id` needs on each of `inputs`; 0 for the
+    /// identity. An input is a batch of side inputs and hidden states.
     ///
     /// # Errors
     ///
@@ -357,7 +360,7 @@ impl Executor {
         match compute {
             Compute::Network(index) => measure(*index, &given),
             Compute::Routed(routed) => {
-                // What experts need is taken from the case that one takes all rows.
+                // Experts are measured in the case in which one of them takes all rows.
                 let entry = measure(routed.entry, &given)?;
                 let rows = routed::all_rows(inputs)?;
                 let rows: Vec<Given<'_>> = given
@@ -379,16 +382,16 @@ impl Executor {
         self.family.network(index).company() == Company::OneByOne && sides.num_rows() > 1
     }
 
-    /// Returns under which key the session of the network at `index` is kept.
+    /// Returns the key of the session of the network at `index`.
     fn key(&self, index: usize) -> Key {
         Key { executor: self.id, network: index }
     }
 }
 
-/// What a network is measured on.
+/// Inputs on which a network is measured.
 type Given<'a> = (&'a SideInputs, Option<&'a Activation>);
 
-/// Its sessions go with it.
+/// Releases the executor's sessions.
 impl Drop for Executor {
     fn drop(&mut self) {
         self.runtime.residents().leave(self.id);

@@ -1,4 +1,5 @@
-//! Integer products against f32; `make test-haswell` runs them as a processor without VNNI.
+//! Tests of int8 products against f32. `make test-haswell` runs them as on a processor without
+//! VNNI.
 
 use std::{
     path::{Path, PathBuf},
@@ -20,7 +21,8 @@ use crate::{
 const WIDTH: usize = 64;
 const INNER: usize = 96;
 
-/// Versions of the standard that quantize by block, after being raised or not, and that do not.
+/// ONNX operator set versions. Some quantize by block, directly or after being raised, and some do
+/// not.
 const OPSETS: [i64; 4] = [12, 17, 18, 21];
 
 fn runtime() -> Runtime {
@@ -35,7 +37,7 @@ fn runtime() -> Runtime {
     RUNTIME.get_or_init(start).clone()
 }
 
-/// Values between −1 and 1.
+/// Returns pseudorandom values between −1 and 1.
 fn noise(seed: u64) -> impl Iterator<Item = f32> {
     let mut state = seed;
     std::iter::repeat_with(move || {
@@ -44,7 +46,7 @@ fn noise(seed: u64) -> impl Iterator<Item = f32> {
     })
 }
 
-/// A feed-forward part whose matrices hold `weights`, at `opset`.
+/// Returns a feed-forward part at `opset` whose two matrices hold `weights`.
 fn network(weights: &[f32], opset: i64) -> ModelProto {
     let mut graph = GraphBuilder::default();
     let hidden = graph.input("hidden", data_type::FLOAT, &[None, None, Some(WIDTH as i64)]);
@@ -79,7 +81,7 @@ fn run(model: ModelProto, precision: Precision, rows: &[f32]) -> Vec<f32> {
     outputs[0].1.try_extract_tensor::<f32>().expect("f32").1.to_vec()
 }
 
-/// Returns each row's distance from the one expected, over its length.
+/// Returns each row's distance from the expected row, divided by the expected row's length.
 fn distances(found: &[f32], expected: &[f32]) -> Vec<f32> {
     let length = |values: &mut dyn Iterator<Item = f32>| values.map(|v| v * v).sum::<f32>().sqrt();
     let rows = found.chunks(WIDTH).zip(expected.chunks(WIDTH));
@@ -93,7 +95,7 @@ fn distances(found: &[f32], expected: &[f32]) -> Vec<f32> {
 #[test]
 fn int8_products_are_near_those_in_f32() {
     let weights: Vec<f32> = noise(1).take(WIDTH * INNER).collect();
-    // Rows of any size: each has a scale of its own.
+    // The rows have values of very different size, because each row has its own scale.
     let sizes = [1e-3, 1.0, 1e3, 0.1, 10.0];
     let rows = noise(2).take(sizes.len() * WIDTH).enumerate();
     let rows: Vec<f32> = rows.map(|(place, value)| value * sizes[place / WIDTH]).collect();
@@ -107,7 +109,8 @@ fn int8_products_are_near_those_in_f32() {
     }
 }
 
-/// Sums of two products of 8 bits do not fit 16 on processors without VNNI.
+/// Checks for saturation: on processors without VNNI, sums of two 8-bit products may not fit 16
+/// bits.
 #[test]
 fn int8_products_do_not_saturate() {
     let weights = vec![0.01; WIDTH * INNER];

@@ -1,29 +1,30 @@
-//! The account of a process's memory under a limit. Pure: what the process holds is told.
+//! The ledger of a process's memory under a limit. It is pure: the caller reports the memory that
+//! the process holds.
 
-/// Fraction of the limit, as a divisor, by which it may be exceeded when nothing is left that can
-/// go: sizes are estimates, and a request is worth more than a tenth.
+/// Divisor of the limit: it may be exceeded by this fraction when nothing can be evicted. Sizes are
+/// estimates, and a request is worth more than a tenth of the limit.
 const TOLERANCE: u64 = 10;
 
-/// Memory that a run needs at once, in bytes.
+/// Memory that a run needs at once.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Need {
     /// Bytes of activations, which the C library may keep after the run.
     pub(super) activations: u64,
-    /// Bytes of everything: activations, and the session that runs or is loaded.
+    /// Bytes of activations and of the session that runs or is loaded.
     pub(super) total: u64,
 }
 
 /// The memory of a process by purpose, in bytes.
 ///
-/// Idle sessions take what the rest leaves. A session in use is within the need of its run.
+/// Idle sessions take the memory that the rest leaves. A session in use is part of its run's need.
 #[derive(Debug, Clone)]
 pub(super) struct Ledger {
     limit: Option<u64>,
-    /// Estimate of what is neither weights nor activations.
+    /// Estimate of the memory that is neither weights nor activations.
     others: Option<u64>,
-    /// Weights of sessions that no run uses.
+    /// Bytes of the weights of idle sessions.
     idle: u64,
-    /// Weights of sessions that runs use.
+    /// Bytes of the weights of sessions in use.
     leased: u64,
     /// Sum of the needs of all runs.
     reserved: Need,
@@ -38,13 +39,13 @@ impl Need {
 }
 
 impl Ledger {
-    /// Creates an account without sessions and runs.
+    /// Creates a ledger without sessions and runs.
     pub(super) fn new(limit: Option<u64>) -> Self {
         let reserved = Need::default();
         Self { limit, others: None, idle: 0, leased: 0, reserved, num_reserved: 0 }
     }
 
-    /// Returns the weights of all sessions.
+    /// Returns the bytes of the weights of all sessions.
     pub(super) fn weights(&self) -> u64 {
         self.idle + self.leased
     }
@@ -54,15 +55,16 @@ impl Ledger {
         self.num_reserved > 0
     }
 
-    /// Corrects the estimate of other memory by `held`, the bytes that the process holds. Of these
-    /// any part of the activations of all runs and of `next` may be in use, or kept for them.
+    /// Corrects the estimate of other memory by `held`, the bytes that the process holds. These may
+    /// include any part of the activations of all runs and of `next`, in use or kept.
     pub(super) fn observe(&mut self, held: u64, next: Need) {
         let most = held.saturating_sub(self.weights());
         let least = most.saturating_sub(self.reserved.plus(next).activations);
         self.others = Some(self.others.map_or(most, |others| others.clamp(least, most)));
     }
 
-    /// Takes `held` for exact, after what was freed has been given back.
+    /// Corrects the estimate of other memory after freed memory was returned to the system. `held`
+    /// is then exact.
     pub(super) fn settle(&mut self, held: u64) {
         if !self.has_runs() {
             self.others = None;
@@ -70,8 +72,8 @@ impl Ledger {
         self.observe(held, Need::default());
     }
 
-    /// Returns the bytes that must go before a run that needs `next` may begin beside the others,
-    /// with a new session of `weights` bytes.
+    /// Returns the bytes to evict before a run that needs `next` may begin beside the others. A new
+    /// session for it takes `weights` bytes.
     pub(super) fn missing(&self, weights: u64, next: Need) -> u64 {
         let Some(limit) = self.limit else {
             return 0;
@@ -83,47 +85,47 @@ impl Ledger {
         others.saturating_add(self.idle).saturating_add(running).saturating_sub(limit)
     }
 
-    /// Returns whether `missing` bytes may be exceeded where nothing can go.
+    /// Returns whether the limit may be exceeded by `missing` bytes when nothing can be evicted.
     pub(super) fn tolerates(&self, missing: u64) -> bool {
         self.limit.is_none_or(|limit| missing <= limit / TOLERANCE)
     }
 
-    /// Adds a run; [`Ledger::end`] takes it out.
+    /// Adds a run, which [`Ledger::end`] removes.
     pub(super) fn begin(&mut self, need: Need) {
         self.reserved = self.reserved.plus(need);
         self.num_reserved += 1;
     }
 
-    /// Takes out a run.
+    /// Removes a run.
     pub(super) fn end(&mut self, need: Need) {
         self.reserved.activations = self.reserved.activations.saturating_sub(need.activations);
         self.reserved.total = self.reserved.total.saturating_sub(need.total);
         self.num_reserved -= 1;
     }
 
-    /// Adds a session of `bytes` that is in use.
+    /// Adds a new session of `bytes`, which is in use.
     pub(super) fn load(&mut self, bytes: u64) {
         self.leased += bytes;
     }
 
-    /// Moves a session of `bytes` into use.
+    /// Marks an idle session of `bytes` as in use.
     pub(super) fn take(&mut self, bytes: u64) {
         self.idle -= bytes;
         self.leased += bytes;
     }
 
-    /// Moves a session of `bytes` out of use.
+    /// Marks a session of `bytes` in use as idle.
     pub(super) fn put_back(&mut self, bytes: u64) {
         self.leased -= bytes;
         self.idle += bytes;
     }
 
-    /// Takes out idle sessions of `bytes`.
+    /// Removes idle sessions of `bytes` in total.
     pub(super) fn drop_idle(&mut self, bytes: u64) {
         self.idle -= bytes;
     }
 
-    /// Takes out sessions of `bytes` that are in use.
+    /// Removes sessions in use, of `bytes` in total.
     pub(super) fn drop_leased(&mut self, bytes: u64) {
         self.leased -= bytes;
     }

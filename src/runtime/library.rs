@@ -1,13 +1,13 @@
-//! Finding ONNX Runtime's shared library.
+//! Search for ONNX Runtime's shared library.
 
 use std::path::{Path, PathBuf};
 
 use super::RuntimeError;
 
-/// The file that set-up installs, below the working folder or above the executable.
+/// Path at which set-up installs the library, below the working folder or above the executable.
 const SETUP_LIBRARY: &str = ".tessera/lib/libonnxruntime.so";
 
-/// Where systems keep libraries.
+/// Folders in which systems keep libraries.
 const SYSTEM_FOLDERS: [&str; 5] = [
     "/usr/local/lib",
     "/usr/lib",
@@ -16,13 +16,14 @@ const SYSTEM_FOLDERS: [&str; 5] = [
     "/usr/lib/aarch64-linux-gnu",
 ];
 
-/// Finds ONNX Runtime: `given` (the flag), else `from_environment` (`ORT_DYLIB_PATH`), else the
-/// set-up folder below `folders` (the working folder, the executable's), else the system. What is
-/// named explicitly is taken or refused, never passed over.
+/// Finds ONNX Runtime's library. `given` (the flag) comes first, then `from_environment`
+/// (`ORT_DYLIB_PATH`). Next come the set-up path at or above each of `folders` (the working folder,
+/// the executable's) and the system's folders. An explicitly named file is used or refused, never
+/// skipped.
 ///
 /// # Errors
 ///
-/// Fails when the named file does not exist, or none is found.
+/// Fails when the named file does not exist, or no library is found.
 pub fn find_library(
     given: Option<&Path>,
     from_environment: Option<&Path>,

@@ -1,7 +1,8 @@
-//! Runs paths: ONNX Runtime sessions, one per module, on one environment-wide thread pool.
+//! Runtime that runs paths: ONNX Runtime sessions, one per module, on one environment-wide thread
+//! pool.
 //!
-//! The only room that names `ort`. It knows nothing of budgets, queues or the wire. Start at
-//! [`Runtime::start`], then [`Executor::run`].
+//! This is the only room that uses `ort`. It does not know budgets, queues or wire formats. Start
+//! at [`Runtime::start`], then [`Executor::run`].
 
 mod activation;
 mod activations;

@@ -1,4 +1,4 @@
-//! How much memory a batch needs on a path. Pure.
+//! Estimates of the memory that a batch needs on a path. Pure.
 
 use super::{ledger::Need, sessions::Weights};
 use crate::{
@@ -7,33 +7,32 @@ use crate::{
     plan::Grid,
 };
 
-/// Bytes of activations for each byte of a module's larger end, where they were never measured.
+/// Bytes of activations per byte of a module's larger end, for modules that were never measured.
 const GUESS: u64 = 24;
 
-/// Needs of a family's modules.
+/// Memory needs of a family's modules.
 #[derive(Debug)]
 pub(super) struct Needs {
     modules: Vec<ModuleNeed>,
 }
 
-/// Need of a module; that of the identity is nothing.
+/// Memory need of a module; zero for the identity.
 #[derive(Debug, Default)]
 struct ModuleNeed {
-    /// Bytes of the largest session of those that it uses one after another.
+    /// Bytes of the largest of the sessions that the module uses one after another.
     weights: u64,
-    /// Bytes that creating it takes.
+    /// Bytes that creating a session takes, at most.
     loading: u64,
-    /// Extents of one row of what it reads, after the batch.
+    /// Extents of one row of the module's input, without the batch axis.
     from: Vec<Option<usize>>,
-    /// Extents of one row of what it gives.
+    /// Extents of one row of the module's output, without the batch axis.
     to: Vec<Option<usize>>,
-    /// Bytes of activations by batch and tokens, once they were measured.
+    /// Bytes of activations by batch and tokens; `None` before they are measured.
     activations: Option<Grid>,
 }
 
 impl Needs {
-    /// Returns the needs of the modules of `family`, whose networks take `weights` and, while they
-    /// are created, `loading` bytes.
+    /// Creates the needs of the modules of `family`, whose networks take `weights`.
     pub(super) fn new(family: &Family, weights: &[Weights]) -> Self {
         let graph = &family.graph;
         let need = |index: usize| {
@@ -57,18 +56,18 @@ impl Needs {
         Self { modules: (0..graph.modules().len()).map(need).collect() }
     }
 
-    /// Takes note of the measured activations of module `id`.
+    /// Sets the measured activations of module `id`.
     pub(super) fn measured(&mut self, id: ModuleId, activations: Grid) {
         if let Some(module) = self.modules.get_mut(id.0) {
             module.activations = Some(activations);
         }
     }
 
-    /// Returns what `rows` sequences of `tokens` need on `path`, whose modules run one by one.
+    /// Returns the need of `rows` sequences of `tokens` on `path`, whose modules run one by one.
     pub(super) fn of_path(&self, path: &[ModuleId], (rows, tokens): (usize, usize)) -> Need {
         let rows = rows as u64;
         let modules = path.iter().filter_map(|id| self.modules.get(id.0));
-        // Memory of activations may be kept, for those that follow, while a session is created.
+        // While a session is created, memory may still be kept for later activations.
         let largest = modules.fold(Need::default(), |need, module| {
             let activations = module.activations_of_row(tokens).saturating_mul(rows);
             let session = module.weights.max(module.loading);
@@ -79,8 +78,8 @@ impl Needs {
 }
 
 impl ModuleNeed {
-    /// Returns the activations of one sequence of `tokens`. Attention compares every token with
-    /// every other, so beyond what was measured they grow with the square.
+    /// Returns the bytes of activations of one sequence of `tokens`. Attention compares all pairs
+    /// of tokens, so beyond the measured lengths they grow with the square.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "below 1e18")]
     #[expect(clippy::cast_precision_loss, reason = "lengths stay far below 2^53")]
     fn activations_of_row(&self, tokens: usize) -> u64 {
@@ -93,7 +92,8 @@ impl ModuleNeed {
     }
 }
 
-/// Returns the bytes of one row of f32 values whose open extents are `tokens`; 0 without extents.
+/// Returns the bytes of one row of f32 values, with `tokens` for each open extent; 0 without
+/// extents.
 fn bytes(extents: &[Option<usize>], tokens: usize) -> u64 {
     if extents.is_empty() {
         return 0;
@@ -102,8 +102,8 @@ fn bytes(extents: &[Option<usize>], tokens: usize) -> u64 {
     extents.fold(4, u64::saturating_mul)
 }
 
-/// Returns how many of `rows` run at once, each of which needs `row_bytes` of activations: as many
-/// as `most` bytes are enough for, and one in any case.
+/// Returns the number of `rows` that run at once if each needs `row_bytes` of activations. All of
+/// them together fit `most` bytes, but at least one runs.
 pub(super) fn rows_within(rows: usize, row_bytes: u64, most: u64) -> usize {
     let fitting = usize::try_from(most / row_bytes.max(1)).unwrap_or(usize::MAX);
     fitting.clamp(1, rows.max(1))

@@ -13,52 +13,51 @@ use super::{
 };
 use crate::tensor::{MappedApart, give_back_freed_memory, reuse_freed_memory};
 
-/// Time for which a session that another thread has leased, or a run's end, is waited for before
-/// the limit is taken for too low.
+/// Longest wait for a leased session or a run's end before the limit counts as too low.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
-/// Fraction of the limit, as a divisor, of freed memory that is kept for the next run.
+/// Divisor of the limit: this fraction of it is kept as freed memory for the next run.
 const KEPT_SHARE: u64 = 32;
 
-/// Number of runs after which the estimate of other memory is made exact again under pressure.
+/// Number of runs after which the estimate of other memory is made exact again, if memory is short.
 const RUNS_UNTIL_SETTLED: u32 = 8;
 
-/// Every loaded session. Those that run are leased; of the others those go that are expected to be
-/// used again last when another needs their place. Of a network there are as many as run at once,
-/// or as there is room for.
+/// The loaded sessions of a process. Running sessions are leased. Of the others, the session that
+/// is expected to be used again last is evicted first. A network has one session per concurrent
+/// run, as far as there is room.
 #[derive(Debug)]
 pub(super) struct Residents<S = ModuleSession> {
-    /// What the process may hold, in bytes.
+    /// Most bytes that the process may hold; `None` for no limit.
     limit: Option<u64>,
     process: Process,
     state: Mutex<State<S>>,
-    /// Told when a lease ends.
+    /// Condition that is notified when a lease or a run ends.
     returned: Condvar,
-    /// Held while a session is made, so that two together cannot break the limit.
+    /// Lock held while a session is created, so that two at once cannot exceed the limit.
     loading: Mutex<()>,
-    /// Held while a run waits for memory, so that smaller ones do not overtake it for ever.
+    /// Lock held while a run waits for memory, so that smaller runs do not overtake it forever.
     turn: Mutex<()>,
 }
 
-/// What is asked of the system about the process.
+/// Functions that query and change the process's memory.
 #[derive(Debug, Clone, Copy)]
 struct Process {
-    /// Tells what it holds.
+    /// Returns the memory that the process holds.
     held: fn() -> Held,
-    /// Gives back what was freed.
+    /// Returns freed memory to the system.
     give_back: fn(),
 }
 
 /// Memory that the process holds.
 #[derive(Debug, Clone, Copy, Default)]
 struct Held {
-    /// Bytes of everything.
+    /// Bytes of all resident memory.
     bytes: u64,
-    /// Bytes of mapped files among them.
+    /// Bytes of mapped files, which are part of `bytes`.
     file_bytes: u64,
 }
 
-/// Memory that a run may take, until it is dropped.
+/// Memory reserved for a run until the value is dropped.
 #[derive(Debug)]
 pub(super) struct Reserve<'a, S = ModuleSession> {
     residents: &'a Residents<S>,
@@ -72,7 +71,7 @@ impl<S> Drop for Reserve<'_, S> {
     }
 }
 
-/// A session that stays while it is used.
+/// A session that is protected from eviction while it is in use.
 #[derive(Debug)]
 pub(super) struct Lease<'a, S = ModuleSession> {
     residents: &'a Residents<S>,
@@ -91,7 +90,7 @@ impl<S> Lease<'_, S> {
     }
 }
 
-/// A session that ran into a panic is not used again.
+/// Returns the session for later use, or drops it after a panic.
 impl<S> Drop for Lease<'_, S> {
     fn drop(&mut self) {
         let mut state = self.residents.lock();
@@ -99,7 +98,8 @@ impl<S> Drop for Lease<'_, S> {
             state.learn_pages(self.key, (self.residents.process.held)().file_bytes);
         }
         let broken = state.give_back(self.key, self.session.take(), std::thread::panicking());
-        // It was loaded in the place of its run's activations, which are to come.
+        // The session was loaded in memory reserved for its run's activations, which are still to
+        // come.
         let missing = state.ledger.missing(0, Need::default());
         let gone = state.evict(missing);
         drop(state);
@@ -128,56 +128,56 @@ impl<S> Residents<S> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the name of a new executor.
+    /// Returns the id of a new executor.
     pub(super) fn join(&self) -> u64 {
         let mut state = self.lock();
         state.num_executors += 1;
         state.num_executors
     }
 
-    /// Drops the sessions of an executor.
+    /// Drops the sessions of `executor`.
     pub(super) fn leave(&self, executor: u64) {
         let gone = self.lock().leave(executor);
         drop(gone);
     }
 
-    /// Returns what an executor holds.
+    /// Returns the number and size of the modules that `executor` holds.
     pub(super) fn residency(&self, executor: u64) -> Residency {
         self.lock().counts.get(&executor).copied().unwrap_or_default()
     }
 
-    /// Returns the limit in bytes, or `None` without one.
+    /// Returns the limit in bytes, or `None` if there is none.
     pub(super) fn limit(&self) -> Option<u64> {
         self.limit
     }
 
-    /// Returns whether a run that needs `need` can begin while all sessions stay.
+    /// Returns whether a run that needs `need` can begin without an eviction.
     pub(super) fn has_room(&self, need: Need) -> bool {
         self.foresee(&self.lock(), 0, need) == 0
     }
 
-    /// Tells whether there is a session of `key`.
+    /// Returns whether a session of `key` is loaded.
     pub(super) fn has(&self, key: Key) -> bool {
         self.lock().sessions.contains_key(&key)
     }
 
-    /// Keeps the sessions of `key` from giving way to others.
+    /// Protects the last session of `key` from eviction.
     pub(super) fn pin(&self, key: Key) {
         self.lock().pinned.insert(key);
     }
 
-    /// Returns the time until each of `wanted`, with the bytes of its weights, is loaded.
+    /// Returns the time to load each of `wanted`, which are keys and the bytes of their weights.
     pub(super) fn load_times(&self, wanted: impl IntoIterator<Item = (Key, u64)>) -> Vec<Duration> {
         let state = self.lock();
         wanted.into_iter().map(|(key, bytes)| state.load_time(key, bytes)).collect()
     }
 
-    /// Reserves memory for a run; sessions that are not leased give way to it, and the end of other
-    /// runs is waited for if need be.
+    /// Reserves memory for a run. Evicts idle sessions and waits for the end of other runs if
+    /// necessary.
     ///
     /// # Errors
     ///
-    /// Fails when it does not fit under the limit by itself.
+    /// Fails when `need` alone does not fit under the limit.
     pub(super) fn reserve(&self, need: Need) -> Result<Reserve<'_, S>, RuntimeError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         self.settle_in_time(need);
@@ -187,12 +187,12 @@ impl<S> Residents<S> {
         Ok(Reserve { residents: self, need })
     }
 
-    /// Leases a session; makes it with `load`, after making room for its weights, where none is
-    /// idle. Another one beside those that run is made where nothing has to go for it.
+    /// Leases a session of `key`. If none is idle, makes room for its weights and creates one with
+    /// `load`. A session beside running ones of `key` is created only if no eviction is necessary.
     ///
     /// # Errors
     ///
-    /// Fails when it does not fit under the limit by itself, and where `load` fails.
+    /// Fails when the session alone does not fit under the limit, and when `load` fails.
     pub(super) fn lease(
         &self,
         key: Key,
@@ -204,14 +204,15 @@ impl<S> Residents<S> {
             return Ok(lease(session));
         }
         let _single = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
-        // Another thread may have made it, or returned it, in the meantime.
+        // Another thread may have created or returned a session in the meantime.
         if let Some(session) = self.lock().take(key) {
             return Ok(lease(session));
         }
         let pages = Need { activations: 0, total: self.lock().pages(key) };
         drop(self.make_room(weights.bytes, pages, false)?);
         let apart = self.limit.map(|_| MappedApart::begin());
-        // Waiting for others is theirs: it says nothing about the next time.
+        // The wait for other threads is not part of the load time, as it does not predict the next
+        // one.
         let start = Instant::now();
         let session = load()?;
         drop(apart);
@@ -223,7 +224,8 @@ impl<S> Residents<S> {
         Ok(lease(session))
     }
 
-    /// Takes an idle session; waits for one that runs where there is no room for another.
+    /// Takes an idle session of `key`, or returns `None` if one must be created. Waits for a
+    /// running session if there is no room for another.
     fn take_or_wait(&self, key: Key, bytes: u64) -> Option<S> {
         let mut state = self.lock();
         loop {
@@ -238,7 +240,7 @@ impl<S> Residents<S> {
         }
     }
 
-    /// Waits until a lease or a run ends; `None` where that takes too long.
+    /// Waits until a lease or a run ends, or returns `None` if that takes too long.
     fn wait_for_return<'a>(
         &self,
         state: MutexGuard<'a, State<S>>,
@@ -248,15 +250,16 @@ impl<S> Residents<S> {
         (!timeout.timed_out()).then_some(state)
     }
 
-    /// Evicts sessions until one of `weights` bytes, and what needs `next`, fit; waits for sessions
-    /// in use if need be, and for other runs if `next` is a run.
+    /// Evicts sessions until a session of `weights` bytes and the need `next` fit. If necessary,
+    /// waits for sessions in use, and for other runs if `is_run`.
     fn make_room(
         &self,
         weights: u64,
         next: Need,
         is_run: bool,
     ) -> Result<MutexGuard<'_, State<S>>, RuntimeError> {
-        // What making and dropping sessions freed may not have been given back.
+        // Memory that was freed while sessions were created and dropped may still be held by the
+        // process.
         let mut may_give_back = true;
         loop {
             let mut state = self.lock();
@@ -272,7 +275,7 @@ impl<S> Residents<S> {
             }
             let gone = state.evict(missing);
             if !gone.is_empty() {
-                // It takes a while, during which others may run.
+                // Dropping sessions takes a while, so other threads may run meanwhile.
                 drop(state);
                 drop(gone);
                 may_give_back = true;
@@ -293,7 +296,7 @@ impl<S> Residents<S> {
         }
     }
 
-    /// Gives back what was freed, after which estimates are exact.
+    /// Returns freed memory to the system, and then makes the estimates exact.
     fn settle(&self) {
         (self.process.give_back)();
         let mut state = self.lock();
@@ -302,8 +305,8 @@ impl<S> Residents<S> {
         state.ledger.settle(held);
     }
 
-    /// Settles after some runs where one that needs `next` may be too much: memory that the process
-    /// took for other things could so far be memory kept for activations.
+    /// Makes the estimates exact after some runs, if a run that needs `next` might not fit. Memory
+    /// kept for activations may so far count as other memory.
     fn settle_in_time(&self, next: Need) {
         let Some(limit) = self.limit else {
             return;
@@ -317,8 +320,8 @@ impl<S> Residents<S> {
         }
     }
 
-    /// Lets sessions go where the process has grown over the limit by other things than sessions,
-    /// such as pages of files that stay mapped.
+    /// Evicts sessions if the process exceeds the limit because of other memory, such as pages of
+    /// mapped files.
     pub(super) fn trim(&self) {
         let Some(limit) = self.limit else {
             return;
@@ -336,8 +339,8 @@ impl<S> Residents<S> {
         }
     }
 
-    /// Returns how much must go before a session of `weights` bytes and a run that needs `next` fit
-    /// under the limit, after looking at what the process holds.
+    /// Returns the bytes to evict before a session of `weights` bytes and a run that needs `next`
+    /// fit. Updates the estimates by the memory that the process holds.
     fn missing(&self, state: &mut State<S>, weights: u64, next: Need) -> u64 {
         if self.limit.is_none() {
             return 0;
@@ -346,7 +349,7 @@ impl<S> Residents<S> {
         state.ledger.missing(weights, next)
     }
 
-    /// Returns what [`Residents::missing`] does, and leaves the estimates alone.
+    /// Returns the result of [`Residents::missing`] without changing the estimates.
     fn foresee(&self, state: &State<S>, weights: u64, next: Need) -> u64 {
         if self.limit.is_none() {
             return 0;
@@ -357,7 +360,7 @@ impl<S> Residents<S> {
     }
 }
 
-/// Returns the memory that the process holds; 0 where the system does not tell.
+/// Returns the memory that the process holds, or 0 if the system does not report it.
 fn held() -> Held {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let bytes = |key: &str| {

@@ -1,4 +1,4 @@
-//! Sessions under a memory limit.
+//! Tests of sessions under a memory limit.
 
 use proptest::prelude::{prop_assert, prop_assert_eq, proptest};
 
@@ -12,7 +12,7 @@ fn holding(bytes: u64) -> Held {
     Held { bytes, file_bytes: 0 }
 }
 
-/// The process holds nothing besides weights.
+/// Returns residents of a process that holds no memory other than weights.
 fn residents(limit: u64) -> Residents<usize> {
     Residents::of_process(Some(limit), process(|| holding(0)))
 }
@@ -25,7 +25,7 @@ fn need(activations: u64, session: u64) -> Need {
     Need { activations, total: activations + session }
 }
 
-/// Returns whether `bytes` can be loaded while all else stays.
+/// Returns whether `bytes` can be loaded without an eviction.
 fn has_room(residents: &Residents<usize>, bytes: u64) -> bool {
     residents.has_room(need(0, bytes))
 }
@@ -61,7 +61,8 @@ fn what_was_used_twice_stays_before_what_was_used_once() {
     assert!(has_room(&residents, 5) && !has_room(&residents, 6));
 }
 
-/// Uses networks of 10 bytes in this order; returns how many were there.
+/// Uses networks of 10 bytes in `order` and returns the number of uses that found the network
+/// loaded.
 fn hits(residents: &Residents<usize>, own: u64, order: impl Iterator<Item = usize>) -> usize {
     let found = order.map(|network| {
         let is_there = residents.has(key(own, network));
@@ -77,7 +78,7 @@ fn a_walk_that_does_not_fit_finds_what_fits() {
     let own = residents.join();
     let walk = |times| (0..times).flat_map(|_| 0..10);
     assert_eq!(hits(&residents, own, walk(1)), 0);
-    // Of ten networks there is room for six, of which one is always the place of what comes.
+    // There is room for six of ten networks. One of the six places always goes to the next network.
     assert!(hits(&residents, own, walk(10)) >= 50);
 }
 
@@ -149,7 +150,7 @@ fn a_network_has_as_many_sessions_as_run_at_once() {
     let two = residents.lease(key(own, 0), weighing(10), || Ok(2)).expect("room for another");
     assert_eq!(residents.residency(own).num_modules, 2);
     drop((one, two));
-    // Both are there, so nothing is loaded.
+    // Both are loaded, so `refused` is not called.
     let refused = || Err(RuntimeError::NotAPath);
     let one = residents.lease(key(own, 0), weighing(10), refused).expect("idle");
     let two = residents.lease(key(own, 0), weighing(10), refused).expect("idle");
@@ -170,7 +171,7 @@ fn what_runs_elsewhere_is_waited_for_where_there_is_no_room_for_another() {
             scope.spawn(move || residents.lease(key(own, 0), weighing(10), refused).map(drop));
         let other = scope.spawn(move || use_of(residents, key(own, 1), 10));
         drop(lease);
-        // The other one may have taken its place before.
+        // The other network may have taken the place of the session before.
         let same = same.join().expect("no panic");
         assert!(matches!(same, Ok(()) | Err(RuntimeError::NotAPath)), "{same:?}");
         assert_eq!(other.join().expect("no panic").expect("room after it"), 1);
@@ -238,7 +239,7 @@ fn activations_of_a_run_take_the_place_of_idle_sessions() {
     let run = residents.reserve(need(25, 10)).expect("room");
     assert_eq!(loaded(&residents), [0, 1]);
     assert!(!has_room(&residents, 6) && has_room(&residents, 5));
-    // The session that it uses is within its need.
+    // The session that the run uses is part of the run's need.
     let lease = residents.lease(key(own, 4), weighing(10), || Ok(4)).expect("room");
     assert_eq!(loaded(&residents), [0, 1, 4]);
     drop(lease);
@@ -276,7 +277,7 @@ fn a_run_that_never_fits_is_refused_at_once_but_for_a_tenth() {
 fn memory_kept_for_activations_does_not_count_twice() {
     use std::sync::atomic::{AtomicU64, Ordering};
     static HELD: AtomicU64 = AtomicU64::new(10);
-    // What is left each time that something was given back: a session less.
+    // Bytes held each time after freed memory was returned: one session fewer than before.
     static LEFT: AtomicU64 = AtomicU64::new(55);
     let held = || holding(HELD.load(Ordering::Relaxed));
     let give_back = || HELD.store(LEFT.fetch_sub(10, Ordering::Relaxed), Ordering::Relaxed);
@@ -317,7 +318,8 @@ fn room_is_made_for_the_pages_of_a_table_that_were_read_before() {
 }
 
 proptest! {
-    /// What runs and what is loaded stay within the limit and a tenth, and all of it ends.
+    /// Checks that runs and loaded sessions never exceed the limit by more than a tenth, and that
+    /// all are released.
     #[test]
     fn the_limit_holds_whatever_runs(
         runs in proptest::collection::vec((0_u64..120, 0_u64..60, 0_usize..12, 0_usize..4), 1..60),
@@ -330,7 +332,7 @@ proptest! {
                 continue;
             };
             for network in network..=network + others {
-                // A network always weighs the same, and the run's need covers it.
+                // A network always has the same weight, and the run's need covers it.
                 let weight = weighing((network as u64 * 7 % 50).min(session));
                 let session = usize::try_from(session).expect("small");
                 let key = Key { executor: own, network: network * 100 + session };

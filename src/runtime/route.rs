@@ -1,37 +1,38 @@
-//! From a router's scores to the ways that tokens take. Pure.
+//! Routing: from a router's scores to the ways that rows take. A way is an expert or an attention
+//! branch. Pure.
 
 use crate::arch::{Order, Router, Weighting};
 
-/// Which rows take which ways, and with which weights.
+/// Rows by the ways that they take, with their weights.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Routes {
-    /// By way: the rows that take it, in ascending order.
+    /// Rows that take each way, in ascending order.
     pub(crate) ways: Vec<Vec<Taken>>,
-    /// The rows that were routed.
+    /// Number of rows that were routed.
     pub(crate) num_rows: usize,
 }
 
 /// A row that takes a way.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Taken {
-    /// The row.
+    /// Index of the row.
     pub(crate) row: usize,
-    /// The how manieth of the row's ways this is, the one of the largest score being the first.
+    /// Rank of this way among the row's choices; 0 has the largest score.
     pub(crate) slot: usize,
-    /// What the way's output is multiplied by.
+    /// Factor on the way's output.
     pub(crate) weight: f32,
 }
 
-/// A score that is no number.
+/// Error for a score that is infinite or not a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NotANumber {
-    /// The row.
+    /// Index of the row.
     pub(crate) row: usize,
-    /// The router's output.
+    /// Index of the router's output with this score.
     pub(crate) way: usize,
 }
 
-/// Routes every row for which `is_token` holds by its scores; of equal scores the first way is
+/// Routes every row for which `is_token` holds by its scores. Of equal scores the first way is
 /// taken.
 ///
 /// # Shapes
@@ -40,7 +41,7 @@ pub(crate) struct NotANumber {
 ///
 /// # Errors
 ///
-/// Fails when a score of a row that is routed is no number or infinite.
+/// Fails when a score of a routed row is infinite or not a number.
 pub(crate) fn route(
     router: &Router,
     scores: &[f32],
@@ -70,10 +71,10 @@ pub(crate) fn route(
     Ok(routes)
 }
 
-/// Replaces all ways with their scores by those to take with their weights, the largest first.
+/// Replaces all ways and their scores by the chosen ways and their weights, the largest first.
 fn choose(router: &Router, ranked: &mut Vec<(usize, f32)>) {
     let k = router.top_k.min(ranked.len());
-    // The order is that of the scores, and weights of one need no probabilities.
+    // Weights of one need no probabilities, because scores have the same order.
     let needs_none =
         router.weighting == Weighting::One && !matches!(router.order, Order::Threshold(_));
     if router.order != Order::TopKThenSoftmax && !needs_none {
@@ -99,8 +100,8 @@ fn choose(router: &Router, ranked: &mut Vec<(usize, f32)>) {
     }
 }
 
-/// Keeps the `k` largest, the largest first; of equal ones the first way comes first. Ways are few,
-/// so each goes where it belongs among those before it.
+/// Keeps the `k` largest scores in descending order; of equal scores the first way comes first.
+/// Ways are few, so an insertion sort suffices.
 fn keep_largest(ranked: &mut Vec<(usize, f32)>, k: usize) {
     let is_larger = |a: (usize, f32), b: (usize, f32)| a.1.total_cmp(&b.1).is_gt();
     for next in 0..ranked.len() {
@@ -126,8 +127,9 @@ fn softmax(scores: &mut [(usize, f32)]) {
 }
 
 impl Routes {
-    /// Lets ways that lead to one network be one: a row that takes several of them takes it once,
-    /// with the sum of their weights (MC-SMoE, section 3). `group_of` tells the network of a way.
+    /// Merges ways that lead to one network. A row that takes several of them takes the network
+    /// once, with the sum of their weights (MC-SMoE, section 3). `group_of` is the network of each
+    /// way.
     pub(crate) fn merged(self, group_of: &[usize], num_groups: usize) -> Self {
         if group_of.iter().enumerate().all(|(way, group)| way == *group) {
             return self;

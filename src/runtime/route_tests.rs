@@ -1,4 +1,4 @@
-//! Tests of routing: who takes which way, and with which weight.
+//! Tests of routing: the ways that rows take, and their weights.
 
 use proptest::prelude::*;
 
@@ -25,7 +25,7 @@ fn close(found: &[(usize, f32)], expected: &[(usize, f32)]) -> bool {
 
 #[test]
 fn probabilities_are_of_all_ways_or_of_those_taken() {
-    // exp: 1, 2, 4, 1 of 8.
+    // The exponentials are 1, 2, 4 and 1, with a sum of 8.
     let scores = [0.0, 2.0_f32.ln(), 4.0_f32.ln(), 0.0];
     let softmax_first = router(4, 2, Order::SoftmaxThenTopK);
     assert!(close(&taken(&softmax_first, &scores), &[(2, 0.5), (1, 0.25)]));

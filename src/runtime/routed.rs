@@ -1,5 +1,5 @@
-//! Running a module inside which tokens take ways of their own: entry, router, dispatch, the ways,
-//! combine, exit.
+//! Execution of a routed module, in which each token takes its own ways. The steps are entry,
+//! router, dispatch, the ways, combine and exit.
 
 use ort::value::DynValue;
 
@@ -13,8 +13,8 @@ use super::{
 };
 use crate::arch::{QUERIES, REST, Routed, SCORES, SUM, TOKENS, Ways};
 
-/// How many tensors of the hidden states' size are held while a way runs: the tokens, the rest and
-/// the sum.
+/// Number of tensors of the hidden states' size held while a way runs: the tokens, the rest and the
+/// sum.
 pub(super) const HELD: f64 = 3.0;
 
 /// The networks of a family, by their positions.
@@ -40,11 +40,11 @@ struct Inside<'a> {
     entered: Outputs,
 }
 
-/// Runs a module on `state`.
+/// Runs a routed module on `state`.
 ///
 /// # Errors
 ///
-/// Fails when a network cannot be loaded or fails, and when a score is no number.
+/// Fails when a network cannot be loaded or fails, and when a score is infinite or not a number.
 pub(super) fn run(
     networks: &dyn Networks,
     (module, routed): (&str, &Routed<usize>),
@@ -77,7 +77,7 @@ pub(super) fn run(
 }
 
 impl Inside<'_> {
-    /// Returns what the entry gave under `name`.
+    /// Returns the entry's output `name`, or `None` if it does not exist.
     fn value(&self, name: &str) -> Option<&DynValue> {
         self.entered.iter().find(|(known, _)| **known == *name).map(|(_, value)| value)
     }
@@ -86,7 +86,7 @@ impl Inside<'_> {
         RuntimeError::Routed { module: self.module.to_owned(), reason }
     }
 
-    /// Routes the rows that are no padding.
+    /// Routes the rows that are not padding.
     fn route(&self, num_rows: usize) -> Result<Routes, RuntimeError> {
         let router = &self.routed.router;
         let scores = self.value(SCORES).ok_or_else(|| self.refuse("its entry gives no scores"))?;
@@ -103,7 +103,7 @@ impl Inside<'_> {
         })
     }
 
-    /// Counts which ways the rows of each sequence took.
+    /// Counts the rows of each sequence that took each way.
     fn count(&self, routes: &Routes, (batch, tokens): (usize, usize)) -> Routing {
         let num_ways = routes.ways.len();
         let (mut taken, mut rows) = (vec![0; batch * num_ways], vec![0; batch]);
@@ -117,7 +117,7 @@ impl Inside<'_> {
         Routing { num_ways, top_k: self.routed.router.top_k, taken, rows }
     }
 
-    /// Adds to `sum` what the ways make of the rows that take them.
+    /// Adds the outputs of the ways for the rows that take them to `sum`.
     fn take_ways(
         &self,
         routes: Routes,
@@ -160,8 +160,8 @@ impl Inside<'_> {
         Ok(sum)
     }
 
-    /// Runs a way on the rows gathered for it, if there are any, and hands on what it made of them
-    /// with its width.
+    /// Runs a way's network on `gathered`, which has a row for each of `taken`. Calls `then` with
+    /// the output and its width. Does nothing if `taken` is empty.
     fn pass(
         &self,
         network: usize,
@@ -181,7 +181,7 @@ impl Inside<'_> {
         Ok(())
     }
 
-    /// Compares the queries of all ways with the keys that they share.
+    /// Runs attention between the queries of all ways, in `slots`, and the shared keys.
     fn attend(
         &self,
         network: usize,
@@ -199,7 +199,7 @@ fn first(outputs: Outputs) -> Result<DynValue, RuntimeError> {
     outputs.into_iter().next().map(|(_, value)| value).ok_or(RuntimeError::NotAPath)
 }
 
-/// Returns for each way which of the networks it leads to, and the networks, each once.
+/// Returns the index of each way's network among the networks, and the networks without repetition.
 fn groups(ways: &[usize]) -> (Vec<usize>, Vec<usize>) {
     let mut networks: Vec<usize> = Vec::new();
     let group_of = ways.iter().map(|network| {
@@ -212,7 +212,7 @@ fn groups(ways: &[usize]) -> (Vec<usize>, Vec<usize>) {
     (group_of.collect(), networks)
 }
 
-/// Returns the network that the first way runs first.
+/// Returns the network that the first way runs first, or the entry if there are no ways.
 pub(super) fn first_way(routed: &Routed<usize>) -> usize {
     let ways = match &routed.ways {
         Ways::Experts(experts) => experts,
@@ -221,7 +221,7 @@ pub(super) fn first_way(routed: &Routed<usize>) -> usize {
     ways.first().copied().unwrap_or(routed.entry)
 }
 
-/// Returns the hidden states of each of `inputs` as one way reads them: all rows.
+/// Returns the hidden states of each of `inputs` as all rows, which is the form that a way reads.
 pub(super) fn all_rows(
     inputs: &[(SideInputs, Option<Activation>)],
 ) -> Result<Vec<Activation>, RuntimeError> {

@@ -1,4 +1,4 @@
-//! Single rows of a batch, for networks that mix the rows they are given.
+//! Single rows of a batch, for networks that mix rows and so run one row at a time.
 
 use ort::value::{DynValue, Tensor as OrtTensor};
 
@@ -15,7 +15,7 @@ impl SideInputs {
         rows.and_then(|rows| usize::try_from(rows).ok()).unwrap_or(0)
     }
 
-    /// Copies row `index`, which keeps its padding.
+    /// Returns a copy of row `index`, including its padding.
     pub(super) fn row(&self, index: usize) -> Result<Self, RuntimeError> {
         let values = self.values.iter().map(|(name, value)| Ok((*name, row_of(value, index)?)));
         Ok(Self { values: values.collect::<Result<_, RuntimeError>>()? })
@@ -23,14 +23,14 @@ impl SideInputs {
 }
 
 impl Activation {
-    /// Copies row `index` of every value.
+    /// Returns a copy of row `index` of every output.
     pub(super) fn row(&self, index: usize) -> Result<Self, RuntimeError> {
         let others = self.others.iter().map(|value| row_of(value, index));
         let others = others.collect::<Result<_, _>>()?;
         Ok(Self { others, ..Self::new(row_of(&self.value, index)?) })
     }
 
-    /// Joins rows into one batch.
+    /// Joins `rows` into one batch.
     pub(super) fn join(rows: &[Self]) -> Result<Self, RuntimeError> {
         let others = rows.first().map_or(0, |row| row.others.len());
         let others =
@@ -53,7 +53,7 @@ fn row_of(value: &DynValue, index: usize) -> Result<DynValue, RuntimeError> {
     handed_over(shape, values[range].to_vec())
 }
 
-/// Returns the shape of row `index` of a batch of `shape`, and the places of its elements.
+/// Returns the shape of row `index` of a batch of `shape`, and the range of its elements.
 fn part(
     shape: &[usize],
     index: usize,

@@ -1,4 +1,4 @@
-//! One module's ONNX Runtime session.
+//! The ONNX Runtime session of a module's network.
 
 use std::{borrow::Cow, path::Path, sync::Arc};
 
@@ -15,15 +15,15 @@ use prost::Message;
 use super::{RuntimeError, SideInputs};
 use crate::{arch::Network, onnx::follow_links};
 
-/// The configuration key under which ONNX Runtime finds external data of models given as bytes.
+/// Configuration key for the folder of external data of models that are given as bytes.
 const FOLDER_KEY: &str = "session.model_external_initializers_file_folder_path";
 
-/// ONNX Runtime's fused residual and norm divides once an element and takes two to five times as
-/// long as the additions and the norm by themselves, so it is kept from fusing them.
+/// Configuration key and value that disable ONNX Runtime's fused residual and norm. It divides once
+/// per element and takes two to five times as long as the separate additions and norm.
 const WITHOUT: (&str, &str) =
     ("optimization.disable_specified_optimizers", "SkipLayerNormFusion;BiasSkipLayerNormFusion");
 
-/// A loaded module.
+/// A loaded network of a module.
 #[derive(Debug)]
 pub(super) struct ModuleSession {
     session: Session,
@@ -32,7 +32,7 @@ pub(super) struct ModuleSession {
     outputs: Vec<Arc<str>>,
 }
 
-/// What a module gave, by name, in the order in which it declares its outputs.
+/// Outputs of a module with their names, in the order in which the module declares them.
 pub(super) type Outputs = Vec<(Arc<str>, DynValue)>;
 
 impl ModuleSession {
@@ -46,7 +46,8 @@ impl ModuleSession {
         Self::create(environment, folder, module, network, None)
     }
 
-    /// Creates the session with ONNX Runtime's profiler on, which writes to files at `prefix`.
+    /// Creates the session with ONNX Runtime's profiler on, which writes to files whose paths start
+    /// with `prefix`.
     pub(super) fn load_profiled(
         environment: &Environment,
         folder: &Path,
@@ -57,7 +58,7 @@ impl ModuleSession {
         Self::create(environment, folder, module, network, Some(prefix))
     }
 
-    /// Ends profiling and returns the file written.
+    /// Ends profiling and returns the path of the file written.
     pub(super) fn end_profiling(&mut self) -> Result<String, RuntimeError> {
         let wrap = |source| RuntimeError::Run { module: self.module.clone(), source };
         self.session.end_profiling().map_err(wrap)
@@ -85,8 +86,8 @@ impl ModuleSession {
         Ok(Self { session, module: module.into(), inputs, outputs })
     }
 
-    /// Runs the module: inputs that `given` or `sides` has by name are taken from there, the other
-    /// is `state`.
+    /// Runs the module. Inputs that `given` or `sides` has by name are taken from there; any other
+    /// input is `state`.
     pub(super) fn run(
         &mut self,
         given: &[(&str, &DynValue)],
@@ -117,14 +118,14 @@ impl ModuleSession {
     }
 }
 
-/// Turns the profiler on. It counts what the session's threads do, and fails others that run on the
-/// same ones at that moment, so the session gets a pool of its own.
+/// Turns the profiler on. The profiler counts all work of the session's threads and fails other
+/// sessions that run on them. Therefore the session gets a pool of its own.
 fn profiled(builder: SessionBuilder, prefix: &Path) -> ort::Result<SessionBuilder> {
     let alone = builder.with_independent_thread_pool()?.with_intra_threads(1)?;
     Ok(alone.with_profiling(prefix)?)
 }
 
-/// Prepares a session whose weights lie in files of `folder`.
+/// Returns a builder of sessions whose weights lie in files of `folder`.
 pub(super) fn builder(
     environment: &Environment,
     folder: &Path,

@@ -1,4 +1,4 @@
-//! The sessions that are loaded: which are in use, and which go first.
+//! The loaded sessions, their use, and the order of their eviction.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -7,11 +7,13 @@ use std::{
 
 use super::ledger::Ledger;
 
-/// Time to load a session before one was loaded: for one of any size, and for each byte of weights.
+/// Assumed load time before any session was loaded. It has a part per session and a part per byte
+/// of weights.
 const LOAD_TIME: Duration = Duration::from_millis(1);
 const LOAD_SECONDS_PER_BYTE: f64 = 1e-9;
 
-/// The longest times that are believed, likewise: what takes longer was kept waiting.
+/// Longest load times that are recorded, also per session and per byte. A longer time includes a
+/// wait for other work.
 const LONGEST_LOAD_TIME: Duration = Duration::from_millis(20);
 const LONGEST_LOAD_SECONDS_PER_BYTE: f64 = 4.0 * LOAD_SECONDS_PER_BYTE;
 
@@ -35,70 +37,71 @@ pub(super) struct Key {
     pub(super) network: usize,
 }
 
-/// What the session of a network takes.
+/// Memory that a network's session takes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Weights {
     /// Bytes of weights.
     pub(super) bytes: u64,
-    /// Bytes of tables that stay in their file, whose pages are in memory once they were read.
+    /// Bytes of tables that stay in their file. Their pages are in memory once they are read.
     pub(super) table_bytes: u64,
 }
 
-/// Every loaded session, and what is known of those that are not loaded.
+/// The loaded sessions, and statistics of all networks that were loaded at some time.
 #[derive(Debug)]
 pub(super) struct State<S> {
     pub(super) sessions: HashMap<Key, Sessions<S>>,
     pub(super) num_leased: usize,
-    /// Counters of executors, the gone ones left out.
+    /// Counters of each live executor.
     pub(super) counts: HashMap<u64, Residency>,
     pub(super) num_executors: u64,
-    /// What never gives way.
+    /// Keys whose last session is never evicted.
     pub(super) pinned: HashSet<Key>,
-    /// When networks were used, also those that are not here any more.
+    /// Uses of networks, including evicted ones.
     pub(super) uses: HashMap<Key, Uses>,
-    /// How long what was loaded took to load, room for it included.
+    /// Time that each network last took to load, excluding the time to make room for it.
     pub(super) load_times: HashMap<Key, Duration>,
-    /// The same of all that was loaded lately, by byte.
+    /// Running average of the load time per byte of weights, in seconds; excludes the part per
+    /// session.
     pub(super) seconds_per_byte: f64,
-    /// Counts uses.
+    /// Number of uses so far.
     pub(super) clock: u64,
     pub(super) ledger: Ledger,
-    /// Bytes of the pages of tables that were read, also of those that are not here any more.
+    /// Bytes of the table pages that were read, including those of evicted networks.
     pub(super) pages: HashMap<Key, u64>,
-    /// Number of runs since the ledger's estimates were exact.
+    /// Number of runs since the ledger's estimates were last exact.
     pub(super) num_unsettled: u32,
 }
 
-/// The sessions of a network.
+/// The sessions of a network, idle and leased.
 #[derive(Debug)]
 pub(super) struct Sessions<S> {
     pub(super) idle: Vec<S>,
     pub(super) num_leased: usize,
-    /// What each takes.
+    /// Memory that each session takes.
     pub(super) weights: Weights,
-    /// Bytes of files in memory when the last one was made.
+    /// Bytes of mapped files in memory when the last session was created.
     pub(super) files_before: u64,
 }
 
-/// When a network was used.
+/// Last uses of a network, counted in uses of any network.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Uses {
     last: u64,
-    /// How many uses of any network lay between its last two; `None` where there was one.
+    /// Number of uses of any network between its last two; `None` after a single use.
     interval: Option<u64>,
 }
 
 impl Uses {
-    /// Returns in how many uses from `now` it is expected again (LIRS, Jiang and Zhang 2002, §3):
-    /// as long after its last use as that came after the one before, or, where it was not used for
-    /// longer than that, in as much time again.
+    /// Returns the number of uses until the network is expected again (LIRS, Jiang and Zhang 2002,
+    /// §3). It is the interval between the last two uses, or the time since the last use if that is
+    /// longer. It is `u64::MAX` after a single use.
     fn distance(self, now: u64) -> u64 {
         self.interval.map_or(u64::MAX, |interval| interval.max(now - self.last))
     }
 }
 
 impl<S> State<S> {
-    /// Creates the state in which nothing is loaded.
+    /// Creates a state without sessions.
     pub(super) fn new(limit: Option<u64>) -> Self {
         Self {
             sessions: HashMap::new(),
@@ -116,7 +119,7 @@ impl<S> State<S> {
         }
     }
 
-    /// Drops the sessions of an executor.
+    /// Removes and returns the sessions of `executor`, and forgets its statistics.
     pub(super) fn leave(&mut self, executor: u64) -> Vec<Sessions<S>> {
         self.counts.remove(&executor);
         self.pinned.retain(|key| key.executor != executor);
@@ -162,7 +165,8 @@ impl<S> State<S> {
         }
     }
 
-    /// Adds a session that is leased, made when the process held `file_bytes` of files.
+    /// Adds a new session, which is leased. The process held `file_bytes` of mapped files when it
+    /// was created.
     pub(super) fn insert(&mut self, key: Key, weights: Weights, file_bytes: u64) {
         self.use_now(key);
         self.ledger.load(weights.bytes);
@@ -177,9 +181,9 @@ impl<S> State<S> {
         counts.weight_bytes += weights.bytes;
     }
 
-    /// Ends a lease; returns the session where it does not stay.
+    /// Ends a lease. Returns the session if it is not kept.
     pub(super) fn give_back(&mut self, key: Key, session: Option<S>, is_broken: bool) -> Option<S> {
-        // The sessions of an executor that is gone are not here.
+        // The sessions of a dropped executor were removed.
         let Some(sessions) = self.sessions.get_mut(&key) else {
             return session;
         };
@@ -190,7 +194,7 @@ impl<S> State<S> {
         if is_broken { self.remove_idle(key) } else { None }
     }
 
-    /// Removes the session of `key` that was used last and is not leased.
+    /// Removes the idle session of `key` that was used last, or returns `None` if none is idle.
     fn remove_idle(&mut self, key: Key) -> Option<S> {
         let sessions = self.sessions.get_mut(&key)?;
         let session = sessions.idle.pop()?;
@@ -206,7 +210,8 @@ impl<S> State<S> {
         Some(session)
     }
 
-    /// Learns from a session that was made while no other ran, within bounds.
+    /// Records the load time of a session, limited to the longest times. Does nothing if another
+    /// session was in use, which may have slowed the load.
     pub(super) fn learn_load_time(&mut self, key: Key, bytes: u64, time: Duration) {
         let own = 1;
         if self.num_leased > own {
@@ -221,7 +226,7 @@ impl<S> State<S> {
         self.seconds_per_byte += (rate - self.seconds_per_byte) / 8.0;
     }
 
-    /// Returns the time to load a session of `key`, whose weights take `bytes`.
+    /// Returns the time to load a session of `key` with `bytes` of weights; 0 if one is loaded.
     pub(super) fn load_time(&self, key: Key, bytes: u64) -> Duration {
         if self.sessions.contains_key(&key) {
             return Duration::ZERO;
@@ -230,7 +235,8 @@ impl<S> State<S> {
         self.load_times.get(&key).copied().unwrap_or_else(guess)
     }
 
-    /// Tells whether a session of `key` is not leased, and not the last of what is pinned.
+    /// Returns whether a session of `key` may be evicted: it is idle and not the last of a pinned
+    /// key.
     fn may_go(&self, key: Key) -> bool {
         let is_last = |sessions: &Sessions<S>| sessions.count() == 1 && self.pinned.contains(&key);
         let sessions = self.sessions.get(&key);
@@ -242,7 +248,8 @@ impl<S> State<S> {
         self.sessions.get(&key).is_some_and(|sessions| sessions.weights.table_bytes > 0)
     }
 
-    /// Takes note of how many pages of its table a session reads, of `file_bytes` in memory.
+    /// Records the bytes of table pages that a session of `key` reads, given `file_bytes` of mapped
+    /// files in memory.
     pub(super) fn learn_pages(&mut self, key: Key, file_bytes: u64) {
         if let Some(Sessions { weights, files_before, .. }) = self.sessions.get(&key) {
             let read = file_bytes.saturating_sub(*files_before).min(weights.table_bytes);
@@ -251,15 +258,15 @@ impl<S> State<S> {
         }
     }
 
-    /// Returns the bytes of the pages of its table that a session of `key` has read so far.
+    /// Returns the bytes of the table pages that sessions of `key` have read so far.
     pub(super) fn pages(&self, key: Key) -> u64 {
         self.pages.get(&key).copied().unwrap_or(0)
     }
 
-    /// Removes sessions that are not leased, of so many bytes together or more if there are, those
-    /// first that are expected to be used again last. Of equal ones it is the one used last: where
-    /// the same networks are walked through again and again and there is no room for all, what
-    /// stays is found again, while the least recently used one is always what is wanted next.
+    /// Evicts idle sessions of at least `bytes` in total, or all of them if they are smaller. The
+    /// session that is expected again last goes first; of equal sessions, the one used last. This
+    /// suits repeated walks through networks that do not all fit. The sessions that stay are found
+    /// again, while the least recently used one is always needed next.
     pub(super) fn evict(&mut self, bytes: u64) -> Vec<S> {
         let order = |key: &Key| {
             let uses = self.uses.get(key);
@@ -287,7 +294,7 @@ impl<S> State<S> {
     }
 }
 
-/// Returns the time that `bytes` take at `seconds_per_byte`.
+/// Returns the time for `bytes` at `seconds_per_byte`.
 #[expect(clippy::cast_precision_loss, reason = "sizes stay far below 2^53 bytes")]
 fn time_of(bytes: u64, seconds_per_byte: f64) -> Duration {
     Duration::from_secs_f64(bytes as f64 * seconds_per_byte)

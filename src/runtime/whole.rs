@@ -1,4 +1,5 @@
-//! Running a whole model once, inner tensors included: for taking exports apart, not for serving.
+//! Runs of a whole model that also return inner tensors. They serve to take exports apart, not to
+//! answer requests.
 
 use std::path::Path;
 
@@ -17,7 +18,7 @@ use crate::{
     tensor::{Tensor, TensorData},
 };
 
-/// Elements of a tensor, whatever type they have.
+/// Elements of a tensor of any numeric type, as f64.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Elements {
     /// The extent of each axis.
@@ -34,8 +35,8 @@ pub struct WholeModel {
 }
 
 impl WholeModel {
-    /// Loads `model`, called `name` in errors, whose weights lie in files of `folder`, so that the
-    /// tensors `wanted` can be asked for besides its outputs.
+    /// Loads `model`, which is called `name` in errors and whose weights lie in files of `folder`.
+    /// The tensors `wanted` become outputs besides its own.
     ///
     /// # Errors
     ///
@@ -69,7 +70,7 @@ impl WholeModel {
     ///
     /// # Errors
     ///
-    /// Fails when the model does, or a tensor is not f32.
+    /// Fails when the model fails, or a tensor is not f32.
     pub fn run(
         &mut self,
         inputs: &[(&str, &Tensor)],
@@ -85,12 +86,12 @@ impl WholeModel {
         self.each(inputs, wanted, read)
     }
 
-    /// Runs the model and returns the elements of the tensors `wanted`; `None` for what does not
-    /// hold numbers.
+    /// Runs the model and returns the elements of the tensors `wanted`. An entry is `None` if it
+    /// does not hold numbers.
     ///
     /// # Errors
     ///
-    /// Fails when the model does.
+    /// Fails when the model fails.
     pub fn elements(
         &mut self,
         inputs: &[(&str, &Tensor)],
@@ -99,12 +100,12 @@ impl WholeModel {
         self.each(inputs, wanted, |value| Ok(Elements::of(value)))
     }
 
-    /// Runs the model and returns the extents of the tensors `wanted`, of whatever element type;
-    /// `None` for what is not a tensor.
+    /// Runs the model and returns the extents of the tensors `wanted`, of any element type. An
+    /// entry is `None` if it is not a tensor.
     ///
     /// # Errors
     ///
-    /// Fails when the model does.
+    /// Fails when the model fails.
     pub fn shapes(
         &mut self,
         inputs: &[(&str, &Tensor)],
@@ -145,7 +146,7 @@ fn value_of(tensor: &Tensor) -> ort::Result<DynValue> {
 }
 
 impl Elements {
-    /// Copies the elements of `value`, or returns `None` if it does not hold numbers.
+    /// Returns the elements of `value`, or `None` if it does not hold numbers.
     fn of(value: &DynValue) -> Option<Self> {
         read::<f32>(value)
             .or_else(|| read::<i32>(value))

@@ -46,12 +46,12 @@ impl DataType {
         self.row().1
     }
 
-    /// Returns the size of one element in bytes; 0 for `BYTES`, whose elements vary.
+    /// Returns the size of one element in bytes; 0 for `BYTES`, whose elements vary in length.
     pub fn size(self) -> usize {
         self.row().2
     }
 
-    /// Finds the type with the protocol's name `name`.
+    /// Returns the type with the protocol's name `name`, or `None` if no type has it.
     pub fn from_name(name: &str) -> Option<Self> {
         NAMES.iter().find(|row| row.1 == name).map(|row| row.0)
     }

@@ -1,4 +1,5 @@
-//! Opening files by name: regular ones only, so that nothing waits for a named pipe or a device.
+//! Functions that open regular files by name. Named pipes and devices are refused, because reading
+//! them may block.
 
 use std::{
     fs::{File, OpenOptions},
@@ -11,9 +12,10 @@ use std::{
 ///
 /// # Errors
 ///
-/// Fails when there is none, it may not be read, or it is a folder, a named pipe or a device.
+/// Fails when `path` does not exist or may not be read. Fails when it is a folder, a named pipe or
+/// a device.
 pub fn open_file(path: &Path) -> io::Result<File> {
-    // Without the flag, opening a named pipe waits until somebody writes into it.
+    // Without `O_NONBLOCK`, opening a named pipe blocks until another process writes to it.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
@@ -32,7 +34,7 @@ pub fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Reads the regular file at `path`, which is UTF-8.
+/// Reads the regular file at `path` as UTF-8.
 ///
 /// # Errors
 ///

@@ -1,33 +1,34 @@
-//! How the C library keeps memory that the process has freed.
+//! Settings of the C library's allocator for freed memory.
 
-/// Bytes from which an allocation is mapped by itself while [`MappedApart`] lives.
+/// Smallest allocation that gets its own mapping while a [`MappedApart`] lives, in bytes.
 #[cfg(target_env = "gnu")]
 const APART: libc::c_int = 64 << 10;
 
-/// Bytes from which an allocation is mapped by itself otherwise: the most that the C library takes.
+/// Smallest allocation that gets its own mapping otherwise, in bytes. The C library accepts no
+/// larger threshold.
 #[cfg(target_env = "gnu")]
 const TOGETHER: libc::c_int = 32 << 20;
 
-/// Gives memory that was freed back to the system, where the C library keeps it for itself.
+/// Returns freed memory that the C library still holds to the system.
 ///
-/// Takes some milliseconds; allocations wait for it.
+/// The call takes some milliseconds. Allocations block meanwhile.
 #[cfg(target_env = "gnu")]
 #[expect(unsafe_code, reason = "the C library's function has no safe form")]
 pub fn give_back_freed_memory() {
-    // SAFETY: glibc's malloc_trim takes its own locks, may be called at any time from any thread,
-    // and touches free memory only.
+    // SAFETY: glibc's malloc_trim takes its own locks and may be called at any time from any
+    // thread. It touches free memory only.
     unsafe {
         libc::malloc_trim(0);
     }
 }
 
-/// Does nothing: other C libraries give back what is freed.
+/// Does nothing, because other C libraries return freed memory themselves.
 #[cfg(not(target_env = "gnu"))]
 pub fn give_back_freed_memory() {}
 
-/// Keeps freed memory for the next allocation up to `bytes` at the end of each of the C library's
-/// heaps, and reuses what is freed however large it is: mapping the activations of every run anew
-/// takes half as long as computing them.
+/// Keeps freed memory for later allocations: up to `bytes` at the end of each of the C library's
+/// heaps. Freed blocks of any size are reused. Mapping the activations of every run anew would take
+/// half as long as computing them.
 pub fn reuse_freed_memory(bytes: u64) {
     #[cfg(target_env = "gnu")]
     {
@@ -38,13 +39,14 @@ pub fn reuse_freed_memory(bytes: u64) {
     let _ = bytes;
 }
 
-/// Has what is allocated while it lives mapped by itself, so that it goes back to the system when
-/// it is freed, and lies between nothing that is freed before. There is one at a time.
+/// Guard during whose life each large allocation gets its own mapping. Such memory returns to the
+/// system when it is freed. It never lies between shorter-lived allocations. At most one guard may
+/// live at a time.
 #[derive(Debug)]
 pub struct MappedApart(());
 
 impl MappedApart {
-    /// Begins.
+    /// Lowers the threshold for allocations with their own mapping.
     pub fn begin() -> Self {
         #[cfg(target_env = "gnu")]
         set(libc::M_MMAP_THRESHOLD, APART);
@@ -62,8 +64,8 @@ impl Drop for MappedApart {
 #[cfg(target_env = "gnu")]
 #[expect(unsafe_code, reason = "the C library's function has no safe form")]
 fn set(parameter: libc::c_int, value: libc::c_int) {
-    // SAFETY: glibc's mallopt takes its own locks and may be called at any time from any thread;
-    // what was allocated before stays where it is.
+    // SAFETY: glibc's mallopt takes its own locks and may be called at any time from any thread.
+    // Earlier allocations stay where they are.
     unsafe {
         libc::mallopt(parameter, value);
     }

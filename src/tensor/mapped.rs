@@ -1,4 +1,4 @@
-//! Read-only file mappings: the one module with `unsafe` code.
+//! Read-only file mappings, with the `unsafe` code that they need.
 
 use std::{
     io,
@@ -20,7 +20,7 @@ pub struct MappedFile {
     bytes: Bytes,
 }
 
-/// A mapping that bytes keep alive.
+/// Shared ownership of a mapping, which [`Bytes`] keep alive.
 struct Shared(Arc<Mmap>);
 
 impl AsRef<[u8]> for Shared {
@@ -29,7 +29,7 @@ impl AsRef<[u8]> for Shared {
     }
 }
 
-/// How much of a file is in memory while its digest is computed.
+/// Size of the parts in which a digest is computed, in bytes.
 const DIGEST_BYTES: usize = 4 << 20;
 
 impl MappedFile {
@@ -41,44 +41,43 @@ impl MappedFile {
     #[expect(unsafe_code, reason = "mapping a file is unsafe by nature, and only done here")]
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = open_file(path)?;
-        // SAFETY: the mapping is read-only and private to this process; pool files are replaced by
-        // renaming, never truncated in place, which the pool's documentation demands.
+        // SAFETY: the mapping is read-only and private to this process. Pool files are replaced by
+        // renaming and never truncated in place, as the pool's documentation demands.
         let mapping = Arc::new(unsafe { Mmap::map(&file)? });
         let bytes = Bytes::from_owner(Shared(mapping.clone()));
         Ok(Self { path: path.to_owned(), mapping, bytes })
     }
 
-    /// Returns where the file lies.
+    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Returns the content; slices of it share the mapping and copy nothing.
+    /// Returns the content. Slices of it share the mapping and copy nothing.
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
     }
 
-    /// Returns the lower-case hexadecimal SHA-256 of the content, of which little is in memory at a
-    /// time.
+    /// Returns the SHA-256 of the content in lower-case hexadecimal. Only a part of the content is
+    /// in memory at a time.
     #[expect(unsafe_code, reason = "only this says that a part of a mapping is not needed")]
     pub fn sha256(&self) -> String {
         let mut digest = Sha256::new();
         for (index, part) in self.mapping.chunks(DIGEST_BYTES).enumerate() {
             digest.update(part);
             let advice = UncheckedAdvice::DontNeed;
-            // SAFETY: the mapping is of a file and read-only, so what is read again is read from
-            // the file again and is the same.
+            // SAFETY: the mapping is read-only and of a file, so a later read gets the same bytes.
             let advised = unsafe {
                 self.mapping.unchecked_advise_range(advice, index * DIGEST_BYTES, part.len())
             };
-            // Where this fails the pages stay, until the system needs them.
+            // If the advice fails, the pages stay until the system needs them.
             drop(advised);
         }
         hex(&digest.finalize())
     }
 }
 
-/// Writes `digest` in lower-case hexadecimal.
+/// Returns `digest` in lower-case hexadecimal.
 fn hex(digest: &[u8]) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,7 +1,7 @@
-//! Dtypes, shapes, tensor values and units.
+//! Element types, shapes, tensor values and units.
 //!
-//! The lowest room: everything else speaks in these types. It knows no file format, no wire format
-//! and no runtime. Start at [`Tensor`].
+//! This is the lowest room: all others use its types. It does not know any file format, wire format
+//! or runtime. Start at [`Tensor`].
 
 mod data_type;
 mod file;

@@ -1,12 +1,12 @@
-//! Wrong input in great numbers: valid bytes with a few of them changed, for the tests that feed
-//! readers a million of them.
+//! Fuzzing input: copies of valid bytes with a few changes. Tests feed a million of them to each
+//! reader.
 
 use std::{env, path::Path};
 
-/// How many inputs a reader gets, unless `FUZZ_CASES` says so.
+/// Number of inputs per reader, unless `FUZZ_CASES` sets another.
 const NUM_CASES: usize = 1_000_000;
 
-/// What readers tend to get wrong.
+/// Bytes that readers often handle wrongly, such as extreme numbers and deep nesting.
 const EXTREMES: [&[u8]; 10] = [
     &[0xff; 8],
     &[0; 8],
@@ -20,7 +20,7 @@ const EXTREMES: [&[u8]; 10] = [
     b"../../../",
 ];
 
-/// Feeds `read` changed copies of `seeds`.
+/// Calls `read` with changed copies of `seeds`.
 pub(crate) fn feed(seeds: &[Vec<u8>], mut read: impl FnMut(Vec<u8>)) {
     let cases = env::var("FUZZ_CASES").ok().and_then(|text| text.parse().ok());
     let mut random = Random(0x07e5_5e4a);
@@ -33,7 +33,7 @@ pub(crate) fn feed(seeds: &[Vec<u8>], mut read: impl FnMut(Vec<u8>)) {
     }
 }
 
-/// Like [`feed`], for a reader of the file `path`.
+/// Writes changed copies of `seeds` to the file `path` and calls `read` after each.
 pub(crate) fn feed_file(seeds: &[Vec<u8>], path: &Path, mut read: impl FnMut()) {
     feed(seeds, |bytes| {
         std::fs::write(path, bytes).expect("written");
@@ -64,7 +64,7 @@ fn change(bytes: &mut Vec<u8>, seeds: &[Vec<u8>], random: &mut Random) {
     }
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014): the same numbers at every run.
+/// Random number generator SplitMix64 (Steele, Lea, Flood 2014). Every run yields the same numbers.
 struct Random(u64);
 
 impl Random {

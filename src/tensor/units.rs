@@ -4,19 +4,19 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// A number of bytes; written `64 MB`, parsed from `64MB`, `64 MiB`, `1.5GB` or a plain number of
-/// bytes.
+/// Number of bytes. Displayed as `64.0 MB`; parsed from `64MB`, `64 MiB`, `1.5GB` or a plain number
+/// of bytes.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
 pub struct ByteSize(pub u64);
 
-/// Why a text is no [`ByteSize`].
+/// Error for a text that is not a [`ByteSize`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is no size: write a number with B, KB, MB, GB, KiB, MiB or GiB, such as 64MiB")]
 pub struct ParseByteSizeError(String);
 
-/// The units by descending size, decimal and binary.
+/// Units by descending size, the binary ones first, with their size in bytes.
 const UNITS: [(&str, u64); 7] = [
     ("gib", 1 << 30),
     ("mib", 1 << 20),
@@ -34,7 +34,7 @@ impl ByteSize {
         self.0 as f64 / 1e6
     }
 
-    /// Returns the size as a length in memory.
+    /// Returns the number of bytes as a `usize`, or `usize::MAX` if it is larger.
     pub fn as_usize(self) -> usize {
         usize::try_from(self.0).unwrap_or(usize::MAX)
     }

@@ -1,4 +1,4 @@
-//! Tensor values as they come from and go to a client.
+//! Tensor values that clients send and receive.
 
 use super::DataType;
 
@@ -18,24 +18,24 @@ pub enum TensorData {
     Bytes(Vec<Vec<u8>>),
 }
 
-/// What a tensor must look like: a name, an element type and a shape in which `None` is any extent.
+/// Description of a valid tensor: its name, its element type and its shape.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorSpec {
     /// The tensor's name.
     pub name: String,
     /// The element type.
     pub data_type: DataType,
-    /// The extent of each axis; `None` where it may vary.
+    /// The extent of each axis; `None` for an axis of any extent.
     pub shape: Vec<Option<usize>>,
 }
 
-/// Why a tensor cannot be built.
+/// Error for a tensor that cannot be built.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TensorError {
-    /// The shape does not hold as many elements as were given.
+    /// The shape does not hold the number of elements given.
     #[error("shape {shape:?} does not hold the {len} elements given")]
     Length {
-        /// The shape asked for.
+        /// The requested shape.
         shape: Vec<usize>,
         /// The number of elements given.
         len: usize,
@@ -47,7 +47,7 @@ impl Tensor {
     ///
     /// # Errors
     ///
-    /// Fails when the shape's number of elements is not the data's.
+    /// Fails when the number of elements in `shape` differs from that of `data`.
     pub fn new(shape: Vec<usize>, data: TensorData) -> Result<Self, TensorError> {
         let elements = shape.iter().try_fold(1_usize, |count, extent| count.checked_mul(*extent));
         if elements != Some(data.len()) {
@@ -71,12 +71,12 @@ impl Tensor {
         self.data.data_type()
     }
 
-    /// Takes the tensor apart.
+    /// Returns the shape and the elements.
     pub fn into_parts(self) -> (Vec<usize>, TensorData) {
         (self.shape, self.data)
     }
 
-    /// Returns the elements where they are `FP32`.
+    /// Returns the elements, or `None` if they are not `FP32`.
     pub fn as_f32(&self) -> Option<&[f32]> {
         match &self.data {
             TensorData::F32(values) => Some(values),
@@ -84,7 +84,7 @@ impl Tensor {
         }
     }
 
-    /// Returns the elements where they are `INT64`.
+    /// Returns the elements, or `None` if they are not `INT64`.
     pub fn as_i64(&self) -> Option<&[i64]> {
         match &self.data {
             TensorData::I64(values) => Some(values),
@@ -112,20 +112,20 @@ impl TensorData {
         }
     }
 
-    /// Tells whether there is no element.
+    /// Returns whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
 impl TensorSpec {
-    /// Tells whether `shape` fits this spec.
+    /// Returns whether `shape` matches this description.
     pub fn admits(&self, shape: &[usize]) -> bool {
         shape.len() == self.shape.len()
             && shape.iter().zip(&self.shape).all(|(extent, want)| want.is_none_or(|w| w == *extent))
     }
 
-    /// Returns the shape with −1 for an axis that may vary, as the protocol writes it.
+    /// Returns the shape as the protocol writes it, with −1 for an axis of any extent.
     pub fn protocol_shape(&self) -> Vec<i64> {
         self.shape
             .iter()
