@@ -3,15 +3,15 @@
 use super::bounds::Bounds;
 use crate::tensor::TensorSpec;
 
-/// The tensors of a model.
+/// Tensors of a model, and its bounds.
 #[derive(Debug)]
 pub(super) struct Specs {
-    /// What it takes.
+    /// Inputs of the model.
     pub(super) inputs: Vec<TensorSpec>,
-    /// What it returns.
+    /// Outputs of the model.
     pub(super) outputs: Vec<TensorSpec>,
-    /// How many classes it has names for.
+    /// Number of classes with a label.
     pub(super) num_labels: usize,
-    /// How much a request may hold.
+    /// Bounds on the content of a request.
     pub(super) bounds: Bounds,
 }

@@ -22,7 +22,7 @@ use crate::{
 /// Number of clients that send requests at once while the capacity is measured.
 const NUM_CLIENTS: usize = 16;
 
-/// What does not change between loads.
+/// Settings that all loads share.
 struct Setting<'a> {
     arguments: &'a BenchArguments,
     target: Target,

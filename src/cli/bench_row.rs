@@ -7,14 +7,14 @@ use crate::bench::Measured;
 /// The policy that lets the server choose.
 pub(super) const TESSERA: &str = "tessera";
 
-/// A policy under one load.
+/// Measurements of a policy under one load.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Row {
-    /// `tessera`, or the one plan that there is.
+    /// Name of the policy: `tessera`, or the plan that answers every request.
     pub(super) policy: String,
-    /// The load, as a multiple of the best plan's capacity.
+    /// Load as a multiple of the best plan's capacity.
     pub(super) load: f64,
-    /// Requests a second.
+    /// Rate of arrivals in requests per second.
     pub(super) rate: f64,
     /// Squared coefficient of variation of the times between requests; `None` for a trace.
     pub(super) cv2: Option<f64>,

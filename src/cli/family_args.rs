@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-/// The family that a command is about.
+/// The family that a command works on.
 #[derive(Debug, Args)]
 pub struct FamilyArgument {
     /// Family, a folder of the pool

@@ -16,13 +16,13 @@ use super::{
 /// Most ids suggested for an unknown plan id.
 const MAX_NEAREST: usize = 5;
 
-/// Why no plan is chosen.
+/// Error for a request without a suitable plan.
 #[derive(Debug, Clone, PartialEq, Error)]
 pub enum ChooseError {
-    /// The plan asked for by id does not exist.
+    /// The requested plan does not exist.
     #[error("no plan `{plan}`; nearest: {}", nearest.join(", "))]
     NotFound {
-        /// The id asked for.
+        /// The requested id.
         plan: String,
         /// Up to five existing ids, the most similar first.
         nearest: Vec<String>,

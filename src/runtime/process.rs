@@ -10,7 +10,7 @@ use super::{
     residents::Residents,
 };
 
-/// The process's ONNX Runtime with its one thread pool. Clones share it.
+/// The process's ONNX Runtime with its only thread pool. Clones share both.
 #[derive(Debug, Clone)]
 pub struct Runtime {
     environment: Environment,

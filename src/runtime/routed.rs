@@ -19,7 +19,7 @@ pub(super) const HELD: f64 = 3.0;
 
 /// The networks of a family, by their positions.
 pub(super) trait Networks {
-    /// Leases a session of `network`, loading it where there is none.
+    /// Leases a session of `network`, loading it if none is free.
     ///
     /// # Errors
     ///

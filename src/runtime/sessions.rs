@@ -17,20 +17,20 @@ const LOAD_SECONDS_PER_BYTE: f64 = 1e-9;
 const LONGEST_LOAD_TIME: Duration = Duration::from_millis(20);
 const LONGEST_LOAD_SECONDS_PER_BYTE: f64 = 4.0 * LOAD_SECONDS_PER_BYTE;
 
-/// What an executor holds in memory.
+/// Modules that an executor holds in memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Residency {
-    /// Loaded modules.
+    /// Number of loaded modules.
     pub num_modules: u64,
-    /// The bytes of their weights.
+    /// Bytes of the loaded modules' weights.
     pub weight_bytes: u64,
-    /// How many times a module was loaded.
+    /// Number of times that a module was loaded.
     pub num_loads: u64,
-    /// How many times a module gave way to another.
+    /// Number of times that a module was evicted.
     pub num_evictions: u64,
 }
 
-/// Whose session, and of which network.
+/// Key of a network's sessions: the executor and the network's index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     pub(super) executor: u64,

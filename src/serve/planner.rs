@@ -38,7 +38,7 @@ pub(super) struct Planner {
     is_loaded: AtomicBool,
 }
 
-/// What a budget gets.
+/// Plan that is chosen for a budget.
 #[derive(Debug, Clone)]
 pub(super) struct Chosen {
     pub(super) plan: PlanSummary,

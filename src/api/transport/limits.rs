@@ -2,20 +2,20 @@
 
 use std::time::Duration;
 
-/// What connections may take.
+/// Limits of connections.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// The most connections at once, over all ports; the next ones are answered 503.
+    /// Most connections at once, over all ports; further ones are answered 503.
     pub max_connections: usize,
-    /// The most requests at once on an HTTP/2 connection.
+    /// Most requests at once on an HTTP/2 connection.
     pub max_streams: u32,
-    /// How long a connection may take until the head of its first request is there, a TLS
-    /// handshake included.
+    /// Time until the head of a connection's first request must be there, including a TLS
+    /// handshake.
     pub header_timeout: Duration,
-    /// How long a connection may stay open without a request, and a stream without a message.
+    /// Time that a connection may stay open without a request, and a stream without a message.
     pub idle_timeout: Duration,
-    /// How long an answer may wait for its client to take more of it.
+    /// Time that an answer may wait for its client to take more of it.
     pub write_timeout: Duration,
-    /// How long running requests may take after the server is told to stop.
+    /// Time that running requests may take after the server is told to stop.
     pub drain_timeout: Duration,
 }
