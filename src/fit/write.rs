@@ -1,4 +1,4 @@
-//! Writing single files so that nothing is ever half-written, and the date.
+//! Writing single files atomically, and formatting the date.
 
 use std::{path::Path, time::SystemTime};
 
@@ -7,12 +7,12 @@ use super::{
     disk::{FileSystem, TEMPORARY, folder_of, place, sweep},
 };
 
-/// Writes `content` to a temporary file beside `path`, then renames it. What a killed process has
-/// left beside `path` is removed.
+/// Writes `content` to a temporary file beside `path`, then renames it. Also removes temporary
+/// files that a killed process has left beside `path`.
 ///
 /// # Errors
 ///
-/// Fails when the folder cannot be made or the file cannot be written.
+/// Fails when the folder cannot be created or the file cannot be written.
 pub fn write_atomically(path: &Path, content: &[u8]) -> Result<(), FitError> {
     sweep(&FileSystem, folder_of(path), TEMPORARY);
     place(&FileSystem, path, content)

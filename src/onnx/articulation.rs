@@ -50,8 +50,8 @@ pub struct Articulations {
 ///
 /// # Errors
 ///
-/// Fails when the graph has no input `input` or no output, and when the output does not depend on
-/// the input. Fails when the input passes through control flow.
+/// Fails when the graph has no output or no input named `input`. Fails when the output does not
+/// depend on the input, and when the input passes through control flow.
 pub fn articulations(model: &ModelProto, input: &str) -> Result<Articulations, OnnxError> {
     let empty = GraphProto::default();
     let graph = model.graph.as_ref().unwrap_or(&empty);

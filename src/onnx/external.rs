@@ -141,7 +141,7 @@ pub fn read_bytes(folder: &Path, tensor: &TensorProto) -> Result<Bytes, OnnxErro
 ///
 /// # Errors
 ///
-/// Fails when the file cannot be mapped or is too short, and when the tensor keeps its values in
+/// Fails when the file cannot be mapped or is too short. Fails when the tensor keeps its values in
 /// typed fields.
 pub fn map_bytes(folder: &Path, tensor: &TensorProto) -> Result<Bytes, OnnxError> {
     let Some(place) = place_of(tensor) else {

@@ -1,8 +1,8 @@
 //! Messages of `onnx.proto` that Tessera reads and writes, with the standard's field numbers.
 //!
-//! Fields that inference does not need (training, quantization annotations, model-local functions)
-//! are left out and dropped when a file is read. Integer lists are written packed, which every
-//! reader accepts.
+//! Fields that inference does not need are dropped when a file is read: training, quantization
+//! annotations, model-local functions. Integer lists are written packed, which every reader
+//! accepts.
 
 #![expect(missing_docs, reason = "the names are the standard's own")]
 

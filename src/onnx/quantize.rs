@@ -24,9 +24,9 @@ const BLOCKED: i64 = 21;
 /// Quantizes the constant matrices of `model` to int8, symmetrically and per output channel. Matrix
 /// products with them quantize their left side at run time, row by row.
 ///
-/// A row is divided by its largest absolute value, so it depends only on itself, not on the batch
-/// or on padding. A left side that several products share is quantized once. A row that holds a NaN
-/// or an infinite value gives no finite value.
+/// A row is divided by its largest absolute value. It depends only on itself, not on the batch or
+/// on padding. A left side that several products share is quantized once. A row that holds a NaN or
+/// an infinite value gives no finite value.
 ///
 /// `max_level` is the largest quantized weight. It is 127, or 63 on processors whose 8-bit products
 /// saturate at 16 bits (AVX2 without VNNI).
