@@ -1,142 +1,142 @@
-//! Why a checkpoint or a family cannot be loaded.
+//! Errors of loading a checkpoint or a family.
 
 use std::path::PathBuf;
 
 use crate::{family::FamilyError, onnx::OnnxError};
 
-/// Why a checkpoint or a family cannot be loaded.
+/// Error for a checkpoint or a family that cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchError {
     /// The manifest or the graph is wrong.
     #[error(transparent)]
     Family(#[from] FamilyError),
-    /// The modules that a manifest makes are no graph of plans.
+    /// The manifest's modules do not form a valid graph.
     #[error("{}", path.display())]
     Graph {
-        /// The manifest.
+        /// Path of the manifest.
         path: PathBuf,
-        /// What is wrong with the graph.
+        /// Fault of the graph.
         #[source]
         source: FamilyError,
     },
     /// An ONNX file is wrong.
     #[error("anchor `{anchor}`")]
     Onnx {
-        /// The anchor.
+        /// Name of the anchor.
         anchor: String,
-        /// What is wrong.
+        /// Fault of the file.
         #[source]
         source: OnnxError,
     },
     /// A file is missing or cannot be read.
     #[error("{}: cannot be read; `make setup` fetches the default pool's files", path.display())]
     Unreadable {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The reason.
+        /// Cause of the error.
         #[source]
         source: std::io::Error,
     },
     /// A file's digest is not the expected one.
     #[error("{}: sha256 is {found}, not {expected}: truncated or altered", path.display())]
     Digest {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the manifest or the record says.
+        /// Digest in the manifest or the record.
         expected: String,
-        /// What the file has.
+        /// Digest of the file.
         found: String,
     },
     /// The manifest has no digest for a file that it uses.
     #[error("{}: has no sha256 in the manifest", path.display())]
     NoDigest {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
     /// A file does not parse.
     #[error("{}: {message}", path.display())]
     Malformed {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the parser says.
+        /// Message of the parser.
         message: String,
     },
     /// A configuration has a value that is not supported.
     #[error("{}: key `{key}` is `{value}`, but {expected}", path.display())]
     Config {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The key.
+        /// Name of the key.
         key: String,
-        /// Its value.
+        /// Value of the key.
         value: String,
-        /// What would be valid.
+        /// Description of the valid values.
         expected: String,
     },
     /// A tensor is missing.
     #[error("{}: there is no tensor `{name}`", path.display())]
     NoTensor {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The tensor.
+        /// Name of the tensor.
         name: String,
     },
-    /// A tensor has another shape than its place in the network.
+    /// A tensor's shape does not fit its place in the network.
     #[error("{}: tensor `{name}` is {found:?}, but {expected:?} is needed", path.display())]
     TensorShape {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The tensor.
+        /// Name of the tensor.
         name: String,
-        /// Its shape.
+        /// Shape of the tensor.
         found: Vec<usize>,
-        /// The shape needed.
+        /// Shape that is needed.
         expected: Vec<usize>,
     },
-    /// A tensor has an element type that is not supported here.
+    /// A tensor has an unsupported element type.
     #[error("{}: tensor `{name}` is {found}, but F32, F16 or BF16 is needed", path.display())]
     TensorType {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The tensor.
+        /// Name of the tensor.
         name: String,
-        /// Its element type.
+        /// Element type of the tensor.
         found: String,
     },
-    /// A checkpoint has a tensor that the architecture does not know.
+    /// A checkpoint has a tensor that the architecture does not have.
     #[error("{}: tensor `{name}` is unknown; supported are {architecture}", path.display())]
     UnknownTensor {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The tensor.
+        /// Name of the tensor.
         name: String,
-        /// What is supported.
+        /// Description of the supported architectures.
         architecture: &'static str,
     },
-    /// A router and the ways that tokens may take contradict each other.
+    /// A module's router does not match its experts.
     #[error("module `{module}`: {reason}")]
     Router {
-        /// The module.
+        /// Name of the module.
         module: String,
-        /// What is wrong.
+        /// Reason for the refusal.
         reason: String,
     },
-    /// A tensor holds a value that is infinite or no number.
+    /// A tensor holds an infinite value or a NaN.
     #[error("{}: tensor `{name}` holds a value that is infinite or no number", path.display())]
     NotFinite {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The tensor.
+        /// Name of the tensor.
         name: String,
     },
     /// A map names a space that does not exist, or joins spaces that it cannot join.
     #[error("the map from `{from}` to `{to}`: {reason}")]
     Map {
-        /// Where it starts.
+        /// Name of the space at the map's start.
         from: String,
-        /// Where it ends.
+        /// Name of the space at the map's end.
         to: String,
-        /// What is wrong.
+        /// Reason for the refusal.
         reason: String,
     },
 }

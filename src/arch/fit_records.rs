@@ -1,7 +1,7 @@
-//! The record of a family's fitted files, `fits.json`: what serving reads of them, all at once.
+//! Record of a family's fitted files, `fits.json`, which serving reads as a whole.
 //!
-//! A fitted file carries its digest in its name, so a new one never takes the place of one that is
-//! in use. Writing `fits.json` is what puts it in use.
+//! A fitted file has its digest in its name, so a new file never replaces one in use. Writing
+//! `fits.json` puts the new file in use.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,19 +19,19 @@ const RECORDS: &str = "fits.json";
 /// Folder of fitted files in a family's folder.
 pub const FITS_FOLDER: &str = "fits";
 
-/// End of the names of fitted files.
+/// Suffix of the names of fitted files.
 const EXTENSION: &str = ".safetensors";
 
-/// Number of a digest's hexadecimal digits that a file's name carries.
+/// Number of hexadecimal digits of the digest in a file's name.
 const NUM_DIGITS: usize = 16;
 
-/// Every fitted file of a family by its plain name.
+/// Records of all fitted files of a family.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FitRecords {
-    /// The maps by plain name.
+    /// Records of maps by plain name.
     pub maps: BTreeMap<String, FitRecord>,
-    /// How feed-forward parts are split among experts, by plain name.
+    /// Records of experts by plain name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub experts: BTreeMap<String, SplitRecord>,
     /// Files that were in use before the last fit, which servers may still read.
@@ -39,53 +39,53 @@ pub struct FitRecords {
     pub superseded: BTreeSet<String>,
 }
 
-/// How an anchor's feed-forward parts were split among experts.
+/// Record of splitting an anchor's feed-forward parts among experts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SplitRecord {
-    /// The file; the plain name where there is none.
+    /// Path of the file in the family's folder; `None` if it is the plain name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
-    /// The SHA-256 of the file.
+    /// SHA-256 of the file.
     pub sha256: String,
-    /// The number of tokens that the router was fitted on.
+    /// Number of tokens on which the router was fitted.
     pub samples: u64,
-    /// The share of the groups' variance that a learned router explains on texts or images that
-    /// the fit did not see, averaged over blocks; 0 where the router is not learned.
+    /// Fraction of the groups' variance that a learned router explains on held-out texts or images,
+    /// averaged over blocks. It is 0 if the router is not learned.
     pub held_out_r2: f64,
-    /// The texts or images.
+    /// Name of the texts or images.
     pub data: String,
-    /// The day of the fit.
+    /// Date of the fit.
     pub date: String,
 }
 
-/// How a map was fitted, and how well.
+/// Record of fitting a map.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FitRecord {
-    /// The file; the plain name where there is none.
+    /// Path of the file in the family's folder; `None` if it is the plain name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
-    /// The SHA-256 of the file.
+    /// SHA-256 of the file.
     pub sha256: String,
-    /// The number of rows that the map was fitted on: tokens, or sequences for a pooled map.
+    /// Number of rows on which the map was fitted: tokens, or sequences for a pooled map.
     pub samples: u64,
-    /// The ridge regularisation, relative to the mean of the Gram matrix's diagonal.
+    /// Ridge regularisation, relative to the mean of the Gram matrix's diagonal.
     pub regularization: f64,
-    /// The explained variance on texts that the fit did not see.
+    /// Fraction of the variance that the map explains on held-out texts.
     pub held_out_r2: f64,
-    /// The texts.
+    /// Name of the texts.
     pub data: String,
-    /// The day of the fit.
+    /// Date of the fit.
     pub date: String,
 }
 
-/// A fitted file as it is recorded.
+/// Path and digest of a recorded fitted file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FittedFile<'r> {
-    /// Where it lies in the family's folder.
+    /// Path of the file in the family's folder.
     pub location: &'r str,
-    /// Its SHA-256.
+    /// SHA-256 of the file.
     pub sha256: &'r str,
 }
 
@@ -106,18 +106,19 @@ impl SplitRecord {
 }
 
 impl FittedFile<'_> {
-    /// Returns why the file is not the one that was written, or None if it is.
+    /// Returns the error if the file is missing or altered, or `None` if it is as it was written.
     pub fn fault(&self, folder: &Path) -> Option<ArchError> {
         open_verified(folder, Path::new(self.location), self.sha256).err()
     }
 }
 
 impl FitRecords {
-    /// Reads the records of the family in `folder`; none where there is no file.
+    /// Reads the records of the family in `folder`, or returns empty records if the file is
+    /// missing.
     ///
     /// # Errors
     ///
-    /// Fails when the file is there but does not parse, or names a file outside of `fits/`.
+    /// Fails when the file exists but does not parse, or names a file outside of `fits/`.
     pub fn read(folder: &Path) -> Result<Self, ArchError> {
         let path = folder.join(RECORDS);
         let text = match read_text(&path) {
@@ -133,7 +134,7 @@ impl FitRecords {
         Ok(records)
     }
 
-    /// Returns the records as they are written, and the file's name.
+    /// Returns the name of the records' file and its content.
     pub fn to_file(&self) -> (&'static str, String) {
         let text = serde_json::to_string_pretty(self).unwrap_or_default();
         (RECORDS, text + "\n")
@@ -145,28 +146,28 @@ impl FitRecords {
         maps.chain(self.experts.iter().map(|(name, record)| record.file(name)))
     }
 
-    /// Leaves out what `is_wanted` refuses, by plain name and file.
+    /// Removes the records that `is_wanted` refuses, by plain name and file.
     pub fn retain(&mut self, is_wanted: impl Fn(&str, FittedFile<'_>) -> bool) {
         self.maps.retain(|name, record| is_wanted(name, record.file(name)));
         self.experts.retain(|name, record| is_wanted(name, record.file(name)));
     }
 }
 
-/// Returns the plain name of the weights of `map`: where they lie in the family's folder, but for
-/// the digest.
+/// Returns the plain name of the weights of `map`: their path in the family's folder without the
+/// digest.
 pub fn fit_file_name(map: &MapSpec) -> String {
     let label = map.label.as_ref().map_or(String::new(), |label| format!(".{label}"));
     format!("{FITS_FOLDER}/{}-{}{label}{EXTENSION}", map.from, map.to)
 }
 
-/// Returns where a file with the plain name `name` and this SHA-256 is written.
+/// Returns the path at which a file with the plain name `name` and the digest `sha256` is written.
 pub fn name_with_digest(name: &str, sha256: &str) -> String {
     let stem = name.strip_suffix(EXTENSION).unwrap_or(name);
     let digits = sha256.get(..NUM_DIGITS).unwrap_or(sha256);
     format!("{stem}.{digits}{EXTENSION}")
 }
 
-/// Returns the plain name of a fitted file whose name carries a digest, or None if it has none.
+/// Returns the plain name of a fitted file, or `None` if its name has no digest.
 pub fn name_without_digest(location: &str) -> Option<String> {
     let stem = location.strip_prefix(FITS_FOLDER)?.strip_prefix('/')?.strip_suffix(EXTENSION)?;
     let (plain, digits) = stem.rsplit_once('.')?;
@@ -175,7 +176,7 @@ pub fn name_without_digest(location: &str) -> Option<String> {
     is_digest.then(|| format!("{FITS_FOLDER}/{plain}{EXTENSION}"))
 }
 
-/// Tells whether a path names a file of the folder of fitted files.
+/// Returns whether a path names a file in the folder of fitted files.
 fn is_in_fits(location: &str) -> bool {
     let name = location.strip_prefix(FITS_FOLDER).and_then(|rest| rest.strip_prefix('/'));
     name.is_some_and(|name| !name.is_empty() && !name.starts_with('.') && !name.contains('/'))

@@ -1,4 +1,4 @@
-//! Maps fitted in closed form: stitches, bridges and exits as networks.
+//! Networks of maps fitted in closed form: stitches, bridges and exits.
 
 use super::{
     ArchError, Checkpoint, Network, convolved,
@@ -10,31 +10,31 @@ use crate::{
     onnx::{Attribute, GraphBuilder, proto::TensorProto},
 };
 
-/// The expanding half of a feed-forward block: `gelu(expand · x + bias)`.
+/// Expanding half of a feed-forward block: `gelu(expand · x + bias)`.
 #[derive(Debug, Clone)]
 pub(super) struct Expansion {
-    /// `[hidden, width]`.
+    /// Matrix of the expansion, `[hidden, width]`.
     pub(super) weight: TensorProto,
-    /// `[hidden]`.
+    /// Bias of the expansion, `[hidden]`.
     pub(super) bias: TensorProto,
-    /// ONNX Runtime's operator for the activation with its bias.
+    /// Name of ONNX Runtime's operator for the activation with its bias.
     pub(super) activation: &'static str,
 }
 
-/// What a map is built of besides its weights.
+/// Parts of a map besides its weights.
 #[derive(Debug)]
 pub(super) struct MapParts<'a> {
-    /// The manifest's entry.
+    /// Entry of the map in the manifest.
     pub(super) map: &'a MapSpec,
-    /// The shape of the space it starts in, after the batch.
+    /// Shape of the space at the map's start, after the batch.
     pub(super) shape_in: &'a [Option<usize>],
-    /// The shape of the space it ends in, after the batch.
+    /// Shape of the space at the map's end, after the batch.
     pub(super) shape_out: &'a [Option<usize>],
-    /// The width of the space it starts in.
+    /// Width of the space at the map's start.
     pub(super) width_in: usize,
-    /// The width of the space it ends in.
+    /// Width of the space at the map's end.
     pub(super) width_out: usize,
-    /// The expansion of the block it starts in, where its form needs one.
+    /// Expansion of the block that contains the map's start, or `None` if there is none.
     pub(super) expansion: Option<Expansion>,
 }
 
@@ -58,8 +58,10 @@ pub(super) fn network(
     Ok(Network::new(graph.finish(&mapped, "output", &shape[3 - rank..]), precision))
 }
 
-/// Builds the network that computes a map's features one beside another, for fitting it:
-/// `[batch, tokens, features · width]`, or `[batch, features · width]` where they are pooled.
+/// Builds the network that computes a map's features for fitting it.
+///
+/// Its output is `[batch, tokens, features · width]`, or `[batch, features · width]` for pooled
+/// features.
 pub(super) fn feature_network(parts: &MapParts<'_>) -> Result<Network, ArchError> {
     if parts.map.form == MapForm::Conv {
         return convolved::feature_network(parts);
@@ -87,9 +89,10 @@ struct FittedMap<'a> {
 }
 
 impl FittedMap<'_> {
-    /// `norm(sum over features of feature · weightᵀ + bias)` for every token. A neighbour beyond
-    /// the sequence counts as zero, so padding changes nothing; shifting the product instead of the
-    /// feature saves the copies.
+    /// Adds `norm(sum over features of feature · weightᵀ + bias)` for every token.
+    ///
+    /// A neighbour beyond the sequence counts as zero, so padding changes nothing. Shifting the
+    /// product instead of the feature saves the copies.
     fn tokens(&self, graph: &mut GraphBuilder, hidden: &str) -> Result<String, ArchError> {
         let mut mask = TokenMask::default();
         let mut sum = self.vector(graph, "bias")?;
@@ -119,7 +122,7 @@ impl FittedMap<'_> {
         self.norm(graph, sum)
     }
 
-    /// `norm(gelu(expansion) · weightᵀ + token · token.weightᵀ + bias)` for every token.
+    /// Adds `norm(gelu(expansion) · weightᵀ + token · token.weightᵀ + bias)` for every token.
     fn mlp(&self, graph: &mut GraphBuilder, hidden: &str) -> Result<String, ArchError> {
         let expanded = expand(graph, hidden, self.parts)?;
         let units = self.parts.expansion.as_ref().and_then(|e| e.weight.dims.first());
@@ -134,7 +137,7 @@ impl FittedMap<'_> {
         self.norm(graph, sum)
     }
 
-    /// `normalize(features · weightᵀ + bias)` once a sequence.
+    /// Adds `normalize(features · weightᵀ + bias)`, once per sequence.
     fn pooled(&self, graph: &mut GraphBuilder, hidden: &str) -> Result<String, ArchError> {
         let features = pooled_features(graph, hidden, self.map)?;
         self.end_pooled(graph, &features, self.num_inputs())
@@ -157,7 +160,7 @@ impl FittedMap<'_> {
         Ok(normalize(graph, &sum))
     }
 
-    /// Adds the layer norm, where the file has one.
+    /// Adds the layer norm if the file has one.
     fn norm(&self, graph: &mut GraphBuilder, value: String) -> Result<String, ArchError> {
         if !self.weights.has("norm.weight") {
             return Ok(value);
@@ -173,7 +176,7 @@ impl FittedMap<'_> {
     }
 }
 
-/// The mask in the forms that features need, computed once.
+/// Forms of the mask that features need, each computed once.
 #[derive(Debug, Default)]
 struct TokenMask {
     float: Option<String>,
@@ -181,7 +184,7 @@ struct TokenMask {
 }
 
 impl TokenMask {
-    /// Returns the mask, `[batch, tokens, 1]` f32.
+    /// Returns the mask as `[batch, tokens, 1]` f32.
     fn float(&mut self, graph: &mut GraphBuilder) -> String {
         let build = || {
             let mask = token_input(graph, ATTENTION_MASK);
@@ -190,14 +193,14 @@ impl TokenMask {
         self.float.get_or_insert_with(build).clone()
     }
 
-    /// Returns `hidden` with zeros where there is padding.
+    /// Returns `hidden` with zeros in place of padding.
     fn kept(&mut self, graph: &mut GraphBuilder, hidden: &str) -> String {
         let mask = self.float(graph);
         self.kept.get_or_insert_with(|| graph.node("Mul", &[hidden, &mask], &[])).clone()
     }
 }
 
-/// Joins the features of every token.
+/// Adds the concatenated features of every token.
 fn token_features(
     graph: &mut GraphBuilder,
     hidden: &str,
@@ -228,7 +231,7 @@ fn token_features(
     Ok(graph.node("Concat", &parts, &[("axis", Attribute::Int(-1))]))
 }
 
-/// Joins the features of a sequence.
+/// Adds the concatenated features of a sequence.
 fn pooled_features(
     graph: &mut GraphBuilder,
     hidden: &str,
@@ -247,7 +250,7 @@ fn pooled_features(
     Ok(graph.node("Concat", &parts, &[("axis", Attribute::Int(-1))]))
 }
 
-/// Computes one feature of a sequence, `[batch, width]`.
+/// Adds one feature of a sequence, `[batch, width]`.
 fn pooled_feature(
     graph: &mut GraphBuilder,
     hidden: &str,
@@ -266,7 +269,7 @@ fn pooled_feature(
     }
 }
 
-/// Adds the expansion of the block in which the map starts.
+/// Adds the expansion of the block that contains the map's start.
 fn expand(
     graph: &mut GraphBuilder,
     hidden: &str,
@@ -292,14 +295,14 @@ pub(super) fn unsupported(map: &MapSpec, feature: Feature) -> ArchError {
     }
 }
 
-/// Moves every token one place on, so that it stands at the token that sees it as its neighbour.
+/// Shifts every token by one position, to the token that has it as `neighbour`.
 fn shift(graph: &mut GraphBuilder, value: &str, neighbour: Feature) -> String {
     let by = if neighbour == Feature::Previous { 1 } else { -1 };
     let pads = graph.ints(&[0, by, 0, 0, -by, 0]);
     graph.node("Pad", &[value, &pads], &[])
 }
 
-/// The largest value over the tokens that `mask` keeps.
+/// Adds the largest value over the tokens that `mask` keeps.
 fn max(graph: &mut GraphBuilder, hidden: &str, mask: &str) -> String {
     let (one, far, axis) = (graph.float(1.0), graph.float(1e9), graph.ints(&[1]));
     let out = graph.node("Sub", &[mask, &one], &[]);
@@ -308,7 +311,7 @@ fn max(graph: &mut GraphBuilder, hidden: &str, mask: &str) -> String {
     reduce(graph, "ReduceMax", &kept, &axis, false)
 }
 
-/// The standard deviation over the tokens that `mask` keeps.
+/// Adds the standard deviation over the tokens that `mask` keeps.
 fn deviation(graph: &mut GraphBuilder, hidden: &str, mask: &str) -> String {
     let axis = graph.ints(&[1]);
     let average = mean(graph, hidden, mask);

@@ -339,7 +339,7 @@ fn declare(model: &mut ModelProto, (output, width): (&str, usize)) {
     }
 }
 
-/// Checks that two exports read images of the same shape and score as many classes.
+/// Checks that two exports read images of one shape and score the same number of classes.
 fn check_agreement(one: &Imported, other: &Imported) -> Result<(), FitError> {
     let (read, written) = ((one.image, one.width), (other.image, other.width));
     if read == written {

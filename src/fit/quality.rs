@@ -13,7 +13,7 @@ use crate::{
 /// Least quality whose logarithm is taken.
 const FLOOR: f64 = 1e-3;
 
-/// Loss of a module of which nothing is known; it means a quality of about a third.
+/// Loss of an unknown module; it means a quality of about a third.
 const UNKNOWN_LOSS: f64 = 1.0;
 
 /// Content of `quality.json`: the qualities of measured plans, and the loss of each module by

@@ -19,7 +19,7 @@ pub struct CutPoint {
     pub shape: Vec<Option<i64>>,
 }
 
-/// Cuts `model` at `cuts`, in order, into as many pieces; the last piece ends at the last cut.
+/// Cuts `model` at `cuts`, in order, into one piece per cut; a piece ends at its cut.
 ///
 /// A piece's inputs are the cut before it and the model inputs that it needs. Each piece computes
 /// again the values that depend on model inputs only, such as an attention mask. Only the first
