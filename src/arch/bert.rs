@@ -9,14 +9,14 @@ use super::{
     encoder::{Encoder, Names, Shape},
 };
 
-/// What BERT calls the tensors of an attention sub-layer.
+/// BERT's tensor names of an attention sub-layer.
 const NAMES: Names = Names {
     projections: ["self.query", "self.key", "self.value"],
     output: "output.dense",
     norm: "output.LayerNorm",
 };
 
-/// The keys of `config.json` that matter here; others are the library's own business.
+/// Keys of `config.json` that affect the network.
 #[derive(Debug, Clone, Deserialize)]
 struct Config {
     hidden_size: usize,

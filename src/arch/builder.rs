@@ -1,4 +1,4 @@
-//! Builds a family's spaces and modules from its manifest and its files.
+//! Building a family's spaces and modules from its manifest and its files.
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
@@ -20,7 +20,7 @@ use crate::family::{
     ModuleKind, Space, SpaceId, SpaceKind, StitchesSpec, fit_file_name,
 };
 
-/// What a family consists of.
+/// Builder of a family's spaces, modules and networks.
 #[derive(Debug)]
 pub(super) struct FamilyBuilder<'a> {
     folder: &'a Path,
@@ -34,12 +34,12 @@ pub(super) struct FamilyBuilder<'a> {
     pub(super) features: Vec<Network>,
     pub(super) splits: Vec<SplitPart>,
     pub(super) tokenizers: BTreeMap<String, Arc<Tokenizer>>,
-    /// The number of token ids that each anchor knows.
+    /// Number of token ids in each anchor's vocabulary.
     pub(super) words: BTreeMap<String, usize>,
 }
 
-/// An anchor while its modules are added: itself, or its twin behind stitches that leave the final
-/// norm out.
+/// Anchor while its modules are added. It is the anchor itself, or its twin behind stitches that
+/// leave the final norm out.
 #[derive(Debug, Clone, Copy)]
 struct Side<'s> {
     name: &'s str,
@@ -49,7 +49,7 @@ struct Side<'s> {
 }
 
 impl Side<'_> {
-    /// Returns what the names of its spaces and modules start with.
+    /// Returns the prefix of the names of the side's spaces and modules.
     fn prefix(self) -> String {
         format!("{}{}", self.name, if self.is_stitched { "~" } else { "" })
     }
@@ -60,7 +60,7 @@ impl Side<'_> {
 }
 
 impl<'a> FamilyBuilder<'a> {
-    /// Opens the anchors that are there and adds everything that joins them.
+    /// Opens the anchors whose files exist, and adds the modules that join them.
     pub(super) fn build(
         folder: &'a Path,
         manifest: &'a Manifest,
@@ -118,7 +118,7 @@ impl<'a> FamilyBuilder<'a> {
         self.add_blocks(side, &*anchor)?;
         let (stem, first) = (format!("{name}.stem"), side.space(0, false));
         self.add(stem, ["in", &first], ModuleKind::Stem, Some(anchor.stem()?.into()))?;
-        // Vectors of texts can be compared only in the reference's space; classes are the same for
+        // Vectors of texts can be compared only in the reference's space. Classes are the same for
         // every anchor.
         if name == self.manifest.reference || self.manifest.image.is_some() {
             self.add_heads(side, &*anchor, true)?;
@@ -194,7 +194,8 @@ impl<'a> FamilyBuilder<'a> {
         Ok(())
     }
 
-    /// Adds a feed-forward part as experts, for each number of them that a token may take.
+    /// Adds a feed-forward part split into experts, once for each supported number of experts per
+    /// token.
     fn add_experts(
         &mut self,
         side: Side<'_>,
@@ -226,7 +227,8 @@ impl<'a> FamilyBuilder<'a> {
         Ok(())
     }
 
-    /// Adds the anchor's own head after its last block, and after others where it was trained so.
+    /// Adds the anchor's own head after its last block, and after the other blocks it was trained
+    /// for.
     fn add_heads(
         &mut self,
         side: Side<'_>,
@@ -249,7 +251,8 @@ impl<'a> FamilyBuilder<'a> {
         Ok(())
     }
 
-    /// Adds the stitches of an SN-Net: from after a block to before a block of the next anchor.
+    /// Adds the stitches of an SN-Net, each from after a block to before a block of the next
+    /// anchor.
     fn add_stitches(&mut self, spec: &StitchesSpec) -> Result<(), ArchError> {
         let weights = Checkpoint::open(self.folder, &spec.file, &spec.sha256)?;
         for (pair, [from, to]) in spec.pairs.iter().enumerate() {
@@ -279,7 +282,7 @@ impl<'a> FamilyBuilder<'a> {
         Ok(())
     }
 
-    /// Adds the exits that the file has.
+    /// Adds the exits in the file of exits.
     fn add_exits(&mut self, spec: &ExitsSpec) -> Result<(), ArchError> {
         let weights = Checkpoint::open(self.folder, &spec.file, &spec.sha256)?;
         for (number, anchor) in spec.anchors.iter().enumerate() {
@@ -313,7 +316,7 @@ impl<'a> FamilyBuilder<'a> {
         found.and_then(Space::width).unwrap_or_default()
     }
 
-    /// Adds the maps that have been fitted.
+    /// Adds the fitted maps.
     fn add_maps(&mut self) -> Result<(), ArchError> {
         for map in &self.manifest.maps {
             if self.leads_to_missing_anchor(map) {
@@ -370,7 +373,7 @@ impl<'a> FamilyBuilder<'a> {
         Ok(())
     }
 
-    /// Returns the expansion of the block inside which a space lies, where its anchor has one.
+    /// Returns the expansion of the block that contains `space`, or `None` if there is none.
     fn expansion(&self, space: SpaceKind) -> Result<Option<Expansion>, ArchError> {
         match space {
             SpaceKind::Hidden { anchor, depth, inner: true, .. } => {
@@ -380,7 +383,7 @@ impl<'a> FamilyBuilder<'a> {
         }
     }
 
-    /// Gives the module added last its variant.
+    /// Sets the variant of the module added last.
     fn name_variant(&mut self, variant: Option<String>) {
         if let Some(module) = self.modules.last_mut() {
             module.variant = variant;
@@ -455,7 +458,7 @@ impl<'a> FamilyBuilder<'a> {
     }
 }
 
-/// Tells what a map between two spaces is.
+/// Returns the kind of a map between two spaces.
 fn map_kind(map: &MapSpec, from: SpaceKind, to: SpaceKind) -> Result<ModuleKind, ArchError> {
     use SpaceKind::{Hidden, Output};
     let pooled = map.form == MapForm::Pooled;

@@ -1,6 +1,6 @@
-//! Safetensors files: names, shapes and places, never the weights themselves.
+//! Safetensors files: names, shapes and places of tensors, never the weights themselves.
 //!
-//! A checkpoint is one file, or several with an index that says which tensor lies in which.
+//! A checkpoint is one file, or several files with an index of the tensors in each.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -20,40 +20,40 @@ use crate::{
     tensor::MappedFile,
 };
 
-/// An open safetensors file, or several.
+/// One or several open safetensors files.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
-    /// The family's folder.
+    /// Path of the family's folder.
     folder: PathBuf,
-    /// The file, or the index of the files.
+    /// Path of the file, or of the index of the files.
     path: PathBuf,
     tensors: BTreeMap<String, TensorPlace>,
     metadata: BTreeMap<String, String>,
 }
 
-/// What `model.safetensors.index.json` says; the rest of it is not needed.
+/// Key of `model.safetensors.index.json` that is read.
 #[derive(Debug, Deserialize)]
 struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// A tensor of a checkpoint.
+/// Place, shape and type of a checkpoint's tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorPlace {
-    /// The file, relative to the family's folder, as external data names it.
+    /// Path of the file relative to the family's folder, as in external data.
     pub file: String,
-    /// The extent of each axis.
+    /// Extent of each axis.
     pub shape: Vec<usize>,
-    /// The element type, as ONNX numbers it, or `None` when networks cannot use it.
+    /// ONNX number of the element type, or `None` if networks cannot use it.
     pub data_type: Option<i32>,
-    /// Where the bytes start in the file.
+    /// Offset of the first byte in the file.
     pub offset: u64,
-    /// How many bytes there are.
+    /// Number of bytes.
     pub length: u64,
 }
 
 impl Checkpoint {
-    /// Opens `folder/location`, checking its digest against `sha256`.
+    /// Opens `folder/location` after checking its digest against `sha256`.
     ///
     /// # Errors
     ///
@@ -63,13 +63,14 @@ impl Checkpoint {
         Self::parse(folder, &file, location)
     }
 
-    /// Opens the files that the index `folder/location` names; `sha256` returns the digest that a
-    /// file must have.
+    /// Opens the files named in the index `folder/location`. `sha256` returns the expected digest
+    /// of a file.
     ///
     /// # Errors
     ///
-    /// Fails on an index that is none, that names a file that is not there or lies elsewhere, or a
-    /// tensor that its file does not hold, and like [`open`](Self::open) on every file.
+    /// Fails when the index does not parse, or names a file that is missing or in another folder.
+    /// Fails when it names a tensor that is missing in its file. Also fails like
+    /// [`open`](Self::open) on every file.
     pub fn open_sharded<'d>(
         folder: &Path,
         location: &Path,
@@ -101,7 +102,7 @@ impl Checkpoint {
         Ok(Self { folder: folder.to_owned(), path, tensors, metadata })
     }
 
-    /// Returns the tensor `name` as a weight called `name`, whose shape must be `shape`.
+    /// Returns the tensor `name` of shape `shape` as a weight of the same name.
     ///
     /// # Errors
     ///
@@ -113,12 +114,12 @@ impl Checkpoint {
         Ok(initializer(name, data_type, dims(shape), &place))
     }
 
-    /// Returns some rows of the tensor `name`, whose shape must be `shape`, as a weight of its own:
-    /// a shorter place in the file.
+    /// Returns the rows `rows` of the tensor `name` of shape `shape` as a weight of its own. The
+    /// weight is a shorter place in the file.
     ///
     /// # Errors
     ///
-    /// Fails like [`weight`](Self::weight), and when there are no such rows.
+    /// Fails like [`weight`](Self::weight), and when `rows` is empty or out of range.
     pub fn rows(
         &self,
         name: &str,
@@ -132,8 +133,9 @@ impl Checkpoint {
         self.rows_as(name, (shape, shape), rows)
     }
 
-    /// Returns some rows of matrix `index` of the tensor `name`, whose shape must be
-    /// `[matrices, rows, columns]`, as a weight of its own: a shorter place in the file.
+    /// Returns the rows `rows` of matrix `index` of the tensor `name` as a weight of its own. The
+    /// tensor's shape must be `[matrices, rows, columns]`. The weight is a shorter place in the
+    /// file.
     ///
     /// # Errors
     ///
@@ -151,7 +153,7 @@ impl Checkpoint {
         self.rows_as(name, (&shape, &[matrices.saturating_mul(all), columns]), rows)
     }
 
-    /// Returns some rows of a tensor of shape `shape`, read as one of shape `read`.
+    /// Returns the rows `rows` of a tensor of shape `shape`, read as a tensor of shape `read`.
     fn rows_as(
         &self,
         name: &str,
@@ -182,7 +184,7 @@ impl Checkpoint {
         Ok(initializer(&name, data_type, dims(&wanted), &place))
     }
 
-    /// Returns the tensor `name` like [`weight`](Self::weight), after a look at all its values.
+    /// Returns the tensor `name` like [`weight`](Self::weight), after checking all its values.
     ///
     /// # Errors
     ///
@@ -221,7 +223,7 @@ impl Checkpoint {
         Ok((tensor, data_type))
     }
 
-    /// Returns the tensors whose names start with `prefix`, under what follows it.
+    /// Returns the tensors whose names start with `prefix`, with `prefix` removed from their names.
     #[must_use]
     pub fn part(&self, prefix: &str) -> Self {
         let inside = self.tensors.iter().filter_map(|(name, place)| {
@@ -230,12 +232,12 @@ impl Checkpoint {
         Self { tensors: inside.collect(), ..self.clone() }
     }
 
-    /// Returns the tensors' names.
+    /// Returns the names of the tensors.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Returns where the tensor `name` lies.
+    /// Returns the place of the tensor `name`.
     ///
     /// # Errors
     ///
@@ -246,7 +248,7 @@ impl Checkpoint {
             .ok_or_else(|| PoolError::NoTensor { path: self.path.clone(), name: name.into() })
     }
 
-    /// Tells whether there is a tensor `name`.
+    /// Returns whether the checkpoint has a tensor `name`.
     pub fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
@@ -256,7 +258,7 @@ impl Checkpoint {
         &self.path
     }
 
-    /// Returns the metadata entry `key`.
+    /// Returns the metadata entry `key`, or `None` if it is missing.
     pub fn metadata(&self, key: &str) -> Option<&str> {
         self.metadata.get(key).map(String::as_str)
     }
@@ -315,7 +317,7 @@ pub(crate) fn open_verified(
     Ok(file)
 }
 
-/// Returns extents as ONNX writes them.
+/// Returns extents in ONNX's integer type.
 fn dims(shape: &[usize]) -> Vec<i64> {
     shape.iter().map(|extent| i64::try_from(*extent).unwrap_or(i64::MAX)).collect()
 }

@@ -1,7 +1,7 @@
 //! Maps between feature maps `[channels, height, width]`: convolutions fitted in closed form.
 //!
-//! What a place sees is itself, or the three by three places around it; context is worth more than
-//! samples here.
+//! A position reads itself, or the three by three positions around it. More context is worth more
+//! than more samples here.
 
 use super::{
     ArchError, Checkpoint, Network,
@@ -14,7 +14,7 @@ use crate::{
     onnx::{Attribute, GraphBuilder, proto::data_type},
 };
 
-/// The channels, height and width that a map reads, and how far it sees to each side.
+/// Channels, height and width that a map reads, and its reach to each side in positions.
 struct Field {
     channels: usize,
     height: usize,
@@ -46,7 +46,7 @@ impl Field {
         Ok(Self { channels, height, width, reach })
     }
 
-    /// Returns the places that are seen in one direction.
+    /// Returns the number of positions that one position reads along an axis.
     fn side(&self) -> usize {
         1 + 2 * self.reach
     }
@@ -81,7 +81,7 @@ pub(super) fn network(
     let weight = weights.weight(&name, &[outputs, field.num_inputs()])?;
     let weight = float_weight(&mut graph, weight);
     let number = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
-    // The regression saw the places row by row, each with its channels.
+    // The regression read the positions row by row, each with its channels.
     let side = number(field.side());
     let shape = graph.ints(&[number(outputs), side, side, number(field.channels)]);
     let kernel = graph.node("Reshape", &[&weight, &shape], &[]);
@@ -94,7 +94,7 @@ pub(super) fn network(
     Ok(Network::new(graph.finish(&output, "output", &shape), precision))
 }
 
-/// Builds the network that lists what every place sees, `[batch, places, features]`.
+/// Builds the network that lists the values each position reads, `[batch, positions, features]`.
 pub(super) fn feature_network(parts: &MapParts<'_>) -> Result<Network, ArchError> {
     let field = Field::of(parts)?;
     let (mut graph, hidden) = field.with_hidden();
@@ -117,7 +117,7 @@ pub(super) fn feature_network(parts: &MapParts<'_>) -> Result<Network, ArchError
     Ok(Network::new(graph.finish(&rows, "output", &[None; 3]), Precision::F32))
 }
 
-/// Lists the places of a feature map: `[batch, places, channels]`.
+/// Lists the positions of a feature map as `[batch, positions, channels]`.
 fn as_rows(graph: &mut GraphBuilder, map: &str, channels: usize) -> String {
     let order = [("perm", Attribute::Ints(vec![0, 2, 3, 1]))];
     let last = graph.node("Transpose", &[map], &order);

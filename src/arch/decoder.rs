@@ -1,9 +1,9 @@
-//! Decoders with experts, as Mixtral, OLMoE, Qwen2-MoE, Qwen3-MoE and GraniteMoE are: from the
-//! checkpoints of transformers.
+//! Decoders with experts: Mixtral, OLMoE, Qwen2-MoE, Qwen3-MoE and GraniteMoE, from the checkpoints
+//! of transformers.
 //!
-//! `x + attention(norm(x))`, then `x + experts(norm(x))`, with RMS norms (Zhang and Sennrich 2019).
-//! Attention is in `decoder_attention`, experts are in `decoder_experts`. A whole sequence goes
-//! through at once; the head gives logits and last hidden states of every token.
+//! A block computes `x + attention(norm(x))`, then `x + experts(norm(x))`, with RMS norms (Zhang
+//! and Sennrich 2019). Attention is in `decoder_attention`, experts are in `decoder_experts`. A
+//! whole sequence runs at once. The head returns logits and last hidden states of every token.
 
 use std::path::Path;
 
@@ -23,16 +23,16 @@ use crate::{
     },
 };
 
-/// A decoder whose weights lie in a checkpoint.
+/// Decoder whose weights lie in a checkpoint.
 #[derive(Debug)]
 pub(super) struct Decoder {
-    /// What it consists of.
+    /// Sizes of the decoder, and the computation of its layers.
     pub(super) shape: Shape,
-    /// The weights.
+    /// Checkpoint that holds the weights.
     pub(super) checkpoint: Checkpoint,
 }
 
-/// Returns the architecture that a configuration's `model_type` names.
+/// Returns the architecture for a configuration's `model_type`, or `None` if it is not supported.
 pub(super) fn architecture(model_type: &str) -> Option<Architecture> {
     match model_type {
         "mixtral" => Some(Architecture::Mixtral),
@@ -139,7 +139,7 @@ impl Anchor for Decoder {
 }
 
 impl Decoder {
-    /// Builds the feed-forward part of a block that has no experts.
+    /// Builds the feed-forward part of a block without experts.
     fn dense(&self, index: usize, precision: Precision) -> Result<Network, ArchError> {
         let Shape { width, dense_inner, residual_multiplier, .. } = self.shape;
         let (mut graph, hidden) = with_hidden(width);
@@ -153,7 +153,7 @@ impl Decoder {
         Ok(self.network(graph, &sum, precision))
     }
 
-    /// Returns the feed-forward part whose three matrices have names of their own.
+    /// Returns the feed-forward part whose three matrices have separate names.
     pub(super) fn gated(&self, name: &str, inner: usize) -> Result<Gated, ArchError> {
         let width = self.shape.width;
         let matrix =
@@ -170,7 +170,7 @@ impl Decoder {
         self.weight("model.embed_tokens.weight", &[num_words, width])
     }
 
-    /// Adds an RMS norm over the last axis, which is `width` wide.
+    /// Adds an RMS norm over the last axis, whose extent is `width`.
     pub(super) fn norm(
         &self,
         graph: &mut GraphBuilder,
@@ -199,19 +199,19 @@ impl Decoder {
     }
 }
 
-/// The matrices of a gated feed-forward part: `down(silu(gate x) * up x)` (Shazeer 2020).
+/// Matrices of a gated feed-forward part: `down(silu(gate x) * up x)` (Shazeer 2020).
 #[derive(Debug)]
 pub(super) struct Gated {
-    /// \[inner, width\].
+    /// Matrix `gate`, \[inner, width\].
     pub(super) gate: TensorProto,
-    /// \[inner, width\].
+    /// Matrix `up`, \[inner, width\].
     pub(super) up: TensorProto,
-    /// \[width, inner\].
+    /// Matrix `down`, \[width, inner\].
     pub(super) down: TensorProto,
 }
 
 impl Gated {
-    /// Adds what the part makes of `value`.
+    /// Adds the part's computation on `value` and returns its output.
     pub(super) fn add_to(self, graph: &mut GraphBuilder, value: &str) -> String {
         let gate = linear(graph, value, self.gate);
         let open = graph.node("Sigmoid", &[&gate], &[]);
@@ -222,12 +222,13 @@ impl Gated {
     }
 }
 
-/// Looks token ids up in a table; only the rows found are made f32.
+/// Adds a lookup of token ids in `table`; only the found rows are converted to f32.
 pub(super) fn embedded(graph: &mut GraphBuilder, ids: &str, table: TensorProto) -> String {
     taken_weight(graph, table, (ids, 0))
 }
 
-/// Ends a head with logits and last hidden states, so many wide.
+/// Adds the outputs `output` (the logits, `words` wide) and `states` (`width` wide), and builds the
+/// model.
 pub(super) fn finish_head(
     mut graph: GraphBuilder,
     [logits, states]: [&str; 2],
@@ -237,7 +238,7 @@ pub(super) fn finish_head(
     graph.finish(states, "states", &[None, None, extent(width)])
 }
 
-/// Multiplies `value` by a factor, which is left out where it is 1.
+/// Multiplies `value` by `factor`, unless it is 1.
 pub(super) fn scaled(graph: &mut GraphBuilder, value: &str, factor: f32) -> String {
     if (factor - 1.0).abs() < f32::EPSILON {
         return value.to_owned();

@@ -1,14 +1,14 @@
-//! Attention of decoders: each token sees itself and those before it.
+//! Attention of decoders: each token sees itself and the tokens before it.
 //!
-//! Rotary positions (Su et al. 2021), keys and values shared by groups of heads (Ainslie et al.
-//! 2023), a sliding window (Mixtral's predecessor, Jiang et al. 2023). Padding stands behind a
-//! sequence's tokens, so none of them sees it and no mask is read.
+//! The module has rotary positions (Su et al. 2021), and keys and values shared by groups of heads
+//! (Ainslie et al. 2023). It also has a sliding window (Mixtral's predecessor, Jiang et al. 2023).
+//! Padding follows a sequence's tokens, so no token sees it and no mask is read.
 //!
-//! A cache of keys and values fits in without another layout: turned keys and values are made per
-//! token by `project` and `turn`, and are first looked at in `mix`. A block with a cache has inputs
-//! for those of earlier tokens, puts them before its own there, and gives both as further outputs;
-//! the number of earlier tokens takes the place of the position 0 in `turn` and of the first row in
-//! [`seen`].
+//! A cache of keys and values would fit without another layout. `project` and `turn` make rotated
+//! keys and values per token, and `mix` reads them first. A block with a cache would have inputs
+//! for those of earlier tokens. It would put them before its own in `mix`, and return both as
+//! further outputs. The number of earlier tokens would replace the position 0 in `turn` and the
+//! first row in [`seen`].
 
 use super::{
     ArchError, Network,
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::onnx::{Attribute, GraphBuilder, proto::data_type};
 
-/// A projection of a block: which one, and to how many heads.
+/// Projection of a block: its letter (`q`, `k` or `v`) and its number of heads.
 #[derive(Debug, Clone, Copy)]
 struct Projection {
     block: usize,
@@ -69,7 +69,7 @@ impl Decoder {
         Ok(self.network(graph, &sum, precision))
     }
 
-    /// Adds queries, keys or values: projected, normalized and clamped as the architecture does.
+    /// Adds queries, keys or values, projected, normalized and clamped as in the architecture.
     fn project(
         &self,
         graph: &mut GraphBuilder,
@@ -104,12 +104,12 @@ impl Decoder {
     }
 }
 
-/// Adds the number of tokens of `[batch, tokens, …]`, as a list of one.
+/// Adds the number of tokens of `[batch, tokens, …]`, as a list of one element.
 pub(super) fn num_tokens(graph: &mut GraphBuilder, value: &str) -> String {
     graph.node("Shape", &[value], &[("start", Attribute::Int(1)), ("end", Attribute::Int(2))])
 }
 
-/// Adds the cosines and sines by which positions turn heads.
+/// Adds the cosines and sines of the positions' rotations.
 ///
 /// # Shapes
 ///
@@ -132,13 +132,13 @@ fn turns(graph: &mut GraphBuilder, count: &str, shape: Attention) -> [String; 2]
     ["Cos", "Sin"].map(|op| graph.node(op, &[&angles], &[]))
 }
 
-/// Turns the heads of `value`, the first half of each against the second.
+/// Rotates the heads of `value`, the first half of each against the second.
 fn turn(graph: &mut GraphBuilder, value: &str, [cosines, sines]: &[String; 2]) -> String {
     let first = graph.ints(&[0]);
     graph.fused("RotaryEmbedding", &[value, &first, cosines, sines], &[])
 }
 
-/// Mixes values as queries and keys say.
+/// Mixes values by the softmax of the scores of queries and keys.
 ///
 /// # Shapes
 ///
@@ -153,7 +153,7 @@ fn mix(
 ) -> String {
     let (shared, head) = (int(shape.num_shared_heads), int(shape.head_width));
     let group = int(shape.num_heads / shape.num_shared_heads);
-    // The heads that share keys stand below one another: one product for all of them.
+    // The heads that share keys are stacked, so that one product covers all of them.
     let queries = reshaped(graph, queries, &[0, 0, shared, group, head]);
     let queries = permuted(graph, &queries, &[0, 2, 3, 1, 4]);
     let queries = reshaped(graph, &queries, &[0, shared, -1, head]);
@@ -173,15 +173,15 @@ fn mix(
     reshaped(graph, &mixed, &[0, 0, shared * group * head])
 }
 
-/// Adds what keeps scores of unseen tokens out of a softmax: `[tokens, tokens]`.
+/// Adds the mask that keeps scores of unseen tokens out of a softmax, `[tokens, tokens]`.
 fn hiding(graph: &mut GraphBuilder, count: &str, window: Option<usize>) -> String {
     let seen = seen(graph, count, window);
     let (nothing, least) = (graph.float(0.0), graph.float(f32::MIN));
     graph.node("Where", &[&seen, &nothing, &least], &[])
 }
 
-/// Adds which tokens (columns) each token (row) sees: itself and those before it, so many together
-/// where there is a window.
+/// Adds a mask of the tokens (columns) that each token (row) sees: itself and those before it. With
+/// a window, it sees `window` tokens, itself included.
 ///
 /// # Shapes
 ///
@@ -199,7 +199,7 @@ pub(super) fn seen(graph: &mut GraphBuilder, count: &str, window: Option<usize>)
     graph.node("And", &[&before, &near], &[])
 }
 
-/// Adds 0, 1, 2 and so on, `count` of them.
+/// Adds the numbers from 0 to `count` - 1.
 fn positions(graph: &mut GraphBuilder, count: &str) -> String {
     let (first, step) = (graph.int(0), graph.int(1));
     let axis = graph.ints(&[0]);
@@ -212,13 +212,13 @@ fn unsqueezed(graph: &mut GraphBuilder, value: &str, axis: i64) -> String {
     graph.node("Unsqueeze", &[value, &axis], &[])
 }
 
-/// Gives `value` another shape, in which 0 stands for an extent as it is.
+/// Reshapes `value` to `shape`, in which 0 keeps an extent.
 pub(super) fn reshaped(graph: &mut GraphBuilder, value: &str, shape: &[i64]) -> String {
     let shape = graph.ints(shape);
     graph.node("Reshape", &[value, &shape], &[])
 }
 
-/// Gives `value` another shape, whose last extents are computed.
+/// Reshapes `value` to the constant extents `first` and the computed extents `last`.
 pub(super) fn reshaped_to(
     graph: &mut GraphBuilder,
     value: &str,
@@ -235,7 +235,7 @@ pub(super) fn permuted(graph: &mut GraphBuilder, value: &str, order: &[i64]) -> 
     graph.node("Transpose", &[value], &[("perm", Attribute::Ints(order.to_vec()))])
 }
 
-/// Returns an extent as ONNX counts.
+/// Returns an extent in ONNX's integer type.
 pub(super) fn int(extent: usize) -> i64 {
     i64::try_from(extent).unwrap_or(i64::MAX)
 }

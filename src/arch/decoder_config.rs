@@ -1,5 +1,5 @@
-//! Configurations of decoders with experts, from what `config.json` says in the words of
-//! transformers 4 and 5.
+//! Configurations of decoders with experts, from `config.json` with the keys of transformers 4 and
+//! 5.
 
 use std::path::Path;
 
@@ -10,45 +10,45 @@ use super::{
     routed::{Order, Router},
 };
 
-/// What a decoder consists of.
+/// Sizes of a decoder, and the computation of its layers.
 #[derive(Debug, Clone)]
 pub(super) struct Shape {
-    /// Who published the architecture.
+    /// Architecture of the checkpoint.
     pub(super) architecture: Architecture,
-    /// The extent of a hidden state.
+    /// Width of a hidden state.
     pub(super) width: usize,
-    /// The number of blocks.
+    /// Number of blocks.
     pub(super) num_blocks: usize,
-    /// The number of token ids.
+    /// Number of token ids.
     pub(super) num_words: usize,
-    /// The most tokens that it was made for.
+    /// Maximum number of tokens that the decoder was made for.
     pub(super) max_tokens: usize,
-    /// The norms' epsilon.
+    /// Epsilon of the norms.
     pub(super) epsilon: f32,
-    /// What attention computes.
+    /// Attention of every block.
     pub(super) attention: Attention,
-    /// The experts.
+    /// Experts of every block that has experts.
     pub(super) experts: Experts,
-    /// The blocks that have no experts but one feed-forward part.
+    /// Whether each block has one feed-forward part in place of experts.
     pub(super) dense: Vec<bool>,
-    /// The hidden units of that part.
+    /// Number of hidden units of that feed-forward part.
     pub(super) dense_inner: usize,
-    /// The factor on embeddings.
+    /// Factor on embeddings.
     pub(super) embedding_multiplier: f32,
-    /// The factor on what a sub-layer adds.
+    /// Factor on the output of a sub-layer before the residual is added.
     pub(super) residual_multiplier: f32,
-    /// What logits are divided by.
+    /// Divisor of the logits.
     pub(super) logits_divisor: f32,
-    /// Whether the table of embeddings is the head's matrix as well.
+    /// Whether the table of embeddings is also the head's matrix.
     pub(super) is_tied: bool,
 }
 
-/// The architectures of transformers whose checkpoints are read.
+/// Architectures of transformers whose checkpoints are supported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Architecture {
-    /// Jiang et al. 2024.
+    /// Mixtral (Jiang et al. 2024).
     Mixtral,
-    /// Muennighoff et al. 2024.
+    /// OLMoE (Muennighoff et al. 2024).
     Olmoe,
     /// Qwen1.5-MoE and Qwen2-MoE.
     Qwen2,
@@ -58,54 +58,54 @@ pub(super) enum Architecture {
     Granite,
 }
 
-/// What an attention sub-layer computes.
+/// Settings of an attention sub-layer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Attention {
-    /// The number of heads of queries.
+    /// Number of query heads.
     pub(super) num_heads: usize,
-    /// The number of heads of keys and values, each of which several heads of queries share.
+    /// Number of key and value heads, each of which several query heads share.
     pub(super) num_shared_heads: usize,
-    /// The extent of a head.
+    /// Width of a head.
     pub(super) head_width: usize,
-    /// The factor on scores.
+    /// Factor on scores.
     pub(super) scale: f32,
-    /// The base of the rotations' wavelengths.
+    /// Base of the rotations' wavelengths.
     pub(super) theta: f64,
     /// Whether queries, keys and values have biases.
     pub(super) has_biases: bool,
-    /// Whether the output has one.
+    /// Whether the output projection has a bias.
     pub(super) has_output_bias: bool,
-    /// How queries and keys are normalized.
+    /// Normalization of queries and keys.
     pub(super) norms: Norms,
-    /// What queries, keys and values are clamped to.
+    /// Bound to which the absolute values of queries, keys and values are clamped, or `None`.
     pub(super) clip: Option<f32>,
-    /// How many tokens each sees, itself included; `None` for all before it.
+    /// Number of tokens that each token sees, itself included; `None` for all tokens before it.
     pub(super) window: Option<usize>,
 }
 
-/// How queries and keys are normalized.
+/// Normalization of queries and keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Norms {
-    /// Not at all.
+    /// No normalization.
     None,
-    /// All heads of a token together.
+    /// Normalization over all heads of a token together.
     Whole,
-    /// Each head by itself.
+    /// Normalization of each head by itself.
     Heads,
 }
 
-/// The experts of a block.
+/// Experts of a block.
 #[derive(Debug, Clone)]
 pub(super) struct Experts {
-    /// The router's way with scores.
+    /// Router that chooses the experts.
     pub(super) router: Router,
-    /// The hidden units of an expert.
+    /// Number of hidden units of an expert.
     pub(super) inner: usize,
-    /// The hidden units of the experts that all tokens share; 0 where there are none.
+    /// Number of hidden units of the experts that all tokens share; 0 without shared experts.
     pub(super) shared_inner: usize,
 }
 
-/// The keys of `config.json` that matter here; others are the library's own business.
+/// Keys of `config.json` that affect the network.
 #[derive(Debug, Clone, Deserialize)]
 struct Config {
     hidden_size: usize,
@@ -142,7 +142,7 @@ struct Config {
     logits_scaling: Option<f32>,
 }
 
-/// How positions turn queries and keys.
+/// Settings of rotary positions.
 #[derive(Debug, Clone, Default, Deserialize)]
 struct Rope {
     rope_theta: Option<f64>,
@@ -150,10 +150,10 @@ struct Rope {
     rope_type: Option<String>,
 }
 
-/// What is wrong with a key: its name, its value and what would be valid.
+/// Name of a refused key, its value and the valid values.
 type Fault = (&'static str, String, String);
 
-/// Reads `text`, the configuration at `path`, of an architecture.
+/// Reads `text`, the configuration at `path`, for a decoder of `architecture`.
 ///
 /// # Errors
 ///
@@ -261,7 +261,7 @@ impl Config {
         })
     }
 
-    /// Returns the base of the wavelengths.
+    /// Returns the base of the wavelengths of rotary positions.
     fn theta(&self, architecture: Architecture) -> Result<f64, Fault> {
         let ropes =
             [("rope_parameters", &self.rope_parameters), ("rope_scaling", &self.rope_scaling)];
@@ -319,7 +319,7 @@ impl Config {
         Ok(Experts { router, inner, shared_inner: shared_inner.unwrap_or(0) })
     }
 
-    /// Tells which blocks have no experts.
+    /// Returns for each block whether it has no experts.
     fn dense(&self, architecture: Architecture) -> Vec<bool> {
         let blocks = 0..self.num_hidden_layers;
         if !matches!(architecture, Architecture::Qwen2 | Architecture::Qwen3) {
@@ -331,7 +331,7 @@ impl Config {
     }
 }
 
-/// Returns what scores are multiplied by, so that they do not grow with the width of heads.
+/// Returns the factor on scores that keeps them from growing with the width of heads.
 pub(super) fn inverse_root(head_width: usize) -> f32 {
     #[expect(clippy::cast_precision_loss, reason = "widths of heads are small")]
     let width = head_width as f32;

@@ -1,8 +1,8 @@
-//! The experts of a decoder's block: an entry with norm, router and what all tokens share, and a
-//! network for each expert.
+//! Experts of a decoder's block: an entry with norm, router and shared experts, and a network for
+//! each expert.
 //!
-//! Experts lie in files one by one, as checkpoints are published, or in one tensor for all of them,
-//! as transformers 5 and GraniteMoE keep them; each is a place in a file in any case.
+//! Published checkpoints hold each expert in its own tensors. Transformers 5 and GraniteMoE hold
+//! all experts in one tensor. In either case an expert is a place in a file.
 
 use super::{
     ArchError, Network, PoolError,
@@ -18,13 +18,13 @@ use crate::onnx::{
     proto::{TensorProto, data_type},
 };
 
-/// Where the matrices of experts lie.
+/// Layout of the experts' matrices in the checkpoint.
 #[derive(Debug)]
 enum Layout {
-    /// Each has a name: what comes before the expert's number, and what follows for gate, up and
-    /// down.
+    /// Three tensors for each expert: the prefix before its number, and the suffixes for gate, up
+    /// and down.
     Single(String, [&'static str; 3]),
-    /// All in two tensors: gates and ups of each, and downs.
+    /// Two tensors for all experts: one with every gate and up matrix, one with every down matrix.
     Fused([String; 2]),
 }
 
@@ -41,7 +41,8 @@ impl Decoder {
         Ok(Routed { entry, router, ways: Ways::Experts(experts), exit: None })
     }
 
-    /// Builds what every token passes before it is routed. It stays in f32, and scores with it.
+    /// Builds the network that every token passes before it is routed. It stays in f32, and so do
+    /// the scores.
     fn entry(&self, block: &str) -> Result<Network, ArchError> {
         let width = self.shape.width;
         let num_ways = self.shape.experts.router.num_ways;
@@ -75,7 +76,7 @@ impl Decoder {
         self.checkpoint.finite_weight(&name, &shape)
     }
 
-    /// Adds what the experts make that all tokens share, if there are any.
+    /// Adds the output of the experts that all tokens share, or returns `None` if there are none.
     fn shared(
         &self,
         graph: &mut GraphBuilder,
@@ -107,7 +108,7 @@ impl Decoder {
         Ok(Some(graph.node("Mul", &[&gate, &made], &[])))
     }
 
-    /// Tells how the checkpoint keeps the experts of `block`.
+    /// Returns the layout of the experts of `block` in the checkpoint.
     fn layout(&self, block: &str) -> Layout {
         let is_granite = self.shape.architecture == Architecture::Granite;
         let parts = ["mlp", "block_sparse_moe"];
@@ -133,7 +134,7 @@ impl Decoder {
         }
     }
 
-    /// Builds an expert.
+    /// Builds expert `number` of a block.
     ///
     /// # Shapes
     ///

@@ -1,4 +1,4 @@
-//! The forms in which the parts of a block run beside the one they were trained in.
+//! Variants of a block's parts, beside the form in which they were trained.
 
 use super::{
     ArchError,
@@ -7,18 +7,18 @@ use super::{
 };
 use crate::family::{AnchorSpec, ExpertSet, ModuleKind};
 
-/// How a module departs from the part that it runs in place of.
+/// Difference of a variant from the block part that it replaces.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Departure<'a> {
-    /// It does nothing.
+    /// The variant is the identity.
     Skip,
-    /// It is another form of it.
+    /// The variant is another form of the part.
     Form(Form<'a>),
-    /// It does with some of its experts.
+    /// Only these experts may be chosen.
     Among(&'a ExpertSet),
 }
 
-/// Returns the departures that an anchor's manifest asks for in a part of a block, by name.
+/// Returns the named departures of one block part that the anchor's manifest entry asks for.
 pub(super) fn departures<'a>(
     spec: &'a AnchorSpec,
     anchor: &dyn Anchor,
@@ -39,7 +39,7 @@ pub(super) fn departures<'a>(
 }
 
 impl Departure<'_> {
-    /// Builds what runs; `None` for the identity.
+    /// Builds the variant, or returns `None` for the identity.
     pub(super) fn body(
         self,
         anchor: &dyn Anchor,

@@ -1,8 +1,9 @@
-//! Encoders of post-norm blocks, as BERT and its relatives are.
+//! Encoders of post-norm blocks, such as BERT and its relatives.
 //!
-//! `h = norm(x + attention(x))`, then `norm(h + mlp(h))` (Devlin et al. 2019, section 3). Each
-//! sub-layer is a module of its own, so that one of them can be dropped or quantized apart. What an
-//! architecture adds, its names and its positions, comes as a [`Shape`] and [`Names`].
+//! A block computes `h = norm(x + attention(x))`, then `norm(h + mlp(h))` (Devlin et al. 2019,
+//! section 3). Each sub-layer is a module of its own, so that each can be dropped or quantized
+//! separately. A [`Shape`] and [`Names`] hold the names and positions that differ between
+//! architectures.
 
 use std::path::PathBuf;
 
@@ -23,58 +24,58 @@ use crate::{
     },
 };
 
-/// The sizes of an encoder and what its layers compute.
+/// Sizes of an encoder, and the computation of its layers.
 #[derive(Debug, Clone)]
 pub(super) struct Shape {
-    /// The extent of a hidden state.
+    /// Width of a hidden state.
     pub(super) width: usize,
-    /// The number of hidden units of a feed-forward sub-layer.
+    /// Number of hidden units of a feed-forward sub-layer.
     pub(super) inner_width: usize,
-    /// The number of blocks.
+    /// Number of blocks.
     pub(super) num_blocks: usize,
-    /// The number of attention heads.
+    /// Number of attention heads.
     pub(super) num_heads: usize,
-    /// The number of token ids.
+    /// Number of token ids.
     pub(super) num_words: usize,
-    /// The rows of the table of positions.
+    /// Number of rows of the position table.
     pub(super) num_positions: usize,
-    /// The row of that table that belongs to the first token.
+    /// Row of the position table for the first token.
     pub(super) first_position: usize,
-    /// The number of token types; 0 where the architecture has none.
+    /// Number of token types; 0 if the architecture has none.
     pub(super) num_token_types: usize,
-    /// The buckets of the relative positions that attention sees; 0 where it sees none.
+    /// Number of buckets of relative positions in attention; 0 if attention uses none.
     pub(super) num_buckets: usize,
-    /// The layer norms' epsilon.
+    /// Epsilon of the layer norms.
     pub(super) epsilon: f32,
-    /// The activation's name in `config.json`.
+    /// Name of the activation in `config.json`.
     pub(super) activation: String,
 }
 
-/// What the tensors of an attention sub-layer are called, after `encoder.layer.{index}.attention.`.
+/// Tensor names of an attention sub-layer, after `encoder.layer.{index}.attention.`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Names {
-    /// The projections to queries, keys and values.
+    /// Names of the projections to queries, keys and values.
     pub(super) projections: [&'static str; 3],
-    /// The projection of the result.
+    /// Name of the output projection.
     pub(super) output: &'static str,
-    /// The layer norm.
+    /// Name of the layer norm.
     pub(super) norm: &'static str,
 }
 
-/// An encoder whose weights lie in a checkpoint.
+/// Encoder whose weights lie in a checkpoint.
 #[derive(Debug)]
 pub(super) struct Encoder {
-    /// The sizes.
+    /// Sizes of the encoder.
     pub(super) shape: Shape,
-    /// The names of the attention's tensors.
+    /// Names of the attention's tensors.
     pub(super) names: Names,
-    /// The weights.
+    /// Checkpoint that holds the weights.
     pub(super) checkpoint: Checkpoint,
-    /// What comes before the names of all tensors.
+    /// Prefix of the names of all tensors.
     pub(super) prefix: &'static str,
 }
 
-/// The names of a sub-layer's last matrix and its norm, after the prefix.
+/// Names of a sub-layer's last matrix and its norm, after the prefix.
 struct Ending {
     dense: String,
     norm: String,
@@ -230,7 +231,7 @@ impl Encoder {
         self.end_sub_layer(graph, &[&product, &hidden], &ending, precision)
     }
 
-    /// Adds the rows of the table of positions for the tokens of `ids`, `[tokens, width]`.
+    /// Adds the rows of the position table for the tokens of `ids`, `[tokens, width]`.
     fn positions(&self, graph: &mut GraphBuilder, ids: &str) -> Result<String, ArchError> {
         let axis = [("start", Attribute::Int(1)), ("end", Attribute::Int(2))];
         let mut end = graph.node("Shape", &[ids], &axis);
@@ -245,7 +246,7 @@ impl Encoder {
         Ok(graph.node("Slice", &[&table, &start, &end, &axis], &[]))
     }
 
-    /// Adds what attention adds to the scores for the distance between tokens, if it does.
+    /// Adds the scores for the distances between tokens, or returns `None` if attention uses none.
     fn relative_scores(
         &self,
         graph: &mut GraphBuilder,
@@ -295,7 +296,7 @@ impl Encoder {
 }
 
 impl Shape {
-    /// Checks what all architectures demand; `path` is the configuration's.
+    /// Checks the limits shared by all architectures; `path` is the path of the configuration.
     pub(super) fn validate(&self, path: PathBuf) -> Result<(), ArchError> {
         let refuse = |key: &str, value: String, expected: &str| {
             Err(ArchError::Config { path, key: key.into(), value, expected: expected.into() })

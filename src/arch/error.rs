@@ -17,54 +17,54 @@ pub enum ArchError {
     /// The manifest or the graph is wrong.
     #[error(transparent)]
     Family(#[from] FamilyError),
-    /// The modules that a manifest makes are no graph of plans.
+    /// The manifest's modules do not form a valid graph.
     #[error("{}", path.display())]
     Graph {
-        /// The manifest.
+        /// Path of the manifest.
         path: PathBuf,
-        /// What is wrong with the graph.
+        /// Fault of the graph.
         #[source]
         source: FamilyError,
     },
     /// An ONNX file is wrong.
     #[error("anchor `{anchor}`")]
     Onnx {
-        /// The anchor.
+        /// Name of the anchor.
         anchor: String,
-        /// What is wrong.
+        /// Fault of the file.
         #[source]
         source: OnnxError,
     },
     /// A configuration has a value that is not supported.
     #[error("{}: key `{key}` is `{value}`, but {expected}", path.display())]
     Config {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The key.
+        /// Name of the key.
         key: String,
-        /// Its value.
+        /// Value of the key.
         value: String,
-        /// What would be valid.
+        /// Description of the valid values.
         expected: String,
     },
     /// A checkpoint has a tensor that the architecture does not know.
     #[error("{}: tensor `{name}` is unknown; supported are {architecture}", path.display())]
     UnknownTensor {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The tensor.
+        /// Name of the tensor.
         name: String,
-        /// What is supported.
+        /// Description of the supported architectures.
         architecture: &'static str,
     },
     /// A map names a space that does not exist, or joins spaces that it cannot join.
     #[error("the map from `{from}` to `{to}`: {reason}")]
     Map {
-        /// Where it starts.
+        /// Name of the space at the map's start.
         from: String,
-        /// Where it ends.
+        /// Name of the space at the map's end.
         to: String,
-        /// What is wrong.
+        /// Reason for the refusal.
         reason: String,
     },
 }

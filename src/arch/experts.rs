@@ -1,9 +1,9 @@
-//! Dense feed-forward parts as experts: groups of their hidden units, of which every token takes
+//! Dense feed-forward parts split into experts: groups of hidden units, of which every token uses
 //! some (EMoE, section 3; MoEfication, section 3).
 //!
-//! Weights stay where they are: an expert takes its rows and columns of the anchor's own matrices
-//! by index when its session is created. All groups together are the dense part again, also where a
-//! file says what a token gets of the groups that it does not take.
+//! Weights stay in their files. An expert takes its rows and columns of the anchor's own matrices
+//! by index when its session is created. All experts together compute the dense part. This also
+//! holds if a file defines the output of experts that a token does not use.
 
 use std::path::{Path, PathBuf};
 
@@ -29,55 +29,56 @@ use crate::{
 /// What fitting the experts of one block needs.
 #[derive(Debug)]
 pub struct SplitPart {
-    /// The position of the manifest's entry.
+    /// Position of the entry in the manifest.
     pub entry: usize,
-    /// The block.
+    /// Number of the block.
     pub block: usize,
-    /// The space that the feed-forward part starts in.
+    /// Name of the space at the start of the feed-forward part.
     pub space: String,
-    /// The extent of a token.
+    /// Width of a token.
     pub width: usize,
-    /// Gives the first matrix, `[units, width]`; it reads nothing.
+    /// Network without inputs that returns the first matrix, `[units, width]`.
     pub keys: Network,
-    /// Gives the second matrix, `[width, units]`; it reads nothing.
+    /// Network without inputs that returns the second matrix, `[width, units]`.
     pub values: Network,
-    /// Hidden states to the tokens as the part reads them and the hidden units beside them,
+    /// Network from hidden states to the part's input tokens joined with the hidden units,
     /// `[batch, tokens, width + units]`.
     pub units: Network,
 }
 
-/// Returns where the assignment and the router of an entry lie in the family's folder.
+/// Returns the path of the file with an entry's assignment and router, relative to the family's
+/// folder.
 pub fn split_file_name(spec: &ExpertsSpec) -> String {
     format!("fits/{}.experts{}.safetensors", spec.anchor, spec.num_experts)
 }
 
-/// How the experts of an entry are recorded, once they are fitted.
+/// File of an entry's fitted experts.
 #[derive(Debug)]
 pub(super) struct SplitFile<'a> {
     spec: &'a ExpertsSpec,
     path: PathBuf,
     weights: Checkpoint,
-    /// The file as it is, for the assignments.
+    /// Bytes of the file, from which the assignments are read.
     content: Vec<u8>,
 }
 
-/// How the units of one block are split.
+/// Split of one block's hidden units among experts.
 #[derive(Debug)]
 struct Split<'a> {
     spec: &'a ExpertsSpec,
     dense: &'a Dense,
-    /// The units, ordered by expert.
+    /// Hidden units, ordered by expert.
     order: Vec<i64>,
-    /// `[experts, width]`.
+    /// Weight of the router, `[experts, width]`.
     gate: TensorProto,
-    /// `[experts]`.
+    /// Bias of the router, `[experts]`.
     gate_bias: Option<TensorProto>,
-    /// What a token gets of an expert that it does not take, `[experts, width]`.
+    /// Output for a token from each expert that it does not use, `[experts, width]`.
     dropped: Option<TensorProto>,
 }
 
 impl<'a> SplitFile<'a> {
-    /// Opens the file of an entry; `None` where it is not fitted.
+    /// Opens the file of an entry, or returns `None` if the entry is not fitted.
     pub(super) fn open(
         folder: &Path,
         records: &FitRecords,
@@ -99,7 +100,7 @@ impl<'a> SplitFile<'a> {
         Ok(Some(Self { spec, path: folder.join(location), weights, content }))
     }
 
-    /// Builds the modules of `block` for each number of experts that a token may take.
+    /// Builds the modules of `block`, one for each supported number of experts per token.
     pub(super) fn modules(
         &self,
         block: usize,
@@ -164,7 +165,7 @@ impl<'a> SplitFile<'a> {
     }
 }
 
-/// Checks an entry of the manifest against a block; `folder` is the family's.
+/// Checks an entry of the manifest against a block's feed-forward part. `folder` is the family's.
 pub(super) fn check(folder: &Path, spec: &ExpertsSpec, dense: &Dense) -> Result<(), ArchError> {
     if dense.num_units.is_multiple_of(spec.num_experts) {
         return Ok(());
@@ -175,7 +176,7 @@ pub(super) fn check(folder: &Path, spec: &ExpertsSpec, dense: &Dense) -> Result<
 }
 
 impl Dense {
-    /// Returns the networks that fitting needs: the two matrices, and the hidden units.
+    /// Returns the networks for fitting: the two matrices, and the hidden units.
     pub(super) fn fitting(&self, (entry, block): (usize, usize), space: String) -> SplitPart {
         let (mut graph, hidden) = with_hidden(self.width);
         let tokens = self.tokens(&mut graph, &hidden);
@@ -193,7 +194,7 @@ impl Dense {
         }
     }
 
-    /// Adds the norm, where it comes first.
+    /// Adds the norm if it comes first, and returns the tokens.
     fn tokens(&self, graph: &mut GraphBuilder, hidden: &str) -> String {
         if !self.is_pre_norm {
             return hidden.to_owned();
@@ -201,7 +202,7 @@ impl Dense {
         layer_norm(graph, hidden, self.norm.clone(), self.epsilon)
     }
 
-    /// Adds the first half for `tokens`; `units` names some of the hidden units.
+    /// Adds the first half for `tokens`; `units` names a list of hidden units, or `None` for all.
     fn expand(&self, graph: &mut GraphBuilder, tokens: &str, units: Option<&str>) -> String {
         let Expansion { weight, bias, activation } = &self.expansion;
         let take = |graph: &mut GraphBuilder, whole: &TensorProto| match units {
@@ -215,7 +216,7 @@ impl Dense {
         graph.fused(activation, &[&product, &bias], &[])
     }
 
-    /// Adds what the hidden units `units` make of `rows`.
+    /// Adds the output of the hidden units `units` for `rows`.
     fn expert(&self, graph: &mut GraphBuilder, rows: &str, units: &[i64]) -> String {
         let units = graph.ints(units);
         let Expansion { weight, bias, activation } = &self.expansion;
@@ -236,7 +237,7 @@ impl Split<'_> {
         self.spec.num_experts
     }
 
-    /// Builds the module of which a token takes `top_k` experts.
+    /// Builds the module in which a token uses `top_k` experts.
     fn routed(&self, top_k: usize) -> Result<Routed, ArchError> {
         let experts = (0..self.num_experts()).map(|expert| self.expert(expert)).collect();
         let router = Router {
@@ -247,7 +248,8 @@ impl Split<'_> {
         Ok(Routed { entry, router, ways: Ways::Experts(experts), exit })
     }
 
-    /// Builds what every token passes first: the norm, where it comes first, and the scores.
+    /// Builds the network that every token passes first: the norm if it comes first, and the
+    /// scores.
     fn entry(&self) -> Network {
         let width = self.dense.width;
         let (mut graph, hidden) = with_hidden(width);
@@ -296,7 +298,7 @@ impl Split<'_> {
         network(graph.finish(&made, "output", &[None, extent(width)])).holding(4 * held as u64)
     }
 
-    /// Subtracts what a token would get of the expert without taking it.
+    /// Subtracts the output that a token would get from the expert without using it.
     fn less_dropped(&self, graph: &mut GraphBuilder, made: String, expert: usize) -> String {
         let Some(dropped) = &self.dropped else { return made };
         let dropped = float_weight(graph, dropped.clone());
@@ -306,8 +308,8 @@ impl Split<'_> {
         graph.node("Add", &[&made, &own], &[])
     }
 
-    /// Builds what follows the sum of the experts: bias, scale and norm. The residual is in the sum
-    /// but where there is a scale.
+    /// Builds the network after the sum of the experts: bias, scale and norm. The sum includes the
+    /// residual unless there is a scale.
     fn exit(&self) -> Network {
         let dense = self.dense;
         let width = extent(dense.width);
@@ -335,7 +337,7 @@ impl Split<'_> {
     }
 }
 
-/// Builds a network that gives a matrix as it is.
+/// Builds a network that returns a matrix unchanged.
 fn matrix(weight: &TensorProto) -> Network {
     let mut graph = GraphBuilder::default();
     let shape: Vec<Option<i64>> = weight.dims.iter().map(|extent| Some(*extent)).collect();

@@ -1,4 +1,4 @@
-//! Anchors that come as an ONNX export, cut where the manifest says.
+//! Anchors from an ONNX export, cut at the tensors named in the manifest.
 
 use std::path::Path;
 
@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// An ONNX export in pieces: the stem, the blocks' modules, the head where the export has one.
+/// Pieces of an ONNX export: the stem, the blocks' modules, and the head if the export has one.
 #[derive(Debug)]
 pub(super) struct Exported {
     stem: ModelProto,
@@ -31,13 +31,13 @@ pub(super) struct Exported {
 }
 
 impl Exported {
-    /// Reads and cuts the file that `source` names.
+    /// Reads and cuts the file named in `source`.
     ///
     /// # Errors
     ///
-    /// Fails on a file that is unreadable, has another digest or is no ordered ONNX graph, on
-    /// operators that draw random numbers or are known to mix the rows of a batch, and on cuts that
-    /// are none.
+    /// Fails on a file that is unreadable, has another digest or is not an ordered ONNX graph.
+    /// Fails on operators that draw random numbers or are known to mix the rows of a batch. Fails
+    /// on invalid cuts.
     pub(super) fn open(
         folder: &Path,
         anchor: &str,
@@ -83,7 +83,7 @@ impl Exported {
     }
 }
 
-/// Lists where the export is cut, in order, with shapes; the last is the output of images.
+/// Returns the cuts of the export in order, with shapes; for images, the last is the output.
 fn cut_points(source: &OnnxSource, output_width: usize) -> Vec<CutPoint> {
     let extent = |extent: usize| i64::try_from(extent).ok();
     let hidden = |depth: usize| match (&source.image, source.width) {
@@ -106,7 +106,8 @@ fn cut_points(source: &OnnxSource, output_width: usize) -> Vec<CutPoint> {
     [stem].into_iter().chain(blocks).chain(output).collect()
 }
 
-/// Returns the extents, after the batch, that a graph declares for an input or output.
+/// Returns the extents after the batch that a graph declares for an input or output. Returns `None`
+/// if one is missing.
 fn declared(graph: &GraphProto, name: &str, is_input: bool) -> Option<Vec<usize>> {
     let values = if is_input { &graph.input } else { &graph.output };
     let value = values.iter().find(|value| value.name == name)?;

@@ -1,4 +1,4 @@
-//! A family as loaded: its manifest, its graph and the network of every module.
+//! Loaded families: the manifest, the graph and the network of every module.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,17 +12,17 @@ use super::{
 };
 use crate::family::{FamilyGraph, MANIFEST_FILE, Manifest, MapSpec, ModuleId, SpaceId};
 
-/// A family ready to be run: what each module computes, and how they join.
+/// Loaded family, ready to run: its modules and the graph that joins them.
 #[derive(Debug)]
 pub struct Family {
-    /// The manifest.
+    /// Manifest of the family.
     pub manifest: Manifest,
-    /// Where the family's files lie.
+    /// Path of the family's folder.
     pub folder: PathBuf,
-    /// The graph.
+    /// Graph of the family's modules.
     pub graph: FamilyGraph,
     networks: Networks,
-    /// Which of `networks` each module runs; `None` for the identity.
+    /// Networks that each module runs, by position in `networks`; `None` for the identity.
     computes: Vec<Option<Compute>>,
     features: Vec<Network>,
     splits: Vec<SplitPart>,
@@ -31,20 +31,20 @@ pub struct Family {
     stamps: Stamps,
 }
 
-/// What a module computes, by the positions of networks in its family.
+/// Computation of a module, by the positions of networks in its family.
 #[derive(Debug)]
 pub enum Compute {
-    /// One network, the same for every token.
+    /// One network that every token passes.
     Network(usize),
-    /// Ways that each token takes by itself.
+    /// Router that chooses experts for each token.
     Routed(Box<Routed<usize>>),
 }
 
-/// The networks of a family; of networks that are the same, such as the head that may follow any
-/// block, one is kept.
+/// Distinct networks of a family. Equal networks are kept once, such as the head that may follow
+/// any block.
 #[derive(Debug, Default)]
 struct Networks {
-    /// With what they are called in errors and logs.
+    /// Networks, each with its name in errors and logs.
     kept: Vec<(Network, String)>,
     known: BTreeMap<Vec<u8>, usize>,
 }
@@ -52,17 +52,17 @@ struct Networks {
 impl Family {
     /// Loads the family in `folder`.
     ///
-    /// Digests are checked, headers and configurations are read; weights stay in their files. An
-    /// optional anchor whose files are missing is left out, with the maps from and to it.
+    /// Checks digests, and reads headers and configurations; weights stay in their files. An
+    /// optional anchor with missing files is left out, and so are the maps from and to it.
     ///
     /// # Errors
     ///
-    /// Fails on whatever is wrong with the manifest, a file or the graph; the error names it.
+    /// Fails on any fault of the manifest, a file or the graph; the error names it.
     pub fn load(folder: &Path) -> Result<Self, ArchError> {
         Self::load_from(folder, None)
     }
 
-    /// Loads the family in `folder` with the fitted files of `records` only.
+    /// Loads the family in `folder` with only the fitted files in `records`.
     ///
     /// # Errors
     ///
@@ -72,7 +72,7 @@ impl Family {
     }
 
     fn load_from(folder: &Path, records: Option<FitRecords>) -> Result<Self, ArchError> {
-        // Before anything is read: what changes from here on is noticed when it is needed.
+        // The stamps are taken before anything is read, so that any later change is noticed.
         let stamps = Stamps::take(folder)
             .map_err(|source| PoolError::Unreadable { path: folder.to_owned(), source })?;
         let manifest = Manifest::read(folder)?;
@@ -98,19 +98,19 @@ impl Family {
         })
     }
 
-    /// Returns what the files of the family's folder were when it was loaded.
+    /// Returns the stamps of the files in the family's folder, taken when it was loaded.
     pub fn stamps(&self) -> &Stamps {
         &self.stamps
     }
 
-    /// Returns a file with weights of `network` that is not the one that was loaded any more.
+    /// Returns a file with weights of `network` that has changed since loading, or `None`.
     pub fn changed_file(&self, network: &Network) -> Option<PathBuf> {
         let files: BTreeSet<String> = network.files().collect();
         let mut paths = files.into_iter().map(|file| self.folder.join(file));
         paths.find(|path| !self.stamps.is_unchanged(path))
     }
 
-    /// Returns what module `id` computes, or `None` where it is the identity.
+    /// Returns the computation of module `id`, or `None` if it is the identity.
     ///
     /// # Panics
     ///
@@ -119,37 +119,37 @@ impl Family {
         self.computes[id.0].as_ref()
     }
 
-    /// Returns the network at a position that [`compute`](Self::compute) names.
+    /// Returns the network at the position `index`, as returned by [`compute`](Self::compute).
     ///
     /// # Panics
     ///
-    /// Panics when there is none.
+    /// Panics when `index` is out of range.
     pub fn network(&self, index: usize) -> &Network {
         &self.networks.kept[index].0
     }
 
-    /// Returns whether rows run one at a time, because a network mixes those of a batch.
+    /// Returns whether rows run one at a time, because a network mixes the rows of a batch.
     pub fn is_one_by_one(&self) -> bool {
         self.networks.kept.iter().any(|(network, _)| network.company() == Company::OneByOne)
     }
 
-    /// Returns the number of networks that differ.
+    /// Returns the number of distinct networks.
     pub fn num_networks(&self) -> usize {
         self.networks.kept.len()
     }
 
-    /// Returns what the network at a position is called: the first module that runs it, and its
-    /// role where that is routed.
+    /// Returns the name of the network at the position `index`. It is the name of the first module
+    /// that runs the network. The network's role follows if the module routes tokens.
     ///
     /// # Panics
     ///
-    /// Panics when there is none.
+    /// Panics when `index` is out of range.
     pub fn network_name(&self, index: usize) -> &str {
         &self.networks.kept[index].1
     }
 
-    /// Returns the positions of the networks that module `id` may run, each once: none for the
-    /// identity, the entry first where tokens are routed.
+    /// Returns the positions of the networks that module `id` may run, each once. The list is empty
+    /// for the identity. A routed module's entry comes first.
     ///
     /// # Panics
     ///
@@ -165,7 +165,7 @@ impl Family {
         }
     }
 
-    /// Returns the bytes that all weights of module `id` take when loaded.
+    /// Returns the size of all weights of module `id` when loaded, in bytes.
     ///
     /// # Panics
     ///
@@ -174,7 +174,7 @@ impl Family {
         self.networks_of(id).into_iter().map(|index| self.network(index).weight_bytes()).sum()
     }
 
-    /// Names what module `id` computes; `None` where it is the identity.
+    /// Returns bytes that identify the computation of module `id`, or `None` if it is the identity.
     ///
     /// # Panics
     ///
@@ -183,7 +183,8 @@ impl Family {
         self.named_by(id, Network::fingerprint)
     }
 
-    /// Names what module `id` costs, for caches; `None` where it is the identity.
+    /// Returns bytes that identify the cost of module `id` in caches, or `None` if it is the
+    /// identity.
     ///
     /// # Panics
     ///
@@ -203,10 +204,10 @@ impl Family {
         }
     }
 
-    /// Returns the networks that compute what each of the manifest's maps sees, in the manifest's
-    /// order.
+    /// Returns the networks that compute the features of each of the manifest's maps, in the
+    /// manifest's order.
     ///
-    /// Maps from and to an optional anchor that is not there are left out.
+    /// Maps from and to a missing optional anchor are left out.
     pub fn feature_networks(&self) -> impl Iterator<Item = (&MapSpec, &Network)> {
         let maps = self.manifest.maps.iter().filter(|map| {
             let has = |name: &str| self.graph.space_named(name).is_some();
@@ -220,7 +221,7 @@ impl Family {
         &self.splits
     }
 
-    /// Tells whether a module is a map that was fitted in closed form.
+    /// Returns whether a module is a map that was fitted in closed form.
     pub fn is_fitted(&self, id: ModuleId) -> bool {
         let module = self.graph.module(id);
         let name = |space: SpaceId| self.graph.spaces()[space.0].name.as_str();
@@ -232,13 +233,13 @@ impl Family {
         self.manifest.maps.iter().any(is_of)
     }
 
-    /// Returns the tokenizer of `anchor`; `None` where it reads images, or token ids only.
+    /// Returns the tokenizer of `anchor`, or `None` if it reads images or only token ids.
     pub fn tokenizer(&self, anchor: &str) -> Option<&Arc<Tokenizer>> {
         self.tokenizers.get(anchor)
     }
 
-    /// Returns the number of token ids that requests may name: those that the anchor's tokenizer
-    /// makes, or all that it knows where it has none.
+    /// Returns the number of token ids that requests may name. It is the size of the tokenizer's
+    /// vocabulary, or of the anchor's if it has no tokenizer.
     pub fn vocabulary_size(&self, anchor: &str) -> usize {
         match self.tokenizer(anchor) {
             Some(tokenizer) => tokenizer.vocabulary_size(),
@@ -246,7 +247,8 @@ impl Family {
         }
     }
 
-    /// Tells whether two anchors share one tokenizer, or need none and know as many words.
+    /// Returns whether two anchors share one tokenizer, or both have none, with equal vocabulary
+    /// sizes.
     pub fn share_tokenizer(&self, one: &str, other: &str) -> bool {
         let location = |name| self.manifest.anchors.get(name).map(|anchor| &anchor.tokenizer);
         location(one).is_some()
@@ -256,7 +258,7 @@ impl Family {
 }
 
 impl Networks {
-    /// Keeps the networks of the module `name` that are not there yet.
+    /// Keeps the networks of the module `name` that are not yet known.
     fn keep(&mut self, name: &str, body: Body) -> Compute {
         match body {
             Body::Network(network) => Compute::Network(self.position(*network, || name.to_owned())),

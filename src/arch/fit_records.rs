@@ -1,7 +1,7 @@
-//! The record of a family's fitted files, `fits.json`: what serving reads of them, all at once.
+//! Record of a family's fitted files, `fits.json`, which serving reads as a whole.
 //!
-//! A fitted file carries its digest in its name, so a new one never takes the place of one that is
-//! in use. Writing `fits.json` is what puts it in use.
+//! A fitted file has its digest in its name, so a new file never replaces one in use. Writing
+//! `fits.json` puts the new file in use.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,9 +20,9 @@ const RECORDS: &str = "fits.json";
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FitRecords {
-    /// The maps by plain name.
+    /// Records of maps by plain name.
     pub maps: BTreeMap<String, FitRecord>,
-    /// How feed-forward parts are split among experts, by plain name.
+    /// Records of experts by plain name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub experts: BTreeMap<String, SplitRecord>,
     /// Files that were in use before the last fit, which servers may still read.
@@ -30,53 +30,53 @@ pub struct FitRecords {
     pub superseded: BTreeSet<String>,
 }
 
-/// How an anchor's feed-forward parts were split among experts.
+/// Record of splitting an anchor's feed-forward parts among experts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SplitRecord {
-    /// The file; the plain name where there is none.
+    /// Path of the file in the family's folder; `None` if it is the plain name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
-    /// The SHA-256 of the file.
+    /// SHA-256 of the file.
     pub sha256: String,
-    /// The number of tokens that the router was fitted on.
+    /// Number of tokens on which the router was fitted.
     pub samples: u64,
-    /// The share of the groups' variance that a learned router explains on texts or images that
-    /// the fit did not see, averaged over blocks; 0 where the router is not learned.
+    /// Fraction of the groups' variance that a learned router explains on held-out texts or images,
+    /// averaged over blocks. It is 0 if the router is not learned.
     pub held_out_r2: f64,
-    /// The texts or images.
+    /// Name of the texts or images.
     pub data: String,
-    /// The day of the fit.
+    /// Date of the fit.
     pub date: String,
 }
 
-/// How a map was fitted, and how well.
+/// Record of fitting a map.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FitRecord {
-    /// The file; the plain name where there is none.
+    /// Path of the file in the family's folder; `None` if it is the plain name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
-    /// The SHA-256 of the file.
+    /// SHA-256 of the file.
     pub sha256: String,
-    /// The number of rows that the map was fitted on: tokens, or sequences for a pooled map.
+    /// Number of rows on which the map was fitted: tokens, or sequences for a pooled map.
     pub samples: u64,
-    /// The ridge regularisation, relative to the mean of the Gram matrix's diagonal.
+    /// Ridge regularisation, relative to the mean of the Gram matrix's diagonal.
     pub regularization: f64,
-    /// The explained variance on texts that the fit did not see.
+    /// Fraction of the variance that the map explains on held-out texts.
     pub held_out_r2: f64,
-    /// The texts.
+    /// Name of the texts.
     pub data: String,
-    /// The day of the fit.
+    /// Date of the fit.
     pub date: String,
 }
 
-/// A fitted file as it is recorded.
+/// Path and digest of a recorded fitted file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FittedFile<'r> {
-    /// Where it lies in the family's folder.
+    /// Path of the file in the family's folder.
     pub location: &'r str,
-    /// Its SHA-256.
+    /// SHA-256 of the file.
     pub sha256: &'r str,
 }
 
@@ -104,7 +104,8 @@ impl FittedFile<'_> {
 }
 
 impl FitRecords {
-    /// Reads the records of the family in `folder`; none where there is no file.
+    /// Reads the records of the family in `folder`, or returns empty records if the file is
+    /// missing.
     ///
     /// # Errors
     ///
@@ -124,7 +125,7 @@ impl FitRecords {
         Ok(records)
     }
 
-    /// Returns the records as they are written, and the file's name.
+    /// Returns the name of the records' file and its content.
     pub fn to_file(&self) -> (&'static str, String) {
         let text = serde_json::to_string_pretty(self).unwrap_or_default();
         (RECORDS, text + "\n")
@@ -136,7 +137,7 @@ impl FitRecords {
         maps.chain(self.experts.iter().map(|(name, record)| record.file(name)))
     }
 
-    /// Leaves out what `is_wanted` refuses, by plain name and file.
+    /// Removes the records that `is_wanted` refuses, by plain name and file.
     pub fn retain(&mut self, is_wanted: impl Fn(&str, FittedFile<'_>) -> bool) {
         self.maps.retain(|name, record| is_wanted(name, record.file(name)));
         self.experts.retain(|name, record| is_wanted(name, record.file(name)));

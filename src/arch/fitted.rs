@@ -1,4 +1,4 @@
-//! Maps fitted in closed form: stitches, bridges and exits as networks.
+//! Networks of maps fitted in closed form: stitches, bridges and exits.
 
 use super::{
     ArchError, Checkpoint, Network, convolved,
@@ -32,8 +32,10 @@ pub(super) fn network(
     Ok(Network::new(graph.finish(&mapped, "output", &shape[3 - rank..]), precision))
 }
 
-/// Builds the network that computes a map's features one beside another, for fitting it:
-/// `[batch, tokens, features · width]`, or `[batch, features · width]` where they are pooled.
+/// Builds the network that computes a map's features for fitting it.
+///
+/// Its output is `[batch, tokens, features · width]`, or `[batch, features · width]` for pooled
+/// features.
 pub(super) fn feature_network(parts: &MapParts<'_>) -> Result<Network, ArchError> {
     if parts.map.form == MapForm::Conv {
         return convolved::feature_network(parts);
@@ -61,9 +63,10 @@ struct FittedMap<'a> {
 }
 
 impl FittedMap<'_> {
-    /// `norm(sum over features of feature · weightᵀ + bias)` for every token. A neighbour beyond
-    /// the sequence counts as zero, so padding changes nothing; shifting the product instead of the
-    /// feature saves the copies.
+    /// Adds `norm(sum over features of feature · weightᵀ + bias)` for every token.
+    ///
+    /// A neighbour beyond the sequence counts as zero, so padding changes nothing. Shifting the
+    /// product instead of the feature saves the copies.
     fn tokens(&self, graph: &mut GraphBuilder, hidden: &str) -> Result<String, ArchError> {
         let mut mask = TokenMask::default();
         let mut sum = self.vector(graph, "bias")?;
@@ -93,7 +96,7 @@ impl FittedMap<'_> {
         self.norm(graph, sum)
     }
 
-    /// `norm(gelu(expansion) · weightᵀ + token · token.weightᵀ + bias)` for every token.
+    /// Adds `norm(gelu(expansion) · weightᵀ + token · token.weightᵀ + bias)` for every token.
     fn mlp(&self, graph: &mut GraphBuilder, hidden: &str) -> Result<String, ArchError> {
         let expanded = expand(graph, hidden, self.parts)?;
         let units = self.parts.expansion.as_ref().and_then(|e| e.weight.dims.first());
@@ -108,7 +111,7 @@ impl FittedMap<'_> {
         self.norm(graph, sum)
     }
 
-    /// `normalize(features · weightᵀ + bias)` once a sequence.
+    /// Adds `normalize(features · weightᵀ + bias)`, once per sequence.
     fn pooled(&self, graph: &mut GraphBuilder, hidden: &str) -> Result<String, ArchError> {
         let features = pooled_features(graph, hidden, self.map)?;
         self.end_pooled(graph, &features, self.num_inputs())
@@ -131,7 +134,7 @@ impl FittedMap<'_> {
         Ok(normalize(graph, &sum))
     }
 
-    /// Adds the layer norm, where the file has one.
+    /// Adds the layer norm if the file has one.
     fn norm(&self, graph: &mut GraphBuilder, value: String) -> Result<String, ArchError> {
         if !self.weights.has("norm.weight") {
             return Ok(value);
@@ -147,7 +150,7 @@ impl FittedMap<'_> {
     }
 }
 
-/// The mask in the forms that features need, computed once.
+/// Forms of the mask that features need, each computed once.
 #[derive(Debug, Default)]
 struct TokenMask {
     float: Option<String>,
@@ -155,7 +158,7 @@ struct TokenMask {
 }
 
 impl TokenMask {
-    /// Returns the mask, `[batch, tokens, 1]` f32.
+    /// Returns the mask as `[batch, tokens, 1]` f32.
     fn float(&mut self, graph: &mut GraphBuilder) -> String {
         let build = || {
             let mask = token_input(graph, ATTENTION_MASK);
@@ -164,14 +167,14 @@ impl TokenMask {
         self.float.get_or_insert_with(build).clone()
     }
 
-    /// Returns `hidden` with zeros where there is padding.
+    /// Returns `hidden` with zeros in place of padding.
     fn kept(&mut self, graph: &mut GraphBuilder, hidden: &str) -> String {
         let mask = self.float(graph);
         self.kept.get_or_insert_with(|| graph.node("Mul", &[hidden, &mask], &[])).clone()
     }
 }
 
-/// Joins the features of every token.
+/// Adds the concatenated features of every token.
 fn token_features(
     graph: &mut GraphBuilder,
     hidden: &str,
@@ -202,7 +205,7 @@ fn token_features(
     Ok(graph.node("Concat", &parts, &[("axis", Attribute::Int(-1))]))
 }
 
-/// Joins the features of a sequence.
+/// Adds the concatenated features of a sequence.
 fn pooled_features(
     graph: &mut GraphBuilder,
     hidden: &str,
@@ -221,7 +224,7 @@ fn pooled_features(
     Ok(graph.node("Concat", &parts, &[("axis", Attribute::Int(-1))]))
 }
 
-/// Computes one feature of a sequence, `[batch, width]`.
+/// Adds one feature of a sequence, `[batch, width]`.
 fn pooled_feature(
     graph: &mut GraphBuilder,
     hidden: &str,
@@ -240,7 +243,7 @@ fn pooled_feature(
     }
 }
 
-/// Adds the expansion of the block in which the map starts.
+/// Adds the expansion of the block that contains the map's start.
 fn expand(
     graph: &mut GraphBuilder,
     hidden: &str,
@@ -264,7 +267,7 @@ fn shift(graph: &mut GraphBuilder, value: &str, neighbour: Feature) -> String {
     graph.node("Pad", &[value, &pads], &[])
 }
 
-/// The largest value over the tokens that `mask` keeps.
+/// Adds the largest value over the tokens that `mask` keeps.
 fn max(graph: &mut GraphBuilder, hidden: &str, mask: &str) -> String {
     let (one, far, axis) = (graph.float(1.0), graph.float(1e9), graph.ints(&[1]));
     let out = graph.node("Sub", &[mask, &one], &[]);
@@ -273,7 +276,7 @@ fn max(graph: &mut GraphBuilder, hidden: &str, mask: &str) -> String {
     reduce(graph, "ReduceMax", &kept, &axis, false)
 }
 
-/// The standard deviation over the tokens that `mask` keeps.
+/// Adds the standard deviation over the tokens that `mask` keeps.
 fn deviation(graph: &mut GraphBuilder, hidden: &str, mask: &str) -> String {
     let axis = graph.ints(&[1]);
     let average = mean(graph, hidden, mask);

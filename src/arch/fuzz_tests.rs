@@ -1,4 +1,4 @@
-//! Wrong checkpoints in great numbers, which must be read or refused: `make fuzz`.
+//! Fuzz tests: many wrong checkpoints, each of which must be read or refused (`make fuzz`).
 
 use std::path::Path;
 

@@ -1,10 +1,10 @@
-//! What a plan reads: texts as token ids, or images as pixels.
+//! Inputs of plans: texts as token ids, or images as pixels.
 
 use std::ops::Range;
 
 use super::Encoding;
 
-/// The input of a path.
+/// Input of a path.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ModelInput {
     /// Token ids with their mask.
@@ -13,12 +13,12 @@ pub enum ModelInput {
     Pixels(Pixels),
 }
 
-/// Images as stems read them.
+/// Images in the form that stems read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pixels {
     /// Channels, height and width of each image.
     pub shape: [usize; 3],
-    /// `[batch, channels, height, width]`.
+    /// Values, `[batch, channels, height, width]`.
     pub values: Vec<f32>,
 }
 
@@ -43,7 +43,7 @@ impl ModelInput {
         }
     }
 
-    /// Returns the tokens of the longest text; 1 for images, which all have as many.
+    /// Returns the number of tokens of the longest text, or 1 for images.
     pub fn tokens(&self) -> usize {
         match self {
             Self::Tokens(encoding) => encoding.tokens,
@@ -51,7 +51,7 @@ impl ModelInput {
         }
     }
 
-    /// Returns the tokens of all texts without padding, or the number of images.
+    /// Returns the number of tokens of all texts without padding, or the number of images.
     pub fn total_tokens(&self) -> usize {
         match self {
             Self::Tokens(encoding) => {
@@ -61,9 +61,10 @@ impl ModelInput {
         }
     }
 
-    /// Puts texts or images below one another, texts padded to the longest.
+    /// Joins texts or images into one batch, with texts padded to the longest.
     ///
-    /// Returns `None` where there is nothing, texts are among images, or images differ in shape.
+    /// Returns `None` if `inputs` is empty, mixes texts and images, or has images of different
+    /// shapes.
     #[must_use]
     pub fn concatenate(inputs: &[&Self]) -> Option<Self> {
         match inputs.first()? {
@@ -88,7 +89,7 @@ impl ModelInput {
         }
     }
 
-    /// Returns some texts, cut to the longest of them, or some images.
+    /// Returns the texts `rows`, cut to the longest of them, or the images `rows`.
     ///
     /// # Panics
     ///

@@ -1,7 +1,7 @@
-//! Turns checkpoints into modules: one file per architecture, and the family they make.
+//! Building modules from checkpoints: one file per architecture, and the family that they form.
 //!
-//! Reads configurations and file headers, never the weights themselves, which stay in their files.
-//! It knows no budgets and runs nothing. Start at [`Family::load`].
+//! This module reads configurations and file headers, never the weights themselves. It knows no
+//! budgets and runs no networks. [`Family::load`] is the entry point.
 
 mod bert;
 mod block;

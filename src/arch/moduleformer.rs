@@ -1,9 +1,9 @@
 //! ModuleFormer's checkpoints (`model_type = "moduleformer"`; Shen et al. 2023; MoLM's releases):
 //! experts of feed-forward parts and of attention.
 //!
-//! `x + attention(norm(x))`, then `x + experts(norm(x))`, with layer norms. Each expert of
-//! attention has queries and an output projection of its own; all share keys and values, so that a
-//! cache of them would not depend on the ways that tokens take. There are no positions: attention
+//! A block computes `x + attention(norm(x))`, then `x + experts(norm(x))`, with layer norms. Each
+//! attention expert has its own queries and output projection. All share keys and values, so that a
+//! cache of them would not depend on the experts of a token. There are no positions: attention
 //! breaks a stick from each token back (section 3.2).
 
 use std::path::Path;
@@ -28,17 +28,17 @@ use crate::{
     },
 };
 
-/// The layer norms' epsilon, whatever the configuration says: the original's code reads none.
+/// Epsilon of the layer norms. The original code ignores the configuration's value.
 const EPSILON: f32 = 1e-5;
 
-/// A ModuleFormer whose weights lie in a checkpoint.
+/// ModuleFormer whose weights lie in a checkpoint.
 #[derive(Debug)]
 pub(super) struct ModuleFormer {
     config: Config,
     checkpoint: Checkpoint,
 }
 
-/// The keys of `config.json` that matter here.
+/// Keys of `config.json` that affect the network.
 #[derive(Debug, Clone, Deserialize)]
 struct Config {
     vocab_size: usize,
@@ -62,7 +62,7 @@ struct Config {
     tie_word_embeddings: bool,
 }
 
-/// The experts of one sub-layer: the start of their tensors' names, and their sizes.
+/// Experts of one sub-layer: the prefix of their tensors' names, and their sizes.
 #[derive(Debug)]
 struct Bank {
     name: String,
@@ -99,7 +99,8 @@ pub(super) fn open(
 }
 
 impl Config {
-    /// Returns what is not supported: a key, its value and what would be valid.
+    /// Returns the first unsupported key, its value and the valid values, or `None` if there is
+    /// none.
     fn fault(&self) -> Option<(&'static str, String, String)> {
         let names = [
             ("gate_type", &self.gate_type, "mlp"),
@@ -227,7 +228,7 @@ impl ModuleFormer {
         Ok(Routed { entry, router, ways: Ways::Experts(experts), exit: None })
     }
 
-    /// Builds the experts of attention of block `index` with their norm and residual.
+    /// Builds the attention experts of block `index` with their norm and residual.
     fn attention(&self, index: usize, form: Form<'_>) -> Result<Routed, ArchError> {
         let Config { n_embd: width, att_hidden: inner, .. } = self.config;
         let block = format!("transformer.h.{index}");
@@ -268,7 +269,7 @@ impl ModuleFormer {
         Ok(Routed { entry, router: bank.router(form), ways, exit: None })
     }
 
-    /// Adds the router and ends an entry.
+    /// Adds the router, and builds the entry.
     fn finish_entry(
         &self,
         mut graph: GraphBuilder,
@@ -320,12 +321,14 @@ impl Bank {
     }
 }
 
-/// Builds stick-breaking attention: token i gives token j ≤ i the share
-/// σ(l_ij) · Π σ(−l_im) over m from j + 1 to i, which is exp(l_ij + Σ log σ(−l_im)) over m from j.
+/// Builds stick-breaking attention.
+///
+/// Token i gives token j ≤ i the share σ(l_ij) · Π σ(−l_im) over m from j + 1 to i. That equals
+/// exp(l_ij + Σ log σ(−l_im)) over m from j.
 ///
 /// # Shapes
 ///
-/// - queries, output: \[batch, tokens, ways per token, width\]
+/// - queries, output: \[batch, tokens, experts per token, width\]
 /// - keys, values: \[batch, tokens, width\]
 fn break_stick(num_heads: usize, width: usize) -> Network {
     let (heads, head) = (int(num_heads), int(width / num_heads));
@@ -364,14 +367,14 @@ fn break_stick(num_heads: usize, width: usize) -> Network {
     Network::new(graph.finish(&mixed, "output", &shape), Precision::F32)
 }
 
-/// Starts a graph whose input is rows, `[rows, width]` f32.
+/// Creates a graph with an input of rows, `[rows, width]` f32.
 fn with_rows(width: usize) -> (GraphBuilder, String) {
     let mut graph = GraphBuilder::default();
     let rows = graph.input("hidden", data_type::FLOAT, &[None, extent(width)]);
     (graph, rows)
 }
 
-/// Multiplies `value` by a matrix that is kept as it is read, `[in, out]`.
+/// Multiplies `value` by a `[in, out]` matrix that needs no transpose.
 fn product(graph: &mut GraphBuilder, value: &str, matrix: TensorProto) -> String {
     let matrix = float_weight(graph, matrix);
     graph.node("MatMul", &[value, &matrix], &[])

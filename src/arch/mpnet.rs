@@ -1,7 +1,7 @@
 //! MPNet encoders from Hugging Face checkpoints (`model_type = "mpnet"`; Song et al. 2020).
 //!
-//! BERT's blocks without token types, with positions that follow the padding's, and with attention
-//! that sees the distance between tokens as T5 does.
+//! They have BERT's blocks without token types. Token positions start after the padding's position.
+//! Attention uses the distance between tokens as T5 does.
 
 use std::path::Path;
 
@@ -12,14 +12,14 @@ use super::{
     encoder::{Encoder, Names, Shape},
 };
 
-/// What MPNet calls the tensors of an attention sub-layer.
+/// MPNet's tensor names of an attention sub-layer.
 const NAMES: Names =
     Names { projections: ["attn.q", "attn.k", "attn.v"], output: "attn.o", norm: "LayerNorm" };
 
-/// Position 0 is unused and 1 is the padding's.
+/// Position of the first token; position 0 is unused and 1 is the padding's.
 const FIRST_POSITION: usize = 2;
 
-/// The keys of `config.json` that matter here; others are the library's own business.
+/// Keys of `config.json` that affect the network.
 #[derive(Debug, Clone, Deserialize)]
 struct Config {
     hidden_size: usize,

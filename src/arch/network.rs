@@ -1,4 +1,4 @@
-//! A module's network and the names by which it reads its inputs.
+//! Networks of modules, and the names of their inputs.
 
 use std::path::Path;
 
@@ -11,38 +11,38 @@ use crate::onnx::{
     quantize_weights, take_rows,
 };
 
-/// The token ids, `[batch, tokens]` INT64.
+/// Name of the token ids, `[batch, tokens]` INT64.
 pub const INPUT_IDS: &str = "input_ids";
-/// 1 for a token and 0 for padding, `[batch, tokens]` INT64.
+/// Name of the mask with 1 for a token and 0 for padding, `[batch, tokens]` INT64.
 pub const ATTENTION_MASK: &str = "attention_mask";
-/// Images, `[batch, channels, height, width]` FP32, normalized.
+/// Name of the normalized images, `[batch, channels, height, width]` FP32.
 pub const PIXEL_VALUES: &str = "pixel_values";
 
-/// What one module computes: a small ONNX graph whose weights lie in the family's files.
+/// Computation of one module: a small ONNX graph whose weights lie in the family's files.
 #[derive(Debug, Clone)]
 pub struct Network {
     model: ModelProto,
     precision: Precision,
     company: Company,
-    /// What the weights take when loaded, where that is less than all that the graph reads.
+    /// Size of the weights when loaded, in bytes, if less than all weights that the graph reads.
     held_bytes: Option<u64>,
 }
 
-/// How a network's matrix products compute.
+/// Precision of a network's matrix products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Precision {
-    /// In 32-bit floating point.
+    /// 32-bit floating point.
     F32,
-    /// In 8-bit integers, with weights quantized per channel and inputs per row at run time.
+    /// 8-bit integers, with weights quantized per channel and inputs per row at run time.
     Int8,
 }
 
-/// How the rows of a batch stand to one another in a network.
+/// Relation of the rows of a batch to one another in a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Company {
-    /// No row changes another: the graph was built here.
+    /// Rows are independent: the graph was built here.
     Apart,
-    /// No row may change another: the graph comes from outside, and it is to be proven.
+    /// Rows must be independent, which is not yet proven: the graph comes from outside.
     Unproven,
     /// Rows change one another, so they run one at a time.
     OneByOne,
@@ -54,25 +54,25 @@ impl Network {
         Self { model, precision, company: Company::Apart, held_bytes: None }
     }
 
-    /// States what the weights take when loaded, where only parts of what the graph reads stay.
+    /// Sets the size of the loaded weights to `bytes`, for a graph that keeps only parts of them.
     #[must_use]
     pub(super) fn holding(self, bytes: u64) -> Self {
         Self { held_bytes: Some(bytes), ..self }
     }
 
-    /// States how rows stand to one another.
+    /// Sets the relation of rows to one another.
     #[must_use]
     pub(super) fn with_company(self, company: Company) -> Self {
         Self { company, ..self }
     }
 
-    /// Returns how the rows of a batch stand to one another.
+    /// Returns the relation of the rows of a batch to one another.
     pub fn company(&self) -> Company {
         self.company
     }
 
-    /// Returns whether it comes from outside and is to be tried. An 8-bit form is made here, and
-    /// its rows are independent if those of the graph are.
+    /// Returns whether the network comes from outside and its independent rows must be proven. An
+    /// 8-bit form is made here, and its rows are independent if those of the graph are.
     pub fn needs_proof(&self) -> bool {
         self.company != Company::Apart && self.precision == Precision::F32
     }
@@ -82,13 +82,13 @@ impl Network {
         &self.model
     }
 
-    /// Returns how the matrix products compute.
+    /// Returns the precision of the matrix products.
     pub fn precision(&self) -> Precision {
         self.precision
     }
 
-    /// Returns the bytes that the weights take when loaded: four an element, or one where
-    /// quantized.
+    /// Returns the size of the weights when loaded, in bytes. An element takes four bytes, or one
+    /// if quantized.
     pub fn weight_bytes(&self) -> u64 {
         if let Some(bytes) = self.held_bytes {
             return bytes;
@@ -99,9 +99,11 @@ impl Network {
         graph.initializer.iter().map(|tensor| self.loaded_bytes(tensor)).sum()
     }
 
-    /// Returns the bytes of memory that the weights take when loaded. Tables of which inputs choose
-    /// rows, such as word embeddings, stay in their file, which ONNX Runtime maps: only the pages
-    /// that were read are in memory, and they do not belong to the process alone.
+    /// Returns the resident size of the weights when loaded, in bytes.
+    ///
+    /// Tables from which inputs choose rows, such as word embeddings, are not counted. They stay in
+    /// their file, which ONNX Runtime maps. Only the pages read are in memory, and they do not
+    /// belong to the process alone.
     pub fn resident_bytes(&self) -> u64 {
         let (None, Some(graph)) = (self.held_bytes, &self.model.graph) else {
             return self.weight_bytes();
@@ -114,14 +116,15 @@ impl Network {
         self.weight_bytes().saturating_sub(mapped)
     }
 
-    /// Returns the bytes of tables that stay in their file.
+    /// Returns the size of the tables that stay in their file, in bytes.
     pub fn table_bytes(&self) -> u64 {
         self.weight_bytes().saturating_sub(self.resident_bytes())
     }
 
-    /// Returns the bytes that are in memory at once while the network is loaded, at most. Matrices
-    /// are brought into order and packed one after another; what is quantized is read in f32
-    /// before, and handed over as a message.
+    /// Returns the largest number of bytes in memory at once while the network is loaded.
+    ///
+    /// Matrices are reordered and packed one after another. Quantized weights are first read in
+    /// f32, and passed on as a message.
     pub fn loading_bytes(&self) -> u64 {
         let copies = match self.precision {
             Precision::F32 => 2,
@@ -130,24 +133,26 @@ impl Network {
         self.resident_bytes().saturating_mul(copies)
     }
 
-    /// Returns the files in which weights lie, relative to the family's folder.
+    /// Returns the files that hold weights, relative to the family's folder.
     pub fn files(&self) -> impl Iterator<Item = String> {
         let graph = self.model.graph.iter();
         let tensors = graph.flat_map(|graph| &graph.initializer);
         tensors.filter_map(|tensor| external::place_of(tensor).map(|place| place.file))
     }
 
-    /// Tells whether `name` is one of the graph's inputs.
+    /// Returns whether `name` is one of the graph's inputs.
     pub fn reads(&self, name: &str) -> bool {
         self.model.graph.iter().flat_map(|graph| &graph.input).any(|input| input.name == name)
     }
 
-    /// Returns the model as ONNX Runtime reads it, its weights being places in files of `folder`,
-    /// but for those of which it takes some rows or columns only.
+    /// Returns the model for ONNX Runtime.
+    ///
+    /// Its weights are places in files of `folder`. Weights that are taken in part are inside the
+    /// model.
     ///
     /// # Errors
     ///
-    /// Fails when weights that are to be taken in part or quantized cannot be read.
+    /// Fails when weights that are taken in part or quantized cannot be read.
     pub fn to_onnx(&self, folder: &Path) -> Result<ModelProto, OnnxError> {
         let model = match self.held_bytes {
             Some(_) => take_rows(&self.model, folder)?,
@@ -159,8 +164,8 @@ impl Network {
         }
     }
 
-    /// Names the network for caches: its graph, where its weights lie, its precision and, where it
-    /// is quantized, how.
+    /// Returns bytes that identify the network in caches. They depend on the graph, the places of
+    /// its weights, the precision and the form of quantization.
     pub fn fingerprint(&self) -> Vec<u8> {
         let mut bytes = self.model.encode_to_vec();
         match self.precision {
@@ -173,8 +178,8 @@ impl Network {
         bytes
     }
 
-    /// Names what the network costs: like its fingerprint, but the same after a map was fitted
-    /// anew, whose file then has another digest in its name.
+    /// Returns bytes that identify the network's cost. They equal the fingerprint without the
+    /// digests in the names of fitted files. Fitting a map again does not change them.
     pub fn cost_key(&self) -> Vec<u8> {
         let mut plain = self.clone();
         let graph = plain.model.graph.iter_mut();
@@ -200,8 +205,7 @@ impl Network {
     }
 }
 
-/// Tells whether nothing but rows of the initializer `name` is read, which the graph's inputs
-/// choose.
+/// Returns whether the graph reads from the initializer `name` only rows that its inputs choose.
 fn is_looked_up(graph: &GraphProto, name: &str) -> bool {
     let is_constant = |input: &String| graph.initializer.iter().any(|tensor| tensor.name == *input);
     let readers = || graph.node.iter().filter(|node| node.input.iter().any(|input| input == name));
@@ -215,10 +219,12 @@ fn is_looked_up(graph: &GraphProto, name: &str) -> bool {
     readers().next().is_some() && readers().all(is_by_row)
 }
 
-/// What the fingerprints of quantized networks have; 1 stood for one scale for a whole batch.
+/// Form of quantization in the fingerprints of quantized networks: one scale per row. The value 1
+/// meant one scale for a whole batch.
 const BY_ROW: u8 = 2;
 
-/// 8-bit products saturate on x86 without VNNI unless a bit is left free.
+/// Returns the largest quantized weight. 8-bit products saturate on x86 without VNNI unless a bit
+/// is left free.
 fn max_level() -> i8 {
     #[cfg(target_arch = "x86_64")]
     if !std::is_x86_feature_detected!("avx512vnni") && !std::is_x86_feature_detected!("avxvnni") {

@@ -1,4 +1,4 @@
-//! Image files to pixels: decoding, resizing, normalizing.
+//! Converting image files to pixels: decoding, resizing, normalizing.
 //!
 //! Sizes are read from the header and checked before anything is decoded.
 
@@ -12,13 +12,13 @@ use image::{
 use super::Pixels;
 use crate::family::{Filter, ImageSpec, Resize};
 
-/// Decoders may take this many bytes for each pixel, besides a fixed sum.
+/// Number of bytes per pixel that a decoder may take, besides a fixed sum.
 const BYTES_PER_PIXEL: u64 = 16;
 
-/// Bytes that decoders take besides the picture.
+/// Number of bytes that a decoder takes besides the picture.
 const DECODER_BYTES: u64 = 2 << 20;
 
-/// Why an image is refused.
+/// Error for an image that is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum PictureError {
     /// The bytes are neither PNG nor JPEG.
@@ -27,32 +27,32 @@ pub enum PictureError {
     /// The header cannot be read, or the rest is truncated or broken.
     #[error("it cannot be decoded: {0}")]
     Broken(#[source] image::ImageError),
-    /// There are no pixels.
+    /// The image has no pixels.
     #[error("it has no pixels ({width} × {height})")]
     Empty {
-        /// The width in pixels.
+        /// Width in pixels.
         width: u32,
-        /// The height in pixels.
+        /// Height in pixels.
         height: u32,
     },
-    /// There are too many pixels.
+    /// The image has too many pixels.
     #[error("it has {width} × {height} pixels, over the limit of {limit}")]
     TooManyPixels {
-        /// The width in pixels.
+        /// Width in pixels.
         width: u32,
-        /// The height in pixels.
+        /// Height in pixels.
         height: u32,
-        /// The most pixels.
+        /// Maximum number of pixels.
         limit: u64,
     },
 }
 
-/// Decodes one image file and brings it to what stems read.
+/// Decodes one image file to the pixels that stems read.
 ///
 /// # Errors
 ///
-/// Fails on bytes that are no PNG or JPEG, on what cannot be decoded, and on images without pixels
-/// or with more than `max_pixels`.
+/// Fails on bytes that are not PNG or JPEG or cannot be decoded. Fails on images without pixels or
+/// with more than `max_pixels`.
 pub fn decode_picture(
     bytes: &[u8],
     spec: &ImageSpec,
@@ -68,9 +68,10 @@ pub fn decode_picture(
     Ok(normalize(&picture, spec))
 }
 
-/// Returns the bytes that decoding an image file and bringing it to its size take at most, by what
-/// its header says: the picture as the decoder and as its reader have it, and the rows that
-/// resizing begins with.
+/// Returns the largest number of bytes that decoding and resizing an image file takes, from its
+/// header.
+///
+/// It counts the picture in the decoder and in its reader, and the rows with which resizing begins.
 ///
 /// # Errors
 ///
@@ -112,8 +113,8 @@ fn open(bytes: &[u8], max_pixels: u64) -> Result<impl ImageDecoder, PictureError
     Ok(decoder)
 }
 
-/// Brings raw bytes, `[height, width, channels]` of 1 or 3 channels, to what stems read; `None`
-/// where they are not as many.
+/// Converts raw bytes, `[height, width, channels]` of 1 or 3 channels, to the pixels that stems
+/// read. Returns `None` if there are too few bytes or other channels.
 pub fn raw_picture(
     bytes: &[u8],
     [height, width, channels]: [u32; 3],
@@ -141,8 +142,8 @@ fn normalize(picture: &DynamicImage, spec: &ImageSpec) -> Pixels {
     Pixels { shape: [spec.channels, spec.height, spec.width], values }
 }
 
-/// Returns the image in grey, or in red, green and blue, 8 bits each; what is transparent is shown
-/// on black.
+/// Returns the image in grey or in red, green and blue, with 8 bits per channel. Transparent pixels
+/// are shown on black.
 fn as_eight_bits(picture: DynamicImage, channels: usize) -> DynamicImage {
     if channels == 1 {
         DynamicImage::ImageLuma8(picture.into_luma8())
@@ -164,7 +165,7 @@ fn bring_to_size(mut picture: DynamicImage, spec: &ImageSpec) -> DynamicImage {
     picture.crop_imm(left, top, target[0], target[1])
 }
 
-/// Returns the size whose shorter side is `side`, with the same proportions.
+/// Returns the size with the same proportions whose shorter side is `side`.
 fn shorter([width, height]: [u32; 2], side: usize) -> [u32; 2] {
     let side = u32::try_from(side).unwrap_or(u32::MAX);
     let scaled = |long: u32, short: u32| {

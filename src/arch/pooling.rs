@@ -1,4 +1,4 @@
-//! From hidden states to one vector a sequence.
+//! Pooling hidden states to one vector per sequence.
 
 use super::{
     network::{ATTENTION_MASK, Network, Precision},
@@ -29,7 +29,7 @@ pub(super) fn float_mask(graph: &mut GraphBuilder, mask: &str) -> String {
     graph.node("Cast", &[&mask], &[("to", Attribute::Int(i64::from(data_type::FLOAT)))])
 }
 
-/// Averages `hidden` over the tokens that `mask` keeps: `[batch, width]`.
+/// Adds the mean of `hidden` over the tokens that `mask` keeps, `[batch, width]`.
 pub(super) fn mean(graph: &mut GraphBuilder, hidden: &str, mask: &str) -> String {
     let axis = graph.ints(&[1]);
     let tiny = graph.float(1e-9);
@@ -41,7 +41,7 @@ pub(super) fn mean(graph: &mut GraphBuilder, hidden: &str, mask: &str) -> String
     graph.node("Div", &[&sum, &count], &[])
 }
 
-/// Averages `hidden` over all tokens: `[batch, width]`.
+/// Adds the mean of `hidden` over all tokens, `[batch, width]`.
 pub(super) fn mean_of_all(graph: &mut GraphBuilder, hidden: &str) -> String {
     let (axis, one) = (graph.ints(&[1]), graph.float(1.0));
     let extents = |start, end| [("start", Attribute::Int(start)), ("end", Attribute::Int(end))];
@@ -55,10 +55,11 @@ pub(super) fn mean_of_all(graph: &mut GraphBuilder, hidden: &str) -> String {
     graph.node("Div", &[&sum, &count], &[])
 }
 
-/// Sums `hidden` over its tokens, times `weights`, `[batch, 1, tokens]`: `[batch, width]`.
+/// Adds the sum of `hidden` over its tokens, times `weights`, `[batch, 1, tokens]`:
+/// `[batch, width]`.
 ///
-/// A product, since ONNX Runtime's reductions add up a single sequence in another order than the
-/// same one in a batch.
+/// The sum is a matrix product. ONNX Runtime's reductions add up a single sequence in another order
+/// than the same sequence in a batch.
 fn sum_tokens(graph: &mut GraphBuilder, hidden: &str, weights: &str) -> String {
     let axis = graph.ints(&[1]);
     let sum = graph.node("MatMul", &[weights, hidden], &[]);
@@ -74,7 +75,7 @@ pub(super) fn normalize(graph: &mut GraphBuilder, vector: &str) -> String {
     graph.node("Div", &[vector, &norm], &[])
 }
 
-/// Reduces along `axis`.
+/// Adds the reduction `op` of `value` along `axis`.
 pub(super) fn reduce(
     graph: &mut GraphBuilder,
     op: &str,

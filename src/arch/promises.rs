@@ -1,11 +1,11 @@
-//! What a manifest says of a family against what its anchors are.
+//! Checks of a family's manifest against its anchors.
 
 use std::path::Path;
 
 use super::block::Anchor;
 use crate::family::{FamilyError, Manifest, WidthSpec};
 
-/// Checks what the manifest of the family in `folder` promises against what anchor `name` can do.
+/// Checks the manifest of the family in `folder` against the abilities of anchor `name`.
 pub(super) fn check(
     folder: &Path,
     manifest: &Manifest,
@@ -58,8 +58,8 @@ pub(super) fn check(
     Ok(())
 }
 
-/// Checks that outputs have the rows that the anchor's head gives; an error is the key, its value
-/// and what would be valid.
+/// Checks that the output has the rows that the anchor's head returns. An error holds the key, its
+/// value and the valid values.
 fn check_rows(
     manifest: &Manifest,
     name: &str,

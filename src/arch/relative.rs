@@ -1,16 +1,15 @@
-//! What attention adds to its scores for the distance between two tokens (Raffel et al. 2020,
-//! section 2.1).
+//! Attention scores for the distance between two tokens (Raffel et al. 2020, section 2.1).
 
 use super::ops::float_weight;
 use crate::onnx::{Attribute, GraphBuilder, proto::TensorProto};
 
-/// The distance from which all tokens share a bucket.
+/// Distance from which all tokens share a bucket.
 const MAX_DISTANCE: f32 = 128.0;
 
 /// Returns the bucket of every distance from `1 - max_tokens` to `max_tokens - 1`, key minus query.
 ///
-/// One half of the buckets is for keys after the query. In either half, the first half holds one
-/// distance a bucket, and the rest widen as the logarithm does.
+/// One half of the buckets is for keys after the query. In either half, each bucket of the first
+/// half holds one distance. The other buckets widen logarithmically.
 pub(super) fn buckets(max_tokens: usize, num_buckets: usize) -> Vec<i64> {
     let last = i64::try_from(max_tokens).unwrap_or(i64::MAX) - 1;
     let half = i64::try_from(num_buckets / 2).unwrap_or(i64::MAX);
@@ -22,7 +21,7 @@ pub(super) fn buckets(max_tokens: usize, num_buckets: usize) -> Vec<i64> {
         .collect()
 }
 
-/// Returns the bucket of a distance among `num` on one side.
+/// Returns the bucket of `distance` among the `num` buckets of one side.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
@@ -38,7 +37,7 @@ fn one_sided(distance: i64, num: i64) -> i64 {
     (exact + place as i64).min(num - 1)
 }
 
-/// Adds the scores that the `[buckets, heads]` weight `table` gives the tokens of `hidden`.
+/// Adds the scores of the tokens of `hidden` from the `[buckets, heads]` weight `table`.
 ///
 /// # Shapes
 ///

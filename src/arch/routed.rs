@@ -1,29 +1,30 @@
-//! A module inside which every token takes ways of its own: a router, alternatives, and what comes
-//! before and after.
+//! Modules that route tokens: a router, experts, and the networks before and after them.
 //!
-//! Only what it consists of; the runtime routes.
+//! This module holds only the parts; the runtime routes. A *way* in identifiers is an expert.
 
 use super::{ModuleError, Network};
 
-/// The tokens as experts read them: an output of a routed module's entry, `[batch, tokens, width]`;
-/// where there is none they are the hidden states that the module read.
+/// Name of the tokens that experts read: an output of a routed module's entry,
+/// `[batch, tokens, width]`. Without it, experts read the module's input hidden states.
 pub const TOKENS: &str = "tokens";
-/// The router's scores: an output of the entry, `[batch, tokens, ways]` f32.
+/// Name of the router's scores: an output of the entry, `[batch, tokens, experts]` f32.
 pub const SCORES: &str = "scores";
-/// What the ways' sum is added to: an output of the entry, `[batch, tokens, width]`; where there is
-/// none it is the hidden states that the module read. An exit may read it; else the sum has it.
+/// Name of the residual to which the experts' sum is added: an output of the entry,
+/// `[batch, tokens, width]`. Without it, the residual is the module's input hidden states. An exit
+/// may read it; otherwise the sum includes it.
 pub const REST: &str = "rest";
-/// The keys that all queries are compared with: an output of the entry where attention is routed.
+/// Name of the keys for all queries: an output of the entry of routed attention.
 pub const KEYS: &str = "keys";
-/// The values that attention mixes: an output of the entry where attention is routed.
+/// Name of the values that attention mixes: an output of the entry of routed attention.
 pub const VALUES: &str = "values";
-/// The queries of all ways: an input of routed attention, `[batch, tokens, ways per token, width]`.
+/// Name of the queries of all chosen experts: an input of routed attention,
+/// `[batch, tokens, experts per token, width]`.
 pub const QUERIES: &str = "queries";
-/// The weighted sum of what the ways made: an input of the exit, `[batch, tokens, width]`. The rest
-/// is in it where the exit does not read that by itself.
+/// Name of the weighted sum of the experts' outputs: an input of the exit,
+/// `[batch, tokens, width]`. It includes the residual unless the exit reads [`REST`].
 pub const SUM: &str = "sum";
 
-/// A module whose tokens take ways of their own. `N` is how it refers to networks.
+/// Module that routes each token to experts. `N` is the type that refers to networks.
 ///
 /// # Shapes
 ///
@@ -31,22 +32,22 @@ pub const SUM: &str = "sum";
 /// - exit: [`SUM`] and perhaps [`REST`] to \[batch, tokens, width\]
 #[derive(Debug, Clone)]
 pub struct Routed<N = Network> {
-    /// What every token passes first: norms, the router's scores, experts that all share.
+    /// Network that every token passes first: norms, the router's scores, shared experts.
     pub entry: N,
-    /// Which ways a token takes.
+    /// Router that chooses experts for each token.
     pub router: Router,
-    /// The ways.
+    /// Experts of the module.
     pub ways: Ways<N>,
-    /// What follows the sum of the ways; without it the sum is added to the rest.
+    /// Network after the sum of the experts. Without it, the sum is added to the residual.
     pub exit: Option<N>,
 }
 
-/// What a module computes.
+/// Computation of a module.
 #[derive(Debug, Clone)]
 pub(super) enum Body {
-    /// The same for every token.
+    /// One network that every token passes.
     Network(Box<Network>),
-    /// What each token's ways do.
+    /// Router that chooses experts for each token.
     Routed(Box<Routed>),
 }
 
@@ -56,68 +57,69 @@ impl From<Network> for Body {
     }
 }
 
-/// The alternatives among which tokens are routed, by the router's outputs. Several outputs may
+/// Experts among which tokens are routed, in the order of the router's outputs. Several outputs may
 /// lead to one network (MC-SMoE's merged experts).
 #[derive(Debug, Clone)]
 pub enum Ways<N = Network> {
-    /// Each makes \[rows, width\] of \[rows, width\].
+    /// Networks from \[rows, width\] to \[rows, width\], one for each expert.
     Experts(Vec<N>),
-    /// Mixture of attention heads (ModuleFormer, section 3): each way makes queries of its own, all
-    /// are compared with the same keys, and what is found is projected by the way again.
+    /// Mixture of attention heads (ModuleFormer, section 3). Each expert makes its own queries,
+    /// which attend to shared keys. The expert also projects the result.
     Attention {
-        /// \[rows, width\] to \[rows, query width\], one for each way.
+        /// Networks from \[rows, width\] to \[rows, query width\], one for each expert.
         queries: Vec<N>,
-        /// [`QUERIES`], [`KEYS`] and [`VALUES`] to \[batch, tokens, ways per token, query width\].
+        /// Network from [`QUERIES`], [`KEYS`] and [`VALUES`] to \[batch, tokens, experts per token,
+        /// query width\].
         attend: N,
-        /// \[rows, query width\] to \[rows, width\], one for each way.
+        /// Networks from \[rows, query width\] to \[rows, width\], one for each expert.
         outputs: Vec<N>,
     },
 }
 
-/// How scores become ways and their weights.
+/// Settings that turn scores into chosen experts and their weights.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Router {
-    /// The number of scores a token has.
+    /// Number of experts, and of scores per token.
     pub num_ways: usize,
-    /// How many ways a token takes, at most.
+    /// Maximum number of experts per token.
     pub top_k: usize,
-    /// What is normalized when.
+    /// Order of normalizing and choosing.
     pub order: Order,
-    /// Whether the weights of the ways taken are made to add up to 1.
+    /// Whether the weights of the chosen experts are scaled to add up to 1.
     pub renormalize: bool,
-    /// What a way's output is multiplied by.
+    /// Weight of a chosen expert's output.
     pub weighting: Weighting,
-    /// A factor on all weights, such as Granite's residual multiplier.
+    /// Factor on all weights, such as Granite's residual multiplier.
     pub scale: f32,
-    /// The ways that may be taken, in ascending order; `None` for all. Others count as if they were
-    /// not there.
+    /// Experts that may be chosen, in ascending order; `None` for all. Other experts count as
+    /// missing.
     pub allowed: Option<Vec<usize>>,
 }
 
-/// The order in which a router normalizes and chooses.
+/// Order in which a router normalizes and chooses.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Order {
-    /// A softmax over all scores, of which the largest are taken (Mixtral, Qwen, OLMoE,
+    /// Softmax over all scores, of which the largest are chosen (Mixtral, Qwen, OLMoE,
     /// ModuleFormer).
     SoftmaxThenTopK,
-    /// A softmax over the largest scores (Granite).
+    /// Softmax over the largest scores (Granite).
     TopKThenSoftmax,
-    /// A softmax over all scores, of which those are taken that reach this probability: the largest
-    /// in any case, and no more than `top_k`.
+    /// Softmax over all scores, of which those that reach this probability are chosen. The largest
+    /// is always chosen, and at most `top_k` are.
     Threshold(f32),
 }
 
-/// What a way's output is multiplied by.
+/// Weight of a chosen expert's output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Weighting {
-    /// The probability that the router gives the way.
+    /// Probability that the router gives the expert.
     Probability,
-    /// One (EMoE, section 3; MoEfication).
+    /// Constant weight of 1 (EMoE, section 3; MoEfication).
     One,
 }
 
 impl Router {
-    /// Returns the router that takes the `top_k` ways of the largest probabilities.
+    /// Creates a router that chooses the `top_k` experts of the largest probabilities.
     pub fn new(num_ways: usize, top_k: usize, order: Order) -> Self {
         Self {
             num_ways,
@@ -132,7 +134,7 @@ impl Router {
 }
 
 impl Router {
-    /// Returns the share of the ways that a token takes, at most.
+    /// Returns the largest fraction of the allowed experts that a token uses.
     #[expect(clippy::cast_precision_loss, reason = "ways are few")]
     pub fn share(&self) -> f64 {
         let all = self.allowed.as_ref().map_or(self.num_ways, Vec::len);
@@ -141,7 +143,7 @@ impl Router {
 }
 
 impl<N> Routed<N> {
-    /// Returns every network that it may run, the entry first.
+    /// Returns every network that the module may run, the entry first.
     pub fn networks(&self) -> impl Iterator<Item = &N> {
         let (shared, one, two): (Option<&N>, &[N], &[N]) = match &self.ways {
             Ways::Experts(experts) => (None, experts, &[]),
@@ -154,7 +156,7 @@ impl<N> Routed<N> {
         std::iter::once(&self.entry).chain(&self.exit).chain(shared).chain(ways)
     }
 
-    /// Refers to networks in another way; `index` tells the roles of those that are several apart.
+    /// Converts each network with `to`, which gets its role and its index within the role.
     pub(super) fn map<M>(self, mut to: impl FnMut(N, &str, usize) -> M) -> Routed<M> {
         let Self { entry, router, ways, exit } = self;
         let mut all = |role: &str, networks: Vec<N>| {
@@ -172,7 +174,7 @@ impl<N> Routed<N> {
         Routed { entry: to(entry, "entry", 0), router, ways, exit: exit.map(|n| to(n, "exit", 0)) }
     }
 
-    /// Returns the number of ways that there are.
+    /// Returns the number of experts.
     pub fn num_ways(&self) -> usize {
         match &self.ways {
             Ways::Experts(experts) => experts.len(),
@@ -180,7 +182,7 @@ impl<N> Routed<N> {
         }
     }
 
-    /// Checks that the router and the ways go together; `name` is the module's.
+    /// Checks that the router matches the experts; `name` is the module's name.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Whether files are still those that were loaded, without reading them again.
+//! Detecting changes of loaded files without reading them again.
 
 use std::{
     collections::BTreeMap,
@@ -9,17 +9,18 @@ use std::{
 
 use crate::family::{FITS_FOLDER, name_without_digest};
 
-/// The most files of a family's folder that are looked at.
+/// Maximum number of files in a family's folder.
 const MAX_FILES: usize = 10_000;
 
-/// Start of the names of files that are being written.
+/// Prefix of the names of files that are being written.
 const TEMPORARY: &str = ".writing-";
 
-/// What each file of a folder was when it was looked at: changing or replacing one changes it.
+/// Stamps of the files of a folder at one time. A file's stamp changes when the file changes or is
+/// replaced.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stamps {
     files: BTreeMap<PathBuf, Stamp>,
-    /// Fitted files with a digest in their names.
+    /// Stamps of fitted files with a digest in their names.
     fitted: BTreeMap<PathBuf, Stamp>,
 }
 
@@ -28,16 +29,16 @@ struct Stamp {
     device: u64,
     inode: u64,
     length: u64,
-    /// When its content changed, in seconds and nanoseconds.
+    /// Time of the last change of the content, in seconds and nanoseconds.
     modified: (i64, i64),
 }
 
 impl Stamps {
-    /// Looks at every file below `folder`.
+    /// Takes the stamps of all files below `folder`.
     ///
     /// # Errors
     ///
-    /// Fails when a folder cannot be read.
+    /// Fails when a folder cannot be read, or there are too many files.
     pub fn take(folder: &Path) -> io::Result<Self> {
         let (mut stamps, mut folders) = (Self::default(), vec![folder.to_owned()]);
         while let Some(next) = folders.pop() {
@@ -52,7 +53,7 @@ impl Stamps {
                     path == folder.join(&location) && name_without_digest(&location).is_some();
                 let Self { files, fitted } = &mut stamps;
                 let stamps = if is_fitted { fitted } else { files };
-                // What a link leads to counts; one that leads nowhere is no file.
+                // A link counts as its target; a link without a target is not a file.
                 match fs::metadata(&path) {
                     Ok(found) if found.is_dir() => folders.push(path),
                     Ok(found) => drop(stamps.insert(path, Stamp::of(&found))),
@@ -66,8 +67,9 @@ impl Stamps {
         Ok(stamps)
     }
 
-    /// Returns whether a family loaded from `other` is the one that is there now. Fitted files with
-    /// a digest in their names are in use only when `fits.json` names them: that is compared.
+    /// Returns whether both stamps are of the same version of a family. Fitted files with a digest
+    /// in their names are not compared. They are in use only when `fits.json` names them, and that
+    /// file is compared.
     pub fn is_same_version(&self, other: &Self) -> bool {
         self.files == other.files
     }
@@ -76,7 +78,7 @@ impl Stamps {
         self.files.get(path).or_else(|| self.fitted.get(path))
     }
 
-    /// Tells whether the file at `path` is the one that was looked at.
+    /// Returns whether the file at `path` has not changed since the stamps were taken.
     pub fn is_unchanged(&self, path: &Path) -> bool {
         let found = fs::metadata(path).ok().map(|found| Stamp::of(&found));
         found.is_some() && found == self.known(path).copied()

@@ -1,27 +1,27 @@
-//! Texts to token ids.
+//! Converting texts to token ids.
 
 /// Error of a tokenizer, in its own words.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct TokenizeError(#[from] tokenizers::Error);
 
-/// A tokenizer read from `tokenizer.json`.
+/// Tokenizer read from `tokenizer.json`.
 #[derive(Debug)]
 pub struct Tokenizer {
     tokenizer: tokenizers::Tokenizer,
     pad_id: i64,
 }
 
-/// Texts as padded token ids.
+/// Token ids of texts, padded to equal length.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encoding {
-    /// The number of texts.
+    /// Number of texts.
     pub batch: usize,
-    /// The number of tokens of the longest text, padding's width.
+    /// Number of tokens of the longest text, to which all texts are padded.
     pub tokens: usize,
-    /// `[batch, tokens]` token ids.
+    /// Token ids, `[batch, tokens]`.
     pub input_ids: Vec<i64>,
-    /// `[batch, tokens]`, 1 for a token and 0 for padding.
+    /// Mask with 1 for a token and 0 for padding, `[batch, tokens]`.
     pub attention_mask: Vec<i64>,
 }
 
@@ -51,7 +51,7 @@ impl Tokenizer {
     }
 
     /// Encodes `texts` like [`encode`](Self::encode), but cuts them after `max_tokens` tokens if
-    /// that is sooner; the last token, which ends a text, is kept.
+    /// that is sooner. The last token, which ends a text, is kept.
     ///
     /// # Errors
     ///
@@ -86,7 +86,7 @@ impl Tokenizer {
 }
 
 impl Encoding {
-    /// Puts encodings below one another, padded to the longest with token 0, which is masked.
+    /// Joins encodings into one batch, padded to the longest with token 0, which is masked.
     #[must_use]
     pub fn concatenate(encodings: &[&Self]) -> Self {
         let tokens = encodings.iter().map(|encoding| encoding.tokens).max().unwrap_or(0);
@@ -105,7 +105,7 @@ impl Encoding {
         Self { batch, tokens, input_ids, attention_mask }
     }
 
-    /// Puts rows of token ids below one another, padded with `pad_id` to the longest.
+    /// Joins rows of token ids into one batch, padded with `pad_id` to the longest.
     #[must_use]
     pub fn pad(rows: &[Vec<i64>], pad_id: i64) -> Self {
         let tokens = rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -121,7 +121,7 @@ impl Encoding {
         Self { batch: rows.len(), tokens, input_ids, attention_mask }
     }
 
-    /// Puts encodings of single texts below one another.
+    /// Joins encodings of single texts into one batch.
     #[must_use]
     pub fn stack<'a>(encodings: impl IntoIterator<Item = &'a Self>) -> Self {
         let rows: Vec<Vec<i64>> =
@@ -129,7 +129,7 @@ impl Encoding {
         Self::pad(&rows, 0)
     }
 
-    /// Returns some rows, cut to the longest of them.
+    /// Returns the texts `rows`, cut to the longest of them.
     ///
     /// # Panics
     ///

@@ -1,4 +1,4 @@
-//! Stitches and exits that were trained with their anchors, as networks.
+//! Networks of stitches and exits that were trained with their anchors.
 
 use super::{
     ArchError, Checkpoint, Network,
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::onnx::{Attribute, GraphBuilder};
 
-/// The epsilon of an exit's norm.
+/// Epsilon of an exit's norm.
 const EPSILON: f32 = 1e-6;
 
 /// Builds a stitch: `x · weightᵀ + bias` for every token.
@@ -28,7 +28,7 @@ pub(super) fn stitch(
     Ok(Network::new(graph.finish(&output, "output", &shape), Precision::F32))
 }
 
-/// Builds an exit: the first token beside the mean of all, a norm, a score a class.
+/// Builds an exit: the first token joined with the mean of all, a norm, one score per class.
 ///
 /// # Shapes
 ///

@@ -1,9 +1,9 @@
 //! Vision transformers: pre-norm blocks over patches (Dosovitskiy et al. 2021; DeiT, Touvron et al.
 //! 2021), from timm's and Hugging Face's checkpoints.
 //!
-//! `x + attention(norm1(x))`, then `x + mlp(norm2(x))`. A block may run with a prefix of its heads
-//! and hidden units (MatFormer, DynaBERT): rows of a matrix are then a shorter place in the same
-//! file, columns are sliced when the session is created. The tokens keep their width.
+//! A block computes `x + attention(norm1(x))`, then `x + mlp(norm2(x))`. It may run with a prefix
+//! of its heads and hidden units (MatFormer, DynaBERT). Rows of a matrix are then a shorter place
+//! in the same file. Columns are sliced when the session is created. The tokens keep their width.
 
 use super::{
     ArchError, Checkpoint, Network, PoolError,
@@ -21,14 +21,14 @@ use crate::{
     },
 };
 
-/// A vision transformer whose weights lie in a checkpoint.
+/// Vision transformer whose weights lie in a checkpoint.
 #[derive(Debug)]
 pub(super) struct VisionTransformer {
-    /// The sizes.
+    /// Sizes of the network.
     pub(super) shape: VitShape,
-    /// Who named the tensors.
+    /// Naming scheme of the tensors.
     pub(super) layout: VitLayout,
-    /// The weights.
+    /// Checkpoint that holds the weights.
     pub(super) checkpoint: Checkpoint,
 }
 
@@ -86,7 +86,7 @@ impl Anchor for VisionTransformer {
         network.map(Body::from)
     }
 
-    /// Builds the classifier: the first token, the final norm unless it is left out, the head.
+    /// Builds the classifier: the first token, the final norm if `has_norm`, and the head.
     ///
     /// # Shapes
     ///
@@ -136,13 +136,13 @@ impl Anchor for VisionTransformer {
 }
 
 impl VisionTransformer {
-    /// Returns the number of tokens that are no patches.
+    /// Returns the number of tokens that are not patches.
     fn num_extra(&self) -> usize {
         1 + usize::from(self.checkpoint.has(&self.layout.part(Part::DistillationToken)))
     }
 
-    /// Puts the extra tokens before `patches` and adds the positions, which some tables have for
-    /// patches only.
+    /// Puts the extra tokens before `patches` and adds the positions. Some position tables cover
+    /// only patches.
     fn add_tokens(
         &self,
         graph: &mut GraphBuilder,
@@ -227,8 +227,8 @@ impl VisionTransformer {
         self.end_part(graph, [&expanded, &hidden], last, form)
     }
 
-    /// Adds the last matrix of a sub-layer, of which the first `inner` columns run, its bias, the
-    /// layer scale where there is one, and the residual.
+    /// Adds the end of a sub-layer: its last matrix, the bias, the layer scale if there is one, and
+    /// the residual. Only the first `inner` columns of the matrix are used.
     fn end_part(
         &self,
         mut graph: GraphBuilder,
@@ -286,7 +286,7 @@ impl VisionTransformer {
         Ok(graph.node("LayerNormalization", &[value, &gamma, &beta], &attributes))
     }
 
-    /// Scores the classes from one token.
+    /// Adds the scores of the classes for the token at one position.
     fn classify(
         &self,
         graph: &mut GraphBuilder,

@@ -1,7 +1,7 @@
-//! Vision transformers' configurations and tensor names: timm's and Hugging Face's.
+//! Configurations and tensor names of vision transformers: timm's and Hugging Face's.
 //!
-//! Sizes come from the tensors where they can; the number of heads comes from the configuration,
-//! because nothing in the tensors tells it.
+//! Sizes come from the tensors if possible. The number of heads comes from the configuration,
+//! because the tensors do not determine it.
 
 use std::path::Path;
 
@@ -9,24 +9,24 @@ use serde::Deserialize;
 
 use super::{ArchError, Checkpoint, PoolError};
 
-/// The sizes of a vision transformer.
+/// Sizes of a vision transformer.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct VitShape {
     /// Channels, height and width of an image.
     pub(super) image: [usize; 3],
-    /// The side of a patch in pixels.
+    /// Side of a patch in pixels.
     pub(super) patch: usize,
-    /// The extent of a token.
+    /// Width of a token.
     pub(super) width: usize,
-    /// The number of blocks.
+    /// Number of blocks.
     pub(super) num_blocks: usize,
-    /// The number of attention heads.
+    /// Number of attention heads.
     pub(super) num_heads: usize,
-    /// The hidden units of a feed-forward part.
+    /// Number of hidden units of a feed-forward part.
     pub(super) hidden: usize,
-    /// The number of classes.
+    /// Number of classes.
     pub(super) num_classes: usize,
-    /// The layer norms' epsilon.
+    /// Epsilon of the layer norms.
     pub(super) epsilon: f32,
 }
 
@@ -37,21 +37,21 @@ impl VitShape {
     }
 }
 
-/// Who named the tensors.
+/// Naming scheme of the tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum VitLayout {
-    /// timm, with one matrix for queries, keys and values.
+    /// Names of timm, with one matrix for queries, keys and values.
     Timm,
-    /// Hugging Face, with three.
+    /// Names of Hugging Face, with three matrices for queries, keys and values.
     HuggingFace {
-        /// What comes before all names but the heads'.
+        /// Prefix of all names but the heads'.
         root: &'static str,
-        /// The classifier on the first token.
+        /// Name of the classifier on the first token.
         head: &'static str,
     },
 }
 
-/// A place in a vision transformer, whatever its tensors are called.
+/// Part of a vision transformer, independent of its tensors' names.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Part {
     ClassToken,
@@ -63,7 +63,7 @@ pub(super) enum Part {
     DistillationHead,
 }
 
-/// A place in a block.
+/// Part of a block.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum BlockPart {
     NormBefore,
@@ -74,7 +74,7 @@ pub(super) enum BlockPart {
 }
 
 impl VitLayout {
-    /// Names a tensor, or a layer where it has a weight and a bias.
+    /// Returns the name of a tensor, or of a layer that has a weight and a bias.
     pub(super) fn part(self, part: Part) -> String {
         let (timm, hub) = match part {
             Part::ClassToken => ("cls_token", "embeddings.cls_token"),
@@ -93,7 +93,7 @@ impl VitLayout {
         }
     }
 
-    /// Names a layer of block `index`.
+    /// Returns the name of a layer of block `index`.
     pub(super) fn block(self, index: usize, part: BlockPart) -> String {
         let (timm, hub) = match part {
             BlockPart::NormBefore => ("norm1", "layernorm_before"),
@@ -108,8 +108,8 @@ impl VitLayout {
         }
     }
 
-    /// Names the layer that makes queries (0), keys (1) or values (2) in block `index`, and tells
-    /// whether it makes all three, one after another.
+    /// Returns the name of the layer that makes queries (0), keys (1) or values (2) in block
+    /// `index`. The second value is whether the layer makes all three, one after another.
     pub(super) fn query_key_value(self, index: usize, which: usize) -> (String, bool) {
         match self {
             Self::Timm => (format!("blocks.{index}.attn.qkv"), true),
@@ -121,7 +121,7 @@ impl VitLayout {
     }
 }
 
-/// The keys of `config.json` that matter here.
+/// Keys of `config.json` that affect the network.
 #[derive(Debug, Deserialize)]
 struct Config {
     model_type: Option<String>,
@@ -133,7 +133,7 @@ struct Config {
     model_args: ModelArguments,
 }
 
-/// timm's constructor arguments that change what is computed.
+/// Arguments of timm's constructors that affect the network.
 #[derive(Debug, Default, Deserialize)]
 struct ModelArguments {
     num_heads: Option<usize>,
@@ -141,7 +141,7 @@ struct ModelArguments {
     global_pool: Option<String>,
 }
 
-/// Heads of the sizes that timm's names tell.
+/// Number of heads for the sizes in timm's architecture names.
 const TIMM_HEADS: [(&str, usize); 5] =
     [("_tiny_", 3), ("_small_", 6), ("_base_", 12), ("_large_", 16), ("_huge_", 16)];
 
@@ -149,7 +149,7 @@ const TIMM_HEADS: [(&str, usize); 5] =
 ///
 /// # Errors
 ///
-/// Fails on a configuration or tensors that are no vision transformer's.
+/// Fails on a configuration or tensors that do not belong to a vision transformer.
 pub(super) fn read(
     path: &Path,
     config: &str,
@@ -198,8 +198,10 @@ pub(super) fn read(
     Ok((layout, shape))
 }
 
-/// Refuses tensors that no vision transformer has that is computed here, such as those of a
-/// normalization of queries or of registers: without them the answers would be wrong.
+/// Checks that the checkpoint has only tensors of the supported vision transformers.
+///
+/// Tensors of a normalization of queries or of registers are examples of others. Without them the
+/// answers would be wrong.
 fn check_names(layout: VitLayout, checkpoint: &Checkpoint) -> Result<(), ArchError> {
     use BlockPart::{Contract, Expand, NormAfter, NormBefore, Projection};
     use Part::{ClassToken, DistillationHead, DistillationToken, Head, Norm, Patches, Positions};
@@ -226,7 +228,7 @@ fn check_names(layout: VitLayout, checkpoint: &Checkpoint) -> Result<(), ArchErr
     }
 }
 
-/// Writes a block's number in a tensor's name as 0.
+/// Replaces a block's number in a tensor's name by 0.
 fn in_first_block(name: &str) -> String {
     let mut parts: Vec<&str> = name.split('.').collect();
     if let Some(number) = parts.iter_mut().find(|part| part.parse::<usize>().is_ok()) {
@@ -274,7 +276,8 @@ fn measure(
     let rows = table.get(1).copied().unwrap_or(0);
     let extra = 1 + usize::from(checkpoint.has(&layout.part(Part::DistillationToken)));
     let side = |patches: usize| (1..=patches).find(|side| side * side >= patches).unwrap_or(0);
-    // Some tables leave the class token out: what is a square then tells which.
+    // Some tables leave the class token out. The number of rows that is a square shows which form
+    // it is.
     let patches = [rows.saturating_sub(extra), rows];
     let grid =
         patches.into_iter().map(|n| (n, side(n))).find(|(n, side)| *n > 0 && side * side == *n);

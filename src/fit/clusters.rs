@@ -3,17 +3,17 @@
 use faer::{Accum, Mat, MatRef, Par, linalg::matmul::matmul};
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
 
-/// The most rounds of new centres.
+/// Maximum number of rounds, each of which computes new centres.
 const MAX_ROUNDS: usize = 30;
-/// The most sweeps of exchanges in a round.
+/// Maximum number of exchange sweeps in a round.
 const MAX_SWEEPS: usize = 10;
 
-/// Rows of equal width.
+/// Matrix whose rows have equal width.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rows<'a> {
-    /// Row by row.
+    /// Values of all rows, one row after another.
     pub(super) values: &'a [f32],
-    /// The extent of a row.
+    /// Number of values in a row.
     pub(super) width: usize,
 }
 
@@ -43,15 +43,15 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Splits the rows' positions into `num_groups` of equal size at random.
+/// Splits the positions of `count` rows at random into `num_groups` groups of equal size.
 pub(super) fn random_groups(count: usize, num_groups: usize, seed: u64) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..count).collect();
     order.shuffle(&mut StdRng::seed_from_u64(seed));
     ascending(order.chunks(count / num_groups.max(1)).map(<[usize]>::to_vec).collect())
 }
 
-/// Splits the rows, of unit length, into `num_groups` of equal size, so that they lie near the mean
-/// of their group. `round` is called after every round.
+/// Splits rows of unit length into `num_groups` groups of equal size. The rows of a group lie near
+/// its mean. `round` is called after every round.
 pub(super) fn balanced_groups(
     rows: Rows<'_>,
     num_groups: usize,
@@ -76,7 +76,7 @@ pub(super) fn balanced_groups(
     ascending(groups)
 }
 
-/// Returns the number of rounds that [`balanced_groups`] takes at most.
+/// Returns the largest number of rounds that [`balanced_groups`] can take.
 pub(super) fn max_rounds() -> u64 {
     MAX_ROUNDS as u64
 }
@@ -86,7 +86,7 @@ fn ascending(mut groups: Vec<Vec<usize>>) -> Vec<Vec<usize>> {
     groups
 }
 
-/// Chooses rows that are far from one another as first centres (k-means++).
+/// Chooses rows that are far from one another as the first centres (k-means++).
 fn spread_centres(rows: Rows<'_>, num_groups: usize, seed: u64) -> Vec<f32> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut distances = vec![f32::MAX; rows.count()];
@@ -109,8 +109,9 @@ fn spread_centres(rows: Rows<'_>, num_groups: usize, seed: u64) -> Vec<f32> {
     centres
 }
 
-/// Returns the product of every centre with every row, `[groups, rows]`: groups are of equal size,
-/// so where the sum of products is largest the sum of squared distances is least.
+/// Returns the product of every centre with every row, `[groups, rows]`.
+///
+/// For groups of equal size, the largest sum of products gives the least sum of squared distances.
 fn products(rows: Rows<'_>, centres: &[f32]) -> Mat<f32> {
     let view = |values: &[f32]| values.len() / rows.width.max(1);
     let (count, num_groups) = (rows.count(), view(centres));
@@ -122,7 +123,7 @@ fn products(rows: Rows<'_>, centres: &[f32]) -> Mat<f32> {
     products
 }
 
-/// Fills groups of `size` with the nearest rows, those of the largest products first.
+/// Fills groups of `size` with the rows of the largest products, the largest product first.
 fn assign(products: &Mat<f32>, size: usize) -> Vec<Vec<usize>> {
     let (num_groups, count) = (products.nrows(), products.ncols());
     let pairs = (0..count).flat_map(|row| (0..num_groups).map(move |group| (group, row)));
@@ -139,7 +140,7 @@ fn assign(products: &Mat<f32>, size: usize) -> Vec<Vec<usize>> {
     groups
 }
 
-/// Exchanges rows between groups while that brings them nearer.
+/// Exchanges rows between groups as long as that brings rows nearer to their centres.
 fn exchange(products: &Mat<f32>, groups: &mut [Vec<usize>]) {
     for _ in 0..MAX_SWEEPS {
         let mut is_changed = false;
@@ -154,7 +155,7 @@ fn exchange(products: &Mat<f32>, groups: &mut [Vec<usize>]) {
     }
 }
 
-/// Exchanges rows between two groups, those that gain most first; tells whether it did.
+/// Exchanges rows between two groups, largest gain first. Returns whether it exchanged any.
 fn exchange_pair(products: &Mat<f32>, groups: &mut [Vec<usize>], [one, other]: [usize; 2]) -> bool {
     let gains = |from: usize, to: usize| {
         let gain = |row: &usize| products[(to, *row)] - products[(from, *row)];
@@ -177,8 +178,9 @@ fn exchange_pair(products: &Mat<f32>, groups: &mut [Vec<usize>], [one, other]: [
     !pairs.is_empty()
 }
 
-/// Returns the sum of the squared lengths of means: for groups of equal size, the less it is the
-/// farther rows of unit length lie from them.
+/// Returns the sum of the squared lengths of `means`.
+///
+/// For groups of equal size, a larger sum means that rows of unit length lie nearer to their means.
 fn nearness(means: &[f32]) -> f64 {
     means.iter().map(|value| f64::from(*value) * f64::from(*value)).sum()
 }
@@ -187,7 +189,7 @@ fn nearness(means: &[f32]) -> f64 {
 mod tests {
     use super::*;
 
-    /// Rows of unit length around `num_groups` corners, in turn.
+    /// Creates rows of unit length around `num_groups` corners, in turn.
     fn corners(count: usize, num_groups: usize) -> Vec<f32> {
         let mut random = StdRng::seed_from_u64(5);
         let row = |index: usize| {

@@ -1,4 +1,4 @@
-//! Texts to fit and to evaluate on.
+//! Texts for fitting and evaluation.
 
 use std::path::{Path, PathBuf};
 
@@ -7,12 +7,12 @@ use serde::Deserialize;
 use super::FitError;
 use crate::arch::Tokenizer;
 
-/// A text with its name.
+/// Named text.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Text {
-    /// The name.
+    /// Name of the text.
     pub id: String,
-    /// The text.
+    /// Content of the text.
     pub text: String,
 }
 
@@ -61,7 +61,7 @@ impl Corpus {
     ///
     /// # Errors
     ///
-    /// Fails where the tokenizer does.
+    /// Fails when the tokenizer fails.
     pub fn lengths(
         &self,
         tokenizer: &Tokenizer,

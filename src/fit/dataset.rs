@@ -1,4 +1,4 @@
-//! What offline work runs on: texts or labelled images.
+//! Data for offline work: texts or labelled images.
 
 use std::path::Path;
 
@@ -8,17 +8,19 @@ use crate::{
     family::Manifest,
 };
 
-/// Texts or labelled images.
+/// Data for offline work: texts or labelled images.
 #[derive(Debug, Clone)]
 pub enum Dataset {
-    /// Texts.
+    /// Texts of a corpus.
     Texts(Corpus),
-    /// Labelled images.
+    /// Images with their classes.
     Images(ImageSet),
 }
 
 impl Dataset {
-    /// Reads what the family reads from `path`; `labels` are those of an array of images.
+    /// Reads texts or images from `path`, as the family in `manifest` needs.
+    ///
+    /// `labels` is the file of labels for images in an array file.
     ///
     /// # Errors
     ///
@@ -35,7 +37,7 @@ impl Dataset {
         }
     }
 
-    /// Returns the file's or folder's name.
+    /// Returns the name of the file or folder.
     pub fn name(&self) -> String {
         match self {
             Self::Texts(corpus) => corpus.name(),
@@ -51,12 +53,12 @@ impl Dataset {
         }
     }
 
-    /// Tells whether there is nothing in it.
+    /// Returns whether there are no texts or images.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Returns the classes, where there are any.
+    /// Returns the classes of the images, or `None` for texts.
     pub fn labels(&self) -> Option<&[usize]> {
         match self {
             Self::Texts(_) => None,
@@ -64,12 +66,13 @@ impl Dataset {
         }
     }
 
-    /// Returns positions in batches: texts of similar length as `anchor` reads them, images as they
-    /// come.
+    /// Returns the positions of all texts or images, split into batches of `batch`.
+    ///
+    /// Texts of similar length, in tokens of `anchor`, share a batch. Images keep their order.
     ///
     /// # Errors
     ///
-    /// Fails where the tokenizer does.
+    /// Fails when the tokenizer fails.
     pub fn batches(
         &self,
         family: &Family,
@@ -85,11 +88,11 @@ impl Dataset {
         Ok(positions.chunks(batch.max(1)).map(<[usize]>::to_vec).collect())
     }
 
-    /// Returns the texts or images at `positions` as `anchor` reads them.
+    /// Returns the texts or images at `positions` in the form that `anchor` reads.
     ///
     /// # Errors
     ///
-    /// Fails where the tokenizer does, or an image cannot be read.
+    /// Fails when the tokenizer fails, or an image cannot be read.
     pub fn input(
         &self,
         family: &Family,

@@ -1,5 +1,8 @@
-//! Changing files one step at a time. A file is written beside its place and renamed; a file that
-//! is being written is locked, so one that nobody locks was left by a process that is gone.
+//! Changing files in single steps.
+//!
+//! A file is written under a temporary name beside its place and then renamed. It is locked while
+//! it is being written. A temporary file without a lock was therefore left by a process that has
+//! ended.
 
 use std::{
     fs::{self, File, Permissions},
@@ -10,22 +13,22 @@ use std::{
 
 use crate::tensor::open_file;
 
-/// Start of the names of files that are being written.
+/// Prefix of the names of files that are being written.
 pub(super) const TEMPORARY: &str = ".writing-tessera-";
 
-/// Number of times that a file is written when another process takes it for litter.
+/// Number of tries to write a file that another process removes as a leftover.
 const MAX_TRIES: usize = 3;
 
-/// Steps of which every change to files consists, each of which happens or does not.
+/// Steps that make up every change to files; each happens or does not.
 pub trait Disk: std::fmt::Debug + Send + Sync {
-    /// Writes `content` into the new file at `path`, and waits until the disk has it.
+    /// Writes `content` into the new file at `path`, and waits until it is on disk.
     ///
     /// # Errors
     ///
-    /// Fails when the file cannot be written; what there is of it may be left.
+    /// Fails when the file cannot be written; a part of it may be left.
     fn fill(&self, file: &mut File, path: &Path, content: &[u8]) -> io::Result<()>;
 
-    /// Gives the file or folder at `from` the name `to`, and waits until the disk has it.
+    /// Renames the file or folder at `from` to `to`, and waits until the change is on disk.
     ///
     /// # Errors
     ///
@@ -40,7 +43,7 @@ pub trait Disk: std::fmt::Debug + Send + Sync {
     fn remove(&self, path: &Path) -> io::Result<()>;
 }
 
-/// The file system.
+/// Steps on the real file system.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct FileSystem;
 
@@ -53,7 +56,7 @@ impl Disk for FileSystem {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::rename(from, to)?;
-        // Some file systems cannot wait for a folder.
+        // Some file systems cannot sync a folder.
         drop(sync(folder_of(to)));
         Ok(())
     }
@@ -63,7 +66,7 @@ impl Disk for FileSystem {
     }
 }
 
-/// Writes `content` beside `path` and renames it, making the folder where it is missing.
+/// Writes `content` to a file beside `path` and renames it. Creates the folder if it is missing.
 pub(super) fn place(disk: &dyn Disk, path: &Path, content: &[u8]) -> io::Result<()> {
     let folder = folder_of(path);
     fs::create_dir_all(folder)?;
@@ -74,7 +77,7 @@ pub(super) fn place(disk: &dyn Disk, path: &Path, content: &[u8]) -> io::Result<
             disk.fill(&mut file, &temporary, content).and_then(|()| disk.rename(&temporary, path));
         match placed {
             Ok(()) => return Ok(()),
-            // Before it was locked, another process may have taken it for litter.
+            // Another process may have removed the file as a leftover before it was locked.
             Err(error) if error.kind() == io::ErrorKind::NotFound => last = Some(error),
             Err(error) => {
                 drop(disk.remove(&temporary));
@@ -85,11 +88,11 @@ pub(super) fn place(disk: &dyn Disk, path: &Path, content: &[u8]) -> io::Result<
     Err(last.unwrap_or_else(|| io::ErrorKind::NotFound.into()))
 }
 
-/// Makes an empty file that is locked as long as it is held.
+/// Creates an empty file that is locked as long as it is held.
 fn new_file(folder: &Path) -> io::Result<(File, PathBuf)> {
     let file = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(folder)?;
     let (file, path) = file.keep().map_err(|e| e.error)?;
-    // Without locks nobody takes it for litter.
+    // On a file system without locks, no process removes the file as a leftover.
     drop(lock(&file));
     Ok((file, path))
 }
@@ -107,7 +110,8 @@ pub(super) fn lock(file: &File) -> io::Result<bool> {
     }
 }
 
-/// Removes the files and folders of `folder` that start with `prefix` and that no process holds.
+/// Removes the files and folders of `folder` whose names start with `prefix` and that no process
+/// holds.
 pub(super) fn sweep(disk: &dyn Disk, folder: &Path, prefix: &str) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
@@ -117,18 +121,18 @@ pub(super) fn sweep(disk: &dyn Disk, folder: &Path, prefix: &str) {
         }
         let held = if path.is_dir() { File::open(&path) } else { open_file(&path) };
         if held.is_ok_and(|held| lock(&held).unwrap_or(false)) {
-            // What cannot be removed is in nobody's way.
+            // A file that cannot be removed does no harm.
             drop(disk.remove(&path));
         }
     }
 }
 
-/// Waits until the disk has the content of the file or folder at `path`.
+/// Waits until the content of the file or folder at `path` is on disk.
 pub(super) fn sync(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// Returns the folder in which a file lies.
+/// Returns the folder of the file at `path`.
 pub(super) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }

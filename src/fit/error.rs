@@ -1,4 +1,4 @@
-//! What can go wrong in offline work.
+//! Errors of offline work.
 
 use std::path::PathBuf;
 
@@ -10,37 +10,37 @@ use crate::{
     runtime::RuntimeError,
 };
 
-/// Why offline work stops.
+/// Error for offline work that stops early.
 #[derive(Debug, thiserror::Error)]
 pub enum FitError {
     /// A file cannot be read or written.
     #[error("{}: {source}", path.display())]
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The reason.
+        /// Cause of the error.
         #[source]
         source: std::io::Error,
     },
     /// A file does not parse.
     #[error("{}: {message}", path.display())]
     Malformed {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the parser says.
+        /// Message of the parser.
         message: String,
     },
     /// Whoever asked for it wants it no more.
     #[error("stopped before it was done")]
     Stopped,
-    /// A corpus is too small for what is asked.
+    /// A corpus has too few texts for the work.
     #[error("{what} needs at least {needed} texts, but there are {found}")]
     TooFewTexts {
-        /// What was asked.
+        /// Name of the work.
         what: String,
-        /// How many it needs.
+        /// Number of texts that the work needs.
         needed: usize,
-        /// How many there are.
+        /// Number of texts in the corpus.
         found: usize,
     },
     /// A text cannot be tokenized.
@@ -49,24 +49,24 @@ pub enum FitError {
     /// A system of equations has no solution.
     #[error("the normal equations of `{map}` cannot be solved; raise the regularisation")]
     Singular {
-        /// The map.
+        /// Name of the map.
         map: String,
     },
-    /// A map of tokens joins anchors that cut texts into different tokens.
+    /// A map of tokens joins anchors whose tokenizers differ.
     #[error("`{from}` to `{to}`: the tokenizers differ, so only a `pooled` map can be fitted")]
     TokenizersDiffer {
-        /// Where the map starts.
+        /// Name of the space at the map's start.
         from: String,
-        /// Where it ends.
+        /// Name of the space at the map's end.
         to: String,
     },
     /// A plan cannot be written as one model.
     #[error("the plan cannot be exported: {reason}")]
     Export {
-        /// What is wrong.
+        /// Reason for the refusal.
         reason: String,
     },
-    /// The family does not have what the work needs.
+    /// The family lacks a part that the work needs.
     #[error("{0}")]
     Family(String),
     /// A file of the pool cannot be read or written.
@@ -78,13 +78,13 @@ pub enum FitError {
     /// A plan id does not lead anywhere.
     #[error(transparent)]
     Plan(#[from] FamilyError),
-    /// A family does not load.
+    /// A family cannot be loaded.
     #[error(transparent)]
     Arch(#[from] ArchError),
-    /// A module does not run.
+    /// A module cannot be run.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
-    /// The planner refuses the graph.
+    /// The planner refuses its input.
     #[error(transparent)]
     Planner(#[from] PlanError),
 }

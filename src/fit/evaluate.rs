@@ -1,4 +1,4 @@
-//! Measuring what plans are worth.
+//! Measuring the quality of plans.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -15,44 +15,45 @@ use crate::{
     runtime::{Activation, Executor, SideInputs},
 };
 
-/// How plans are evaluated.
+/// Settings of an evaluation.
 #[derive(Debug, Clone)]
 pub struct EvaluateOptions {
-    /// The tokens after which texts are cut.
+    /// Number of tokens after which texts are cut.
     pub max_tokens: usize,
-    /// The most plans measured in one round.
+    /// Maximum number of plans measured in one round.
     pub plans_per_round: usize,
-    /// The most rounds: each measures the plans that the last one's predictions put on the front.
+    /// Maximum number of rounds after the first. Each measures the plans that the last predictions
+    /// put on the front.
     pub max_rounds: usize,
-    /// The command, for the record.
+    /// Command line, kept in the records.
     pub command: String,
 }
 
-/// What an evaluation starts from.
+/// Starting point of an evaluation.
 #[derive(Debug)]
 pub struct Evaluation<'a> {
-    /// What modules cost, which decides what is on the front.
+    /// Costs of the modules, which decide the plans on the front.
     pub profile: &'a Profile,
-    /// What was measured before.
+    /// Qualities measured before.
     pub records: QualityRecords,
-    /// How plans are evaluated.
+    /// Settings of the evaluation.
     pub options: &'a EvaluateOptions,
 }
 
-/// How many texts or images run at once.
+/// Maximum number of texts or images that run in one batch.
 const BATCH: usize = 16;
 
-/// The fewest texts or images that a quality may be measured on.
+/// Minimum number of texts or images for measuring a quality.
 const MIN_TEXTS: usize = 20;
 
-/// Measures plans on `corpus` until the front consists of measured plans or the rounds end.
+/// Measures plans on `data` until all plans on the front are measured or the rounds end.
 ///
 /// The first round measures every module by itself, in the path that is otherwise most like the
 /// reference. `save` is called after every round, so that an interrupted evaluation can resume.
 ///
 /// # Errors
 ///
-/// Fails when a plan does not run, texts are too few, or saving fails.
+/// Fails when a plan cannot be run, `data` is too small, or saving fails.
 pub fn evaluate(
     executor: &mut Executor,
     data: &Dataset,
@@ -136,7 +137,7 @@ fn not_measured(
 ///
 /// # Errors
 ///
-/// Fails when a plan is none or does not run.
+/// Fails when a plan id is wrong or a plan cannot be run.
 pub fn measure_qualities(
     executor: &mut Executor,
     data: &Dataset,
@@ -155,7 +156,7 @@ pub fn measure_qualities(
     Ok(judged.map(|(path, q)| (PlanId::of_path(&family.graph, &path).into(), q)).collect())
 }
 
-/// Judges each path's outputs, by labels or by the reference's outputs.
+/// Computes each path's quality from its outputs, against labels or the reference's outputs.
 fn qualities(
     family: &Family,
     data: &Dataset,
@@ -176,7 +177,7 @@ fn qualities(
     Ok(judged.chain([(reference.to_vec(), 1.0)]).collect())
 }
 
-/// Returns the share of `classes`, which are whole numbers, that are right.
+/// Returns the fraction of `classes` (whole numbers) that equal their label.
 #[expect(clippy::cast_precision_loss, reason = "classes and images are far below 2^24")]
 fn accuracy(classes: &[f32], labels: &[usize]) -> f64 {
     let is_right = |(class, label): &(&f32, &usize)| (**class - **label as f32).abs() < 0.5;
@@ -184,7 +185,7 @@ fn accuracy(classes: &[f32], labels: &[usize]) -> f64 {
     right as f64 / labels.len().max(1) as f64
 }
 
-/// Returns the position of the largest score of each row, as a number.
+/// Returns the position of the largest score in each row, as a float.
 #[expect(clippy::cast_precision_loss, reason = "classes are far below 2^24")]
 fn best_classes(scores: &[f32], width: usize) -> Vec<f32> {
     let best = |row: &[f32]| {
@@ -194,8 +195,7 @@ fn best_classes(scores: &[f32], width: usize) -> Vec<f32> {
     scores.chunks(width).map(best).collect()
 }
 
-/// Returns the reference's own path to its own head: no variant, and nothing that leads over
-/// blocks.
+/// Returns the reference's own path to its own head, without variants, bridges and stitches.
 fn reference_path(graph: &FamilyGraph, reference: &str) -> Option<Vec<ModuleId>> {
     let head = graph.reference_head(reference)?;
     path_through(graph, head, |module| {
@@ -204,8 +204,8 @@ fn reference_path(graph: &FamilyGraph, reference: &str) -> Option<Vec<ModuleId>>
     })
 }
 
-/// Returns for every module that departs from its anchor the path through it that departs least
-/// otherwise. Where blocks have an int8 form the rest of the path takes it, for speed.
+/// Returns a path through each module that departs from its anchor. The rest of the path departs
+/// least. It takes the int8 form of blocks that have one, for speed.
 fn singles(graph: &FamilyGraph) -> BTreeSet<Vec<ModuleId>> {
     use ModuleKind::{Attention, Block, Mlp};
     let is_plain = |module: &Module| {
@@ -218,7 +218,8 @@ fn singles(graph: &FamilyGraph) -> BTreeSet<Vec<ModuleId>> {
         .collect()
 }
 
-/// Returns for every variant of an anchor's blocks the anchor's paths that take it wherever it is.
+/// Returns paths that take a variant wherever it exists, for each variant and each exit or head.
+/// They avoid bridges and stitches.
 fn uniform(graph: &FamilyGraph) -> BTreeSet<Vec<ModuleId>> {
     let variants = graph.modules().iter().filter_map(|module| module.variant.as_deref());
     let variants: BTreeSet<&str> = variants.filter(|variant| *variant != "skip").collect();
@@ -241,7 +242,7 @@ fn uniform(graph: &FamilyGraph) -> BTreeSet<Vec<ModuleId>> {
     paths
 }
 
-/// Finds the path through `id` that departs least by `departure`.
+/// Finds the path through module `id` with the least sum of `departure`.
 fn path_through(
     graph: &FamilyGraph,
     id: ModuleId,
@@ -254,8 +255,9 @@ fn path_through(
     Some(path)
 }
 
-/// Finds the path between two spaces with the least sum of `length` (Bellman-Ford; lengths may be
-/// negative, the graph has no cycle).
+/// Finds the path between two spaces with the least sum of `length`.
+///
+/// The search is Bellman-Ford: lengths may be negative, and the graph has no cycle.
 fn shortest(
     graph: &FamilyGraph,
     (from, to): (usize, usize),
@@ -283,8 +285,8 @@ fn shortest(
     Some(path)
 }
 
-/// How far a module departs from its anchor; blocks count for a path, in int8 where there is a
-/// choice.
+/// Returns the distance of a module from its anchor. Blocks have a negative one, and int8 blocks
+/// the least, so that paths prefer them.
 fn departure(module: &Module) -> i64 {
     use ModuleKind::{Attention, Block, Bridge, Exit, Head, Mlp, Stem, Stitch};
     let is_int8 = module.variant.as_deref().is_some_and(|variant| variant.ends_with("int8"));
@@ -298,7 +300,7 @@ fn departure(module: &Module) -> i64 {
     }
 }
 
-/// Takes at most `count` of `paths`, evenly from the best predicted quality to the worst.
+/// Takes at most `count` of `paths`, evenly spread from the best to the worst predicted quality.
 fn spread(
     graph: &FamilyGraph,
     records: &QualityRecords,
@@ -312,8 +314,8 @@ fn spread(
     ranked.into_iter().step_by(every).map(|(_, path)| path).collect()
 }
 
-/// Runs all `paths` over the data and returns each one's outputs, or the classes that score best.
-/// Batches follow the paths as a tree, so that a common start runs once.
+/// Runs all `paths` over the data. Returns the outputs of each path, or its classes of the largest
+/// score. Each batch follows the paths as a tree, so that a common start runs once.
 fn run_all(
     executor: &mut Executor,
     data: &Dataset,
@@ -352,8 +354,8 @@ fn run_all(
     Ok(outputs)
 }
 
-/// Groups paths by the anchor whose tokens they read. Within a group they stay sorted, so that
-/// paths with a common start follow one another.
+/// Groups paths by the anchor whose tokens they read. A group stays sorted, so that paths with a
+/// common start follow one another.
 fn by_stem<'p>(
     graph: &FamilyGraph,
     paths: &'p BTreeSet<Vec<ModuleId>>,
@@ -366,7 +368,7 @@ fn by_stem<'p>(
     groups
 }
 
-/// The activations along the path run last, so that the next one reuses their common start.
+/// Activations along the path run last; the next path reuses those of their common start.
 struct Tree<'a> {
     executor: &'a mut Executor,
     sides: SideInputs,
@@ -385,7 +387,7 @@ impl<'a> Tree<'a> {
         self.path.truncate(common);
         self.states.truncate(common);
         for id in &path[common..] {
-            // The identity leaves no state of its own; the last one before it counts.
+            // The identity leaves no state of its own, so the last state before it is used.
             let state = self.states.iter().rev().find_map(Option::as_ref);
             let next = self.executor.advance(*id, state, &self.sides)?;
             self.path.push(*id);

@@ -1,4 +1,4 @@
-//! Fitting experts: which hidden units belong together, and how a token chooses among them.
+//! Fitting experts: the grouping of hidden units and the routers that choose groups for a token.
 
 use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
@@ -18,33 +18,33 @@ use crate::{
     runtime::{Executor, Runtime, SideInputs},
 };
 
-/// How experts are fitted.
+/// Settings for fitting experts.
 #[derive(Debug, Clone)]
 pub struct ExpertOptions {
-    /// Which units belong together.
+    /// Method of grouping hidden units.
     pub grouping: Grouping,
-    /// What random choices start from.
+    /// Seed of the random choices.
     pub seed: u64,
-    /// Whether a token gets the mean of what experts give that it does not take; nothing of them
-    /// otherwise.
+    /// Whether a token gets the mean output of the experts that it does not use. Otherwise it gets
+    /// nothing from them.
     pub compensate: bool,
-    /// The ridges to try for learned routers.
+    /// Candidate ridges for learned routers.
     pub regularizations: Vec<f64>,
-    /// The tokens after which texts are cut.
+    /// Number of tokens after which texts are cut.
     pub max_tokens: usize,
-    /// The most texts or images.
+    /// Maximum number of texts or images.
     pub max_texts: usize,
-    /// Whether experts that are fitted already are fitted anew.
+    /// Whether experts that are already fitted are fitted again.
     pub refit: bool,
 }
 
-/// Which hidden units belong together.
+/// Method of grouping hidden units.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Grouping {
-    /// Those whose rows of the first matrix point in similar directions: balanced k-means (EMoE,
-    /// section 3).
+    /// Groups of units whose rows of the first matrix point in similar directions. The method is
+    /// balanced k-means (EMoE, section 3).
     Clusters,
-    /// Any, for comparison.
+    /// Random groups, for comparison.
     Random,
 }
 
@@ -62,32 +62,34 @@ impl Default for ExpertOptions {
     }
 }
 
-/// The experts of one block in the making.
+/// Experts of one block while they are being fitted.
 struct Block<'f> {
     part: &'f SplitPart,
     spec: &'f ExpertsSpec,
     groups: Vec<Vec<usize>>,
-    /// The mean of each group's rows as they are, `[experts, width]`.
+    /// Mean of each group's rows, not scaled to unit length, `[experts, width]`.
     means: Vec<f32>,
-    /// The second matrix, `[width, units]`.
+    /// Second matrix, `[width, units]`.
     values: Vec<f32>,
-    /// What each hidden unit adds up to over all tokens.
+    /// Sum of each hidden unit over all tokens.
     sums: Vec<f64>,
     num_tokens: usize,
-    /// From tokens to the groups' sums of positive units: for fitting and for judging.
+    /// Regressions from tokens to each group's sum of positive units: one for fitting, one held
+    /// out.
     mass: [Regression; 2],
 }
 
-/// Fits the experts in the family's manifest that have no whole file, and puts their assignments
-/// and routers in use, all together. Returns the number of anchors that were split.
+/// Fits the experts in the family's manifest whose file is missing or broken.
 ///
-/// Weights are not copied: an expert is a list of hidden units. Groups come of the first matrix
-/// alone; texts or images tell a learned router what groups add up to, and what they give on
-/// average.
+/// Commits all assignments and routers together. Returns the number of anchors that were split.
+///
+/// Weights are not copied: an expert is a list of hidden units. The groups depend on the first
+/// matrix alone. Texts or images give the sums of groups that a learned router predicts, and the
+/// mean outputs of groups.
 ///
 /// # Errors
 ///
-/// Fails when the family does not load or run, or a file cannot be written.
+/// Fails when the family cannot be loaded or run, or a file cannot be written.
 pub fn fit_experts(
     runtime: &Runtime,
     writer: &mut FamilyWriter,
@@ -132,7 +134,7 @@ pub fn fit_experts(
         records.experts.insert(name, record);
     }
     if !due.is_empty() {
-        // Experts of anchors that are not there keep their fits.
+        // Experts of missing anchors keep their fits.
         for (name, record) in before.experts {
             records.experts.entry(name).or_insert(record);
         }
@@ -141,7 +143,7 @@ pub fn fit_experts(
     Ok(due.len())
 }
 
-/// Splits the units of one block.
+/// Splits the hidden units of one block into experts.
 fn group<'f>(
     executor: &mut Executor,
     (part, spec): (&'f SplitPart, &'f ExpertsSpec),
@@ -189,7 +191,7 @@ fn unit_rows(rows: Rows<'_>) -> Vec<f32> {
     rows.values.chunks(rows.width).flat_map(scale).collect()
 }
 
-/// Runs the data and adds up what routers and means need.
+/// Runs the data and adds up the sums for routers and mean outputs.
 fn gather(
     executor: &mut Executor,
     (data, options): (&Dataset, &ExpertOptions),
@@ -207,7 +209,7 @@ fn gather(
     let anchor = family.graph.stem_anchor(&path).unwrap_or_default().to_owned();
     let rows = executor.rows_at_once(&path, (16, options.max_tokens));
     let batches = data.batches(&family, &anchor, rows, options.max_tokens)?;
-    // Every nth batch, so that all lengths are there.
+    // Every nth batch is used, so that all text lengths occur.
     let every = data.len().div_ceil(options.max_texts.max(1)).max(1);
     let kept = batches.iter().enumerate().filter(|(number, _)| number % every == 0);
     let kept: Vec<&Vec<usize>> = kept.map(|(_, positions)| positions).collect();
@@ -222,7 +224,7 @@ fn gather(
     Ok(())
 }
 
-/// One batch on its way through an anchor.
+/// Run of one batch through an anchor.
 struct Pass<'p> {
     executor: &'p mut Executor,
     inputs: &'p Inputs,
@@ -254,7 +256,7 @@ impl Pass<'_> {
 }
 
 impl Block<'_> {
-    /// Adds tokens with their hidden units beside them.
+    /// Adds rows that hold a token followed by its hidden units.
     fn add(&mut self, seen: &[f32], width: usize, held_out: bool) {
         let (mut tokens, mut mass) = (Vec::new(), Vec::new());
         for row in seen.chunks_exact(width) {
@@ -269,8 +271,8 @@ impl Block<'_> {
         self.mass[usize::from(held_out)].add(&tokens, &mass);
     }
 
-    /// Returns the router: the means of the groups' rows, or what fits the groups' sums best, with
-    /// the variance that it explains.
+    /// Returns the router and the fraction of variance that it explains. A learned router is the
+    /// best fit to the groups' sums. Otherwise the router holds the means of the groups' rows.
     fn router(&self, options: &ExpertOptions) -> Result<(Affine, f64), FitError> {
         if self.spec.router != RouterForm::Learned {
             let (weight, inputs) = (self.means.clone(), self.part.width);
@@ -279,7 +281,7 @@ impl Block<'_> {
         let [sums, held_out] = &self.mass;
         let solved = options.regularizations.iter().filter_map(|ridge| sums.solve(*ridge));
         let judged = solved.map(|affine| (held_out.explained(&affine), affine));
-        // Activations that overflow leave nothing that could be written or judged.
+        // Activations that overflow give no weights that could be written or judged.
         let judged = judged.filter(|(found, affine)| found.is_finite() && affine.is_finite());
         let best = judged.max_by(|a, b| a.0.total_cmp(&b.0));
         let (explained, affine) =
@@ -287,7 +289,7 @@ impl Block<'_> {
         Ok((affine, explained))
     }
 
-    /// Returns what each expert gives on average, `[experts, width]`.
+    /// Returns the mean output of each expert, `[experts, width]`.
     #[expect(clippy::cast_possible_truncation, reason = "weights are kept in f32")]
     #[expect(clippy::cast_precision_loss, reason = "tokens are few")]
     fn mean_outputs(&self) -> Vec<f32> {
@@ -301,7 +303,7 @@ impl Block<'_> {
     }
 }
 
-/// Writes the file of an entry and returns its name and record.
+/// Writes the file of one manifest entry and returns its name and record.
 fn write(
     writer: &mut FamilyWriter,
     (data, options): (&Dataset, &ExpertOptions),
@@ -336,12 +338,12 @@ fn write(
     Ok((name, record))
 }
 
-/// Tensors to be written.
+/// Tensors of a file that is to be written.
 #[derive(Default)]
 struct TensorFile(Vec<(String, Dtype, Vec<usize>, Vec<u8>)>);
 
 impl TensorFile {
-    /// Adds the tensors of a block; returns the variance that its router explains.
+    /// Adds the tensors of a block; returns the fraction of variance that its router explains.
     fn add(&mut self, block: &Block<'_>, options: &ExpertOptions) -> Result<f64, FitError> {
         let (router, explained) = block.router(options)?;
         let (width, count) = (block.part.width, block.groups.len());

@@ -1,4 +1,4 @@
-//! A plan's sub-network as one ONNX model that holds its weights.
+//! Exporting a plan as one ONNX model that holds its weights.
 
 use prost::Message;
 
@@ -9,14 +9,14 @@ use crate::{
     onnx::{embed_weights, join, proto::StringStringEntry},
 };
 
-/// Joins the modules of `path` and puts their weights inside.
+/// Joins the modules of `path` into one model that holds their weights.
 ///
-/// The inputs are `input_ids` and `attention_mask`, or `pixel_values`; the output has the name in
-/// the manifest. The plan's id stands in the model's metadata.
+/// The inputs are `input_ids` and `attention_mask`, or `pixel_values`. The output has the name in
+/// the manifest. The model's metadata holds the plan's id.
 ///
 /// # Errors
 ///
-/// Fails when a module cannot be quantized, or weights cannot be read.
+/// Fails when a module routes tokens or cannot be quantized, or weights cannot be read.
 pub fn export_plan(family: &Family, path: &[ModuleId]) -> Result<Vec<u8>, FitError> {
     let wrap = |e: crate::onnx::OnnxError| FitError::Export { reason: e.to_string() };
     let mut models = Vec::new();

@@ -1,4 +1,4 @@
-//! From costs and qualities to the plans that serving offers.
+//! Choosing the plans that serving offers, from costs and qualities.
 
 use std::collections::BTreeSet;
 
@@ -12,10 +12,11 @@ use crate::{
     },
 };
 
-/// How coarse the search for plans not measured may be; their qualities are predictions anyway.
+/// Relative coarseness of the search for plans that are not measured; their qualities are
+/// predictions anyway.
 const EPSILON: f64 = 0.005;
 
-/// Returns the family's graph with what each module costs at one shape of request.
+/// Returns the family's graph with the cost of each module for requests of `batch` and `tokens`.
 ///
 /// # Errors
 ///
@@ -48,8 +49,8 @@ pub fn costed_graph(
     Ok(CostedGraph::new(graph.spaces().len(), edges, input, output)?)
 }
 
-/// Returns the paths that may be worth offering: those on the front of some measured shape, where
-/// qualities are predicted, and every measured plan.
+/// Returns the paths that may be worth offering. They are the measured plans, and the paths on the
+/// front of some measured shape, where qualities are predicted.
 ///
 /// # Errors
 ///
@@ -73,8 +74,8 @@ pub fn candidate_paths(
     Ok(paths)
 }
 
-/// Returns what serving reads: the candidate plans with their costs at every shape, those below the
-/// family's floor of quality left out.
+/// Returns the table that serving reads: the candidate plans with their costs at every shape. Plans
+/// below the family's quality floor are left out.
 ///
 /// # Errors
 ///
@@ -93,11 +94,12 @@ pub fn plan_table(
     Ok(PlanTable::new(entries, margin)?)
 }
 
-/// Returns `path` with its costs at every shape and its quality, measured if it was.
+/// Returns the entry of `path` with its costs at every shape and its quality. The quality is
+/// predicted if the plan was not measured.
 ///
 /// # Errors
 ///
-/// Fails when grids do not match, which a profile of one run never has.
+/// Fails when grids do not match, which never happens with a profile of one run.
 pub fn entry(
     family: &Family,
     profile: &Profile,

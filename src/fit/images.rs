@@ -1,4 +1,4 @@
-//! Labelled images to fit and to evaluate on: IDX and NPY files, and folders of image files.
+//! Labelled images for fitting and evaluation: IDX and NPY files, and folders of image files.
 
 use std::{
     fs,
@@ -13,10 +13,10 @@ use crate::{
     tensor::read_bytes,
 };
 
-/// The most values of an IDX or NPY file.
+/// Maximum number of values in an IDX or NPY file.
 const MAX_VALUES: u64 = 1 << 33;
 
-/// Labelled images.
+/// Images with their classes.
 #[derive(Debug, Clone)]
 pub struct ImageSet {
     path: PathBuf,
@@ -28,24 +28,27 @@ pub struct ImageSet {
 enum Pictures {
     /// Bytes `[images, height, width, channels]`.
     Raw { bytes: Vec<u8>, shape: [u32; 3] },
-    /// Image files.
+    /// Paths of image files.
     Files(Vec<PathBuf>),
 }
 
-/// Whole numbers with their shape.
+/// Array of bytes with its shape.
 struct Array {
     shape: Vec<u64>,
     values: Vec<u8>,
 }
 
 impl ImageSet {
-    /// Reads images: a folder of `class/name.png` or `.jpg`, or an IDX or NPY file of bytes with
-    /// the labels in `labels`; for IDX these are looked for beside the images where none is given.
+    /// Reads images from a folder of `class/name.png` or `.jpg`, or from an IDX or NPY file of
+    /// bytes.
+    ///
+    /// `labels` is the file of labels for an IDX or NPY file. By default, the labels of an IDX file
+    /// are read from the file beside it.
     ///
     /// # Errors
     ///
-    /// Fails when files cannot be read, are of another form, contradict each other, or name classes
-    /// that the family does not have.
+    /// Fails when files cannot be read, have another form or contradict each other. Fails when a
+    /// class is missing in the family.
     pub fn read(
         path: &Path,
         labels: Option<&Path>,
@@ -69,7 +72,7 @@ impl ImageSet {
         Ok(set)
     }
 
-    /// Returns the name without its folder.
+    /// Returns the file's or folder's name without its parent folder.
     pub fn name(&self) -> String {
         self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
@@ -79,7 +82,7 @@ impl ImageSet {
         &self.labels
     }
 
-    /// Brings the images at `positions` to what stems read.
+    /// Returns the images at `positions` as the pixels that stems read.
     ///
     /// # Errors
     ///
@@ -190,7 +193,7 @@ fn idx(bytes: &[u8]) -> Result<Array, String> {
     checked(shape, values.to_vec())
 }
 
-/// Parses NPY of unsigned bytes, or of other whole numbers that fit into bytes.
+/// Parses NPY of unsigned bytes, or of 32-bit or 64-bit integers that fit into bytes.
 fn npy(bytes: &[u8]) -> Result<Array, String> {
     let file = npyz::NpyFile::new(bytes).map_err(|e| format!("is no valid NPY file: {e}"))?;
     if file.order() != npyz::Order::C {
@@ -225,7 +228,7 @@ fn checked(shape: Vec<u64>, values: Vec<u8>) -> Result<Array, String> {
     Ok(Array { shape, values })
 }
 
-/// Returns what lies in a folder, by name.
+/// Returns the paths in a folder, sorted.
 fn entries(folder: &Path) -> Result<Vec<PathBuf>, FitError> {
     let wrap = |source| FitError::File { path: folder.to_owned(), source };
     let entries = fs::read_dir(folder).map_err(wrap)?;

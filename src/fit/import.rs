@@ -1,8 +1,8 @@
-//! Taking any ONNX export of an image network into a family of its own.
+//! Importing ONNX exports of image networks as a new family.
 //!
-//! Cut points are found, shapes are learnt by running the export, the export is rewritten so that
-//! pieces of it stand alone, and the joined pieces are compared with the original before anything
-//! is accepted. A family is made beside its place and renamed, so nothing is half-imported.
+//! The importer finds cut points and learns shapes by running the export. It rewrites the export so
+//! that its pieces can run alone. It accepts the result only if the joined pieces agree with the
+//! original. A family is built in a scratch folder and then renamed, so it is never half-imported.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -36,33 +36,34 @@ use crate::{
     tensor::{Tensor, TensorData},
 };
 
-/// Start of the names of folders in which families are made.
+/// Prefix of the names of scratch folders.
 const SCRATCH: &str = ".import-";
 
-/// How far joined pieces may stand from the original, relative to the larger of 1 and the largest
-/// score.
+/// Largest accepted difference between joined pieces and the original. It is relative to the
+/// largest score, or to 1 if that is larger.
 const TOLERANCE: f64 = 1e-5;
 
 /// What was found of one export.
 #[derive(Debug, Clone)]
 pub struct ImportReport {
-    /// The anchor's name.
+    /// Name of the anchor.
     pub anchor: String,
-    /// The number of nodes.
+    /// Number of nodes.
     pub num_nodes: usize,
-    /// The number of blocks.
+    /// Number of blocks.
     pub num_blocks: usize,
-    /// The largest difference between joined and original, relative as the tolerance is.
+    /// Largest difference between the joined pieces and the original, relative to the largest score
+    /// or 1.
     pub difference: f64,
 }
 
-/// Imports exports as a new family of the pool in `pool`.
+/// Imports exports as a new family of the pool in the folder `pool`.
 ///
 /// # Errors
 ///
-/// Fails when the family is there already, an export cannot be read, cut or run, draws random
-/// numbers or mixes the images of a batch, exports disagree, or joined pieces are not what the
-/// original is; the error names file and node or tensor.
+/// Fails when the family exists already, or an export cannot be read, cut or run. Fails when an
+/// export draws random numbers or mixes the images of a batch. Fails when exports disagree, or
+/// joined pieces differ from the original. The error names the file and the node or tensor.
 pub fn import(
     runtime: &Runtime,
     pool: &Path,
@@ -111,14 +112,14 @@ pub fn import(
     Ok(reports)
 }
 
-/// A folder in which a family is made.
+/// Scratch folder in which a family is built.
 struct Scratch {
     folder: TempDir,
-    /// Keeps other runs from taking the folder for litter.
+    /// Lock that keeps other runs from removing the folder as a leftover.
     _lock: Option<File>,
 }
 
-/// Makes a folder in the pool, and removes those that killed runs have left.
+/// Creates a scratch folder in the pool, and removes those that killed runs have left.
 fn scratch(pool: &Path) -> Result<Scratch, FitError> {
     let wrap = |source| FitError::File { path: pool.to_owned(), source };
     sweep(&FileSystem, pool, SCRATCH);
@@ -128,18 +129,18 @@ fn scratch(pool: &Path) -> Result<Scratch, FitError> {
     Ok(Scratch { folder, _lock: is_locked.then_some(held) })
 }
 
-/// Waits until the disk has everything below `folder`.
+/// Waits until everything below `folder` is on disk.
 fn sync_all(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         if path.is_dir() { sync_all(&path)? } else { sync(&path)? }
     }
-    // Some file systems cannot wait for a folder.
+    // Some file systems cannot sync a folder.
     drop(sync(folder));
     Ok(())
 }
 
-/// Reads an export; its weights lie in files of the folder returned.
+/// Reads an export; its weights lie in files of the returned folder.
 fn read(file: &Path) -> Result<(&Path, ModelProto), FitError> {
     let folder = folder_of(file);
     let model = read_model(folder, file.file_name().unwrap_or_default().as_ref());
@@ -155,7 +156,7 @@ fn malformed(file: &Path, error: &OnnxError) -> FitError {
     FitError::Malformed { path: file.to_owned(), message: crate::arch::chain(error) }
 }
 
-/// Finds cuts and shapes of one export, and writes it as an anchor.
+/// Finds the cuts and shapes of one export, and writes it as an anchor.
 fn take_apart(
     runtime: &Runtime,
     folder: &Path,
@@ -224,7 +225,7 @@ fn take_apart(
     })
 }
 
-/// Checks that no image of a batch changes what another is answered, and that answers can be
+/// Checks that no image changes the answer for another one of its batch, and that answers can be
 /// repeated.
 fn check_independence(
     runtime: &Runtime,
@@ -247,7 +248,7 @@ fn check_independence(
     }
 }
 
-/// Pairs the extents of tensors for one image with those for another number.
+/// Pairs the extents of tensors for one image with those for another number of images.
 fn extents(
     wanted: &[String],
     one: Vec<Option<Vec<usize>>>,
@@ -257,7 +258,7 @@ fn extents(
     pairs.filter_map(|(name, (one, other))| Some((name.clone(), [one?, other?]))).collect()
 }
 
-/// Returns the graph's input of images and its channels, height and width.
+/// Returns the name of the graph's image input, and its channels, height and width.
 fn image_input(
     model: &ModelProto,
     file: &Path,
@@ -289,8 +290,8 @@ fn image_input(
     }
 }
 
-/// Keeps the cuts whose tensors are a batch of something of fixed shape. With `one_by_one` both
-/// extents are those of one image.
+/// Keeps the cuts whose tensors have the batch first and fixed extents after it. With `one_by_one`,
+/// both extents are those of one image.
 fn usable(
     proposed: &[String],
     known: &HashMap<String, Extents>,
@@ -307,7 +308,7 @@ fn usable(
     usable.unzip()
 }
 
-/// Writes the shape of the output into the model, which some exports leave out.
+/// Writes the output's shape into the model, because some exports lack it.
 fn declare(model: &mut ModelProto, (output, width): (&str, usize)) {
     use crate::onnx::proto::{ValueInfoProto, data_type};
     let shape = [None, i64::try_from(width).ok()];
@@ -317,7 +318,7 @@ fn declare(model: &mut ModelProto, (output, width): (&str, usize)) {
     }
 }
 
-/// Checks that two exports read and answer the same.
+/// Checks that two exports read images of one shape and score the same number of classes.
 fn check_agreement(one: &Imported, other: &Imported) -> Result<(), FitError> {
     let (read, written) = ((one.image, one.width), (other.image, other.width));
     if read == written {
@@ -329,7 +330,7 @@ fn check_agreement(one: &Imported, other: &Imported) -> Result<(), FitError> {
     Err(FitError::Malformed { path: other.original.clone(), message })
 }
 
-/// Runs joined pieces and the original and returns the largest difference.
+/// Runs the joined pieces and the original, and returns their largest difference.
 fn compare(
     runtime: &Runtime,
     family: &Arc<Family>,
@@ -358,7 +359,7 @@ fn compare(
         let differences = found.iter().zip(expected);
         let differences =
             differences.map(|(found, expected)| f64::from((found - expected).abs() / scale));
-        // What is no number must not pass for a small difference.
+        // A NaN must not pass for a small difference.
         let differences = differences.map(|d| if d.is_nan() { f64::INFINITY } else { d });
         largest = differences.fold(largest, f64::max);
         if found.len() != expected.len() || largest > TOLERANCE {
@@ -375,7 +376,7 @@ fn random_images(batch: usize, image: [usize; 3]) -> Tensor {
     Tensor::new(shape, TensorData::F32(values)).expect("as many values as the shape holds")
 }
 
-/// Makes an anchor's name of a file's.
+/// Returns the anchor's name for a file.
 fn anchor_name(file: &Path) -> String {
     let stem = file.file_stem().unwrap_or_default().to_string_lossy();
     let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };

@@ -1,4 +1,4 @@
-//! The manifest of an imported family, and the stitches that it proposes.
+//! Writing the manifest of an imported family, with the stitches that it proposes.
 
 use std::path::{Path, PathBuf};
 
@@ -6,36 +6,36 @@ use serde::Deserialize;
 
 use super::{FitError, import_options::ImportOptions};
 
-/// An export as it was taken apart.
+/// Export with the results of taking it apart.
 #[derive(Debug, Clone)]
 pub(super) struct Imported {
-    /// The anchor's name.
+    /// Name of the anchor.
     pub(super) name: String,
-    /// The file that was imported.
+    /// Path of the imported file.
     pub(super) original: PathBuf,
-    /// Where the anchor lies in the family's folder.
+    /// Path of the anchor in the family's folder.
     pub(super) location: PathBuf,
-    /// Its SHA-256.
+    /// SHA-256 of the anchor's file.
     pub(super) sha256: String,
-    /// The graph's input.
+    /// Name of the graph's input.
     pub(super) input: String,
-    /// The graph's output.
+    /// Name of the graph's output.
     pub(super) output: String,
     /// Channels, height and width of an image.
     pub(super) image: [usize; 3],
-    /// The number of classes.
+    /// Number of classes.
     pub(super) width: usize,
-    /// The tensors at which it is cut.
+    /// Names of the tensors at which the graph is cut.
     pub(super) cuts: Vec<String>,
-    /// Their extents after the batch.
+    /// Extents of the cut tensors after the batch.
     pub(super) shapes: Vec<Vec<usize>>,
-    /// The number of nodes.
+    /// Number of nodes.
     pub(super) num_nodes: usize,
     /// Whether images run one at a time.
     pub(super) one_by_one: bool,
 }
 
-/// The keys of `preprocessor_config.json` that matter here.
+/// Keys of `preprocessor_config.json` that the import reads.
 #[derive(Debug, Deserialize)]
 struct Preprocessor {
     image_mean: Option<Vec<f32>>,
@@ -44,7 +44,7 @@ struct Preprocessor {
     resample: Option<u8>,
 }
 
-/// What images become.
+/// Preprocessing of images for the manifest.
 struct Preprocessing {
     mean: Vec<f32>,
     std: Vec<f32>,
@@ -52,7 +52,7 @@ struct Preprocessing {
     filter: &'static str,
 }
 
-/// Writes the manifest.
+/// Returns the text of the manifest.
 pub(super) fn manifest(options: &ImportOptions, anchors: &[Imported]) -> Result<String, FitError> {
     let reference = anchors.last().ok_or_else(|| FitError::Family("no export is given".into()))?;
     let [channels, height, width] = reference.image;
@@ -103,8 +103,10 @@ fn anchor_text(anchor: &Imported) -> String {
     )
 }
 
-/// Proposes stitches where the spaces of two anchors line up: from the last of each shape of the
-/// smaller one to the first and the last of the same shape of the larger one.
+/// Proposes stitches between spaces of two anchors whose vectors have equal positions.
+///
+/// A stitch starts at the smaller anchor's last space of each shape. It leads to the larger
+/// anchor's first and last space of the same shape.
 fn stitches(small: &Imported, large: &Imported) -> String {
     let mut text = String::new();
     let mut done: Vec<(usize, usize)> = Vec::new();
@@ -118,7 +120,7 @@ fn stitches(small: &Imported, large: &Imported) -> String {
             .filter(|(_, other)| place(other) == place(shape))
             .map(|(index, _)| index)
             .collect();
-        // Anchors that share their widths are joined where these agree as well.
+        // If some of these spaces also have the same width, only those are joined.
         let same: Vec<usize> =
             places.iter().copied().filter(|index| large.shapes[*index] == *shape).collect();
         let alike = if same.is_empty() { places } else { same };
@@ -141,17 +143,19 @@ fn stitches(small: &Imported, large: &Imported) -> String {
     text
 }
 
-/// Where the vectors of a tensor stand.
+/// Positions of the vectors of a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Place {
-    /// Channels first: height and width.
+    /// Height and width of a tensor with its channels first.
     Map(usize, usize),
-    /// Channels last: everything before them.
+    /// Extents before the channels of a tensor with its channels last.
     Tokens(Vec<usize>),
 }
 
-/// Tells places from channels: maps have their channels first where the other two extents are the
-/// image's proportions, and last otherwise.
+/// Returns the positions of a tensor's vectors.
+///
+/// A tensor of three axes has its channels first if its last two extents are equal. Any other
+/// tensor has them last.
 fn place(shape: &[usize]) -> Place {
     match *shape {
         [_, height, width] if height == width => Place::Map(height, width),
@@ -169,7 +173,7 @@ fn preprocessing(path: Option<&Path>, image: [usize; 3]) -> Result<Preprocessing
     };
     let side = height.max(width);
     let shorter = |side: usize| format!("{{ shorter = {side} }}");
-    // What most networks for ImageNet are evaluated with: an eighth of the image is cut off.
+    // Most networks for ImageNet are evaluated this way: an eighth of the image is cut off.
     let mut found = Preprocessing {
         mean: defaults.0,
         std: defaults.1,
@@ -204,7 +208,7 @@ fn quoted(texts: &[String]) -> String {
     format!("[{}]", texts.join(", "))
 }
 
-/// Writes a text as TOML does.
+/// Returns `text` as a TOML string.
 fn toml_text(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
 }

@@ -1,9 +1,10 @@
-//! Proving that no row of a batch changes what another is answered.
+//! Proving that no row of a batch changes the answer for another row.
 //!
-//! A network is run on rows alone and together, in several orders and in changing company. With as
-//! many rows at the same places, an answer may not depend on the others at all; alone and in other
-//! places it may differ by what kernels round. Where it does depend, the first operator whose
-//! elements change with two rows is found by asking for the tensors inside.
+//! A network is run on rows alone and in batches, in several orders and with changing other rows.
+//! In batches of equal size, a row's answer at one place may not depend on the other rows at all.
+//! Alone or at another place, it may differ by rounding in kernels. If an answer does depend on
+//! other rows, the inner tensors are read. The fault lies with the first operator whose elements
+//! change with two rows.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -25,28 +26,30 @@ use crate::{
     tensor::Tensor,
 };
 
-/// Largest relative difference that counts as none, between batches of the same extents.
+/// Largest relative difference that counts as equal, between batches of the same extents.
 const SAME: f64 = 1e-6;
 
-/// Largest relative difference that counts as rounding, between batches of other extents.
+/// Largest relative difference that counts as rounding, between batches of different extents.
 const ROUNDED: f64 = 1e-3;
 
-/// Likewise where values are rounded to few levels, between which a last digit decides.
+/// Largest difference that counts as rounding in quantized networks, where a last digit can decide
+/// between two levels.
 const ROUNDED_TO_LEVELS: f64 = 5e-2;
 
-/// Most nodes whose tensors are held at once while an operator is looked for.
+/// Maximum number of nodes whose tensors are held at once during the search for an operator.
 const GROUP: usize = 32;
 
-/// Tokens of a text on which networks are tried.
+/// Number of tokens of the texts on which networks are tried.
 const TOKENS: usize = 6;
 
-/// Proves every network of `family` that comes from outside and is not in `proven`, by digest, and
-/// adds it there: that its rows are independent or run one at a time, and that its answers can be
-/// repeated. Returns whether there was one.
+/// Proves the networks of `family` that come from outside and whose digest is not in `proven`.
+///
+/// A proven network gives answers that can be repeated. Its rows are independent or run one at a
+/// time. The digests of proven networks are added to `proven`. Returns whether any was added.
 ///
 /// # Errors
 ///
-/// Fails when a network does not run, and with the operator when it mixes rows.
+/// Fails when a network cannot be run, and with the operator when it mixes rows.
 pub(super) fn prove_family(
     runtime: &Runtime,
     family: &Family,
@@ -80,16 +83,16 @@ pub(super) fn prove_family(
     Ok(has_proven)
 }
 
-/// A network to be proven.
+/// Network to be proven.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Subject<'a> {
-    /// Folder of the files in which weights lie.
+    /// Folder of the files that hold the weights.
     pub(super) folder: &'a Path,
-    /// Name in errors.
+    /// Name of the network in errors.
     pub(super) name: &'a str,
-    /// The network.
+    /// Graph of the network.
     pub(super) model: &'a ModelProto,
-    /// Tensor whose rows are the answers.
+    /// Name of the tensor whose rows are the answers.
     pub(super) output: &'a str,
     /// Whether rows run one at a time, so that they need not be independent.
     pub(super) one_by_one: bool,
@@ -97,23 +100,24 @@ pub(super) struct Subject<'a> {
     pub(super) rows: &'a [(String, Tensor)],
 }
 
-/// Dependence of an answer on its company, to be traced to an operator.
+/// Dependence of an answer on the other rows of its batch, to be traced to an operator.
 #[derive(Debug, Clone)]
 enum Dependence {
-    /// The last of these batches is the first, but is answered differently.
+    /// Batches of which the last equals the first, but gets another answer.
     Chance(Vec<Vec<usize>>),
-    /// The row at `place` of `base` is answered differently in `other`.
+    /// The row at `place` of `base` gets another answer in `other`.
     Company { place: usize, base: Vec<usize>, other: Vec<usize> },
-    /// A row is answered differently alone.
+    /// Batch in which some row gets another answer than alone.
     Order(Vec<usize>),
 }
 
 impl Subject<'_> {
-    /// Returns why the network's rows are not independent, or `None` if they are.
+    /// Returns the error for dependent rows or random answers, or `None` if the network has
+    /// neither.
     ///
     /// # Errors
     ///
-    /// Fails when the network does not run.
+    /// Fails when the network cannot be run.
     pub(super) fn fault(&self, runtime: &Runtime) -> Result<Option<OnnxError>, RuntimeError> {
         let by_rule = if self.one_by_one { None } else { self.by_rule(runtime)? };
         if by_rule.is_some() {
@@ -143,7 +147,7 @@ impl Subject<'_> {
         }))
     }
 
-    /// Judges the operators by the extents of all tensors for one row and for two.
+    /// Checks the operators by the extents of all tensors for one row and for two.
     fn by_rule(&self, runtime: &Runtime) -> Result<Option<OnnxError>, RuntimeError> {
         let nodes = self.model.graph.iter().flat_map(|graph| &graph.node);
         let made = nodes.flat_map(|node| &node.output).filter(|name| !name.is_empty());
@@ -163,7 +167,7 @@ impl Subject<'_> {
         Ok(check_rows(self.model, &inputs, &extents).err())
     }
 
-    /// Runs the network on all probes.
+    /// Runs the network on all probes and returns the first dependence, or `None` if there is none.
     fn dependence(&self, runtime: &Runtime) -> Result<Option<Dependence>, RuntimeError> {
         let mut answers = Answers { whole: self.load(runtime, &[])?, subject: self };
         let repeated: &[&[usize]] = match self.one_by_one {
@@ -211,7 +215,7 @@ impl Subject<'_> {
         Ok(None)
     }
 
-    /// Returns the first node whose elements show `dependence`, if one is found.
+    /// Returns the first node whose elements show `dependence`, or `None` if none is found.
     fn trace(
         &self,
         runtime: &Runtime,
@@ -246,8 +250,9 @@ impl Subject<'_> {
         }
     }
 
-    /// Returns the first node that makes a tensor which `is_fault` says of, given its elements in
-    /// each of `batches`.
+    /// Returns the first node whose output has a fault, or `None` if there is none.
+    ///
+    /// `is_fault` judges a tensor by its elements in each of `batches`.
     fn first_node(
         &self,
         runtime: &Runtime,
@@ -258,7 +263,7 @@ impl Subject<'_> {
         let nodes = self.model.graph.iter().flat_map(|graph| dependent_nodes(graph, &inputs));
         let nodes: Vec<&NodeProto> = nodes.collect();
         for group in nodes.chunks(GROUP) {
-            // Statistics beside an output are overwritten in place unless they are asked for.
+            // Statistics beside an output are overwritten in place unless they are requested.
             let wanted = group.iter().filter_map(|node| Some((*node, node.output.first()?)));
             let wanted: Vec<(&NodeProto, &String)> =
                 wanted.filter(|(_, name)| !name.is_empty()).collect();
@@ -280,7 +285,7 @@ impl Subject<'_> {
         Ok(None)
     }
 
-    /// Returns whether a tensor is not made of what it is for each row alone.
+    /// Returns whether the tensor `whole` differs from the tensors of its rows alone, put together.
     fn is_reordered(&self, whole: &Elements, alone: &[&Elements]) -> bool {
         let agree = |one: &[f64], other: &[f64]| difference(one, other, 0.0) <= self.rounded();
         !probes::consists_of(whole, alone, agree)
@@ -300,14 +305,14 @@ impl Subject<'_> {
     }
 }
 
-/// Answers of a network to batches of rows.
+/// Loaded network that answers batches of rows.
 struct Answers<'a> {
     whole: WholeModel,
     subject: &'a Subject<'a>,
 }
 
 impl Answers<'_> {
-    /// Returns the answer to each row of `batch`; none where there are not as many.
+    /// Returns the answer to each row of `batch`; empty if the output has another number of rows.
     fn of(&mut self, batch: &[usize]) -> Result<Vec<Vec<f64>>, RuntimeError> {
         let inputs = probes::take(self.subject.rows, batch);
         let wanted = [self.subject.output.to_owned()];
@@ -322,8 +327,10 @@ impl Answers<'_> {
     }
 }
 
-/// Returns whether an element changes with the company and with its own row: `base` beside `other`,
-/// which has other company, and beside `own`, which have other rows in the same company.
+/// Returns whether some element of `base` changes both with its own row and with the other rows.
+///
+/// `other` is a run of the same row beside other rows. `own` are runs of another row beside the
+/// same rows. Runs of different shapes count as a change.
 fn meets(base: &Elements, other: &Elements, own: &[&Elements]) -> bool {
     if base.shape != other.shape || own.iter().any(|run| run.shape != base.shape) {
         return true;
@@ -334,8 +341,8 @@ fn meets(base: &Elements, other: &Elements, own: &[&Elements]) -> bool {
         .any(|index| changes(other, index) && own.iter().any(|run| changes(run, index)))
 }
 
-/// Returns the largest difference of two answers, relative to the larger of `one`'s values and
-/// `least`; infinite where one holds a number and the other does not.
+/// Returns the largest difference of two answers, relative to the largest of `one`'s values or
+/// `least`. It is infinite if only one of two values is a number.
 fn difference(one: &[f64], other: &[f64], least: f64) -> f64 {
     if one.len() != other.len() {
         return f64::INFINITY;

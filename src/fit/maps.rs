@@ -22,20 +22,21 @@ use crate::{
     tensor::{Tensor, TensorData},
 };
 
-/// One text in this many is held out to judge a fit.
+/// Number of batches of which one is held out to judge a fit.
 pub(super) const HELD_OUT: usize = 10;
 
-/// How maps are fitted.
+/// Settings for fitting maps.
 #[derive(Debug, Clone)]
 pub struct FitOptions {
-    /// The ridges to try, relative to the mean of the features' squares; the one that explains most
-    /// of the held-out texts is taken.
+    /// Candidate ridges, relative to the mean of the features' squares. The fit takes the one that
+    /// explains most variance of the held-out texts.
     pub regularizations: Vec<f64>,
-    /// The tokens after which texts are cut.
+    /// Number of tokens after which texts are cut.
     pub max_tokens: usize,
-    /// The most texts for maps that see every token; those that see a sequence take all.
+    /// Maximum number of texts for maps that read single tokens. Maps that read a whole sequence
+    /// use all texts.
     pub max_token_texts: usize,
-    /// Whether maps that are fitted already are fitted anew.
+    /// Whether maps that are already fitted are fitted again.
     pub refit: bool,
 }
 
@@ -50,27 +51,27 @@ impl Default for FitOptions {
     }
 }
 
-/// A map in the making.
+/// Map while it is being fitted.
 struct Fit {
-    /// The map's position among the family's feature networks.
+    /// Position of the map among the family's feature networks.
     index: usize,
     map: MapSpec,
-    /// The path to where the map starts.
+    /// Path to the map's start.
     prefix: Vec<ModuleId>,
-    /// The path to the activations that it should give.
+    /// Path to the activations that the map should return.
     target: Vec<ModuleId>,
     sums: Option<[Regression; 2]>,
 }
 
-/// Fits the maps in the family's manifest that have no whole file, and puts them in use.
+/// Fits the maps in the family's manifest whose file is missing or broken.
 ///
-/// Maps that follow the anchors' own hidden states are fitted in one pass over the texts; those
-/// that are fitted on the hidden states of a plan follow when the plan's maps are there. All are
-/// put in use together when the last pass has ended. Returns the number of maps fitted.
+/// Maps that read the anchors' own hidden states are fitted in one pass over the texts. Maps that
+/// are fitted on a plan's hidden states follow once the plan's own maps are fitted. All maps are
+/// committed together after the last pass. Returns the number of maps fitted.
 ///
 /// # Errors
 ///
-/// Fails when the family does not load or run, or a file cannot be written.
+/// Fails when the family cannot be loaded or run, or a file cannot be written.
 pub fn fit_maps(
     runtime: &Runtime,
     writer: &mut FamilyWriter,
@@ -104,7 +105,7 @@ pub fn fit_maps(
         }
     }
     if num_fitted > 0 {
-        // Maps from and to anchors that are not there keep their fits.
+        // Maps from and to missing anchors keep their fits.
         for (name, record) in before.maps {
             records.maps.entry(name).or_insert(record);
         }
@@ -113,7 +114,7 @@ pub fn fit_maps(
     Ok(num_fitted)
 }
 
-/// Returns the maps that are due and whose prefix exists already.
+/// Returns the maps that are due and whose prefix already exists.
 fn due_fits(family: &Family, due: impl Fn(&MapSpec) -> bool) -> Vec<Fit> {
     let graph = &family.graph;
     let maps = family.feature_networks().enumerate();
@@ -134,7 +135,7 @@ fn due_fits(family: &Family, due: impl Fn(&MapSpec) -> bool) -> Vec<Fit> {
         .collect()
 }
 
-/// Returns the path through one anchor's plain modules to `space`.
+/// Returns the path through one anchor's plain modules to `space`, or `None` if there is none.
 pub(super) fn own_path(graph: &FamilyGraph, space: SpaceId) -> Option<Vec<ModuleId>> {
     let is_own = |kind| {
         use ModuleKind::{Attention, Block, Head, Mlp, Stem};
@@ -153,7 +154,7 @@ pub(super) fn own_path(graph: &FamilyGraph, space: SpaceId) -> Option<Vec<Module
     Some(path)
 }
 
-/// Refuses a map of tokens between anchors whose tokens are not the same.
+/// Checks that a map of tokens joins anchors with the same tokens.
 fn check_tokenizers(family: &Family, fit: &Fit) -> Result<(), FitError> {
     let stem = |path| family.graph.stem_anchor(path).unwrap_or_default();
     let is_pooled = fit.map.form == MapForm::Pooled;
@@ -164,7 +165,7 @@ fn check_tokenizers(family: &Family, fit: &Fit) -> Result<(), FitError> {
     Err(FitError::TokenizersDiffer { from, to })
 }
 
-/// Runs the texts and adds up what the regressions need.
+/// Runs the texts and adds up the sums of the regressions.
 fn gather(
     executor: &mut Executor,
     data: &Dataset,
@@ -178,7 +179,7 @@ fn gather(
     let all: Vec<ModuleId> = (0..family.graph.modules().len()).map(ModuleId).collect();
     let rows = executor.rows_at_once(&all, (16, options.max_tokens));
     let batches = data.batches(&family, reference, rows, options.max_tokens)?;
-    // Every nth text for maps of tokens, so that all lengths are there.
+    // Maps of tokens use every nth batch, so that all text lengths occur.
     let every = data.len().div_ceil(options.max_token_texts.max(1)).max(1);
     let paths = fits.iter().flat_map(|fit| [&fit.prefix, &fit.target]);
     let anchors = paths.filter_map(|path| family.graph.stem_anchor(path));
@@ -203,7 +204,7 @@ fn gather(
     Ok(())
 }
 
-/// Adds one batch to a map's regression, the one for fitting (0) or for judging (1).
+/// Adds one batch to a map's regression `part`: 0 for fitting, 1 for judging.
 fn add_batch(
     family: &Family,
     states: &mut States<'_>,
@@ -227,7 +228,7 @@ fn add_batch(
     Ok(())
 }
 
-/// Turns `[batch, channels, height, width]` into `[batch, height · width, channels]`.
+/// Converts `[batch, channels, height, width]` to `[batch, height · width, channels]`.
 fn channels_last(map: &Tensor) -> Tensor {
     let [batch, channels, height, width] = map.shape()[..] else {
         return map.clone();
@@ -244,7 +245,7 @@ fn channels_last(map: &Tensor) -> Tensor {
         .expect("as many values as before")
 }
 
-/// Returns a tensor's rows, those of padding left out, and their width.
+/// Returns the rows of `tensor` that are not padding, and their width.
 pub(super) fn rows(tensor: &Tensor, mask: Option<&Vec<i64>>) -> (Vec<f32>, usize) {
     let width = tensor.shape().last().copied().unwrap_or(1);
     let values = tensor.as_f32().unwrap_or_default();
@@ -253,9 +254,9 @@ pub(super) fn rows(tensor: &Tensor, mask: Option<&Vec<i64>>) -> (Vec<f32>, usize
     (rows.flat_map(|(_, row)| row.iter().copied()).collect(), width)
 }
 
-/// Texts or images as the modules of an anchor read them.
+/// Texts or images in the form that the modules of an anchor read.
 pub(super) struct Inputs {
-    /// 1 for a token and 0 for padding; images have none.
+    /// Mask with 1 for a token and 0 for padding; `None` for images.
     pub(super) mask: Option<Vec<i64>>,
     pub(super) sides: SideInputs,
 }
@@ -270,16 +271,16 @@ impl Inputs {
     }
 }
 
-/// Activations of one batch of texts along the paths asked for, each computed once.
+/// Activations of one batch along the requested paths, each computed once.
 struct States<'a> {
     executor: &'a mut Executor,
     family: &'a Family,
-    /// The texts by the anchor that reads them.
+    /// Inputs by the anchor that reads them.
     inputs: BTreeMap<String, Inputs>,
     known: HashMap<Vec<ModuleId>, Activation>,
 }
 
-/// Returns the texts as the anchor that `path` starts with reads them.
+/// Returns the inputs of the anchor whose stem starts `path`.
 fn inputs_of<'i>(
     family: &Family,
     inputs: &'i BTreeMap<String, Inputs>,
@@ -302,7 +303,7 @@ impl States<'_> {
             .map_err(FitError::from)
     }
 
-    /// Returns what `network` makes of the values after `path`.
+    /// Returns the output of `network` for the values after `path`.
     fn features(
         &mut self,
         path: &[ModuleId],
@@ -315,7 +316,7 @@ impl States<'_> {
         Ok(self.executor.run_network(name, network, state, sides)?)
     }
 
-    /// Computes the activations along `path` that are not there yet.
+    /// Computes the missing activations along `path`.
     fn compute(&mut self, path: &[ModuleId]) -> Result<(), FitError> {
         let sides = &inputs_of(self.family, &self.inputs, path)?.sides;
         for end in 1..=path.len() {
@@ -330,7 +331,7 @@ impl States<'_> {
         Ok(())
     }
 
-    /// Returns the longest prefix of `path` with values of its own: identities have none.
+    /// Returns the longest prefix of `path` that has values of its own; identities have none.
     fn last_computed<'p>(&self, path: &'p [ModuleId]) -> &'p [ModuleId] {
         let end = (1..=path.len()).rev().find(|end| self.known.contains_key(&path[..*end]));
         &path[..end.unwrap_or(0)]
@@ -359,7 +360,7 @@ fn solve(
             let explained = held_out.explained(&affine);
             (ridge, affine, explained)
         })
-        // Activations that overflow leave nothing that could be written or judged.
+        // Activations that overflow give no weights that could be written or judged.
         .filter(|(_, affine, explained)| explained.is_finite() && affine.is_finite())
         .max_by(|a, b| a.2.total_cmp(&b.2))
         .ok_or_else(|| FitError::Singular { map: name.clone() })?;
@@ -376,7 +377,7 @@ fn solve(
     })
 }
 
-/// Writes an affine map as the tensors that its form reads.
+/// Serializes an affine map as the tensors that its form reads.
 fn serialize(map: &MapSpec, affine: &Affine) -> Result<Vec<u8>, FitError> {
     let outputs = affine.bias.len();
     let bias: Vec<u8> = affine.bias.iter().flat_map(|value| value.to_le_bytes()).collect();
@@ -398,7 +399,7 @@ fn serialize(map: &MapSpec, affine: &Affine) -> Result<Vec<u8>, FitError> {
     safetensors::serialize(views, None).map_err(|e| malformed(e.to_string()))
 }
 
-/// Returns the weights of a map by name, each with its columns in the regression.
+/// Returns the names of a map's weights, each with its columns in the regression.
 fn parts(map: &MapSpec, affine: &Affine, width: usize) -> Vec<(String, std::ops::Range<usize>)> {
     match map.form {
         MapForm::Tokens | MapForm::Conv => {

@@ -1,4 +1,4 @@
-//! Measuring what modules cost on this machine.
+//! Measuring the costs of modules on this machine.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,16 +17,16 @@ use crate::{
     tensor::{Tensor, TensorData},
 };
 
-/// How modules are measured.
+/// Settings for measuring modules.
 #[derive(Debug, Clone)]
 pub struct ProfileOptions {
-    /// The batch sizes.
+    /// Batch sizes to measure.
     pub batches: Vec<usize>,
-    /// The lengths in tokens.
+    /// Lengths to measure, in tokens.
     pub tokens: Vec<usize>,
-    /// How long each module is measured at each batch and length, at least.
+    /// Minimum time for which each module is measured at each batch and length.
     pub time_per_cell: Duration,
-    /// The fewest runs of each module at each batch and length.
+    /// Minimum number of runs of each module at each batch and length.
     pub min_runs: usize,
 }
 
@@ -52,17 +52,17 @@ impl ProfileOptions {
     }
 }
 
-/// Measures the modules of the executor's family that `cache` does not have, adding them to it.
-/// Before that it proves that no row of a batch changes another in networks from outside.
+/// Measures the modules of the executor's family that are missing in `cache`, and adds them to it.
+/// First proves for networks from outside that no row of a batch changes another.
 ///
-/// Modules that follow one another in plans are run round robin, so that a module finds the
-/// processor's caches as it does in a path, not filled with its own weights. A batch that is too
-/// large for the memory limit is measured as the chunks that it would run in. `save` is called
-/// after every group of modules, so that an interrupted run resumes.
+/// Modules that follow one another in plans are run round robin. A module then finds the
+/// processor's caches as in a path, not filled with its own weights. A batch too large for the
+/// memory limit is measured in the chunks that it would run in. `save` is called after every group
+/// of modules, so that an interrupted run can resume.
 ///
 /// # Errors
 ///
-/// Fails when a module does not run or mixes the rows of a batch, or saving fails.
+/// Fails when a module cannot be run or mixes the rows of a batch, or saving fails.
 pub fn measure_profile(
     executor: &mut Executor,
     options: &ProfileOptions,
@@ -114,7 +114,7 @@ pub fn measure_profile(
     Ok(())
 }
 
-/// Groups modules by the anchor whose hidden states they read and by variant.
+/// Groups modules by the anchor whose hidden states they read or make, and by int8 or not.
 fn groups(executor: &Executor, modules: &[ModuleId]) -> BTreeMap<String, Vec<ModuleId>> {
     let graph = &executor.family().graph;
     let mut groups: BTreeMap<String, Vec<ModuleId>> = BTreeMap::new();
@@ -135,7 +135,7 @@ fn groups(executor: &Executor, modules: &[ModuleId]) -> BTreeMap<String, Vec<Mod
     groups
 }
 
-/// Returns the median time of each module of `group` at one batch and length.
+/// Returns the median time of each module of `group` at one batch and length, in seconds.
 fn measure_cell(
     executor: &mut Executor,
     group: &[ModuleId],
@@ -159,7 +159,7 @@ fn measure_cell(
     while round <= options.min_runs || start.elapsed() < long_enough {
         for (index, id) in group.iter().enumerate() {
             let state = shapes[index].as_ref().and_then(|shape| states.get(shape));
-            // It may have given way to others of the group.
+            // The module may have been unloaded for others of the group.
             executor.load(&[*id])?;
             let start = Instant::now();
             drop(executor.advance(*id, state, &sides)?);
@@ -191,7 +191,7 @@ fn state_shape(
         .then(|| [batch].into_iter().chain(extents).collect())
 }
 
-/// Makes hidden states: values as a layer norm leaves them.
+/// Creates hidden states with values of the size that a layer norm gives.
 fn state(shape: Vec<usize>) -> Result<Activation, FitError> {
     let values = (0..shape.iter().product()).map(wave).collect();
     let tensor =
@@ -213,8 +213,8 @@ pub(super) fn full_input(family: &Family, (batch, tokens): (usize, usize)) -> Mo
     ModelInput::Tokens(Encoding { batch, tokens, input_ids: ids, attention_mask })
 }
 
-/// Returns the activations of module `id` in bytes at each batch and length: as ONNX Runtime's own
-/// profiler reports them for one sequence, times the batch.
+/// Returns the size of module `id`'s activations at each batch and length, in bytes. It is the size
+/// that ONNX Runtime's profiler reports for one sequence, times the batch.
 fn activations(
     executor: &mut Executor,
     id: ModuleId,
@@ -243,8 +243,8 @@ fn activations(
     Ok(by_batch.collect())
 }
 
-/// Returns a careful estimate of what any module needs for one sequence, in bytes: some times the
-/// family's widest activations.
+/// Returns a cautious estimate of any module's activations for one sequence, in bytes. It is a
+/// multiple of the family's widest activations.
 fn estimated_activations(executor: &Executor, tokens: usize) -> f64 {
     const TIMES: usize = 16;
     let spaces = executor.family().graph.spaces().iter();
@@ -256,8 +256,8 @@ fn estimated_activations(executor: &Executor, tokens: usize) -> f64 {
     bytes
 }
 
-/// Lets no shorter sequence and no smaller batch be dearer than a longer or larger one, which only
-/// noise can make it: noise adds, so the lower figure is the better one.
+/// Lowers each latency to at most that of a longer sequence or a larger batch. Only noise makes it
+/// higher, and noise adds time, so the lower value is the better one.
 fn monotone(mut values: Vec<f64>, columns: usize) -> Vec<f64> {
     for index in (0..values.len()).rev() {
         if index % columns + 1 < columns {

@@ -1,8 +1,8 @@
-//! Offline work on a pool: profiling, fitting, evaluating, and the front that comes of it.
+//! Offline work on a pool: profiling, fitting, evaluating, and computing the front of plans.
 //!
-//! Serves no requests. Start at [`measure_profile`] for latencies, [`fit_maps`] for stitches,
-//! bridges and exits, [`fit_experts`] for experts, [`evaluate`] for qualities and [`plan_table`]
-//! for what serving reads.
+//! This module serves no requests. [`measure_profile`] measures latencies. [`fit_maps`] fits
+//! stitches, bridges and exits, and [`fit_experts`] fits experts. [`evaluate`] measures qualities.
+//! [`plan_table`] builds the table that serving reads.
 
 mod clusters;
 mod corpus;
@@ -54,14 +54,14 @@ pub trait Progress {
     /// Announces a phase of `length` steps.
     fn phase(&self, name: &str, length: u64);
 
-    /// Tells that one more step is done.
+    /// Reports that one more step is done.
     fn step(&self);
 
-    /// Says something to the person who waits.
+    /// Shows a message to the user.
     fn note(&self, message: &str);
 }
 
-/// Hears nothing.
+/// Ignores all reports.
 impl Progress for () {
     fn phase(&self, _name: &str, _length: u64) {}
     fn step(&self) {}

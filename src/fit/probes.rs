@@ -1,4 +1,4 @@
-//! Rows on which networks are tried, and the batches that are made of them.
+//! Probe rows on which networks are tried, and batches of them.
 
 use super::wave::wave;
 use crate::{
@@ -7,10 +7,10 @@ use crate::{
     tensor::{Tensor, TensorData},
 };
 
-/// Number of rows.
+/// Number of probe rows.
 pub(super) const NUM_ROWS: usize = 8;
 
-/// Batches of one size in which the row at one place stays.
+/// Batches of one size in which one place always holds the same row.
 #[derive(Debug)]
 pub(super) struct SamePlace {
     /// Place of the row that stays.
@@ -19,7 +19,7 @@ pub(super) struct SamePlace {
     pub(super) batches: &'static [&'static [usize]],
 }
 
-/// Changing company: other rows, the row itself, large, equal and tiny values.
+/// Batches that change the other rows: other values, the row itself, large, equal and tiny values.
 pub(super) const COMPANIES: &[SamePlace] = &[
     SamePlace { place: 0, batches: &[&[0, 1, 2], &[0, 5, 6], &[0, 0, 0], &[0, 3, 4], &[0, 7, 1]] },
     SamePlace { place: 1, batches: &[&[1, 0, 2], &[3, 0, 5], &[6, 0, 4]] },
@@ -37,7 +37,8 @@ pub(super) const ORDERS: &[&[usize]] = &[
     &[3, 0, 6, 1, 7, 4, 2, 5],
 ];
 
-/// Makes rows for `input`; axes of no extent get `tokens`, and ids stay below `words`.
+/// Creates probe rows for `input`, or returns `None` if it declares no shape. Axes of unknown
+/// extent get `tokens`, and token ids stay below `words`.
 pub(super) fn rows(input: &ValueInfoProto, tokens: usize, words: usize) -> Option<Tensor> {
     let extents = input.extents()?;
     let rest: Vec<usize> = extents.iter().skip(1).map(|extent| extent.unwrap_or(tokens)).collect();
@@ -60,7 +61,8 @@ pub(super) fn rows(input: &ValueInfoProto, tokens: usize, words: usize) -> Optio
     Tensor::new(shape, data).ok()
 }
 
-/// Returns one value of a row: rows differ in values, and some in size or in having one value only.
+/// Returns the value at `index` of `row`. Rows differ in values, some in magnitude, and two rows
+/// have one value only.
 fn value(row: usize, index: usize) -> f32 {
     match row {
         3 => 100.0 * wave(7 * index + 3),
@@ -72,7 +74,7 @@ fn value(row: usize, index: usize) -> f32 {
     }
 }
 
-/// Makes a batch of some rows of each input.
+/// Creates a batch of the rows `batch` of each input.
 pub(super) fn take(rows: &[(String, Tensor)], batch: &[usize]) -> Vec<(String, Tensor)> {
     let taken = |tensor: &Tensor| {
         let rest: Vec<usize> = tensor.shape().iter().skip(1).copied().collect();
@@ -92,13 +94,13 @@ fn pick<T: Clone>(values: &[T], length: usize, batch: &[usize]) -> Vec<T> {
     batch.iter().flat_map(|row| values[row * length..(row + 1) * length].iter().cloned()).collect()
 }
 
-/// Borrows inputs as models take them.
+/// Borrows inputs in the form that models take.
 pub(super) fn named(inputs: &[(String, Tensor)]) -> Vec<(&str, &Tensor)> {
     inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect()
 }
 
-/// Returns whether `whole` is made of what `alone` has of each row, side by side along one axis,
-/// whether rows or other elements follow one another there. Tensors of other shapes pass.
+/// Returns whether `whole` consists of the tensors in `alone`, one per row, joined along one axis.
+/// The rows may follow one another or alternate. Tensors whose shapes do not fit pass.
 pub(super) fn consists_of(
     whole: &Elements,
     alone: &[&Elements],

@@ -1,4 +1,4 @@
-//! Measured module costs: the cache that belongs to a machine, and what a family's modules cost.
+//! Measured module costs: the cache of a machine, and the costs of a family's modules.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,64 +17,64 @@ use crate::{
     tensor::read_text,
 };
 
-/// Number of the cache file's form, which its name depends on.
+/// Version of the cache file's format; the file's name depends on it.
 const FORM: u32 = 2;
 
-/// What makes latencies comparable: the processor, the threads and the runtime.
+/// Conditions under which latencies are comparable: the processor, the threads and the runtime.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MachineKey {
-    /// The processor's name and its number of cores.
+    /// Name of the processor and its number of cores.
     pub processor: String,
-    /// The threads of the runtime's pool.
+    /// Number of threads of the runtime's pool.
     pub num_threads: usize,
     /// Whether idle threads of the pool spin.
     pub spin: bool,
-    /// The runtime library's digest.
+    /// SHA-256 of the runtime library.
     pub runtime: String,
 }
 
-/// What a module costs by batch and length.
+/// Costs of a module by batch and length.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModuleProfile {
-    /// The median time of a run in seconds.
+    /// Median time of a run in seconds.
     pub latency_seconds: Grid,
-    /// The largest sum of live activations in bytes.
+    /// Largest sum of live activations in bytes.
     pub activation_bytes: Grid,
 }
 
-/// The measured modules of one machine, by digest.
+/// Measured modules of one machine, by digest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProfileCache {
-    /// The machine.
+    /// Machine on which the modules were measured.
     pub machine: MachineKey,
-    /// The modules by digest of their networks.
+    /// Costs of modules by the digest of their networks.
     pub modules: BTreeMap<String, ModuleProfile>,
     /// Digests of the networks from outside whose rows were proven to be independent.
     #[serde(default)]
     pub proven: BTreeSet<String>,
 }
 
-/// The cache as its file has it.
+/// Content of the cache file.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Sealed<'t> {
-    /// The SHA-256 of the cache's text.
+    /// SHA-256 of the cache's text.
     sha256: String,
     #[serde(borrow)]
     cache: &'t RawValue,
 }
 
-/// What each module of a family costs; `None` for the identity, which costs nothing.
+/// Costs of a family's modules; `None` for the identity, which costs nothing.
 #[derive(Debug, Clone)]
 pub struct Profile {
     modules: Vec<Option<ModuleProfile>>,
 }
 
 impl MachineKey {
-    /// Describes this machine.
+    /// Returns the key of this machine.
     ///
     /// # Errors
     ///
@@ -98,7 +98,7 @@ impl MachineKey {
         Ok(Self { processor: format!("{name}, {cores} cores"), num_threads, spin, runtime })
     }
 
-    /// Returns the cache file of this machine in `folder`.
+    /// Returns the path of this machine's cache file in `folder`.
     pub fn file(&self, folder: &Path) -> PathBuf {
         let key = serde_json::to_string(self).unwrap_or_default();
         let key = format!("{FORM} {key}");
@@ -107,12 +107,12 @@ impl MachineKey {
 }
 
 impl ProfileCache {
-    /// Returns a cache in which nothing is measured.
+    /// Creates an empty cache.
     pub fn empty(machine: MachineKey) -> Self {
         Self { machine, modules: BTreeMap::new(), proven: BTreeSet::new() }
     }
 
-    /// Reads the cache of `machine` in `folder`; empty where there is none.
+    /// Reads the cache of `machine` in `folder`, or creates an empty one if the file is missing.
     ///
     /// # Errors
     ///
@@ -140,7 +140,7 @@ impl ProfileCache {
         Ok(cache)
     }
 
-    /// Writes the cache into `folder`, beside what other processes have measured.
+    /// Writes the cache into `folder`, keeping the modules that other processes have measured.
     ///
     /// # Errors
     ///
@@ -161,7 +161,7 @@ impl ProfileCache {
         write_atomically(&path, text.as_bytes())
     }
 
-    /// Forgets the modules of `family`.
+    /// Removes the modules of `family`.
     pub fn forget(&mut self, family: &Family) {
         for index in 0..family.graph.modules().len() {
             if let Some(digest) = module_digest(family, ModuleId(index)) {
@@ -170,13 +170,12 @@ impl ProfileCache {
         }
     }
 
-    /// Returns the profile of `family`, or the modules that have not been measured or have a
-    /// network that has not been proven. Where rows run one at a time, larger batches cost what
-    /// their rows cost.
+    /// Returns the profile of `family`. If rows run one at a time, a larger batch costs the sum of
+    /// its rows.
     ///
     /// # Errors
     ///
-    /// Returns the missing modules.
+    /// Returns the modules that are not measured or that have an unproven network.
     pub fn profile_of(&self, family: &Family) -> Result<Profile, Vec<ModuleId>> {
         let known = |id, digest: &String| {
             let module = self.modules.get(digest).filter(|_| self.is_proven(family, id))?;
@@ -198,7 +197,7 @@ impl ProfileCache {
         if missing.is_empty() { Ok(Profile { modules }) } else { Err(missing) }
     }
 
-    /// Returns whether what module `id` runs was built here or has been proven.
+    /// Returns whether each network of module `id` was built here or has been proven.
     fn is_proven(&self, family: &Family, id: ModuleId) -> bool {
         let networks = family.networks_of(id).into_iter().map(|index| family.network(index));
         let mut unproven = networks.filter(|network| network.needs_proof());
@@ -207,7 +206,7 @@ impl ProfileCache {
 }
 
 impl ModuleProfile {
-    /// Returns what the module costs where rows run one at a time.
+    /// Returns the module's costs if rows run one at a time.
     fn of_one(&self) -> Self {
         Self {
             latency_seconds: self.latency_seconds.of_first_batch(),
@@ -217,12 +216,12 @@ impl ModuleProfile {
 }
 
 impl Profile {
-    /// Returns what module `id` costs, or `None` where it is the identity.
+    /// Returns the costs of module `id`, or `None` if it is the identity.
     pub fn module(&self, id: ModuleId) -> Option<&ModuleProfile> {
         self.modules.get(id.0).and_then(Option::as_ref)
     }
 
-    /// Returns the latency of module `id`, to be learned; `None` where it is the identity.
+    /// Returns the latency of module `id` for updates, or `None` if it is the identity.
     pub fn latency_mut(&mut self, id: ModuleId) -> Option<&mut Grid> {
         let module = self.modules.get_mut(id.0).and_then(Option::as_mut);
         module.map(|module| &mut module.latency_seconds)
@@ -232,7 +231,7 @@ impl Profile {
     ///
     /// # Errors
     ///
-    /// Fails where none of them costs anything.
+    /// Fails when all of them are the identity.
     pub fn latency_of(&self, path: impl IntoIterator<Item = ModuleId>) -> Result<Grid, PlanError> {
         let modules = path.into_iter().filter_map(|id| self.module(id));
         Grid::sum(modules.map(|module| &module.latency_seconds))
@@ -246,23 +245,23 @@ impl Profile {
         })
     }
 
-    /// Returns the largest batch that was measured; larger ones run in chunks of it.
+    /// Returns the largest measured batch; larger batches run in chunks of it.
     pub fn max_batch(&self) -> usize {
         let grids = self.modules.iter().flatten().map(|module| &module.latency_seconds);
         grids.filter_map(|grid| grid.batches().last().copied()).min().unwrap_or(1)
     }
 
-    /// Returns the lengths that were measured.
+    /// Returns the measured lengths in tokens.
     pub fn token_knots(&self) -> &[usize] {
         self.modules.iter().flatten().next().map_or(&[], |m| m.latency_seconds.tokens())
     }
 }
 
-/// Version of how modules are measured: what another one measured is measured again.
+/// Version of the measuring method; modules measured with another version are measured again.
 const VERSION: u8 = 2;
 
-/// Returns the digest under which module `id` is cached, or `None` where it is the identity. It
-/// depends on the lengths that the family's texts have, since those are measured.
+/// Returns the digest under which module `id` is cached, or `None` if it is the identity. It
+/// depends on the maximum length of the family's texts, because that limits the measured lengths.
 pub(super) fn module_digest(family: &Family, id: ModuleId) -> Option<String> {
     let mut key = family.cost_key(id)?;
     key.extend(family.manifest.limits.max_tokens.to_le_bytes());
@@ -270,7 +269,7 @@ pub(super) fn module_digest(family: &Family, id: ModuleId) -> Option<String> {
     Some(digest(&key))
 }
 
-/// Returns the digest under which a network is known to be proven.
+/// Returns the digest that identifies a network among the proven ones.
 pub(super) fn network_digest(network: &Network) -> String {
     digest(&network.fingerprint())
 }
@@ -336,7 +335,7 @@ mod tests {
         }
         fs::write(&path, b"\xff\xfe\x00broken").expect("written");
         assert!(read(folder.path()).is_err());
-        // Another machine's, under this machine's name.
+        // The cache of another machine lies under this machine's name.
         let other = ProfileCache { machine: machine("other"), ..cache("one") };
         other.write(folder.path()).expect("written");
         fs::rename(other.machine.file(folder.path()), &path).expect("renamed");

@@ -1,4 +1,4 @@
-//! Measured plan qualities, and the model that predicts those not measured.
+//! Measured plan qualities, and the model that predicts the others.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -10,39 +10,41 @@ use crate::{
     tensor::read_text,
 };
 
-/// The least quality that a logarithm is taken of.
+/// Least quality whose logarithm is taken.
 const FLOOR: f64 = 1e-3;
 
-/// The loss of a module of which nothing is known: a quality of about a third.
+/// Loss of an unknown module; it means a quality of about a third.
 const UNKNOWN_LOSS: f64 = 1.0;
 
-/// What `quality.json` holds: measured plans, and what each module loses by itself.
+/// Content of `quality.json`: the qualities of measured plans, and the loss of each module by
+/// itself.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct QualityRecords {
-    /// The metric.
+    /// Name of the metric.
     pub metric: String,
-    /// The texts that it was measured on.
+    /// Name of the data on which qualities were measured.
     pub data: String,
-    /// How many texts.
+    /// Number of texts or images.
     pub num_texts: usize,
-    /// The tokens after which texts were cut.
+    /// Number of tokens after which texts were cut.
     pub max_tokens: usize,
-    /// The day.
+    /// Date of the evaluation in UTC, `YYYY-MM-DD`.
     pub date: String,
-    /// The command.
+    /// Command line of the evaluation.
     pub command: String,
-    /// Measured qualities by plan.
+    /// Measured qualities by plan id.
     pub plans: BTreeMap<String, f64>,
-    /// The additive loss, −ln(quality), of each module by its name; others lose nothing.
+    /// Additive loss, −ln(quality), of each module by its name. Only modules of measured plans have
+    /// an entry.
     pub losses: BTreeMap<String, f64>,
-    /// The root mean square error of predicted qualities, each predicted without its own
+    /// Root mean square error of predicted qualities; each plan is predicted without its own
     /// measurement.
     pub prediction_error: f64,
 }
 
 impl QualityRecords {
-    /// Reads the file; empty records where there is none.
+    /// Reads the file, or returns empty records if it is missing.
     ///
     /// # Errors
     ///
@@ -59,8 +61,8 @@ impl QualityRecords {
             .map_err(|e| PoolError::Malformed { path: path.to_owned(), message: e.to_string() })
     }
 
-    /// Returns the predicted loss of a module: fitted where it was part of a measured plan, none
-    /// where it is a plain part of the reference, and a large one where nothing is known.
+    /// Returns the predicted loss of a module. It is fitted if the module was part of a measured
+    /// plan. Otherwise it is 0 for a plain part of the reference, and large for any other module.
     pub fn loss(&self, graph: &FamilyGraph, id: ModuleId) -> f64 {
         let module = graph.module(id);
         let known = self.losses.get(&module.name).copied();
@@ -72,7 +74,7 @@ impl QualityRecords {
         path.iter().map(|id| self.loss(graph, *id)).sum()
     }
 
-    /// Returns the predicted quality of `path`, made careful by the model's error.
+    /// Returns the predicted quality of `path`, less the model's error.
     pub fn predict(&self, graph: &FamilyGraph, path: &[ModuleId]) -> f64 {
         let is_own_measure = self.metric != Metric::Accuracy.name();
         if is_own_measure && path.iter().all(|id| is_reference(graph, *id)) {
@@ -82,7 +84,8 @@ impl QualityRecords {
         ((-loss).exp() - self.prediction_error).clamp(0.0, 1.0)
     }
 
-    /// Fits the modules' losses to the measured plans, and the error of predicting each plan.
+    /// Fits the modules' losses to the measured plans, and computes the error of predicted
+    /// qualities.
     ///
     /// Plans that the graph no longer has are left out.
     pub fn fit_losses(&mut self, graph: &FamilyGraph) {
@@ -103,7 +106,7 @@ impl QualityRecords {
     }
 }
 
-/// Tells whether a module is a plain part of the anchor that has a head of its own.
+/// Returns whether a module is a plain part of the anchor that has its own head.
 fn is_reference(graph: &FamilyGraph, id: ModuleId) -> bool {
     use ModuleKind::{Attention, Block, Head, Mlp, Stem};
     let anchor = |space: SpaceId| match graph.spaces()[space.0].kind {
@@ -117,8 +120,8 @@ fn is_reference(graph: &FamilyGraph, id: ModuleId) -> bool {
         && anchor(module.to).or(anchor(module.from)) == reference
 }
 
-/// Finds the non-negative losses that explain the measured qualities best: least squares in the
-/// logarithm by coordinate descent, with a small pull to zero.
+/// Returns the non-negative losses that explain the measured qualities best. The fit is least
+/// squares in the logarithm by coordinate descent, with a small pull to zero.
 pub fn losses_of(graph: &FamilyGraph, plans: &[(Vec<ModuleId>, f64)]) -> Vec<f64> {
     let mut losses = vec![0.0; graph.modules().len()];
     let mut residuals: Vec<f64> = plans.iter().map(|plan| -plan.1.max(FLOOR).ln()).collect();
@@ -139,7 +142,8 @@ pub fn losses_of(graph: &FamilyGraph, plans: &[(Vec<ModuleId>, f64)]) -> Vec<f64
     losses
 }
 
-/// Predicts every fifth of the plans from the others and returns the root mean square error.
+/// Returns the root mean square error of plans, each fifth of which is predicted from the others.
+/// With fewer than ten plans, it is 0.1.
 fn leave_one_out_error(graph: &FamilyGraph, plans: &[(Vec<ModuleId>, f64)]) -> f64 {
     const FOLDS: usize = 5;
     if plans.len() < 2 * FOLDS {

@@ -1,11 +1,11 @@
-//! Recall of nearest neighbours: how interchangeable a plan's embeddings are with the reference's.
+//! Recall of nearest neighbours, a measure of how well a plan's embeddings replace the reference's.
 
 use faer::{Accum, Mat, MatRef, Par, linalg::matmul::matmul};
 
-/// How many neighbours are compared.
+/// Number of neighbours that are compared.
 const NEIGHBOURS: usize = 10;
 
-/// The reference's embeddings and the nearest neighbours of each of them.
+/// Embeddings of the reference, and the nearest neighbours of each of them.
 #[derive(Debug)]
 pub(super) struct Neighbours {
     reference: Vec<f32>,
@@ -14,16 +14,17 @@ pub(super) struct Neighbours {
 }
 
 impl Neighbours {
-    /// Finds the neighbours of each row of `reference`, `[texts, width]` of unit length, among the
-    /// others.
+    /// Finds the neighbours of each row of `reference` among the other rows. Rows have unit length;
+    /// the shape is `[texts, width]`.
     pub(super) fn new(reference: Vec<f32>, width: usize) -> Self {
         let nearest = nearest(&reference, &reference, width);
         Self { reference, width, nearest }
     }
 
-    /// Returns recall@10: each row of `embeddings` looks for its ten nearest among the
-    /// *reference's* embeddings of the other texts; the share of them that the reference itself
-    /// finds, averaged.
+    /// Returns recall@10.
+    ///
+    /// Each row of `embeddings` finds its ten nearest among the *reference's* embeddings of the
+    /// other texts. Recall is the mean fraction of them that the reference itself finds.
     #[expect(clippy::cast_precision_loss, reason = "counts of texts are small")]
     pub(super) fn recall(&self, embeddings: &[f32]) -> f64 {
         let found = nearest(embeddings, &self.reference, self.width);
@@ -37,13 +38,13 @@ impl Neighbours {
     }
 }
 
-/// Returns for each row of `queries` the rows of `corpus` with the largest products, its own left
-/// out.
+/// Returns for each row of `queries` the rows of `corpus` with the largest products. The row at the
+/// same position is left out.
 fn nearest(queries: &[f32], corpus: &[f32], width: usize) -> Vec<Vec<usize>> {
     let rows = corpus.len().checked_div(width).unwrap_or(0);
     let view = |values| MatRef::from_row_major_slice(values, rows, width);
     let mut products = Mat::<f32>::zeros(rows, rows);
-    // Transposed, so that a query's products are one column.
+    // The product is transposed, so that a query's products are one column.
     matmul(
         products.as_mut(),
         Accum::Replace,
@@ -70,7 +71,7 @@ fn nearest(queries: &[f32], corpus: &[f32], width: usize) -> Vec<Vec<usize>> {
 mod tests {
     use super::*;
 
-    /// Points on a circle, so that neighbours are known.
+    /// Returns points on a circle, whose neighbours are known.
     fn circle(count: usize, turn: f32) -> Vec<f32> {
         (0..count)
             .flat_map(|i| {

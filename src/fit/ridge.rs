@@ -2,32 +2,32 @@
 
 use faer::{Accum, Mat, MatRef, Par, Side, linalg::matmul::matmul, prelude::Solve};
 
-/// The sums that a regression of `outputs` targets on `inputs` features needs.
+/// Sums for a regression of `outputs` targets on `inputs` features.
 #[derive(Debug)]
 pub(super) struct Regression {
     inputs: usize,
     outputs: usize,
-    /// `[1, x]ᵀ[1, x]`, the constant first.
+    /// Matrix `[1, x]ᵀ[1, x]`, the constant first.
     gram: Mat<f64>,
-    /// `[1, x]ᵀy`.
+    /// Matrix `[1, x]ᵀy`.
     cross: Mat<f64>,
-    /// `Σ y²` by target.
+    /// Sum `Σ y²` of each target.
     squares: Vec<f64>,
     rows: usize,
 }
 
-/// A fitted affine map `y = W x + b`.
+/// Fitted affine map `y = W x + b`.
 #[derive(Debug, Clone)]
 pub(super) struct Affine {
-    /// `[outputs, inputs]`, row by row.
+    /// Matrix `W`, `[outputs, inputs]`, row by row.
     pub(super) weight: Vec<f32>,
-    /// `[outputs]`.
+    /// Vector `b`, `[outputs]`.
     pub(super) bias: Vec<f32>,
     pub(super) inputs: usize,
 }
 
 impl Affine {
-    /// Tells whether every value is a finite number in f32, and every weight in f16 as well.
+    /// Returns whether every value is finite in f32, and every weight also in f16.
     pub(super) fn is_finite(&self) -> bool {
         let is_finite = |weight: &f32| half::f16::from_f32(*weight).is_finite();
         self.weight.iter().all(is_finite) && self.bias.iter().all(|value| value.is_finite())
@@ -46,7 +46,7 @@ impl Regression {
         }
     }
 
-    /// Returns how many rows were added.
+    /// Returns the number of rows added.
     pub(super) fn rows(&self) -> usize {
         self.rows
     }
@@ -78,8 +78,8 @@ impl Regression {
         self.rows += rows;
     }
 
-    /// Solves with the ridge `regularization`, relative to the mean of the features' squares; the
-    /// constant is not penalised. `None` where the equations have no solution.
+    /// Solves with the ridge `regularization`, relative to the mean of the features' squares. The
+    /// constant is not penalised. Returns `None` if the equations have no solution.
     pub(super) fn solve(&self, regularization: f64) -> Option<Affine> {
         let n = self.inputs + 1;
         #[expect(clippy::cast_precision_loss, reason = "features are few")]
@@ -99,8 +99,8 @@ impl Regression {
         })
     }
 
-    /// Returns the fraction of these rows' variance that `map` explains, over all targets; 0 if
-    /// they do not vary.
+    /// Returns the fraction of these rows' variance that `map` explains, over all targets. It is 0
+    /// if the targets do not vary.
     pub(super) fn explained(&self, map: &Affine) -> f64 {
         let n = self.inputs + 1;
         let weights = Mat::from_fn(n, self.outputs, |row, output| {

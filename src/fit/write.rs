@@ -1,12 +1,12 @@
-//! Writing single files so that nothing is ever half-written, and the date.
+//! Writing single files atomically, and formatting the date.
 
 use std::{path::Path, time::SystemTime};
 
 use super::disk::{FileSystem, TEMPORARY, folder_of, place, sweep};
 use crate::arch::PoolError;
 
-/// Writes `content` to a temporary file beside `path`, then renames it. What a killed process has
-/// left beside `path` is removed.
+/// Writes `content` to a temporary file beside `path`, then renames it. Also removes temporary
+/// files that a killed process has left beside `path`.
 ///
 /// # Errors
 ///

@@ -1,5 +1,7 @@
-//! The one writer of a family's folder. What it adds is in use once it has committed, all of it or
-//! nothing; a run that was killed leaves the family as it was, and the next run clears up.
+//! Exclusive writer of a family's folder.
+//!
+//! Added files take effect when the writer commits, all of them or none. A killed run leaves the
+//! family as it was, and the next run removes its leftovers.
 
 use std::{
     fs::{self, File},
@@ -15,20 +17,20 @@ use crate::{
     family::{FITS_FOLDER, MANIFEST_FILE, name_with_digest, name_without_digest},
 };
 
-/// Start of the names of files that are being written, by this version and those before it.
+/// Prefix of the names of files that are being written, by this and earlier versions.
 const TEMPORARY: &str = ".writing-";
 
-/// A family's folder, in which nobody else writes.
+/// Exclusive writer of a family's folder.
 #[derive(Debug)]
 pub struct FamilyWriter {
     folder: PathBuf,
     disk: Arc<dyn Disk>,
-    /// Files that are not in use yet.
+    /// Paths of files that are not yet in use.
     staged: Vec<PathBuf>,
     _lock: Option<File>,
 }
 
-/// A fitted file that is written, but not in use yet.
+/// Fitted file that is written but not yet in use.
 #[derive(Debug, Clone)]
 pub(super) struct Staged {
     pub(super) file: String,
@@ -36,7 +38,7 @@ pub(super) struct Staged {
 }
 
 impl FamilyWriter {
-    /// Begins to write in `folder`, clearing up what a killed run has left there.
+    /// Opens `folder` for writing, and removes the leftovers of a killed run.
     ///
     /// # Errors
     ///
@@ -45,7 +47,7 @@ impl FamilyWriter {
         Self::begin_on(Arc::new(FileSystem), folder)
     }
 
-    /// Begins like [`begin`](Self::begin), but changes files by `disk`.
+    /// Opens `folder` like [`begin`](Self::begin), but changes files through `disk`.
     ///
     /// # Errors
     ///
@@ -76,8 +78,8 @@ impl FamilyWriter {
         &self.folder
     }
 
-    /// Returns the records of the fitted files that are whole. What is missing or broken is told in
-    /// the log, since it is fitted anew.
+    /// Returns the records of the fitted files that are whole. Broken files are logged, because
+    /// they are fitted again.
     pub fn whole_records(&self) -> FitRecords {
         let mut records = FitRecords::read(&self.folder).unwrap_or_else(|error| {
             let error = chain(&error);
@@ -111,8 +113,8 @@ impl FamilyWriter {
         Ok(Staged { file, sha256 })
     }
 
-    /// Puts `records` in use. What was in use before stays until the next commit, for servers that
-    /// have not loaded the family again.
+    /// Puts `records` in use. The files used before stay until the next commit, for servers that
+    /// have not yet reloaded the family.
     ///
     /// # Errors
     ///
@@ -130,7 +132,7 @@ impl FamilyWriter {
         Ok(())
     }
 
-    /// Replaces a file of the family, or adds it.
+    /// Replaces or adds a file of the family.
     ///
     /// # Errors
     ///
@@ -140,7 +142,7 @@ impl FamilyWriter {
         place(&*self.disk, &path, content).map_err(|source| PoolError::File { path, source })
     }
 
-    /// Removes fitted files that are neither in use nor were before the last commit.
+    /// Removes fitted files that are not in use and were not in use before the last commit.
     fn sweep_fits(&self, records: &FitRecords) {
         let manifest = fs::read_to_string(self.folder.join(MANIFEST_FILE)).unwrap_or_default();
         let is_replaced = |name: &String| {
@@ -155,14 +157,14 @@ impl FamilyWriter {
                 || records.superseded.contains(&location)
                 || manifest.contains(&location);
             if is_ours && !is_used {
-                // What cannot be removed is in nobody's way.
+                // A file that cannot be removed does no harm.
                 drop(self.disk.remove(&self.folder.join(&location)));
             }
         }
     }
 }
 
-/// What was not committed is removed.
+/// Removes the files that were not committed.
 impl Drop for FamilyWriter {
     fn drop(&mut self) {
         for path in &self.staged {

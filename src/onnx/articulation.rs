@@ -1,9 +1,9 @@
-//! Finding the tensors at which a network can be cut: everything passes through them.
+//! Finding the tensors at which a network can be cut.
 //!
-//! A value *depends* on the main input when its elements do; what depends on its shape only, such
-//! as the operand of a `Reshape`, does not count, and neither does what other inputs alone make,
-//! such as an attention mask. A tensor through which every dependent value passes on its way to the
-//! output is an articulation (a dominator of the graph).
+//! A value *depends* on the main input when its elements do. A value that depends only on the
+//! input's shape, such as the operand of a `Reshape`, does not count. Neither does a value made
+//! from other inputs alone, such as an attention mask. An articulation (a dominator of the graph)
+//! is a tensor through which every dependent value passes to the output.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,14 +12,14 @@ use super::{
     proto::{GraphProto, ModelProto, NodeProto},
 };
 
-/// Operators that read nothing of a tensor but its shape.
+/// Operators that read only the shape of a tensor.
 pub(super) const SHAPE_READERS: [&str; 2] = ["Shape", "Size"];
 
 /// Operators that may follow an addition inside the same block.
 const ACTIVATIONS: [&str; 8] =
     ["Relu", "Clip", "LeakyRelu", "HardSwish", "HardSigmoid", "Gelu", "Elu", "PRelu"];
 
-/// Operators whose weights make a piece worth being one.
+/// Operators with weights; a piece of a network needs at least one of them.
 const PRODUCTS: [&str; 9] = [
     "Conv",
     "Gemm",
@@ -35,23 +35,23 @@ const PRODUCTS: [&str; 9] = [
 /// A network's articulations.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Articulations {
-    /// All of them, in order.
+    /// Names of all articulations, in graph order.
     pub all: Vec<String>,
-    /// Those worth cutting at: the end of the stem, then the end of each block.
+    /// Names of the articulations worth cutting at: the end of the stem, then the end of each
+    /// block.
     pub cuts: Vec<String>,
 }
 
-/// Finds the tensors through which everything that depends on `input` passes on its way to the
-/// graph's first output.
+/// Finds the articulations between `input` and the graph's first output.
 ///
-/// Proposed as cuts are the outputs of residual additions, or of the activations that follow them,
-/// and before them the tensor at which the first residual forks; without residuals, the ends of
-/// layers.
+/// The proposed cuts are the outputs of residual additions, or of the activations that follow them.
+/// The tensor at which the first residual forks comes before them. A network without residuals is
+/// cut at the ends of its layers.
 ///
 /// # Errors
 ///
-/// Fails when the graph has no such input or no output, when nothing passes from one to the other,
-/// and when the input passes through control flow.
+/// Fails when the graph has no output or no input named `input`. Fails when the output does not
+/// depend on the input, and when the input passes through control flow.
 pub fn articulations(model: &ModelProto, input: &str) -> Result<Articulations, OnnxError> {
     let empty = GraphProto::default();
     let graph = model.graph.as_ref().unwrap_or(&empty);
@@ -68,14 +68,14 @@ pub fn articulations(model: &ModelProto, input: &str) -> Result<Articulations, O
     Ok(Articulations { all, cuts })
 }
 
-/// What depends on the input and leads to the output.
+/// Tensors and nodes of a graph that depend on the input and lead to the output.
 struct Flow<'a> {
     graph: &'a GraphProto,
-    /// The tensors whose elements depend on the input.
+    /// Names of the tensors whose elements depend on the input.
     depends: HashSet<&'a str>,
-    /// The nodes, by position, that carry a dependent value on towards the output.
+    /// Whether each node, by position, carries a dependent value towards the output.
     carries: Vec<bool>,
-    /// How many carrying nodes read each tensor.
+    /// Number of carrying nodes that read each tensor.
     readers: HashMap<&'a str, usize>,
 }
 
@@ -113,7 +113,8 @@ impl<'a> Flow<'a> {
         Ok(Self { graph, depends, carries, readers })
     }
 
-    /// Walks the nodes in order: where a single dependent value is still to be read, it is one.
+    /// Returns the articulations: tensors that are the only unread dependent value after their
+    /// node.
     fn articulations(&self, output: &str) -> Vec<String> {
         let mut left = self.readers.clone();
         let mut open: HashSet<&str> = HashSet::new();
@@ -155,7 +156,7 @@ impl<'a> Flow<'a> {
         if chosen.is_empty() {
             return self.layer_ends(all);
         }
-        // Between the input and the first block lies the stem: its end is where the residual forks.
+        // The stem lies between the input and the first block. It ends where the residual forks.
         let fork = chosen[0].checked_sub(1);
         let inside = |from: usize, to: usize| self.has_product(&all[from], &all[to]);
         let fork = fork.and_then(|last| (0..=last).rev().find(|at| inside(*at, chosen[0])));
@@ -177,7 +178,8 @@ impl<'a> Flow<'a> {
             .map(|pair| pair.0)
     }
 
-    /// Returns the output of the activation that alone reads `name`, or `name`.
+    /// Returns the output of the activation that is the only reader of `name`, or `name` if there
+    /// is none.
     fn after_activation(&self, name: &'a str) -> &'a str {
         let mut readers = self.carrying().filter(|node| node.input.iter().any(|n| n == name));
         match (readers.next(), readers.next()) {
@@ -188,7 +190,7 @@ impl<'a> Flow<'a> {
         }
     }
 
-    /// Where there is no residual, a piece ends after each product's activation.
+    /// Chooses cuts for a network without residuals: each piece ends after a product's activation.
     fn layer_ends(&self, all: &[String]) -> Vec<String> {
         let mut cuts: Vec<usize> = Vec::new();
         for (index, name) in all.iter().enumerate() {
@@ -204,7 +206,7 @@ impl<'a> Flow<'a> {
         cuts.into_iter().map(|index| all[index].clone()).collect()
     }
 
-    /// Tells whether a product with weights lies between two articulations.
+    /// Returns whether a product with weights lies between the tensors `from` and `to`.
     fn has_product(&self, from: &str, to: &str) -> bool {
         let made = |name: &str| {
             let made = |node: &NodeProto| node.output.iter().any(|output| output == name);
@@ -220,7 +222,7 @@ impl<'a> Flow<'a> {
     }
 }
 
-/// Returns the names that a node reads, those that its inner graphs take from outside included.
+/// Returns the names that `node` reads, including those that its inner graphs read from outside.
 pub(super) fn reads(node: &NodeProto) -> Vec<&str> {
     let mut names: Vec<&str> = node.input.iter().map(String::as_str).collect();
     for attribute in &node.attribute {

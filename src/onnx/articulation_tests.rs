@@ -1,4 +1,4 @@
-//! Tests of finding cuts.
+//! Tests of finding articulations and cuts.
 
 use super::*;
 use crate::onnx::{
@@ -6,7 +6,7 @@ use crate::onnx::{
     proto::{AttributeProto, data_type},
 };
 
-/// Starts a graph with the input `x` and a weight `w`.
+/// Creates a graph with the input `x` and a weight `w`.
 fn start() -> (GraphBuilder, String, String) {
     let mut graph = GraphBuilder::default();
     let x = graph.input("x", data_type::FLOAT, &[None, Some(4)]);
@@ -35,7 +35,7 @@ fn residual_blocks_are_cut_after_their_activation() {
     let head = graph.node("MatMul", &[&value, &w], &[]);
     let found = articulations(&finish(graph, &head), "x").expect("valid");
     assert_eq!(found.cuts, ends);
-    // Inside a block the value that goes around keeps any other tensor from being one.
+    // Inside a block, the residual path keeps any other tensor from being an articulation.
     assert!(!found.all.iter().any(|name| name == "MatMul_3"), "{:?}", found.all);
 }
 

@@ -1,8 +1,8 @@
-//! Making a network's shapes depend on nothing but the batch, so that pieces of it can stand alone.
+//! Making a network's shapes depend only on the batch, so that its pieces can run alone.
 //!
-//! Exports compute shapes from their first input wherever they reshape. Behind a cut that input is
-//! not there any more. Every such shape is replaced by what it was found to be: constants, and
-//! multiples of the batch, which each piece reads off its own first axis.
+//! Exported networks compute the shapes for `Reshape` from their first input. That input is not
+//! available behind a cut. Every such shape is replaced by the measured one: constants, and
+//! multiples of the batch. Each piece reads the batch off the first axis of its own input.
 
 use std::collections::HashMap;
 
@@ -15,16 +15,16 @@ use super::{
     },
 };
 
-/// The tensor that holds the batch, `[1]` INT64.
+/// Name of the tensor that holds the batch, `[1]` INT64.
 pub(super) const BATCH: &str = "tessera.batch";
 
-/// The constant `[0]`, which picks the batch out of a shape.
+/// Name of the constant `[0]`, which picks the batch out of a shape.
 const FIRST: &str = "tessera.first";
 
-/// The extents of a tensor for a batch of one and for a batch of two.
+/// Extents of a tensor for a batch of one and for a batch of two.
 pub type Extents = [Vec<usize>; 2];
 
-/// Returns the tensors whose shapes `model` reads, other than constants.
+/// Returns the names of the tensors whose shapes `model` reads.
 pub fn shape_reads(model: &ModelProto) -> Vec<String> {
     let nodes = model.graph.iter().flat_map(|graph| &graph.node);
     let readers = nodes.filter(|node| matches!(node.op_type.as_str(), "Shape" | "Size"));
@@ -38,7 +38,8 @@ pub fn shape_reads(model: &ModelProto) -> Vec<String> {
 ///
 /// # Errors
 ///
-/// Fails on a shape that is missing in `extents`, or grows otherwise than with the batch.
+/// Fails on a shape that is missing in `extents` or is not a constant or a multiple of the batch.
+/// Fails on a `Size` node that reads a tensor other than an initializer.
 pub fn fix_shapes(
     model: &mut ModelProto,
     input: &str,
@@ -76,12 +77,12 @@ pub(super) fn batch_nodes(tensor: &str) -> [NodeProto; 2] {
     [node("Shape", &[tensor], shape, &[]), node("Gather", &[shape, FIRST], BATCH, &[("axis", 0)])]
 }
 
-/// Returns the constant that those nodes need.
+/// Returns the constant that the nodes of [`batch_nodes`] read.
 pub(super) fn batch_constant() -> TensorProto {
     integers(FIRST, &[0])
 }
 
-/// Constants for extents, each once.
+/// Constants for extents; each value has one.
 #[derive(Default)]
 struct Constants {
     tensors: Vec<TensorProto>,
@@ -97,7 +98,7 @@ impl Constants {
     }
 }
 
-/// Writes a shape from constants and the batch.
+/// Creates the nodes that build a shape from constants and the batch.
 fn shape_nodes(
     shape: &NodeProto,
     [one, two]: &Extents,

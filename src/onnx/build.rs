@@ -7,21 +7,21 @@ use super::proto::{
     attribute_type, data_type,
 };
 
-/// The standard opset and the file format version that built models declare.
+/// Opset and file format version that built models declare.
 const OPSET: i64 = 18;
 const IR_VERSION: i64 = 9;
 
-/// The domain of ONNX Runtime's own operators.
+/// Domain of ONNX Runtime's own operators.
 const MICROSOFT: &str = "com.microsoft";
 
-/// Collects nodes and weights into a model. A value is known by its name.
+/// Builder that collects nodes and weights into a model. A value is identified by its name.
 #[derive(Debug, Default)]
 pub struct GraphBuilder {
     graph: GraphProto,
     num_names: usize,
 }
 
-/// A node's attribute.
+/// Value of a node's attribute.
 #[derive(Debug, Clone)]
 #[expect(missing_docs, reason = "one variant an attribute type")]
 pub enum Attribute {
@@ -31,13 +31,13 @@ pub enum Attribute {
 }
 
 impl GraphBuilder {
-    /// Declares a graph input; `None` is an axis of any extent.
+    /// Declares a graph input and returns its name; `None` in `shape` is an axis of any extent.
     pub fn input(&mut self, name: &str, elem_type: i32, shape: &[Option<i64>]) -> String {
         self.graph.input.push(ValueInfoProto::tensor(name, elem_type, shape));
         name.into()
     }
 
-    /// Adds a weight.
+    /// Adds a weight, unless the graph has one of its name, and returns its name.
     pub fn weight(&mut self, tensor: TensorProto) -> String {
         let name = tensor.name.clone();
         if !self.graph.initializer.iter().any(|known| known.name == name) {
@@ -46,39 +46,39 @@ impl GraphBuilder {
         name
     }
 
-    /// Adds a constant list of integers.
+    /// Adds a constant list of integers and returns its name.
     pub fn ints(&mut self, values: &[i64]) -> String {
         let raw = values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>();
         self.constant(data_type::INT64, vec![values.len() as i64], raw)
     }
 
-    /// Adds a constant integer scalar.
+    /// Adds a constant integer scalar and returns its name.
     pub fn int(&mut self, value: i64) -> String {
         self.constant(data_type::INT64, Vec::new(), value.to_le_bytes().to_vec())
     }
 
-    /// Adds a constant float scalar.
+    /// Adds a constant float scalar and returns its name.
     pub fn float(&mut self, value: f32) -> String {
         self.constant(data_type::FLOAT, Vec::new(), value.to_le_bytes().to_vec())
     }
 
-    /// Adds a constant float tensor.
+    /// Adds a constant float tensor and returns its name.
     pub fn floats(&mut self, dims: Vec<i64>, values: &[f32]) -> String {
         let raw = values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>();
         self.constant(data_type::FLOAT, dims, raw)
     }
 
-    /// Adds a node of the standard's operators and returns its output.
+    /// Adds a node with an operator of the ONNX standard and returns its output.
     pub fn node(&mut self, op: &str, inputs: &[&str], attributes: &[(&str, Attribute)]) -> String {
         self.add("", op, inputs, attributes)
     }
 
-    /// Adds a node of ONNX Runtime's own operators and returns its output.
+    /// Adds a node with one of ONNX Runtime's own operators and returns its output.
     pub fn fused(&mut self, op: &str, inputs: &[&str], attributes: &[(&str, Attribute)]) -> String {
         self.add(MICROSOFT, op, inputs, attributes)
     }
 
-    /// Makes the f32 `value` an output, called `name`.
+    /// Makes the f32 tensor `value` a graph output with the name `name`.
     pub fn output(&mut self, value: &str, name: &str, shape: &[Option<i64>]) {
         self.graph.node.push(NodeProto {
             input: vec![value.into()],
@@ -89,13 +89,13 @@ impl GraphBuilder {
         self.graph.output.push(ValueInfoProto::tensor(name, data_type::FLOAT, shape));
     }
 
-    /// Ends the graph with `value` as its last output, called `name`.
+    /// Builds the model, with `value` as its last output under the name `name`.
     pub fn finish(mut self, value: &str, name: &str, shape: &[Option<i64>]) -> ModelProto {
         self.output(value, name, shape);
         self.end()
     }
 
-    /// Ends the graph.
+    /// Builds the model.
     pub fn end(mut self) -> ModelProto {
         self.graph.name = "module".into();
         let opset = |domain: &str, version| OperatorSetId { domain: domain.into(), version };

@@ -1,4 +1,4 @@
-//! Taking a graph apart at named tensors.
+//! Cutting a graph into pieces at named tensors.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,26 +10,27 @@ use super::{
     proto::{GraphProto, ModelProto, ValueInfoProto, data_type},
 };
 
-/// A tensor at which a graph is cut, f32.
+/// An f32 tensor at which a graph is cut.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CutPoint {
-    /// The tensor's name.
+    /// Name of the tensor.
     pub tensor: String,
-    /// The extent of each axis; `None` where it may vary.
+    /// Extent of each axis; `None` if it may vary.
     pub shape: Vec<Option<i64>>,
 }
 
-/// Cuts `model` at `cuts`, in order, into as many pieces; the last cut is where the last one ends.
+/// Cuts `model` at `cuts`, in order, into one piece per cut; a piece ends at its cut.
 ///
-/// A piece's inputs are the cut before it and those of the model's inputs that it needs: what
-/// depends on the inputs only, such as an attention mask, is computed again in each piece. The
-/// model's `main` input, if one is named, may be read by the first piece alone; the batch, where
-/// [`fix_shapes`](super::fix_shapes) has put it, is read off each piece's own input.
+/// A piece's inputs are the cut before it and the model inputs that it needs. Each piece computes
+/// again the values that depend on model inputs only, such as an attention mask. Only the first
+/// piece may read the model's `main` input, if one is named. After
+/// [`fix_shapes`](super::fix_shapes), each piece reads the batch off its own input.
 ///
 /// # Errors
 ///
-/// Fails when a tensor does not exist, when a piece does not read the cut before it, and when a
-/// tensor leads around a cut: the main input, or a weight used on both sides.
+/// Fails when a tensor does not exist, and when a piece does not read the cut before it. Fails when
+/// a piece after the first reads the main input. Without `main`, fails when a large weight is used
+/// by more than one piece.
 pub fn cut(
     model: &ModelProto,
     cuts: &[CutPoint],
@@ -42,7 +43,8 @@ pub fn cut(
     let starts = [None].into_iter().chain(cuts.iter().map(Some));
     for (start, end) in starts.zip(cuts) {
         let mut graph = source.piece(start.map(|start| start.tensor.as_str()), &end.tensor)?;
-        // Exporters store equal weights once; only without a main input do they tell of a bypass.
+        // Exporters store equal weights once. A shared weight indicates a bypass only if no main
+        // input is named.
         let large = graph.initializer.iter().filter(|tensor| place_of(tensor).is_some());
         for tensor in large.filter(|_| main.is_none()) {
             if !used.insert(tensor.name.clone()) {
@@ -64,7 +66,7 @@ pub fn cut(
     Ok(pieces)
 }
 
-/// The graph to be cut, with its tensors by name.
+/// Graph to be cut, with the node that makes each tensor.
 struct Source<'a> {
     graph: &'a GraphProto,
     main: Option<&'a str>,
@@ -82,7 +84,7 @@ impl<'a> Source<'a> {
         Self { graph, main, producer }
     }
 
-    /// Returns what lies between `start` and `end`, without the declaration of either.
+    /// Returns the graph between `start` and `end`, which does not yet declare either.
     fn piece(&self, start: Option<&str>, end: &str) -> Result<GraphProto, OnnxError> {
         for tensor in start.into_iter().chain([end]) {
             if !self.producer.contains_key(tensor) {
@@ -94,7 +96,7 @@ impl<'a> Source<'a> {
         let mut open = vec![end];
         while let Some(tensor) = open.pop() {
             let is_first = tensors.insert(tensor);
-            // Behind a cut the batch is read off the cut itself.
+            // Behind a cut, the batch is read off the cut's own tensor.
             let is_known = Some(tensor) == start || (tensor == BATCH && start.is_some());
             if is_known || !is_first {
                 continue;

@@ -1,4 +1,4 @@
-//! Weights that stay in their files: initializers as places in a file of the family's folder.
+//! Weights that stay in their files: initializers as byte ranges of files in the family's folder.
 
 use std::{
     io::{Read, Seek, SeekFrom},
@@ -15,28 +15,29 @@ use super::{
 };
 use crate::tensor::{MappedFile, open_file};
 
-/// Initializers smaller than this stay inside the model, where ONNX Runtime's optimizers read them.
+/// Least size of an initializer left in its file, in bytes. ONNX Runtime's optimizers read the
+/// smaller ones, which stay inside the model.
 const MIN_EXTERNAL_BYTES: usize = 256;
 
-/// A place in a file of the family's folder.
+/// Byte range of a file in the family's folder.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Place {
-    /// The file, relative to the family's folder.
+    /// Path of the file, relative to the family's folder.
     pub file: String,
-    /// Where the bytes start.
+    /// Offset of the first byte.
     pub offset: u64,
-    /// How many they are.
+    /// Number of bytes.
     pub length: u64,
 }
 
-/// Reads the ONNX file `folder/location`, leaving its large weights in the file, or in the files
-/// beside it where they lie there.
+/// Reads the ONNX file `folder/location`. Its large weights stay in the file, or in the files
+/// beside it that hold them.
 ///
 /// # Errors
 ///
-/// Fails when the file cannot be read or is no ONNX model, when its opset is not supported, when
-/// its nodes are not in order (a cycle), and when weights lie outside the file's folder, or beyond
-/// the end of their file.
+/// Fails when the file cannot be read or is not an ONNX model, and when its opset is not supported.
+/// Fails when its nodes are out of order (a cycle). Fails when a weight lies outside the file's
+/// folder or beyond the end of its file.
 pub fn read_model(folder: &Path, location: &Path) -> Result<ModelProto, OnnxError> {
     let path = folder.join(location);
     let file = MappedFile::open(&path)
@@ -56,7 +57,7 @@ pub fn read_model(folder: &Path, location: &Path) -> Result<ModelProto, OnnxErro
             leave_in_file(tensor, file.bytes(), &location.to_string_lossy());
         }
     }
-    // Old exports list weights among the inputs as well.
+    // Old exports also list weights among the inputs.
     let initializers: std::collections::HashSet<&str> =
         graph.initializer.iter().map(|tensor| tensor.name.as_str()).collect();
     graph.input.retain(|input| !initializers.contains(input.name.as_str()));
@@ -64,7 +65,8 @@ pub fn read_model(folder: &Path, location: &Path) -> Result<ModelProto, OnnxErro
     Ok(model)
 }
 
-/// Names the place of a weight that lies in a file beside the model, relative to `folder`.
+/// Points `tensor`, whose weight lies in a file beside the model, to its place relative to
+/// `folder`.
 fn place_beside(folder: &Path, model: &Path, tensor: &mut TensorProto) -> Result<(), OnnxError> {
     let refuse = |reason: String| OnnxError::Initializer { name: tensor.name.clone(), reason };
     let entry = |key: &str| tensor.external_data.iter().find(|entry| entry.key == key);
@@ -92,7 +94,7 @@ fn place_beside(folder: &Path, model: &Path, tensor: &mut TensorProto) -> Result
     Ok(())
 }
 
-/// Declares an initializer whose bytes lie at `place`.
+/// Creates an initializer whose bytes lie at `place`.
 pub fn initializer(name: &str, data_type: i32, dims: Vec<i64>, place: &Place) -> TensorProto {
     let entry = |key: &str, value: String| StringStringEntry { key: key.into(), value };
     TensorProto {
@@ -109,7 +111,7 @@ pub fn initializer(name: &str, data_type: i32, dims: Vec<i64>, place: &Place) ->
     }
 }
 
-/// Returns where the bytes of `tensor` lie, or `None` when they are inside the model.
+/// Returns the place of the bytes of `tensor`, or `None` if they are inside the model.
 pub fn place_of(tensor: &TensorProto) -> Option<Place> {
     let find = |key: &str| tensor.external_data.iter().find(|e| e.key == key).map(|e| &e.value);
     Some(Place {
@@ -119,11 +121,7 @@ pub fn place_of(tensor: &TensorProto) -> Option<Place> {
     })
 }
 
-/// Reads the bytes of `tensor`, wherever they lie.
-///
-/// # Errors
-///
-/// Fails when the file cannot be read or the tensor keeps its values in typed fields.
+/// Reads the bytes of `tensor` from the model or from its file.
 pub fn read_bytes(folder: &Path, tensor: &TensorProto) -> Result<Bytes, OnnxError> {
     let Some(place) = place_of(tensor) else {
         return inline_bytes(tensor);
@@ -139,12 +137,12 @@ pub fn read_bytes(folder: &Path, tensor: &TensorProto) -> Result<Bytes, OnnxErro
     read().map_err(|source| OnnxError::Unreadable { path: path.clone(), source })
 }
 
-/// Returns the bytes of `tensor`, mapped where they lie in a file, for those who read few of them.
+/// Returns the bytes of `tensor`; bytes in a file are mapped, for callers that read few of them.
 ///
 /// # Errors
 ///
-/// Fails when the file cannot be mapped or ends before them, and when the tensor keeps its values
-/// in typed fields.
+/// Fails when the file cannot be mapped or is too short. Fails when the tensor keeps its values in
+/// typed fields.
 pub fn map_bytes(folder: &Path, tensor: &TensorProto) -> Result<Bytes, OnnxError> {
     let Some(place) = place_of(tensor) else {
         return inline_bytes(tensor);
@@ -167,11 +165,12 @@ fn refusal(tensor: &TensorProto, reason: &str) -> OnnxError {
     OnnxError::Initializer { name: tensor.name.clone(), reason: reason.into() }
 }
 
-/// Reads the values of `tensor`, F32, F16 or BF16, wherever they lie.
+/// Reads the values of `tensor` (F32, F16 or BF16) from the model or from its file.
 ///
 /// # Errors
 ///
-/// Fails when they cannot be read, are of another type, or are not as many as the shape says.
+/// Fails when the values cannot be read, have another type, or do not match the shape's number of
+/// elements.
 pub fn read_floats(folder: &Path, tensor: &TensorProto) -> Result<Vec<f32>, OnnxError> {
     let bytes = read_bytes(folder, tensor)?;
     let values: Vec<f32> = match tensor.data_type {
@@ -202,7 +201,7 @@ pub fn read_floats(folder: &Path, tensor: &TensorProto) -> Result<Vec<f32>, Onnx
     Ok(values)
 }
 
-/// Replaces raw data that is a slice of `file` by its place.
+/// Replaces the raw data of `tensor` by its place if it is a large enough slice of `file`.
 fn leave_in_file(tensor: &mut TensorProto, file: &Bytes, location: &str) {
     let Some(raw) = tensor.raw_data.as_ref().filter(|raw| raw.len() >= MIN_EXTERNAL_BYTES) else {
         return;
@@ -217,7 +216,7 @@ fn leave_in_file(tensor: &mut TensorProto, file: &Bytes, location: &str) {
     *tensor = initializer(&tensor.name, tensor.data_type, tensor.dims.clone(), &place);
 }
 
-/// Checks that every node reads only what stands before it, as the standard demands.
+/// Checks that every node reads only tensors made before it, as the standard demands.
 fn check_order(graph: &GraphProto) -> Result<(), OnnxError> {
     let mut known: std::collections::HashSet<&str> = graph
         .initializer

@@ -1,4 +1,4 @@
-//! Wrong ONNX files in great numbers, which must be read or refused: `make fuzz`.
+//! Fuzz tests: many wrong ONNX files, each of which must be read or refused (`make fuzz`).
 
 use std::path::Path;
 

@@ -9,9 +9,11 @@ use super::{
     proto::{GraphProto, ModelProto, OperatorSetId},
 };
 
-/// Joins `models` into one: each reads the output of the one before it wherever it has an input
-/// that is not in `shared`. Names are made unique by the module's position; `shared` inputs keep
-/// theirs. All take the latest version of the standard's operators that one of them declares.
+/// Joins `models` into one model.
+///
+/// Each model's inputs that are not in `shared` read the output of the model before it. Names get
+/// the model's position as a prefix; `shared` inputs keep their names. The joined model declares
+/// the latest opset that one of `models` declares.
 pub fn join(models: &[ModelProto], shared: &[&str]) -> ModelProto {
     let mut joined = GraphProto { name: "joined".into(), ..GraphProto::default() };
     let mut opsets: Vec<OperatorSetId> = Vec::new();
@@ -60,11 +62,7 @@ pub fn join(models: &[ModelProto], shared: &[&str]) -> ModelProto {
     }
 }
 
-/// Puts weights that lie in files of `folder` inside the model.
-///
-/// # Errors
-///
-/// Fails when a weight cannot be read.
+/// Moves weights that lie in files of `folder` into the model.
 pub fn embed_weights(model: &mut ModelProto, folder: &Path) -> Result<(), OnnxError> {
     let tensors = model.graph.iter_mut().flat_map(|graph| graph.initializer.iter_mut());
     for tensor in tensors.filter(|tensor| place_of(tensor).is_some()) {
@@ -75,7 +73,7 @@ pub fn embed_weights(model: &mut ModelProto, folder: &Path) -> Result<(), OnnxEr
     Ok(())
 }
 
-/// Calls the tensor `from` `to` wherever it occurs.
+/// Renames the tensor `from` to `to` wherever the graph uses it.
 pub fn rename_tensor(model: &mut ModelProto, from: &str, to: &str) {
     let rename = |name: &mut String| {
         if name == from {

@@ -1,4 +1,4 @@
-//! Weights behind links: the places where their files really are.
+//! Resolving the symbolic links through which weight files are reached.
 
 use std::path::{Path, PathBuf};
 
@@ -8,13 +8,15 @@ use super::{
     proto::ModelProto,
 };
 
-/// Names the files of weights that are links out of `folder`, as those of Hugging Face's cache are,
-/// by where they lead to: ONNX Runtime reads nothing outside of the folder that it is given.
-/// Returns the folder that places are relative to: `folder` itself where no link leads out.
+/// Replaces weight files that are links out of `folder` by the files that they lead to.
+///
+/// Files in Hugging Face's cache are such links. ONNX Runtime reads nothing outside of the folder
+/// that it is given. Returns the folder that places are relative to: `folder` itself if no link
+/// leads out.
 ///
 /// # Errors
 ///
-/// Fails when a file is not there.
+/// Fails when a file is missing.
 pub fn follow_links(model: &mut ModelProto, folder: &Path) -> Result<PathBuf, OnnxError> {
     let real = |path: PathBuf| {
         path.canonicalize().map_err(|source| OnnxError::Unreadable { path, source })

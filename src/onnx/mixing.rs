@@ -1,9 +1,14 @@
-//! Finding operators that combine the rows of a batch, or whose answers are left to chance.
+//! Finding operators that combine the rows of a batch, or whose results are random.
 //!
 //! A tensor's *rows* lie along the axes whose extents differ between a batch of one and a batch of
-//! two. An operator mixes rows when it combines elements along such an axis, when rows go in and
-//! none come out, and when two axes of rows come out. What is found here does mix; networks in
-//! which nothing is found are still to be run, because rows can be mixed in ways no rule knows.
+//! two. An operator mixes rows in three cases:
+//!
+//! - it combines elements along such an axis;
+//! - it reads rows and makes a tensor without rows;
+//! - it makes a tensor with two axes of rows.
+//!
+//! Every operator found here does mix rows. A network that passes must still be tested by running
+//! it, because no rule knows all ways to mix rows.
 
 use std::collections::{HashMap, HashSet};
 
@@ -24,15 +29,15 @@ const RANDOM: [&str; 6] = [
     "Multinomial",
 ];
 
-/// Operators that take one scale from everything that they read.
+/// Operators that compute one scale from the whole tensor that they read.
 const SHARED_SCALE: [&str; 3] =
     ["DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"];
 
-/// Checks that no operator which leads to the output of `model` draws random numbers.
+/// Checks that no operator that leads to an output of `model` draws random numbers.
 ///
 /// # Errors
 ///
-/// Fails with the operator that does.
+/// Fails with the first operator that does.
 pub fn check_repeatable(model: &ModelProto) -> Result<(), OnnxError> {
     let Some(graph) = &model.graph else { return Ok(()) };
     let known = constants(graph);
@@ -44,22 +49,22 @@ pub fn check_repeatable(model: &ModelProto) -> Result<(), OnnxError> {
     }
 }
 
-/// Checks that no operator of `model` mixes the rows of its `inputs`, as far as operators alone can
-/// tell.
+/// Checks that no operator of `model` mixes the rows of its `inputs`, judged by the operators
+/// alone.
 ///
 /// # Errors
 ///
-/// Fails with the first operator that does.
+/// Fails with the first operator that mixes rows.
 pub fn check_operators(model: &ModelProto, inputs: &[&str]) -> Result<(), OnnxError> {
     check_rows(model, inputs, &HashMap::new())
 }
 
-/// Checks that no operator of `model` mixes the rows of its `inputs`, as far as operators and the
-/// `extents` of tensors can tell. Tensors that `extents` lacks are left out.
+/// Checks that no operator of `model` mixes the rows of its `inputs`, judged by operators and
+/// `extents`. Tensors that are missing in `extents` are skipped.
 ///
 /// # Errors
 ///
-/// Fails with the first operator that does.
+/// Fails with the first operator that mixes rows.
 pub fn check_rows(
     model: &ModelProto,
     inputs: &[&str],
@@ -95,7 +100,7 @@ pub fn dependent_nodes<'a>(graph: &'a GraphProto, inputs: &[&'a str]) -> Vec<&'a
     graph.node.iter().filter(is_dependent).collect()
 }
 
-/// Returns the tensors whose elements depend on those of `inputs`, these included.
+/// Returns the names of the tensors whose elements depend on those of `inputs`, and `inputs`.
 fn depending<'a>(graph: &'a GraphProto, inputs: &[&'a str]) -> HashSet<&'a str> {
     let mut depends: HashSet<&str> = inputs.iter().copied().collect();
     for node in graph.node.iter().filter(|node| !has_shape_only(node)) {
@@ -107,7 +112,7 @@ fn depending<'a>(graph: &'a GraphProto, inputs: &[&'a str]) -> HashSet<&'a str> 
     depends
 }
 
-/// Returns which nodes lead to an output of the graph, by position.
+/// Returns for each node, by position, whether it leads to an output of the graph.
 fn leading(graph: &GraphProto) -> Vec<bool> {
     let mut wanted: HashSet<&str> =
         graph.output.iter().map(|output| output.name.as_str()).collect();
@@ -125,7 +130,7 @@ fn has_shape_only(node: &NodeProto) -> bool {
     SHAPE_READERS.contains(&node.op_type.as_str())
 }
 
-/// Returns the first node in `node`, or inside its graphs, that draws random numbers.
+/// Returns `node`, or the first node inside its graphs, if it draws random numbers.
 fn random_in<'a>(
     node: &'a NodeProto,
     known: &HashMap<&str, &TensorProto>,

@@ -1,4 +1,4 @@
-//! Along which axes operators combine the elements of a tensor.
+//! Rules for the axes along which operators combine the elements of a tensor.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -7,14 +7,14 @@ use super::{
     proto::{GraphProto, ModelProto, NodeProto, TensorProto, data_type},
 };
 
-/// Judges nodes of one graph by the axes along which its tensors have rows.
+/// Judge of the nodes of one graph, by the axes along which its tensors have rows.
 pub(super) struct Rules<'a> {
     extents: &'a HashMap<String, Extents>,
     constants: HashMap<&'a str, &'a TensorProto>,
     opset: i64,
 }
 
-/// A tensor with rows: its rank, and the axes along which the rows lie.
+/// Rank of a tensor, and the axes along which its rows lie.
 #[derive(Debug, Clone)]
 struct Laid {
     rank: usize,
@@ -33,8 +33,9 @@ impl<'a> Rules<'a> {
         Self { extents, constants: constants(graph), opset }
     }
 
-    /// Returns why `node` mixes rows, or `None` if no rule says so. `dependent` says by position
-    /// which inputs hold rows.
+    /// Returns the way in which `node` mixes rows, or `None` if no rule finds one.
+    ///
+    /// `dependent` holds for each input, by position, whether it depends on the rows.
     pub(super) fn reason(&self, node: &NodeProto, dependent: &[bool]) -> Option<String> {
         if node.op_type == "BatchNormalization" && int(node, "training_mode", 0) == 1 {
             return Some("it takes the statistics of the batch itself".into());
@@ -67,7 +68,7 @@ impl<'a> Rules<'a> {
         None
     }
 
-    /// Returns where the rows of a tensor lie, or `None` if its extents are not known.
+    /// Returns the axes of the rows of tensor `name`, or `None` if its extents are unknown.
     fn laid(&self, name: &str) -> Option<Laid> {
         let [one, two] = self.extents.get(name)?;
         if one.len() != two.len() {
@@ -126,7 +127,7 @@ impl<'a> Rules<'a> {
         }
     }
 
-    /// Returns the axis over which a product sums.
+    /// Returns the axis over which a matrix product sums, for the input at `position`.
     fn contracted(&self, node: &NodeProto, position: usize, rank: usize) -> BTreeSet<usize> {
         let right = if node.op_type == "QLinearMatMul" { 3 } else { 1 };
         let swapped = |name: &str| int(node, name, 0) != 0;
@@ -141,7 +142,7 @@ impl<'a> Rules<'a> {
         }
     }
 
-    /// Returns the extents of a constant or of a tensor that is the same for every batch.
+    /// Returns the extents of a constant, or the extents of another tensor for a batch of one.
     fn dims(&self, name: &str) -> Option<Vec<i64>> {
         if let Some(tensor) = self.constants.get(name) {
             return Some(tensor.dims.clone());
@@ -150,7 +151,7 @@ impl<'a> Rules<'a> {
         one.iter().map(|extent| i64::try_from(*extent).ok()).collect()
     }
 
-    /// Returns the values of a constant of integers.
+    /// Returns the values of an integer constant.
     fn integers(&self, name: &str) -> Option<Vec<i64>> {
         let tensor = self.constants.get(name)?;
         let raw = tensor.raw_data.as_deref().unwrap_or_default();
@@ -171,7 +172,7 @@ impl<'a> Rules<'a> {
     }
 }
 
-/// Returns the constants of `graph` by name: initializers, and what `Constant` nodes hold.
+/// Returns the constants of `graph` by name: initializers and the values of `Constant` nodes.
 pub(super) fn constants(graph: &GraphProto) -> HashMap<&str, &TensorProto> {
     let initializers = graph.initializer.iter().map(|tensor| (tensor.name.as_str(), tensor));
     let nodes = graph.node.iter().filter(|node| node.op_type == "Constant");
@@ -182,13 +183,13 @@ pub(super) fn constants(graph: &GraphProto) -> HashMap<&str, &TensorProto> {
     initializers.chain(nodes).collect()
 }
 
-/// Returns the axes behind batch and channels along which a window is longer than one element.
+/// Returns the axes after batch and channels along which `kernel` is longer than one element.
 fn spatial(kernel: &[i64]) -> BTreeSet<usize> {
     let longer = kernel.iter().enumerate().filter(|(_, extent)| **extent > 1);
     longer.map(|(index, _)| index + 2).collect()
 }
 
-/// Returns an axis counted from the front.
+/// Returns `axis` counted from the front, or `None` if it lies before the first axis.
 fn at(axis: i64, rank: usize) -> Option<usize> {
     let rank = i64::try_from(rank).ok()?;
     usize::try_from(if axis < 0 { axis + rank } else { axis }).ok()

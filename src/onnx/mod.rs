@@ -1,10 +1,9 @@
-//! Builds, reads, cuts, joins and quantizes ONNX graphs, takes rows of their weights; runs none of
-//! them.
+//! Building, reading, cutting, joining and quantizing ONNX graphs, and taking rows of their
+//! weights. This module runs no graph.
 //!
-//! Weights stay where they are: every large initializer is *external data*, a place in a file of
-//! the family's folder (see [`external`]), so that a model here is a few kilobytes and the runtime
-//! maps the weights. Start at [`GraphBuilder`] for building and at [`cut`] for taking an export
-//! apart.
+//! Every large initializer is *external data*, a place in a file of the family's folder (see
+//! [`external`]). A model here is therefore a few kilobytes, and the runtime maps the weights.
+//! [`GraphBuilder`] builds graphs; [`cut`] takes an export apart.
 
 mod articulation;
 mod batch;

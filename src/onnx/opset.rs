@@ -1,20 +1,20 @@
-//! Raising a model to a later version of the standard's operators.
+//! Raising a model to a later version of the standard's operators (opset).
 
 use bytes::Bytes;
 
 use super::proto::{AttributeProto, ModelProto, NodeProto, TensorProto, attribute_type, data_type};
 
-/// The versions between which [`raise`] knows what changed.
+/// Versions between which [`raise`] can convert.
 const KNOWN: std::ops::RangeInclusive<i64> = 13..=21;
 
-/// The version since which reductions read their axes as an input and `Split` counts its outputs.
+/// First version in which reductions read their axes as an input and `Split` counts its outputs.
 pub(super) const AXES_ARE_INPUTS: i64 = 18;
 
-/// Operators whose meaning changed within [`KNOWN`] in a way that is not mended here.
+/// Operators whose meaning changed within [`KNOWN`] in a way that [`mend`] does not handle.
 const CHANGED: [&str; 6] =
     ["DFT", "GridSample", "GroupNormalization", "Resize", "RoiAlign", "Upsample"];
 
-/// Reductions that had their axes as an attribute before version 18.
+/// Reductions whose axes were an attribute before version 18.
 const REDUCTIONS: [&str; 9] = [
     "ReduceL1",
     "ReduceL2",
@@ -33,9 +33,9 @@ pub(super) fn version(model: &ModelProto) -> i64 {
     standard.map_or(1, |opset| opset.version)
 }
 
-/// Makes `model` declare `version` or a later one, and returns whether it does then.
+/// Raises `model` to `version`, and returns whether it now declares `version` or a later one.
 ///
-/// A model with operators that have another meaning in that version stays as it is.
+/// A model stays as it is if one of its operators has another meaning in `version`.
 pub(super) fn raise(model: &mut ModelProto, version: i64) -> bool {
     let found = self::version(model);
     if found >= version {
@@ -58,7 +58,7 @@ pub(super) fn raise(model: &mut ModelProto, version: i64) -> bool {
     true
 }
 
-/// The file format that goes with the last version in [`KNOWN`].
+/// File format version that belongs to the last version in [`KNOWN`].
 const IR_VERSION: i64 = 10;
 
 fn keeps_its_meaning(node: &NodeProto) -> bool {
@@ -67,7 +67,7 @@ fn keeps_its_meaning(node: &NodeProto) -> bool {
     !(has_graph || is_changed)
 }
 
-/// Brings a node of before version 18 into its later form; returns its axes as an initializer.
+/// Converts a node from before version 18 to its later form; returns its axes as an initializer.
 fn mend(node: &mut NodeProto) -> Option<TensorProto> {
     if node.op_type == "Split" && node.input.len() < 2 {
         node.attribute.push(AttributeProto {

@@ -1,8 +1,8 @@
-//! The messages of `onnx.proto` that Tessera reads and writes, with the standard's field numbers.
+//! Messages of `onnx.proto` that Tessera reads and writes, with the standard's field numbers.
 //!
-//! Fields that inference does not need (training, quantization annotations, model-local functions)
-//! are left out and dropped when a file is read. Integer lists are written packed, which every
-//! reader takes.
+//! Fields that inference does not need are dropped when a file is read: training, quantization
+//! annotations, model-local functions. Integer lists are written packed, which every reader
+//! accepts.
 
 #![expect(missing_docs, reason = "the names are the standard's own")]
 
@@ -29,7 +29,7 @@ pub mod attribute_type {
     pub const INTS: i32 = 7;
 }
 
-/// `TensorProto.data_location` of external data.
+/// Value of `TensorProto.data_location` for external data.
 pub const EXTERNAL: i32 = 1;
 
 #[derive(Clone, PartialEq, Message)]
@@ -196,7 +196,8 @@ pub mod dimension {
 }
 
 impl ValueInfoProto {
-    /// Returns the extent of each axis, `None` where it may vary, if a shape is declared.
+    /// Returns the extent of each axis, or `None` if no shape is declared. An axis is `None` if its
+    /// extent may vary.
     pub fn extents(&self) -> Option<Vec<Option<usize>>> {
         let shape = self.r#type.as_ref()?.tensor_type.as_ref()?.shape.as_ref()?;
         let extent = |dimension: &Dimension| match dimension.value {
@@ -206,7 +207,7 @@ impl ValueInfoProto {
         Some(shape.dim.iter().map(extent).collect())
     }
 
-    /// Describes a tensor; a `None` in `shape` is an axis of any extent.
+    /// Creates the declaration of a tensor; a `None` in `shape` is an axis of any extent.
     pub fn tensor(name: &str, elem_type: i32, shape: &[Option<i64>]) -> Self {
         let dim = shape
             .iter()

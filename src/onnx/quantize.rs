@@ -15,20 +15,20 @@ use super::{
     rows::{self, Rows},
 };
 
-/// Matrices with fewer elements stay as they are.
+/// Least number of elements of a matrix that is quantized.
 const MIN_ELEMENTS: usize = 4_096;
 
-/// The version of the standard's operators since which tensors are quantized by block.
+/// First version of the standard's operators that quantizes tensors by block.
 const BLOCKED: i64 = 21;
 
-/// Quantizes the constant matrices of `model` to int8, per output channel and symmetric, and the
-/// matrix products to take their left side quantized at run time, row by row.
+/// Quantizes the constant matrices of `model` to int8, symmetrically and per output channel. Matrix
+/// products with them quantize their left side at run time, row by row.
 ///
-/// A row is divided by its largest absolute value, so it depends on nothing but itself: not on the
-/// batch, and not on padding. A left side that several products share is quantized once. A row with
-/// a value that is no number, or none that is finite, gives no finite value.
+/// A row is divided by its largest absolute value. It depends only on itself, not on the batch or
+/// on padding. A left side that several products share is quantized once. A row that holds a NaN or
+/// an infinite value gives no finite value.
 ///
-/// `max_level` is the largest quantized weight: 127, or 63 on processors whose 8-bit products
+/// `max_level` is the largest quantized weight. It is 127, or 63 on processors whose 8-bit products
 /// saturate at 16 bits (AVX2 without VNNI).
 ///
 /// # Errors
@@ -69,12 +69,12 @@ pub fn quantize_weights(
     Ok(model)
 }
 
-/// A constant `[rows, columns]` matrix that a product reads.
+/// Constant `[rows, columns]` matrix that a product reads.
 struct Matrix {
     initializer: usize,
     rows: usize,
     columns: usize,
-    /// Whether the file holds it as `[columns, rows]`.
+    /// Whether the file holds the matrix as `[columns, rows]`.
     is_transposed: bool,
 }
 
@@ -84,7 +84,7 @@ struct Quantized {
     rows: usize,
 }
 
-/// Finds the constant f32 matrices by the name under which products read them.
+/// Finds the constant float matrices, by the name under which products read them.
 fn constant_matrices(graph: &GraphProto) -> HashMap<String, Matrix> {
     let mut found = HashMap::new();
     let mut by_name = HashMap::new();
@@ -117,12 +117,12 @@ fn constant_matrices(graph: &GraphProto) -> HashMap<String, Matrix> {
     found
 }
 
-/// Returns a node's first input and output; a malformed node may have none.
+/// Returns a node's first input and output, each empty if a malformed node lacks it.
 fn ends(node: &NodeProto) -> [&str; 2] {
     [&node.input, &node.output].map(|names| names.first().map_or("", String::as_str))
 }
 
-/// Returns the larger of two absolute values, or NaN if one is no number.
+/// Returns the larger of two absolute values, or NaN if one is NaN.
 fn largest_or_nan(one: f32, other: f32) -> f32 {
     if one > other || one.is_nan() { one } else { other }
 }
@@ -170,7 +170,7 @@ impl Quantized {
     }
 }
 
-/// Removes casts, transposes and weights that nothing reads any more.
+/// Removes casts, transposes and weights that are no longer read.
 pub(super) fn remove_unused(graph: &mut GraphProto) {
     let outputs: HashSet<String> = graph.output.iter().map(|output| output.name.clone()).collect();
     let reads = |graph: &GraphProto| -> HashSet<String> {

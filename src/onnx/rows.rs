@@ -1,4 +1,4 @@
-//! The nodes of integer products whose left side is quantized row by row.
+//! Nodes of integer products whose left side is quantized row by row.
 
 use std::collections::HashMap;
 
@@ -6,10 +6,10 @@ use bytes::Bytes;
 
 use super::proto::{AttributeProto, NodeProto, TensorProto, attribute_type, data_type};
 
-/// ONNX Runtime's own operators.
+/// Domain of ONNX Runtime's own operators.
 const MICROSOFT: &str = "com.microsoft";
 
-/// Largest level of a quantized row, and the level of zero: levels are 1 to 255.
+/// Largest distance of a level from the level of zero; levels are 1 to 255.
 const MAX_LEVEL: f32 = 127.0;
 const ZERO_LEVEL: u8 = 128;
 
@@ -19,29 +19,30 @@ const ZERO: &str = "quantize.zero";
 const STEP: &str = "quantize.step";
 const ONE: &str = "quantize.one";
 
-/// Collects the nodes of a graph whose products are being quantized.
+/// Nodes of a graph whose products are being quantized.
 ///
-/// A left side `x` becomes `x.uint8` and a factor a row, so that `x` is about `x.uint8 - 128` times
-/// the factor; where blocks cannot be quantized, times the factor over 127.
+/// A left side `x` becomes `x.uint8` and one factor per row. `x` is about `x.uint8 - 128` times the
+/// factor. The factor must be divided by 127 if the opset cannot quantize by block.
 #[derive(Debug)]
 pub(super) struct Rows {
-    /// The nodes so far, in order.
+    /// Nodes so far, in order.
     pub(super) nodes: Vec<NodeProto>,
-    /// Whether the graph's version of the standard quantizes by block.
+    /// Whether the graph's opset can quantize by block.
     is_blocked: bool,
     /// Whether reductions read their axes as an input.
     axes_are_inputs: bool,
-    /// Names of the factors of what is quantized already.
+    /// Name of the factor of each tensor that is already quantized.
     factors: HashMap<String, String>,
 }
 
 impl Rows {
-    /// Starts with no nodes.
+    /// Creates an empty list of nodes.
     pub(super) fn new(is_blocked: bool, axes_are_inputs: bool) -> Self {
         Self { nodes: Vec::new(), is_blocked, axes_are_inputs, factors: HashMap::new() }
     }
 
-    /// Adds the nodes that quantize the rows of `x`, `width` wide, unless they are there.
+    /// Adds the nodes that quantize the rows of `x`, which have `width` elements, unless they
+    /// exist.
     pub(super) fn quantize(&mut self, x: &str, width: usize) {
         if self.factors.contains_key(x) {
             return;
@@ -49,8 +50,8 @@ impl Rows {
         let named = |part: &str| format!("{x}.{part}");
         let [largest, sum] = self.reduce(x);
         let [uint8, factor] = ["uint8", "factor"].map(named);
-        // The largest of a row may leave out what is no number; the sum, which is never less, does
-        // not.
+        // The largest value of a row may leave out a NaN. The sum is never less and does not leave
+        // it out.
         if self.is_blocked {
             let [scaled, shape, zeros] = ["scaled", "shape", "zeros"].map(named);
             self.add("Mul", &[&largest, STEP], &scaled);
@@ -69,7 +70,7 @@ impl Rows {
         self.factors.insert(x.into(), factor);
     }
 
-    /// Adds the integer product that stands for `node`, whose weight is called `weight`.
+    /// Adds the integer product that replaces `node`, whose weight is named `weight`.
     pub(super) fn multiply(&mut self, node: &NodeProto, weight: &str) {
         let (Some(left), Some(output)) = (node.input.first(), node.output.first()) else { return };
         let Some(factor) = self.factors.get(left).cloned() else { return };
@@ -82,7 +83,7 @@ impl Rows {
         self.add("Mul", &[&product, &factor], output);
     }
 
-    /// Adds the nodes that find the largest absolute value of each row, and the sum of all.
+    /// Adds the nodes that compute the largest and the sum of the absolute values of each row.
     fn reduce(&mut self, x: &str) -> [String; 2] {
         let [absolute, largest, sum] =
             ["absolute", "largest", "sum"].map(|part| format!("{x}.{part}"));
@@ -103,7 +104,7 @@ impl Rows {
         [largest, sum]
     }
 
-    /// Adds a node of the standard's and returns it.
+    /// Adds a node of a standard operator and returns it.
     fn add(&mut self, op: &str, inputs: &[&str], output: &str) -> &mut NodeProto {
         self.nodes.push(NodeProto {
             input: inputs.iter().map(|&input| input.into()).collect(),

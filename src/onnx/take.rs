@@ -1,4 +1,4 @@
-//! Rows and columns of weights that are taken by a constant list, while the rest stays in its file.
+//! Taking rows and columns of weights by a constant list; the rest of a weight stays in its file.
 
 use std::{collections::HashMap, path::Path};
 
@@ -11,24 +11,20 @@ use super::{
     quantize::remove_unused,
 };
 
-/// Some rows or columns of a weight.
+/// Selected rows or columns of a weight.
 struct Part<'a> {
     weight: &'a TensorProto,
-    /// The weight's extents; a vector has one column.
+    /// Number of rows of the weight; a vector has one column.
     rows: usize,
     columns: usize,
     is_column: bool,
     indices: Vec<usize>,
 }
 
-/// Replaces every `Gather` of constant rows or columns of a float weight by what it takes.
+/// Replaces every `Gather` of constant rows or columns of a float weight by the taken values.
 ///
-/// ONNX Runtime would read the whole weight, copy it, and take the part of the copy, for every
-/// expert anew.
-///
-/// # Errors
-///
-/// Fails when a weight cannot be read from `folder`.
+/// ONNX Runtime would read the whole weight, copy it, and take the part from the copy, for every
+/// expert again.
 pub fn take_rows(model: &ModelProto, folder: &Path) -> Result<ModelProto, OnnxError> {
     let mut model = model.clone();
     let Some(graph) = model.graph.as_mut() else {
@@ -51,7 +47,7 @@ pub fn take_rows(model: &ModelProto, folder: &Path) -> Result<ModelProto, OnnxEr
 }
 
 impl<'a> Part<'a> {
-    /// Returns what `node` takes, if it takes a part of a weight that is known.
+    /// Returns the part that `node` takes, or `None` if it does not take a part of a known weight.
     fn of(node: &NodeProto, weights: &HashMap<&str, &'a TensorProto>) -> Option<Self> {
         let [weight, indices] = &node.input[..] else { return None };
         if node.op_type != "Gather" || node.output.len() != 1 {
@@ -78,7 +74,7 @@ impl<'a> Part<'a> {
         Some(Self { weight, rows, columns, is_column, indices })
     }
 
-    /// Reads the part, and calls it `name`.
+    /// Reads the part as a tensor named `name`.
     fn read(&self, folder: &Path, name: &str) -> Result<TensorProto, OnnxError> {
         let bytes = map_bytes(folder, self.weight)?;
         let size = element_bytes(self.weight).unwrap_or(1);
@@ -124,7 +120,7 @@ impl<'a> Part<'a> {
     }
 }
 
-/// Returns the bytes of an element of a float weight.
+/// Returns the size of one element of a float weight in bytes, or `None` for another type.
 fn element_bytes(weight: &TensorProto) -> Option<usize> {
     match weight.data_type {
         data_type::FLOAT => Some(4),
@@ -143,7 +139,7 @@ mod tests {
 
     const VALUES: [f32; 6] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
 
-    /// A `[2, 3]` weight in a file, of which a graph takes `indices`.
+    /// Takes `indices` from a `[2, 3]` weight in a file; returns the taken tensor, if there is one.
     fn taken(axis: i64, indices: &[i64]) -> Result<Option<TensorProto>, OnnxError> {
         let folder = tempfile::tempdir().expect("a folder");
         let bytes: Vec<u8> = VALUES.iter().flat_map(|value| value.to_le_bytes()).collect();
