@@ -1,4 +1,4 @@
-//! What decoding knows of a model.
+//! Tensors and bounds of a model, by which requests are decoded.
 
 use super::bounds::Bounds;
 use crate::tensor::TensorSpec;

@@ -8,86 +8,87 @@ use crate::{
     onnx::proto::TensorProto,
 };
 
-/// A pretrained network in modules.
+/// Pretrained network, split into modules.
 pub(super) trait Anchor: Debug {
     /// Returns the number of blocks.
     fn num_blocks(&self) -> usize;
 
-    /// Returns the extents, after the batch, of the hidden states after `depth` blocks, or inside
-    /// the next one.
+    /// Returns the extents, after the batch, of the hidden states after `depth` blocks. With
+    /// `inner`, they are those between the two sub-layers of the next block.
     fn hidden_shape(&self, depth: usize, inner: bool) -> Vec<Option<usize>>;
 
-    /// Returns the modules of block `index`: its two sub-layers, or the block as a whole.
+    /// Returns the kinds of the modules of block `index`: its two sub-layers, or the block as a
+    /// whole.
     fn parts(&self, _index: usize) -> &'static [ModuleKind] {
         &[ModuleKind::Attention, ModuleKind::Mlp]
     }
 
-    /// Returns channels, height and width of its images, where it reads images.
+    /// Returns channels, height and width of the anchor's images, or `None` if it reads no images.
     fn image(&self) -> Option<[usize; 3]> {
         None
     }
 
-    /// Returns the extent of its own output.
+    /// Returns the width of the anchor's own output.
     fn output_width(&self) -> usize;
 
-    /// Returns the heads and the hidden units of a block, where it can run narrower.
+    /// Returns the number of heads and of hidden units of a block, or `None` if blocks cannot run
+    /// narrower.
     fn widest(&self) -> Option<(usize, usize)> {
         None
     }
 
-    /// Returns the most tokens that it has positions for.
+    /// Returns the largest number of tokens for which the anchor has positions.
     fn max_tokens(&self) -> usize {
         usize::MAX
     }
 
-    /// Returns the number of token ids that it knows.
+    /// Returns the number of token ids in the anchor's vocabulary.
     fn num_words(&self) -> usize {
         usize::MAX
     }
 
-    /// Tells whether its head gives a row of scores for each token, and the last hidden states
-    /// besides.
+    /// Returns whether the head returns a row of scores for each token, and the last hidden states.
     fn scores_tokens(&self) -> bool {
         false
     }
 
-    /// Builds what comes before the first block.
+    /// Builds the network before the first block.
     fn stem(&self) -> Result<Network, ArchError>;
 
-    /// Builds one of the [`parts`](Self::parts) of block `index` in one of its forms.
+    /// Builds one of the [`parts`](Self::parts) of block `index` in the given form.
     fn part(&self, index: usize, part: ModuleKind, form: Form<'_>) -> Result<Body, ArchError>;
 
-    /// Returns the number of ways among which tokens are routed in one of the parts of block
-    /// `index`, if they are.
+    /// Returns the number of experts of a part of block `index`, or `None` if it routes no tokens.
     fn num_ways(&self, _index: usize, _part: ModuleKind) -> Option<usize> {
         None
     }
 
-    /// Builds what follows the last block, without its final norm if that is left out; `None` where
-    /// it has nothing of its own.
+    /// Builds the network after the last block, or returns `None` if the anchor has no own head.
+    /// Without `has_norm`, the network lacks the final norm.
     fn head(&self, has_norm: bool) -> Result<Option<Network>, ArchError>;
 
-    /// Returns the expanding half of block `index`'s feed-forward part, where maps may use it.
+    /// Returns the expanding half of block `index`'s feed-forward part, or `None` if maps cannot
+    /// use it.
     fn expansion(&self, _index: usize) -> Result<Option<Expansion>, ArchError> {
         Ok(None)
     }
 
-    /// Returns block `index`'s feed-forward part in pieces, where it can be split among experts.
+    /// Returns the pieces of block `index`'s feed-forward part, or `None` if it cannot be split.
     fn dense(&self, _index: usize) -> Result<Option<Dense>, ArchError> {
         Ok(None)
     }
 }
 
-/// The form in which a module of a block runs.
+/// Form in which a module of a block runs.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Form<'a> {
-    /// As it was trained.
+    /// The form that was trained.
     Plain,
-    /// In 8-bit integers.
+    /// The trained form in 8-bit integers.
     Int8,
-    /// With a prefix of its heads and hidden units.
+    /// A prefix of the trained heads and hidden units.
     Narrow(&'a WidthSpec),
-    /// With another number of ways that a token takes.
+    /// The trained form with another number of experts per token.
     TopK(usize),
 }
 
@@ -111,36 +112,36 @@ impl<'a> Form<'a> {
     }
 }
 
-/// The expanding half of a feed-forward block: `gelu(expand · x + bias)`.
+/// Expanding half of a feed-forward block: `gelu(expand · x + bias)`.
 #[derive(Debug, Clone)]
 pub(super) struct Expansion {
-    /// `[hidden, width]`.
+    /// Matrix of the expansion, `[hidden, width]`.
     pub(super) weight: TensorProto,
-    /// `[hidden]`.
+    /// Bias of the expansion, `[hidden]`.
     pub(super) bias: TensorProto,
-    /// ONNX Runtime's operator for the activation with its bias.
+    /// Name of ONNX Runtime's operator for the activation with its bias.
     pub(super) activation: &'static str,
 }
 
-/// A feed-forward part in pieces.
+/// Pieces of a feed-forward part.
 #[derive(Debug)]
 pub(super) struct Dense {
-    /// The extent of a token.
+    /// Width of a token.
     pub(super) width: usize,
-    /// The number of hidden units.
+    /// Number of hidden units.
     pub(super) num_units: usize,
-    /// The first half.
+    /// First half of the part.
     pub(super) expansion: Expansion,
-    /// The second matrix, `[width, units]`.
+    /// Second matrix, `[width, units]`.
     pub(super) contraction: TensorProto,
-    /// The second half's bias, `[width]`.
+    /// Bias of the second half, `[width]`.
     pub(super) bias: TensorProto,
-    /// The norm's scale and bias, `[width]`.
+    /// Scale and bias of the norm, `[width]`.
     pub(super) norm: [TensorProto; 2],
     /// Whether the norm comes before the part, instead of after it and the residual.
     pub(super) is_pre_norm: bool,
-    /// The norm's epsilon.
+    /// Epsilon of the norm.
     pub(super) epsilon: f32,
-    /// What the part's output is multiplied by, `[width]` (layer scale).
+    /// Factor on the part's output, `[width]` (layer scale).
     pub(super) scale: Option<TensorProto>,
 }

@@ -26,7 +26,7 @@ use crate::{
     },
 };
 
-/// What fitting the experts of one block needs.
+/// Networks from which the experts of one block are fitted.
 #[derive(Debug)]
 pub struct SplitPart {
     /// Position of the entry in the manifest.

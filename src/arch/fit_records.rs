@@ -144,7 +144,7 @@ impl FitRecords {
     }
 }
 
-/// Tells whether a path names a file of the folder of fitted files.
+/// Returns whether a path names a file of the folder of fitted files.
 fn is_in_fits(location: &str) -> bool {
     let name = location.strip_prefix(FITS_FOLDER).and_then(|rest| rest.strip_prefix('/'));
     name.is_some_and(|name| !name.is_empty() && !name.starts_with('.') && !name.contains('/'))

@@ -3,20 +3,20 @@
 use super::{ArchError, block::Expansion};
 use crate::family::{Feature, MapSpec};
 
-/// What a map is built of besides its weights.
+/// Parts of a map besides its weights.
 #[derive(Debug)]
 pub(super) struct MapParts<'a> {
-    /// The manifest's entry.
+    /// Entry of the map in the manifest.
     pub(super) map: &'a MapSpec,
-    /// The shape of the space it starts in, after the batch.
+    /// Shape of the space at the map's start, after the batch.
     pub(super) shape_in: &'a [Option<usize>],
-    /// The shape of the space it ends in, after the batch.
+    /// Shape of the space at the map's end, after the batch.
     pub(super) shape_out: &'a [Option<usize>],
-    /// The width of the space it starts in.
+    /// Width of the space at the map's start.
     pub(super) width_in: usize,
-    /// The width of the space it ends in.
+    /// Width of the space at the map's end.
     pub(super) width_out: usize,
-    /// The expansion of the block it starts in, where its form needs one.
+    /// Expansion of the block that contains the map's start, or `None` if there is none.
     pub(super) expansion: Option<Expansion>,
 }
 

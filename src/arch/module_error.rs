@@ -8,7 +8,7 @@ pub enum ModuleError {
     Router {
         /// The module.
         module: String,
-        /// What is wrong.
+        /// Contradiction that was found.
         reason: String,
     },
 }

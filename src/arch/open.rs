@@ -8,7 +8,7 @@ use super::{
 };
 use crate::family::AnchorSpec;
 
-/// Opens the anchor `name`.
+/// Opens the anchor `name` of the family in `folder`.
 pub(super) fn open(
     folder: &Path,
     name: &str,

@@ -5,7 +5,7 @@ use crate::onnx::{
     proto::{TensorProto, data_type},
 };
 
-/// Starts a graph whose state input is `hidden`, `[batch, tokens, width]` f32.
+/// Creates a graph whose state input is `hidden`, `[batch, tokens, width]` f32.
 pub(super) fn with_hidden(width: usize) -> (GraphBuilder, String) {
     let mut graph = GraphBuilder::default();
     let hidden = graph.input("hidden", data_type::FLOAT, &[None, None, extent(width)]);
@@ -47,7 +47,7 @@ pub(super) fn taken_weight(
     graph.node("Cast", &[&taken], &[("to", Attribute::Int(i64::from(data_type::FLOAT)))])
 }
 
-/// Adds `norm(value)`, the norm having a scale and an offset.
+/// Adds `norm(value)`, where the norm has a scale and an offset.
 pub(super) fn layer_norm(
     graph: &mut GraphBuilder,
     value: &str,
@@ -59,7 +59,7 @@ pub(super) fn layer_norm(
     graph.node("LayerNormalization", &[value, &gamma, &beta], &attributes)
 }
 
-/// Multiplies `input` by the transpose of a `[out, in]` weight, as `Linear` layers keep it.
+/// Multiplies `input` by the transpose of a `[out, in]` weight, the form of `Linear` layers.
 pub(super) fn linear(graph: &mut GraphBuilder, input: &str, weight: TensorProto) -> String {
     let weight = float_weight(graph, weight);
     let weight = transposed(graph, &weight);

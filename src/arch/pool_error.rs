@@ -19,9 +19,9 @@ pub enum PoolError {
     Digest {
         /// The file.
         path: PathBuf,
-        /// What the manifest or the record says.
+        /// Digest in the manifest or the record.
         expected: String,
-        /// What the file has.
+        /// Digest of the file.
         found: String,
     },
     /// The manifest has no digest for a file that it uses.
@@ -35,7 +35,7 @@ pub enum PoolError {
     Malformed {
         /// The file.
         path: PathBuf,
-        /// What the parser says.
+        /// Message of the parser.
         message: String,
     },
     /// A tensor is missing.

@@ -30,7 +30,7 @@ pub enum FitError {
         /// Message of the parser.
         message: String,
     },
-    /// Whoever asked for it wants it no more.
+    /// The work was cancelled.
     #[error("stopped before it was done")]
     Stopped,
     /// A corpus has too few texts for the work.

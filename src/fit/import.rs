@@ -43,7 +43,7 @@ const SCRATCH: &str = ".import-";
 /// largest score, or to 1 if that is larger.
 const TOLERANCE: f64 = 1e-5;
 
-/// What was found of one export.
+/// Findings about one export.
 #[derive(Debug, Clone)]
 pub struct ImportReport {
     /// Name of the anchor.

@@ -4,24 +4,24 @@ use std::{collections::HashMap, path::PathBuf};
 
 use crate::tensor::Tensor;
 
-/// What is imported, and how.
+/// Settings of an import.
 #[derive(Debug, Clone)]
 pub struct ImportOptions {
-    /// The family's name.
+    /// Name of the family.
     pub family: String,
-    /// The exports, the cheapest first; the last is the reference.
+    /// Paths of the exports, the cheapest first; the last is the reference.
     pub files: Vec<PathBuf>,
-    /// Tensors to cut at, by the anchor's name, in place of those found.
+    /// Names of the tensors to cut at, by anchor, in place of the proposed ones.
     pub cuts: HashMap<String, Vec<String>>,
-    /// The names of the classes; none where they are unknown.
+    /// Names of the classes; empty if they are unknown.
     pub labels: Vec<String>,
-    /// A `preprocessor_config.json` that says how images become tensors.
+    /// Path of a `preprocessor_config.json`, which defines how images become tensors.
     pub preprocessor: Option<PathBuf>,
-    /// The SPDX licence of the weights.
+    /// SPDX licence of the weights.
     pub license: String,
-    /// Whether each image runs by itself, so that networks which mix the images of a batch, and
-    /// those made for one image, can be imported.
+    /// Whether each image runs by itself. This admits networks that mix the images of a batch or
+    /// take only one image.
     pub one_by_one: bool,
-    /// Images to compare on besides random ones, `[batch, channels, height, width]`.
+    /// Images for the comparison besides random ones, `[batch, channels, height, width]`.
     pub probes: Vec<Tensor>,
 }

@@ -22,7 +22,7 @@ const REFUSAL: Patience = Patience {
     unread: Duration::from_secs(1),
 };
 
-/// How connections are taken; cheap to clone, and shared by all ports.
+/// Settings of connections; cheap to clone, and shared by all ports.
 #[derive(Clone)]
 pub struct Transport {
     limits: Limits,
@@ -53,13 +53,13 @@ impl std::fmt::Debug for Transport {
 /// Server of routes on a socket.
 #[derive(Debug)]
 pub(crate) struct Server {
-    /// What is spoken.
+    /// Protocol of the port.
     pub(crate) protocol: Protocol,
     /// The routes.
     pub(crate) router: Router,
-    /// What answers connections over the limit.
+    /// Routes for connections over the limit.
     pub(crate) refusal: Router,
-    /// How connections are taken.
+    /// Settings of connections.
     pub(crate) transport: Transport,
 }
 
