@@ -7,8 +7,8 @@ use std::{
 };
 
 use super::{
-    ArchError, Company, FitRecords, Network, PoolError, Routed, SplitPart, Stamps, Tokenizer,
-    builder::FamilyBuilder, routed::Body,
+    ArchError, Company, FitRecords, Network, PoolError, SplitPart, Stamps, Tokenizer,
+    builder::FamilyBuilder, compute::Compute, routed::Body,
 };
 use crate::family::{FamilyGraph, MANIFEST_FILE, Manifest, MapSpec, ModuleId, SpaceId};
 
@@ -29,15 +29,6 @@ pub struct Family {
     tokenizers: BTreeMap<String, Arc<Tokenizer>>,
     words: BTreeMap<String, usize>,
     stamps: Stamps,
-}
-
-/// Computation of a module, by the positions of networks in its family.
-#[derive(Debug)]
-pub enum Compute {
-    /// One network that every token passes.
-    Network(usize),
-    /// Router that chooses experts for each token.
-    Routed(Box<Routed<usize>>),
 }
 
 /// Distinct networks of a family. Equal networks are kept once, such as the head that may follow

@@ -7,6 +7,7 @@ mod bert;
 mod block;
 mod builder;
 mod checkpoint;
+mod compute;
 mod convolved;
 mod decoder;
 mod decoder_attention;
@@ -38,14 +39,16 @@ mod relative;
 mod routed;
 mod stamps;
 mod tokenize;
+mod tokens;
 mod trained;
 mod vit;
 mod vit_layout;
 
 pub use checkpoint::{Checkpoint, TensorPlace};
+pub use compute::Compute;
 pub use error::ArchError;
 pub use experts::{SplitPart, split_file_name};
-pub use family::{Compute, Family};
+pub use family::Family;
 pub use fit_records::{FitRecord, FitRecords, FittedFile, SplitRecord};
 pub use input::{ModelInput, Pixels};
 pub use module_error::ModuleError;
@@ -56,4 +59,5 @@ pub use routed::{
     KEYS, Order, QUERIES, REST, Routed, Router, SCORES, SUM, TOKENS, VALUES, Ways, Weighting,
 };
 pub use stamps::Stamps;
-pub use tokenize::{Encoding, TokenizeError, Tokenizer};
+pub use tokenize::{TokenizeError, Tokenizer};
+pub use tokens::Encoding;
