@@ -18,7 +18,7 @@ const IN_JSON: [&str; 9] = [
 ];
 
 /// How `ModelInput` and `ModelOutput` write an element type, which the message has as a number.
-const BY_NAME: &str = "#[serde(serialize_with = \"crate::api::describe::data_type_name\")] \
+const BY_NAME: &str = "#[serde(serialize_with = \"crate::api::triton::describe::data_type_name\")] \
                        #[schemars(with = \"String\")]";
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -45,7 +45,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .build_client(false)
         .out_dir(service)
         .codec_path("crate::api::grpc::codec::BoundedCodec")
-        .extern_path(".inference", "crate::api::messages")
+        .extern_path(".inference", "crate::api::triton::messages")
         .extern_path(".inference.ModelInferRequest", "crate::api::grpc::encoded::Encoded")
         .compile_fds(descriptors)?;
     Ok(())

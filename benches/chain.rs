@@ -29,8 +29,10 @@ use ort::{
 };
 use prost::Message;
 use tessera::{
-    arch::{ATTENTION_MASK, Encoding, Family, INPUT_IDS},
+    assembly::Family,
     family::ModuleId,
+    input::Encoding,
+    module::{ATTENTION_MASK, INPUT_IDS},
     onnx::join,
     runtime::{Activation, Executor, Runtime, RuntimeConfig, SideInputs, find_library},
 };

@@ -24,9 +24,10 @@ use std::{
 use anyhow::Context;
 use pool::{Pool, text_manifest};
 use tessera::{
-    arch::Family,
+    assembly::Family,
     family::{FamilyGraph, Manifest, ModuleId, ModuleKind, PlanId},
-    fit::{Dataset, ExpertOptions, FamilyWriter, Grouping, fit_experts, measure_qualities},
+    fit::{Dataset, ExpertOptions, Grouping, fit_experts, measure_qualities},
+    pool::FamilyWriter,
     runtime::{Executor, ModuleObserver, Runtime, RuntimeConfig, SideInputs, find_library},
 };
 

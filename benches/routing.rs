@@ -20,9 +20,12 @@ use std::{hint::black_box, path::PathBuf, process::Command, sync::Arc, time::Ins
 use anyhow::{Context, ensure};
 use pool::{Pool, text_manifest};
 use tessera::{
-    arch::{Encoding, Family, Order, Router},
+    assembly::Family,
     family::{Manifest, ModuleId},
-    fit::{Dataset, ExpertOptions, FamilyWriter, fit_experts},
+    fit::{Dataset, ExpertOptions, fit_experts},
+    input::Encoding,
+    module::{Order, Router},
+    pool::FamilyWriter,
     runtime::{
         Activation, Executor, Runtime, RuntimeConfig, SideInputs, dispatch_and_combine,
         find_library,

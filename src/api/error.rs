@@ -18,7 +18,7 @@ use crate::{
 
 /// Error for a request that is not answered.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ApiError {
+pub(crate) enum ApiError {
     /// The family refused the request or failed.
     #[error(transparent)]
     Serve(#[from] ServeError),

@@ -5,7 +5,10 @@ use std::time::Instant;
 use bytes::Bytes;
 use serde_json::json;
 
-use super::{bounds::Bounds, decode::decode, openai::Question, specs::Specs};
+use super::{
+    codec::{bounds::Bounds, decode::decode, specs::Specs},
+    http::openai::Question,
+};
 use crate::tensor::{DataType, TensorSpec, mutate::feed};
 
 /// Returns the specs of a model with an input of every type.
@@ -89,6 +92,9 @@ fn embeddings_requests() {
         json!({"model": "text", "input": [[1, 2], [3]], "user": "me"}),
     ];
     feed(&seeds.map(|seed| seed.to_string().into_bytes()), |body| {
-        drop(super::body::parse_json::<Question>(&body, &Bounds { texts: 64, numbers: 4096 }));
+        drop(super::codec::body::parse_json::<Question>(
+            &body,
+            &Bounds { texts: 64, numbers: 4096 },
+        ));
     });
 }

@@ -11,7 +11,11 @@ use axum::{
 };
 use tracing::{Instrument, Span, field::Empty};
 
-use super::{ApiState, Shared, error::ApiError, request_id::next_request_id};
+use super::{
+    error::ApiError,
+    request_id::next_request_id,
+    state::{ApiState, Shared},
+};
 
 /// Header with the id of a request in the log.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

@@ -13,15 +13,16 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
 use super::{
-    decode::WireRequest,
-    encode::WireResponse,
+    codec::{decode::WireRequest, encode::WireResponse},
     error::{OpenAiError, WireError},
-    health::{Liveness, Readiness, ServerMetadata, VERSION},
-    messages::{ModelConfig, repository_index_response::ModelIndex},
-    models::{Metadata, ModelReadiness},
-    openai::{Answer, List, Listed, Question},
-    plans::{WireChoice, WireFront, WireQuestion},
-    repository::{AllStatistics, IndexQuestion, RepositoryCall},
+    http::{
+        health::{Liveness, Readiness, ServerMetadata, VERSION},
+        models::{Metadata, ModelReadiness},
+        openai::{Answer, List, Listed, Question},
+        plans::{WireChoice, WireFront, WireQuestion},
+        repository::{AllStatistics, IndexQuestion, RepositoryCall},
+    },
+    triton::messages::{ModelConfig, repository_index_response::ModelIndex},
 };
 
 /// Page that shows the document to a person.
@@ -269,7 +270,7 @@ fn with_content(description: &str, content: impl Into<Option<Value>>) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::ROUTES;
+    use crate::api::index::ROUTES;
 
     #[test]
     fn the_document_has_the_routes_of_the_index_page() {

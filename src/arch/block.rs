@@ -2,14 +2,15 @@
 
 use std::fmt::Debug;
 
-use super::{ArchError, Network, network::Precision, routed::Body};
+use super::ArchError;
 use crate::{
     family::{ModuleKind, WidthSpec},
+    module::{Body, Network, Precision},
     onnx::proto::TensorProto,
 };
 
 /// Pretrained network, split into modules.
-pub(super) trait Anchor: Debug {
+pub(crate) trait Anchor: Debug {
     /// Returns the number of blocks.
     fn num_blocks(&self) -> usize;
 
@@ -81,7 +82,7 @@ pub(super) trait Anchor: Debug {
 
 /// Form in which a module of a block runs.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Form<'a> {
+pub(crate) enum Form<'a> {
     /// The form that was trained.
     Plain,
     /// The trained form in 8-bit integers.
@@ -94,12 +95,12 @@ pub(super) enum Form<'a> {
 
 impl<'a> Form<'a> {
     /// Returns how the matrix products compute.
-    pub(super) fn precision(self) -> Precision {
+    pub(crate) fn precision(self) -> Precision {
         if matches!(self, Self::Int8) { Precision::Int8 } else { Precision::F32 }
     }
 
     /// Returns the prefix to run, if it is one.
-    pub(super) fn narrow(self) -> Option<&'a WidthSpec> {
+    pub(crate) fn narrow(self) -> Option<&'a WidthSpec> {
         match self {
             Self::Narrow(width) => Some(width),
             Self::Plain | Self::Int8 | Self::TopK(_) => None,
@@ -107,41 +108,41 @@ impl<'a> Form<'a> {
     }
 
     /// Returns the number of ways that a token takes, where it takes `own` as it was trained.
-    pub(super) fn top_k(self, own: usize) -> usize {
+    pub(crate) fn top_k(self, own: usize) -> usize {
         if let Self::TopK(k) = self { k } else { own }
     }
 }
 
 /// Expanding half of a feed-forward block: `gelu(expand · x + bias)`.
 #[derive(Debug, Clone)]
-pub(super) struct Expansion {
+pub(crate) struct Expansion {
     /// Matrix of the expansion, `[hidden, width]`.
-    pub(super) weight: TensorProto,
+    pub(crate) weight: TensorProto,
     /// Bias of the expansion, `[hidden]`.
-    pub(super) bias: TensorProto,
+    pub(crate) bias: TensorProto,
     /// Name of ONNX Runtime's operator for the activation with its bias.
-    pub(super) activation: &'static str,
+    pub(crate) activation: &'static str,
 }
 
 /// Pieces of a feed-forward part.
 #[derive(Debug)]
-pub(super) struct Dense {
+pub(crate) struct Dense {
     /// Width of a token.
-    pub(super) width: usize,
+    pub(crate) width: usize,
     /// Number of hidden units.
-    pub(super) num_units: usize,
+    pub(crate) num_units: usize,
     /// First half of the part.
-    pub(super) expansion: Expansion,
+    pub(crate) expansion: Expansion,
     /// Second matrix, `[width, units]`.
-    pub(super) contraction: TensorProto,
+    pub(crate) contraction: TensorProto,
     /// Bias of the second half, `[width]`.
-    pub(super) bias: TensorProto,
+    pub(crate) bias: TensorProto,
     /// Scale and bias of the norm, `[width]`.
-    pub(super) norm: [TensorProto; 2],
+    pub(crate) norm: [TensorProto; 2],
     /// Whether the norm comes before the part, instead of after it and the residual.
-    pub(super) is_pre_norm: bool,
+    pub(crate) is_pre_norm: bool,
     /// Epsilon of the norm.
-    pub(super) epsilon: f32,
+    pub(crate) epsilon: f32,
     /// Factor on the part's output, `[width]` (layer scale).
-    pub(super) scale: Option<TensorProto>,
+    pub(crate) scale: Option<TensorProto>,
 }

@@ -2,8 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{ModuleError, PoolError};
-use crate::{family::FamilyError, onnx::OnnxError};
+use crate::{family::FamilyError, module::ModuleError, onnx::OnnxError, pool::PoolError};
 
 /// Error of loading a checkpoint or a family.
 #[derive(Debug, thiserror::Error)]

@@ -3,20 +3,19 @@
 use std::path::Path;
 
 use super::{
-    ArchError, Network,
+    ArchError,
     block::{Anchor, Form},
-    checkpoint::open_verified,
-    network::{Company, PIXEL_VALUES, Precision},
-    pooling::mean_head,
-    routed::Body,
+    joint::pooling::mean_head,
 };
 use crate::{
     family::{ModuleKind, OnnxSource},
+    module::{Body, Company, Network, PIXEL_VALUES, Precision},
     onnx::{
         CutPoint, OnnxError, check_operators, check_repeatable, cut,
         proto::{GraphProto, ModelProto},
         read_model, rename_tensor,
     },
+    pool::open_verified,
 };
 
 /// Pieces of an ONNX export: the stem, the blocks' modules, and the head if the export has one.

@@ -3,13 +3,20 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    ArchError, Checkpoint, PoolError, bert, block::Anchor, checkpoint::open_verified, decoder,
-    exported::Exported, moduleformer, mpnet, vit::VisionTransformer, vit_layout,
+    ArchError,
+    block::Anchor,
+    decoder::{self, moduleformer},
+    encoder::{bert, mpnet},
+    exported::Exported,
+    vision::{layout, vit::VisionTransformer},
 };
-use crate::family::AnchorSpec;
+use crate::{
+    family::AnchorSpec,
+    pool::{Checkpoint, PoolError, open_verified},
+};
 
 /// Opens the anchor `name` of the family in `folder`.
-pub(super) fn open(
+pub(crate) fn open(
     folder: &Path,
     name: &str,
     spec: &AnchorSpec,
@@ -58,7 +65,7 @@ fn of_config(
         Some("bert") => Ok(Box::new(bert::open(&path, text, checkpoint)?)),
         Some("mpnet") => Ok(Box::new(mpnet::open(&path, text, checkpoint)?)),
         model_type if matches!(model_type, Some("vit" | "deit")) || is_timm => {
-            let (layout, shape) = vit_layout::read(&path, text, &checkpoint)?;
+            let (layout, shape) = layout::read(&path, text, &checkpoint)?;
             Ok(Box::new(VisionTransformer { shape, layout, checkpoint }))
         }
         other => Err(ArchError::Config {
@@ -74,7 +81,7 @@ fn of_config(
 }
 
 /// Returns the digest that the manifest has for a file of an anchor.
-pub(super) fn digest<'a>(
+pub(crate) fn digest<'a>(
     folder: &Path,
     spec: &'a AnchorSpec,
     file: &Path,

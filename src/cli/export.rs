@@ -9,8 +9,9 @@ use super::{
 };
 use crate::{
     family::{ModuleId, PlanId},
-    fit::{export_plan, write_atomically},
+    fit::export_plan,
     plan::BudgetParameters,
+    pool::write_atomically,
     telemetry,
     tensor::ByteSize,
 };

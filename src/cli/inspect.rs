@@ -2,13 +2,13 @@
 
 use super::{
     args::{Common, InspectArguments},
-    draw::{dot, mermaid},
     progress::say,
     setup,
 };
 use crate::{
-    arch::Family,
+    assembly::Family,
     family::{ModuleId, PlanId, SpaceId},
+    picture::{dot, mermaid},
     telemetry,
     tensor::ByteSize,
 };

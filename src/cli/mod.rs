@@ -2,14 +2,8 @@
 
 mod args;
 mod bench;
-mod bench_args;
-mod bench_row;
-mod chart;
-mod compare;
 mod config;
-mod draw;
 mod export;
-mod family_args;
 mod import;
 mod inspect;
 mod offline;
@@ -17,12 +11,11 @@ mod progress;
 mod serve;
 mod setup;
 mod show;
-mod svg;
-mod svg_kind;
+
+pub use args::Arguments;
 
 use std::process::ExitCode;
 
-pub use args::Arguments;
 use args::Command;
 
 /// Parses the command line, runs the command, and reports its error.

@@ -7,7 +7,8 @@ use super::{
 };
 use crate::{
     family::Manifest,
-    fit::{Dataset, EvaluateOptions, ExpertOptions, FitOptions, QualityRecords},
+    fit::{Dataset, EvaluateOptions, ExpertOptions, FitOptions},
+    offer::QualityRecords,
     runtime::Executor,
     telemetry,
 };

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     api::{self, ApiConfig, ApiState, Clients, Gate, Limits, Tls, TlsFiles, Transport},
-    arch::Stamps,
+    pool::Stamps,
     serve::{
         Engine, InferenceThreads, LoadedFamily, Loader, Observer, Registry, Repository, Seen,
         ServiceConfig,

@@ -10,12 +10,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{args::Common, progress::Bars};
 use crate::{
-    arch::Family,
+    assembly::Family,
     family::MANIFEST_FILE,
-    fit::{
-        FamilyWriter, FitError, MachineKey, Profile, ProfileCache, ProfileOptions, QualityRecords,
-        measure_profile,
-    },
+    fit::{FitError, ProfileOptions, measure_profile},
+    offer::{MachineKey, Profile, ProfileCache, QualityRecords},
+    pool::FamilyWriter,
     runtime::{Executor, Runtime, RuntimeConfig, find_library},
     tensor::give_back_freed_memory,
 };

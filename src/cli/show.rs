@@ -6,14 +6,14 @@ use super::{
     args::{Common, FrontArguments, PlanArguments, ShapeArguments},
     progress::say,
     setup,
-    svg::{FrontPoint, front_svg},
-    svg_kind::PointKind,
 };
 use crate::{
-    arch::Family,
+    assembly::Family,
     family::{ModuleId, ModuleKind},
-    fit::{plan_table, write_atomically},
+    offer::plan_table,
+    picture::{FrontPoint, PointKind, front_svg},
     plan::{BudgetParameters, PlanEntry, PlanTable, QualitySource},
+    pool::write_atomically,
     telemetry,
 };
 

@@ -72,7 +72,7 @@ pub enum FamilyError {
 }
 
 impl FamilyError {
-    /// Returns the error for the key `key` of the manifest in `folder`, which has the wrong `value`.
+    /// Returns the error for `key` of the manifest in `folder`, which has the wrong `value`.
     pub fn value(folder: &Path, key: &str, value: String, expected: String) -> Self {
         Self::Value { path: folder.join(MANIFEST_FILE), key: key.into(), value, expected }
     }

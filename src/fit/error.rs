@@ -2,11 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::OfferError;
 use crate::{
-    arch::{ArchError, PoolError},
-    family::FamilyError,
-    plan::PlanError,
+    arch::ArchError, family::FamilyError, offer::OfferError, plan::PlanError, pool::PoolError,
     runtime::RuntimeError,
 };
 

@@ -4,8 +4,9 @@ use prost::Message;
 
 use super::FitError;
 use crate::{
-    arch::{ATTENTION_MASK, Compute, Family, INPUT_IDS, PIXEL_VALUES},
+    assembly::Family,
     family::{ModuleId, PlanId},
+    module::{ATTENTION_MASK, Compute, INPUT_IDS, PIXEL_VALUES},
     onnx::{embed_weights, join, proto::StringStringEntry},
 };
 

@@ -14,10 +14,12 @@ use std::{
 use super::{
     FitError,
     probes::{self, COMPANIES, NUM_ROWS, ORDERS},
-    profile::network_digest,
 };
 use crate::{
-    arch::{ArchError, Company, Family},
+    arch::ArchError,
+    assembly::Family,
+    module::Company,
+    offer::network_digest,
     onnx::{
         OnnxError, check_rows, dependent_nodes,
         proto::{ModelProto, NodeProto},

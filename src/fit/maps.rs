@@ -10,14 +10,15 @@ use half::f16;
 use safetensors::{Dtype, tensor::TensorView};
 
 use super::{
-    Dataset, FamilyWriter, FitError, Progress,
+    FitError, Progress,
+    data::dataset::Dataset,
     ridge::{Affine, Regression},
-    today,
-    writer::Staged,
 };
 use crate::{
-    arch::{Family, FitRecord, ModelInput},
+    assembly::Family,
     family::{FamilyGraph, MapForm, MapSpec, ModuleId, ModuleKind, PlanId, SpaceId, fit_file_name},
+    input::ModelInput,
+    pool::{FamilyWriter, FitRecord, Staged, today},
     runtime::{Activation, Executor, Runtime, SideInputs},
     tensor::{Tensor, TensorData},
 };
@@ -308,7 +309,7 @@ impl States<'_> {
         &mut self,
         path: &[ModuleId],
         name: &str,
-        network: &crate::arch::Network,
+        network: &crate::module::Network,
     ) -> Result<Tensor, FitError> {
         self.compute(path)?;
         let state = self.known.get(self.last_computed(path));

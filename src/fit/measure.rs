@@ -5,13 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{
-    FitError, ModuleProfile, ProfileCache, Progress, independence::prove_family,
-    profile::module_digest, wave::wave,
-};
+use super::{FitError, Progress, independence::prove_family, wave::wave};
 use crate::{
-    arch::{Encoding, Family, ModelInput, Pixels},
+    assembly::Family,
     family::{Manifest, ModuleId, SpaceKind},
+    input::{Encoding, ModelInput, Pixels},
+    offer::{ModuleProfile, ProfileCache, module_digest},
     plan::Grid,
     runtime::{Activation, Executor, RuntimeError, SideInputs},
     tensor::{Tensor, TensorData},
@@ -229,7 +228,7 @@ fn activations(
     }
     let bytes = match executor.measure_activations(id, &per_sequence) {
         Err(error @ RuntimeError::Scratch { .. }) => {
-            let error = crate::arch::chain(&error);
+            let error = crate::pool::chain(&error);
             tracing::warn!(error, "activations are estimated, since they cannot be measured");
             options.tokens.iter().map(|tokens| estimated_activations(executor, *tokens)).collect()
         }

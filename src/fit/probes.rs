@@ -45,7 +45,7 @@ pub(super) fn rows(input: &ValueInfoProto, tokens: usize, words: usize) -> Optio
     let length: usize = rest.iter().product();
     let shape = [NUM_ROWS].into_iter().chain(rest).collect();
     let elem_type = input.r#type.as_ref()?.tensor_type.as_ref()?.elem_type;
-    let is_mask = input.name == crate::arch::ATTENTION_MASK;
+    let is_mask = input.name == crate::module::ATTENTION_MASK;
     let each = (0..NUM_ROWS).flat_map(|row| (0..length).map(move |index| (row, index)));
     let data = match elem_type {
         data_type::INT64 if is_mask => {

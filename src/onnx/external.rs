@@ -122,6 +122,10 @@ pub fn place_of(tensor: &TensorProto) -> Option<Place> {
 }
 
 /// Reads the bytes of `tensor` from the model or from its file.
+///
+/// # Errors
+///
+/// Fails when the file cannot be read or the tensor keeps its values in typed fields.
 pub fn read_bytes(folder: &Path, tensor: &TensorProto) -> Result<Bytes, OnnxError> {
     let Some(place) = place_of(tensor) else {
         return inline_bytes(tensor);

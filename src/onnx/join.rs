@@ -63,6 +63,10 @@ pub fn join(models: &[ModelProto], shared: &[&str]) -> ModelProto {
 }
 
 /// Moves weights that lie in files of `folder` into the model.
+///
+/// # Errors
+///
+/// Fails when a weight cannot be read.
 pub fn embed_weights(model: &mut ModelProto, folder: &Path) -> Result<(), OnnxError> {
     let tensors = model.graph.iter_mut().flat_map(|graph| graph.initializer.iter_mut());
     for tensor in tensors.filter(|tensor| place_of(tensor).is_some()) {

@@ -25,6 +25,10 @@ struct Part<'a> {
 ///
 /// ONNX Runtime would read the whole weight, copy it, and take the part from the copy, for every
 /// expert again.
+///
+/// # Errors
+///
+/// Fails when a weight cannot be read from `folder`.
 pub fn take_rows(model: &ModelProto, folder: &Path) -> Result<ModelProto, OnnxError> {
     let mut model = model.clone();
     let Some(graph) = model.graph.as_mut() else {

@@ -12,12 +12,16 @@
 
 mod budget;
 mod choose;
+#[cfg(test)]
+mod choose_tests;
 mod cost;
 mod error;
 mod graph;
 mod grid;
 mod limits;
 mod search;
+#[cfg(test)]
+mod search_tests;
 mod staircase;
 mod table;
 
@@ -30,8 +34,3 @@ pub use grid::Grid;
 pub use limits::{MAX_LATENCY_BUDGET_MS, MAX_MEMORY_BUDGET_MB, MAX_PLAN_ID_BYTES};
 pub use search::{Front, FrontPath, SearchOptions, cheapest_path, pareto_front};
 pub use table::{PlanEntry, PlanTable, Quality, QualitySource};
-
-#[cfg(test)]
-mod choose_tests;
-#[cfg(test)]
-mod search_tests;

@@ -4,7 +4,8 @@ use ort::value::{DynValue, Tensor as OrtTensor};
 
 use super::RuntimeError;
 use crate::{
-    arch::{ATTENTION_MASK, Encoding, INPUT_IDS, ModelInput, PIXEL_VALUES},
+    input::{Encoding, ModelInput},
+    module::{ATTENTION_MASK, INPUT_IDS, PIXEL_VALUES},
     tensor::{Tensor, TensorData},
 };
 

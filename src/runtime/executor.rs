@@ -8,17 +8,20 @@ use std::{
 
 use super::{
     Activation, Routing, Runtime, RuntimeError, SideInputs,
-    activations::{self, Profiled},
-    ledger::Need,
     needs::{Needs, rows_within},
-    residents::{Lease, Reserve},
+    probe::activations::{self, Profiled},
+    residents::{
+        Lease, Reserve,
+        ledger::Need,
+        sessions::{Key, Residency, Weights},
+    },
     routed::{self, Networks},
     session::ModuleSession,
-    sessions::{Key, Residency, Weights},
 };
 use crate::{
-    arch::{Company, Compute, Family, Network},
+    assembly::Family,
     family::ModuleId,
+    module::{Company, Compute, Network},
     plan::Grid,
     tensor::Tensor,
 };

@@ -11,7 +11,7 @@ use ort::value::{DynValue, Tensor as OrtTensor};
 
 use super::{Runtime, RuntimeConfig, SideInputs, find_library, session::ModuleSession};
 use crate::{
-    arch::{Network, Precision},
+    module::{Network, Precision},
     onnx::{
         Attribute, GraphBuilder,
         proto::{ModelProto, TensorProto, data_type},

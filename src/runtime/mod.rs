@@ -5,31 +5,26 @@
 //! at [`Runtime::start`], then [`Executor::run`].
 
 mod activation;
-mod activations;
-mod dispatch;
 mod environment;
 mod error;
 mod executor;
 #[cfg(test)]
 mod int8_tests;
-mod ledger;
 mod library;
 mod needs;
+mod probe;
 mod process;
 mod residents;
-mod route;
 mod routed;
 mod rows;
 mod session;
-mod sessions;
-mod whole;
 
 pub use activation::{Activation, Routing, SideInputs};
-pub use dispatch::dispatch_and_combine;
 pub use environment::RuntimeConfig;
 pub use error::RuntimeError;
 pub use executor::{Executor, ModuleObserver, Room};
 pub use library::find_library;
+pub use probe::{Elements, WholeModel};
 pub use process::Runtime;
-pub use sessions::Residency;
-pub use whole::{Elements, WholeModel};
+pub use residents::Residency;
+pub use routed::dispatch_and_combine;

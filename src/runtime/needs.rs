@@ -1,9 +1,10 @@
 //! Estimates of the memory that a batch needs on a path. Pure.
 
-use super::{ledger::Need, sessions::Weights};
+use super::residents::{ledger::Need, sessions::Weights};
 use crate::{
-    arch::{Compute, Family},
+    assembly::Family,
     family::{ModuleId, Space},
+    module::Compute,
     plan::Grid,
 };
 

@@ -13,7 +13,7 @@ use ort::{
 use prost::Message;
 
 use super::{RuntimeError, SideInputs};
-use crate::{arch::Network, onnx::follow_links};
+use crate::{module::Network, onnx::follow_links};
 
 /// Configuration key for the folder of external data of models that are given as bytes.
 const FOLDER_KEY: &str = "session.model_external_initializers_file_folder_path";

@@ -11,8 +11,8 @@ use std::{
 use prost::Message;
 use serde_json::json;
 use tessera::{
-    arch::Encoding,
     family::{ModuleId, PlanId},
+    input::Encoding,
     onnx::proto::ModelProto,
     runtime::{Executor, RuntimeError, SideInputs},
 };

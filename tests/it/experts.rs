@@ -11,9 +11,11 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tessera::{
-    arch::{Encoding, Family, ModelInput, Pixels},
+    assembly::Family,
     family::{Manifest, ModuleId, ModuleKind, PlanId},
-    fit::{Dataset, ExpertOptions, FamilyWriter, fit_experts},
+    fit::{Dataset, ExpertOptions, fit_experts},
+    input::{Encoding, ModelInput, Pixels},
+    pool::FamilyWriter,
     runtime::{Activation, Executor, SideInputs},
 };
 

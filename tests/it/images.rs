@@ -4,9 +4,9 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use image::{GrayImage, ImageFormat};
 use serde_json::{Value, json};
 use tessera::{
-    arch::{ModelInput, Pixels},
     family::PlanId,
     fit::export_plan,
+    input::{ModelInput, Pixels},
     onnx::read_model,
     runtime::{Executor, SideInputs, WholeModel},
     tensor::{Tensor, TensorData},

@@ -8,7 +8,7 @@ use std::{
 
 use prost::Message;
 use tessera::{
-    arch::Family,
+    assembly::Family,
     fit::{FitError, ImportOptions, import},
     onnx::{
         Attribute, GraphBuilder,

@@ -12,9 +12,9 @@ use std::{
 use serde_json::{Value, json};
 use tessera::{
     api::{ApiConfig, ApiState, router},
-    arch::Stamps,
     family::ModuleId,
     plan::Budget,
+    pool::Stamps,
     runtime::Residency,
     serve::{
         FamilyService, InferRequest, LoadedFamily, Loader, Observer, Outcome, Registry, ServeError,

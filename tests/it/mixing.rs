@@ -6,11 +6,11 @@ use std::{collections::HashMap, fs, path::Path, sync::Arc, time::Duration};
 use prost::Message;
 use sha2::{Digest, Sha256};
 use tessera::{
-    arch::{Family, ModelInput, Pixels},
+    assembly::Family,
     family::PlanId,
-    fit::{
-        FitError, ImportOptions, MachineKey, ProfileCache, ProfileOptions, import, measure_profile,
-    },
+    fit::{FitError, ImportOptions, ProfileOptions, import, measure_profile},
+    input::{ModelInput, Pixels},
+    offer::{MachineKey, ProfileCache},
     onnx::proto::{ModelProto, ValueInfoProto, data_type},
     runtime::{Executor, SideInputs, WholeModel},
     tensor::{Tensor, TensorData},

@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tessera::{
-    arch::{Encoding, Family},
+    assembly::Family,
     family::PlanId,
+    input::Encoding,
     runtime::{Executor, SideInputs},
     tensor::Tensor,
 };

@@ -6,8 +6,10 @@ use axum::Router;
 use serde_json::{Value, json};
 use tessera::{
     api::{ApiConfig, ApiState, router},
-    arch::{Encoding, Family, Stamps},
-    fit::QualityRecords,
+    assembly::Family,
+    input::Encoding,
+    offer::QualityRecords,
+    pool::Stamps,
     serve::{InferenceThreads, LoadedFamily, Loader, Registry},
     telemetry::Metrics,
 };

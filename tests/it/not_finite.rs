@@ -6,7 +6,7 @@ use axum::Router;
 use serde_json::{Value, json};
 use tessera::{
     api::{ApiConfig, ApiState, router},
-    arch::Stamps,
+    pool::Stamps,
     serve::{InferenceThreads, LoadedFamily, Loader, Registry},
 };
 

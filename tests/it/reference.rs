@@ -1,8 +1,8 @@
 //! Assembled paths against the reference implementations.
 
 use tessera::{
-    arch::Encoding,
     family::{ModuleId, PlanId},
+    input::Encoding,
     runtime::{Executor, SideInputs},
     tensor::Tensor,
 };

@@ -11,7 +11,7 @@ use std::{
 use serde_json::{Value, json};
 use tessera::{
     api::{ApiConfig, ApiState, router},
-    arch::Stamps,
+    pool::Stamps,
     serve::{LoadedFamily, Loader, Registry},
 };
 

@@ -3,8 +3,9 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use tessera::{
-    arch::{Encoding, Family, ModelInput, Pixels},
+    assembly::Family,
     family::{ModuleId, PlanId},
+    input::{Encoding, ModelInput, Pixels},
     runtime::{Activation, Executor, SideInputs},
     tensor::{Tensor, TensorData},
 };

@@ -9,9 +9,11 @@ use std::{
 
 use safetensors::{Dtype, SafeTensors};
 use tessera::{
-    arch::Stamps,
-    arch::{Encoding, Family},
-    fit::{MachineKey, Profile, ProfileCache, ProfileOptions, QualityRecords, measure_profile},
+    assembly::Family,
+    fit::{ProfileOptions, measure_profile},
+    input::Encoding,
+    offer::{MachineKey, Profile, ProfileCache, QualityRecords},
+    pool::Stamps,
     runtime::{Executor, Runtime, RuntimeConfig, find_library},
     serve::{
         Engine, InferenceThreads, LoadedFamily, Loader, Observer, Registry, Repository,

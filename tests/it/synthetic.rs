@@ -12,7 +12,7 @@ use safetensors::{Dtype, tensor::TensorView};
 use serde_json::json;
 use tempfile::TempDir;
 use tessera::{
-    arch::Family,
+    assembly::Family,
     onnx::proto::{
         GraphProto, ModelProto, NodeProto, OperatorSetId, TensorProto, ValueInfoProto, data_type,
     },

@@ -11,8 +11,9 @@ use safetensors::{Dtype, tensor::TensorView};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tessera::{
-    arch::{Family, ModelInput, Pixels},
+    assembly::Family,
     family::PlanId,
+    input::{ModelInput, Pixels},
     runtime::{Executor, SideInputs},
 };
 

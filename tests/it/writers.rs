@@ -10,10 +10,11 @@ use std::{
 
 use serde_json::{Value, json};
 use tessera::{
-    arch::PoolError,
-    arch::{Encoding, Family, FitRecords, ModelInput},
+    assembly::Family,
     family::{Manifest, PlanId},
-    fit::{Dataset, Disk, FamilyWriter, FileSystem, FitError, FitOptions, fit_maps},
+    fit::{Dataset, FitError, FitOptions, fit_maps},
+    input::{Encoding, ModelInput},
+    pool::{Disk, FamilyWriter, FileSystem, FitRecords, PoolError},
     runtime::{Executor, SideInputs},
 };
 

@@ -11,7 +11,7 @@ use tonic::{
 use tonic_prost::ProstEncoder;
 
 use super::{encoded::Encoded, status::status_of};
-use crate::api::{bounds::check, error::ApiError};
+use crate::api::{codec::bounds::check, error::ApiError};
 
 /// Most bytes of a message that an async thread decodes; enough for names and a few parameters.
 const MAX_SMALL_BYTES: usize = 64 << 10;
@@ -81,7 +81,7 @@ impl Readable for Encoded {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::messages::{ModelReadyRequest, RepositoryModelLoadRequest};
+    use crate::api::triton::messages::{ModelReadyRequest, RepositoryModelLoadRequest};
 
     #[test]
     fn small_messages_are_read_and_large_ones_refused() {

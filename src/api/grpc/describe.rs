@@ -2,11 +2,13 @@
 
 use crate::{
     api::{
-        health::{EXTENSIONS, NAME, VERSION},
-        messages::{
+        http::{
+            health::{EXTENSIONS, NAME, VERSION},
+            models::{Model, PLATFORM},
+        },
+        triton::messages::{
             ModelMetadataResponse, ServerMetadataResponse, model_metadata_response::TensorMetadata,
         },
-        models::{Model, PLATFORM},
     },
     tensor::TensorSpec,
 };

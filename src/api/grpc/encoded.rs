@@ -5,10 +5,12 @@ use prost::Message;
 
 use super::wire::{Field, Fields, Payload, Width};
 use crate::api::{
-    bounded::{MAX_PARAMETERS, MAX_TENSORS},
-    bounds::{Bounds, check},
+    codec::{
+        bounded::{MAX_PARAMETERS, MAX_TENSORS},
+        bounds::{Bounds, check},
+    },
     error::ApiError,
-    messages::ModelInferRequest,
+    triton::messages::ModelInferRequest,
 };
 
 /// Most fields of a message itself; further fields are refused before they are read.
@@ -160,7 +162,9 @@ fn text(name: &str, bytes: &[u8]) -> Result<String, ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::messages::{InferTensorContents, model_infer_request::InferInputTensor};
+    use crate::api::triton::messages::{
+        InferTensorContents, model_infer_request::InferInputTensor,
+    };
 
     const BOUNDS: Bounds = Bounds { texts: 64, numbers: 1024 };
 

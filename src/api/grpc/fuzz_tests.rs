@@ -8,7 +8,7 @@ use super::{encoded::Encoded, infer::decode};
 use crate::{
     api::{
         fuzz_tests::specs,
-        messages::{
+        triton::messages::{
             InferParameter, InferTensorContents, ModelInferRequest,
             infer_parameter::ParameterChoice,
             model_infer_request::{InferInputTensor, InferRequestedOutputTensor},

@@ -1,5 +1,5 @@
 //! Service generated from `proto/inference.proto`; its messages are in
-//! [`messages`](crate::api::messages).
+//! [`messages`](crate::api::triton::messages).
 
 #![expect(
     unreachable_pub,

@@ -6,19 +6,21 @@ use serde_json::{Map, Number, Value};
 
 use crate::{
     api::{
-        decode::{Decoded, Parts, RequestedOutput},
-        elements::Values,
-        encode::{raw_bytes, report_parameters},
+        codec::{
+            decode::{Decoded, Parts, RequestedOutput},
+            elements::Values,
+            encode::{raw_bytes, report_parameters},
+            specs::Specs,
+            tensors::{Content, RequestTensor},
+        },
         error::ApiError,
-        infer::Answer,
-        messages::{
+        http::infer::Answer,
+        triton::messages::{
             InferParameter, InferTensorContents, ModelInferRequest, ModelInferResponse,
             infer_parameter::ParameterChoice,
             model_infer_request::{InferInputTensor, InferRequestedOutputTensor},
             model_infer_response::InferOutputTensor,
         },
-        specs::Specs,
-        tensors::{Content, RequestTensor},
     },
     serve::ServeError,
     tensor::{Tensor, TensorData},
@@ -218,7 +220,7 @@ fn refuse(name: &str, reason: String) -> ServeError {
 mod tests {
     use super::*;
     use crate::{
-        api::bounds::Bounds,
+        api::codec::bounds::Bounds,
         tensor::{DataType, TensorSpec},
     };
 

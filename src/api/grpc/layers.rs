@@ -15,10 +15,11 @@ use tracing::{Instrument, field::Empty};
 
 use super::status::status_of;
 use crate::api::{
-    ApiState, Gate,
+    access::clients::Gate,
     error::ApiError,
     layers::{REQUEST_ID, authorization, continue_trace},
     request_id::next_request_id,
+    state::ApiState,
 };
 
 /// Metadata with the time that a client waits.
@@ -186,7 +187,7 @@ mod tests {
     use http_body_util::BodyExt;
 
     use super::*;
-    use crate::api::Clients;
+    use crate::api::access::clients::Clients;
 
     #[test]
     fn how_long_a_client_waits_is_read_in_its_unit() {

@@ -1,8 +1,8 @@
 //! The gRPC interface: the same service as over HTTP, in the Open Inference Protocol's messages.
 //!
-//! It decodes messages into the form that [`decode`](super::decode) checks for every protocol, and
-//! encodes answers. Start at [`service`], which lists the calls; [`serve_grpc`] runs them on a
-//! socket.
+//! It decodes messages into the form that [`decode`](super::codec::decode) checks for every
+//! protocol, and encodes answers. Start at [`service`], which lists the calls; [`serve_grpc`] runs
+//! them on a socket.
 
 mod codec;
 mod describe;

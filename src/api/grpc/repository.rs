@@ -4,14 +4,16 @@ use std::sync::Arc;
 
 use crate::{
     api::{
-        describe,
         error::ApiError,
-        messages::{
-            RepositoryIndexRequest, RepositoryIndexResponse, RepositoryModelLoadRequest,
-            RepositoryModelLoadResponse, RepositoryModelUnloadRequest,
-            RepositoryModelUnloadResponse,
+        http::repository::{change, check_parameters},
+        triton::{
+            describe,
+            messages::{
+                RepositoryIndexRequest, RepositoryIndexResponse, RepositoryModelLoadRequest,
+                RepositoryModelLoadResponse, RepositoryModelUnloadRequest,
+                RepositoryModelUnloadResponse,
+            },
         },
-        repository::{change, check_parameters},
     },
     serve::Repository,
 };

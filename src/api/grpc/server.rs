@@ -18,8 +18,8 @@ use super::{
 };
 use crate::api::{
     ApiConfig, ApiState,
-    messages::DESCRIPTORS,
     transport::{Protocol, Server, Transport},
+    triton::messages::DESCRIPTORS,
 };
 
 /// Serves until `shutdown`, then drains. A drain takes no calls, and lets running ones end within

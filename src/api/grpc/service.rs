@@ -21,23 +21,28 @@ use super::{
 };
 use crate::{
     api::{
-        ApiState, Gate,
-        body::{in_json_bytes, off_thread},
-        clients::Permit,
-        describe::{config, statistics},
+        access::clients::{Gate, Permit},
+        codec::body::{in_json_bytes, off_thread},
         error::ApiError,
-        infer::{Accepted, answer},
-        layers::authorization,
-        messages::{
-            ModelConfigRequest, ModelConfigResponse, ModelInferResponse, ModelMetadataRequest,
-            ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse, ModelStatisticsRequest,
-            ModelStatisticsResponse, ModelStreamInferResponse, RepositoryIndexRequest,
-            RepositoryIndexResponse, RepositoryModelLoadRequest, RepositoryModelLoadResponse,
-            RepositoryModelUnloadRequest, RepositoryModelUnloadResponse, ServerLiveRequest,
-            ServerLiveResponse, ServerMetadataRequest, ServerMetadataResponse, ServerReadyRequest,
-            ServerReadyResponse,
+        http::{
+            infer::{Accepted, answer},
+            models::Model,
         },
-        models::Model,
+        layers::authorization,
+        state::ApiState,
+        triton::{
+            describe::{config, statistics},
+            messages::{
+                ModelConfigRequest, ModelConfigResponse, ModelInferResponse, ModelMetadataRequest,
+                ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse,
+                ModelStatisticsRequest, ModelStatisticsResponse, ModelStreamInferResponse,
+                RepositoryIndexRequest, RepositoryIndexResponse, RepositoryModelLoadRequest,
+                RepositoryModelLoadResponse, RepositoryModelUnloadRequest,
+                RepositoryModelUnloadResponse, ServerLiveRequest, ServerLiveResponse,
+                ServerMetadataRequest, ServerMetadataResponse, ServerReadyRequest,
+                ServerReadyResponse,
+            },
+        },
     },
     serve::InferRequest,
 };

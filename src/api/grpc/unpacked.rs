@@ -18,7 +18,10 @@ use tokio::task::JoinHandle;
 
 use super::status::status_of;
 use crate::{
-    api::{bounds::check, error::ApiError, packed::Coding},
+    api::{
+        codec::{bounds::check, packed::Coding},
+        error::ApiError,
+    },
     tensor::ByteSize,
 };
 

@@ -9,14 +9,15 @@ mod arriving;
 mod connection;
 mod error;
 mod limits;
-mod server;
+pub(super) mod server;
 mod tls;
 
 pub use error::TlsError;
 pub use limits::Limits;
-pub(super) use server::Server;
 pub use server::Transport;
 pub use tls::{Tls, TlsFiles};
+
+pub(super) use server::Server;
 
 /// Protocol of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,4 @@
+//! Descriptions of models in Triton's terms.
+
+pub(super) mod describe;
+pub(super) mod messages;

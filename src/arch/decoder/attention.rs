@@ -1,0 +1,246 @@
+//! Attention of decoders: each token sees itself and the tokens before it.
+//!
+//! The module has rotary positions (Su et al. 2021), and keys and values shared by groups of heads
+//! (Ainslie et al. 2023). It also has a sliding window (Mixtral's predecessor, Jiang et al. 2023).
+//! Padding follows a sequence's tokens, so no token sees it and no mask is read.
+//!
+//! A cache of keys and values would fit without another layout. `project` and `turn` make rotated
+//! keys and values per token, and `mix` reads them first. A block with a cache would have inputs
+//! for those of earlier tokens. It would put them before its own in `mix`, and return both as
+//! further outputs. The number of earlier tokens would replace the position 0 in `turn` and the
+//! first row in [`seen`].
+
+use super::{
+    Decoder,
+    config::{Attention, Norms},
+    scaled,
+};
+use crate::{
+    arch::{
+        error::ArchError,
+        ops::{float_weight, linear, with_hidden},
+    },
+    module::{Network, Precision},
+    onnx::{Attribute, GraphBuilder, proto::data_type},
+};
+
+/// Projection of a block: its letter (`q`, `k` or `v`) and its number of heads.
+#[derive(Debug, Clone, Copy)]
+struct Projection {
+    block: usize,
+    letter: char,
+    num_heads: usize,
+}
+
+impl Decoder {
+    /// Builds the attention sub-layer of block `index` with its norm and residual.
+    ///
+    /// # Shapes
+    ///
+    /// - hidden: \[batch, tokens, width\]
+    pub(super) fn attention(
+        &self,
+        index: usize,
+        precision: Precision,
+    ) -> Result<Network, ArchError> {
+        let width = self.shape.width;
+        let shape = self.shape.attention;
+        let Attention { num_heads, num_shared_heads, head_width, .. } = shape;
+        let (mut graph, hidden) = with_hidden(width);
+        let layer = format!("model.layers.{index}");
+        let name = format!("{layer}.input_layernorm.weight");
+        let normed = self.norm(&mut graph, &hidden, &name, width)?;
+        let mut project = |letter, num_heads| {
+            self.project(&mut graph, &normed, Projection { block: index, letter, num_heads })
+        };
+        let queries = project('q', num_heads)?;
+        let keys = project('k', num_shared_heads)?;
+        let values = project('v', num_shared_heads)?;
+        let count = num_tokens(&mut graph, &hidden);
+        let turns = turns(&mut graph, &count, shape);
+        let queries = turn(&mut graph, &queries, &turns);
+        let keys = turn(&mut graph, &keys, &turns);
+        let queries = scaled(&mut graph, &queries, shape.scale);
+        let mixed = mix(&mut graph, [&queries, &keys, &values], &count, shape);
+        let name = format!("{layer}.self_attn.o_proj");
+        let matrix = self.weight(&format!("{name}.weight"), &[width, num_heads * head_width])?;
+        let mut output = linear(&mut graph, &mixed, matrix);
+        if shape.has_output_bias {
+            let bias = float_weight(&mut graph, self.weight(&format!("{name}.bias"), &[width])?);
+            output = graph.node("Add", &[&output, &bias], &[]);
+        }
+        let output = scaled(&mut graph, &output, self.shape.residual_multiplier);
+        let sum = graph.node("Add", &[&hidden, &output], &[]);
+        Ok(self.network(graph, &sum, precision))
+    }
+
+    /// Adds queries, keys or values, projected, normalized and clamped as in the architecture.
+    fn project(
+        &self,
+        graph: &mut GraphBuilder,
+        normed: &str,
+        Projection { block, letter, num_heads }: Projection,
+    ) -> Result<String, ArchError> {
+        let Attention { head_width, has_biases, norms, clip, .. } = self.shape.attention;
+        let width = num_heads * head_width;
+        let prefix = format!("model.layers.{block}.self_attn.{letter}");
+        let name = format!("{prefix}_proj");
+        let matrix = self.weight(&format!("{name}.weight"), &[width, self.shape.width])?;
+        let mut value = linear(graph, normed, matrix);
+        if has_biases {
+            let bias = float_weight(graph, self.weight(&format!("{name}.bias"), &[width])?);
+            value = graph.node("Add", &[&value, &bias], &[]);
+        }
+        let norm = format!("{prefix}_norm.weight");
+        match norms {
+            Norms::Whole if letter != 'v' => value = self.norm(graph, &value, &norm, width)?,
+            Norms::Heads if letter != 'v' => {
+                let heads = reshaped(graph, &value, &[0, 0, int(num_heads), int(head_width)]);
+                let normed = self.norm(graph, &heads, &norm, head_width)?;
+                value = reshaped(graph, &normed, &[0, 0, int(width)]);
+            }
+            Norms::None | Norms::Whole | Norms::Heads => {}
+        }
+        if let Some(clip) = clip {
+            let (least, most) = (graph.float(-clip), graph.float(clip));
+            value = graph.node("Clip", &[&value, &least, &most], &[]);
+        }
+        Ok(value)
+    }
+}
+
+/// Adds the number of tokens of `[batch, tokens, …]`, as a list of one element.
+pub(super) fn num_tokens(graph: &mut GraphBuilder, value: &str) -> String {
+    graph.node("Shape", &[value], &[("start", Attribute::Int(1)), ("end", Attribute::Int(2))])
+}
+
+/// Adds the cosines and sines of the positions' rotations.
+///
+/// # Shapes
+///
+/// - both: \[tokens, head width / 2\]
+fn turns(graph: &mut GraphBuilder, count: &str, shape: Attention) -> [String; 2] {
+    let half = shape.head_width / 2;
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        reason = "heads are narrow, and frequencies lie in [0, 1]"
+    )]
+    let frequency = |pair: usize| shape.theta.powf(-(pair as f64) / half as f64) as f32;
+    let frequencies: Vec<f32> = (0..half).map(frequency).collect();
+    let frequencies = graph.floats(vec![1, int(half)], &frequencies);
+    let positions = positions(graph, count);
+    let to = [("to", Attribute::Int(i64::from(data_type::FLOAT)))];
+    let positions = graph.node("Cast", &[&positions], &to);
+    let positions = unsqueezed(graph, &positions, 1);
+    let angles = graph.node("Mul", &[&positions, &frequencies], &[]);
+    ["Cos", "Sin"].map(|op| graph.node(op, &[&angles], &[]))
+}
+
+/// Rotates the heads of `value`, the first half of each against the second.
+fn turn(graph: &mut GraphBuilder, value: &str, [cosines, sines]: &[String; 2]) -> String {
+    let first = graph.ints(&[0]);
+    graph.fused("RotaryEmbedding", &[value, &first, cosines, sines], &[])
+}
+
+/// Mixes values by the softmax of the scores of queries and keys.
+///
+/// # Shapes
+///
+/// - queries: \[batch, tokens, heads × head width\]
+/// - keys, values: \[batch, tokens, shared heads × head width\]
+/// - output: as queries
+fn mix(
+    graph: &mut GraphBuilder,
+    [queries, keys, values]: [&str; 3],
+    count: &str,
+    shape: Attention,
+) -> String {
+    let (shared, head) = (int(shape.num_shared_heads), int(shape.head_width));
+    let group = int(shape.num_heads / shape.num_shared_heads);
+    // The heads that share keys are stacked, so that one product covers all of them.
+    let queries = reshaped(graph, queries, &[0, 0, shared, group, head]);
+    let queries = permuted(graph, &queries, &[0, 2, 3, 1, 4]);
+    let queries = reshaped(graph, &queries, &[0, shared, -1, head]);
+    let keys = reshaped(graph, keys, &[0, 0, shared, head]);
+    let keys = permuted(graph, &keys, &[0, 2, 3, 1]);
+    let scores = graph.node("MatMul", &[&queries, &keys], &[]);
+    let scores = reshaped_to(graph, &scores, &[0, shared, group, -1], &[count]);
+    let hidden = hiding(graph, count, shape.window);
+    let scores = graph.node("Add", &[&scores, &hidden], &[]);
+    let shares = graph.node("Softmax", &[&scores], &[("axis", Attribute::Int(-1))]);
+    let shares = reshaped_to(graph, &shares, &[0, shared, -1], &[count]);
+    let values = reshaped(graph, values, &[0, 0, shared, head]);
+    let values = permuted(graph, &values, &[0, 2, 1, 3]);
+    let mixed = graph.node("MatMul", &[&shares, &values], &[]);
+    let mixed = reshaped(graph, &mixed, &[0, shared, group, -1, head]);
+    let mixed = permuted(graph, &mixed, &[0, 3, 1, 2, 4]);
+    reshaped(graph, &mixed, &[0, 0, shared * group * head])
+}
+
+/// Adds the mask that keeps scores of unseen tokens out of a softmax, `[tokens, tokens]`.
+fn hiding(graph: &mut GraphBuilder, count: &str, window: Option<usize>) -> String {
+    let seen = seen(graph, count, window);
+    let (nothing, least) = (graph.float(0.0), graph.float(f32::MIN));
+    graph.node("Where", &[&seen, &nothing, &least], &[])
+}
+
+/// Adds a mask of the tokens (columns) that each token (row) sees: itself and those before it. With
+/// a window, it sees `window` tokens, itself included.
+///
+/// # Shapes
+///
+/// - output: \[tokens, tokens\]
+pub(super) fn seen(graph: &mut GraphBuilder, count: &str, window: Option<usize>) -> String {
+    let positions = positions(graph, count);
+    let (rows, columns) = (unsqueezed(graph, &positions, 1), unsqueezed(graph, &positions, 0));
+    let before = graph.node("LessOrEqual", &[&columns, &rows], &[]);
+    let Some(window) = window else {
+        return before;
+    };
+    let window = graph.int(int(window));
+    let end = graph.node("Add", &[&columns, &window], &[]);
+    let near = graph.node("Less", &[&rows, &end], &[]);
+    graph.node("And", &[&before, &near], &[])
+}
+
+/// Adds the numbers from 0 to `count` - 1.
+fn positions(graph: &mut GraphBuilder, count: &str) -> String {
+    let (first, step) = (graph.int(0), graph.int(1));
+    let axis = graph.ints(&[0]);
+    let end = graph.node("Squeeze", &[count, &axis], &[]);
+    graph.node("Range", &[&first, &end, &step], &[])
+}
+
+fn unsqueezed(graph: &mut GraphBuilder, value: &str, axis: i64) -> String {
+    let axis = graph.ints(&[axis]);
+    graph.node("Unsqueeze", &[value, &axis], &[])
+}
+
+/// Reshapes `value` to `shape`, in which 0 keeps an extent.
+pub(super) fn reshaped(graph: &mut GraphBuilder, value: &str, shape: &[i64]) -> String {
+    let shape = graph.ints(shape);
+    graph.node("Reshape", &[value, &shape], &[])
+}
+
+/// Reshapes `value` to the constant extents `first` and the computed extents `last`.
+pub(super) fn reshaped_to(
+    graph: &mut GraphBuilder,
+    value: &str,
+    first: &[i64],
+    last: &[&str],
+) -> String {
+    let first = graph.ints(first);
+    let parts: Vec<&str> = std::iter::once(&*first).chain(last.iter().copied()).collect();
+    let shape = graph.node("Concat", &parts, &[("axis", Attribute::Int(0))]);
+    graph.node("Reshape", &[value, &shape], &[])
+}
+
+pub(super) fn permuted(graph: &mut GraphBuilder, value: &str, order: &[i64]) -> String {
+    graph.node("Transpose", &[value], &[("perm", Attribute::Ints(order.to_vec()))])
+}
+
+/// Returns an extent in ONNX's integer type.
+pub(super) fn int(extent: usize) -> i64 {
+    i64::try_from(extent).unwrap_or(i64::MAX)
+}

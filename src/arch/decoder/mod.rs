@@ -1,0 +1,253 @@
+//! Decoders with experts: Mixtral, OLMoE, Qwen2-MoE, Qwen3-MoE and GraniteMoE, from the checkpoints
+//! of transformers.
+//!
+//! A block computes `x + attention(norm(x))`, then `x + experts(norm(x))`, with RMS norms (Zhang
+//! and Sennrich 2019). Attention is in `decoder_attention`, experts are in `decoder_experts`. A
+//! whole sequence runs at once. The head returns logits and last hidden states of every token.
+
+mod attention;
+mod config;
+mod experts;
+pub(super) mod moduleformer;
+
+use std::path::Path;
+
+use super::{
+    ArchError,
+    block::{Anchor, Form},
+    ops::{extent, float_weight, linear, taken_weight, token_input, with_hidden},
+};
+use crate::{
+    family::ModuleKind,
+    module::{Body, INPUT_IDS, Network, Precision},
+    onnx::{
+        Attribute, GraphBuilder,
+        proto::{ModelProto, TensorProto},
+    },
+    pool::{Checkpoint, PoolError},
+};
+use config::{Architecture, Shape};
+
+/// Decoder whose weights lie in a checkpoint.
+#[derive(Debug)]
+pub(super) struct Decoder {
+    /// Sizes of the decoder, and the computation of its layers.
+    pub(super) shape: Shape,
+    /// Checkpoint that holds the weights.
+    pub(super) checkpoint: Checkpoint,
+}
+
+/// Returns the architecture for a configuration's `model_type`, or `None` if it is not supported.
+pub(super) fn architecture(model_type: &str) -> Option<Architecture> {
+    match model_type {
+        "mixtral" => Some(Architecture::Mixtral),
+        "olmoe" => Some(Architecture::Olmoe),
+        "qwen2_moe" => Some(Architecture::Qwen2),
+        "qwen3_moe" => Some(Architecture::Qwen3),
+        "granitemoe" | "granitemoeshared" => Some(Architecture::Granite),
+        _ => None,
+    }
+}
+
+/// Reads `config`, the text of `config_path`, and finds the tensors in `checkpoint`.
+///
+/// # Errors
+///
+/// Fails on a configuration that is not supported.
+pub(super) fn open(
+    config_path: &Path,
+    config: &str,
+    architecture: Architecture,
+    checkpoint: Checkpoint,
+) -> Result<Decoder, ArchError> {
+    let shape = config::read(config_path, config, architecture)?;
+    Ok(Decoder { shape, checkpoint })
+}
+
+impl Anchor for Decoder {
+    fn num_blocks(&self) -> usize {
+        self.shape.num_blocks
+    }
+
+    fn hidden_shape(&self, _depth: usize, _inner: bool) -> Vec<Option<usize>> {
+        vec![None, Some(self.shape.width)]
+    }
+
+    fn output_width(&self) -> usize {
+        self.shape.num_words
+    }
+
+    fn max_tokens(&self) -> usize {
+        self.shape.max_tokens
+    }
+
+    fn num_words(&self) -> usize {
+        self.shape.num_words
+    }
+
+    fn scores_tokens(&self) -> bool {
+        true
+    }
+
+    /// Builds the embeddings: token ids to hidden states.
+    ///
+    /// # Shapes
+    ///
+    /// - input_ids: \[batch, tokens\]
+    /// - output: \[batch, tokens, width\]
+    fn stem(&self) -> Result<Network, ArchError> {
+        let mut graph = GraphBuilder::default();
+        let ids = token_input(&mut graph, INPUT_IDS);
+        let words = embedded(&mut graph, &ids, self.embeddings()?);
+        let words = scaled(&mut graph, &words, self.shape.embedding_multiplier);
+        Ok(self.network(graph, &words, Precision::F32))
+    }
+
+    fn part(&self, index: usize, part: ModuleKind, form: Form<'_>) -> Result<Body, ArchError> {
+        if part == ModuleKind::Attention {
+            return self.attention(index, form.precision()).map(Body::from);
+        }
+        match self.shape.dense[index] {
+            true => self.dense(index, form.precision()).map(Body::from),
+            false => self.routed(index, form).map(|routed| Body::Routed(Box::new(routed))),
+        }
+    }
+
+    fn num_ways(&self, index: usize, part: ModuleKind) -> Option<usize> {
+        let is_routed = part == ModuleKind::Mlp && !self.shape.dense[index];
+        is_routed.then_some(self.shape.experts.router.num_ways)
+    }
+
+    /// Builds the logits and the last hidden states.
+    ///
+    /// # Shapes
+    ///
+    /// - hidden: \[batch, tokens, width\]
+    /// - output: \[batch, tokens, words\]
+    /// - states: \[batch, tokens, width\]
+    fn head(&self, has_norm: bool) -> Result<Option<Network>, ArchError> {
+        let Shape { num_words, width, logits_divisor, is_tied, .. } = self.shape;
+        let (mut graph, hidden) = with_hidden(width);
+        let states = match has_norm {
+            true => self.norm(&mut graph, &hidden, "model.norm.weight", width)?,
+            false => hidden,
+        };
+        let matrix = match is_tied {
+            true => self.embeddings()?,
+            false => self.weight("lm_head.weight", &[num_words, width])?,
+        };
+        let logits = linear(&mut graph, &states, matrix);
+        let logits = scaled(&mut graph, &logits, logits_divisor.recip());
+        let model = finish_head(graph, [&logits, &states], [num_words, width]);
+        Ok(Some(Network::new(model, Precision::F32)))
+    }
+}
+
+impl Decoder {
+    /// Builds the feed-forward part of a block without experts.
+    fn dense(&self, index: usize, precision: Precision) -> Result<Network, ArchError> {
+        let Shape { width, dense_inner, residual_multiplier, .. } = self.shape;
+        let (mut graph, hidden) = with_hidden(width);
+        let layer = format!("model.layers.{index}");
+        let name = format!("{layer}.post_attention_layernorm.weight");
+        let normed = self.norm(&mut graph, &hidden, &name, width)?;
+        let part = self.gated(&format!("{layer}.mlp"), dense_inner)?;
+        let made = part.add_to(&mut graph, &normed);
+        let made = scaled(&mut graph, &made, residual_multiplier);
+        let sum = graph.node("Add", &[&hidden, &made], &[]);
+        Ok(self.network(graph, &sum, precision))
+    }
+
+    /// Returns the feed-forward part whose three matrices have separate names.
+    pub(super) fn gated(&self, name: &str, inner: usize) -> Result<Gated, ArchError> {
+        let width = self.shape.width;
+        let matrix =
+            |part: &str, shape: [usize; 2]| self.weight(&format!("{name}.{part}.weight"), &shape);
+        Ok(Gated {
+            gate: matrix("gate_proj", [inner, width])?,
+            up: matrix("up_proj", [inner, width])?,
+            down: matrix("down_proj", [width, inner])?,
+        })
+    }
+
+    fn embeddings(&self) -> Result<TensorProto, PoolError> {
+        let Shape { num_words, width, .. } = self.shape;
+        self.weight("model.embed_tokens.weight", &[num_words, width])
+    }
+
+    /// Adds an RMS norm over the last axis, whose extent is `width`.
+    pub(super) fn norm(
+        &self,
+        graph: &mut GraphBuilder,
+        value: &str,
+        name: &str,
+        width: usize,
+    ) -> Result<String, ArchError> {
+        let gamma = float_weight(graph, self.weight(name, &[width])?);
+        let epsilon = Attribute::Float(self.shape.epsilon);
+        let attributes = [("axis", Attribute::Int(-1)), ("epsilon", epsilon)];
+        Ok(graph.node("SimplifiedLayerNormalization", &[value, &gamma], &attributes))
+    }
+
+    pub(super) fn network(
+        &self,
+        graph: GraphBuilder,
+        value: &str,
+        precision: Precision,
+    ) -> Network {
+        let shape = [None, None, extent(self.shape.width)];
+        Network::new(graph.finish(value, "output", &shape), precision)
+    }
+
+    pub(super) fn weight(&self, name: &str, shape: &[usize]) -> Result<TensorProto, PoolError> {
+        self.checkpoint.weight(name, shape)
+    }
+}
+
+/// Matrices of a gated feed-forward part: `down(silu(gate x) * up x)` (Shazeer 2020).
+#[derive(Debug)]
+pub(super) struct Gated {
+    /// Matrix `gate`, \[inner, width\].
+    pub(super) gate: TensorProto,
+    /// Matrix `up`, \[inner, width\].
+    pub(super) up: TensorProto,
+    /// Matrix `down`, \[width, inner\].
+    pub(super) down: TensorProto,
+}
+
+impl Gated {
+    /// Adds the part's computation on `value` and returns its output.
+    pub(super) fn add_to(self, graph: &mut GraphBuilder, value: &str) -> String {
+        let gate = linear(graph, value, self.gate);
+        let open = graph.node("Sigmoid", &[&gate], &[]);
+        let gate = graph.node("Mul", &[&gate, &open], &[]);
+        let up = linear(graph, value, self.up);
+        let inner = graph.node("Mul", &[&gate, &up], &[]);
+        linear(graph, &inner, self.down)
+    }
+}
+
+/// Adds a lookup of token ids in `table`; only the found rows are converted to f32.
+pub(super) fn embedded(graph: &mut GraphBuilder, ids: &str, table: TensorProto) -> String {
+    taken_weight(graph, table, (ids, 0))
+}
+
+/// Adds the outputs `output` (the logits, `words` wide) and `states` (`width` wide), and builds the
+/// model.
+pub(super) fn finish_head(
+    mut graph: GraphBuilder,
+    [logits, states]: [&str; 2],
+    [words, width]: [usize; 2],
+) -> ModelProto {
+    graph.output(logits, "output", &[None, None, extent(words)]);
+    graph.finish(states, "states", &[None, None, extent(width)])
+}
+
+/// Multiplies `value` by `factor`, unless it is 1.
+pub(super) fn scaled(graph: &mut GraphBuilder, value: &str, factor: f32) -> String {
+    if (factor - 1.0).abs() < f32::EPSILON {
+        return value.to_owned();
+    }
+    let factor = graph.float(factor);
+    graph.node("Mul", &[value, &factor], &[])
+}

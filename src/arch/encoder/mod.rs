@@ -1,0 +1,328 @@
+//! Encoders of post-norm blocks, such as BERT and its relatives.
+//!
+//! A block computes `h = norm(x + attention(x))`, then `norm(h + mlp(h))` (Devlin et al. 2019,
+//! section 3). Each sub-layer is a module of its own, so that each can be dropped or quantized
+//! separately. A [`Shape`] and [`Names`] hold the names and positions that differ between
+//! architectures.
+
+pub(super) mod bert;
+pub(super) mod mpnet;
+mod relative;
+
+use std::path::PathBuf;
+
+use super::{
+    ArchError,
+    block::{Anchor, Dense, Expansion, Form},
+    joint::pooling::mean_head,
+    ops::{extent, float_weight, layer_norm, linear, token_input, with_hidden},
+};
+use crate::{
+    family::ModuleKind,
+    module::{ATTENTION_MASK, Body, INPUT_IDS, Network, Precision},
+    onnx::{
+        Attribute, GraphBuilder,
+        proto::{TensorProto, data_type},
+    },
+    pool::{Checkpoint, PoolError},
+};
+
+/// Sizes of an encoder, and the computation of its layers.
+#[derive(Debug, Clone)]
+pub(super) struct Shape {
+    /// Width of a hidden state.
+    pub(super) width: usize,
+    /// Number of hidden units of a feed-forward sub-layer.
+    pub(super) inner_width: usize,
+    /// Number of blocks.
+    pub(super) num_blocks: usize,
+    /// Number of attention heads.
+    pub(super) num_heads: usize,
+    /// Number of token ids.
+    pub(super) num_words: usize,
+    /// Number of rows of the position table.
+    pub(super) num_positions: usize,
+    /// Row of the position table for the first token.
+    pub(super) first_position: usize,
+    /// Number of token types; 0 if the architecture has none.
+    pub(super) num_token_types: usize,
+    /// Number of buckets of relative positions in attention; 0 if attention uses none.
+    pub(super) num_buckets: usize,
+    /// Epsilon of the layer norms.
+    pub(super) epsilon: f32,
+    /// Name of the activation in `config.json`.
+    pub(super) activation: String,
+}
+
+/// Tensor names of an attention sub-layer, after `encoder.layer.{index}.attention.`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Names {
+    /// Names of the projections to queries, keys and values.
+    pub(super) projections: [&'static str; 3],
+    /// Name of the output projection.
+    pub(super) output: &'static str,
+    /// Name of the layer norm.
+    pub(super) norm: &'static str,
+}
+
+/// Encoder whose weights lie in a checkpoint.
+#[derive(Debug)]
+pub(super) struct Encoder {
+    /// Sizes of the encoder.
+    pub(super) shape: Shape,
+    /// Names of the attention's tensors.
+    pub(super) names: Names,
+    /// Checkpoint that holds the weights.
+    pub(super) checkpoint: Checkpoint,
+    /// Prefix of the names of all tensors.
+    pub(super) prefix: &'static str,
+}
+
+/// Names of a sub-layer's last matrix and its norm, after the prefix.
+struct Ending {
+    dense: String,
+    norm: String,
+}
+
+impl Anchor for Encoder {
+    fn num_blocks(&self) -> usize {
+        self.shape.num_blocks
+    }
+
+    fn hidden_shape(&self, _depth: usize, _inner: bool) -> Vec<Option<usize>> {
+        vec![None, Some(self.shape.width)]
+    }
+
+    fn output_width(&self) -> usize {
+        self.shape.width
+    }
+
+    fn max_tokens(&self) -> usize {
+        self.shape.num_positions - self.shape.first_position
+    }
+
+    fn num_words(&self) -> usize {
+        self.shape.num_words
+    }
+
+    /// Builds the embeddings: token ids to hidden states.
+    ///
+    /// # Shapes
+    ///
+    /// - input_ids: \[batch, tokens\]
+    /// - output: \[batch, tokens, width\]
+    fn stem(&self) -> Result<Network, ArchError> {
+        let mut graph = GraphBuilder::default();
+        let ids = token_input(&mut graph, INPUT_IDS);
+        let words = self.table("word", self.shape.num_words)?;
+        let words = float_weight(&mut graph, words);
+        let mut sum = graph.node("Gather", &[&words, &ids], &[]);
+        let positions = self.positions(&mut graph, &ids)?;
+        if self.shape.num_token_types > 0 {
+            let first = graph.int(0);
+            let types = self.table("token_type", self.shape.num_token_types)?;
+            let types = float_weight(&mut graph, types);
+            let types = graph.node("Gather", &[&types, &first], &[]);
+            sum = graph.node("Add", &[&sum, &types], &[]);
+        }
+        let sum = graph.node("Add", &[&sum, &positions], &[]);
+        let vector = |name: &str| self.weight(name, &[self.shape.width]);
+        let norm = [vector("embeddings.LayerNorm.weight")?, vector("embeddings.LayerNorm.bias")?];
+        let normed = layer_norm(&mut graph, &sum, norm, self.shape.epsilon);
+        Ok(self.network(graph, &normed, Precision::F32))
+    }
+
+    fn part(&self, index: usize, part: ModuleKind, form: Form<'_>) -> Result<Body, ArchError> {
+        let network = match part {
+            ModuleKind::Attention => self.attention(index, form.precision()),
+            _ => self.mlp(index, form.precision()),
+        };
+        network.map(Body::from)
+    }
+
+    fn head(&self, _has_norm: bool) -> Result<Option<Network>, ArchError> {
+        Ok(Some(mean_head(self.shape.width)))
+    }
+
+    fn expansion(&self, index: usize) -> Result<Option<Expansion>, ArchError> {
+        self.expand(index).map(Some)
+    }
+
+    fn dense(&self, index: usize) -> Result<Option<Dense>, ArchError> {
+        let Shape { width, inner_width, epsilon, .. } = self.shape;
+        let output = format!("encoder.layer.{index}.output");
+        let vector = |name: &str| self.weight(&format!("{output}.{name}"), &[width]);
+        Ok(Some(Dense {
+            width,
+            num_units: inner_width,
+            expansion: self.expand(index)?,
+            contraction: self.weight(&format!("{output}.dense.weight"), &[width, inner_width])?,
+            bias: vector("dense.bias")?,
+            norm: [vector("LayerNorm.weight")?, vector("LayerNorm.bias")?],
+            is_pre_norm: false,
+            epsilon,
+            scale: None,
+        }))
+    }
+}
+
+impl Encoder {
+    /// Builds the attention sub-layer of block `index` with its residual and norm.
+    ///
+    /// # Shapes
+    ///
+    /// - hidden: \[batch, tokens, width\]
+    /// - attention_mask: \[batch, tokens\]
+    fn attention(&self, index: usize, precision: Precision) -> Result<Network, ArchError> {
+        let width = self.shape.width;
+        let layer = format!("encoder.layer.{index}.attention");
+        let (mut graph, hidden) = with_hidden(width);
+        let mask = token_input(&mut graph, ATTENTION_MASK);
+        let mask =
+            graph.node("Cast", &[&mask], &[("to", Attribute::Int(i64::from(data_type::INT32)))]);
+        let mut projected = Vec::new();
+        let mut biases = Vec::new();
+        for part in self.names.projections {
+            let weight = self.weight(&format!("{layer}.{part}.weight"), &[width, width])?;
+            projected.push(linear(&mut graph, &hidden, weight));
+            let bias = self.weight(&format!("{layer}.{part}.bias"), &[width])?;
+            biases.push(float_weight(&mut graph, bias));
+        }
+        let biases: Vec<&str> = biases.iter().map(String::as_str).collect();
+        let bias = graph.node("Concat", &biases, &[("axis", Attribute::Int(0))]);
+        let scores = self.relative_scores(&mut graph, &hidden)?;
+        let mut inputs = vec![&*projected[0], &projected[1], &projected[2], &bias, &mask];
+        inputs.extend(scores.as_deref());
+        let heads = i64::try_from(self.shape.num_heads).unwrap_or(i64::MAX);
+        let heads = [("num_heads", Attribute::Int(heads))];
+        let context = graph.fused("MultiHeadAttention", &inputs, &heads);
+        let dense = format!("{layer}.{}", self.names.output);
+        let weight = self.weight(&format!("{dense}.weight"), &[width, width])?;
+        let output = linear(&mut graph, &context, weight);
+        let ending = Ending { dense, norm: format!("{layer}.{}", self.names.norm) };
+        self.end_sub_layer(graph, &[&output, &hidden], &ending, precision)
+    }
+
+    /// Returns the expanding half of block `index`'s feed-forward sub-layer.
+    fn expand(&self, index: usize) -> Result<Expansion, ArchError> {
+        let (width, inner) = (self.shape.width, self.shape.inner_width);
+        let dense = format!("encoder.layer.{index}.intermediate.dense");
+        Ok(Expansion {
+            weight: self.weight(&format!("{dense}.weight"), &[inner, width])?,
+            bias: self.weight(&format!("{dense}.bias"), &[inner])?,
+            activation: if self.shape.activation == "gelu" { "BiasGelu" } else { "FastGelu" },
+        })
+    }
+
+    /// Builds the feed-forward sub-layer of block `index` with its residual and norm.
+    ///
+    /// # Shapes
+    ///
+    /// - hidden: \[batch, tokens, width\]
+    fn mlp(&self, index: usize, precision: Precision) -> Result<Network, ArchError> {
+        let (width, inner) = (self.shape.width, self.shape.inner_width);
+        let (mut graph, hidden) = with_hidden(width);
+        let expansion = self.expand(index)?;
+        let expanded = linear(&mut graph, &hidden, expansion.weight);
+        let bias = float_weight(&mut graph, expansion.bias);
+        let expanded = graph.fused(expansion.activation, &[&expanded, &bias], &[]);
+        let output = format!("encoder.layer.{index}.output");
+        let weight = self.weight(&format!("{output}.dense.weight"), &[width, inner])?;
+        let product = linear(&mut graph, &expanded, weight);
+        let ending =
+            Ending { dense: format!("{output}.dense"), norm: format!("{output}.LayerNorm") };
+        self.end_sub_layer(graph, &[&product, &hidden], &ending, precision)
+    }
+
+    /// Adds the rows of the position table for the tokens of `ids`, `[tokens, width]`.
+    fn positions(&self, graph: &mut GraphBuilder, ids: &str) -> Result<String, ArchError> {
+        let axis = [("start", Attribute::Int(1)), ("end", Attribute::Int(2))];
+        let mut end = graph.node("Shape", &[ids], &axis);
+        let axis = graph.ints(&[0]);
+        let first = i64::try_from(self.shape.first_position).unwrap_or(i64::MAX);
+        let mut start = axis.clone();
+        if first > 0 {
+            start = graph.ints(&[first]);
+            end = graph.node("Add", &[&end, &start], &[]);
+        }
+        let table = float_weight(graph, self.table("position", self.shape.num_positions)?);
+        Ok(graph.node("Slice", &[&table, &start, &end, &axis], &[]))
+    }
+
+    /// Adds the scores for the distances between tokens, or returns `None` if attention uses none.
+    fn relative_scores(
+        &self,
+        graph: &mut GraphBuilder,
+        hidden: &str,
+    ) -> Result<Option<String>, ArchError> {
+        let num_buckets = self.shape.num_buckets;
+        if num_buckets == 0 {
+            return Ok(None);
+        }
+        let shape = [num_buckets, self.shape.num_heads];
+        let table = self.weight("encoder.relative_attention_bias.weight", &shape)?;
+        let buckets = relative::buckets(self.max_tokens(), num_buckets);
+        Ok(Some(relative::scores(graph, hidden, table, &buckets)))
+    }
+
+    /// Adds the output bias, the residual and the norm: `norm(output + bias + hidden)`.
+    fn end_sub_layer(
+        &self,
+        mut graph: GraphBuilder,
+        [output, hidden]: &[&str; 2],
+        ending: &Ending,
+        precision: Precision,
+    ) -> Result<Network, ArchError> {
+        let vector =
+            |name: &str, part: &str| self.weight(&format!("{name}.{part}"), &[self.shape.width]);
+        let norm = [vector(&ending.norm, "weight")?, vector(&ending.norm, "bias")?];
+        let bias = float_weight(&mut graph, vector(&ending.dense, "bias")?);
+        let sum = graph.node("Add", &[output, &bias], &[]);
+        let sum = graph.node("Add", &[&sum, hidden], &[]);
+        let normed = layer_norm(&mut graph, &sum, norm, self.shape.epsilon);
+        Ok(self.network(graph, &normed, precision))
+    }
+
+    fn network(&self, graph: GraphBuilder, value: &str, precision: Precision) -> Network {
+        let shape = [None, None, extent(self.shape.width)];
+        Network::new(graph.finish(value, "output", &shape), precision)
+    }
+
+    /// Returns a table of embeddings.
+    fn table(&self, name: &str, rows: usize) -> Result<TensorProto, PoolError> {
+        self.weight(&format!("embeddings.{name}_embeddings.weight"), &[rows, self.shape.width])
+    }
+
+    fn weight(&self, name: &str, shape: &[usize]) -> Result<TensorProto, PoolError> {
+        self.checkpoint.weight(&format!("{}{name}", self.prefix), shape)
+    }
+}
+
+impl Shape {
+    /// Checks the limits shared by all architectures; `path` is the path of the configuration.
+    pub(super) fn validate(&self, path: PathBuf) -> Result<(), ArchError> {
+        let refuse = |key: &str, value: String, expected: &str| {
+            Err(ArchError::Config { path, key: key.into(), value, expected: expected.into() })
+        };
+        if !matches!(self.activation.as_str(), "gelu" | "gelu_new") {
+            let expected = "`gelu` and `gelu_new` are supported";
+            return refuse("hidden_act", self.activation.clone(), expected);
+        }
+        let heads = self.num_heads;
+        if heads == 0 || !self.width.is_multiple_of(heads) {
+            return refuse("num_attention_heads", heads.to_string(), "it must divide hidden_size");
+        }
+        if self.num_blocks == 0 || self.num_blocks > 1_000 {
+            return refuse(
+                "num_hidden_layers",
+                self.num_blocks.to_string(),
+                "1 to 1000 is supported",
+            );
+        }
+        if self.num_positions <= self.first_position {
+            let expected = format!("more than {} are needed", self.first_position);
+            return refuse("max_position_embeddings", self.num_positions.to_string(), &expected);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,77 @@
+//! MPNet encoders from Hugging Face checkpoints (`model_type = "mpnet"`; Song et al. 2020).
+//!
+//! They have BERT's blocks without token types. Token positions start after the padding's position.
+//! Attention uses the distance between tokens as T5 does.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::{Encoder, Names, Shape};
+use crate::{
+    arch::error::ArchError,
+    pool::{Checkpoint, PoolError},
+};
+
+/// MPNet's tensor names of an attention sub-layer.
+const NAMES: Names =
+    Names { projections: ["attn.q", "attn.k", "attn.v"], output: "attn.o", norm: "LayerNorm" };
+
+/// Position of the first token; position 0 is unused and 1 is the padding's.
+const FIRST_POSITION: usize = 2;
+
+/// Keys of `config.json` that affect the network.
+#[derive(Debug, Clone, Deserialize)]
+struct Config {
+    hidden_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    intermediate_size: usize,
+    vocab_size: usize,
+    max_position_embeddings: usize,
+    relative_attention_num_buckets: usize,
+    layer_norm_eps: f32,
+    hidden_act: String,
+}
+
+/// Reads `config`, the text of `config_path`, and finds the tensors in `checkpoint`.
+///
+/// # Errors
+///
+/// Fails on a configuration that is not supported.
+pub(crate) fn open(
+    config_path: &Path,
+    config: &str,
+    checkpoint: Checkpoint,
+) -> Result<Encoder, ArchError> {
+    let config: Config = serde_json::from_str(config).map_err(|e| PoolError::Malformed {
+        path: config_path.to_owned(),
+        message: e.to_string(),
+    })?;
+    let num_buckets = config.relative_attention_num_buckets;
+    if num_buckets < 4 || !num_buckets.is_multiple_of(4) {
+        return Err(ArchError::Config {
+            path: config_path.to_owned(),
+            key: "relative_attention_num_buckets".into(),
+            value: num_buckets.to_string(),
+            expected: "a multiple of 4 is supported".into(),
+        });
+    }
+    let shape = Shape {
+        width: config.hidden_size,
+        inner_width: config.intermediate_size,
+        num_blocks: config.num_hidden_layers,
+        num_heads: config.num_attention_heads,
+        num_words: config.vocab_size,
+        num_positions: config.max_position_embeddings,
+        first_position: FIRST_POSITION,
+        num_token_types: 0,
+        num_buckets,
+        epsilon: config.layer_norm_eps,
+        activation: config.hidden_act,
+    };
+    shape.validate(config_path.to_owned())?;
+    let is_prefixed = checkpoint.has("mpnet.embeddings.word_embeddings.weight");
+    let prefix = if is_prefixed { "mpnet." } else { "" };
+    Ok(Encoder { shape, names: NAMES, checkpoint, prefix })
+}

@@ -1,0 +1,12 @@
+//! Modules that join anchors: stitches, bridges, exits and experts.
+
+mod convolved;
+pub(crate) mod experts;
+pub(crate) mod fitted;
+mod map;
+pub(super) mod pooling;
+pub(crate) mod trained;
+
+pub(crate) use experts::SplitFile;
+pub use experts::{SplitPart, split_file_name};
+pub(crate) use map::MapParts;

@@ -1,0 +1,4 @@
+//! Vision transformers.
+
+pub(super) mod layout;
+pub(super) mod vit;

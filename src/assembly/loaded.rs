@@ -1,0 +1,275 @@
+//! Loaded families: the manifest, the graph and the network of every module.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::builder::FamilyBuilder;
+use crate::{
+    arch::{ArchError, SplitPart},
+    family::{FamilyGraph, MANIFEST_FILE, Manifest, MapSpec, ModuleId, SpaceId},
+    input::Tokenizer,
+    module::{Body, Company, Compute, Network},
+    pool::{FitRecords, PoolError, Stamps},
+};
+
+/// Loaded family, ready to run: its modules and the graph that joins them.
+#[derive(Debug)]
+pub struct Family {
+    /// Manifest of the family.
+    pub manifest: Manifest,
+    /// Path of the family's folder.
+    pub folder: PathBuf,
+    /// Graph of the family's modules.
+    pub graph: FamilyGraph,
+    networks: Networks,
+    /// Networks that each module runs, by position in `networks`; `None` for the identity.
+    computes: Vec<Option<Compute>>,
+    features: Vec<Network>,
+    splits: Vec<SplitPart>,
+    tokenizers: BTreeMap<String, Arc<Tokenizer>>,
+    words: BTreeMap<String, usize>,
+    stamps: Stamps,
+}
+
+/// Distinct networks of a family. Equal networks are kept once, such as the head that may follow
+/// any block.
+#[derive(Debug, Default)]
+struct Networks {
+    /// Networks, each with its name in errors and logs.
+    kept: Vec<(Network, String)>,
+    known: BTreeMap<Vec<u8>, usize>,
+}
+
+impl Family {
+    /// Loads the family in `folder`.
+    ///
+    /// Checks digests, and reads headers and configurations; weights stay in their files. An
+    /// optional anchor with missing files is left out, and so are the maps from and to it.
+    ///
+    /// # Errors
+    ///
+    /// Fails on any fault of the manifest, a file or the graph; the error names it.
+    pub fn load(folder: &Path) -> Result<Self, ArchError> {
+        Self::load_from(folder, None)
+    }
+
+    /// Loads the family in `folder` with only the fitted files in `records`.
+    ///
+    /// # Errors
+    ///
+    /// Fails like [`load`](Self::load).
+    pub fn load_with(folder: &Path, records: FitRecords) -> Result<Self, ArchError> {
+        Self::load_from(folder, Some(records))
+    }
+
+    fn load_from(folder: &Path, records: Option<FitRecords>) -> Result<Self, ArchError> {
+        // The stamps are taken before anything is read, so that any later change is noticed.
+        let stamps = Stamps::take(folder)
+            .map_err(|source| PoolError::Unreadable { path: folder.to_owned(), source })?;
+        let manifest = Manifest::read(folder)?;
+        let records = records.map_or_else(|| FitRecords::read(folder), Ok)?;
+        let parts = FamilyBuilder::build(folder, &manifest, records)?;
+        let graph = FamilyGraph::new(parts.anchors, parts.spaces, parts.modules)
+            .map_err(|source| ArchError::Graph { path: folder.join(MANIFEST_FILE), source })?;
+        let mut networks = Networks::default();
+        let named = graph.modules().iter().zip(parts.bodies);
+        let computes = named.map(|(module, body)| Some(networks.keep(&module.name, body?)));
+        let computes = computes.collect();
+        Ok(Self {
+            folder: folder.to_owned(),
+            graph,
+            networks,
+            computes,
+            features: parts.features,
+            splits: parts.splits,
+            tokenizers: parts.tokenizers,
+            words: parts.words,
+            manifest,
+            stamps,
+        })
+    }
+
+    /// Returns the stamps of the files in the family's folder, taken when it was loaded.
+    pub fn stamps(&self) -> &Stamps {
+        &self.stamps
+    }
+
+    /// Returns a file with weights of `network` that has changed since loading, or `None`.
+    pub fn changed_file(&self, network: &Network) -> Option<PathBuf> {
+        let files: BTreeSet<String> = network.files().collect();
+        let mut paths = files.into_iter().map(|file| self.folder.join(file));
+        paths.find(|path| !self.stamps.is_unchanged(path))
+    }
+
+    /// Returns the computation of module `id`, or `None` if it is the identity.
+    ///
+    /// # Panics
+    ///
+    /// Panics when `id` is of another family and out of range.
+    pub fn compute(&self, id: ModuleId) -> Option<&Compute> {
+        self.computes[id.0].as_ref()
+    }
+
+    /// Returns the network at the position `index`, as returned by [`compute`](Self::compute).
+    ///
+    /// # Panics
+    ///
+    /// Panics when `index` is out of range.
+    pub fn network(&self, index: usize) -> &Network {
+        &self.networks.kept[index].0
+    }
+
+    /// Returns whether rows run one at a time, because a network mixes the rows of a batch.
+    pub fn is_one_by_one(&self) -> bool {
+        self.networks.kept.iter().any(|(network, _)| network.company() == Company::OneByOne)
+    }
+
+    /// Returns the number of distinct networks.
+    pub fn num_networks(&self) -> usize {
+        self.networks.kept.len()
+    }
+
+    /// Returns the name of the network at the position `index`. It is the name of the first module
+    /// that runs the network. The network's role follows if the module routes tokens.
+    ///
+    /// # Panics
+    ///
+    /// Panics when `index` is out of range.
+    pub fn network_name(&self, index: usize) -> &str {
+        &self.networks.kept[index].1
+    }
+
+    /// Returns the positions of the networks that module `id` may run, each once. The list is empty
+    /// for the identity. A routed module's entry comes first.
+    ///
+    /// # Panics
+    ///
+    /// Panics when `id` is of another family and out of range.
+    pub fn networks_of(&self, id: ModuleId) -> Vec<usize> {
+        match self.compute(id) {
+            None => Vec::new(),
+            Some(Compute::Network(index)) => vec![*index],
+            Some(Compute::Routed(routed)) => {
+                let mut seen = BTreeSet::new();
+                routed.networks().copied().filter(|index| seen.insert(*index)).collect()
+            }
+        }
+    }
+
+    /// Returns the size of all weights of module `id` when loaded, in bytes.
+    ///
+    /// # Panics
+    ///
+    /// Panics when `id` is of another family and out of range.
+    pub fn weight_bytes(&self, id: ModuleId) -> u64 {
+        self.networks_of(id).into_iter().map(|index| self.network(index).weight_bytes()).sum()
+    }
+
+    /// Returns bytes that identify the computation of module `id`, or `None` if it is the identity.
+    ///
+    /// # Panics
+    ///
+    /// Panics when `id` is of another family and out of range.
+    pub fn fingerprint(&self, id: ModuleId) -> Option<Vec<u8>> {
+        self.named_by(id, Network::fingerprint)
+    }
+
+    /// Returns bytes that identify the cost of module `id` in caches, or `None` if it is the
+    /// identity.
+    ///
+    /// # Panics
+    ///
+    /// Panics when `id` is of another family and out of range.
+    pub fn cost_key(&self, id: ModuleId) -> Option<Vec<u8>> {
+        self.named_by(id, Network::cost_key)
+    }
+
+    fn named_by(&self, id: ModuleId, name: fn(&Network) -> Vec<u8>) -> Option<Vec<u8>> {
+        match self.compute(id)? {
+            Compute::Network(index) => Some(name(self.network(*index))),
+            Compute::Routed(routed) => {
+                let mut bytes = format!("{:?}", routed.router).into_bytes();
+                routed.networks().for_each(|index| bytes.extend(name(self.network(*index))));
+                Some(bytes)
+            }
+        }
+    }
+
+    /// Returns the networks that compute the features of each of the manifest's maps, in the
+    /// manifest's order.
+    ///
+    /// Maps from and to a missing optional anchor are left out.
+    pub fn feature_networks(&self) -> impl Iterator<Item = (&MapSpec, &Network)> {
+        let maps = self.manifest.maps.iter().filter(|map| {
+            let has = |name: &str| self.graph.space_named(name).is_some();
+            has(&map.from) && has(&map.to)
+        });
+        maps.zip(&self.features)
+    }
+
+    /// Returns the feed-forward parts that the manifest splits among experts.
+    pub fn split_parts(&self) -> &[SplitPart] {
+        &self.splits
+    }
+
+    /// Returns whether a module is a map that was fitted in closed form.
+    pub fn is_fitted(&self, id: ModuleId) -> bool {
+        let module = self.graph.module(id);
+        let name = |space: SpaceId| self.graph.spaces()[space.0].name.as_str();
+        let (from, to) = (name(module.from), name(module.to));
+        let label = module.variant.as_deref().map(|label| label.trim_end_matches("int8"));
+        let label = label.map(|label| label.trim_end_matches('-')).filter(|l| !l.is_empty());
+        let is_of =
+            |map: &MapSpec| map.from == from && map.to == to && map.label.as_deref() == label;
+        self.manifest.maps.iter().any(is_of)
+    }
+
+    /// Returns the tokenizer of `anchor`, or `None` if it reads images or only token ids.
+    pub fn tokenizer(&self, anchor: &str) -> Option<&Arc<Tokenizer>> {
+        self.tokenizers.get(anchor)
+    }
+
+    /// Returns the number of token ids that requests may name. It is the size of the tokenizer's
+    /// vocabulary, or of the anchor's if it has no tokenizer.
+    pub fn vocabulary_size(&self, anchor: &str) -> usize {
+        match self.tokenizer(anchor) {
+            Some(tokenizer) => tokenizer.vocabulary_size(),
+            None => self.words.get(anchor).copied().unwrap_or(usize::MAX),
+        }
+    }
+
+    /// Returns whether two anchors share one tokenizer, or both have none, with equal vocabulary
+    /// sizes.
+    pub fn share_tokenizer(&self, one: &str, other: &str) -> bool {
+        let location = |name| self.manifest.anchors.get(name).map(|anchor| &anchor.tokenizer);
+        location(one).is_some()
+            && location(one) == location(other)
+            && self.vocabulary_size(one) == self.vocabulary_size(other)
+    }
+}
+
+impl Networks {
+    /// Keeps the networks of the module `name` that are not yet known.
+    fn keep(&mut self, name: &str, body: Body) -> Compute {
+        match body {
+            Body::Network(network) => Compute::Network(self.position(*network, || name.to_owned())),
+            Body::Routed(routed) => {
+                let keep = |network, role: &str, index| {
+                    self.position(network, || format!("{name}.{role}.{index}"))
+                };
+                Compute::Routed(Box::new(routed.map(keep)))
+            }
+        }
+    }
+
+    fn position(&mut self, network: Network, name: impl FnOnce() -> String) -> usize {
+        let Self { kept, known } = self;
+        *known.entry(network.fingerprint()).or_insert_with(|| {
+            kept.push((network, name()));
+            kept.len() - 1
+        })
+    }
+}

@@ -1,0 +1,10 @@
+//! Assembles anchors, stitches, maps and variants into a family's graph.
+//!
+//! Knows no budgets and runs nothing. Start at [`Family::load`].
+
+mod builder;
+mod loaded;
+mod promises;
+mod variants;
+
+pub use loaded::Family;

@@ -1,0 +1,122 @@
+//! Data for offline work: texts or labelled images.
+
+use std::path::Path;
+
+use super::{corpus::Corpus, images::ImageSet};
+use crate::{assembly::Family, family::Manifest, fit::error::FitError, input::ModelInput};
+
+/// Data for offline work: texts or labelled images.
+#[derive(Debug, Clone)]
+pub enum Dataset {
+    /// Texts of a corpus.
+    Texts(Corpus),
+    /// Images with their classes.
+    Images(ImageSet),
+}
+
+impl Dataset {
+    /// Reads texts or images from `path`, as the family in `manifest` needs.
+    ///
+    /// `labels` is the file of labels for images in an array file.
+    ///
+    /// # Errors
+    ///
+    /// Fails like [`Corpus::read`] and [`ImageSet::read`].
+    pub fn read(
+        path: &Path,
+        labels: Option<&Path>,
+        manifest: &Manifest,
+        limit: Option<usize>,
+    ) -> Result<Self, FitError> {
+        match manifest.image {
+            None => Corpus::read(path, limit).map(Self::Texts),
+            Some(_) => ImageSet::read(path, labels, manifest, limit).map(Self::Images),
+        }
+    }
+
+    /// Returns the name of the file or folder.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Texts(corpus) => corpus.name(),
+            Self::Images(images) => images.name(),
+        }
+    }
+
+    /// Returns the number of texts or images.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Texts(corpus) => corpus.texts().len(),
+            Self::Images(images) => images.labels().len(),
+        }
+    }
+
+    /// Returns whether there are no texts or images.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns the classes of the images, or `None` for texts.
+    pub fn labels(&self) -> Option<&[usize]> {
+        match self {
+            Self::Texts(_) => None,
+            Self::Images(images) => Some(images.labels()),
+        }
+    }
+
+    /// Returns the positions of all texts or images, split into batches of `batch`.
+    ///
+    /// Texts of similar length, in tokens of `anchor`, share a batch. Images keep their order.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the tokenizer fails.
+    pub fn batches(
+        &self,
+        family: &Family,
+        anchor: &str,
+        batch: usize,
+        max_tokens: usize,
+    ) -> Result<Vec<Vec<usize>>, FitError> {
+        let mut positions: Vec<usize> = (0..self.len()).collect();
+        if let Self::Texts(corpus) = self {
+            let lengths = corpus.lengths(tokenizer(family, anchor)?, max_tokens)?;
+            positions.sort_by_key(|position| (lengths[*position], *position));
+        }
+        Ok(positions.chunks(batch.max(1)).map(<[usize]>::to_vec).collect())
+    }
+
+    /// Returns the texts or images at `positions` in the form that `anchor` reads.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the tokenizer fails, or an image cannot be read.
+    pub fn input(
+        &self,
+        family: &Family,
+        anchor: &str,
+        positions: &[usize],
+        max_tokens: usize,
+    ) -> Result<ModelInput, FitError> {
+        match self {
+            Self::Texts(corpus) => {
+                let texts = positions.iter().map(|p| corpus.texts()[*p].text.as_str());
+                let texts: Vec<&str> = texts.collect();
+                let encoding = tokenizer(family, anchor)?.encode_up_to(&texts, max_tokens);
+                encoding
+                    .map(ModelInput::Tokens)
+                    .map_err(|error| FitError::Tokenize(error.to_string()))
+            }
+            Self::Images(images) => {
+                images.pixels(positions, &family.manifest).map(ModelInput::Pixels)
+            }
+        }
+    }
+}
+
+fn tokenizer<'f>(
+    family: &'f Family,
+    anchor: &str,
+) -> Result<&'f crate::input::Tokenizer, FitError> {
+    let found = family.tokenizer(anchor).map(|tokenizer| &**tokenizer);
+    found.ok_or_else(|| FitError::Family(format!("anchor `{anchor}` has no tokenizer")))
+}

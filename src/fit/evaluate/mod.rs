@@ -1,0 +1,438 @@
+//! Measuring the quality of plans.
+
+mod recall;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::SystemTime,
+};
+
+use super::{FitError, Progress, data::dataset::Dataset};
+use crate::{
+    assembly::Family,
+    family::{FamilyGraph, Metric, Module, ModuleId, ModuleKind, PlanId},
+    input::ModelInput,
+    offer::{Profile, QualityRecords, candidate_paths},
+    pool::today,
+    runtime::{Activation, Executor, SideInputs},
+};
+use recall::Neighbours;
+
+/// Settings of an evaluation.
+#[derive(Debug, Clone)]
+pub struct EvaluateOptions {
+    /// Number of tokens after which texts are cut.
+    pub max_tokens: usize,
+    /// Maximum number of plans measured in one round.
+    pub plans_per_round: usize,
+    /// Maximum number of rounds after the first. Each measures the plans that the last predictions
+    /// put on the front.
+    pub max_rounds: usize,
+    /// Command line, kept in the records.
+    pub command: String,
+}
+
+/// Starting point of an evaluation.
+#[derive(Debug)]
+pub struct Evaluation<'a> {
+    /// Costs of the modules, which decide the plans on the front.
+    pub profile: &'a Profile,
+    /// Qualities measured before.
+    pub records: QualityRecords,
+    /// Settings of the evaluation.
+    pub options: &'a EvaluateOptions,
+}
+
+/// Maximum number of texts or images that run in one batch.
+const BATCH: usize = 16;
+
+/// Minimum number of texts or images for measuring a quality.
+const MIN_TEXTS: usize = 20;
+
+/// Measures plans on `data` until all plans on the front are measured or the rounds end.
+///
+/// The first round measures every module by itself, in the path that is otherwise most like the
+/// reference. `save` is called after every round, so that an interrupted evaluation can resume.
+///
+/// # Errors
+///
+/// Fails when a plan cannot be run, `data` is too small, or saving fails.
+pub fn evaluate(
+    executor: &mut Executor,
+    data: &Dataset,
+    evaluation: Evaluation<'_>,
+    progress: &dyn Progress,
+    save: &mut dyn FnMut(&QualityRecords) -> Result<(), FitError>,
+) -> Result<QualityRecords, FitError> {
+    let Evaluation { profile, mut records, options } = evaluation;
+    let family = executor.family().clone();
+    let graph = &family.graph;
+    if data.len() < MIN_TEXTS {
+        return Err(FitError::TooFewTexts {
+            what: "evaluation".into(),
+            needed: MIN_TEXTS,
+            found: data.len(),
+        });
+    }
+    describe(&mut records, &family, data, options);
+    let known = |id: &String, _: &mut f64| PlanId::find_path(graph, id).is_ok();
+    records.plans.retain(known);
+    let reference = reference_path(&family.graph, &family.manifest.reference)
+        .ok_or_else(|| FitError::Family("the reference has no head".into()))?;
+    let mut wanted = singles(graph);
+    wanted.extend(uniform(graph));
+    wanted.insert(reference.clone());
+    for round in 0..=options.max_rounds {
+        let mut due = not_measured(graph, &records, wanted);
+        if round > 0 {
+            let floor = family.manifest.quality.floor;
+            due.retain(|path| (-records.predicted_loss(graph, path)).exp() >= floor);
+            due = spread(graph, &records, due, options.plans_per_round);
+        }
+        if due.is_empty() {
+            records.fit_losses(graph);
+            save(&records)?;
+            if round == 0 {
+                wanted = candidate_paths(&family, profile, &records)?;
+                continue;
+            }
+            break;
+        }
+        progress.note(&format!("round {round}: {} plans", due.len()));
+        due.insert(reference.clone());
+        let outputs = run_all(executor, data, &due, options.max_tokens, progress)?;
+        for (path, quality) in qualities(&family, data, &reference, outputs)? {
+            let quality = (quality * 1e4).round() / 1e4;
+            records.plans.insert(PlanId::of_path(graph, &path).into(), quality);
+        }
+        records.fit_losses(graph);
+        save(&records)?;
+        wanted = candidate_paths(&family, profile, &records)?;
+    }
+    Ok(records)
+}
+
+fn describe(
+    records: &mut QualityRecords,
+    family: &Family,
+    data: &Dataset,
+    options: &EvaluateOptions,
+) {
+    records.metric = family.manifest.quality.metric.name().into();
+    records.data = data.name();
+    records.num_texts = data.len();
+    records.max_tokens = options.max_tokens;
+    records.date = today(SystemTime::now());
+    records.command.clone_from(&options.command);
+}
+
+fn not_measured(
+    graph: &FamilyGraph,
+    records: &QualityRecords,
+    paths: BTreeSet<Vec<ModuleId>>,
+) -> BTreeSet<Vec<ModuleId>> {
+    let measured =
+        |path: &Vec<ModuleId>| records.plans.contains_key(PlanId::of_path(graph, path).as_str());
+    paths.into_iter().filter(|path| !measured(path)).collect()
+}
+
+/// Measures the quality of each of `plans` on `data`.
+///
+/// # Errors
+///
+/// Fails when a plan id is wrong or a plan cannot be run.
+pub fn measure_qualities(
+    executor: &mut Executor,
+    data: &Dataset,
+    plans: &[&str],
+    max_tokens: usize,
+    progress: &dyn Progress,
+) -> Result<BTreeMap<String, f64>, FitError> {
+    let family = executor.family().clone();
+    let reference = reference_path(&family.graph, &family.manifest.reference)
+        .ok_or_else(|| FitError::Family("the reference has no head".into()))?;
+    let paths = plans.iter().map(|plan| PlanId::find_path(&family.graph, plan));
+    let mut paths = paths.collect::<Result<BTreeSet<_>, _>>()?;
+    paths.insert(reference.clone());
+    let outputs = run_all(executor, data, &paths, max_tokens, progress)?;
+    let judged = qualities(&family, data, &reference, outputs)?.into_iter();
+    Ok(judged.map(|(path, q)| (PlanId::of_path(&family.graph, &path).into(), q)).collect())
+}
+
+/// Computes each path's quality from its outputs, against labels or the reference's outputs.
+fn qualities(
+    family: &Family,
+    data: &Dataset,
+    reference: &[ModuleId],
+    mut outputs: HashMap<Vec<ModuleId>, Vec<f32>>,
+) -> Result<Vec<(Vec<ModuleId>, f64)>, FitError> {
+    if family.manifest.quality.metric == Metric::Accuracy {
+        let labels =
+            data.labels().ok_or_else(|| FitError::Family("accuracy needs labelled data".into()))?;
+        let judged = outputs.into_iter().map(|(path, classes)| (path, accuracy(&classes, labels)));
+        return Ok(judged.collect());
+    }
+    let truth = outputs
+        .remove(reference)
+        .ok_or_else(|| FitError::Family("the reference did not run".into()))?;
+    let neighbours = Neighbours::new(truth, family.manifest.output.width);
+    let judged = outputs.into_iter().map(|(path, found)| (path, neighbours.recall(&found)));
+    Ok(judged.chain([(reference.to_vec(), 1.0)]).collect())
+}
+
+/// Returns the fraction of `classes` (whole numbers) that equal their label.
+#[expect(clippy::cast_precision_loss, reason = "classes and images are far below 2^24")]
+fn accuracy(classes: &[f32], labels: &[usize]) -> f64 {
+    let is_right = |(class, label): &(&f32, &usize)| (**class - **label as f32).abs() < 0.5;
+    let right = classes.iter().zip(labels).filter(is_right).count();
+    right as f64 / labels.len().max(1) as f64
+}
+
+/// Returns the position of the largest score in each row, as a float.
+#[expect(clippy::cast_precision_loss, reason = "classes are far below 2^24")]
+fn best_classes(scores: &[f32], width: usize) -> Vec<f32> {
+    let best = |row: &[f32]| {
+        let largest = row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
+        largest.map_or(0.0, |(index, _)| index as f32)
+    };
+    scores.chunks(width).map(best).collect()
+}
+
+/// Returns the reference's own path to its own head, without variants, bridges and stitches.
+fn reference_path(graph: &FamilyGraph, reference: &str) -> Option<Vec<ModuleId>> {
+    let head = graph.reference_head(reference)?;
+    path_through(graph, head, |module| {
+        let leads_elsewhere = matches!(module.kind, ModuleKind::Bridge | ModuleKind::Stitch);
+        i64::from(module.variant.is_some() || leads_elsewhere)
+    })
+}
+
+/// Returns a path through each module that departs from its anchor. The rest of the path departs
+/// least. It takes the int8 form of blocks that have one, for speed.
+fn singles(graph: &FamilyGraph) -> BTreeSet<Vec<ModuleId>> {
+    use ModuleKind::{Attention, Block, Mlp};
+    let is_plain = |module: &Module| {
+        matches!(module.kind, Block | Attention | Mlp) && module.variant.is_none()
+    };
+    let modules = graph.modules().iter().enumerate();
+    modules
+        .filter(|(_, module)| !is_plain(module))
+        .filter_map(|(index, _)| path_through(graph, ModuleId(index), departure))
+        .collect()
+}
+
+/// Returns paths that take a variant wherever it exists, for each variant and each exit or head.
+/// They avoid bridges and stitches.
+fn uniform(graph: &FamilyGraph) -> BTreeSet<Vec<ModuleId>> {
+    let variants = graph.modules().iter().filter_map(|module| module.variant.as_deref());
+    let variants: BTreeSet<&str> = variants.filter(|variant| *variant != "skip").collect();
+    let exits = graph.modules().iter().enumerate().filter(|(_, m)| m.to == graph.output());
+    let exits: Vec<usize> = exits.map(|(index, _)| index).collect();
+    let mut paths = BTreeSet::new();
+    for variant in variants {
+        let length = |module: &Module| match module.kind {
+            ModuleKind::Stitch | ModuleKind::Bridge => 1_000,
+            _ => i64::from(module.variant.as_deref() != Some(variant)),
+        };
+        for exit in &exits {
+            let end = graph.modules()[*exit].from.0;
+            if let Some(mut path) = shortest(graph, (graph.input().0, end), length) {
+                path.push(ModuleId(*exit));
+                paths.insert(path);
+            }
+        }
+    }
+    paths
+}
+
+/// Finds the path through module `id` with the least sum of `departure`.
+fn path_through(
+    graph: &FamilyGraph,
+    id: ModuleId,
+    departure: fn(&Module) -> i64,
+) -> Option<Vec<ModuleId>> {
+    let module = graph.module(id);
+    let mut path = shortest(graph, (graph.input().0, module.from.0), departure)?;
+    path.push(id);
+    path.extend(shortest(graph, (module.to.0, graph.output().0), departure)?);
+    Some(path)
+}
+
+/// Finds the path between two spaces with the least sum of `length`.
+///
+/// The search is Bellman-Ford: lengths may be negative, and the graph has no cycle.
+fn shortest(
+    graph: &FamilyGraph,
+    (from, to): (usize, usize),
+    length: impl Fn(&Module) -> i64,
+) -> Option<Vec<ModuleId>> {
+    let mut best: Vec<Option<(i64, Option<ModuleId>)>> = vec![None; graph.spaces().len()];
+    best[from] = Some((0, None));
+    for _ in 0..graph.spaces().len() {
+        for (index, module) in graph.modules().iter().enumerate() {
+            let Some((cost, _)) = best[module.from.0] else { continue };
+            let cost = cost + length(module);
+            if best[module.to.0].is_none_or(|(known, _)| cost < known) {
+                best[module.to.0] = Some((cost, Some(ModuleId(index))));
+            }
+        }
+    }
+    let mut path = Vec::new();
+    let mut end = to;
+    while end != from {
+        let id = best[end]?.1?;
+        path.push(id);
+        end = graph.module(id).from.0;
+    }
+    path.reverse();
+    Some(path)
+}
+
+/// Returns the distance of a module from its anchor. Blocks have a negative one, and int8 blocks
+/// the least, so that paths prefer them.
+fn departure(module: &Module) -> i64 {
+    use ModuleKind::{Attention, Block, Bridge, Exit, Head, Mlp, Stem, Stitch};
+    let is_int8 = module.variant.as_deref().is_some_and(|variant| variant.ends_with("int8"));
+    match (module.kind, &module.variant) {
+        (Stem | Head, _) => 0,
+        (Block | Attention | Mlp, None) => -1,
+        (Block | Attention | Mlp, Some(_)) if is_int8 => -2,
+        (Bridge | Stitch | Exit, _) if is_int8 => 1_000,
+        (Bridge | Stitch | Exit, _) => 1_001,
+        (Block | Attention | Mlp, _) => 1_000,
+    }
+}
+
+/// Takes at most `count` of `paths`, evenly spread from the best to the worst predicted quality.
+fn spread(
+    graph: &FamilyGraph,
+    records: &QualityRecords,
+    paths: BTreeSet<Vec<ModuleId>>,
+    count: usize,
+) -> BTreeSet<Vec<ModuleId>> {
+    let mut ranked: Vec<_> =
+        paths.into_iter().map(|path| (records.predicted_loss(graph, &path), path)).collect();
+    ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let every = ranked.len().div_ceil(count.max(1)).max(1);
+    ranked.into_iter().step_by(every).map(|(_, path)| path).collect()
+}
+
+/// Runs all `paths` over the data. Returns the outputs of each path, or its classes of the largest
+/// score. Each batch follows the paths as a tree, so that a common start runs once.
+fn run_all(
+    executor: &mut Executor,
+    data: &Dataset,
+    paths: &BTreeSet<Vec<ModuleId>>,
+    max_tokens: usize,
+    progress: &dyn Progress,
+) -> Result<HashMap<Vec<ModuleId>, Vec<f32>>, FitError> {
+    let family = executor.family().clone();
+    let width = family.manifest.output.width;
+    let is_classes = family.manifest.quality.metric == Metric::Accuracy;
+    let kept = if is_classes { 1 } else { width };
+    let new = || vec![0.0; data.len() * kept];
+    let mut outputs: HashMap<_, _> = paths.iter().map(|path| (path.clone(), new())).collect();
+    for (anchor, paths) in by_stem(&family.graph, paths) {
+        let rows = paths.iter().map(|path| executor.rows_at_once(path, (BATCH, max_tokens)));
+        let rows = rows.min().unwrap_or(BATCH);
+        let batches = data.batches(&family, &anchor, rows, max_tokens)?;
+        progress.phase(&format!("evaluate {anchor}"), batches.len() as u64);
+        for positions in batches {
+            let input = data.input(&family, &anchor, &positions, max_tokens)?;
+            let mut tree = Tree::new(executor, input)?;
+            for path in &paths {
+                let mut rows = tree.run(path)?;
+                if is_classes {
+                    rows = best_classes(&rows, width);
+                }
+                for all in outputs.get_mut(*path).into_iter() {
+                    for (row, position) in rows.chunks(kept).zip(&positions) {
+                        all[position * kept..][..kept].copy_from_slice(row);
+                    }
+                }
+            }
+            progress.step();
+        }
+    }
+    Ok(outputs)
+}
+
+/// Groups paths by the anchor whose tokens they read. A group stays sorted, so that paths with a
+/// common start follow one another.
+fn by_stem<'p>(
+    graph: &FamilyGraph,
+    paths: &'p BTreeSet<Vec<ModuleId>>,
+) -> BTreeMap<String, Vec<&'p Vec<ModuleId>>> {
+    let mut groups: BTreeMap<String, Vec<_>> = BTreeMap::new();
+    for path in paths {
+        let anchor = graph.stem_anchor(path).unwrap_or_default();
+        groups.entry(anchor.into()).or_default().push(path);
+    }
+    groups
+}
+
+/// Activations along the path run last; the next path reuses those of their common start.
+struct Tree<'a> {
+    executor: &'a mut Executor,
+    sides: SideInputs,
+    path: Vec<ModuleId>,
+    states: Vec<Option<Activation>>,
+}
+
+impl<'a> Tree<'a> {
+    fn new(executor: &'a mut Executor, input: ModelInput) -> Result<Self, FitError> {
+        let sides = SideInputs::of_input(input)?;
+        Ok(Self { executor, sides, path: Vec::new(), states: Vec::new() })
+    }
+
+    fn run(&mut self, path: &[ModuleId]) -> Result<Vec<f32>, FitError> {
+        let common = self.path.iter().zip(path).take_while(|(a, b)| a == b).count();
+        self.path.truncate(common);
+        self.states.truncate(common);
+        for id in &path[common..] {
+            // The identity leaves no state of its own, so the last state before it is used.
+            let state = self.states.iter().rev().find_map(Option::as_ref);
+            let next = self.executor.advance(*id, state, &self.sides)?;
+            self.path.push(*id);
+            self.states.push(next);
+        }
+        let last = self.states.iter().rev().find_map(Option::as_ref);
+        let output = last.ok_or_else(|| FitError::Family("a path computes nothing".into()))?;
+        Ok(output.to_tensor()?.as_f32().unwrap_or_default().to_vec())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::family::{Space, SpaceId, SpaceKind};
+
+    #[test]
+    fn the_reference_runs_every_block_where_a_bridge_of_no_variant_is_shorter() {
+        let hidden = |depth| SpaceKind::Hidden { anchor: 0, depth, inner: false, stitched: false };
+        let kinds = [SpaceKind::Input, SpaceKind::Output, hidden(0), hidden(1), hidden(2)];
+        let spaces = kinds.iter().zip(["in", "out", "a.0", "a.1", "a.2"]);
+        let space = |(kind, name): (&SpaceKind, &str)| {
+            let (name, kind) = (name.into(), *kind);
+            Space { name, kind, shape: Vec::new() }
+        };
+        let spaces = spaces.map(space);
+        let modules = [
+            (ModuleKind::Bridge, 2, 4),
+            (ModuleKind::Stem, 0, 2),
+            (ModuleKind::Block, 2, 3),
+            (ModuleKind::Block, 3, 4),
+            (ModuleKind::Head, 4, 1),
+        ];
+        let modules = modules.iter().enumerate().map(|(index, (kind, from, to))| Module {
+            name: format!("m{index}"),
+            from: SpaceId(*from),
+            to: SpaceId(*to),
+            kind: *kind,
+            variant: None,
+        });
+        let graph = FamilyGraph::new(vec!["a".into()], spaces.collect(), modules.collect());
+        let path = reference_path(&graph.expect("a graph"), "a");
+        assert_eq!(path, Some([1, 2, 3, 4].map(ModuleId).to_vec()));
+    }
+}

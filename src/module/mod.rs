@@ -1,0 +1,16 @@
+//! What the runtime knows of a module: its network, or the experts among which tokens are routed.
+//!
+//! Knows no architecture and runs nothing. Start at [`Network`] and [`Routed`].
+
+mod compute;
+mod error;
+mod network;
+mod routed;
+
+pub use compute::Compute;
+pub use error::ModuleError;
+pub use network::{ATTENTION_MASK, Company, INPUT_IDS, Network, PIXEL_VALUES, Precision};
+pub(crate) use routed::Body;
+pub use routed::{
+    KEYS, Order, QUERIES, REST, Routed, Router, SCORES, SUM, TOKENS, VALUES, Ways, Weighting,
+};

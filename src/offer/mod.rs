@@ -1,0 +1,14 @@
+//! The plans that serving chooses from: profiles, qualities and the front that follows from them.
+//!
+//! Measures nothing. Start at [`plan_table`].
+
+mod error;
+mod front;
+mod profile;
+mod quality;
+
+pub use error::OfferError;
+pub use front::{candidate_paths, costed_graph, entry, plan_table};
+pub use profile::{MachineKey, ModuleProfile, Profile, ProfileCache};
+pub(crate) use profile::{module_digest, network_digest};
+pub use quality::{QualityRecords, losses_of};

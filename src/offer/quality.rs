@@ -1,0 +1,167 @@
+//! Measured plan qualities, and the model that predicts the others.
+
+use std::{collections::BTreeMap, path::Path};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    family::{FamilyGraph, Metric, ModuleId, ModuleKind, PlanId, SpaceId, SpaceKind},
+    pool::PoolError,
+    tensor::read_text,
+};
+
+/// Least quality whose logarithm is taken.
+const FLOOR: f64 = 1e-3;
+
+/// Loss of an unknown module; it means a quality of about a third.
+const UNKNOWN_LOSS: f64 = 1.0;
+
+/// Content of `quality.json`: the qualities of measured plans, and the loss of each module by
+/// itself.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QualityRecords {
+    /// Name of the metric.
+    pub metric: String,
+    /// Name of the data on which qualities were measured.
+    pub data: String,
+    /// Number of texts or images.
+    pub num_texts: usize,
+    /// Number of tokens after which texts were cut.
+    pub max_tokens: usize,
+    /// Date of the evaluation in UTC, `YYYY-MM-DD`.
+    pub date: String,
+    /// Command line of the evaluation.
+    pub command: String,
+    /// Measured qualities by plan id.
+    pub plans: BTreeMap<String, f64>,
+    /// Additive loss, −ln(quality), of each module by its name. Only modules of measured plans have
+    /// an entry.
+    pub losses: BTreeMap<String, f64>,
+    /// Root mean square error of predicted qualities; each plan is predicted without its own
+    /// measurement.
+    pub prediction_error: f64,
+}
+
+impl QualityRecords {
+    /// Reads the file, or returns empty records if it is missing.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the file is there but does not parse.
+    pub fn read(path: &Path) -> Result<Self, PoolError> {
+        let text = match read_text(path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(source) => {
+                return Err(PoolError::File { path: path.to_owned(), source });
+            }
+        };
+        serde_json::from_str(&text)
+            .map_err(|e| PoolError::Malformed { path: path.to_owned(), message: e.to_string() })
+    }
+
+    /// Returns the predicted loss of a module. It is fitted if the module was part of a measured
+    /// plan. Otherwise it is 0 for a plain part of the reference, and large for any other module.
+    pub fn loss(&self, graph: &FamilyGraph, id: ModuleId) -> f64 {
+        let module = graph.module(id);
+        let known = self.losses.get(&module.name).copied();
+        known.unwrap_or_else(|| if is_reference(graph, id) { 0.0 } else { UNKNOWN_LOSS })
+    }
+
+    /// Returns the sum of the losses of the modules of `path`.
+    pub fn predicted_loss(&self, graph: &FamilyGraph, path: &[ModuleId]) -> f64 {
+        path.iter().map(|id| self.loss(graph, *id)).sum()
+    }
+
+    /// Returns the predicted quality of `path`, less the model's error.
+    pub fn predict(&self, graph: &FamilyGraph, path: &[ModuleId]) -> f64 {
+        let is_own_measure = self.metric != Metric::Accuracy.name();
+        if is_own_measure && path.iter().all(|id| is_reference(graph, *id)) {
+            return 1.0;
+        }
+        let loss = self.predicted_loss(graph, path);
+        ((-loss).exp() - self.prediction_error).clamp(0.0, 1.0)
+    }
+
+    /// Fits the modules' losses to the measured plans, and computes the error of predicted
+    /// qualities.
+    ///
+    /// Plans that the graph no longer has are left out.
+    pub fn fit_losses(&mut self, graph: &FamilyGraph) {
+        let plans: Vec<(Vec<ModuleId>, f64)> = self
+            .plans
+            .iter()
+            .filter_map(|(id, quality)| Some((PlanId::find_path(graph, id).ok()?, *quality)))
+            .collect();
+        let losses = losses_of(graph, &plans);
+        self.prediction_error = leave_one_out_error(graph, &plans);
+        let is_used =
+            |index: &usize| plans.iter().any(|(path, _)| path.contains(&ModuleId(*index)));
+        let rounded = |loss: f64| (loss * 1e4).round() / 1e4;
+        self.losses = (0..losses.len())
+            .filter(is_used)
+            .map(|index| (graph.modules()[index].name.clone(), rounded(losses[index])))
+            .collect();
+    }
+}
+
+/// Returns whether a module is a plain part of the anchor that has its own head.
+fn is_reference(graph: &FamilyGraph, id: ModuleId) -> bool {
+    use ModuleKind::{Attention, Block, Head, Mlp, Stem};
+    let anchor = |space: SpaceId| match graph.spaces()[space.0].kind {
+        SpaceKind::Hidden { anchor, .. } => Some(anchor),
+        SpaceKind::Input | SpaceKind::Output => None,
+    };
+    let module = graph.module(id);
+    let reference = graph.modules().iter().find(|m| m.kind == Head).and_then(|m| anchor(m.from));
+    module.variant.is_none()
+        && matches!(module.kind, Stem | Block | Attention | Mlp | Head)
+        && anchor(module.to).or(anchor(module.from)) == reference
+}
+
+/// Returns the non-negative losses that explain the measured qualities best. The fit is least
+/// squares in the logarithm by coordinate descent, with a small pull to zero.
+pub fn losses_of(graph: &FamilyGraph, plans: &[(Vec<ModuleId>, f64)]) -> Vec<f64> {
+    let mut losses = vec![0.0; graph.modules().len()];
+    let mut residuals: Vec<f64> = plans.iter().map(|plan| -plan.1.max(FLOOR).ln()).collect();
+    let mut users: Vec<Vec<usize>> = vec![Vec::new(); losses.len()];
+    for (plan, (path, _)) in plans.iter().enumerate() {
+        path.iter().for_each(|id| users[id.0].push(plan));
+    }
+    for _ in 0..200 {
+        for (module, users) in users.iter().enumerate().filter(|(_, users)| !users.is_empty()) {
+            let old = losses[module];
+            let sum: f64 = users.iter().map(|plan| residuals[*plan] + old).sum();
+            #[expect(clippy::cast_precision_loss, reason = "plans are few")]
+            let new = (sum / (users.len() as f64 + 0.05)).max(0.0);
+            users.iter().for_each(|plan| residuals[*plan] += old - new);
+            losses[module] = new;
+        }
+    }
+    losses
+}
+
+/// Returns the root mean square error of plans, each fifth of which is predicted from the others.
+/// With fewer than ten plans, it is 0.1.
+fn leave_one_out_error(graph: &FamilyGraph, plans: &[(Vec<ModuleId>, f64)]) -> f64 {
+    const FOLDS: usize = 5;
+    if plans.len() < 2 * FOLDS {
+        return 0.1;
+    }
+    let mut squared = 0.0;
+    for fold in 0..FOLDS {
+        let others: Vec<_> = (0..plans.len())
+            .filter(|index| index % FOLDS != fold)
+            .map(|index| plans[index].clone())
+            .collect();
+        let losses = losses_of(graph, &others);
+        for (path, quality) in plans.iter().skip(fold).step_by(FOLDS) {
+            let predicted = (-path.iter().map(|id| losses[id.0]).sum::<f64>()).exp();
+            squared += (predicted - quality).powi(2);
+        }
+    }
+    #[expect(clippy::cast_precision_loss, reason = "plans are few")]
+    let mean = squared / plans.len() as f64;
+    mean.sqrt()
+}

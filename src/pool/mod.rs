@@ -1,0 +1,24 @@
+//! The files of a pool: checkpoints, records of fits, stamps, and the writer of a family's folder.
+//!
+//! Knows no architecture. Start at [`Checkpoint`] for reading and [`FamilyWriter`] for writing.
+
+mod checkpoint;
+mod disk;
+mod error;
+#[cfg(test)]
+mod fuzz_tests;
+mod records;
+mod stamps;
+mod write;
+mod writer;
+
+pub(crate) use checkpoint::open_verified;
+pub use checkpoint::{Checkpoint, TensorPlace};
+pub use disk::{Disk, FileSystem};
+pub(crate) use disk::{lock, sweep, sync};
+pub use error::{PoolError, chain};
+pub use records::{FitRecord, FitRecords, FittedFile, SplitRecord};
+pub use stamps::Stamps;
+pub use write::{today, write_atomically};
+pub use writer::FamilyWriter;
+pub(crate) use writer::Staged;

@@ -1,0 +1,170 @@
+//! Choice of the jobs that run together and of their plan (SuperServe §4, SlackFit). Larger batches
+//! and better plans take more of the remaining time.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::{Duration, Instant},
+};
+
+use super::{job::Job, waiting::Share};
+use crate::{
+    family::ModuleId,
+    plan::Budget,
+    serve::{error::ServeError, planner::Chosen},
+};
+
+/// Largest ratio between a batch's tokens with padding and without it.
+const MAX_PADDED: f64 = 1.125;
+
+/// Error for a job that is late at its turn; the queue sets `retry_after`.
+const LATE: ServeError = ServeError::Late { retry_after: Duration::ZERO };
+
+/// Jobs that run together.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    /// Jobs by rank, the most urgent first.
+    pub(crate) jobs: Vec<Job>,
+    /// Plan for all jobs, or the error for the first job.
+    pub(crate) chosen: Result<Chosen, ServeError>,
+}
+
+/// Returns whether `job` may run with `members`. The family and the tokens that the plans read must
+/// be the same. The batch must not exceed the largest measured one, and must have little padding. A
+/// job that is bound to its path may only join jobs of that path.
+pub(crate) fn joins(members: &[&Job], job: &Job) -> bool {
+    let Some(first) = members.first().filter(|first| first.family == job.family) else {
+        return false;
+    };
+    let all = || members.iter().copied().chain([job]);
+    let rows: usize = all().map(|member| member.shape.0).sum();
+    if rows > job.planner.loaded.profile.max_batch() {
+        return false;
+    }
+    let longest = all().map(|member| member.shape.1).max().unwrap_or(0);
+    let tokens: usize = all().map(|member| member.shape.0 * member.shape.1).sum();
+    if padded(rows * longest, tokens) > MAX_PADDED {
+        return false;
+    }
+    match (pinned(first), pinned(job)) {
+        (Some(path), Some(other)) => path == other,
+        (None, None) => job.planner.read_alike(&first.chosen.path, &job.chosen.path),
+        _ => false,
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "tokens of a batch stay far below 2^53")]
+fn padded(run: usize, tokens: usize) -> f64 {
+    run as f64 / tokens.max(1) as f64
+}
+
+/// Calls `choose`. If it panics, only the first job fails, so that the others still run.
+pub(crate) fn guarded(
+    choose: impl FnOnce() -> (usize, Result<Chosen, ServeError>),
+) -> (usize, Result<Chosen, ServeError>) {
+    catch_unwind(AssertUnwindSafe(choose)).unwrap_or((1, Err(ServeError::Panicked)))
+}
+
+/// Returns the path of a job that may run on no other path, or `None` if it may.
+fn pinned(job: &Job) -> Option<&[ModuleId]> {
+    let is_free = job.budget.as_ref().is_some_and(|budget| budget.plan.is_none());
+    (!is_free).then_some(&job.chosen.path)
+}
+
+/// Time in which jobs may run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Turn<'a> {
+    pub(crate) shares: &'a [Share],
+    pub(crate) now: Instant,
+    /// Whether no other job waits or runs.
+    pub(crate) is_only: bool,
+}
+
+/// Chooses the number of `jobs` to run and their plan. Takes the best quality within a batch's
+/// share of the remaining time; of equal qualities, the larger batch. If no plan is within its
+/// share, takes the fastest plan for the largest batch still in time. If no batch is in time, the
+/// first job is late.
+///
+/// A job that is the only one runs on the fastest plan until its budget has passed. A prediction is
+/// not a reason to keep an idle thread from trying. If no request came shortly before it either,
+/// other requests are not the reason for its lateness.
+pub(crate) fn choose(jobs: &[&Job], turn: &Turn<'_>) -> (usize, Result<Chosen, ServeError>) {
+    let Turn { shares, now, is_only } = *turn;
+    let first = jobs[0];
+    let left = |size: usize| {
+        let share = shares.iter().find(|share| share.size == size);
+        share.map_or(Duration::ZERO, |share| share.left)
+    };
+    if first.budget.is_none() && left(1).is_zero() {
+        let waited = now - first.queued;
+        return (1, Err(ServeError::DeadlineExceeded { waited }));
+    }
+    if jobs.len() == 1 && first.chosen.careful <= shares[0].allowance {
+        return (1, Ok(first.chosen.clone().anew()));
+    }
+    // Other jobs wait behind this one, so an overrun makes more than one job late.
+    let reserve = first.planner.correction.reserve(now);
+    let choose = |share: &Share, latency: Option<Duration>| {
+        let (shape, budget) = together(&jobs[..share.size]);
+        let budget = latency.map_or_else(
+            || budget.fastest(),
+            |latency| Budget { latency: Some(latency), ..budget.clone() },
+        );
+        let chosen = first.planner.choose_alike(&first.chosen, shape, &budget);
+        chosen.map(|chosen| (share.size, chosen))
+    };
+    let within = shares
+        .iter()
+        .filter_map(|share| choose(share, Some(share.allowance.div_f64(reserve))).ok());
+    let quality = |chosen: &Chosen| chosen.plan.quality.value;
+    // Of equal elements `max_by` returns the last, which is the largest batch.
+    let best = within.max_by(|left, right| quality(&left.1).total_cmp(&quality(&right.1)));
+    if let Some((size, chosen)) = best {
+        return (size, Ok(chosen));
+    }
+    if first.budget.is_none() {
+        return (1, Ok(first.chosen.clone().anew()));
+    }
+    let fastest = shares.iter().rev().filter_map(|share| choose(share, None).ok());
+    let may_try = is_only && !first.has_expired(now);
+    let mut in_time = fastest.filter(|(size, chosen)| {
+        may_try || first.planner.with_margin(chosen.careful) <= left(*size)
+    });
+    let late = || match is_only && first.promise.is_alone {
+        true => ServeError::DeadlineExceeded { waited: now - first.queued },
+        false => LATE,
+    };
+    in_time.next().map_or_else(|| (1, Err(late())), |(size, chosen)| (size, Ok(chosen)))
+}
+
+/// Returns the shape of `jobs` together and the budget that meets all of theirs, without a latency.
+fn together(jobs: &[&Job]) -> ((usize, usize), Budget) {
+    let rows = jobs.iter().map(|job| job.shape.0).sum();
+    let tokens = jobs.iter().map(|job| job.shape.1).max().unwrap_or(1);
+    let first = jobs[0];
+    if first.budget.is_none() {
+        // The job's budget was met when its plan was chosen.
+        let plan = Some(first.chosen.plan.plan.clone());
+        return ((rows, tokens), Budget { plan, ..Budget::default() });
+    }
+    let budgets = || jobs.iter().filter_map(|job| job.budget.as_ref());
+    let budget = Budget {
+        latency: None,
+        memory_bytes: budgets().filter_map(|budget| budget.memory_bytes).min(),
+        min_quality: budgets().filter_map(|budget| budget.min_quality).max_by(f64::total_cmp),
+        plan: budgets().find_map(|budget| budget.plan.clone()),
+    };
+    ((rows, tokens), budget)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_choice_that_panics_fails_one() {
+        let (size, chosen) = guarded(|| panic!("as it was told to"));
+        assert!(size == 1 && matches!(chosen, Err(ServeError::Panicked)));
+        let (size, chosen) = guarded(|| (3, Err(LATE)));
+        assert!(size == 3 && matches!(chosen, Err(ServeError::Late { .. })));
+    }
+}

@@ -1,0 +1,140 @@
+//! A request as the inference threads see it, and their other tasks.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::oneshot;
+use tracing::{Span, debug_span};
+
+use super::waiting::Rank;
+use crate::{
+    family::ModuleId,
+    input::ModelInput,
+    plan::Budget,
+    runtime::Executor,
+    serve::{
+        error::ServeError,
+        observe::Observer,
+        planner::{Chosen, Planner},
+        workers::{outputs::Outputs, routed::RoutedModule},
+    },
+};
+
+/// Results of a finished job.
+#[derive(Debug)]
+pub(crate) struct Done {
+    /// Outputs of the plan.
+    pub(crate) outputs: Outputs,
+    /// Experts that the job's tokens took, by module.
+    pub(crate) routed: Vec<RoutedModule>,
+    /// Time between the request's arrival and its queueing.
+    pub(crate) before: Duration,
+    /// Time that the job waited in the queue.
+    pub(crate) queue: Duration,
+    /// Time that the job ran.
+    pub(crate) compute: Duration,
+    /// Plan that ran.
+    pub(crate) chosen: Chosen,
+}
+
+/// A family as the threads know it; one that is loaded anew gets another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct FamilyKey(pub(crate) u64);
+
+/// Task of an inference thread besides answering.
+#[derive(Debug)]
+pub(crate) enum Task {
+    /// Installation of a family.
+    Install { family: FamilyKey, executor: Arc<Executor>, preload: Vec<ModuleId> },
+    /// Removal of a family, due when none of its requests waits.
+    Remove(FamilyKey),
+}
+
+/// Request that an inference thread is to run.
+#[derive(Debug)]
+pub(crate) struct Job {
+    /// Family that answers.
+    pub(crate) family: FamilyKey,
+    /// Number of texts or images, and of tokens of the longest text.
+    pub(crate) shape: (usize, usize),
+    /// Input of the plan; `None` once the plan has read it.
+    pub(crate) input: Option<ModelInput>,
+    /// Plan to run, unless there is no longer time for it.
+    pub(crate) chosen: Chosen,
+    /// Budget that another plan must meet; `None` if no choice depends on time.
+    pub(crate) budget: Option<Budget>,
+    /// Planner that chooses other plans.
+    pub(crate) planner: Arc<Planner>,
+    /// Span of the request.
+    pub(crate) request: Span,
+    /// Place in the queue, until the job runs.
+    pub(crate) place: Option<Place>,
+    /// Time between the request's arrival and its queueing.
+    pub(crate) before: Duration,
+    /// Time at which the job was queued.
+    pub(crate) queued: Instant,
+    /// Priority and deadline; after the deadline the answer is worthless.
+    pub(crate) rank: Rank,
+    /// Time at which the batch was expected to be done.
+    pub(crate) promise: Promise,
+    /// Least time of the job as its part of a full batch.
+    pub(crate) least: Duration,
+    /// Sender of the answer; closed if the client no longer waits.
+    pub(crate) reply: oneshot::Sender<Result<Done, ServeError>>,
+}
+
+impl Job {
+    /// Returns whether the job's latency budget has passed at `now`; false without a budget.
+    pub(crate) fn has_expired(&self, now: Instant) -> bool {
+        let latency = self.budget.as_ref().and_then(|budget| budget.latency);
+        let taken = self.before + now.saturating_duration_since(self.queued);
+        latency.is_some_and(|latency| taken >= latency)
+    }
+}
+
+/// Expectation of a request at its admission.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Promise {
+    pub(crate) admitted: Instant,
+    /// Time until the request's batch is done, if everything before it takes the least time.
+    pub(crate) least: Duration,
+    /// Whether no request came beside another one lately.
+    pub(crate) is_alone: bool,
+}
+
+impl Promise {
+    /// Returns the ratio between the time that the request took until `now` and the expected time.
+    pub(crate) fn ratio(&self, now: Instant) -> f64 {
+        let taken = now.saturating_duration_since(self.admitted);
+        taken.as_secs_f64() / self.least.as_secs_f64().max(1e-6)
+    }
+}
+
+/// Place of a job in the queue; dropping it leaves the queue.
+pub(crate) struct Place {
+    observer: Arc<dyn Observer>,
+    family: String,
+    _span: Span,
+}
+
+impl Place {
+    /// Takes a place in the queue of `family` and reports it to `observer`.
+    pub(crate) fn take(observer: Arc<dyn Observer>, family: &str) -> Self {
+        observer.queue_changed(family, 1);
+        Self { observer, family: family.to_owned(), _span: debug_span!("queue") }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.observer.queue_changed(&self.family, -1);
+    }
+}
+
+impl std::fmt::Debug for Place {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Place").field("family", &self.family).finish_non_exhaustive()
+    }
+}

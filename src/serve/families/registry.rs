@@ -1,0 +1,117 @@
+//! Registry of the families that a server offers.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use crate::serve::{error::ServeError, request::service::FamilyService};
+
+/// A served family, or the reason why it is not served.
+#[derive(Debug, Clone)]
+pub enum FamilyState {
+    /// The family is being loaded for the first time.
+    Loading,
+    /// The family answers requests.
+    Ready(Arc<FamilyService>),
+    /// The family did not load; the others are served.
+    Failed {
+        /// Reason why the family did not load.
+        reason: String,
+    },
+    /// The family was taken out of service.
+    Unloaded,
+}
+
+/// Families by name.
+#[derive(Debug, Default)]
+pub struct Registry {
+    families: RwLock<BTreeMap<String, FamilyState>>,
+    draining: AtomicBool,
+}
+
+impl Registry {
+    /// Creates a registry that offers `families`.
+    pub fn new(families: impl IntoIterator<Item = (String, FamilyState)>) -> Self {
+        let families = RwLock::new(families.into_iter().collect());
+        Self { families, draining: AtomicBool::new(false) }
+    }
+
+    /// Returns every family by name, including those that failed.
+    pub fn families(&self) -> Vec<(String, FamilyState)> {
+        self.read(|families| {
+            families.iter().map(|(name, state)| (name.clone(), state.clone())).collect()
+        })
+    }
+
+    /// Returns the state of the family `name`, or `None` if it is not offered.
+    pub fn state(&self, name: &str) -> Option<FamilyState> {
+        self.read(|families| families.get(name).cloned())
+    }
+
+    /// Puts the family `name` into `state`. Requests that run on the previous service end on it.
+    pub fn set(&self, name: &str, state: FamilyState) {
+        let mut families = self.families.write().unwrap_or_else(PoisonError::into_inner);
+        let before = families.insert(name.to_owned(), state);
+        drop(families);
+        // The previous state is dropped after the lock is free: the last reference to a family ends
+        // its sessions.
+        drop(before);
+    }
+
+    /// Removes the family `name`. Requests that run on it end on it.
+    pub fn remove(&self, name: &str) {
+        let mut families = self.families.write().unwrap_or_else(PoisonError::into_inner);
+        let before = families.remove(name);
+        drop(families);
+        drop(before);
+    }
+
+    /// Returns the family `name`.
+    ///
+    /// # Errors
+    ///
+    /// Fails when no such family is offered, it did not load, or it is loading or unloaded.
+    pub fn family(&self, name: &str) -> Result<Arc<FamilyService>, ServeError> {
+        let unavailable = |state| ServeError::Unavailable { name: name.into(), state };
+        match self.state(name) {
+            Some(FamilyState::Ready(family)) => Ok(family),
+            Some(FamilyState::Loading) => Err(unavailable("it is loading")),
+            Some(FamilyState::Unloaded) => Err(unavailable("it is unloaded")),
+            Some(FamilyState::Failed { .. }) => Err(unavailable("it did not load")),
+            None => Err(ServeError::UnknownFamily {
+                name: name.chars().take(100).collect(),
+                known: self
+                    .read(|families| families.keys().cloned().collect::<Vec<_>>())
+                    .join(", "),
+            }),
+        }
+    }
+
+    /// Returns whether the server takes requests. No family is being loaded for the first time, at
+    /// least one answers, and the server is not stopping.
+    pub fn is_ready(&self) -> bool {
+        let is =
+            |wanted: fn(&FamilyState) -> bool| self.read(|families| families.values().any(wanted));
+        !self.is_draining()
+            && !is(|state| matches!(state, FamilyState::Loading))
+            && is(|state| matches!(state, FamilyState::Ready(_)))
+    }
+
+    /// Returns whether the server is stopping.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Marks the server as not ready, so that load balancers no longer send requests.
+    pub fn start_draining(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    fn read<T>(&self, look: impl FnOnce(&BTreeMap<String, FamilyState>) -> T) -> T {
+        look(&self.families.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}

@@ -1,0 +1,124 @@
+//! First run of a family's likely plans, before the family is ready. A session costs several times
+//! as much when it is created, and again when it first runs. The machine may also be slower now
+//! than when it was profiled. Even the first budgets are to be kept.
+
+use std::time::{Duration, Instant};
+
+use super::loaded::LoadedFamily;
+use crate::{
+    family::{Manifest, ModuleId},
+    input::{Encoding, ModelInput, Pixels},
+    plan::PlanEntry,
+    runtime::{Executor, ModuleObserver, RuntimeError, SideInputs},
+    serve::{
+        admission::queue::Queue,
+        observe::Observer,
+        planner::{Planner, learned::Run},
+    },
+};
+
+/// Longest time to run a family's plans before it is ready.
+const LONGEST: Duration = Duration::from_secs(2);
+
+/// Number of runs from which the machine's speed is learned. `LONGEST_MEASURED` is their longest
+/// time.
+const NUM_MEASURED: usize = 40;
+const LONGEST_MEASURED: Duration = Duration::from_millis(500);
+
+/// Longest text of these runs, in tokens.
+const MAX_TOKENS: usize = 64;
+
+/// Loads and runs the plans of every front once, and returns the paths that ran. The cheapest and
+/// the best plans come first. Both extremes have thus run when time or memory ends.
+pub(super) fn warm_up(executor: &Executor, loaded: &LoadedFamily) -> Vec<Vec<ModuleId>> {
+    let start = Instant::now();
+    let mut ran = Vec::new();
+    for entry in likely(loaded) {
+        let path: Vec<ModuleId> = entry.modules.iter().copied().map(ModuleId).collect();
+        match load_and_run(executor, loaded, &path) {
+            Ok(true) => ran.push(path),
+            Ok(false) => break,
+            Err(error) => tracing::warn!(plan = entry.id, %error, "a plan cannot be run ahead"),
+        }
+        if start.elapsed() > LONGEST {
+            break;
+        }
+    }
+    ran
+}
+
+/// Runs the plans of `paths` again, so that `planner` learns the machine's current speed.
+pub(super) fn measure(
+    executor: &Executor,
+    paths: &[Vec<ModuleId>],
+    planner: &Planner,
+    (queue, observer): (&Queue, &dyn Observer),
+) {
+    let start = Instant::now();
+    for path in paths.iter().cycle().take(NUM_MEASURED) {
+        let (input, begun) = (blank(&planner.loaded.family.manifest), Instant::now());
+        let shape = (input.batch(), input.tokens());
+        let mut times = Times::default();
+        let ran = run(executor, input, path, &mut times);
+        if ran.is_err() || start.elapsed() > LONGEST_MEASURED {
+            break;
+        }
+        let (whole, is_alone) = (begun.elapsed(), queue.was_quiet_since(begun));
+        planner.learn(&Run { shape, times: &times.0, whole, is_alone }, observer);
+    }
+    planner.apply_learned();
+}
+
+/// Returns the plans of the fronts at the profiled lengths, the extremes first.
+fn likely(loaded: &LoadedFamily) -> Vec<&PlanEntry> {
+    let fronts = loaded.profile.token_knots().iter().map(|tokens| loaded.table.front(1, *tokens));
+    let fronts: Vec<Vec<&PlanEntry>> = fronts.collect();
+    let extremes = fronts.iter().flat_map(|front| front.first().into_iter().chain(front.last()));
+    let mut seen = std::collections::HashSet::new();
+    let all = extremes.chain(fronts.iter().flatten()).copied();
+    all.filter(|entry| seen.insert(entry.id.as_str())).collect()
+}
+
+/// Loads a plan's modules and runs it once. Returns whether there was room for all modules.
+fn load_and_run(
+    executor: &Executor,
+    loaded: &LoadedFamily,
+    path: &[ModuleId],
+) -> Result<bool, RuntimeError> {
+    for module in path {
+        if !executor.load_ahead(*module)? {
+            return Ok(false);
+        }
+    }
+    run(executor, blank(&loaded.family.manifest), path, &mut ()).map(|()| true)
+}
+
+fn run(
+    executor: &Executor,
+    input: ModelInput,
+    path: &[ModuleId],
+    observer: &mut impl ModuleObserver,
+) -> Result<(), RuntimeError> {
+    executor.run(path, &SideInputs::of_input(input)?, observer).map(drop)
+}
+
+/// Time that each module took.
+#[derive(Debug, Default)]
+struct Times(Vec<(ModuleId, Duration)>);
+
+impl ModuleObserver for Times {
+    fn ran(&mut self, module: ModuleId, time: Duration) {
+        self.0.push((module, time));
+    }
+}
+
+/// Returns an input of one text of equal tokens, or of one image of zeros.
+fn blank(manifest: &Manifest) -> ModelInput {
+    if let Some(image) = &manifest.image {
+        let shape = [image.channels, image.height, image.width];
+        return ModelInput::Pixels(Pixels { shape, values: vec![0.0; shape.iter().product()] });
+    }
+    let tokens = manifest.limits.max_tokens.clamp(1, MAX_TOKENS);
+    let (input_ids, attention_mask) = (vec![0; tokens], vec![1; tokens]);
+    ModelInput::Tokens(Encoding { batch: 1, tokens, input_ids, attention_mask })
+}

@@ -1,0 +1,308 @@
+//! Choice of plans for one family, by the learned costs and the machine's current speed.
+
+mod correction;
+pub(super) mod follow;
+pub(super) mod foresee;
+pub(super) mod learned;
+mod least;
+
+use std::{
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use super::{
+    Observer, PlanSummary, ServeError, admission::waiting::Need, families::loaded::LoadedFamily,
+};
+use crate::{
+    family::{FamilyError, ModuleId, PlanId},
+    offer::entry,
+    plan::{Budget, ChooseError, PlanEntry, PlanTable},
+    runtime::Executor,
+};
+use correction::{Correction, Lesson};
+use learned::{Learned, Run, Tables};
+use least::Fastest;
+
+/// Planner that chooses the plans of a family.
+#[derive(Debug)]
+pub(crate) struct Planner {
+    pub(super) loaded: LoadedFamily,
+    /// Executor of the family, which knows the loaded modules.
+    executor: Weak<Executor>,
+    pub(super) correction: Correction,
+    learned: Learned,
+    fastest: Fastest<Tables>,
+    /// Margin added to latencies before they are compared with the remaining budget, as a fraction
+    /// of them.
+    margin: f64,
+    /// Whether every module of the family's plans is loaded, and none is ever evicted.
+    is_loaded: AtomicBool,
+}
+
+/// Plan that is chosen for a budget.
+#[derive(Debug, Clone)]
+pub(crate) struct Chosen {
+    pub(super) plan: PlanSummary,
+    pub(super) path: Vec<ModuleId>,
+    /// 80th percentile of the plan's run time now; excludes time spent before.
+    pub(super) careful: Duration,
+    /// Predicted run time of the plan now; excludes time spent before.
+    pub(super) predicted: Duration,
+}
+
+impl Chosen {
+    /// Returns the choice without the time spent before, which differs by request.
+    #[must_use]
+    pub(super) fn anew(mut self) -> Self {
+        self.plan.predicted_latency = self.predicted;
+        self
+    }
+}
+
+impl Planner {
+    /// Creates a planner for the family `loaded`.
+    pub(super) fn new(loaded: LoadedFamily, executor: Weak<Executor>) -> Self {
+        let margin = loaded.table.margin();
+        let learned = Learned::new(&loaded);
+        let (correction, fastest) = (Correction::default(), Fastest::default());
+        let is_loaded = AtomicBool::new(false);
+        Self { loaded, executor, correction, learned, fastest, margin, is_loaded }
+    }
+
+    /// Returns the executor of the family, or `None` if the family is no longer served.
+    pub(super) fn executor(&self) -> Option<Arc<Executor>> {
+        self.executor.upgrade()
+    }
+
+    /// Learns from a batch. Modules' latencies are learned from a batch without neighbours only.
+    pub(super) fn learn(&self, run: &Run<'_>, observer: &dyn Observer) {
+        let LoadedFamily { family, profile, .. } = &self.loaded;
+        let known = self.learned.known(run.shape, run.times);
+        if run.is_alone {
+            let hear = |id: ModuleId, ratio| {
+                let module = &family.graph.module(id).name;
+                observer.module_corrected(&family.manifest.name, module, ratio);
+            };
+            self.learned.learn(profile, run, (self.correction.machine(), &hear));
+        }
+        let lesson = Lesson { known, measured: run.whole, is_alone: run.is_alone };
+        self.correction.learn(Instant::now(), lesson);
+    }
+
+    /// Applies the learned latencies to the choices that follow.
+    pub(super) fn apply_learned(&self) {
+        self.learned.tell();
+    }
+
+    /// Returns the plans that no other plan beats at this shape, cheapest first.
+    pub(super) fn front(&self, batch: usize, tokens: usize) -> Vec<PlanSummary> {
+        let tables = self.learned.tables();
+        let front = tables.all.front(batch, tokens).into_iter();
+        let factor = self.correction.factor(Instant::now());
+        front.map(|entry| summary_of(entry, batch, tokens, factor)).collect()
+    }
+
+    /// Chooses the plan for the remaining `budget` after `elapsed`. Every plan would have spent
+    /// `elapsed` as well, so predictions and the costs in an error include it.
+    pub(super) fn plan_in_time(
+        &self,
+        shape: (usize, usize),
+        budget: &Budget,
+        elapsed: Duration,
+    ) -> Result<Chosen, ServeError> {
+        let left = budget.latency.map(|latency| latency.saturating_sub(elapsed));
+        match self.plan_for(shape, &Budget { latency: left, ..budget.clone() }) {
+            Ok(mut chosen) => {
+                chosen.plan.predicted_latency += elapsed;
+                Ok(chosen)
+            }
+            Err(ServeError::Choose(mut error)) => {
+                if let ChooseError::Infeasible(infeasible) = &mut *error {
+                    infeasible.budget.latency = budget.latency;
+                    infeasible.cheapest.latency_seconds += elapsed.as_secs_f64();
+                }
+                Err(ServeError::Choose(error))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Chooses the plan for `budget`. A plan that is named by id may be any path of the family,
+    /// even one on no front.
+    pub(super) fn plan_for(
+        &self,
+        shape: (usize, usize),
+        budget: &Budget,
+    ) -> Result<Chosen, ServeError> {
+        match self.unlisted(budget)? {
+            Some((table, budget)) => self.choose_from(&table, shape, &budget),
+            None => self.choose_from(&self.learned.tables().all, shape, budget),
+        }
+    }
+
+    /// Returns whether a plan meets `budget` by its profiled latency.
+    pub(super) fn is_feasible(&self, (batch, tokens): (usize, usize), budget: &Budget) -> bool {
+        self.loaded.table.choose(batch, tokens, budget).is_ok()
+    }
+
+    /// Chooses the fastest plan for a budget that no plan meets by its learned latency, which may
+    /// be wrong by now. Returns `None` if no plan meets the budget by its profiled latency either,
+    /// or if a measurement is fresh.
+    pub(super) fn remeasure(&self, shape: (usize, usize), budget: &Budget) -> Option<Chosen> {
+        if self.correction.is_fresh(Instant::now()) || !self.is_feasible(shape, budget) {
+            return None;
+        }
+        self.plan_for(shape, &budget.fastest()).ok()
+    }
+
+    /// Returns the least time that a request of this shape can take, margins included. Returns
+    /// `None` if no plan meets its budget, however slow.
+    pub(super) fn need(&self, (batch, tokens): (usize, usize), budget: &Budget) -> Option<Need> {
+        let budget = budget.fastest();
+        let careful = self.correction.careful(Instant::now());
+        let fastest = |rows| {
+            let seconds = self.fastest_seconds((rows, tokens), &budget)?;
+            Some(self.with_margin(Duration::from_secs_f64(seconds * careful)))
+        };
+        let alone = fastest(batch)?;
+        let full = self.loaded.profile.max_batch().max(batch);
+        let whole = fastest(full).unwrap_or(alone);
+        let least = (whole * share(batch) / share(full)).min(alone);
+        Some(Need { least, alone, company: whole.saturating_sub(alone) })
+    }
+
+    /// Returns the seconds that the fastest plan for `budget` takes on a machine as fast as when it
+    /// was profiled. Returns `None` if no plan meets `budget`, which has no latency.
+    fn fastest_seconds(&self, shape: (usize, usize), budget: &Budget) -> Option<f64> {
+        let tables = self.learned.tables();
+        match self.unlisted(budget).ok()? {
+            Some((table, budget)) => seconds_of(&table, shape, &budget),
+            None if budget.plan.is_some() => seconds_of(&tables.all, shape, budget),
+            None => {
+                let find = || seconds_of(&tables.all, shape, budget);
+                self.fastest.seconds(&tables, shape, budget, find)
+            }
+        }
+    }
+
+    /// Returns a table of the path that `budget` names, and the budget for it. Returns `None` if
+    /// `budget` names no path, or one in the family's table.
+    fn unlisted(&self, budget: &Budget) -> Result<Option<(PlanTable, Budget)>, ServeError> {
+        let LoadedFamily { family, quality, table, .. } = &self.loaded;
+        let Some(id) = budget.plan.as_deref().filter(|id| table.find(id).is_none()) else {
+            return Ok(None);
+        };
+        let unknown = |reason: String| ServeError::UnknownPlan { reason };
+        let path = PlanId::find_path(&family.graph, id)
+            .map_err(|error: FamilyError| unknown(error.to_string()))?;
+        let entry = self
+            .learned
+            .with_profile(|profile| entry(family, profile, quality, &path))
+            .map_err(|error| unknown(error.to_string()))?;
+        let budget = Budget { plan: Some(entry.id.clone()), ..budget.clone() };
+        let table =
+            PlanTable::new(vec![entry], self.margin).map_err(|error| unknown(error.to_string()))?;
+        Ok(Some((table, budget)))
+    }
+
+    /// Returns the careful latency with the margin.
+    pub(super) fn with_margin(&self, careful: Duration) -> Duration {
+        careful.mul_f64(1.0 + self.margin)
+    }
+
+    /// Returns whether two paths read the same tokens.
+    pub(super) fn read_alike(&self, left: &[ModuleId], right: &[ModuleId]) -> bool {
+        self.loaded.tokenizer(left) == self.loaded.tokenizer(right)
+    }
+
+    /// Chooses a plan that reads the same tokens as `chosen`.
+    pub(super) fn choose_alike(
+        &self,
+        chosen: &Chosen,
+        shape: (usize, usize),
+        budget: &Budget,
+    ) -> Result<Chosen, ServeError> {
+        match self.learned.tables().alike(&self.loaded, &chosen.path) {
+            Some(table) if budget.plan.is_none() => self.choose_from(table, shape, budget),
+            _ => self.plan_for(shape, budget),
+        }
+    }
+
+    /// Returns the time to load each module, or `None` if all are loaded and never evicted.
+    fn load_times(&self) -> Option<Vec<Duration>> {
+        if self.is_loaded.load(Ordering::Relaxed) {
+            return None;
+        }
+        let executor = self.executor()?;
+        let times = executor.load_times();
+        let used = self.loaded.table.entries().iter().flat_map(|entry| &entry.modules);
+        let is_loaded = || used.into_iter().all(|index| times[*index].is_zero());
+        if !executor.may_evict() && is_loaded() {
+            self.is_loaded.store(true, Ordering::Relaxed);
+        }
+        Some(times)
+    }
+
+    /// Chooses a plan from `table`, which does not know the machine's current speed. The correction
+    /// is taken out of the budget that goes in and put into the latencies that come out. The time
+    /// to load missing modules counts as well.
+    fn choose_from(
+        &self,
+        table: &PlanTable,
+        (batch, tokens): (usize, usize),
+        budget: &Budget,
+    ) -> Result<Chosen, ServeError> {
+        let now = Instant::now();
+        let careful = self.correction.careful(now);
+        let latency = budget.latency.map(|latency| latency.div_f64(careful));
+        let load_times = latency.and_then(|_| self.load_times());
+        let loading = |entry: &PlanEntry| {
+            let times = load_times
+                .iter()
+                .flat_map(|times| entry.modules.iter().filter_map(|module| times.get(*module)));
+            times.sum::<Duration>()
+        };
+        let extra_seconds = |entry: &PlanEntry| loading(entry).as_secs_f64() / careful;
+        let budget_in = Budget { latency, ..budget.clone() };
+        let chosen = table.choose_besides((batch, tokens), &budget_in, &extra_seconds);
+        let choice = chosen.map_err(|mut error| {
+            if let ChooseError::Infeasible(infeasible) = &mut error {
+                infeasible.budget.latency = budget.latency;
+                infeasible.cheapest.latency_seconds *= careful;
+            }
+            error
+        })?;
+        let path = choice.entry.modules.iter().map(|index| ModuleId(*index)).collect();
+        let mut plan = summary_of(choice.entry, batch, tokens, self.correction.factor(now));
+        let loading = loading(choice.entry);
+        plan.predicted_latency += loading;
+        let seconds = choice.entry.latency_seconds_at(batch, tokens) * careful;
+        let careful = Duration::from_secs_f64(seconds) + loading;
+        let predicted = plan.predicted_latency;
+        Ok(Chosen { plan, path, careful, predicted })
+    }
+}
+
+fn seconds_of(table: &PlanTable, (batch, tokens): (usize, usize), budget: &Budget) -> Option<f64> {
+    let choice = table.choose(batch, tokens, budget).ok()?;
+    Some(choice.entry.latency_seconds_at(batch, tokens))
+}
+
+fn share(rows: usize) -> u32 {
+    u32::try_from(rows.max(1)).unwrap_or(u32::MAX)
+}
+
+/// Returns the summary of a plan at a shape, with its latency corrected by `factor`.
+fn summary_of(entry: &PlanEntry, batch: usize, tokens: usize, factor: f64) -> PlanSummary {
+    let seconds = entry.latency_seconds_at(batch, tokens) * factor;
+    PlanSummary {
+        plan: entry.id.clone(),
+        predicted_latency: Duration::from_secs_f64(seconds),
+        memory_bytes: entry.memory_bytes_at(batch, tokens),
+        quality: entry.quality,
+    }
+}

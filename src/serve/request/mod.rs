@@ -1,0 +1,77 @@
+//! A request and its answer, independent of any wire format.
+
+pub(super) mod inputs;
+pub(super) mod prepare;
+pub(super) mod pulse;
+pub(super) mod service;
+
+pub use service::FamilyService;
+
+use std::time::{Duration, Instant};
+
+use super::workers::routed::RoutedModule;
+use crate::{
+    plan::{Budget, Quality},
+    tensor::Tensor,
+};
+
+/// Priority of requests without one.
+pub const DEFAULT_PRIORITY: u32 = 100;
+
+/// A client's request to a family.
+#[derive(Debug)]
+pub struct InferRequest {
+    /// Input tensors by name.
+    pub inputs: Vec<(String, Tensor)>,
+    /// Limits on the cost and quality of the answer.
+    pub budget: Budget,
+    /// Priority from 1, the first; a waiting request with a smaller number runs before this one.
+    pub priority: u32,
+    /// Time at which the request arrived; the latency budget counts from here.
+    pub arrival: Instant,
+}
+
+/// A family's answer.
+#[derive(Debug)]
+pub struct InferResponse {
+    /// Outputs by name, the family's own first.
+    pub outputs: Vec<(String, Tensor)>,
+    /// Report on the answer.
+    pub report: Report,
+}
+
+/// A plan with its costs at one shape of request.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlanSummary {
+    /// Id of the plan.
+    pub plan: String,
+    /// Predicted latency.
+    pub predicted_latency: Duration,
+    /// Size of the weights and the largest activations, in bytes.
+    pub memory_bytes: u64,
+    /// Quality of the plan, and whether it was measured or predicted.
+    pub quality: Quality,
+}
+
+/// Report on an answered request: its plan, shape and times.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
+    /// Plan that ran, with its predicted costs.
+    pub plan: PlanSummary,
+    /// Number of sequences in the request.
+    pub batch: usize,
+    /// Number of tokens of the longest sequence.
+    pub tokens: usize,
+    /// Number of tokens of all sequences without padding; of images if there are no tokens.
+    pub total_tokens: usize,
+    /// Time from arrival to answer.
+    pub latency: Duration,
+    /// Time to turn texts into tokens, or image files into pixels.
+    pub preprocess: Duration,
+    /// Time in the queue for the inference thread.
+    pub queue: Duration,
+    /// Time to run modules.
+    pub compute: Duration,
+    /// Experts that tokens took, by module; empty if no module routes.
+    pub routed: Vec<RoutedModule>,
+}

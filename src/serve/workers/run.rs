@@ -1,0 +1,100 @@
+//! Runs of a path on an input that may be larger than the largest batch.
+
+use std::time::Duration;
+
+use super::{
+    outputs::{Outputs, Places, concatenate},
+    routed::RoutedBatch,
+};
+use crate::{
+    family::ModuleId,
+    input::ModelInput,
+    runtime::{Executor, ModuleObserver, Routing, RuntimeError, SideInputs},
+    serve::observe::Observer,
+};
+
+/// A path and its input.
+#[derive(Debug)]
+pub(super) struct Work<'a> {
+    pub(super) path: &'a [ModuleId],
+    pub(super) input: ModelInput,
+    /// Largest number of sequences that run at the same time.
+    pub(super) max_batch: usize,
+}
+
+/// Results of a path.
+#[derive(Debug)]
+pub(super) struct Ran {
+    pub(super) outputs: Outputs,
+    /// Places of the sequences that are tokens; `None` for images.
+    pub(super) places: Option<Places>,
+    /// Experts that the tokens took, by module.
+    pub(super) routed: RoutedBatch,
+    /// Time that each module took, summed over all chunks.
+    pub(super) times: Vec<(ModuleId, Duration)>,
+}
+
+/// Runs a path of the family `name` in chunks that fit into memory.
+pub(super) fn run_chunks(
+    executor: &Executor,
+    name: &str,
+    work: Work<'_>,
+    observer: &dyn Observer,
+) -> Result<Ran, RuntimeError> {
+    let family = executor.family().clone();
+    let routed = RoutedBatch::default();
+    let times = Vec::new();
+    let mut heard = Heard { name, family: &family, observer, routed, times, num_ran: 0 };
+    let places = Places::of(&work.input);
+    let Work { path, input, max_batch } = work;
+    let (batch, tokens) = (input.batch(), input.tokens());
+    let mut most = executor.rows_at_once(path, (batch.min(max_batch), tokens));
+    let (mut outputs, mut start) = (Vec::new(), 0);
+    while start < batch {
+        let rows = start..batch.min(start + most);
+        let (num_rows, num_ran) = (rows.len(), heard.num_ran);
+        // Texts are cut to the longest of the chunk.
+        let sides = SideInputs::of_input(input.rows(rows))?;
+        match executor.run(path, &sides, &mut heard) {
+            Ok(found) => {
+                outputs.push(found);
+                start += num_rows;
+            }
+            Err(RuntimeError::MemoryLimit { .. }) if num_rows > 1 && num_ran == heard.num_ran => {
+                most = num_rows / 2;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let Heard { routed, times, .. } = heard;
+    Ok(Ran { outputs: concatenate(outputs), places, routed, times })
+}
+
+/// Observer that collects a path's times and routings, and passes them on under the modules' names.
+struct Heard<'a> {
+    name: &'a str,
+    family: &'a crate::assembly::Family,
+    observer: &'a dyn Observer,
+    routed: RoutedBatch,
+    times: Vec<(ModuleId, Duration)>,
+    num_ran: usize,
+}
+
+impl ModuleObserver for Heard<'_> {
+    fn ran(&mut self, module: ModuleId, time: Duration) {
+        self.num_ran += 1;
+        match self.times.iter_mut().find(|(known, _)| *known == module) {
+            Some((_, sum)) => *sum += time,
+            None => self.times.push((module, time)),
+        }
+        let module = &self.family.graph.module(module).name;
+        tracing::debug!(module, seconds = time.as_secs_f64(), "ran");
+        self.observer.module_ran(self.name, module, time);
+    }
+
+    fn routed(&mut self, module: ModuleId, routing: &Routing) {
+        let module = &self.family.graph.module(module).name;
+        self.observer.tokens_routed(self.name, module, routing);
+        self.routed.add(module, routing);
+    }
+}

@@ -1,0 +1,274 @@
+//! The inference threads: each runs one batch at a time.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use tracing::Span;
+
+use super::{
+    crew::Crew,
+    outputs::{check, split},
+    run::{Ran, Work, run_chunks},
+    yielding::give_way,
+};
+use crate::{
+    family::ModuleId,
+    input::ModelInput,
+    runtime::{Executor, RuntimeError},
+    serve::{
+        admission::{
+            batch::Batch,
+            job::{Done, Job},
+            queue::{Next, Queue, Receiver, queue},
+        },
+        error::ServeError,
+        observe::Observer,
+        planner::{Chosen, Planner, learned::Run},
+    },
+};
+
+/// The inference threads. When this is dropped they are outside ONNX Runtime and stay there, so
+/// that the process may end: its libraries must not be torn down under a running session.
+#[derive(Debug)]
+pub struct InferenceThreads {
+    gates: Vec<Arc<Mutex<bool>>>,
+}
+
+impl Drop for InferenceThreads {
+    fn drop(&mut self) {
+        for is_stopped in &self.gates {
+            *is_stopped.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        }
+    }
+}
+
+/// Starts `num_workers` inference threads with a queue in which at most `limit` jobs wait. The
+/// threads end when the returned queue and its clones are dropped.
+pub(crate) fn start(
+    num_workers: usize,
+    limit: usize,
+    observer: Arc<dyn Observer>,
+) -> std::io::Result<(Queue, InferenceThreads)> {
+    let (queue, receivers) = queue(limit, num_workers);
+    let crew = Arc::new(Crew::new(observer));
+    let mut threads = InferenceThreads { gates: Vec::new() };
+    for (index, receiver) in receivers.into_iter().enumerate() {
+        let is_stopped = Arc::new(Mutex::new(false));
+        threads.gates.push(is_stopped.clone());
+        let worker = Worker { crew: crew.clone(), receiver, is_stopped };
+        let builder = thread::Builder::new().name(format!("inference-{index}"));
+        builder.spawn(move || worker.run_until_closed())?;
+    }
+    Ok((queue, threads))
+}
+
+/// Results of a batch that ran.
+struct Computed {
+    ran: Ran,
+    planner: Arc<Planner>,
+    lesson: Lesson,
+}
+
+/// Times that a batch took.
+struct Lesson {
+    shape: (usize, usize),
+    times: Vec<(ModuleId, Duration)>,
+    /// Time of the whole path; `None` if it says nothing about later batches.
+    whole: Option<Duration>,
+}
+
+struct Worker {
+    crew: Arc<Crew>,
+    receiver: Receiver,
+    /// Flag to stop the thread, whose lock is held while the thread is inside ONNX Runtime.
+    is_stopped: Arc<Mutex<bool>>,
+}
+
+impl Worker {
+    fn run_until_closed(self) {
+        give_way();
+        loop {
+            let next = self.receiver.next(self.crew.is_loaded());
+            let is_stopped = self.is_stopped.lock().unwrap_or_else(PoisonError::into_inner);
+            if *is_stopped || matches!(next, Next::Closed) {
+                return;
+            }
+            // A panic loses only this batch or task; its clients get the error that the thread is
+            // gone.
+            drop(catch_unwind(AssertUnwindSafe(|| self.perform(next))));
+        }
+    }
+
+    fn perform(&self, next: Next) {
+        match next {
+            Next::Batch(batch) => self.answer(batch),
+            Next::Task(task) => self.crew.perform(task),
+            Next::Nothing => self.crew.load_next(),
+            Next::Closed => {}
+        }
+    }
+
+    /// Runs a batch without the jobs whose clients no longer wait.
+    fn answer(&self, Batch { mut jobs, chosen }: Batch) {
+        let executor = jobs.first().and_then(|job| self.crew.executor(job.family));
+        let Some(executor) = executor else {
+            // A family is removed after its last job, so no client waits for these jobs.
+            return;
+        };
+        jobs.retain(|job| !job.reply.is_closed());
+        jobs.iter_mut().for_each(|job| job.place = None);
+        if jobs.is_empty() {
+            return;
+        }
+        match chosen {
+            Ok(chosen) => self.run_batch(&executor, jobs, &chosen),
+            Err(error) => refuse(jobs, error),
+        }
+    }
+
+    /// Runs jobs together. If that fails, runs each of them alone, so that only the jobs at fault
+    /// fail.
+    fn run_batch(&self, executor: &Executor, mut jobs: Vec<Job>, chosen: &Chosen) {
+        let start = Instant::now();
+        let begun = self.receiver.begin(chosen.careful);
+        let compute = AssertUnwindSafe(|| self.compute(executor, &mut jobs, chosen));
+        let result = catch_unwind(compute).unwrap_or(Err(ServeError::Panicked));
+        let is_alone = self.receiver.end(begun, &jobs);
+        match result {
+            Ok(Computed { ran, planner, lesson }) => {
+                let is_shared = jobs.len() > 1;
+                let failed = reply(jobs, ran, chosen, start);
+                self.learn(&planner, &lesson, is_alone);
+                match is_shared {
+                    true => self.run_alone(executor, failed),
+                    false => {
+                        refuse(failed, ServeError::NotFinite { plan: chosen.plan.plan.clone() })
+                    }
+                }
+            }
+            Err(_) if jobs.len() > 1 => self.run_alone(executor, jobs),
+            Err(error) => refuse(jobs, error),
+        }
+    }
+
+    /// Learns from the times of a batch.
+    fn learn(&self, planner: &Planner, lesson: &Lesson, is_alone: bool) {
+        let Lesson { shape, times, whole } = lesson;
+        if let Some(whole) = *whole {
+            planner.learn(&Run { shape: *shape, times, whole, is_alone }, &*self.crew.observer);
+            planner.apply_learned();
+        }
+    }
+
+    /// Runs each of `jobs` again alone, since they may have suffered from one another.
+    fn run_alone(&self, executor: &Executor, jobs: Vec<Job>) {
+        for job in jobs {
+            let chosen = job.chosen.clone().anew();
+            self.run_batch(executor, vec![job], &chosen);
+        }
+    }
+
+    /// Runs the plan `chosen` on the inputs of all jobs.
+    fn compute(
+        &self,
+        executor: &Executor,
+        jobs: &mut [Job],
+        chosen: &Chosen,
+    ) -> Result<Computed, ServeError> {
+        let computing: Vec<Span> =
+            jobs.iter().map(|job| tracing::debug_span!(parent: &job.request, "compute")).collect();
+        let input = match &mut *jobs {
+            [job] => job.input.take(),
+            jobs => {
+                let inputs: Vec<&ModelInput> =
+                    jobs.iter().filter_map(|job| job.input.as_ref()).collect();
+                ModelInput::concatenate(&inputs)
+            }
+        };
+        let input = input.ok_or(ServeError::WorkerGone)?;
+        let planner = jobs[0].planner.clone();
+        let shape = (input.batch(), input.tokens());
+        let max_batch = planner.loaded.profile.max_batch();
+        let work = Work { path: &chosen.path, input, max_batch };
+        let start = Instant::now();
+        let (mut ran, has_loaded) = computing[0].in_scope(|| self.run(executor, work))?;
+        // A batch that runs in chunks has no shape to learn from.
+        let is_lesson = !has_loaded && shape.0 <= max_batch;
+        let whole = is_lesson.then(|| start.elapsed());
+        let lesson = Lesson { shape, times: std::mem::take(&mut ran.times), whole };
+        let name = &executor.family().manifest.name;
+        let factor = planner.correction.factor(Instant::now());
+        self.crew.observer.batch_ran(name, shape.0, factor);
+        Ok(Computed { ran, planner, lesson })
+    }
+
+    /// Runs a path in chunks of at most the largest batch. Returns its results and whether modules
+    /// were loaded.
+    fn run(&self, executor: &Executor, work: Work<'_>) -> Result<(Ran, bool), ServeError> {
+        let name = &executor.family().manifest.name;
+        let before = executor.residency();
+        let observer = &*self.crew.observer;
+        let ran = run_chunks(executor, name, work, observer)
+            .map_err(|error| told(observer, name, error))?;
+        let has_loaded = executor.residency() != before;
+        if has_loaded {
+            self.crew.report_residency();
+        }
+        Ok((ran, has_loaded))
+    }
+}
+
+/// Returns the client's error for `error`. The log, not the client, gets the changed file or the
+/// amount of missing memory.
+fn told(observer: &dyn Observer, name: &str, error: RuntimeError) -> ServeError {
+    if let RuntimeError::Score { module, .. } = &error {
+        observer.router_failed(name, module);
+    }
+    let state = match error {
+        RuntimeError::Changed { .. } => "its files were changed; it must be loaded again",
+        RuntimeError::MemoryLimit { .. } => "it does not fit into the memory limit",
+        _ => return error.into(),
+    };
+    tracing::error!(family = name, %error);
+    ServeError::Unavailable { name: name.to_owned(), state }
+}
+
+/// Answers every job of a batch that began at `start`, except those whose outputs are not finite.
+/// Returns those jobs.
+fn reply(jobs: Vec<Job>, ran: Ran, chosen: &Chosen, start: Instant) -> Vec<Job> {
+    let compute = start.elapsed();
+    let shapes: Vec<(usize, usize)> = jobs.iter().map(|job| job.shape).collect();
+    let (mut first_row, mut failed) = (0, Vec::new());
+    for (job, mut outputs) in jobs.into_iter().zip(split(ran.outputs, &shapes)) {
+        let is_finite = check(&mut outputs, first_row, ran.places.as_ref());
+        let routed = ran.routed.of_rows(first_row, job.shape.0);
+        first_row += job.shape.0;
+        if !is_finite {
+            failed.push(job);
+            continue;
+        }
+        let mut chosen = chosen.clone();
+        let (before, queue) = (job.before, start - job.queued);
+        chosen.plan.predicted_latency += before + job.planner.correction.answering(Instant::now());
+        let done = Done { outputs, routed, before, queue, compute, chosen };
+        // A span ends when its last holder drops it; the request's span must not wait for this
+        // thread.
+        drop(job.request);
+        // Sending fails only if the client has gone in the meantime.
+        drop(job.reply.send(Ok(done)));
+    }
+    failed
+}
+
+/// Refuses the only job of `jobs`, which failed or has no time left. A batch with an error has at
+/// most one job.
+fn refuse(jobs: Vec<Job>, error: ServeError) {
+    if let Some(job) = jobs.into_iter().next() {
+        drop(job.request);
+        drop(job.reply.send(Err(error)));
+    }
+}
