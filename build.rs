@@ -46,7 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .out_dir(service)
         .codec_path("crate::api::grpc::codec::BoundedCodec")
         .extern_path(".inference", "crate::api::triton::messages")
-        .extern_path(".inference.ModelInferRequest", "crate::api::grpc::encoded::Encoded")
+        .extern_path(".inference.ModelInferRequest", "crate::api::grpc::codec::encoded::Encoded")
         .compile_fds(descriptors)?;
     Ok(())
 }

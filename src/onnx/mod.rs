@@ -16,11 +16,9 @@ mod fuzz_tests;
 mod join;
 mod links;
 mod mixing;
-mod mixing_rules;
 mod opset;
 pub mod proto;
 mod quantize;
-mod rows;
 mod take;
 
 pub use articulation::{Articulations, articulations};

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use prost::Message;
 
-use super::{encoded::Encoded, infer::decode};
+use super::{codec::encoded::Encoded, infer::decode};
 use crate::{
     api::{
         fuzz_tests::specs,

@@ -6,7 +6,6 @@
 
 mod codec;
 mod describe;
-mod encoded;
 #[cfg(test)]
 mod fuzz_tests;
 mod generated;
@@ -18,7 +17,6 @@ mod repository;
 mod server;
 mod service;
 mod status;
-mod unpacked;
 mod wire;
 
 pub use server::serve_grpc;

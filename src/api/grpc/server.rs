@@ -9,12 +9,12 @@ use tonic::{codec::CompressionEncoding, service::Routes};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use super::{
+    codec::unpacked::unpack,
     generated::grpc_inference_service_server::GrpcInferenceServiceServer,
     health::{Reporters, report_health},
     idle::limit_idle,
     layers::{self, Front},
     service::InferenceService,
-    unpacked::unpack,
 };
 use crate::api::{
     ApiConfig, ApiState,

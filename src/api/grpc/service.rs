@@ -11,8 +11,8 @@ use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 use tracing::{Instrument, Span, debug_span, field::Empty};
 
 use super::{
+    codec::encoded::{Encoded, Envelope},
     describe,
-    encoded::{Encoded, Envelope},
     generated::grpc_inference_service_server::GrpcInferenceService,
     infer::{decode, encode},
     layers::wait_of,

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 
-use super::proto::{AttributeProto, NodeProto, TensorProto, attribute_type, data_type};
+use crate::onnx::proto::{AttributeProto, NodeProto, TensorProto, attribute_type, data_type};
 
 /// Domain of ONNX Runtime's own operators.
 const MICROSOFT: &str = "com.microsoft";

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::{
-    Extents,
+use crate::onnx::{
+    batch::Extents,
     proto::{GraphProto, ModelProto, NodeProto, TensorProto, data_type},
 };
 

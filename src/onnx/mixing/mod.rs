@@ -10,14 +10,16 @@
 //! Every operator found here does mix rows. A network that passes must still be tested by running
 //! it, because no rule knows all ways to mix rows.
 
+mod rules;
+
 use std::collections::{HashMap, HashSet};
 
 use super::{
     Extents, OnnxError,
     articulation::{SHAPE_READERS, reads},
-    mixing_rules::{Rules, constants},
     proto::{GraphProto, ModelProto, NodeProto, TensorProto},
 };
+use rules::{Rules, constants};
 
 /// Operators that draw random numbers.
 const RANDOM: [&str; 6] = [

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use prost::Message;
 
-use super::wire::{Field, Fields, Payload, Width};
+use crate::api::grpc::wire::{Field, Fields, Payload, Width};
 use crate::api::{
     codec::{
         bounded::{MAX_PARAMETERS, MAX_TENSORS},
@@ -22,25 +22,25 @@ pub(in crate::api) struct Encoded(Bytes);
 
 /// Fields of a request that are needed before it is decoded.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Envelope {
+pub(crate) struct Envelope {
     /// Name of the model.
-    pub(super) model_name: String,
+    pub(crate) model_name: String,
     /// Version of the model; empty for the current one.
-    pub(super) model_version: String,
+    pub(crate) model_version: String,
     /// Id of the request, which the answer repeats.
-    pub(super) id: String,
+    pub(crate) id: String,
     /// Number of bytes of raw tensors, which are not decoded.
-    pub(super) num_raw_bytes: usize,
+    pub(crate) num_raw_bytes: usize,
 }
 
 impl Encoded {
     /// Wraps the bytes of a message.
-    pub(super) fn new(bytes: Bytes) -> Self {
+    pub(crate) fn new(bytes: Bytes) -> Self {
         Self(bytes)
     }
 
     /// Returns the number of bytes of the message.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
 
@@ -50,7 +50,7 @@ impl Encoded {
     ///
     /// Fails on bytes that are not a message, and on a message with more fields than any request
     /// has.
-    pub(super) fn open(&self) -> Result<Envelope, ApiError> {
+    pub(crate) fn open(&self) -> Result<Envelope, ApiError> {
         let mut envelope = Envelope::default();
         let [mut parameters, mut inputs, mut outputs, mut raw] = [0; 4];
         for (index, field) in Fields::of(&self.0).enumerate() {
@@ -85,7 +85,7 @@ impl Encoded {
     ///
     /// Fails on bytes that are not a message. Fails on a message that holds more than `bounds`
     /// allow, before memory is allocated for it.
-    pub(super) fn decode(self, bounds: &Bounds) -> Result<ModelInferRequest, ApiError> {
+    pub(crate) fn decode(self, bounds: &Bounds) -> Result<ModelInferRequest, ApiError> {
         let mut census = Census::default();
         for field in Fields::of(&self.0) {
             match field? {

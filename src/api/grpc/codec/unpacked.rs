@@ -16,7 +16,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use hyper::body::Frame;
 use tokio::task::JoinHandle;
 
-use super::status::status_of;
+use crate::api::grpc::status::status_of;
 use crate::{
     api::{
         codec::{bounds::check, packed::Coding},
@@ -32,7 +32,7 @@ const ENCODING: &str = "grpc-encoding";
 const HEAD_BYTES: usize = 5;
 
 /// Unpacks the messages of a call that are in gzip; tonic refuses other encodings.
-pub(super) async fn unpack(
+pub(crate) async fn unpack(
     State(limit): State<ByteSize>,
     mut request: Request,
     next: Next,

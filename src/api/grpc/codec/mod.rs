@@ -1,5 +1,8 @@
 //! Codec of messages, with a bound on messages that are decoded as they arrive.
 
+pub(super) mod encoded;
+pub(super) mod unpacked;
+
 use std::marker::PhantomData;
 
 use bytes::{Buf, Bytes};
@@ -10,8 +13,9 @@ use tonic::{
 };
 use tonic_prost::ProstEncoder;
 
-use super::{encoded::Encoded, status::status_of};
+use super::status::status_of;
 use crate::api::{codec::bounds::check, error::ApiError};
+use encoded::Encoded;
 
 /// Most bytes of a message that an async thread decodes; enough for names and a few parameters.
 const MAX_SMALL_BYTES: usize = 64 << 10;

@@ -1,5 +1,7 @@
 //! Dynamic int8 quantization of a graph's matrix products.
 
+mod rows;
+
 use std::{
     collections::{HashMap, HashSet},
     path::Path,
@@ -12,8 +14,8 @@ use super::{
     external::read_floats,
     opset,
     proto::{GraphProto, ModelProto, NodeProto, TensorProto, data_type},
-    rows::{self, Rows},
 };
+use rows::Rows;
 
 /// Least number of elements of a matrix that is quantized.
 const MIN_ELEMENTS: usize = 4_096;
