@@ -12,14 +12,12 @@ use std::{collections::BTreeMap, fmt};
 use serde::{Deserialize, Serialize};
 
 use super::{FamilyError, FamilyGraph, ModuleId, ModuleKind, SpaceId, SpaceKind};
+use crate::plan::MAX_PLAN_ID_BYTES;
 
 /// The readable, stable name of a plan.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct PlanId(String);
-
-/// Longest plan id that is parsed, in bytes.
-const MAX_PLAN_ID_BYTES: usize = 4_096;
 
 /// Consecutive blocks of one anchor.
 #[derive(Debug)]

@@ -1,7 +1,10 @@
 //! Tests of plan ids.
 
 use super::*;
-use crate::family::{Module, Space};
+use crate::{
+    family::{Module, Space},
+    plan::BudgetParameters,
+};
 
 /// Returns a graph of two anchors with stitches, a bridge and exits. Anchor `a` has 2 blocks, and
 /// `b` has 3 blocks of two sub-layers each.
@@ -128,4 +131,37 @@ fn what_is_no_plan_is_refused_with_the_reason() {
         assert!(error.contains(reason), "{id}: {error}");
     }
     assert!(PlanId::find_path(&graph, &"a[0..1]>".repeat(9_000)).is_err());
+}
+
+#[test]
+fn a_long_id_that_is_offered_can_be_asked_for() {
+    let name = |depth| format!("{}.{depth}", "long".repeat(20));
+    let num_blocks = 400;
+    let mut spaces = vec![space("in", SpaceKind::Input), space("out", SpaceKind::Output)];
+    spaces.extend((0..=num_blocks).map(|depth| {
+        space(&name(depth), SpaceKind::Hidden { anchor: 0, depth, inner: false, stitched: false })
+    }));
+    let module = |index: usize, from, to, kind, variant: Option<&str>| Module {
+        name: format!("m{index}"),
+        from: SpaceId(from),
+        to: SpaceId(to),
+        kind,
+        variant: variant.map(str::to_owned),
+    };
+    let blocks = (0..num_blocks).map(|block| {
+        let variant = (block % 2 == 0).then_some("int8");
+        module(block, block + 2, block + 3, ModuleKind::Block, variant)
+    });
+    let stem = module(num_blocks, 0, 2, ModuleKind::Stem, None);
+    let head = module(num_blocks + 1, num_blocks + 2, 1, ModuleKind::Head, None);
+    let modules = [stem].into_iter().chain(blocks).chain([head]).collect();
+    let graph = FamilyGraph::new(vec!["long".repeat(20)], spaces, modules).expect("a valid graph");
+    let path: Vec<ModuleId> = (0..num_blocks + 2).map(ModuleId).collect();
+    let id = PlanId::of_path(&graph, &path);
+    assert!(id.as_str().len() > 1_024, "{id:?}");
+    let plan = Some(id.as_str().to_owned());
+    let asked = BudgetParameters { plan, ..BudgetParameters::default() }.parse();
+    let budget = asked.expect("a plan that is offered");
+    let found = PlanId::find_path(&graph, &budget.plan.expect("a plan")).expect("found");
+    assert_eq!(found, path);
 }

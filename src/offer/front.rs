@@ -7,8 +7,8 @@ use crate::{
     assembly::Family,
     family::{FamilyGraph, ModuleId, PlanId},
     plan::{
-        CostedEdge, CostedGraph, EdgeCost, Grid, PlanEntry, PlanTable, Quality, QualitySource,
-        SearchOptions, pareto_front,
+        CostedEdge, CostedGraph, EdgeCost, Grid, MAX_PLAN_ID_BYTES, PlanEntry, PlanTable, Quality,
+        QualitySource, SearchOptions, pareto_front,
     },
 };
 
@@ -91,6 +91,8 @@ pub fn plan_table(
         .map(|path| entry(family, profile, quality, path))
         .collect::<Result<Vec<_>, _>>()?;
     entries.retain(|entry| entry.quality.value >= family.manifest.quality.floor);
+    // A plan with a longer id could not be asked for.
+    entries.retain(|entry| entry.id.len() <= MAX_PLAN_ID_BYTES);
     Ok(PlanTable::new(entries, margin)?)
 }
 

@@ -30,5 +30,7 @@ mod rows;
 mod support;
 mod synthetic;
 mod tidy;
+mod tidy_circles;
+mod tidy_language;
 mod vision;
 mod writers;

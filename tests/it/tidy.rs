@@ -73,8 +73,16 @@ fn find_sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
+/// Returns the Rust files of the sources.
+pub(crate) fn source_files() -> Vec<PathBuf> {
+    let mut paths = Vec::new();
+    find_sources(&root().join("src"), &mut paths);
+    assert!(paths.len() > 50, "the sources were found");
+    paths
+}
+
 /// Returns the code in `text`: comments and the content of literals are left out.
-fn code_of(text: &str) -> String {
+pub(crate) fn code_of(text: &str) -> String {
     let mut code = String::new();
     let mut rest = text;
     while let Some(next) = rest.chars().next() {
@@ -203,11 +211,8 @@ fn complaints(name: &str, text: &str) -> Vec<String> {
 
 #[test]
 fn every_source_file_is_tidy() {
-    let mut paths = Vec::new();
-    find_sources(&root().join("src"), &mut paths);
-    assert!(paths.len() > 50, "the sources were found");
     let mut found = Vec::new();
-    for path in paths {
+    for path in source_files() {
         let text = std::fs::read_to_string(&path).expect("read");
         let name = path.strip_prefix(root()).expect("below the root").display().to_string();
         found.extend(complaints(&name, &text));
