@@ -14,6 +14,7 @@ mod budget;
 mod choose;
 #[cfg(test)]
 mod choose_tests;
+mod continuation;
 mod cost;
 mod error;
 mod graph;
@@ -27,6 +28,7 @@ mod table;
 
 pub use budget::{Budget, BudgetParameters};
 pub use choose::{Choice, ChooseError, Infeasible, PlanCost};
+pub use continuation::{CacheLengths, Continuation};
 pub use cost::{EdgeCost, PathCost};
 pub use error::{BudgetError, PlanError};
 pub use graph::{CostedEdge, CostedGraph};
