@@ -2,6 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use serde_json::Value;
 use tracing::Span;
 
 use super::access::Gate;
@@ -67,4 +68,8 @@ impl Default for ApiConfig {
 pub(super) struct Shared {
     pub(super) api: ApiState,
     pub(super) config: ApiConfig,
+    /// OpenAPI document of the routes.
+    pub(super) document: Value,
+    /// Lines of the index page, one for each route.
+    pub(super) index: String,
 }

@@ -19,6 +19,9 @@ use crate::plan::MAX_PLAN_ID_BYTES;
 #[serde(transparent)]
 pub struct PlanId(String);
 
+/// Number of characters of a wrong id that an error shows.
+const MAX_SHOWN_CHARS: usize = 200;
+
 /// Consecutive blocks of one anchor.
 #[derive(Debug)]
 struct Segment<'a> {
@@ -51,8 +54,10 @@ impl PlanId {
     ///
     /// Fails when `id` does not parse or names a module that `graph` does not have.
     pub fn find_path(graph: &FamilyGraph, id: &str) -> Result<Vec<ModuleId>, FamilyError> {
-        let refuse =
-            |reason: String| FamilyError::PlanSyntax { id: id.chars().take(200).collect(), reason };
+        let refuse = |reason: String| FamilyError::PlanSyntax {
+            id: id.chars().take(MAX_SHOWN_CHARS).collect(),
+            reason,
+        };
         if id.len() > MAX_PLAN_ID_BYTES {
             return Err(refuse(format!("it is longer than {MAX_PLAN_ID_BYTES} bytes")));
         }
@@ -183,7 +188,10 @@ fn split_segments(id: &str) -> Result<Vec<Segment<'_>>, String> {
 
 /// Parses `anchor[start..end]{options}`.
 fn parse_segment(text: &str) -> Result<Segment<'_>, String> {
-    let refuse = || format!("`{text}` is not of the form anchor[start..end]{{options}}");
+    let refuse = || {
+        let text: String = text.chars().take(MAX_SHOWN_CHARS).collect();
+        format!("`{text}` is not of the form anchor[start..end]{{options}}")
+    };
     let (anchor, rest) = text.split_once('[').ok_or_else(refuse)?;
     let (range, rest) = rest.split_once(']').ok_or_else(refuse)?;
     let (range, inner) = match range.strip_suffix('+') {

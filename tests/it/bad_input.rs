@@ -126,7 +126,8 @@ async fn parameters_that_make_no_sense_are_refused() {
     refuse_parameters(&app, json!({"latency_budget": 5}), 400, "known: latency_budget_ms").await;
     refuse_parameters(&app, json!({"plan": 7}), 400, "a string").await;
     refuse_parameters(&app, json!({"plan": ""}), 400, "plan has 0 bytes").await;
-    refuse_parameters(&app, json!({"plan": "l".repeat(2000)}), 400, "2000 bytes").await;
+    refuse_parameters(&app, json!({"plan": "l".repeat(5000)}), 400, "5000 bytes").await;
+    refuse_parameters(&app, json!({"plan": "l".repeat(2000)}), 404, "form anchor").await;
     for number in ["NaN", "Infinity", "1e999"] {
         let body = format!(r#"{{"parameters":{{"min_quality":{number}}},"inputs":[]}}"#);
         let reply = send(&app, "POST", INFER, body).await;

@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
-    api::{index::ROUTES, layers::authorization, state::Shared},
+    api::{layers::authorization, state::Shared},
     serve::FamilyState,
 };
 
@@ -80,7 +80,7 @@ pub(crate) async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoRespo
 
 /// Lists the routes for a person, and the models for a client that may send requests.
 pub(crate) async fn index(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> String {
-    let mut page = format!("Tessera {VERSION}\n\n{ROUTES}\n");
+    let mut page = format!("Tessera {VERSION}\n\n{}\n", shared.index);
     if shared.api.gate.identify(authorization(&headers)).is_err() {
         return page;
     }

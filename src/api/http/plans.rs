@@ -23,6 +23,10 @@ use crate::{
     serve::{FamilyService, ServeError},
 };
 
+/// Shape for which plans are listed if the query names none.
+pub(crate) const DEFAULT_BATCH: usize = 1;
+pub(crate) const DEFAULT_TOKENS: usize = 128;
+
 /// Shape of the request for which plans are listed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Shape {
@@ -32,7 +36,7 @@ struct Shape {
 
 impl Default for Shape {
     fn default() -> Self {
-        Self { batch: 1, tokens: 128 }
+        Self { batch: DEFAULT_BATCH, tokens: DEFAULT_TOKENS }
     }
 }
 
