@@ -1,6 +1,7 @@
 //! Tessera: a model-assembly inference server.
 
 pub mod api;
+pub mod app;
 pub mod arch;
 pub mod assembly;
 pub mod bench;

@@ -47,7 +47,7 @@ pub(super) fn import(common: &Common, arguments: &ImportArguments) -> anyhow::Re
     let machine = setup::machine(common)?;
     let start = Instant::now();
     let bars = Bars::default();
-    let reports = crate::fit::import(&machine.runtime, &common.pool, &options, &bars)?;
+    let reports = crate::fit::import(machine.runtime(), &common.pool, &options, &bars)?;
     drop(bars);
     for report in &reports {
         say(&format!(

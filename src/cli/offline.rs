@@ -6,6 +6,7 @@ use super::{
     setup,
 };
 use crate::{
+    app::{Measured, quality_of},
     family::Manifest,
     fit::{Dataset, EvaluateOptions, ExpertOptions, FitOptions},
     offer::QualityRecords,
@@ -30,7 +31,7 @@ pub(super) fn fit(common: &Common, arguments: &FitArguments) -> anyhow::Result<(
             refit: arguments.refit,
             ..ExpertOptions::default()
         };
-        let runtime = &machine.runtime;
+        let runtime = machine.runtime();
         let count = crate::fit::fit_experts(runtime, &mut writer, &data, &options, &bars)?;
         drop(bars);
         say(&format!("{count} anchors split among experts"));
@@ -42,7 +43,7 @@ pub(super) fn fit(common: &Common, arguments: &FitArguments) -> anyhow::Result<(
         max_token_texts: arguments.token_texts,
         refit: arguments.refit,
     };
-    let count = crate::fit::fit_maps(&machine.runtime, &mut writer, &data, &options, &bars)?;
+    let count = crate::fit::fit_maps(machine.runtime(), &mut writer, &data, &options, &bars)?;
     drop(bars);
     say(&format!("{count} maps fitted"));
     Ok(())
@@ -53,10 +54,9 @@ pub(super) fn profile(common: &Common, arguments: &ProfileArguments) -> anyhow::
     telemetry::start_logging(&common.log, common.log_format, None)?;
     let machine = setup::machine(common)?;
     let family = setup::family(common, &arguments.family.family)?;
-    let setup::Measured { profile, unkept } =
-        setup::profile_again(&machine, &family, arguments.again)?;
-    if let Some(folder) = machine.cache.as_ref().filter(|_| unkept.is_none()) {
-        say(&format!("{}", machine.key.file(folder).display()));
+    let Measured { profile, unkept } = setup::profile_again(&machine, &family, arguments.again)?;
+    if let Some(folder) = machine.cache().filter(|_| unkept.is_none()) {
+        say(&format!("{}", machine.key().file(folder).display()));
     }
     let is_image = family.manifest.image.is_some();
     let shapes = if is_image { [(1, 1), (4, 1), (16, 1)] } else { [(1, 32), (1, 128), (16, 128)] };
@@ -72,7 +72,9 @@ pub(super) fn profile(common: &Common, arguments: &ProfileArguments) -> anyhow::
             say(&format!("{:34} {a:>10.3} {b:>10.3} {c:>10.3}", module.name));
         }
     }
-    unkept.map_or(Ok(()), |error| Err(error.context("the profile cannot be kept")))
+    unkept.map_or(Ok(()), |error| {
+        Err(anyhow::Error::new(error).context("the profile cannot be kept"))
+    })
 }
 
 /// Measures the quality of a family's plans.
@@ -88,8 +90,7 @@ pub(super) fn evaluate(common: &Common, arguments: &EvaluateArguments) -> anyhow
         &family.manifest,
         arguments.examples,
     )?;
-    let records =
-        if arguments.again { QualityRecords::default() } else { setup::quality(&family)? };
+    let records = if arguments.again { QualityRecords::default() } else { quality_of(&family)? };
     let options = EvaluateOptions {
         max_tokens: arguments.max_tokens,
         plans_per_round: arguments.plans,
@@ -109,7 +110,7 @@ pub(super) fn evaluate(common: &Common, arguments: &EvaluateArguments) -> anyhow
     // What was measured before is replaced by everything that was measured again, not by a part.
     let mut save =
         |records: &QualityRecords| if arguments.again { Ok(()) } else { Ok(write(records)?) };
-    let executor = Executor::new(machine.runtime.clone(), family.clone());
+    let executor = Executor::new(machine.runtime().clone(), family.clone());
     let mut executor = executor.with_activations(profile.activations());
     let bars = Bars::default();
     let records = crate::fit::evaluate(

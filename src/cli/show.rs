@@ -8,6 +8,7 @@ use super::{
     setup,
 };
 use crate::{
+    app::quality_of,
     assembly::Family,
     family::{ModuleId, ModuleKind},
     offer::plan_table,
@@ -72,7 +73,7 @@ pub(super) fn table(common: &Common, name: &str) -> anyhow::Result<(Arc<Family>,
     let machine = setup::machine(common)?;
     let family = setup::family(common, name)?;
     let profile = setup::profile(&machine, &family)?;
-    let quality = setup::quality(&family)?;
+    let quality = quality_of(&family)?;
     let table = plan_table(&family, &profile, &quality, 0.0)?;
     Ok((family, table))
 }

@@ -9,6 +9,7 @@
     reason = "tests compare floats, print what they find, and panic where it is wrong"
 )]
 
+mod app;
 mod bad_input;
 mod bad_pool;
 mod experts;

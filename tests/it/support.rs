@@ -174,13 +174,18 @@ pub(crate) fn measured(family: &Arc<Family>) -> Profile {
 }
 
 fn measured_with(family: &Arc<Family>, min_runs: usize) -> Profile {
-    let machine = MachineKey {
-        processor: "this one".into(),
-        num_threads: 2,
-        spin: false,
-        runtime: "any".into(),
-    };
-    let mut cache = ProfileCache::empty(machine);
+    let cache = measured_cache(family, min_runs);
+    cache.profile_of(family).expect("every module was measured")
+}
+
+/// Returns the key of the machine that the tests measure.
+pub(crate) fn machine_key() -> MachineKey {
+    MachineKey { processor: "this one".into(), num_threads: 2, spin: false, runtime: "any".into() }
+}
+
+/// Measures the modules of `family`, each at least `min_runs` times.
+pub(crate) fn measured_cache(family: &Arc<Family>, min_runs: usize) -> ProfileCache {
+    let mut cache = ProfileCache::empty(machine_key());
     let options = ProfileOptions {
         batches: vec![1, 4],
         tokens: vec![8, 64, 256],
@@ -189,7 +194,7 @@ fn measured_with(family: &Arc<Family>, min_runs: usize) -> Profile {
     };
     let mut executor = Executor::new(runtime(), family.clone());
     measure_profile(&mut executor, &options, &mut cache, &(), &mut |_| Ok(())).expect("measured");
-    cache.profile_of(family).expect("every module was measured")
+    cache
 }
 
 /// A reference file's tensors.

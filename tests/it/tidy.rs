@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::support::root;
 
 /// The rooms, lowest first: a room imports only rooms before it.
-const ROOMS: [&str; 18] = [
+const ROOMS: [&str; 19] = [
     "tensor",
     "plan",
     "family",
@@ -22,6 +22,7 @@ const ROOMS: [&str; 18] = [
     "picture",
     "telemetry",
     "api",
+    "app",
     "bench",
     "cli",
 ];

@@ -1,0 +1,148 @@
+//! Families of the pool's folder.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{AppError, Machine, PoolConfig, Profiles};
+use crate::{
+    assembly::Family,
+    family::MANIFEST_FILE,
+    fit::Progress,
+    offer::QualityRecords,
+    pool::{FamilyWriter, Stamps, chain},
+    serve::{LoadedFamily, Loader},
+};
+
+/// Loader of families from the pool's folder; measures modules that have no profile yet.
+pub(super) struct PoolLoader {
+    pub(super) pool: PoolConfig,
+    pub(super) machine: Machine,
+    /// Fraction by which predictions are made larger.
+    pub(super) margin: f64,
+    pub(super) progress: Arc<dyn Progress + Send + Sync>,
+    pub(super) stop: CancellationToken,
+}
+
+impl PoolLoader {
+    fn try_load(&self, name: &str) -> Result<LoadedFamily, AppError> {
+        if self.stop.is_cancelled() {
+            return Err(AppError::Stopping);
+        }
+        let family = family_of(&self.pool.folder, name)?;
+        let profiles = Profiles { machine: &self.machine, progress: &*self.progress };
+        let profile = profiles.of(&family, &self.stop)?;
+        let quality = quality_of(&family)?;
+        let pins: Vec<&str> = pins_of(&self.pool.pins, name).collect();
+        let loaded = LoadedFamily::new(family, profile, quality, self.margin)?;
+        loaded.pin(&pins).map_err(|reason| AppError::PinnedModule { reason })
+    }
+}
+
+impl Loader for PoolLoader {
+    fn names(&self) -> Result<Vec<String>, String> {
+        found_families(&self.pool.folder).map_err(|error| chain(&error))
+    }
+
+    fn stamps(&self, name: &str) -> Option<Stamps> {
+        Stamps::take(&self.pool.folder.join(name)).ok()
+    }
+
+    fn load(&self, name: &str) -> Result<LoadedFamily, String> {
+        catch_unwind(AssertUnwindSafe(|| self.try_load(name)))
+            .unwrap_or(Err(AppError::Panicked))
+            .map_err(|error| chain(&error))
+    }
+}
+
+/// Loads the family `name` of `pool`.
+///
+/// # Errors
+///
+/// Fails when `name` is not the name of a folder, or the family does not load.
+pub fn family_of(pool: &Path, name: &str) -> Result<Arc<Family>, AppError> {
+    let folder = folder_of(pool, name)?;
+    let wrap = |error| AppError::Family { name: name.to_owned(), source: Box::new(error) };
+    Family::load(&folder).map(Arc::new).map_err(wrap)
+}
+
+/// Returns a writer of the folder of the family `name` of `pool`.
+///
+/// # Errors
+///
+/// Fails when `name` is not the name of a folder, or another process writes there.
+pub fn writer_of(pool: &Path, name: &str) -> Result<FamilyWriter, AppError> {
+    let folder = folder_of(pool, name)?;
+    let wrap = |source| AppError::Writer { name: name.to_owned(), source };
+    FamilyWriter::begin(&folder).map_err(wrap)
+}
+
+/// Reads the measured qualities of the plans of `family`.
+///
+/// # Errors
+///
+/// Fails when the file is there, but cannot be read.
+pub fn quality_of(family: &Family) -> Result<QualityRecords, AppError> {
+    Ok(QualityRecords::read(&family.folder.join(&family.manifest.quality.file))?)
+}
+
+/// Returns the names of the folders of `pool` that hold a manifest, sorted.
+///
+/// # Errors
+///
+/// Fails when the folder cannot be read or holds none.
+pub fn family_names(pool: &Path) -> Result<Vec<String>, AppError> {
+    let names = found_families(pool)?;
+    match names.is_empty() {
+        true => Err(AppError::EmptyPool { folder: pool.to_owned() }),
+        false => Ok(names),
+    }
+}
+
+/// Checks that each of `pins`, as FAMILY/NAME, names one of `families`.
+///
+/// # Errors
+///
+/// Fails with the first pin that does not.
+pub fn check_pins(pins: &[String], families: &[String]) -> Result<(), AppError> {
+    let is_of = |pin: &str, family: &String| {
+        pin.strip_prefix(family.as_str()).is_some_and(|rest| rest.starts_with('/'))
+    };
+    match pins.iter().find(|pin| !families.iter().any(|family| is_of(pin, family))) {
+        Some(pin) => Err(AppError::PinnedFamily { pin: pin.clone() }),
+        None => Ok(()),
+    }
+}
+
+fn folder_of(pool: &Path, name: &str) -> Result<PathBuf, AppError> {
+    let is_plain = !name.is_empty() && !name.contains(['/', '\\']) && !name.starts_with('.');
+    match is_plain {
+        true => Ok(pool.join(name)),
+        false => Err(AppError::FamilyName { name: name.to_owned() }),
+    }
+}
+
+fn found_families(pool: &Path) -> Result<Vec<String>, AppError> {
+    let entries = std::fs::read_dir(pool)
+        .map_err(|source| AppError::Pool { folder: pool.to_owned(), source })?;
+    let mut names: Vec<String> = entries
+        .filter_map(Result::ok)
+        .filter(|entry| entry.path().join(MANIFEST_FILE).is_file())
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+/// Returns the names in `pins` that belong to `family`, without the family's name.
+fn pins_of<'a>(pins: &'a [String], family: &str) -> impl Iterator<Item = &'a str> {
+    let own = move |pin: &'a String| {
+        let (of, name) = pin.split_once('/')?;
+        (of == family).then_some(name)
+    };
+    pins.iter().filter_map(own)
+}

@@ -1,0 +1,20 @@
+//! Composition of the server: from a configuration to listening sockets.
+//!
+//! This room parses no command line and installs no signal handler. Start at [`App::build`].
+
+mod build;
+mod config;
+mod error;
+mod follow;
+mod loader;
+mod machine;
+mod profiles;
+mod secrets;
+
+pub use build::App;
+pub use config::{Config, NetworkConfig, PoolConfig, TlsConfig};
+pub use error::AppError;
+pub use loader::{check_pins, family_names, family_of, quality_of, writer_of};
+pub use machine::{Machine, MachineConfig};
+pub use profiles::{Measured, Profiles};
+pub use secrets::Secrets;

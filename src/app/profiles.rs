@@ -1,0 +1,120 @@
+//! Profiles of families on this machine: read from the cache, or measured.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use super::{AppError, Machine};
+use crate::{
+    assembly::Family,
+    fit::{FitError, ProfileOptions, Progress, measure_profile},
+    offer::{Profile, ProfileCache},
+    pool::chain,
+    runtime::Executor,
+    tensor::give_back_freed_memory,
+};
+
+/// The profiles of a machine.
+#[derive(Clone, Copy)]
+pub struct Profiles<'a> {
+    /// Machine.
+    pub machine: &'a Machine,
+    /// Observer of long measurements.
+    pub progress: &'a dyn Progress,
+}
+
+/// A family's profile, and the error if it was not saved.
+#[derive(Debug)]
+pub struct Measured {
+    /// Profile.
+    pub profile: Profile,
+    /// Error of saving it.
+    pub unkept: Option<AppError>,
+}
+
+impl Profiles<'_> {
+    /// Returns the profile of `family`; measures the modules that the machine's cache lacks, until
+    /// `stop` is cancelled.
+    ///
+    /// # Errors
+    ///
+    /// Fails when modules do not run or `stop` is cancelled.
+    pub fn of(&self, family: &Arc<Family>, stop: &CancellationToken) -> Result<Profile, AppError> {
+        let cache = self.cached();
+        if let Ok(profile) = cache.profile_of(family) {
+            return Ok(profile);
+        }
+        let mut unkept = None;
+        let mut save = |cache: &ProfileCache| {
+            unkept = self.keep(cache).err();
+            if stop.is_cancelled() { Err(FitError::Stopped) } else { Ok(()) }
+        };
+        let profile = self.measure(family, cache, &mut save)?;
+        if let Some(error) = unkept {
+            // The family is served without a saved profile too.
+            let error = chain(&error);
+            tracing::warn!("profiles cannot be kept, so they are measured at every start: {error}");
+        }
+        Ok(profile)
+    }
+
+    /// Returns the profile of `family`; measures all of its modules if `again` is true. Earlier
+    /// measurements stay in the cache until everything is measured.
+    ///
+    /// # Errors
+    ///
+    /// Fails when modules do not run.
+    pub fn measured(&self, family: &Arc<Family>, again: bool) -> Result<Measured, AppError> {
+        let mut cache = self.cached();
+        if again {
+            cache.forget(family);
+        }
+        let (mut last, mut unkept) = (None, None);
+        let mut save = |cache: &ProfileCache| {
+            match again {
+                true => last = Some(cache.clone()),
+                false => unkept = self.keep(cache).err(),
+            }
+            Ok(())
+        };
+        let profile = self.measure(family, cache, &mut save)?;
+        let unkept = last.map_or(unkept, |cache| self.keep(&cache).err());
+        Ok(Measured { profile, unkept })
+    }
+
+    /// Returns this machine's cache. It is empty if there is no folder, or, with a warning, if it
+    /// cannot be read.
+    fn cached(&self) -> ProfileCache {
+        let Machine { key, cache, .. } = self.machine;
+        let empty = || ProfileCache::empty(key.clone());
+        let Some(folder) = cache else { return empty() };
+        ProfileCache::read(folder, key.clone()).unwrap_or_else(|error| {
+            let error = chain(&error);
+            tracing::warn!("the cache of profiles is broken; measuring anew: {error}");
+            empty()
+        })
+    }
+
+    /// Saves `cache` for the next start.
+    fn keep(&self, cache: &ProfileCache) -> Result<(), AppError> {
+        let folder = self.machine.cache.as_ref().ok_or(AppError::NoCache)?;
+        Ok(cache.write(folder)?)
+    }
+
+    /// Measures the modules that `cache` lacks, and returns the profile of `family`.
+    fn measure(
+        &self,
+        family: &Arc<Family>,
+        mut cache: ProfileCache,
+        save: &mut dyn FnMut(&ProfileCache) -> Result<(), FitError>,
+    ) -> Result<Profile, AppError> {
+        tracing::info!(family = family.manifest.name, "measuring modules on this machine, once");
+        let mut executor = Executor::new(self.machine.runtime.clone(), family.clone());
+        let options = ProfileOptions::default();
+        measure_profile(&mut executor, &options, &mut cache, self.progress, save)?;
+        // Large batches were measured; serving needs far less memory.
+        drop(executor);
+        give_back_freed_memory();
+        cache.profile_of(family).map_err(|_| AppError::Unmeasured)
+    }
+}
