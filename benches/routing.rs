@@ -77,7 +77,7 @@ fn measure_dispatch() -> anyhow::Result<()> {
         let mut times = Vec::new();
         for _ in 0..300 {
             let start = Instant::now();
-            let sum = dispatch_and_combine(&router, &scores, (&rows, width), |_, rows| rows);
+            let sum = dispatch_and_combine(&router, &scores, &rows, width, |_, rows| rows);
             times.push(start.elapsed().as_secs_f64());
             black_box(sum).context("scores are numbers")?;
         }

@@ -36,7 +36,8 @@ pub(super) fn float_weight(graph: &mut GraphBuilder, tensor: TensorProto) -> Str
 pub(super) fn taken_weight(
     graph: &mut GraphBuilder,
     tensor: TensorProto,
-    (units, axis): (&str, i64),
+    units: &str,
+    axis: i64,
 ) -> String {
     let is_float = tensor.data_type == data_type::FLOAT;
     let whole = graph.weight(tensor);

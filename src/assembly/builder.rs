@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-use super::{promises, variants::departures};
+use super::{
+    promises,
+    variants::{Place, departures},
+};
 use crate::{
     arch::{
         Anchor, ArchError, Expansion, Form, MapParts, SplitFile, SplitPart,
@@ -153,11 +156,11 @@ impl<'a> FamilyBuilder<'a> {
             let ends = [side.space(block, false), side.space(block + 1, false)];
             match *parts {
                 [one, two] => {
-                    self.add_part(side, anchor, (block, one), [&ends[0], &inner])?;
-                    self.add_part(side, anchor, (block, two), [&inner, &ends[1]])?;
+                    self.add_part(side, anchor, Place { block, kind: one }, [&ends[0], &inner])?;
+                    self.add_part(side, anchor, Place { block, kind: two }, [&inner, &ends[1]])?;
                 }
                 _ => {
-                    let whole = (block, ModuleKind::Block);
+                    let whole = Place { block, kind: ModuleKind::Block };
                     self.add_part(side, anchor, whole, [&ends[0], &ends[1]])?;
                 }
             }
@@ -170,9 +173,10 @@ impl<'a> FamilyBuilder<'a> {
         &mut self,
         side: Side<'_>,
         anchor: &dyn Anchor,
-        (block, kind): (usize, ModuleKind),
+        place: Place,
         ends: [&str; 2],
     ) -> Result<(), ArchError> {
+        let Place { block, kind } = place;
         let part = match kind {
             ModuleKind::Attention => ".attn",
             ModuleKind::Mlp => ".mlp",
@@ -181,8 +185,8 @@ impl<'a> FamilyBuilder<'a> {
         let plain = format!("{}.block.{block}{part}", side.prefix());
         let body = anchor.part(block, kind, Form::Plain)?;
         self.add(plain.clone(), ends, kind, Some(body))?;
-        for (variant, departure) in departures(side.spec, anchor, (block, kind)) {
-            let body = departure.body(anchor, (block, kind))?;
+        for (variant, departure) in departures(side.spec, anchor, place) {
+            let body = departure.body(anchor, place)?;
             self.add(format!("{plain}.{variant}"), ends, kind, body)?;
             self.name_variant(Some(variant));
         }
@@ -213,7 +217,7 @@ impl<'a> FamilyBuilder<'a> {
             };
             experts::check(self.folder, spec, &dense)?;
             if !side.is_stitched {
-                self.splits.push(dense.fitting((entry, block), ends[0].to_owned()));
+                self.splits.push(dense.fitting(entry, block, ends[0].to_owned()));
             }
             let Some(file) = SplitFile::open(self.folder, &self.records, spec)? else { continue };
             for (variant, routed) in file.modules(block, &dense)? {

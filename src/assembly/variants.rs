@@ -6,6 +6,15 @@ use crate::{
     module::Body,
 };
 
+/// Place of a module in an anchor.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    /// Block.
+    pub(super) block: usize,
+    /// Sub-layer of the block, or the whole block.
+    pub(super) kind: ModuleKind,
+}
+
 /// Difference of a variant from the block part that it replaces.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Departure<'a> {
@@ -21,7 +30,7 @@ pub(super) enum Departure<'a> {
 pub(super) fn departures<'a>(
     spec: &'a AnchorSpec,
     anchor: &dyn Anchor,
-    (block, kind): (usize, ModuleKind),
+    Place { block, kind }: Place,
 ) -> Vec<(String, Departure<'a>)> {
     let named = spec.variants.iter().map(|variant| match variant.as_str() {
         "int8" => (variant.clone(), Departure::Form(Form::Int8)),
@@ -42,7 +51,7 @@ impl Departure<'_> {
     pub(super) fn body(
         self,
         anchor: &dyn Anchor,
-        (block, kind): (usize, ModuleKind),
+        Place { block, kind }: Place,
     ) -> Result<Option<Body>, ArchError> {
         let body = match self {
             Self::Skip => return Ok(None),

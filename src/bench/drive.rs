@@ -10,6 +10,7 @@ use tokio::{sync::mpsc, task::JoinSet};
 use super::{
     Message, Target,
     measured::{Measured, Tally},
+    target::Answer,
 };
 
 /// Largest number of due requests that wait for a task to send them.
@@ -57,7 +58,7 @@ pub async fn drive(target: &Target, load: Load) -> Measured {
             let (message, budget) = &messages[own % messages.len()];
             let lag = (start + offset).elapsed();
             let answer = target.ask(message, Instant::now()).await;
-            (offset, answer, *budget, lag)
+            Ended { offset, answer, budget: *budget, lag }
         });
         while let Some(Ok(ended)) = asking.try_join_next() {
             count(&mut tally, &ended, warm_up);
@@ -72,11 +73,17 @@ pub async fn drive(target: &Target, load: Load) -> Measured {
     tally.finish(length.saturating_sub(warm_up))
 }
 
-fn count(
-    tally: &mut Tally,
-    (offset, answer, budget, lag): &(Duration, super::target::Answer, Duration, Duration),
-    warm_up: Duration,
-) {
+/// A request that was answered.
+struct Ended {
+    /// Time from the start of the load to the request.
+    offset: Duration,
+    answer: Answer,
+    budget: Duration,
+    /// Time by which the request was sent too late.
+    lag: Duration,
+}
+
+fn count(tally: &mut Tally, Ended { offset, answer, budget, lag }: &Ended, warm_up: Duration) {
     if *offset >= warm_up {
         tally.add(answer, *budget, *lag);
     }

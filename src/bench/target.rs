@@ -192,7 +192,7 @@ impl Target {
 
 impl Message {
     /// Creates a request from inputs and budget parameters.
-    pub fn new((inputs, raw): &(Value, Bytes), parameters: &Value) -> Self {
+    pub fn new(inputs: &Value, raw: &Bytes, parameters: &Value) -> Self {
         let head = json!({"inputs": inputs, "parameters": parameters}).to_string();
         let body = [head.as_bytes(), raw].concat().into();
         Self { body, head_len: head.len() }

@@ -178,7 +178,8 @@ impl FamilyGraph {
     pub fn entry(
         &self,
         space: SpaceId,
-        (anchor, start): (usize, usize),
+        anchor: usize,
+        start: usize,
         variant: Option<&str>,
     ) -> Option<ModuleId> {
         let leads_there = |id: &&ModuleId| {

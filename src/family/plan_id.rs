@@ -231,8 +231,8 @@ fn walk(graph: &FamilyGraph, segments: &[Segment<'_>]) -> Result<Vec<ModuleId>, 
         })?;
         let label = option(segment, "via");
         let target = format!("{}.{}", segment.anchor, segment.start);
-        let entry = graph.entry(space, (anchor, segment.start), label);
-        space = take(graph, space, &target, (entry, label), &mut path)?;
+        let entry = graph.entry(space, anchor, segment.start, label);
+        space = take(graph, space, &target, Next { found: entry, label }, &mut path)?;
         while !is_end(graph.spaces()[space.0].kind, segment) {
             space = walk_part(graph, segment, space, &mut path)?;
         }
@@ -242,21 +242,30 @@ fn walk(graph: &FamilyGraph, segments: &[Segment<'_>]) -> Result<Vec<ModuleId>, 
         let module = graph.module(*id);
         module.to == graph.output() && module.variant.as_deref() == label
     });
-    take(graph, space, "out", (exit, label), &mut path)?;
+    take(graph, space, "out", Next { found: exit, label }, &mut path)?;
     Ok(path)
 }
 
-/// Appends the module `found` to `path` and returns the space to which it leads. Fails if `found`
-/// is `None`.
+/// Module that leads to the next space of a path.
+#[derive(Clone, Copy)]
+struct Next<'a> {
+    /// The module, or `None` if it does not exist.
+    found: Option<ModuleId>,
+    /// Variant that the plan id names for it.
+    label: Option<&'a str>,
+}
+
+/// Appends the module of `next` to `path` and returns the space to which it leads. Fails if there
+/// is no such module.
 fn take(
     graph: &FamilyGraph,
     from: SpaceId,
     to: &str,
-    (found, label): (Option<ModuleId>, Option<&str>),
+    next: Next<'_>,
     path: &mut Vec<ModuleId>,
 ) -> Result<SpaceId, String> {
-    let id = found.ok_or_else(|| {
-        let labelled = label.map_or(String::new(), |label| format!(" called `{label}`"));
+    let id = next.found.ok_or_else(|| {
+        let labelled = next.label.map_or(String::new(), |label| format!(" called `{label}`"));
         let from = &graph.spaces()[from.0].name;
         format!("no module{labelled} leads from `{from}` to `{to}`")
     })?;

@@ -18,6 +18,7 @@ use crate::{
     assembly::Family,
     family::{FamilyGraph, MapForm, MapSpec, ModuleId, ModuleKind, PlanId, SpaceId, fit_file_name},
     input::ModelInput,
+    plan::Shape,
     pool::{FamilyWriter, FitRecord, Staged, today},
     runtime::{Activation, Executor, Runtime, SideInputs},
     tensor::{Tensor, TensorData},
@@ -178,7 +179,7 @@ fn gather(
     fits.iter().try_for_each(|fit| check_tokenizers(&family, fit))?;
     let reference = &family.manifest.reference;
     let all: Vec<ModuleId> = (0..family.graph.modules().len()).map(ModuleId).collect();
-    let rows = executor.rows_at_once(&all, (16, options.max_tokens));
+    let rows = executor.rows_at_once(&all, Shape::new(16, options.max_tokens));
     let batches = data.batches(&family, reference, rows, options.max_tokens)?;
     // Maps of tokens use every nth batch, so that all text lengths occur.
     let every = data.len().div_ceil(options.max_token_texts.max(1)).max(1);

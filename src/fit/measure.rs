@@ -11,7 +11,7 @@ use crate::{
     family::{Manifest, ModuleId, SpaceKind},
     input::{Encoding, ModelInput, Pixels},
     offer::{ModuleProfile, ProfileCache, module_digest},
-    plan::Grid,
+    plan::{Grid, Shape},
     runtime::{Activation, Executor, RuntimeError, SideInputs},
     tensor::{Tensor, TensorData},
 };
@@ -91,7 +91,7 @@ pub fn measure_profile(
         let mut latencies: Vec<Vec<f64>> = vec![Vec::new(); group.len()];
         for &batch in &options.batches {
             for &tokens in &options.tokens {
-                let medians = measure_cell(executor, group, (batch, tokens), options)?;
+                let medians = measure_cell(executor, group, Shape { batch, tokens }, options)?;
                 for (all, median) in latencies.iter_mut().zip(medians) {
                     all.push(median);
                 }
@@ -138,13 +138,13 @@ fn groups(executor: &Executor, modules: &[ModuleId]) -> BTreeMap<String, Vec<Mod
 fn measure_cell(
     executor: &mut Executor,
     group: &[ModuleId],
-    (batch, tokens): (usize, usize),
+    Shape { batch, tokens }: Shape,
     options: &ProfileOptions,
 ) -> Result<Vec<f64>, FitError> {
-    let rows = executor.rows_at_once(group, (batch, tokens));
-    let sides = SideInputs::of_input(full_input(executor.family(), (rows, tokens)))?;
+    let rows = executor.rows_at_once(group, Shape { batch, tokens });
+    let sides = SideInputs::of_input(full_input(executor.family(), Shape::new(rows, tokens)))?;
     let shapes: Vec<Option<Vec<usize>>> =
-        group.iter().map(|id| state_shape(executor, *id, (rows, tokens))).collect();
+        group.iter().map(|id| state_shape(executor, *id, Shape::new(rows, tokens))).collect();
     let mut states = HashMap::new();
     for shape in shapes.iter().flatten() {
         if !states.contains_key(shape) {
@@ -181,7 +181,7 @@ fn fraction(part: usize, whole: usize) -> f64 {
 fn state_shape(
     executor: &Executor,
     id: ModuleId,
-    (batch, tokens): (usize, usize),
+    Shape { batch, tokens }: Shape,
 ) -> Option<Vec<usize>> {
     let graph = &executor.family().graph;
     let space = &graph.spaces()[graph.module(id).from.0];
@@ -199,7 +199,7 @@ fn state(shape: Vec<usize>) -> Result<Activation, FitError> {
 }
 
 /// Returns token ids without padding, or images of noise.
-pub(super) fn full_input(family: &Family, (batch, tokens): (usize, usize)) -> ModelInput {
+pub(super) fn full_input(family: &Family, Shape { batch, tokens }: Shape) -> ModelInput {
     if let Some(image) = &family.manifest.image {
         let shape = [image.channels, image.height, image.width];
         let values = (0..batch * shape.iter().product::<usize>()).map(wave).collect();
@@ -221,7 +221,7 @@ fn activations(
 ) -> Result<Vec<f64>, FitError> {
     let mut per_sequence = Vec::new();
     for &tokens in &options.tokens {
-        let shape = (1, tokens);
+        let shape = Shape::new(1, tokens);
         let sides = SideInputs::of_input(full_input(executor.family(), shape))?;
         let state = state_shape(executor, id, shape).map(state).transpose()?;
         per_sequence.push((sides, state));

@@ -8,7 +8,7 @@ use crate::{
     family::{FamilyGraph, ModuleId, PlanId},
     plan::{
         CostedEdge, CostedGraph, EdgeCost, Grid, MAX_PLAN_ID_BYTES, PlanEntry, PlanTable, Quality,
-        QualitySource, SearchOptions, pareto_front,
+        QualitySource, SearchOptions, Shape, pareto_front,
     },
 };
 
@@ -25,7 +25,7 @@ pub fn costed_graph(
     family: &Family,
     profile: &Profile,
     quality: &QualityRecords,
-    (batch, tokens): (usize, usize),
+    Shape { batch, tokens }: Shape,
 ) -> Result<CostedGraph, OfferError> {
     let graph = &family.graph;
     let edges = graph
@@ -65,7 +65,7 @@ pub fn candidate_paths(
     let options = SearchOptions { epsilon: EPSILON, ..SearchOptions::default() };
     for batch in [1, profile.max_batch()] {
         for &tokens in profile.token_knots().iter().rev().take(4) {
-            let graph = costed_graph(family, profile, quality, (batch, tokens))?;
+            let graph = costed_graph(family, profile, quality, Shape { batch, tokens })?;
             let front = pareto_front(&graph, &options)?;
             let found = front.paths.into_iter().map(|p| p.edges.into_iter().map(ModuleId));
             paths.extend(found.map(Iterator::collect));

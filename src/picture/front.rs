@@ -145,12 +145,12 @@ impl Axes {
         }
         ticks.retain(|tick| (least..=most).contains(tick));
         // If the range is below a factor of about five, evenly spaced ticks fill the axis better.
-        if ticks.len() < 3 { linear_ticks(self.latency_ms) } else { ticks }
+        if ticks.len() < 3 { linear_ticks(least, most) } else { ticks }
     }
 }
 
 /// Returns about six round numbers within a range, evenly spaced.
-pub(crate) fn linear_ticks((least, most): (f64, f64)) -> Vec<f64> {
+pub(crate) fn linear_ticks(least: f64, most: f64) -> Vec<f64> {
     let rough = (most - least) / 6.0;
     let magnitude = 10.0_f64.powf(rough.log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0]
@@ -185,7 +185,10 @@ fn write_axes(svg: &mut fmt::Formatter<'_>, axes: &Axes) -> fmt::Result {
         writeln!(svg, r#"<path class="grid" d="M{x:.1} {TOP}V{BOTTOM}"/>"#)?;
         writeln!(svg, r#"<text x="{x:.1}" y="{label_y}" text-anchor="middle">{text}</text>"#)?;
     }
-    for tick in linear_ticks(axes.quality).into_iter().filter(|tick| (0.0..=1.0).contains(tick)) {
+    for tick in linear_ticks(axes.quality.0, axes.quality.1)
+        .into_iter()
+        .filter(|tick| (0.0..=1.0).contains(tick))
+    {
         let y = axes.y(tick);
         let (label_x, label_y, text) = (LEFT - 8.0, y + 4.0, short(tick));
         writeln!(svg, r#"<path class="grid" d="M{LEFT} {y:.1}H{RIGHT}"/>"#)?;

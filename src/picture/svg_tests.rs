@@ -67,7 +67,7 @@ fn points_that_no_axis_can_show_are_left_out() {
 
 #[test]
 fn ticks_are_round_numbers_within_the_range() {
-    let ticks = linear_ticks((0.503, 0.797));
+    let ticks = linear_ticks(0.503, 0.797);
     let expected = [0.55, 0.6, 0.65, 0.7, 0.75];
     assert_eq!(ticks.len(), expected.len(), "{ticks:?}");
     for (tick, value) in ticks.iter().zip(expected) {

@@ -10,7 +10,8 @@ use thiserror::Error;
 
 use super::{
     budget::Budget,
-    table::{PlanEntry, PlanTable, Shape},
+    shape::Shape,
+    table::{PlanEntry, PlanTable, ShapeAt},
 };
 
 /// Most ids suggested for an unknown plan id.
@@ -149,7 +150,7 @@ impl Limits {
     fn admit<'a>(
         &self,
         entry: &'a PlanEntry,
-        shape: &Shape,
+        shape: &ShapeAt,
         extra_seconds: &dyn Fn(&PlanEntry) -> f64,
     ) -> Option<Choice<'a>> {
         let latency_seconds = shape.latency_seconds(entry);
@@ -183,7 +184,7 @@ impl PlanTable {
         tokens: usize,
         budget: &Budget,
     ) -> Result<Choice<'_>, ChooseError> {
-        self.choose_besides((batch, tokens), budget, &|_| 0.0)
+        self.choose_besides(Shape { batch, tokens }, budget, &|_| 0.0)
     }
 
     /// Chooses like [`Self::choose`], with `extra_seconds` added to each plan's latency, such as
@@ -194,7 +195,7 @@ impl PlanTable {
     /// Fails like [`Self::choose`].
     pub fn choose_besides(
         &self,
-        (batch, tokens): (usize, usize),
+        Shape { batch, tokens }: Shape,
         budget: &Budget,
         extra_seconds: &dyn Fn(&PlanEntry) -> f64,
     ) -> Result<Choice<'_>, ChooseError> {
@@ -210,7 +211,7 @@ impl PlanTable {
             let wants_speed = budget.latency.is_none() && budget.min_quality.is_some();
             if wants_speed { fastest(fitting) } else { fitting.next() }
         };
-        let explain = || Box::new(self.explain(budget, &limits, (&shape, extra_seconds)));
+        let explain = || Box::new(self.explain(budget, &limits, &shape, extra_seconds));
         chosen.ok_or_else(|| ChooseError::Infeasible(explain()))
     }
 
@@ -219,7 +220,8 @@ impl PlanTable {
         &self,
         budget: &Budget,
         limits: &Limits,
-        (shape, extra_seconds): (&Shape, &dyn Fn(&PlanEntry) -> f64),
+        shape: &ShapeAt,
+        extra_seconds: &dyn Fn(&PlanEntry) -> f64,
     ) -> Infeasible {
         // In each tuple `false` sorts first, so plans that meet the other constraints beat plans
         // that do not.

@@ -2,9 +2,9 @@
 //!
 //! A cache of keys and values belongs to the attention module that wrote it. A sequence goes on
 //! with another plan at once if each attention module of that plan has a cache of every position so
-//! far; feed-forward modules change freely. So a step to fewer attention modules is free, and a step to
-//! others costs a prefill of the positions that they miss. The rule holds lengths only; it knows no
-//! memory and runs nothing.
+//! far. Feed-forward modules change freely. So a step to fewer attention modules is free, and a
+//! step to others costs a prefill of the positions that they miss. The rule holds lengths only; it
+//! knows no memory and runs nothing.
 
 use std::collections::BTreeMap;
 

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{error::PlanError, limits::MAX_VALUE};
+use super::{error::PlanError, limits::MAX_VALUE, shape::Shape};
 
 /// Values at the knots batches × tokens, interpolated between the knots and extrapolated beyond
 /// them.
@@ -150,9 +150,10 @@ impl Grid {
     /// beyond the last knot change nothing.
     pub fn bend(
         &mut self,
-        (batch, tokens): (usize, usize),
+        Shape { batch, tokens }: Shape,
         factor: f64,
-        (measured, most): (&Self, f64),
+        measured: &Self,
+        most: f64,
     ) {
         let place = self.locate(batch, tokens);
         if place.num_full > 0.0 || !factor.is_finite() || !self.has_axes_of(measured) {
@@ -323,7 +324,7 @@ mod tests {
     use proptest::prelude::{Strategy, prop_assert, prop_assert_eq, proptest};
 
     use super::Grid;
-    use crate::plan::PlanError;
+    use crate::plan::{PlanError, Shape};
 
     /// Returns a grid of 1 ms per item plus 10 µs per token of it. Its knots are batches 1, 2 and
     /// 4, and 8, 16 and 32 tokens.
@@ -365,18 +366,18 @@ mod tests {
             let mut grid = measured.clone();
             for _ in 0..200 {
                 let ratio = 1.5 * measured.at(batch, tokens) / grid.at(batch, tokens);
-                grid.bend((batch, tokens), ratio.powf(0.1), (&measured, 4.0));
+                grid.bend(Shape { batch, tokens }, ratio.powf(0.1), &measured, 4.0);
             }
             let ratio = grid.at(batch, tokens) / measured.at(batch, tokens);
             assert!((ratio - 1.5).abs() < 0.02, "{batch} {tokens}: {ratio}");
             assert!(close(grid.at(2, 16), measured.at(2, 16)) || batch == 3);
         }
         let mut grid = measured.clone();
-        grid.bend((9, 8), 2.0, (&measured, 4.0));
+        grid.bend(Shape::new(9, 8), 2.0, &measured, 4.0);
         assert_eq!(grid, measured);
-        grid.bend((1, 8), 1e9, (&measured, 4.0));
+        grid.bend(Shape::new(1, 8), 1e9, &measured, 4.0);
         assert!(close(grid.at(1, 8), 4.0 * measured.at(1, 8)));
-        grid.bend((1, 8), f64::NAN, (&measured, 4.0));
+        grid.bend(Shape::new(1, 8), f64::NAN, &measured, 4.0);
         assert!(close(grid.at(1, 8), 4.0 * measured.at(1, 8)));
     }
 

@@ -23,6 +23,7 @@ mod limits;
 mod search;
 #[cfg(test)]
 mod search_tests;
+mod shape;
 mod staircase;
 mod table;
 
@@ -35,4 +36,5 @@ pub use graph::{CostedEdge, CostedGraph};
 pub use grid::Grid;
 pub use limits::{MAX_LATENCY_BUDGET_MS, MAX_MEMORY_BUDGET_MB, MAX_PLAN_ID_BYTES};
 pub use search::{Front, FrontPath, SearchOptions, cheapest_path, pareto_front};
+pub use shape::Shape;
 pub use table::{PlanEntry, PlanTable, Quality, QualitySource};

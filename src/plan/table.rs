@@ -82,13 +82,13 @@ impl PlanEntry {
 
 /// A shape at which plans are compared. If all grids have the same axes, its place is found only
 /// once.
-pub(super) struct Shape {
+pub(super) struct ShapeAt {
     batch: usize,
     tokens: usize,
     place: Option<Place>,
 }
 
-impl Shape {
+impl ShapeAt {
     pub(super) fn latency_seconds(&self, entry: &PlanEntry) -> f64 {
         let grid = &entry.latency_seconds;
         let place = &self.place;
@@ -201,9 +201,9 @@ impl PlanTable {
         candidates.into_iter().map(|(_, _, entry)| entry).collect()
     }
 
-    pub(super) fn shape(&self, batch: usize, tokens: usize) -> Shape {
+    pub(super) fn shape(&self, batch: usize, tokens: usize) -> ShapeAt {
         let axes = &self.entries[0].latency_seconds;
         let place = self.has_equal_axes.then(|| axes.locate(batch, tokens));
-        Shape { batch, tokens, place }
+        ShapeAt { batch, tokens, place }
     }
 }

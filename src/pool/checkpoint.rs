@@ -130,7 +130,7 @@ impl Checkpoint {
         if rows == (0..all) {
             return self.weight(name, shape);
         }
-        self.rows_as(name, (shape, shape), rows)
+        self.rows_as(name, shape, shape, rows)
     }
 
     /// Returns the rows `rows` of matrix `index` of the tensor `name` as a weight of its own. The
@@ -150,14 +150,15 @@ impl Checkpoint {
         let [matrices, all, columns] = shape;
         let before = index.saturating_mul(all);
         let rows = before.saturating_add(rows.start)..before.saturating_add(rows.end);
-        self.rows_as(name, (&shape, &[matrices.saturating_mul(all), columns]), rows)
+        self.rows_as(name, &shape, &[matrices.saturating_mul(all), columns], rows)
     }
 
     /// Returns the rows `rows` of a tensor of shape `shape`, read as a tensor of shape `read`.
     fn rows_as(
         &self,
         name: &str,
-        (shape, read): (&[usize], &[usize]),
+        shape: &[usize],
+        read: &[usize],
         rows: Range<usize>,
     ) -> Result<TensorProto, PoolError> {
         let (tensor, data_type) = self.checked(name, shape)?;

@@ -6,6 +6,7 @@ use super::RuntimeError;
 use crate::{
     input::{Encoding, ModelInput},
     module::{ATTENTION_MASK, INPUT_IDS, PIXEL_VALUES},
+    plan::Shape,
     tensor::{Tensor, TensorData},
 };
 
@@ -76,16 +77,15 @@ impl SideInputs {
         Ok(Self { values })
     }
 
-    /// Returns the number of sequences and the tokens of the longest one. For images, returns their
-    /// number and 1.
-    pub(super) fn shape(&self) -> (usize, usize) {
+    /// Returns the number of sequences and the tokens of the longest one.
+    pub(super) fn shape(&self) -> Shape {
         let shape = self.values.first().map(|(name, value)| (name, value.dtype().tensor_shape()));
         let Some((name, Some(shape))) = shape else {
-            return (1, 1);
+            return Shape::new(1, 1);
         };
         let extent = |axis: usize| shape.get(axis).map_or(1, |extent| *extent);
         let extent = |axis| usize::try_from(extent(axis)).unwrap_or(1);
-        (extent(0), if *name == INPUT_IDS { extent(1) } else { 1 })
+        Shape::new(extent(0), if *name == INPUT_IDS { extent(1) } else { 1 })
     }
 
     /// Returns the attention mask, or `None` if there is none. It is 1 for a token and 0 for

@@ -22,7 +22,7 @@ use crate::{
     assembly::Family,
     family::ModuleId,
     module::{Company, Compute, Network},
-    plan::Grid,
+    plan::{Grid, Shape},
     tensor::Tensor,
 };
 
@@ -101,11 +101,11 @@ impl Executor {
     /// Returns the number of `rows` sequences of `tokens` that run at once on `path`. Without a
     /// memory limit it is all of them. With a limit, their activations fit a fraction of it, but at
     /// least one sequence runs.
-    pub fn rows_at_once(&self, path: &[ModuleId], (rows, tokens): (usize, usize)) -> usize {
+    pub fn rows_at_once(&self, path: &[ModuleId], Shape { batch: rows, tokens }: Shape) -> usize {
         let Some(limit) = self.runtime.residents().limit() else {
             return rows;
         };
-        let row = self.needs.of_path(path, (1, tokens));
+        let row = self.needs.of_path(path, Shape::new(1, tokens));
         rows_within(rows, row.activations, limit / ACTIVATIONS_SHARE)
     }
 
@@ -160,7 +160,8 @@ impl Executor {
     ///
     /// Fails when ONNX Runtime refuses a module.
     pub fn load(&self, path: &[ModuleId]) -> Result<(), RuntimeError> {
-        let _reserve = self.runtime.residents().reserve(self.needs.of_path(path, (0, 1)))?;
+        let _reserve =
+            self.runtime.residents().reserve(self.needs.of_path(path, Shape::new(0, 1)))?;
         let networks = path.iter().flat_map(|id| self.family.networks_of(*id));
         networks.into_iter().try_for_each(|index| self.lease(index).map(drop))
     }
@@ -177,7 +178,7 @@ impl Executor {
         else {
             return Ok(true);
         };
-        let need = self.needs.of_path(&[id], (0, 1));
+        let need = self.needs.of_path(&[id], Shape::new(0, 1));
         let has_room = self.runtime.residents().has_room(need);
         if has_room {
             let _reserve = self.runtime.residents().reserve(need)?;
@@ -300,7 +301,7 @@ impl Executor {
             Some(Compute::Routed(routed)) => {
                 let module = &self.family.graph.module(id).name;
                 let state = state.ok_or(RuntimeError::NotAPath)?;
-                routed::run(self, (module, routed), state, sides).map(Some)
+                routed::run(self, module, routed, state, sides).map(Some)
             }
         }
     }

@@ -5,7 +5,7 @@ use crate::{
     assembly::Family,
     family::{ModuleId, Space},
     module::Compute,
-    plan::Grid,
+    plan::{Grid, Shape},
 };
 
 /// Bytes of activations per byte of a module's larger end, for modules that were never measured.
@@ -65,7 +65,7 @@ impl Needs {
     }
 
     /// Returns the need of `rows` sequences of `tokens` on `path`, whose modules run one by one.
-    pub(super) fn of_path(&self, path: &[ModuleId], (rows, tokens): (usize, usize)) -> Need {
+    pub(super) fn of_path(&self, path: &[ModuleId], Shape { batch: rows, tokens }: Shape) -> Need {
         let rows = rows as u64;
         let modules = path.iter().filter_map(|id| self.modules.get(id.0));
         // While a session is created, memory may still be kept for later activations.
@@ -136,19 +136,23 @@ mod tests {
             let need = needs.of_path(&path, shape);
             (need.activations, need.total)
         };
-        assert_eq!(need(&[0], (1, 8)), (800, 1_100));
-        assert_eq!(need(&[0, 2], (3, 12)), (4_200, 4_500));
-        assert_eq!(need(&[0, 1], (1, 8)), (800, 15_800));
-        assert_eq!(need(&[0, 1], (100, 16)), (200_000, 215_000));
-        assert_eq!(need(&[0], (1, 32)), (8_000, 8_300), "twice the tokens, four times the scores");
-        assert_eq!(need(&[2], (9, 99)), (0, 0));
-        assert_eq!(need(&[], (9, 99)), (0, 0));
+        assert_eq!(need(&[0], Shape::new(1, 8)), (800, 1_100));
+        assert_eq!(need(&[0, 2], Shape::new(3, 12)), (4_200, 4_500));
+        assert_eq!(need(&[0, 1], Shape::new(1, 8)), (800, 15_800));
+        assert_eq!(need(&[0, 1], Shape::new(100, 16)), (200_000, 215_000));
+        assert_eq!(
+            need(&[0], Shape::new(1, 32)),
+            (8_000, 8_300),
+            "twice the tokens, four times the scores"
+        );
+        assert_eq!(need(&[2], Shape::new(9, 99)), (0, 0));
+        assert_eq!(need(&[], Shape::new(9, 99)), (0, 0));
     }
 
     #[test]
     fn what_was_never_measured_is_guessed_from_its_ends() {
         let needs = Needs { modules: vec![module(0, 0, None)] };
-        let need = needs.of_path(&[ModuleId(0)], (2, 5));
+        let need = needs.of_path(&[ModuleId(0)], Shape::new(2, 5));
         assert_eq!(need.activations, 2 * GUESS * 4 * 5 * 10);
     }
 

@@ -4,13 +4,24 @@ use prometheus::{
     GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry,
 };
 
-/// A metric's name and what it says.
-pub(super) type NameAndHelp = (&'static str, &'static str);
+/// Name of a metric, and its help text.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct NameAndHelp {
+    name: &'static str,
+    help: &'static str,
+}
+
+impl NameAndHelp {
+    /// Creates a name with its help text.
+    pub(super) const fn new(name: &'static str, help: &'static str) -> Self {
+        Self { name, help }
+    }
+}
 
 /// Returns a registered family of counters.
 pub(super) fn counters(
     registry: &Registry,
-    (name, help): NameAndHelp,
+    NameAndHelp { name, help }: NameAndHelp,
     labels: &[&str],
 ) -> Result<IntCounterVec, prometheus::Error> {
     let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
@@ -21,7 +32,7 @@ pub(super) fn counters(
 /// Returns a registered family of gauges of whole numbers.
 pub(super) fn gauges(
     registry: &Registry,
-    (name, help): NameAndHelp,
+    NameAndHelp { name, help }: NameAndHelp,
     label: &str,
 ) -> Result<IntGaugeVec, prometheus::Error> {
     let gauges = IntGaugeVec::new(Opts::new(name, help), &[label])?;
@@ -32,7 +43,7 @@ pub(super) fn gauges(
 /// Returns a registered family of gauges of fractions.
 pub(super) fn ratios(
     registry: &Registry,
-    (name, help): NameAndHelp,
+    NameAndHelp { name, help }: NameAndHelp,
     labels: &[&str],
 ) -> Result<GaugeVec, prometheus::Error> {
     let gauges = GaugeVec::new(Opts::new(name, help), labels)?;
@@ -43,7 +54,7 @@ pub(super) fn ratios(
 /// Returns a registered family of histograms.
 pub(super) fn histograms(
     registry: &Registry,
-    (name, help): NameAndHelp,
+    NameAndHelp { name, help }: NameAndHelp,
     labels: &[&str],
     buckets: &[f64],
 ) -> Result<HistogramVec, prometheus::Error> {

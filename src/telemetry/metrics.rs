@@ -42,51 +42,60 @@ const RATIO_BUCKETS: &[f64] =
 /// Upper bounds of the buckets for batch sizes.
 const BATCH_BUCKETS: &[f64] = &[1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, 64.0];
 
-const BUILD: NameAndHelp = ("tessera_build_info", "The version that runs.");
-const ACCEPTED: NameAndHelp = (
+const BUILD: NameAndHelp = NameAndHelp::new("tessera_build_info", "The version that runs.");
+const ACCEPTED: NameAndHelp = NameAndHelp::new(
     "tessera_api_requests_accepted_total",
     "Inference requests that arrived; each ends once, also when its client goes.",
 );
 const REQUESTS: NameAndHelp =
-    ("tessera_api_requests_total", "Inference requests that ended, by how.");
-const STAGES: NameAndHelp =
-    ("tessera_serve_stage_duration_seconds", "Time of an answered request in each stage.");
-const QUEUE_DEPTH: NameAndHelp = ("tessera_serve_queue_depth", "Requests that wait to be run.");
-const PLANS: NameAndHelp = ("tessera_plan_chosen_total", "Answered requests by the plan that ran.");
-const RATIO: NameAndHelp =
-    ("tessera_plan_prediction_ratio", "Predicted latency over the measured one, waiting left out.");
-const VIOLATIONS: NameAndHelp = (
+    NameAndHelp::new("tessera_api_requests_total", "Inference requests that ended, by how.");
+const STAGES: NameAndHelp = NameAndHelp::new(
+    "tessera_serve_stage_duration_seconds",
+    "Time of an answered request in each stage.",
+);
+const QUEUE_DEPTH: NameAndHelp =
+    NameAndHelp::new("tessera_serve_queue_depth", "Requests that wait to be run.");
+const PLANS: NameAndHelp =
+    NameAndHelp::new("tessera_plan_chosen_total", "Answered requests by the plan that ran.");
+const RATIO: NameAndHelp = NameAndHelp::new(
+    "tessera_plan_prediction_ratio",
+    "Predicted latency over the measured one, waiting left out.",
+);
+const VIOLATIONS: NameAndHelp = NameAndHelp::new(
     "tessera_plan_budget_violations_total",
     "Answered requests that took longer than their latency budget.",
 );
-const BATCHES: NameAndHelp =
-    ("tessera_serve_batch_size", "Texts or images that ran together, of one or more requests.");
-const CORRECTION: NameAndHelp = (
+const BATCHES: NameAndHelp = NameAndHelp::new(
+    "tessera_serve_batch_size",
+    "Texts or images that ran together, of one or more requests.",
+);
+const CORRECTION: NameAndHelp = NameAndHelp::new(
     "tessera_plan_correction_ratio",
     "What profiled latencies are multiplied by, learned from what requests took.",
 );
-const MODULE_CORRECTION: NameAndHelp = (
+const MODULE_CORRECTION: NameAndHelp = NameAndHelp::new(
     "tessera_runtime_module_correction_ratio",
     "What a module's profiled latency is multiplied by, at the shape that it ran at last.",
 );
 const INFEASIBLE: NameAndHelp =
-    ("tessera_plan_infeasible_total", "Requests whose budget no plan meets.");
-const RESIDENT_BYTES: NameAndHelp = (
+    NameAndHelp::new("tessera_plan_infeasible_total", "Requests whose budget no plan meets.");
+const RESIDENT_BYTES: NameAndHelp = NameAndHelp::new(
     "tessera_runtime_resident_bytes",
     "Bytes of loaded weights, without tables that are read in their files.",
 );
-const RESIDENT_MODULES: NameAndHelp = ("tessera_runtime_resident_modules", "Loaded modules.");
+const RESIDENT_MODULES: NameAndHelp =
+    NameAndHelp::new("tessera_runtime_resident_modules", "Loaded modules.");
 const MODULE_LOADS: NameAndHelp =
-    ("tessera_runtime_module_loads_total", "How many times a module was loaded.");
-const EVICTIONS: NameAndHelp = (
+    NameAndHelp::new("tessera_runtime_module_loads_total", "How many times a module was loaded.");
+const EVICTIONS: NameAndHelp = NameAndHelp::new(
     "tessera_runtime_module_evictions_total",
     "How many times a module gave way to another under the memory limit.",
 );
 const MODULES: NameAndHelp =
-    ("tessera_runtime_module_duration_seconds", "Run time of each module.");
+    NameAndHelp::new("tessera_runtime_module_duration_seconds", "Run time of each module.");
 
-const CONNECTIONS: NameAndHelp = ("tessera_api_connections", "Open connections.");
-const REFUSALS: NameAndHelp = (
+const CONNECTIONS: NameAndHelp = NameAndHelp::new("tessera_api_connections", "Open connections.");
+const REFUSALS: NameAndHelp = NameAndHelp::new(
     "tessera_api_connections_refused_total",
     "Connections that were refused because there were too many.",
 );

@@ -9,19 +9,23 @@ use crate::runtime::Routing;
 pub(super) const MAX_WAY_LABELS: usize = 64;
 
 const TOKENS: NameAndHelp =
-    ("tessera_runtime_routed_tokens_total", "Tokens that were routed, by module.");
-const EXPERTS: NameAndHelp =
-    ("tessera_runtime_expert_tokens_total", "Tokens that an expert of a module has seen.");
-const IMBALANCE: NameAndHelp = (
+    NameAndHelp::new("tessera_runtime_routed_tokens_total", "Tokens that were routed, by module.");
+const EXPERTS: NameAndHelp = NameAndHelp::new(
+    "tessera_runtime_expert_tokens_total",
+    "Tokens that an expert of a module has seen.",
+);
+const IMBALANCE: NameAndHelp = NameAndHelp::new(
     "tessera_runtime_expert_imbalance_ratio",
     "Tokens of a module's busiest expert over the mean of its experts, in the last batch.",
 );
-const SKIPPED: NameAndHelp = (
+const SKIPPED: NameAndHelp = NameAndHelp::new(
     "tessera_runtime_expert_skipped_ratio",
     "The share of a module's experts that tokens did not see, in the last batch.",
 );
-const FAILURES: NameAndHelp =
-    ("tessera_runtime_router_failures_total", "Requests with a score that is no number.");
+const FAILURES: NameAndHelp = NameAndHelp::new(
+    "tessera_runtime_router_failures_total",
+    "Requests with a score that is no number.",
+);
 
 /// Metrics of the ways that tokens take.
 #[derive(Debug)]

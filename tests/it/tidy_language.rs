@@ -56,7 +56,7 @@ fn tuple_parameters(code: &str) -> Vec<String> {
             continue;
         }
         let (mut depth, mut is_start, mut is_tuple) = (0_i32, true, false);
-        for character in parameters.chars() {
+        for character in parameters.replace("->", "").chars() {
             match character {
                 '(' if depth == 0 && is_start => is_tuple = true,
                 ')' if depth == 0 => break,
@@ -123,6 +123,7 @@ fn what_is_unnamed_is_found() {
     let names = |code: &str| tuple_parameters(code);
     assert_eq!(names("fn a(x: u8, (b, c): (u8, u8)) {}"), ["a"]);
     assert_eq!(names("fn a(\n    (b, c): (u8, u8),\n) {}"), ["a"]);
+    assert_eq!(names("fn a(f: impl Fn(u8) -> u8) -> u8 { f(2) }\nfn b() { c((1, 2)) }"), [""; 0]);
     assert_eq!(names("fn a<T: Fn(u8)>(x: Vec<(u8, u8)>, f: impl Fn((u8, u8))) {}"), [""; 0]);
     for open in ["What it is.", "It waits.", "The same of others.", "Tells whether it waits."] {
         assert!(is_open(open), "{open}");

@@ -229,7 +229,7 @@ impl Gated {
 
 /// Adds a lookup of token ids in `table`; only the found rows are converted to f32.
 pub(super) fn embedded(graph: &mut GraphBuilder, ids: &str, table: TensorProto) -> String {
-    taken_weight(graph, table, (ids, 0))
+    taken_weight(graph, table, ids, 0)
 }
 
 /// Adds the outputs `output` (the logits, `words` wide) and `states` (`width` wide), and builds the

@@ -177,7 +177,7 @@ pub(crate) fn check(folder: &Path, spec: &ExpertsSpec, dense: &Dense) -> Result<
 
 impl Dense {
     /// Returns the networks for fitting: the two matrices, and the hidden units.
-    pub(crate) fn fitting(&self, (entry, block): (usize, usize), space: String) -> SplitPart {
+    pub(crate) fn fitting(&self, entry: usize, block: usize, space: String) -> SplitPart {
         let (mut graph, hidden) = with_hidden(self.width);
         let tokens = self.tokens(&mut graph, &hidden);
         let units = self.expand(&mut graph, &tokens, None);
@@ -206,7 +206,7 @@ impl Dense {
     fn expand(&self, graph: &mut GraphBuilder, tokens: &str, units: Option<&str>) -> String {
         let Expansion { weight, bias, activation } = &self.expansion;
         let take = |graph: &mut GraphBuilder, whole: &TensorProto| match units {
-            Some(units) => taken_weight(graph, whole.clone(), (units, 0)),
+            Some(units) => taken_weight(graph, whole.clone(), units, 0),
             None => float_weight(graph, whole.clone()),
         };
         let weight = take(graph, weight);
@@ -220,14 +220,14 @@ impl Dense {
     fn expert(&self, graph: &mut GraphBuilder, rows: &str, units: &[i64]) -> String {
         let units = graph.ints(units);
         let Expansion { weight, bias, activation } = &self.expansion;
-        let weight = taken_weight(graph, weight.clone(), (&units, 0));
-        let bias = taken_weight(graph, bias.clone(), (&units, 0));
+        let weight = taken_weight(graph, weight.clone(), &units, 0);
+        let bias = taken_weight(graph, bias.clone(), &units, 0);
         // Rows are a matrix, so that the bias is part of the product.
         let transposed = [("transB", Attribute::Int(1))];
         let product = graph.node("Gemm", &[rows, &weight, &bias], &transposed);
         let activation = activation.strip_prefix("Bias").unwrap_or(activation);
         let expanded = graph.fused(activation, &[&product], &[]);
-        let weight = taken_weight(graph, self.contraction.clone(), (&units, 1));
+        let weight = taken_weight(graph, self.contraction.clone(), &units, 1);
         graph.node("Gemm", &[&expanded, &weight], &transposed)
     }
 }

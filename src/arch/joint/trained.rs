@@ -26,7 +26,7 @@ pub(crate) fn stitch(
     [width_in, width_out]: [usize; 2],
 ) -> Result<Network, ArchError> {
     let (mut graph, hidden) = with_hidden(width_in);
-    let output = affine(&mut graph, &hidden, weights, (name, width_in, width_out))?;
+    let output = affine(&mut graph, &hidden, weights, name, [width_in, width_out])?;
     let shape = [None, None, extent(width_out)];
     Ok(Network::new(graph.finish(&output, "output", &shape), Precision::F32))
 }
@@ -55,7 +55,7 @@ pub(crate) fn exit(
     let attributes = [("axis", Attribute::Int(-1)), ("epsilon", Attribute::Float(EPSILON))];
     let normed = graph.node("LayerNormalization", &[&pooled, &gamma, &beta], &attributes);
     let head = format!("{name}.head");
-    let scores = affine(&mut graph, &normed, weights, (&head, 2 * width, classes))?;
+    let scores = affine(&mut graph, &normed, weights, &head, [2 * width, classes])?;
     let shape = [None, extent(classes)];
     Ok(Network::new(graph.finish(&scores, "output", &shape), Precision::F32))
 }
@@ -65,7 +65,8 @@ fn affine(
     graph: &mut GraphBuilder,
     input: &str,
     weights: &Checkpoint,
-    (name, inputs, outputs): (&str, usize, usize),
+    name: &str,
+    [inputs, outputs]: [usize; 2],
 ) -> Result<String, ArchError> {
     let weight = weights.weight(&format!("{name}.weight"), &[outputs, inputs])?;
     let product = linear(graph, input, weight);

@@ -189,7 +189,7 @@ pub(crate) fn read(
     })?;
     let default_epsilon = if layout == VitLayout::Timm { 1e-6 } else { 1e-12 };
     let epsilon = config.layer_norm_eps.unwrap_or(default_epsilon);
-    let shape = measure(layout, checkpoint, (num_heads, epsilon))?;
+    let shape = measure(layout, checkpoint, num_heads, epsilon)?;
     if num_heads == 0 || !shape.width.is_multiple_of(num_heads) {
         let expected = format!("it must divide the width, {}", shape.width);
         return Err(refuse("num_heads", num_heads.to_string(), &expected));
@@ -244,7 +244,8 @@ fn in_first_block(name: &str) -> String {
 fn measure(
     layout: VitLayout,
     checkpoint: &Checkpoint,
-    (num_heads, epsilon): (usize, f32),
+    num_heads: usize,
+    epsilon: f32,
 ) -> Result<VitShape, PoolError> {
     let extents = |name: &str| checkpoint.tensor(name).map(|tensor| tensor.shape.clone());
     let patches = format!("{}.weight", layout.part(Part::Patches));

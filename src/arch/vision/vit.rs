@@ -94,11 +94,11 @@ impl Anchor for VisionTransformer {
     /// - output: \[batch, classes\]
     fn head(&self, has_norm: bool) -> Result<Option<Network>, ArchError> {
         let (mut graph, hidden) = with_hidden(self.shape.width);
-        let mut logits = self.classify(&mut graph, &hidden, (0, Part::Head), has_norm)?;
+        let mut logits = self.classify(&mut graph, &hidden, Part::Head, has_norm)?;
         let teacher = self.layout.part(Part::DistillationHead);
         if self.num_extra() == 2 && self.checkpoint.has(&format!("{teacher}.weight")) {
-            let other = (1, Part::DistillationHead);
-            let taught = self.classify(&mut graph, &hidden, other, has_norm)?;
+            let head = Part::DistillationHead;
+            let taught = self.classify(&mut graph, &hidden, head, has_norm)?;
             let sum = graph.node("Add", &[&logits, &taught], &[]);
             let two = graph.float(2.0);
             logits = graph.node("Div", &[&sum, &two], &[]);
@@ -133,6 +133,18 @@ impl Anchor for VisionTransformer {
             scale: has_scale.then(|| self.weight(&scale, &[width])).transpose()?,
         }))
     }
+}
+
+/// The last matrix of a sub-layer.
+struct Last {
+    /// Block.
+    index: usize,
+    /// Part of the block.
+    part: BlockPart,
+    /// Number of columns in the file.
+    columns: usize,
+    /// Number of leading columns that are used.
+    inner: usize,
 }
 
 impl VisionTransformer {
@@ -184,7 +196,7 @@ impl VisionTransformer {
         let heads = form.narrow().map_or(num_heads, |narrow| narrow.heads);
         let inner = width / num_heads * heads;
         let (mut graph, hidden) = with_hidden(width);
-        let normed = self.norm(&mut graph, &hidden, (index, BlockPart::NormBefore))?;
+        let normed = self.norm(&mut graph, &hidden, index, BlockPart::NormBefore)?;
         let mut inputs = Vec::new();
         let mut biases = Vec::new();
         for which in 0..3 {
@@ -208,7 +220,7 @@ impl VisionTransformer {
         let heads = i64::try_from(heads).unwrap_or(i64::MAX);
         let mixed =
             graph.fused("MultiHeadAttention", &inputs, &[("num_heads", Attribute::Int(heads))]);
-        let last = (index, BlockPart::Projection, width, inner);
+        let last = Last { index, part: BlockPart::Projection, columns: width, inner };
         self.end_part(graph, [&mixed, &hidden], last, form)
     }
 
@@ -216,14 +228,14 @@ impl VisionTransformer {
         let VitShape { width, hidden: units, .. } = self.shape;
         let inner = form.narrow().map_or(units, |narrow| narrow.hidden);
         let (mut graph, hidden) = with_hidden(width);
-        let normed = self.norm(&mut graph, &hidden, (index, BlockPart::NormAfter))?;
+        let normed = self.norm(&mut graph, &hidden, index, BlockPart::NormAfter)?;
         let name = self.layout.block(index, BlockPart::Expand);
         let weight = self.checkpoint.rows(&format!("{name}.weight"), &[units, width], 0..inner)?;
         let expanded = linear(&mut graph, &normed, weight);
         let bias = self.checkpoint.rows(&format!("{name}.bias"), &[units], 0..inner)?;
         let bias = float_weight(&mut graph, bias);
         let expanded = graph.fused("BiasGelu", &[&expanded, &bias], &[]);
-        let last = (index, BlockPart::Contract, units, inner);
+        let last = Last { index, part: BlockPart::Contract, columns: units, inner };
         self.end_part(graph, [&expanded, &hidden], last, form)
     }
 
@@ -233,7 +245,7 @@ impl VisionTransformer {
         &self,
         mut graph: GraphBuilder,
         [value, hidden]: [&str; 2],
-        (index, part, columns, inner): (usize, BlockPart, usize, usize),
+        Last { index, part, columns, inner }: Last,
         form: Form<'_>,
     ) -> Result<Network, ArchError> {
         let width = self.shape.width;
@@ -265,7 +277,8 @@ impl VisionTransformer {
         &self,
         graph: &mut GraphBuilder,
         value: &str,
-        (index, part): (usize, BlockPart),
+        index: usize,
+        part: BlockPart,
     ) -> Result<String, ArchError> {
         self.layer_norm(graph, value, &self.layout.block(index, part))
     }
@@ -286,15 +299,16 @@ impl VisionTransformer {
         Ok(graph.node("LayerNormalization", &[value, &gamma, &beta], &attributes))
     }
 
-    /// Adds the scores of the classes for the token at one position.
+    /// Adds the scores of the classes: `head` reads the class token or the distillation token.
     fn classify(
         &self,
         graph: &mut GraphBuilder,
         hidden: &str,
-        (token, head): (i64, Part),
+        head: Part,
         has_norm: bool,
     ) -> Result<String, ArchError> {
-        let index = graph.int(token);
+        let position = i64::from(matches!(head, Part::DistillationHead));
+        let index = graph.int(position);
         let mut token = graph.node("Gather", &[hidden, &index], &[("axis", Attribute::Int(1))]);
         if has_norm {
             token = self.layer_norm(graph, &token, &self.layout.part(Part::Norm))?;

@@ -105,7 +105,7 @@ async fn set_up(arguments: &BenchArguments) -> anyhow::Result<Setting<'_>> {
     let capacity = match arguments.capacity {
         Some(capacity) => capacity,
         None => {
-            let message = Message::new(&inputs, &json!({"plan": best.plan}));
+            let message = Message::new(&inputs.0, &inputs.1, &json!({"plan": best.plan}));
             let warm_up = Duration::from_secs_f64(arguments.warm_up);
             capacity(&target, &message, NUM_CLIENTS, warm_up).await;
             let length = Duration::from_secs_f64(arguments.seconds.min(5.0));
@@ -145,7 +145,7 @@ async fn measure(setting: &Setting<'_>, arrivals: &Arrivals, load: f64, policy: 
             TESSERA => json!({"latency_budget_ms": budget}),
             plan => json!({"latency_budget_ms": budget, "plan": plan}),
         };
-        (Message::new(inputs, &parameters), Duration::from_secs_f64(budget / 1e3))
+        (Message::new(&inputs.0, &inputs.1, &parameters), Duration::from_secs_f64(budget / 1e3))
     };
     let load_of = Load {
         messages: arguments.budgets_ms.iter().map(message).collect(),

@@ -10,9 +10,10 @@ use std::{
 use super::{FitError, Progress, data::dataset::Dataset};
 use crate::{
     assembly::Family,
-    family::{FamilyGraph, Metric, Module, ModuleId, ModuleKind, PlanId},
+    family::{FamilyGraph, Metric, Module, ModuleId, ModuleKind, PlanId, SpaceId},
     input::ModelInput,
     offer::{Profile, QualityRecords, candidate_paths},
+    plan::Shape,
     pool::today,
     runtime::{Activation, Executor, SideInputs},
 };
@@ -235,8 +236,8 @@ fn uniform(graph: &FamilyGraph) -> BTreeSet<Vec<ModuleId>> {
             _ => i64::from(module.variant.as_deref() != Some(variant)),
         };
         for exit in &exits {
-            let end = graph.modules()[*exit].from.0;
-            if let Some(mut path) = shortest(graph, (graph.input().0, end), length) {
+            let end = graph.modules()[*exit].from;
+            if let Some(mut path) = shortest(graph, graph.input(), end, length) {
                 path.push(ModuleId(*exit));
                 paths.insert(path);
             }
@@ -252,9 +253,9 @@ fn path_through(
     departure: fn(&Module) -> i64,
 ) -> Option<Vec<ModuleId>> {
     let module = graph.module(id);
-    let mut path = shortest(graph, (graph.input().0, module.from.0), departure)?;
+    let mut path = shortest(graph, graph.input(), module.from, departure)?;
     path.push(id);
-    path.extend(shortest(graph, (module.to.0, graph.output().0), departure)?);
+    path.extend(shortest(graph, module.to, graph.output(), departure)?);
     Some(path)
 }
 
@@ -263,11 +264,12 @@ fn path_through(
 /// The search is Bellman-Ford: lengths may be negative, and the graph has no cycle.
 fn shortest(
     graph: &FamilyGraph,
-    (from, to): (usize, usize),
+    from: SpaceId,
+    to: SpaceId,
     length: impl Fn(&Module) -> i64,
 ) -> Option<Vec<ModuleId>> {
     let mut best: Vec<Option<(i64, Option<ModuleId>)>> = vec![None; graph.spaces().len()];
-    best[from] = Some((0, None));
+    best[from.0] = Some((0, None));
     for _ in 0..graph.spaces().len() {
         for (index, module) in graph.modules().iter().enumerate() {
             let Some((cost, _)) = best[module.from.0] else { continue };
@@ -280,9 +282,9 @@ fn shortest(
     let mut path = Vec::new();
     let mut end = to;
     while end != from {
-        let id = best[end]?.1?;
+        let id = best[end.0]?.1?;
         path.push(id);
-        end = graph.module(id).from.0;
+        end = graph.module(id).from;
     }
     path.reverse();
     Some(path)
@@ -333,7 +335,8 @@ fn run_all(
     let new = || vec![0.0; data.len() * kept];
     let mut outputs: HashMap<_, _> = paths.iter().map(|path| (path.clone(), new())).collect();
     for (anchor, paths) in by_stem(&family.graph, paths) {
-        let rows = paths.iter().map(|path| executor.rows_at_once(path, (BATCH, max_tokens)));
+        let rows =
+            paths.iter().map(|path| executor.rows_at_once(path, Shape::new(BATCH, max_tokens)));
         let rows = rows.min().unwrap_or(BATCH);
         let batches = data.batches(&family, &anchor, rows, max_tokens)?;
         progress.phase(&format!("evaluate {anchor}"), batches.len() as u64);

@@ -16,6 +16,7 @@ use crate::{
     arch::{SplitPart, split_file_name},
     assembly::Family,
     family::{ExpertsSpec, ModuleId, RouterForm, SpaceId},
+    plan::Shape,
     pool::{FamilyWriter, SplitRecord, Staged, today},
     runtime::{Executor, Runtime, SideInputs},
 };
@@ -125,10 +126,10 @@ pub fn fit_experts(
         let parts: Vec<&SplitPart> = parts.collect();
         progress.phase(&format!("split {}", spec.anchor), parts.len() as u64 * max_rounds());
         for part in parts {
-            blocks.push(group(&mut executor, (part, spec), options, progress)?);
+            blocks.push(group(&mut executor, part, spec, options, progress)?);
         }
-        gather(&mut executor, (data, options), &mut blocks, progress)?;
-        let (name, record) = write(writer, (data, options), &blocks)?;
+        gather(&mut executor, data, options, &mut blocks, progress)?;
+        let (name, record) = write(writer, data, options, &blocks)?;
         progress.note(&format!(
             "{name}: {} blocks, held-out R² {:.3}",
             blocks.len(),
@@ -149,7 +150,8 @@ pub fn fit_experts(
 /// Splits the hidden units of one block into experts.
 fn group<'f>(
     executor: &mut Executor,
-    (part, spec): (&'f SplitPart, &'f ExpertsSpec),
+    part: &'f SplitPart,
+    spec: &'f ExpertsSpec,
     options: &ExpertOptions,
     progress: &dyn Progress,
 ) -> Result<Block<'f>, FitError> {
@@ -197,7 +199,8 @@ fn unit_rows(rows: Rows<'_>) -> Vec<f32> {
 /// Runs the data and adds up the sums for routers and mean outputs.
 fn gather(
     executor: &mut Executor,
-    (data, options): (&Dataset, &ExpertOptions),
+    data: &Dataset,
+    options: &ExpertOptions,
     blocks: &mut [Block<'_>],
     progress: &dyn Progress,
 ) -> Result<(), FitError> {
@@ -210,7 +213,7 @@ fn gather(
     let paths = spaces.keys().filter_map(|space| own_path(&family.graph, *space));
     let Some(path) = paths.max_by_key(Vec::len) else { return Ok(()) };
     let anchor = family.graph.stem_anchor(&path).unwrap_or_default().to_owned();
-    let rows = executor.rows_at_once(&path, (16, options.max_tokens));
+    let rows = executor.rows_at_once(&path, Shape::new(16, options.max_tokens));
     let batches = data.batches(&family, &anchor, rows, options.max_tokens)?;
     // Every nth batch is used, so that all text lengths occur.
     let every = data.len().div_ceil(options.max_texts.max(1)).max(1);
@@ -309,7 +312,8 @@ impl Block<'_> {
 /// Writes the file of one manifest entry and returns its name and record.
 fn write(
     writer: &mut FamilyWriter,
-    (data, options): (&Dataset, &ExpertOptions),
+    data: &Dataset,
+    options: &ExpertOptions,
     blocks: &[Block<'_>],
 ) -> Result<(String, SplitRecord), FitError> {
     let Some(first) = blocks.first() else {

@@ -205,7 +205,7 @@ fn take_apart(
         return Err(FitError::Malformed { path: file.to_owned(), message });
     }
     let width = known.get(&output).and_then(|[one, _]| one.last().copied()).unwrap_or_default();
-    declare(&mut model, (&output, width));
+    declare(&mut model, &output, width);
     embed_weights(&mut model, source).map_err(wrap)?;
     let num_nodes = model.graph.as_ref().map_or(0, |graph| graph.node.len());
     let bytes = model.encode_to_vec();
@@ -313,7 +313,7 @@ fn usable(
 }
 
 /// Writes the output's shape into the model, because some exports lack it.
-fn declare(model: &mut ModelProto, (output, width): (&str, usize)) {
+fn declare(model: &mut ModelProto, output: &str, width: usize) {
     use crate::onnx::proto::{ValueInfoProto, data_type};
     let shape = [None, i64::try_from(width).ok()];
     if let Some(graph) = &mut model.graph {

@@ -13,7 +13,8 @@ use crate::module::Router;
 pub fn dispatch_and_combine(
     router: &Router,
     scores: &[f32],
-    (rows, width): (&[f32], usize),
+    rows: &[f32],
+    width: usize,
     mut way: impl FnMut(usize, Vec<f32>) -> Vec<f32>,
 ) -> Option<Vec<f32>> {
     let routes = route(router, scores, |_| true).ok()?;
@@ -52,7 +53,8 @@ pub(crate) fn combine(sum: &mut [f32], width: usize, taken: &[Taken], made: &[f3
 /// - slots: \[rows, `per_row`, `width`\]
 pub(crate) fn place(
     slots: &mut [f32],
-    (per_row, width): (usize, usize),
+    per_row: usize,
+    width: usize,
     taken: &[Taken],
     made: &[f32],
 ) {
@@ -68,7 +70,8 @@ pub(crate) fn place(
 /// - slots: \[rows, `per_row`, `width`\]
 pub(crate) fn gather_slots(
     slots: &[f32],
-    (per_row, width): (usize, usize),
+    per_row: usize,
+    width: usize,
     taken: &[Taken],
 ) -> Vec<f32> {
     let mut gathered = Vec::with_capacity(taken.len() * width);

@@ -33,9 +33,9 @@ fn rows_are_gathered_and_added_where_they_come_from() {
 fn slots_are_placed_and_gathered() {
     let mut slots = [0.0; 8];
     let own = [taken(0, 1, 1.0), taken(1, 0, 1.0)];
-    place(&mut slots, (2, 2), &own, &[1.0, 2.0, 3.0, 4.0]);
+    place(&mut slots, 2, 2, &own, &[1.0, 2.0, 3.0, 4.0]);
     assert_eq!(whole(&slots), [0, 0, 1, 2, 3, 4, 0, 0]);
-    assert_eq!(whole(&gather_slots(&slots, (2, 2), &own)), [1, 2, 3, 4]);
+    assert_eq!(whole(&gather_slots(&slots, 2, 2, &own)), [1, 2, 3, 4]);
 }
 
 proptest! {

@@ -52,7 +52,8 @@ struct Inside<'a> {
 /// Fails when a network cannot be loaded or fails, and when a score is infinite or not a number.
 pub(super) fn run(
     networks: &dyn Networks,
-    (module, routed): (&str, &Routed<usize>),
+    module: &str,
+    routed: &Routed<usize>,
     state: &Activation,
     sides: &SideInputs,
 ) -> Result<Activation, RuntimeError> {
@@ -64,12 +65,12 @@ pub(super) fn run(
         return Err(inside.refuse("its hidden states are not [batch, tokens, width]"));
     };
     let routes = inside.route(batch * tokens)?;
-    let routing = inside.count(&routes, (batch, tokens));
+    let routing = inside.count(&routes, batch, tokens);
     let start = match routed.exit {
         Some(exit) if networks.reads(exit, REST) => vec![0.0; rest_values.len()],
         _ => rest_values.to_vec(),
     };
-    let sum = inside.take_ways(routes, (batch, tokens, width), start)?;
+    let sum = inside.take_ways(routes, [batch, tokens, width], start)?;
     let sum = handed_over(shape, sum)?;
     let value = match routed.exit {
         None => sum,
@@ -109,7 +110,7 @@ impl Inside<'_> {
     }
 
     /// Counts the rows of each sequence that took each way.
-    fn count(&self, routes: &Routes, (batch, tokens): (usize, usize)) -> Routing {
+    fn count(&self, routes: &Routes, batch: usize, tokens: usize) -> Routing {
         let num_ways = routes.ways.len();
         let (mut taken, mut rows) = (vec![0; batch * num_ways], vec![0; batch]);
         for (way, all) in routes.ways.iter().enumerate() {
@@ -126,7 +127,7 @@ impl Inside<'_> {
     fn take_ways(
         &self,
         routes: Routes,
-        (batch, tokens, width): (usize, usize, usize),
+        [batch, tokens, width]: [usize; 3],
         mut sum: Vec<f32>,
     ) -> Result<Vec<f32>, RuntimeError> {
         let (read_shape, rows) = view(self.value(TOKENS).unwrap_or(self.state))?;
@@ -148,14 +149,14 @@ impl Inside<'_> {
                     self.pass(*network, gather(rows, read_width, taken), taken, |made, width| {
                         slot_width = width;
                         slots.resize(batch * tokens * per_row * width, 0.0);
-                        place(&mut slots, (per_row, width), taken, made);
+                        place(&mut slots, per_row, width, taken, made);
                     })?;
                 }
                 let found =
                     self.attend(*attend, vec![batch, tokens, per_row, slot_width], slots)?;
                 let (_, found) = view(&found)?;
                 for (network, taken) in outputs.iter().zip(&routes.ways) {
-                    let own = gather_slots(found, (per_row, slot_width), taken);
+                    let own = gather_slots(found, per_row, slot_width, taken);
                     self.pass(*network, own, taken, |made, _| {
                         combine(&mut sum, width, taken, made);
                     })?;

@@ -9,7 +9,7 @@ use std::{
 use super::{job::Job, waiting::Share};
 use crate::{
     family::ModuleId,
-    plan::Budget,
+    plan::{Budget, Shape},
     serve::{error::ServeError, planner::Chosen},
 };
 
@@ -36,12 +36,12 @@ pub(crate) fn joins(members: &[&Job], job: &Job) -> bool {
         return false;
     };
     let all = || members.iter().copied().chain([job]);
-    let rows: usize = all().map(|member| member.shape.0).sum();
+    let rows: usize = all().map(|member| member.shape.batch).sum();
     if rows > job.planner.loaded.profile.max_batch() {
         return false;
     }
-    let longest = all().map(|member| member.shape.1).max().unwrap_or(0);
-    let tokens: usize = all().map(|member| member.shape.0 * member.shape.1).sum();
+    let longest = all().map(|member| member.shape.tokens).max().unwrap_or(0);
+    let tokens: usize = all().map(|member| member.shape.batch * member.shape.tokens).sum();
     if padded(rows * longest, tokens) > MAX_PADDED {
         return false;
     }
@@ -137,14 +137,14 @@ pub(crate) fn choose(jobs: &[&Job], turn: &Turn<'_>) -> (usize, Result<Chosen, S
 }
 
 /// Returns the shape of `jobs` together and the budget that meets all of theirs, without a latency.
-fn together(jobs: &[&Job]) -> ((usize, usize), Budget) {
-    let rows = jobs.iter().map(|job| job.shape.0).sum();
-    let tokens = jobs.iter().map(|job| job.shape.1).max().unwrap_or(1);
+fn together(jobs: &[&Job]) -> (Shape, Budget) {
+    let rows = jobs.iter().map(|job| job.shape.batch).sum();
+    let tokens = jobs.iter().map(|job| job.shape.tokens).max().unwrap_or(1);
     let first = jobs[0];
     if first.budget.is_none() {
         // The job's budget was met when its plan was chosen.
         let plan = Some(first.chosen.plan.plan.clone());
-        return ((rows, tokens), Budget { plan, ..Budget::default() });
+        return (Shape::new(rows, tokens), Budget { plan, ..Budget::default() });
     }
     let budgets = || jobs.iter().filter_map(|job| job.budget.as_ref());
     let budget = Budget {
@@ -153,7 +153,7 @@ fn together(jobs: &[&Job]) -> ((usize, usize), Budget) {
         min_quality: budgets().filter_map(|budget| budget.min_quality).max_by(f64::total_cmp),
         plan: budgets().find_map(|budget| budget.plan.clone()),
     };
-    ((rows, tokens), budget)
+    (Shape::new(rows, tokens), budget)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use super::waiting::Rank;
 use crate::{
     family::ModuleId,
     input::ModelInput,
-    plan::Budget,
+    plan::{Budget, Shape},
     runtime::Executor,
     serve::{
         error::ServeError,
@@ -58,7 +58,7 @@ pub(crate) struct Job {
     /// Family that answers.
     pub(crate) family: FamilyKey,
     /// Number of texts or images, and of tokens of the longest text.
-    pub(crate) shape: (usize, usize),
+    pub(crate) shape: Shape,
     /// Input of the plan; `None` once the plan has read it.
     pub(crate) input: Option<ModelInput>,
     /// Plan to run, unless there is no longer time for it.

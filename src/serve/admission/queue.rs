@@ -373,7 +373,7 @@ impl State {
         };
         let num_all = self.busy_until.iter().flatten().count();
         let threads = Threads { num_all, num_free: self.num_idle + 1 };
-        let (jobs, mut chosen) = self.waiting.pop_batch((now, threads), batch::joins, choose)?;
+        let (jobs, mut chosen) = self.waiting.pop_batch(now, threads, batch::joins, choose)?;
         match &mut chosen {
             Err(ServeError::Late { retry_after }) => {
                 self.strictness.raise(now);

@@ -121,7 +121,8 @@ impl<T> Waiting<T> {
     /// item that is already late comes before all others, alone, since it waits for nothing.
     pub(crate) fn pop_batch<R>(
         &mut self,
-        (now, threads): (Instant, Threads),
+        now: Instant,
+        threads: Threads,
         mut joins: impl FnMut(&[&T], &T) -> bool,
         choose: impl FnOnce(&[&T], &[Share]) -> (usize, R),
     ) -> Option<(Vec<T>, R)> {
@@ -250,7 +251,7 @@ mod tests {
 
     fn pop<T>(waiting: &mut Waiting<T>, now: Instant) -> Option<(T, Duration)> {
         let choose = |_: &[&T], shares: &[Share]| (1, shares[0].allowance);
-        let (mut items, allowance) = waiting.pop_batch((now, ONE), |_, _| false, choose)?;
+        let (mut items, allowance) = waiting.pop_batch(now, ONE, |_, _| false, choose)?;
         items.pop().map(|item| (item, allowance))
     }
 
@@ -284,7 +285,7 @@ mod tests {
             assert_eq!(shares, [(1, ms(14) / 3), (2, ms(6)), (3, ms(6))]);
             (2, ())
         };
-        let popped = waiting.pop_batch((now, ONE), joins, choose);
+        let popped = waiting.pop_batch(now, ONE, joins, choose);
         assert_eq!(popped, Some((vec!["a1", "a2"], ())));
         assert_eq!(waiting.len(), 3);
     }
@@ -303,12 +304,12 @@ mod tests {
         // With another thread idle it takes three of five; the last two are one batch more.
         let threads = Threads { num_all: 2, num_free: 2 };
         let choose = |_: &[&u64], shares: &[Share]| take(shares);
-        let (_, found) = waiting.pop_batch((now, threads), |_, _| true, choose).expect("some");
+        let (_, found) = waiting.pop_batch(now, threads, |_, _| true, choose).expect("some");
         assert_eq!(found, (3, ms(40)));
         // All three threads but this one are busy.
         let threads = Threads { num_all: 3, num_free: 1 };
         let choose = |_: &[&u64], shares: &[Share]| take(&shares[..1]);
-        let (_, found) = waiting.pop_batch((now, threads), |_, _| true, choose).expect("some");
+        let (_, found) = waiting.pop_batch(now, threads, |_, _| true, choose).expect("some");
         assert_eq!(found, (1, ms(40)));
     }
 

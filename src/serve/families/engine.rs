@@ -66,7 +66,8 @@ impl Engine {
         let planner = Arc::new(Planner::new(loaded, Arc::downgrade(&executor)));
         if self.parts.config.preload {
             let ran = warm::warm_up(&executor, &planner.loaded);
-            warm::measure(&executor, &ran, &planner, (&self.parts.queue, &*self.parts.observer));
+            let SharedParts { queue, observer, .. } = &self.parts;
+            warm::measure(&executor, &ran, &planner, queue, &**observer);
         }
         self.parts.queue.install(key, executor, preload);
         Arc::new(FamilyService::new(planner, key, self.parts.clone()))

@@ -8,7 +8,7 @@ use super::loaded::LoadedFamily;
 use crate::{
     family::{Manifest, ModuleId},
     input::{Encoding, ModelInput, Pixels},
-    plan::PlanEntry,
+    plan::{PlanEntry, Shape},
     runtime::{Executor, ModuleObserver, RuntimeError, SideInputs},
     serve::{
         admission::queue::Queue,
@@ -52,12 +52,13 @@ pub(super) fn measure(
     executor: &Executor,
     paths: &[Vec<ModuleId>],
     planner: &Planner,
-    (queue, observer): (&Queue, &dyn Observer),
+    queue: &Queue,
+    observer: &dyn Observer,
 ) {
     let start = Instant::now();
     for path in paths.iter().cycle().take(NUM_MEASURED) {
         let (input, begun) = (blank(&planner.loaded.family.manifest), Instant::now());
-        let shape = (input.batch(), input.tokens());
+        let shape = Shape::new(input.batch(), input.tokens());
         let mut times = Times::default();
         let ran = run(executor, input, path, &mut times);
         if ran.is_err() || start.elapsed() > LONGEST_MEASURED {

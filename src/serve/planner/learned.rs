@@ -9,7 +9,10 @@ use std::{
 
 use super::follow::step;
 use crate::{
-    family::ModuleId, offer::Profile, plan::PlanTable, serve::families::loaded::LoadedFamily,
+    family::ModuleId,
+    offer::Profile,
+    plan::{PlanTable, Shape},
+    serve::families::loaded::LoadedFamily,
 };
 
 /// Rate at which a module's latency at a shape follows the time in one batch. It is low, so that
@@ -32,7 +35,7 @@ const INTERVAL: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(crate) struct Run<'a> {
     /// Number of rows, and of tokens of each row.
-    pub(crate) shape: (usize, usize),
+    pub(crate) shape: Shape,
     /// Time that each module took.
     pub(crate) times: &'a [(ModuleId, Duration)],
     /// Time that the whole batch took.
@@ -101,11 +104,11 @@ impl Learned {
     }
 
     /// Returns the time that the modules of `times` are known to take at `shape`.
-    pub(crate) fn known(&self, shape: (usize, usize), times: &[(ModuleId, Duration)]) -> Duration {
+    pub(crate) fn known(&self, shape: Shape, times: &[(ModuleId, Duration)]) -> Duration {
         let learning = self.lock();
         let grids = times.iter().filter_map(|(id, _)| learning.profile.module(*id));
         Duration::from_secs_f64(
-            grids.map(|module| module.latency_seconds.at(shape.0, shape.1)).sum(),
+            grids.map(|module| module.latency_seconds.at(shape.batch, shape.tokens)).sum(),
         )
     }
 
@@ -116,9 +119,10 @@ impl Learned {
         &self,
         measured: &Profile,
         run: &Run<'_>,
-        (factor, hear): (f64, &dyn Fn(ModuleId, f64)),
+        factor: f64,
+        hear: &dyn Fn(ModuleId, f64),
     ) {
-        let (batch, tokens) = run.shape;
+        let Shape { batch, tokens } = run.shape;
         let mut learning = self.lock();
         let Learning { profile, moved, .. } = &mut *learning;
         for (id, time) in run.times {
@@ -131,7 +135,7 @@ impl Learned {
                 let profiled = measured.latency_seconds.at(batch, tokens);
                 let back = (profiled / before).powf(PULL);
                 let moves = step(ratio, RATE) * back;
-                grid.bend(run.shape, moves, (&measured.latency_seconds, MOST));
+                grid.bend(run.shape, moves, &measured.latency_seconds, MOST);
                 moved[id.0] += moves.ln();
                 hear(*id, factor * grid.at(batch, tokens) / profiled);
             }

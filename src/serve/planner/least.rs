@@ -6,12 +6,13 @@ use std::{
 };
 
 use crate::plan::Budget;
+use crate::plan::Shape;
 
 /// Largest number of budgets and shapes in the cache, since clients choose them.
 const MOST: usize = 1024;
 
 /// Inputs of the choice of the fastest plan, besides the tables: shape, memory and quality bits.
-type Key = ((usize, usize), Option<u64>, Option<u64>);
+type Key = (Shape, Option<u64>, Option<u64>);
 
 /// Cache of the seconds that the fastest plans take, on a machine as fast as when it was profiled.
 #[derive(Debug)]
@@ -40,7 +41,7 @@ impl<T> Fastest<T> {
     pub(super) fn seconds(
         &self,
         tables: &Arc<T>,
-        shape: (usize, usize),
+        shape: Shape,
         budget: &Budget,
         find: impl FnOnce() -> Option<f64>,
     ) -> Option<f64> {
@@ -62,8 +63,9 @@ mod tests {
     fn what_was_found_is_remembered_while_the_plans_cost_the_same() {
         let fastest = Fastest::default();
         let (tables, budget) = (Arc::new("tables"), Budget::default());
-        let get =
-            |tables, rows, budget, found| fastest.seconds(tables, (rows, 8), budget, || found);
+        let get = |tables, rows, budget, found| {
+            fastest.seconds(tables, Shape::new(rows, 8), budget, || found)
+        };
         assert_eq!(get(&tables, 1, &budget, Some(1.0)), Some(1.0));
         assert_eq!(get(&tables, 1, &budget, Some(2.0)), Some(1.0));
         assert_eq!(get(&tables, 2, &budget, Some(2.0)), Some(2.0));
@@ -76,7 +78,7 @@ mod tests {
     fn no_more_is_remembered_than_a_bound() {
         let (fastest, tables) = (Fastest::default(), Arc::new(()));
         for rows in 0..2 * MOST {
-            fastest.seconds(&tables, (rows, 1), &Budget::default(), || None);
+            fastest.seconds(&tables, Shape::new(rows, 1), &Budget::default(), || None);
             assert!(fastest.known.lock().expect("no panic").seconds.len() <= MOST);
         }
     }

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     family::{FamilyError, ModuleId, PlanId},
     offer::entry,
-    plan::{Budget, ChooseError, PlanEntry, PlanTable},
+    plan::{Budget, ChooseError, PlanEntry, PlanTable, Shape},
     runtime::Executor,
 };
 use correction::{Correction, Lesson};
@@ -87,7 +87,7 @@ impl Planner {
                 let module = &family.graph.module(id).name;
                 observer.module_corrected(&family.manifest.name, module, ratio);
             };
-            self.learned.learn(profile, run, (self.correction.machine(), &hear));
+            self.learned.learn(profile, run, self.correction.machine(), &hear);
         }
         let lesson = Lesson { known, measured: run.whole, is_alone: run.is_alone };
         self.correction.learn(Instant::now(), lesson);
@@ -110,7 +110,7 @@ impl Planner {
     /// `elapsed` as well, so predictions and the costs in an error include it.
     pub(super) fn plan_in_time(
         &self,
-        shape: (usize, usize),
+        shape: Shape,
         budget: &Budget,
         elapsed: Duration,
     ) -> Result<Chosen, ServeError> {
@@ -133,11 +133,7 @@ impl Planner {
 
     /// Chooses the plan for `budget`. A plan that is named by id may be any path of the family,
     /// even one on no front.
-    pub(super) fn plan_for(
-        &self,
-        shape: (usize, usize),
-        budget: &Budget,
-    ) -> Result<Chosen, ServeError> {
+    pub(super) fn plan_for(&self, shape: Shape, budget: &Budget) -> Result<Chosen, ServeError> {
         match self.unlisted(budget)? {
             Some((table, budget)) => self.choose_from(&table, shape, &budget),
             None => self.choose_from(&self.learned.tables().all, shape, budget),
@@ -145,14 +141,14 @@ impl Planner {
     }
 
     /// Returns whether a plan meets `budget` by its profiled latency.
-    pub(super) fn is_feasible(&self, (batch, tokens): (usize, usize), budget: &Budget) -> bool {
+    pub(super) fn is_feasible(&self, Shape { batch, tokens }: Shape, budget: &Budget) -> bool {
         self.loaded.table.choose(batch, tokens, budget).is_ok()
     }
 
     /// Chooses the fastest plan for a budget that no plan meets by its learned latency, which may
     /// be wrong by now. Returns `None` if no plan meets the budget by its profiled latency either,
     /// or if a measurement is fresh.
-    pub(super) fn remeasure(&self, shape: (usize, usize), budget: &Budget) -> Option<Chosen> {
+    pub(super) fn remeasure(&self, shape: Shape, budget: &Budget) -> Option<Chosen> {
         if self.correction.is_fresh(Instant::now()) || !self.is_feasible(shape, budget) {
             return None;
         }
@@ -161,11 +157,11 @@ impl Planner {
 
     /// Returns the least time that a request of this shape can take, margins included. Returns
     /// `None` if no plan meets its budget, however slow.
-    pub(super) fn need(&self, (batch, tokens): (usize, usize), budget: &Budget) -> Option<Need> {
+    pub(super) fn need(&self, Shape { batch, tokens }: Shape, budget: &Budget) -> Option<Need> {
         let budget = budget.fastest();
         let careful = self.correction.careful(Instant::now());
         let fastest = |rows| {
-            let seconds = self.fastest_seconds((rows, tokens), &budget)?;
+            let seconds = self.fastest_seconds(Shape::new(rows, tokens), &budget)?;
             Some(self.with_margin(Duration::from_secs_f64(seconds * careful)))
         };
         let alone = fastest(batch)?;
@@ -177,7 +173,7 @@ impl Planner {
 
     /// Returns the seconds that the fastest plan for `budget` takes on a machine as fast as when it
     /// was profiled. Returns `None` if no plan meets `budget`, which has no latency.
-    fn fastest_seconds(&self, shape: (usize, usize), budget: &Budget) -> Option<f64> {
+    fn fastest_seconds(&self, shape: Shape, budget: &Budget) -> Option<f64> {
         let tables = self.learned.tables();
         match self.unlisted(budget).ok()? {
             Some((table, budget)) => seconds_of(&table, shape, &budget),
@@ -223,7 +219,7 @@ impl Planner {
     pub(super) fn choose_alike(
         &self,
         chosen: &Chosen,
-        shape: (usize, usize),
+        shape: Shape,
         budget: &Budget,
     ) -> Result<Chosen, ServeError> {
         match self.learned.tables().alike(&self.loaded, &chosen.path) {
@@ -253,7 +249,7 @@ impl Planner {
     fn choose_from(
         &self,
         table: &PlanTable,
-        (batch, tokens): (usize, usize),
+        Shape { batch, tokens }: Shape,
         budget: &Budget,
     ) -> Result<Chosen, ServeError> {
         let now = Instant::now();
@@ -268,7 +264,7 @@ impl Planner {
         };
         let extra_seconds = |entry: &PlanEntry| loading(entry).as_secs_f64() / careful;
         let budget_in = Budget { latency, ..budget.clone() };
-        let chosen = table.choose_besides((batch, tokens), &budget_in, &extra_seconds);
+        let chosen = table.choose_besides(Shape { batch, tokens }, &budget_in, &extra_seconds);
         let choice = chosen.map_err(|mut error| {
             if let ChooseError::Infeasible(infeasible) = &mut error {
                 infeasible.budget.latency = budget.latency;
@@ -287,7 +283,7 @@ impl Planner {
     }
 }
 
-fn seconds_of(table: &PlanTable, (batch, tokens): (usize, usize), budget: &Budget) -> Option<f64> {
+fn seconds_of(table: &PlanTable, Shape { batch, tokens }: Shape, budget: &Budget) -> Option<f64> {
     let choice = table.choose(batch, tokens, budget).ok()?;
     Some(choice.entry.latency_seconds_at(batch, tokens))
 }

@@ -20,7 +20,7 @@ use crate::{
     family::{Manifest, ModuleId},
     input::ModelInput,
     module::INPUT_IDS,
-    plan::Budget,
+    plan::{Budget, Shape},
     pool::Stamps,
     serve::{
         admission::{
@@ -136,7 +136,7 @@ impl FamilyService {
         tokens: usize,
         budget: &Budget,
     ) -> Result<PlanSummary, ServeError> {
-        self.planner.plan_for((batch, tokens), budget).map(|chosen| chosen.plan)
+        self.planner.plan_for(Shape { batch, tokens }, budget).map(|chosen| chosen.plan)
     }
 
     /// Answers a request.
@@ -168,7 +168,7 @@ impl FamilyService {
         let start = Instant::now();
         let prepared = self.prepare(inputs, &asked, &place).await?;
         let (preprocess, total_tokens) = (start.elapsed(), prepared.input.total_tokens());
-        let shape = (prepared.input.batch(), prepared.input.tokens());
+        let shape = Shape::new(prepared.input.batch(), prepared.input.tokens());
         let done = self.run(prepared, asked, place).await?;
         let Done { outputs, routed, before, queue, compute, chosen } = done;
         let latency = arrival.elapsed();
@@ -176,8 +176,8 @@ impl FamilyService {
         self.planner.correction.learn_answering(Instant::now(), answering);
         let report = Report {
             plan: chosen.plan,
-            batch: shape.0,
-            tokens: shape.1,
+            batch: shape.batch,
+            tokens: shape.tokens,
             total_tokens,
             latency,
             preprocess,
@@ -193,9 +193,9 @@ impl FamilyService {
     /// length are likely to need.
     fn admit(&self, inputs: &Inputs, asked: &Asked) -> Result<Reservation, ServeError> {
         let shape = match inputs {
-            Inputs::Texts(texts) => (texts.len(), self.foresight.tokens(texts)),
-            Inputs::Pictures(files) => (files.len(), 1),
-            Inputs::Ready(input) => (input.batch(), input.tokens()),
+            Inputs::Texts(texts) => Shape::new(texts.len(), self.foresight.tokens(texts)),
+            Inputs::Pictures(files) => Shape::new(files.len(), 1),
+            Inputs::Ready(input) => Shape::new(input.batch(), input.tokens()),
         };
         let now = Instant::now();
         self.pulse.beat(now);
@@ -246,7 +246,7 @@ impl FamilyService {
             self.foresight.learn_preparing(Instant::now(), num_bytes, took);
         }
         texts.iter().for_each(|texts| self.foresight.learn(texts, input.tokens()));
-        let shape = (input.batch(), input.tokens());
+        let shape = Shape::new(input.batch(), input.tokens());
         let chosen = self.plan_in_time(shape, asked, place)?;
         let anchor = family.graph.stem_anchor(&chosen.path).unwrap_or_default();
         if family.share_tokenizer(anchor, reference) {
@@ -262,7 +262,7 @@ impl FamilyService {
     /// refuses.
     fn plan_in_time(
         &self,
-        shape: (usize, usize),
+        shape: Shape,
         Asked { budget, arrival, .. }: &Asked,
         place: &Reservation,
     ) -> Result<Chosen, ServeError> {
@@ -314,7 +314,7 @@ impl FamilyService {
     ) -> Result<Done, ServeError> {
         let (reply, answer) = oneshot::channel();
         let queued = Instant::now();
-        let shape = (input.batch(), input.tokens());
+        let shape = Shape::new(input.batch(), input.tokens());
         let need = self.planner.need(shape, &asked.budget).unwrap_or_default();
         let in_time = self.rank(&asked, queued);
         let Asked { budget, priority, arrival } = asked;

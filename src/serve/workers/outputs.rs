@@ -1,7 +1,10 @@
 //! Outputs of batches, which are concatenated and split among requests. This module is pure.
 
+use std::ops::Range;
+
 use crate::{
     input::ModelInput,
+    plan::Shape,
     serve::request::inputs::are_finite,
     tensor::{Tensor, TensorData},
 };
@@ -18,7 +21,7 @@ pub(crate) fn concatenate(mut runs: Vec<Outputs>) -> Outputs {
     let count = runs.iter().map(Vec::len).min().unwrap_or(0);
     let longest = runs.iter().flatten().map(tokens).max().unwrap_or(1);
     let joined = |index: usize| {
-        let parts = runs.iter().map(|run| rows(&run[index], (0, batch(&run[index])), longest));
+        let parts = runs.iter().map(|run| rows(&run[index], 0..batch(&run[index]), longest));
         let parts: Vec<Tensor> = parts.collect();
         let mut shape = parts[0].shape().to_vec();
         shape[0] = parts.iter().map(batch).sum();
@@ -29,16 +32,16 @@ pub(crate) fn concatenate(mut runs: Vec<Outputs>) -> Outputs {
 }
 
 /// Splits the outputs of a run among its requests. `shapes` are the requests' sequences and tokens.
-pub(crate) fn split(outputs: Outputs, shapes: &[(usize, usize)]) -> Vec<Outputs> {
-    if let [(_, own)] = shapes
+pub(crate) fn split(outputs: Outputs, shapes: &[Shape]) -> Vec<Outputs> {
+    if let [Shape { tokens: own, .. }] = shapes
         && outputs.iter().all(|output| !has_tokens(output) || tokens(output) == *own)
     {
         return vec![outputs];
     }
     let mut start = 0;
-    let own = |(batch, tokens): &(usize, usize)| {
+    let own = |Shape { batch, tokens }: &Shape| {
         let end = start + batch;
-        let own = outputs.iter().map(|output| rows(output, (start, end), *tokens)).collect();
+        let own = outputs.iter().map(|output| rows(output, start..end, *tokens)).collect();
         start = end;
         own
     };
@@ -94,19 +97,19 @@ pub(crate) fn check(outputs: &mut Outputs, first: usize, places: Option<&Places>
     })
 }
 
-/// Returns the sequences `start..end` of an output. Outputs with a row for each token get `length`
+/// Returns the sequences `rows` of an output. Outputs with a row for each token get `length`
 /// rows a sequence.
-fn rows(output: &Tensor, (start, end): (usize, usize), length: usize) -> Tensor {
+fn rows(output: &Tensor, rows: Range<usize>, length: usize) -> Tensor {
     let values = output.as_f32().unwrap_or_default();
     let mut shape = output.shape().to_vec();
-    shape[0] = end - start;
+    shape[0] = rows.len();
     let sequence: usize = output.shape()[1..].iter().product();
-    let own = &values[start * sequence..end * sequence];
+    let own = &values[rows.start * sequence..rows.end * sequence];
     if !has_tokens(output) || tokens(output) == length {
         return tensor(shape, own.to_vec());
     }
     let wanted = length * (sequence / tokens(output).max(1));
-    let mut cut = Vec::with_capacity((end - start) * wanted);
+    let mut cut = Vec::with_capacity(rows.len() * wanted);
     for sequence in own.chunks_exact(sequence.max(1)) {
         cut.extend(sequence.iter().copied().chain(std::iter::repeat(0.0)).take(wanted));
     }
@@ -167,16 +170,16 @@ mod tests {
     #[test]
     fn rows_go_to_the_requests_that_they_belong_to() {
         let whole = numbered(&[3, 2], 0);
-        let parts = split(vec![whole.clone()], &[(1, 9), (2, 4)]);
+        let parts = split(vec![whole.clone()], &[Shape::new(1, 9), Shape::new(2, 4)]);
         assert_eq!(parts, [vec![numbered(&[1, 2], 0)], vec![numbered(&[2, 2], 2)]]);
         assert_eq!(concatenate(parts), vec![whole.clone()]);
-        assert_eq!(split(vec![whole.clone()], &[(3, 7)]), vec![vec![whole]]);
+        assert_eq!(split(vec![whole.clone()], &[Shape::new(3, 7)]), vec![vec![whole]]);
     }
 
     #[test]
     fn rows_of_tokens_are_cut_and_filled_up_to_a_request_s_own_length() {
         let run = vec![numbered(&[2, 3, 1], 1), numbered(&[2, 3, 2], 10)];
-        let parts = split(run, &[(1, 2), (1, 4)]);
+        let parts = split(run, &[Shape::new(1, 2), Shape::new(1, 4)]);
         assert_eq!(parts[0], [numbered(&[1, 2, 1], 1), numbered(&[1, 2, 2], 10)]);
         assert_eq!(parts[1][0], tensor(vec![1, 4, 1], vec![4.0, 5.0, 6.0, 0.0]));
         let both = concatenate(parts);

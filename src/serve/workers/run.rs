@@ -9,6 +9,7 @@ use super::{
 use crate::{
     family::ModuleId,
     input::ModelInput,
+    plan::Shape,
     runtime::{Executor, ModuleObserver, Routing, RuntimeError, SideInputs},
     serve::observe::Observer,
 };
@@ -48,7 +49,7 @@ pub(super) fn run_chunks(
     let places = Places::of(&work.input);
     let Work { path, input, max_batch } = work;
     let (batch, tokens) = (input.batch(), input.tokens());
-    let mut most = executor.rows_at_once(path, (batch.min(max_batch), tokens));
+    let mut most = executor.rows_at_once(path, Shape::new(batch.min(max_batch), tokens));
     let (mut outputs, mut start) = (Vec::new(), 0);
     while start < batch {
         let rows = start..batch.min(start + most);

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     family::ModuleId,
     input::ModelInput,
+    plan::Shape,
     runtime::{Executor, RuntimeError},
     serve::{
         admission::{
@@ -75,7 +76,7 @@ struct Computed {
 
 /// Times that a batch took.
 struct Lesson {
-    shape: (usize, usize),
+    shape: Shape,
     times: Vec<(ModuleId, Duration)>,
     /// Time of the whole path; `None` if it says nothing about later batches.
     whole: Option<Duration>,
@@ -191,18 +192,18 @@ impl Worker {
         };
         let input = input.ok_or(ServeError::WorkerGone)?;
         let planner = jobs[0].planner.clone();
-        let shape = (input.batch(), input.tokens());
+        let shape = Shape::new(input.batch(), input.tokens());
         let max_batch = planner.loaded.profile.max_batch();
         let work = Work { path: &chosen.path, input, max_batch };
         let start = Instant::now();
         let (mut ran, has_loaded) = computing[0].in_scope(|| self.run(executor, work))?;
         // A batch that runs in chunks has no shape to learn from.
-        let is_lesson = !has_loaded && shape.0 <= max_batch;
+        let is_lesson = !has_loaded && shape.batch <= max_batch;
         let whole = is_lesson.then(|| start.elapsed());
         let lesson = Lesson { shape, times: std::mem::take(&mut ran.times), whole };
         let name = &executor.family().manifest.name;
         let factor = planner.correction.factor(Instant::now());
-        self.crew.observer.batch_ran(name, shape.0, factor);
+        self.crew.observer.batch_ran(name, shape.batch, factor);
         Ok(Computed { ran, planner, lesson })
     }
 
@@ -241,12 +242,12 @@ fn told(observer: &dyn Observer, name: &str, error: RuntimeError) -> ServeError 
 /// Returns those jobs.
 fn reply(jobs: Vec<Job>, ran: Ran, chosen: &Chosen, start: Instant) -> Vec<Job> {
     let compute = start.elapsed();
-    let shapes: Vec<(usize, usize)> = jobs.iter().map(|job| job.shape).collect();
+    let shapes: Vec<Shape> = jobs.iter().map(|job| job.shape).collect();
     let (mut first_row, mut failed) = (0, Vec::new());
     for (job, mut outputs) in jobs.into_iter().zip(split(ran.outputs, &shapes)) {
         let is_finite = check(&mut outputs, first_row, ran.places.as_ref());
-        let routed = ran.routed.of_rows(first_row, job.shape.0);
-        first_row += job.shape.0;
+        let routed = ran.routed.of_rows(first_row, job.shape.batch);
+        first_row += job.shape.batch;
         if !is_finite {
             failed.push(job);
             continue;
