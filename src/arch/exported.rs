@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     family::{ModuleKind, OnnxSource},
-    module::{Body, Company, Network, PIXEL_VALUES, Precision},
+    module::{Batching, Body, Network, PIXEL_VALUES, Precision},
     onnx::{
         CutPoint, OnnxError, check_operators, check_repeatable, cut,
         proto::{GraphProto, ModelProto},
@@ -77,8 +77,8 @@ impl Exported {
     }
 
     fn network(&self, piece: &ModelProto, precision: Precision) -> Network {
-        let company = if self.source.one_by_one { Company::OneByOne } else { Company::Unproven };
-        Network::new(piece.clone(), precision).with_company(company)
+        let batching = if self.source.one_by_one { Batching::OneByOne } else { Batching::Unproven };
+        Network::new(piece.clone(), precision).with_batching(batching)
     }
 }
 

@@ -9,9 +9,9 @@ use std::{
 use super::builder::FamilyBuilder;
 use crate::{
     arch::{ArchError, SplitPart},
-    family::{FamilyGraph, MANIFEST_FILE, Manifest, MapSpec, ModuleId, SpaceId},
+    family::{FamilyGraph, MANIFEST_FILE, Manifest, MapSpec, Module, ModuleId, SpaceId},
     input::Tokenizer,
-    module::{Body, Company, Compute, Network},
+    module::{Batching, Body, Compute, ModuleError, Network, Port},
     pool::{FitRecords, PoolError, Stamps},
 };
 
@@ -76,8 +76,11 @@ impl Family {
             .map_err(|source| ArchError::Graph { path: folder.join(MANIFEST_FILE), source })?;
         let mut networks = Networks::default();
         let named = graph.modules().iter().zip(parts.bodies);
-        let computes = named.map(|(module, body)| Some(networks.keep(&module.name, body?)));
-        let computes = computes.collect();
+        let keep = |(module, body): (&Module, Option<Body>)| {
+            let starts = module.from == graph.input();
+            body.map(|body| networks.keep(&module.name, starts, body)).transpose()
+        };
+        let computes = named.map(keep).collect::<Result<_, _>>()?;
         Ok(Self {
             folder: folder.to_owned(),
             graph,
@@ -124,7 +127,7 @@ impl Family {
 
     /// Returns whether rows run one at a time, because a network mixes the rows of a batch.
     pub fn is_one_by_one(&self) -> bool {
-        self.networks.kept.iter().any(|(network, _)| network.company() == Company::OneByOne)
+        self.networks.kept.iter().any(|(network, _)| network.batching() == Batching::OneByOne)
     }
 
     /// Returns the number of distinct networks.
@@ -252,15 +255,21 @@ impl Family {
 }
 
 impl Networks {
-    /// Keeps the networks of the module `name` that are not yet known.
-    fn keep(&mut self, name: &str, body: Body) -> Compute {
+    /// Keeps the networks of the module `name` that are not yet known. Checks that each of their
+    /// inputs has a source; a module that `starts` a path reads no hidden states.
+    fn keep(&mut self, name: &str, starts: bool, body: Body) -> Result<Compute, ModuleError> {
         match body {
-            Body::Network(network) => Compute::Network(self.position(*network, || name.to_owned())),
+            Body::Network(network) => {
+                check_ports(name, starts, &network)?;
+                Ok(Compute::Network(self.position(*network, || name.to_owned())))
+            }
             Body::Routed(routed) => {
+                let routed = routed.with_ports();
+                routed.networks().try_for_each(|network| check_ports(name, false, network))?;
                 let keep = |network, role: &str, index| {
                     self.position(network, || format!("{name}.{role}.{index}"))
                 };
-                Compute::Routed(Box::new(routed.map(keep)))
+                Ok(Compute::Routed(Box::new(routed.map(keep))))
             }
         }
     }
@@ -271,5 +280,15 @@ impl Networks {
             kept.push((network, name()));
             kept.len() - 1
         })
+    }
+}
+
+/// Checks that each input of a network of the module `module` has a source.
+fn check_ports(module: &str, starts: bool, network: &Network) -> Result<(), ModuleError> {
+    let wrap = |source| ModuleError::Ports { module: module.to_owned(), source: Box::new(source) };
+    let ports = network.ports().map_err(wrap)?;
+    match ports.into_iter().find(|(_, port)| starts && *port == Port::State) {
+        Some((input, _)) => Err(ModuleError::NoState { module: module.to_owned(), input }),
+        None => Ok(()),
     }
 }

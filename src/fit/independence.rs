@@ -18,7 +18,7 @@ use super::{
 use crate::{
     arch::ArchError,
     assembly::Family,
-    module::Company,
+    module::Batching,
     offer::network_digest,
     onnx::{
         OnnxError, check_rows, dependent_nodes,
@@ -74,7 +74,7 @@ pub(super) fn prove_family(
             .filter_map(|input| Some((input.name.clone(), probes::rows(input, TOKENS, words)?)));
         let rows: Vec<(String, Tensor)> = rows.collect();
         let output = graph.output.first().map(|o| o.name.as_str()).unwrap_or_default();
-        let (folder, one_by_one) = (&*family.folder, network.company() == Company::OneByOne);
+        let (folder, one_by_one) = (&*family.folder, network.batching() == Batching::OneByOne);
         let subject = Subject { folder, name, model, output, one_by_one, rows: &rows };
         if let Some(source) = subject.fault(runtime)? {
             let anchor = name.split('.').next().unwrap_or(name).to_owned();
@@ -108,7 +108,7 @@ enum Dependence {
     /// Batches of which the last equals the first, but gets another answer.
     Chance(Vec<Vec<usize>>),
     /// The row at `place` of `base` gets another answer in `other`.
-    Company { place: usize, base: Vec<usize>, other: Vec<usize> },
+    Batching { place: usize, base: Vec<usize>, other: Vec<usize> },
     /// Batch in which some row gets another answer than alone.
     Order(Vec<usize>),
 }
@@ -139,7 +139,7 @@ impl Subject<'_> {
             Dependence::Chance(_) => {
                 OnnxError::unrepeatable(&node, "gives two answers to the same input")
             }
-            Dependence::Company { .. } => {
+            Dependence::Batching { .. } => {
                 OnnxError::mixes(&node, "an answer changes with the other rows of its batch")
             }
             Dependence::Order(_) => OnnxError::mixes(
@@ -195,7 +195,7 @@ impl Subject<'_> {
                 let pair = expected.get(place).zip(found.get(place));
                 if pair.is_none_or(|(one, other)| difference(one, other, 0.0) > SAME) {
                     let (base, other) = (base.to_vec(), other.to_vec());
-                    return Ok(Some(Dependence::Company { place, base, other }));
+                    return Ok(Some(Dependence::Batching { place, base, other }));
                 }
             }
         }
@@ -227,7 +227,7 @@ impl Subject<'_> {
             Dependence::Chance(batches) => {
                 self.first_node(runtime, batches, |runs| runs[0] != runs[runs.len() - 1])
             }
-            Dependence::Company { place, base, other } => {
+            Dependence::Batching { place, base, other } => {
                 let absent = (0..NUM_ROWS).filter(|row| !base.contains(row)).take(3);
                 let own = absent.map(|row| {
                     let mut batch = base.clone();

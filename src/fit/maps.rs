@@ -20,7 +20,7 @@ use crate::{
     input::ModelInput,
     plan::Shape,
     pool::{FamilyWriter, FitRecord, Staged, today},
-    runtime::{Activation, Executor, Runtime, SideInputs},
+    runtime::{Activation, Executor, Runtime, Scratch, SideInputs},
     tensor::{Tensor, TensorData},
 };
 
@@ -94,8 +94,9 @@ pub fn fit_maps(
         if fits.is_empty() {
             break;
         }
-        let mut executor = Executor::new(runtime.clone(), family.clone());
-        gather(&mut executor, data, options, &mut fits, progress)?;
+        let executor = Executor::new(runtime.clone(), family.clone());
+        let mut scratch = Scratch::new(&executor);
+        gather(&mut scratch, data, options, &mut fits, progress)?;
         num_fitted += fits.len();
         for fit in &fits {
             let record = solve(writer, data, options, fit)?;
@@ -169,12 +170,13 @@ fn check_tokenizers(family: &Family, fit: &Fit) -> Result<(), FitError> {
 
 /// Runs the texts and adds up the sums of the regressions.
 fn gather(
-    executor: &mut Executor,
+    scratch: &mut Scratch<'_>,
     data: &Dataset,
     options: &FitOptions,
     fits: &mut [Fit],
     progress: &dyn Progress,
 ) -> Result<(), FitError> {
+    let executor = scratch.executor();
     let family = executor.family().clone();
     fits.iter().try_for_each(|fit| check_tokenizers(&family, fit))?;
     let reference = &family.manifest.reference;
@@ -194,7 +196,7 @@ fn gather(
         };
         let inputs = anchors.iter().map(|anchor| Ok((anchor.clone(), encode(anchor)?)));
         let inputs = inputs.collect::<Result<_, FitError>>()?;
-        let mut states = States { executor, family: &family, inputs, known: HashMap::new() };
+        let mut states = States { scratch, family: &family, inputs, known: HashMap::new() };
         for fit in fits.iter_mut() {
             let is_pooled = fit.map.form == MapForm::Pooled;
             if is_pooled || number % every == 0 || held_out {
@@ -209,7 +211,7 @@ fn gather(
 /// Adds one batch to a map's regression `part`: 0 for fitting, 1 for judging.
 fn add_batch(
     family: &Family,
-    states: &mut States<'_>,
+    states: &mut States<'_, '_>,
     fit: &mut Fit,
     is_pooled: bool,
     part: usize,
@@ -274,8 +276,8 @@ impl Inputs {
 }
 
 /// Activations of one batch along the requested paths, each computed once.
-struct States<'a> {
-    executor: &'a mut Executor,
+struct States<'a, 'e> {
+    scratch: &'a mut Scratch<'e>,
     family: &'a Family,
     /// Inputs by the anchor that reads them.
     inputs: BTreeMap<String, Inputs>,
@@ -294,7 +296,7 @@ fn inputs_of<'i>(
         .ok_or_else(|| FitError::Family("a path starts with no stem".into()))
 }
 
-impl States<'_> {
+impl States<'_, '_> {
     /// Returns the values after `path`.
     fn at(&mut self, path: &[ModuleId]) -> Result<Tensor, FitError> {
         self.compute(path)?;
@@ -315,7 +317,7 @@ impl States<'_> {
         self.compute(path)?;
         let state = self.known.get(self.last_computed(path));
         let sides = &inputs_of(self.family, &self.inputs, path)?.sides;
-        Ok(self.executor.run_network(name, network, state, sides)?)
+        Ok(self.scratch.run(name, network, state, sides)?)
     }
 
     /// Computes the missing activations along `path`.
@@ -326,7 +328,7 @@ impl States<'_> {
                 continue;
             }
             let state = self.known.get(self.last_computed(&path[..end - 1]));
-            if let Some(next) = self.executor.advance(path[end - 1], state, sides)? {
+            if let Some(next) = self.scratch.executor().advance(path[end - 1], state, sides)? {
                 self.known.insert(path[..end].to_vec(), next);
             }
         }

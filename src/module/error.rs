@@ -11,4 +11,35 @@ pub enum ModuleError {
         /// Contradiction that was found.
         reason: String,
     },
+    /// Two inputs of a network could only be its hidden states.
+    #[error(
+        "the inputs `{first}` and `{second}` have no source; input_ids, attention_mask, \
+         pixel_values and one input for hidden states are known"
+    )]
+    TwoStates {
+        /// First input.
+        first: String,
+        /// Second input.
+        second: String,
+    },
+    /// A module that starts at the request reads hidden states.
+    #[error(
+        "module `{module}`: the input `{input}` has no source; input_ids, attention_mask and \
+         pixel_values are known"
+    )]
+    NoState {
+        /// The module.
+        module: String,
+        /// The input.
+        input: String,
+    },
+    /// The inputs of a module's network have no source.
+    #[error("module `{module}`: {source}")]
+    Ports {
+        /// The module.
+        module: String,
+        /// The fault.
+        #[source]
+        source: Box<Self>,
+    },
 }

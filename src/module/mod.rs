@@ -5,11 +5,13 @@
 mod compute;
 mod error;
 mod network;
+mod port;
 mod routed;
 
 pub use compute::Compute;
 pub use error::ModuleError;
-pub use network::{ATTENTION_MASK, Company, INPUT_IDS, Network, PIXEL_VALUES, Precision};
+pub use network::{ATTENTION_MASK, Batching, INPUT_IDS, Network, PIXEL_VALUES, Precision};
+pub use port::Port;
 pub(crate) use routed::Body;
 pub use routed::{
     KEYS, Order, QUERIES, REST, Routed, Router, SCORES, SUM, TOKENS, VALUES, Ways, Weighting,

@@ -25,9 +25,11 @@ pub const PIXEL_VALUES: &str = "pixel_values";
 pub struct Network {
     model: ModelProto,
     precision: Precision,
-    company: Company,
+    batching: Batching,
     /// Size of the weights when loaded, in bytes, if less than all weights that the graph reads.
     held_bytes: Option<u64>,
+    /// Names of the inputs that a routed module hands to the network.
+    given: &'static [&'static str],
 }
 
 /// Precision of a network's matrix products.
@@ -41,9 +43,9 @@ pub enum Precision {
 
 /// Relation of the rows of a batch to one another in a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Company {
+pub enum Batching {
     /// Rows are independent: the graph was built here.
-    Apart,
+    Independent,
     /// Rows must be independent, which is not yet proven: the graph comes from outside.
     Unproven,
     /// Rows change one another, so they run one at a time.
@@ -53,7 +55,7 @@ pub enum Company {
 impl Network {
     /// Wraps `model`; with [`Precision::Int8`] it is quantized when it is loaded.
     pub fn new(model: ModelProto, precision: Precision) -> Self {
-        Self { model, precision, company: Company::Apart, held_bytes: None }
+        Self { model, precision, batching: Batching::Independent, held_bytes: None, given: &[] }
     }
 
     /// Sets the size of the loaded weights to `bytes`, for a graph that keeps only parts of them.
@@ -64,19 +66,30 @@ impl Network {
 
     /// Sets the relation of rows to one another.
     #[must_use]
-    pub(crate) fn with_company(self, company: Company) -> Self {
-        Self { company, ..self }
+    pub(crate) fn with_batching(self, batching: Batching) -> Self {
+        Self { batching, ..self }
     }
 
     /// Returns the relation of the rows of a batch to one another.
-    pub fn company(&self) -> Company {
-        self.company
+    pub fn batching(&self) -> Batching {
+        self.batching
     }
 
     /// Returns whether the network comes from outside and its independent rows must be proven. An
     /// 8-bit form is made here, and its rows are independent if those of the graph are.
     pub fn needs_proof(&self) -> bool {
-        self.company != Company::Apart && self.precision == Precision::F32
+        self.batching != Batching::Independent && self.precision == Precision::F32
+    }
+
+    /// Sets the names of the inputs that a routed module hands to the network.
+    #[must_use]
+    pub(crate) fn with_given(self, given: &'static [&'static str]) -> Self {
+        Self { given, ..self }
+    }
+
+    /// Returns the names of the inputs that a routed module hands to the network.
+    pub(crate) fn given(&self) -> &'static [&'static str] {
+        self.given
     }
 
     /// Returns the graph in f32.
@@ -174,7 +187,7 @@ impl Network {
             Precision::F32 => bytes.push(0),
             Precision::Int8 => bytes.extend([BY_ROW, max_level().unsigned_abs()]),
         }
-        if self.company == Company::OneByOne {
+        if self.batching == Batching::OneByOne {
             bytes.push(1);
         }
         bytes

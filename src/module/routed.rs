@@ -142,6 +142,17 @@ impl Router {
     }
 }
 
+impl Routed {
+    /// Returns the module whose networks know which of their inputs it hands to them.
+    pub(crate) fn with_ports(self) -> Self {
+        self.map(|network, role, _| match role {
+            "attend" => network.with_given(&[QUERIES, KEYS, VALUES]),
+            "exit" => network.with_given(&[SUM, REST]),
+            _ => network,
+        })
+    }
+}
+
 impl<N> Routed<N> {
     /// Returns every network that the module may run, the entry first.
     pub fn networks(&self) -> impl Iterator<Item = &N> {

@@ -15,7 +15,7 @@ use crate::{
     module::Network,
     plan::{Grid, PlanError},
     pool::{PoolError, write_atomically},
-    tensor::read_text,
+    tensor::{hex, read_text},
 };
 
 /// Version of the cache file's format; the file's name depends on it.
@@ -276,7 +276,7 @@ pub(crate) fn network_digest(network: &Network) -> String {
 }
 
 fn digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&Sha256::digest(bytes))
 }
 
 #[cfg(test)]

@@ -16,7 +16,10 @@ use super::{
     error::{PoolError, chain},
     records::{FitRecords, FittedFile},
 };
-use crate::family::{FITS_FOLDER, MANIFEST_FILE, name_with_digest, name_without_digest};
+use crate::{
+    family::{FITS_FOLDER, MANIFEST_FILE, name_with_digest, name_without_digest},
+    tensor::hex,
+};
 
 /// Prefix of the names of files that are being written, by this and earlier versions.
 const TEMPORARY: &str = ".writing-";
@@ -99,7 +102,7 @@ impl FamilyWriter {
     /// committed.
     pub(crate) fn stage(&mut self, name: &str, content: &[u8]) -> Result<Staged, PoolError> {
         let digest = Sha256::digest(content);
-        let sha256: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256 = hex(&digest);
         let file = name_with_digest(name, &sha256);
         let path = self.folder.join(&file);
         let is_there =

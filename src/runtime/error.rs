@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::onnx::OnnxError;
+use crate::{module::ModuleError, onnx::OnnxError};
 
 /// Error for a runtime that does not start or a module that does not run.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +76,15 @@ pub enum RuntimeError {
         /// The reason.
         #[source]
         source: ort::Error,
+    },
+    /// An input of a module's network has no source.
+    #[error("module `{module}`: {source}")]
+    Ports {
+        /// The module.
+        module: String,
+        /// The fault.
+        #[source]
+        source: ModuleError,
     },
     /// A module needs an input that is missing.
     #[error("module `{module}` needs the input `{input}`")]

@@ -1,7 +1,6 @@
 //! The executor, which runs paths of one family.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -21,7 +20,7 @@ use super::{
 use crate::{
     assembly::Family,
     family::ModuleId,
-    module::{Company, Compute, Network},
+    module::{Batching, Compute},
     plan::{Grid, Shape},
     tensor::Tensor,
 };
@@ -45,7 +44,6 @@ pub struct Executor {
     /// Memory that each network's session takes, by network.
     weights: Vec<Weights>,
     needs: Needs,
-    extra: HashMap<(String, Vec<u8>), ModuleSession>,
 }
 
 /// Memory that is kept free until this is dropped.
@@ -79,7 +77,7 @@ impl Executor {
         });
         let weights: Vec<Weights> = weights.collect();
         let needs = Needs::new(&family, &weights);
-        Self { runtime, family, id, weights, needs, extra: HashMap::new() }
+        Self { runtime, family, id, weights, needs }
     }
 
     /// Sets the bytes of activations that modules need, by batch and tokens. Batches then keep
@@ -306,40 +304,6 @@ impl Executor {
         }
     }
 
-    /// Runs a network that is not a module of the family once, for fitting. Its session is kept
-    /// under `name` and the network's fingerprint.
-    ///
-    /// # Errors
-    ///
-    /// Fails when the network cannot be loaded or fails.
-    pub fn run_network(
-        &mut self,
-        name: &str,
-        network: &Network,
-        state: Option<&Activation>,
-        sides: &SideInputs,
-    ) -> Result<Tensor, RuntimeError> {
-        if !self.runtime.residents().has_room(Need::default()) {
-            self.extra.clear();
-        }
-        let key = (name.to_owned(), network.fingerprint());
-        let session = match self.extra.entry(key) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(place) => {
-                let folder = &self.family.folder;
-                place.insert(ModuleSession::load(
-                    self.runtime.environment(),
-                    folder,
-                    name,
-                    network,
-                )?)
-            }
-        };
-        let outputs = session.run(&[], state.map(Activation::value), sides)?;
-        let value = outputs.into_iter().next().map(|(_, value)| value);
-        Activation::new(value.ok_or(RuntimeError::NotAPath)?).to_tensor()
-    }
-
     /// Returns the bytes of activations that module `id` needs on each of `inputs`; 0 for the
     /// identity. An input is a batch of side inputs and hidden states.
     ///
@@ -383,7 +347,7 @@ impl Executor {
 
     /// Returns whether the rows of `sides` run one at a time in the network at `index`.
     fn splits(&self, index: usize, sides: &SideInputs) -> bool {
-        self.family.network(index).company() == Company::OneByOne && sides.num_rows() > 1
+        self.family.network(index).batching() == Batching::OneByOne && sides.num_rows() > 1
     }
 
     /// Returns the key of the session of the network at `index`.

@@ -24,7 +24,7 @@ pub use environment::RuntimeConfig;
 pub use error::RuntimeError;
 pub use executor::{Executor, ModuleObserver, Room};
 pub use library::find_library;
-pub use probe::{Elements, WholeModel};
+pub use probe::{Elements, Scratch, WholeModel};
 pub use process::Runtime;
 pub use residents::Residency;
 pub use routed::dispatch_and_combine;

@@ -13,7 +13,10 @@ use ort::{
 use prost::Message;
 
 use super::{RuntimeError, SideInputs};
-use crate::{module::Network, onnx::follow_links};
+use crate::{
+    module::{Network, Port},
+    onnx::follow_links,
+};
 
 /// Configuration key for the folder of external data of models that are given as bytes.
 const FOLDER_KEY: &str = "session.model_external_initializers_file_folder_path";
@@ -28,7 +31,7 @@ const WITHOUT: (&str, &str) =
 pub(super) struct ModuleSession {
     session: Session,
     module: String,
-    inputs: Vec<String>,
+    ports: Vec<(String, Port)>,
     outputs: Vec<Arc<str>>,
 }
 
@@ -81,13 +84,14 @@ impl ModuleSession {
             None => builder,
         };
         let session = builder.commit_from_memory(&model.encode_to_vec()).map_err(wrap)?;
-        let inputs = session.inputs().iter().map(|input| input.name().to_owned()).collect();
+        let wrap = |source| RuntimeError::Ports { module: module.into(), source };
+        let ports = network.ports().map_err(wrap)?;
         let outputs = session.outputs().iter().map(|output| output.name().into()).collect();
-        Ok(Self { session, module: module.into(), inputs, outputs })
+        Ok(Self { session, module: module.into(), ports, outputs })
     }
 
-    /// Runs the module. Inputs that `given` or `sides` has by name are taken from there; any other
-    /// input is `state`.
+    /// Runs the module. Its ports say which inputs are taken from `given`, from `state` and from
+    /// `sides`.
     pub(super) fn run(
         &mut self,
         given: &[(&str, &DynValue)],
@@ -95,10 +99,13 @@ impl ModuleSession {
         sides: &SideInputs,
     ) -> Result<Outputs, RuntimeError> {
         let mut values: Vec<(Cow<'_, str>, SessionInputValue<'_>)> =
-            Vec::with_capacity(self.inputs.len());
-        for name in &self.inputs {
-            let given = given.iter().find(|(known, _)| known == name).map(|(_, value)| *value);
-            let value = given.or_else(|| sides.value(name)).or(state);
+            Vec::with_capacity(self.ports.len());
+        for (name, port) in &self.ports {
+            let value = match port {
+                Port::State => state,
+                Port::Input(input) => sides.value(input),
+                Port::Given(value) => given.iter().find(|(known, _)| known == value).map(|v| v.1),
+            };
             let value = value.ok_or_else(|| RuntimeError::NoInput {
                 module: self.module.clone(),
                 input: name.clone(),

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use memmap2::{Mmap, UncheckedAdvice};
 use sha2::{Digest, Sha256};
 
-use super::open_file;
+use super::{hex::hex, open_file};
 
 /// A file mapped into memory, read-only.
 #[derive(Debug, Clone)]
@@ -75,11 +75,6 @@ impl MappedFile {
         }
         hex(&digest.finalize())
     }
-}
-
-/// Returns `digest` in lower-case hexadecimal.
-fn hex(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 mod data_type;
 mod file;
 mod heap;
+mod hex;
 mod mapped;
 #[cfg(test)]
 pub(crate) mod mutate;
@@ -15,6 +16,7 @@ mod value;
 pub use data_type::DataType;
 pub use file::{open_file, read_bytes, read_text};
 pub use heap::{MappedApart, give_back_freed_memory, reuse_freed_memory};
+pub use hex::hex;
 pub use mapped::MappedFile;
 pub use units::{ByteSize, ParseByteSizeError};
 pub use value::{Tensor, TensorData, TensorError, TensorSpec};

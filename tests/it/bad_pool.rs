@@ -398,6 +398,17 @@ fn every_measured_plan_of_the_pool_still_exists() {
     }
 }
 
+#[test]
+fn an_input_that_nothing_gives_is_refused_by_name() {
+    let [stem, attention, mlp] = EXPORT;
+    let words = ("Gather", stem.1, "words");
+    let in_stem = [words, ("Add", ["words", "extra"].as_slice(), "s"), attention, mlp];
+    assert_refused(&with_export(&in_stem), &["module `b.stem`", "`extra`", "pixel_values"]);
+    let product = ("MatMul", attention.1, "product");
+    let in_block = [stem, product, ("Add", ["product", "extra"].as_slice(), "a"), mlp];
+    assert_refused(&with_export(&in_block), &["module `b.block.0", "`extra`", "`s`"]);
+}
+
 /// As many rows as measuring modules needs today.
 const PROFILED: Rows = Rows { words: 21_000, positions: 256 };
 

@@ -143,7 +143,7 @@ fn exports_that_cannot_be_taken_apart_are_refused_by_file_and_reason() {
     }
     let cuts = HashMap::from([("good".to_owned(), vec!["Conv_9".to_owned()])]);
     let message = refused(folder, &[good], |options| options.cuts = cuts.clone());
-    assert!(message.contains("`Conv_9` is no tensor that everything passes through"), "{message}");
+    assert!(message.contains("`Conv_9` is not a tensor that everything passes"), "{message}");
 }
 
 #[test]

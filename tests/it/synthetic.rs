@@ -258,7 +258,7 @@ pub(crate) fn put_export(family: &Synthetic, nodes: &[Node<'_>]) {
     family.write("family.toml", format!("{kept}{anchor}").as_bytes());
 }
 
-/// Writes `nodes` as an ONNX file; `ids` stands for the token ids.
+/// Writes `nodes` as an ONNX file; `ids` stands for the token ids, `extra` for another input.
 fn onnx(nodes: &[Node<'_>]) -> Vec<u8> {
     let real =
         |name: &&str| if *name == "ids" { "input_ids".to_owned() } else { (*name).to_owned() };
@@ -277,11 +277,13 @@ fn onnx(nodes: &[Node<'_>]) -> Vec<u8> {
         ..TensorProto::default()
     };
     let ids = ValueInfoProto::tensor("input_ids", data_type::INT64, &[None, None]);
+    let extra = ValueInfoProto::tensor("extra", data_type::FLOAT, &[None, None, None]);
+    let reads_extra = nodes.iter().any(|(_, inputs, _)| inputs.contains(&"extra"));
     let graph = GraphProto {
         name: "graph".into(),
         node: nodes.iter().map(node).collect(),
         initializer: vec![weight("table", 10), weight("matrix", WIDTH)],
-        input: vec![ids],
+        input: [ids].into_iter().chain(reads_extra.then_some(extra)).collect(),
         ..GraphProto::default()
     };
     let opset = OperatorSetId { domain: String::new(), version: 17 };

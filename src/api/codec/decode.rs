@@ -34,12 +34,12 @@ pub(crate) struct Decoded {
     /// scores.
     pub(crate) classification: Option<usize>,
     /// Outputs that the answer has, and their form.
-    pub(crate) wanted: Wanted,
+    pub(crate) wanted: RequestedOutputs,
 }
 
 /// Outputs that an answer has, and whether they are raw bytes.
 #[derive(Debug, Default)]
-pub(crate) struct Wanted {
+pub(crate) struct RequestedOutputs {
     /// Requested outputs by name; empty for all outputs. The flag is whether the output is raw
     /// bytes; `None` stands for the value of `binary`.
     outputs: Vec<(String, Option<bool>)>,
@@ -47,7 +47,7 @@ pub(crate) struct Wanted {
     binary: bool,
 }
 
-impl Wanted {
+impl RequestedOutputs {
     /// Creates a value for all outputs as raw bytes.
     #[cfg(test)]
     pub(crate) fn raw() -> Self {
@@ -146,7 +146,7 @@ impl Decoded {
         check("the number of outputs", outputs.len(), MAX_TENSORS)?;
         let Parameters { budget, priority, explain, binary } = Parameters::parse(parameters)?;
         let mut classification = None;
-        let mut wanted = Wanted { outputs: Vec::new(), binary };
+        let mut wanted = RequestedOutputs { outputs: Vec::new(), binary };
         for output in outputs {
             let name = output.name.clone();
             let asked = output.check(specs)?;

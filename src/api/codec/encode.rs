@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use super::{
-    decode::Wanted,
+    decode::RequestedOutputs,
     raw::{append_raw, raw_len},
 };
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
 
 /// Fields of an answer beside its outputs.
 #[derive(Debug)]
-pub(crate) struct Heading {
+pub(crate) struct AnswerHead {
     /// Name of the family.
     pub(crate) model_name: String,
     /// Version that the request asked for.
@@ -30,7 +30,7 @@ pub(crate) struct Heading {
     pub(crate) explain: bool,
 }
 
-impl Heading {
+impl AnswerHead {
     /// Creates the heading of an answer of `model`.
     pub(crate) fn new(model: &Model, id: Option<String>, explain: bool) -> Self {
         Self {
@@ -153,9 +153,9 @@ impl Serialize for WireData<'_> {
 ///
 /// Fails only on values that JSON or raw bytes cannot express; no answer holds them.
 pub(crate) fn encode(
-    heading: &Heading,
+    heading: &AnswerHead,
     response: &InferResponse,
-    wanted: &Wanted,
+    wanted: &RequestedOutputs,
 ) -> Result<Encoded, ApiError> {
     let outputs = response.outputs.iter().map(|(name, tensor)| {
         let raw_len = wanted.is_binary(name).then(|| raw_len(tensor.data()));
@@ -270,9 +270,9 @@ mod tests {
 
     use serde_json::{Value, json};
 
-    use super::{Heading, encode};
+    use super::{AnswerHead, encode};
     use crate::{
-        api::codec::decode::Wanted,
+        api::codec::decode::RequestedOutputs,
         plan::{Quality, QualitySource},
         serve::{InferResponse, PlanSummary, Report},
         tensor::{Tensor, TensorData},
@@ -301,13 +301,14 @@ mod tests {
     }
 
     fn encoded(id: Option<&str>, explain: bool, data: TensorData) -> Value {
-        let heading = Heading {
+        let heading = AnswerHead {
             model_name: "text".to_owned(),
             model_version: "1".to_owned(),
             id: id.map(str::to_owned),
             explain,
         };
-        let encoded = encode(&heading, &response(data), &Wanted::default()).expect("encoded");
+        let encoded =
+            encode(&heading, &response(data), &RequestedOutputs::default()).expect("encoded");
         assert_eq!(encoded.json_len, None);
         serde_json::from_slice(&encoded.body).expect("JSON")
     }
@@ -338,14 +339,14 @@ mod tests {
 
     #[test]
     fn raw_outputs_follow_the_json() {
-        let heading = Heading {
+        let heading = AnswerHead {
             model_name: "text".to_owned(),
             model_version: "1".to_owned(),
             id: None,
             explain: false,
         };
         let response = response(TensorData::F32(vec![0.5, -0.25]));
-        let encoded = encode(&heading, &response, &Wanted::raw()).expect("encoded");
+        let encoded = encode(&heading, &response, &RequestedOutputs::raw()).expect("encoded");
         let (json, raw) = encoded.body.split_at(encoded.json_len.expect("raw bytes follow"));
         let json: Value = serde_json::from_slice(json).expect("JSON");
         let output = json!({"name": "embedding", "shape": [1, 2], "datatype": "FP32",

@@ -53,15 +53,15 @@ pub(super) struct InferenceService {
     state: ApiState,
 }
 
-/// Terms of a call: the client's rights, and the time that it waits.
+/// CallTerms of a call: the client's rights, and the time that it waits.
 #[derive(Debug, Clone)]
-struct Terms {
+struct CallTerms {
     permit: Permit,
     /// Time that the client waits.
     wait: Option<Duration>,
 }
 
-impl Terms {
+impl CallTerms {
     /// Returns the terms of a call that passed the gate.
     fn of<T>(request: &Request<T>) -> Result<Self, ApiError> {
         let permit = request.extensions().get().cloned().ok_or(ApiError::NoToken)?;
@@ -94,7 +94,7 @@ impl InferenceService {
         &self,
         message: Encoded,
         arrival: Instant,
-        terms: Terms,
+        terms: CallTerms,
     ) -> Result<ModelInferResponse, ApiError> {
         let Envelope { model_name, model_version, num_raw_bytes, .. } = message.open()?;
         let model = self.model(&model_name, model_version)?;
@@ -181,7 +181,7 @@ impl GrpcInferenceService for InferenceService {
     ) -> Result<Response<ModelInferResponse>, Status> {
         let arrival = Instant::now();
         call(async {
-            let terms = Terms::of(&request)?;
+            let terms = CallTerms::of(&request)?;
             self.infer(request.into_inner(), arrival, terms).await
         })
         .await
@@ -202,7 +202,7 @@ impl GrpcInferenceService for InferenceService {
                 let id = message.open().map(|envelope| envelope.id).unwrap_or_default();
                 let arrival = Instant::now();
                 let answered = async {
-                    let terms = Terms::of_message(&service.state.gate, &metadata)?;
+                    let terms = CallTerms::of_message(&service.state.gate, &metadata)?;
                     service.infer(message, arrival, terms).await
                 };
                 Ok(match call(answered).await {
@@ -264,7 +264,7 @@ impl GrpcInferenceService for InferenceService {
         request: Request<RepositoryModelLoadRequest>,
     ) -> Result<Response<RepositoryModelLoadResponse>, Status> {
         call(async {
-            Terms::of(&request)?.permit.check_admin()?;
+            CallTerms::of(&request)?.permit.check_admin()?;
             repository::load(&self.state.repository, request.into_inner()).await
         })
         .await
@@ -275,7 +275,7 @@ impl GrpcInferenceService for InferenceService {
         request: Request<RepositoryModelUnloadRequest>,
     ) -> Result<Response<RepositoryModelUnloadResponse>, Status> {
         call(async {
-            Terms::of(&request)?.permit.check_admin()?;
+            CallTerms::of(&request)?.permit.check_admin()?;
             repository::unload(&self.state.repository, request.into_inner()).await
         })
         .await

@@ -21,8 +21,8 @@ use crate::{
             body::{Body, in_json_bytes, off_thread},
             bounds::Bounds,
             classes::best_classes,
-            decode::{Decoded, Wanted, decode},
-            encode::{Encoded, Heading, encode},
+            decode::{Decoded, RequestedOutputs, decode},
+            encode::{AnswerHead, Encoded, encode},
             specs::Specs,
         },
         error::ApiError,
@@ -85,11 +85,11 @@ pub(crate) fn output_bytes(output: &Tensor, binary: bool) -> usize {
 #[derive(Debug)]
 pub(crate) struct Answer {
     /// Fields of the answer beside its outputs.
-    pub(crate) heading: Heading,
+    pub(crate) heading: AnswerHead,
     /// Outputs that the request asked for, and the report.
     pub(crate) response: InferResponse,
     /// Form of the outputs.
-    pub(crate) wanted: Wanted,
+    pub(crate) wanted: RequestedOutputs,
 }
 
 impl Answer {
@@ -109,7 +109,7 @@ pub(crate) async fn answer(model: &Model, decoded: Decoded) -> Result<Answer, Ap
         response = classify(model, response, count).await?;
     }
     Span::current().record("plan", &response.report.plan.plan);
-    Ok(Answer { heading: Heading::new(model, id, explain), response, wanted })
+    Ok(Answer { heading: AnswerHead::new(model, id, explain), response, wanted })
 }
 
 /// Replaces the scores of each row by the names of its `count` best classes.

@@ -18,7 +18,7 @@ use crate::{
     family::{ExpertsSpec, ModuleId, RouterForm, SpaceId},
     plan::Shape,
     pool::{FamilyWriter, SplitRecord, Staged, today},
-    runtime::{Executor, Runtime, SideInputs},
+    runtime::{Executor, Runtime, Scratch, SideInputs},
 };
 use clusters::{Rows, balanced_groups, max_rounds, random_groups};
 
@@ -118,7 +118,8 @@ pub fn fit_experts(
         })
         .map(|(entry, _)| entry)
         .collect();
-    let mut executor = Executor::new(runtime.clone(), family.clone());
+    let executor = Executor::new(runtime.clone(), family.clone());
+    let mut scratch = Scratch::new(&executor);
     for entry in &due {
         let spec = &family.manifest.experts[*entry];
         let parts = family.split_parts().iter().filter(|part| part.entry == *entry);
@@ -126,9 +127,9 @@ pub fn fit_experts(
         let parts: Vec<&SplitPart> = parts.collect();
         progress.phase(&format!("split {}", spec.anchor), parts.len() as u64 * max_rounds());
         for part in parts {
-            blocks.push(group(&mut executor, part, spec, options, progress)?);
+            blocks.push(group(&mut scratch, part, spec, options, progress)?);
         }
-        gather(&mut executor, data, options, &mut blocks, progress)?;
+        gather(&mut scratch, data, options, &mut blocks, progress)?;
         let (name, record) = write(writer, data, options, &blocks)?;
         progress.note(&format!(
             "{name}: {} blocks, held-out R² {:.3}",
@@ -149,7 +150,7 @@ pub fn fit_experts(
 
 /// Splits the hidden units of one block into experts.
 fn group<'f>(
-    executor: &mut Executor,
+    scratch: &mut Scratch<'_>,
     part: &'f SplitPart,
     spec: &'f ExpertsSpec,
     options: &ExpertOptions,
@@ -157,8 +158,7 @@ fn group<'f>(
 ) -> Result<Block<'f>, FitError> {
     let sides = SideInputs::default();
     let mut read = |name: &str, network| {
-        let tensor =
-            executor.run_network(&format!("{}.{name}", part.space), network, None, &sides)?;
+        let tensor = scratch.run(&format!("{}.{name}", part.space), network, None, &sides)?;
         Ok::<_, FitError>(tensor.as_f32().unwrap_or_default().to_vec())
     };
     let keys = read("keys", &part.keys)?;
@@ -198,12 +198,13 @@ fn unit_rows(rows: Rows<'_>) -> Vec<f32> {
 
 /// Runs the data and adds up the sums for routers and mean outputs.
 fn gather(
-    executor: &mut Executor,
+    scratch: &mut Scratch<'_>,
     data: &Dataset,
     options: &ExpertOptions,
     blocks: &mut [Block<'_>],
     progress: &dyn Progress,
 ) -> Result<(), FitError> {
+    let executor = scratch.executor();
     let family = executor.family().clone();
     let spaces: BTreeMap<SpaceId, usize> = blocks
         .iter()
@@ -223,7 +224,7 @@ fn gather(
     for (number, positions) in kept.into_iter().enumerate() {
         let held_out = number % HELD_OUT == HELD_OUT - 1;
         let inputs = Inputs::new(data.input(&family, &anchor, positions, options.max_tokens)?)?;
-        let mut pass = Pass { executor, inputs: &inputs, held_out };
+        let mut pass = Pass { scratch: &mut *scratch, inputs: &inputs, held_out };
         pass.run(&path, &spaces, blocks)?;
         progress.step();
     }
@@ -231,29 +232,29 @@ fn gather(
 }
 
 /// Run of one batch through an anchor.
-struct Pass<'p> {
-    executor: &'p mut Executor,
+struct Pass<'p, 'e> {
+    scratch: &'p mut Scratch<'e>,
     inputs: &'p Inputs,
     held_out: bool,
 }
 
-impl Pass<'_> {
+impl Pass<'_, '_> {
     fn run(
         &mut self,
         path: &[ModuleId],
         spaces: &BTreeMap<SpaceId, usize>,
         blocks: &mut [Block<'_>],
     ) -> Result<(), FitError> {
-        let family = self.executor.family().clone();
+        let executor = self.scratch.executor();
+        let family = executor.family().clone();
         let mut state = None;
         for id in path {
-            state = self.executor.advance(*id, state.as_ref(), &self.inputs.sides)?.or(state);
+            state = executor.advance(*id, state.as_ref(), &self.inputs.sides)?.or(state);
             let Some(index) = spaces.get(&family.graph.module(*id).to) else { continue };
             let block = &mut blocks[*index];
             let name = format!("{}.units", block.part.space);
             let sides = &self.inputs.sides;
-            let seen =
-                self.executor.run_network(&name, &block.part.units, state.as_ref(), sides)?;
+            let seen = self.scratch.run(&name, &block.part.units, state.as_ref(), sides)?;
             let (seen, width) = rows(&seen, self.inputs.mask.as_ref());
             block.add(&seen, width, self.held_out);
         }

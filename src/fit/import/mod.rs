@@ -36,7 +36,7 @@ use crate::{
     },
     pool::{Disk, FileSystem, lock, sweep, sync},
     runtime::{Executor, Runtime, SideInputs, WholeModel},
-    tensor::{Tensor, TensorData},
+    tensor::{Tensor, TensorData, hex},
 };
 use manifest::{Imported, manifest};
 
@@ -173,15 +173,7 @@ fn take_apart(
     let (input, image) = image_input(&model, file, options.one_by_one)?;
     check_repeatable(&model).map_err(wrap)?;
     check_independence(runtime, &model, &input, file, options.one_by_one)?;
-    let found = articulations(&model, &input).map_err(wrap)?;
-    let named = options.cuts.get(&name);
-    if let Some(odd) = named.and_then(|cuts| cuts.iter().find(|cut| !found.all.contains(*cut))) {
-        let known = found.all.join(", ");
-        let message =
-            format!("`{odd}` is no tensor that everything passes through; these are: {known}");
-        return Err(FitError::Malformed { path: file.to_owned(), message });
-    }
-    let proposed = named.unwrap_or(&found.cuts).clone();
+    let proposed = proposed_cuts(&model, &input, file, options.cuts.get(&name))?;
     let output = model.graph.iter().flat_map(|graph| &graph.output).next();
     let output = output.map(|output| output.name.clone()).unwrap_or_default();
     let reads = shape_reads(&model);
@@ -211,7 +203,7 @@ fn take_apart(
     let bytes = model.encode_to_vec();
     let location = PathBuf::from("anchors").join(&name).join("model.onnx");
     write(&folder.join(&location), &bytes)?;
-    let sha256 = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let sha256 = hex(&Sha256::digest(&bytes));
     let original = file.to_owned();
     Ok(Imported {
         name,
@@ -227,6 +219,24 @@ fn take_apart(
         num_nodes,
         one_by_one: options.one_by_one,
     })
+}
+
+/// Returns the tensors at which an export is to be cut: those in `named`, or those found.
+fn proposed_cuts(
+    model: &ModelProto,
+    input: &str,
+    file: &Path,
+    named: Option<&Vec<String>>,
+) -> Result<Vec<String>, FitError> {
+    let found = articulations(model, input).map_err(|error| malformed(file, &error))?;
+    let is_odd = |cut: &&String| !found.all.contains(*cut);
+    if let Some(odd) = named.and_then(|cuts| cuts.iter().find(is_odd)) {
+        let known = found.all.join(", ");
+        let message =
+            format!("`{odd}` is not a tensor that everything passes through; these are: {known}");
+        return Err(FitError::Malformed { path: file.to_owned(), message });
+    }
+    Ok(named.unwrap_or(&found.cuts).clone())
 }
 
 /// Checks that no image changes the answer for another one of its batch, and that answers can be

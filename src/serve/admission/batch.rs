@@ -98,8 +98,8 @@ pub(crate) fn choose(jobs: &[&Job], turn: &Turn<'_>) -> (usize, Result<Chosen, S
         let waited = now - first.queued;
         return (1, Err(ServeError::DeadlineExceeded { waited }));
     }
-    if jobs.len() == 1 && first.chosen.careful <= shares[0].allowance {
-        return (1, Ok(first.chosen.clone().anew()));
+    if jobs.len() == 1 && first.chosen.conservative <= shares[0].allowance {
+        return (1, Ok(first.chosen.clone().without_elapsed()));
     }
     // Other jobs wait behind this one, so an overrun makes more than one job late.
     let reserve = first.planner.correction.reserve(now);
@@ -122,12 +122,12 @@ pub(crate) fn choose(jobs: &[&Job], turn: &Turn<'_>) -> (usize, Result<Chosen, S
         return (size, Ok(chosen));
     }
     if first.budget.is_none() {
-        return (1, Ok(first.chosen.clone().anew()));
+        return (1, Ok(first.chosen.clone().without_elapsed()));
     }
     let fastest = shares.iter().rev().filter_map(|share| choose(share, None).ok());
     let may_try = is_only && !first.has_expired(now);
     let mut in_time = fastest.filter(|(size, chosen)| {
-        may_try || first.planner.with_margin(chosen.careful) <= left(*size)
+        may_try || first.planner.with_margin(chosen.conservative) <= left(*size)
     });
     let late = || match is_only && first.promise.is_alone {
         true => ServeError::DeadlineExceeded { waited: now - first.queued },

@@ -405,7 +405,7 @@ impl State {
         let Candidate { rank, need, is_free, .. } = candidate;
         let stretch = HEADROOM * self.stretch.get(now);
         let strict = Need {
-            company: need.company.mul_f64(self.strictness.at(now)),
+            batch_extra: need.batch_extra.mul_f64(self.strictness.at(now)),
             alone: need.alone + (wait + need.alone).mul_f64(stretch - 1.0),
             ..need
         };
@@ -413,7 +413,7 @@ impl State {
             return Ok(());
         }
         // A request with less time than two batches take must not make other answers worse.
-        if is_free && rank.deadline > now + 2 * (need.alone + need.company) {
+        if is_free && rank.deadline > now + 2 * (need.alone + need.batch_extra) {
             self.hurried = Some(now);
         }
         Err(QueueError::Late { backlog: self.backlog(now) })

@@ -3,7 +3,7 @@
 use super::*;
 
 fn candidate(now: Instant, left: Duration, alone: Duration) -> Candidate {
-    let need = Need { least: alone, alone, company: Duration::ZERO };
+    let need = Need { least: alone, alone, batch_extra: Duration::ZERO };
     let rank = Rank { priority: 1, deadline: now + left };
     Candidate { rank, need, has_budget: true, is_free: true }
 }

@@ -60,7 +60,7 @@ pub(crate) struct Need {
     /// Time of a batch with the item alone.
     pub(crate) alone: Duration,
     /// Extra time of a full batch over a batch with the item alone, scaled by strictness.
-    pub(crate) company: Duration,
+    pub(crate) batch_extra: Duration,
 }
 
 impl<T> Waiting<T> {
@@ -204,14 +204,14 @@ impl<T> Waiting<T> {
         &self,
         free: &[Instant],
         rank: Rank,
-        Need { least, alone, company }: Need,
+        Need { least, alone, batch_extra }: Need,
     ) -> bool {
         let mut without = self.free_before(free, rank);
         let Some((start, first)) = without.iter().min().zip(free.iter().min()) else {
             return false;
         };
-        let company = start.saturating_duration_since(*first).min(company);
-        if *start + alone + company > rank.deadline {
+        let batch_extra = start.saturating_duration_since(*first).min(batch_extra);
+        if *start + alone + batch_extra > rank.deadline {
             return false;
         }
         let mut with = without.clone();
@@ -321,12 +321,12 @@ mod tests {
         waiting.push(at(2, 10), ms(8), "low");
         waiting.push(at(1, 40), ms(8), "high");
         // A new item of high priority may make the low one late, but not the high one.
-        let need = Need { least: ms(20), alone: ms(20), company: ms(0) };
+        let need = Need { least: ms(20), alone: ms(20), batch_extra: ms(0) };
         assert!(waiting.has_room(&[now], at(1, 30), need));
-        let need = Need { least: ms(33), alone: ms(33), company: ms(0) };
+        let need = Need { least: ms(33), alone: ms(33), batch_extra: ms(0) };
         assert!(!waiting.has_room(&[now], at(1, 39), need));
         // An item of low priority comes after both.
-        let need = Need { least: ms(1), alone: ms(1), company: ms(0) };
+        let need = Need { least: ms(1), alone: ms(1), batch_extra: ms(0) };
         assert!(
             waiting.has_room(&[now], at(2, 17), need) && !waiting.has_room(&[now], at(2, 16), need)
         );
@@ -365,7 +365,7 @@ mod tests {
             (18, 19, 1, false),
             (18, 40, 5, true),
         ] {
-            let need = Need { least: ms(least), alone: ms(least), company: ms(0) };
+            let need = Need { least: ms(least), alone: ms(least), batch_extra: ms(0) };
             let found = waiting.has_room(&[now + ms(start)], rank(now + ms(deadline)), need);
             assert_eq!(found, expected, "{start} {deadline} {least}");
         }
@@ -375,7 +375,7 @@ mod tests {
     fn behind_others_there_is_room_for_a_batch_as_large_as_theirs() {
         let now = Instant::now();
         let mut waiting = Waiting::new();
-        let need = Need { least: ms(4), alone: ms(6), company: ms(30) };
+        let need = Need { least: ms(4), alone: ms(6), batch_extra: ms(30) };
         let count = |waiting: &mut Waiting<()>, budget| {
             let deadline = rank(now + ms(budget));
             while waiting.has_room(&[now], deadline, need) {
@@ -400,7 +400,7 @@ mod tests {
             let now = Instant::now();
             let mut waiting = Waiting::new();
             for (deadline, least) in jobs {
-                let need = Need { least: ms(least), alone: ms(least), company: ms(0) };
+                let need = Need { least: ms(least), alone: ms(least), batch_extra: ms(0) };
                 if waiting.has_room(&vec![now; num_threads], rank(now + ms(deadline)), need) {
                     waiting.push(rank(now + ms(deadline)), ms(least), (deadline, least));
                 }

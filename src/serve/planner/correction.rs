@@ -16,7 +16,7 @@ use super::follow::{Bounds, Follower, Rates, Transient};
 const FOLLOW: Rates = Rates { rise: 0.08, fall: 0.08 };
 
 /// Rates of a margin, which settles at the 80th percentile of batches.
-const CAREFUL: Rates = Rates { rise: 0.1, fall: 0.025 };
+const CONSERVATIVE: Rates = Rates { rise: 0.1, fall: 0.025 };
 
 /// Rates of a reserve, which settles at the 98th percentile of batches.
 const RESERVE: Rates = Rates { rise: 0.3, fall: 0.002 };
@@ -99,12 +99,12 @@ impl Correction {
     }
 
     /// Returns the 80th percentile of the factor at `now`; a chosen plan must fit with it.
-    pub(super) fn careful(&self, now: Instant) -> f64 {
+    pub(super) fn conservative(&self, now: Instant) -> f64 {
         self.factor(now) * self.machine.margin.get().max(self.load.margin.get(now))
     }
 
-    /// Returns the 98th percentile of the ratio between a batch's time at `now` and its careful
-    /// latency.
+    /// Returns the 98th percentile of the ratio between a batch's time at `now` and its
+    /// conservative latency.
     pub(crate) fn reserve(&self, now: Instant) -> f64 {
         self.machine.reserve.get().max(self.load.reserve.get(now))
     }
@@ -125,9 +125,9 @@ impl Correction {
         let ratio = lesson.measured.as_secs_f64() / lesson.known.as_secs_f64().max(1e-6);
         if lesson.is_alone {
             let Machine { factor, margin, reserve } = &self.machine;
-            let careful = factor.get() * margin.get();
-            reserve.follow(ratio / careful, RESERVE, SPREAD);
-            margin.follow(ratio / factor.get(), CAREFUL, SPREAD);
+            let conservative = factor.get() * margin.get();
+            reserve.follow(ratio / conservative, RESERVE, SPREAD);
+            margin.follow(ratio / factor.get(), CONSERVATIVE, SPREAD);
             factor.follow(ratio, FOLLOW, MACHINE);
             *self.measured.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
         }
@@ -135,7 +135,7 @@ impl Correction {
         let ratio = ratio / self.machine();
         let middle = factor.get(now);
         reserve.follow(now, ratio / (middle * margin.get(now)), RESERVE, SPREAD);
-        margin.follow(now, ratio / middle, CAREFUL, SPREAD);
+        margin.follow(now, ratio / middle, CONSERVATIVE, SPREAD);
         factor.follow(now, ratio, FOLLOW, LOAD);
     }
 
@@ -185,9 +185,9 @@ mod tests {
             let measured = if index % 25 == 0 { 14 } else { 10 };
             correction.learn(now, lesson(10, measured, true));
         }
-        let longest = correction.careful(now) * correction.reserve(now);
+        let longest = correction.conservative(now) * correction.reserve(now);
         assert!((1.3..1.5).contains(&longest), "{longest}");
-        assert!(correction.careful(now) < 1.1, "{}", correction.careful(now));
+        assert!(correction.conservative(now) < 1.1, "{}", correction.conservative(now));
     }
 
     #[test]
@@ -197,7 +197,11 @@ mod tests {
             correction.learn(now, lesson(10, 8 + (index * 7) % 5, true));
         }
         assert!((0.94..1.06).contains(&correction.factor(now)), "{}", correction.factor(now));
-        assert!((1.05..1.25).contains(&correction.careful(now)), "{}", correction.careful(now));
+        assert!(
+            (1.05..1.25).contains(&correction.conservative(now)),
+            "{}",
+            correction.conservative(now)
+        );
     }
 
     #[test]
@@ -230,7 +234,7 @@ mod tests {
                 }
             }
             let rested = now + FORGOTTEN;
-            for read in [Correction::factor, Correction::careful, Correction::reserve] {
+            for read in [Correction::factor, Correction::conservative, Correction::reserve] {
                 prop_assert_eq!(read(&loaded, rested).to_bits(), read(&calm, rested).to_bits());
             }
             prop_assert_eq!(loaded.answering(rested), calm.answering(rested));

@@ -59,7 +59,7 @@ struct Learning {
     profile: Profile,
     /// Change of each module's latency since the last update of the plans, as a logarithm.
     moved: Vec<f64>,
-    told: Instant,
+    updated: Instant,
 }
 
 /// Tables of the plans with their current latencies.
@@ -84,7 +84,7 @@ impl Learned {
     pub(crate) fn new(loaded: &LoadedFamily) -> Self {
         let profile = loaded.profile.clone();
         let moved = vec![0.0; loaded.family.graph.modules().len()];
-        let learning = Mutex::new(Learning { profile, moved, told: Instant::now() });
+        let learning = Mutex::new(Learning { profile, moved, updated: Instant::now() });
         let tables = Tables { all: loaded.table.clone(), alike: loaded.alike.clone() };
         Self { learning, tables: RwLock::new(Arc::new(tables)) }
     }
@@ -147,10 +147,10 @@ impl Learned {
     pub(crate) fn tell(&self) {
         let mut learning = self.lock();
         let is_notable = learning.moved.iter().any(|moved| moved.abs() > NOTABLE);
-        if !is_notable || learning.told.elapsed() < INTERVAL {
+        if !is_notable || learning.updated.elapsed() < INTERVAL {
             return;
         }
-        learning.told = Instant::now();
+        learning.updated = Instant::now();
         learning.moved.fill(0.0);
         let profile = learning.profile.clone();
         drop(learning);

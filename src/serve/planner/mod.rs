@@ -49,7 +49,7 @@ pub(crate) struct Chosen {
     pub(super) plan: PlanSummary,
     pub(super) path: Vec<ModuleId>,
     /// 80th percentile of the plan's run time now; excludes time spent before.
-    pub(super) careful: Duration,
+    pub(super) conservative: Duration,
     /// Predicted run time of the plan now; excludes time spent before.
     pub(super) predicted: Duration,
 }
@@ -57,7 +57,7 @@ pub(crate) struct Chosen {
 impl Chosen {
     /// Returns the choice without the time spent before, which differs by request.
     #[must_use]
-    pub(super) fn anew(mut self) -> Self {
+    pub(super) fn without_elapsed(mut self) -> Self {
         self.plan.predicted_latency = self.predicted;
         self
     }
@@ -159,16 +159,16 @@ impl Planner {
     /// `None` if no plan meets its budget, however slow.
     pub(super) fn need(&self, Shape { batch, tokens }: Shape, budget: &Budget) -> Option<Need> {
         let budget = budget.fastest();
-        let careful = self.correction.careful(Instant::now());
+        let conservative = self.correction.conservative(Instant::now());
         let fastest = |rows| {
             let seconds = self.fastest_seconds(Shape::new(rows, tokens), &budget)?;
-            Some(self.with_margin(Duration::from_secs_f64(seconds * careful)))
+            Some(self.with_margin(Duration::from_secs_f64(seconds * conservative)))
         };
         let alone = fastest(batch)?;
         let full = self.loaded.profile.max_batch().max(batch);
         let whole = fastest(full).unwrap_or(alone);
         let least = (whole * share(batch) / share(full)).min(alone);
-        Some(Need { least, alone, company: whole.saturating_sub(alone) })
+        Some(Need { least, alone, batch_extra: whole.saturating_sub(alone) })
     }
 
     /// Returns the seconds that the fastest plan for `budget` takes on a machine as fast as when it
@@ -205,9 +205,9 @@ impl Planner {
         Ok(Some((table, budget)))
     }
 
-    /// Returns the careful latency with the margin.
-    pub(super) fn with_margin(&self, careful: Duration) -> Duration {
-        careful.mul_f64(1.0 + self.margin)
+    /// Returns the conservative latency with the margin.
+    pub(super) fn with_margin(&self, conservative: Duration) -> Duration {
+        conservative.mul_f64(1.0 + self.margin)
     }
 
     /// Returns whether two paths read the same tokens.
@@ -253,8 +253,8 @@ impl Planner {
         budget: &Budget,
     ) -> Result<Chosen, ServeError> {
         let now = Instant::now();
-        let careful = self.correction.careful(now);
-        let latency = budget.latency.map(|latency| latency.div_f64(careful));
+        let conservative = self.correction.conservative(now);
+        let latency = budget.latency.map(|latency| latency.div_f64(conservative));
         let load_times = latency.and_then(|_| self.load_times());
         let loading = |entry: &PlanEntry| {
             let times = load_times
@@ -262,13 +262,13 @@ impl Planner {
                 .flat_map(|times| entry.modules.iter().filter_map(|module| times.get(*module)));
             times.sum::<Duration>()
         };
-        let extra_seconds = |entry: &PlanEntry| loading(entry).as_secs_f64() / careful;
+        let extra_seconds = |entry: &PlanEntry| loading(entry).as_secs_f64() / conservative;
         let budget_in = Budget { latency, ..budget.clone() };
         let chosen = table.choose_besides(Shape { batch, tokens }, &budget_in, &extra_seconds);
         let choice = chosen.map_err(|mut error| {
             if let ChooseError::Infeasible(infeasible) = &mut error {
                 infeasible.budget.latency = budget.latency;
-                infeasible.cheapest.latency_seconds *= careful;
+                infeasible.cheapest.latency_seconds *= conservative;
             }
             error
         })?;
@@ -276,10 +276,10 @@ impl Planner {
         let mut plan = summary_of(choice.entry, batch, tokens, self.correction.factor(now));
         let loading = loading(choice.entry);
         plan.predicted_latency += loading;
-        let seconds = choice.entry.latency_seconds_at(batch, tokens) * careful;
-        let careful = Duration::from_secs_f64(seconds) + loading;
+        let seconds = choice.entry.latency_seconds_at(batch, tokens) * conservative;
+        let conservative = Duration::from_secs_f64(seconds) + loading;
         let predicted = plan.predicted_latency;
-        Ok(Chosen { plan, path, careful, predicted })
+        Ok(Chosen { plan, path, conservative, predicted })
     }
 }
 

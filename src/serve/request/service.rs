@@ -34,7 +34,7 @@ use crate::{
         observe::{Observer, Outcome},
         planner::{Chosen, Planner, foresee::Foresight},
     },
-    tensor::{DataType, TensorSpec},
+    tensor::{DataType, TensorSpec, hex},
 };
 
 /// Service that answers the requests of one family.
@@ -425,5 +425,5 @@ fn digest(family: &Family) -> String {
     stitches
         .chain(family.manifest.exits.iter().map(|exits| &exits.sha256))
         .for_each(|sha256| hash.update(sha256));
-    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    hex(&hash.finalize()[..8])
 }

@@ -45,7 +45,7 @@ pub(super) fn run_chunks(
     let family = executor.family().clone();
     let routed = RoutedBatch::default();
     let times = Vec::new();
-    let mut heard = Heard { name, family: &family, observer, routed, times, num_ran: 0 };
+    let mut heard = Recorder { name, family: &family, observer, routed, times, num_ran: 0 };
     let places = Places::of(&work.input);
     let Work { path, input, max_batch } = work;
     let (batch, tokens) = (input.batch(), input.tokens());
@@ -67,12 +67,12 @@ pub(super) fn run_chunks(
             Err(error) => return Err(error),
         }
     }
-    let Heard { routed, times, .. } = heard;
+    let Recorder { routed, times, .. } = heard;
     Ok(Ran { outputs: concatenate(outputs), places, routed, times })
 }
 
 /// Observer that collects a path's times and routings, and passes them on under the modules' names.
-struct Heard<'a> {
+struct Recorder<'a> {
     name: &'a str,
     family: &'a crate::assembly::Family,
     observer: &'a dyn Observer,
@@ -81,7 +81,7 @@ struct Heard<'a> {
     num_ran: usize,
 }
 
-impl ModuleObserver for Heard<'_> {
+impl ModuleObserver for Recorder<'_> {
     fn ran(&mut self, module: ModuleId, time: Duration) {
         self.num_ran += 1;
         match self.times.iter_mut().find(|(known, _)| *known == module) {

@@ -135,7 +135,7 @@ impl Worker {
     /// fail.
     fn run_batch(&self, executor: &Executor, mut jobs: Vec<Job>, chosen: &Chosen) {
         let start = Instant::now();
-        let begun = self.receiver.begin(chosen.careful);
+        let begun = self.receiver.begin(chosen.conservative);
         let compute = AssertUnwindSafe(|| self.compute(executor, &mut jobs, chosen));
         let result = catch_unwind(compute).unwrap_or(Err(ServeError::Panicked));
         let is_alone = self.receiver.end(begun, &jobs);
@@ -168,7 +168,7 @@ impl Worker {
     /// Runs each of `jobs` again alone, since they may have suffered from one another.
     fn run_alone(&self, executor: &Executor, jobs: Vec<Job>) {
         for job in jobs {
-            let chosen = job.chosen.clone().anew();
+            let chosen = job.chosen.clone().without_elapsed();
             self.run_batch(executor, vec![job], &chosen);
         }
     }
@@ -214,7 +214,7 @@ impl Worker {
         let before = executor.residency();
         let observer = &*self.crew.observer;
         let ran = run_chunks(executor, name, work, observer)
-            .map_err(|error| told(observer, name, error))?;
+            .map_err(|error| reported(observer, name, error))?;
         let has_loaded = executor.residency() != before;
         if has_loaded {
             self.crew.report_residency();
@@ -225,7 +225,7 @@ impl Worker {
 
 /// Returns the client's error for `error`. The log, not the client, gets the changed file or the
 /// amount of missing memory.
-fn told(observer: &dyn Observer, name: &str, error: RuntimeError) -> ServeError {
+fn reported(observer: &dyn Observer, name: &str, error: RuntimeError) -> ServeError {
     if let RuntimeError::Score { module, .. } = &error {
         observer.router_failed(name, module);
     }

@@ -1,0 +1,85 @@
+//! Ports: the inputs of a network, and the source of each.
+
+use std::collections::HashSet;
+
+use super::{
+    ModuleError,
+    network::{ATTENTION_MASK, INPUT_IDS, Network, PIXEL_VALUES},
+};
+
+/// Inputs that a request brings.
+const INPUTS: [&str; 3] = [INPUT_IDS, ATTENTION_MASK, PIXEL_VALUES];
+
+/// Source of a network's input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Port {
+    /// Hidden states that the module reads.
+    State,
+    /// Input of the request.
+    Input(&'static str),
+    /// Value that a routed module hands to the network.
+    Given(&'static str),
+}
+
+impl Network {
+    /// Returns the network's inputs in their order, each with its source.
+    ///
+    /// # Errors
+    ///
+    /// Fails when two inputs have no source but the hidden states.
+    pub fn ports(&self) -> Result<Vec<(String, Port)>, ModuleError> {
+        let mut state: Option<&str> = None;
+        let mut ports = Vec::new();
+        let graph = self.model().graph.iter();
+        let weights: HashSet<&str> =
+            graph.clone().flat_map(|g| &g.initializer).map(|weight| weight.name.as_str()).collect();
+        // Old exports declare weights as inputs too.
+        let inputs = graph.flat_map(|graph| &graph.input).map(|input| input.name.as_str());
+        for name in inputs.filter(|name| !weights.contains(name)) {
+            let known =
+                |names: &[&'static str]| names.iter().find(|known| **known == name).copied();
+            let given = known(self.given()).map(Port::Given);
+            let port = given.or_else(|| known(&INPUTS).map(Port::Input)).unwrap_or(Port::State);
+            if port == Port::State
+                && let Some(first) = state.replace(name)
+            {
+                return Err(ModuleError::TwoStates { first: first.into(), second: name.into() });
+            }
+            ports.push((name.to_owned(), port));
+        }
+        Ok(ports)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        module::{Precision, REST, SUM},
+        onnx::proto::{GraphProto, ModelProto, ValueInfoProto, data_type},
+    };
+
+    fn network(inputs: &[&str]) -> Network {
+        let input = inputs.iter().map(|name| ValueInfoProto::tensor(name, data_type::FLOAT, &[]));
+        let graph = GraphProto { input: input.collect(), ..GraphProto::default() };
+        let model = ModelProto { graph: Some(graph), ..ModelProto::default() };
+        Network::new(model, Precision::F32)
+    }
+
+    #[test]
+    fn every_input_has_one_source() {
+        let ports = network(&["block.3", ATTENTION_MASK]).ports().expect("known");
+        let mask = (ATTENTION_MASK.to_owned(), Port::Input(ATTENTION_MASK));
+        assert_eq!(ports, [("block.3".to_owned(), Port::State), mask]);
+        let exit = network(&[SUM, REST]).with_given(&[SUM, REST]).ports().expect("known");
+        assert!(exit.iter().all(|(_, port)| matches!(port, Port::Given(_))), "{exit:?}");
+    }
+
+    #[test]
+    fn two_inputs_without_a_source_are_refused() {
+        for inputs in [["hidden", "token_type_ids"], [SUM, REST]] {
+            let error = network(&inputs).ports().expect_err("two states").to_string();
+            assert!(inputs.iter().all(|input| error.contains(input)), "{error}");
+        }
+    }
+}
