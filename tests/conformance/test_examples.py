@@ -13,7 +13,7 @@ class Examples(unittest.TestCase):
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
 
     def test_http(self):
-        lines = self.run_example("http.py", f"http://{served().http_address}").splitlines()
+        lines = self.run_example("http_infer.py", f"http://{served().http_address}").splitlines()
         self.assertRegex(lines[0], r"^200 ms: plan l.*, \[2, 384\] in ")
         self.assertIn("no plan", lines[-1])
 

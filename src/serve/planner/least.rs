@@ -36,7 +36,8 @@ impl<T> Default for Fastest<T> {
 
 impl<T> Fastest<T> {
     /// Returns the seconds that the fastest plan of `tables` within `budget` takes at `shape`, or
-    /// `None` if no plan meets `budget`. Calls `find` if the cache lacks the answer. Ignores the latency and the plan of `budget`.
+    /// `None` if no plan meets `budget`. Calls `find` if the cache lacks the answer. Ignores the
+    /// latency and the plan of `budget`.
     pub(super) fn seconds(
         &self,
         tables: &Arc<T>,
