@@ -35,7 +35,8 @@ def main() -> None:
             print(f"{budget_ms} ms: {answer['error']}")
             continue
         report, output = answer["parameters"], answer["outputs"][0]
-        print(f"{budget_ms} ms: plan {report['plan']}, {output['shape']} in {report['latency_ms']:.1f} ms")
+        took = f"{output['shape']} in {report['latency_ms']:.1f} ms"
+        print(f"{budget_ms} ms: plan {report['plan']}, {took}")
 
 
 if __name__ == "__main__":
