@@ -12,6 +12,7 @@ mod error;
 mod fuzz_tests;
 mod grpc;
 mod http;
+mod inference;
 mod layers;
 mod openapi;
 mod request_id;

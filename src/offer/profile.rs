@@ -141,7 +141,8 @@ impl ProfileCache {
         Ok(cache)
     }
 
-    /// Writes the cache into `folder`, keeping the modules that other processes have measured.
+    /// Writes the cache into `folder`, keeping the modules that other processes have measured and
+    /// the networks that they have proven.
     ///
     /// # Errors
     ///
@@ -150,6 +151,7 @@ impl ProfileCache {
         let mut all = Self::read(folder, self.machine.clone())
             .unwrap_or_else(|_| Self::empty(self.machine.clone()));
         all.modules.extend(self.modules.clone());
+        all.proven.extend(self.proven.iter().cloned());
         let path = self.machine.file(folder);
         let malformed = |e: serde_json::Error| PoolError::Malformed {
             path: path.clone(),
@@ -309,6 +311,13 @@ mod tests {
         }
         let found = read(folder.path()).expect("read");
         assert_eq!(found.modules["one"], cache("one").modules["one"]);
+        assert_eq!(found.modules.len(), 2);
+        for network in ["first", "second"] {
+            let proven = [network.to_owned()].into();
+            ProfileCache { proven, ..cache("one") }.write(folder.path()).expect("written");
+        }
+        let found = read(folder.path()).expect("read");
+        assert!(["first", "second"].iter().all(|network| found.proven.contains(*network)));
         assert_eq!(found.modules.len(), 2);
     }
 

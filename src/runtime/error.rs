@@ -126,6 +126,15 @@ pub enum RuntimeError {
         #[source]
         source: std::io::Error,
     },
+    /// A network that is run for its output has none.
+    #[error("a network gives no output")]
+    NoOutput,
+    /// A module that reads hidden states is given none.
+    #[error("module `{module}` is given no hidden states")]
+    NoState {
+        /// The module.
+        module: String,
+    },
     /// The path is empty or its modules do not connect the input to the output.
     #[error("the path does not lead from the input to the output")]
     NotAPath,

@@ -284,21 +284,22 @@ impl Executor {
                 let parts = (0..sides.num_rows()).map(|row| {
                     let state = state.map(|state| state.row(row)).transpose()?;
                     let next = self.advance(id, state.as_ref(), &sides.row(row)?)?;
-                    next.ok_or(RuntimeError::NotAPath)
+                    next.ok_or(RuntimeError::NoOutput)
                 });
                 Activation::join(&parts.collect::<Result<Vec<_>, _>>()?).map(Some)
             }
             Some(Compute::Network(index)) => {
                 let mut lease = self.lease(*index)?;
-                let outputs = lease.session()?.run(&[], state.map(Activation::value), sides)?;
+                let outputs = lease.session().run(&[], state.map(Activation::value), sides)?;
                 let mut values = outputs.into_iter().map(|(_, value)| value);
-                let value = values.next().ok_or(RuntimeError::NotAPath)?;
+                let value = values.next().ok_or(RuntimeError::NoOutput)?;
                 let others = values.collect();
                 Ok(Some(Activation { others, ..Activation::new(value) }))
             }
             Some(Compute::Routed(routed)) => {
                 let module = &self.family.graph.module(id).name;
-                let state = state.ok_or(RuntimeError::NotAPath)?;
+                let state =
+                    state.ok_or_else(|| RuntimeError::NoState { module: module.clone() })?;
                 routed::run(self, module, routed, state, sides).map(Some)
             }
         }

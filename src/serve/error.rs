@@ -149,6 +149,12 @@ pub enum ServeError {
     /// The inference thread panicked on the request; the next requests are answered.
     #[error("inference panicked")]
     Panicked,
+    /// The server contradicts itself.
+    #[error("broken invariant: {what}")]
+    Broken {
+        /// The contradiction.
+        what: &'static str,
+    },
     /// The inference thread is gone.
     #[error("the inference thread is gone")]
     WorkerGone,
@@ -177,9 +183,11 @@ impl ServeError {
             Self::QueueFull { .. } | Self::Late { .. } => ErrorCode::Overloaded,
             Self::Cancelled => ErrorCode::Cancelled,
             Self::DeadlineExceeded { .. } => ErrorCode::DeadlineExceeded,
-            Self::NotFinite { .. } | Self::Runtime(_) | Self::Panicked | Self::WorkerGone => {
-                ErrorCode::Internal
-            }
+            Self::NotFinite { .. }
+            | Self::Runtime(_)
+            | Self::Panicked
+            | Self::Broken { .. }
+            | Self::WorkerGone => ErrorCode::Internal,
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::{
             tensors::{Content, RequestTensor},
         },
         error::ApiError,
-        http::infer::Answer,
+        inference::Answer,
         triton::messages::{
             InferParameter, InferTensorContents, ModelInferRequest, ModelInferResponse,
             infer_parameter::ParameterChoice,

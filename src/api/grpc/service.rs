@@ -24,10 +24,8 @@ use crate::{
         access::clients::{Gate, Permit},
         codec::body::{in_json_bytes, off_thread},
         error::ApiError,
-        http::{
-            infer::{Accepted, answer},
-            models::Model,
-        },
+        http::models::Model,
+        inference::{Accepted, answer},
         layers::authorization,
         state::ApiState,
         triton::{
@@ -53,7 +51,7 @@ pub(super) struct InferenceService {
     state: ApiState,
 }
 
-/// CallTerms of a call: the client's rights, and the time that it waits.
+/// Terms of a call: the client's rights, and the time that it waits.
 #[derive(Debug, Clone)]
 struct CallTerms {
     permit: Permit,

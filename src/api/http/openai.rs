@@ -15,10 +15,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 use tracing::{Instrument, debug_span};
 
-use super::{
-    infer::{Accepted, output_bytes, server_timing},
-    models::Model,
-};
+use super::{infer::server_timing, models::Model};
 use crate::{
     api::{
         access::clients::Permit,
@@ -31,6 +28,7 @@ use crate::{
             raw::flatten,
         },
         error::ApiError,
+        inference::{Accepted, output_bytes},
         state::Shared,
     },
     family::Limits,

@@ -2,7 +2,7 @@
 //! of transformers.
 //!
 //! A block computes `x + attention(norm(x))`, then `x + experts(norm(x))`, with RMS norms (Zhang
-//! and Sennrich 2019). Attention is in `decoder_attention`, experts are in `decoder_experts`. A
+//! and Sennrich 2019). Attention is in `attention`, experts are in `experts`. A
 //! whole sequence runs at once. The head returns logits and last hidden states of every token.
 
 mod attention;

@@ -57,6 +57,6 @@ impl<'e> Scratch<'e> {
         };
         let outputs = session.run(&[], state.map(Activation::value), sides)?;
         let value = outputs.into_iter().next().map(|(_, value)| value);
-        Activation::new(value.ok_or(RuntimeError::NotAPath)?).to_tensor()
+        Activation::new(value.ok_or(RuntimeError::NoOutput)?).to_tensor()
     }
 }

@@ -82,12 +82,8 @@ pub(super) struct Lease<'a, S = ModuleSession> {
 
 impl<S> Lease<'_, S> {
     /// Returns the session.
-    ///
-    /// # Errors
-    ///
-    /// Never fails while the lease lasts.
-    pub(super) fn session(&mut self) -> Result<&mut S, RuntimeError> {
-        self.session.as_mut().ok_or(RuntimeError::NotAPath)
+    pub(super) fn session(&mut self) -> &mut S {
+        self.session.as_mut().expect("a lease holds its session until it is dropped")
     }
 }
 

@@ -57,7 +57,7 @@ pub(super) fn run(
     state: &Activation,
     sides: &SideInputs,
 ) -> Result<Activation, RuntimeError> {
-    let entered = networks.lease(routed.entry)?.session()?.run(&[], Some(state.value()), sides)?;
+    let entered = networks.lease(routed.entry)?.session().run(&[], Some(state.value()), sides)?;
     let inside = Inside { networks, module, routed, sides, state: state.value(), entered };
     let rest = inside.value(REST).unwrap_or(state.value());
     let (shape, rest_values) = view(rest)?;
@@ -76,7 +76,7 @@ pub(super) fn run(
         None => sum,
         Some(exit) => {
             let given = [(SUM, &sum), (REST, rest)];
-            first(networks.lease(exit)?.session()?.run(&given, None, sides)?)?
+            first(networks.lease(exit)?.session().run(&given, None, sides)?)?
         }
     };
     Ok(Activation { routing: Some(routing), ..Activation::new(value) })
@@ -181,7 +181,7 @@ impl Inside<'_> {
         let shape = vec![taken.len(), gathered.len() / taken.len()];
         let gathered = handed_over(shape, gathered)?;
         let mut lease = self.networks.lease(network)?;
-        let made = first(lease.session()?.run(&[], Some(&gathered), self.sides)?)?;
+        let made = first(lease.session().run(&[], Some(&gathered), self.sides)?)?;
         let (_, made) = view(&made)?;
         then(made, made.len() / taken.len());
         Ok(())
@@ -197,12 +197,12 @@ impl Inside<'_> {
         let queries = handed_over(shape, slots)?;
         let entered = self.entered.iter().map(|(name, value)| (&**name, value));
         let given: Vec<(&str, &DynValue)> = entered.chain([(QUERIES, &queries)]).collect();
-        first(self.networks.lease(network)?.session()?.run(&given, None, self.sides)?)
+        first(self.networks.lease(network)?.session().run(&given, None, self.sides)?)
     }
 }
 
 fn first(outputs: Outputs) -> Result<DynValue, RuntimeError> {
-    outputs.into_iter().next().map(|(_, value)| value).ok_or(RuntimeError::NotAPath)
+    outputs.into_iter().next().map(|(_, value)| value).ok_or(RuntimeError::NoOutput)
 }
 
 /// Returns the index of each way's network among the networks, and the networks without repetition.

@@ -169,7 +169,8 @@ impl Repository {
     pub fn unload(&self, name: &str) -> Result<(), ServeError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         if self.registry.state(name).is_none() {
-            return Err(self.registry.family(name).err().unwrap_or(ServeError::WorkerGone));
+            let broken = ServeError::Broken { what: "a family without a state is served" };
+            return Err(self.registry.family(name).err().unwrap_or(broken));
         }
         self.registry.set(name, FamilyState::Unloaded);
         tracing::info!(family = name, "unloaded");

@@ -94,7 +94,7 @@ impl Preparing {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<(T, Duration), ServeError> {
         let turn = self.turns.clone().acquire_owned().await;
-        let turn = turn.map_err(|_| ServeError::WorkerGone)?;
+        let turn = turn.map_err(|_| ServeError::Broken { what: "the turns are closed" })?;
         // The turn ends with the work, even if the caller no longer waits for it.
         let work = move || {
             let _turn = turn;
@@ -103,18 +103,20 @@ impl Preparing {
             let done = work();
             (done, start.elapsed())
         };
-        tokio::task::spawn_blocking(work).await.map_err(|_| ServeError::WorkerGone)
+        tokio::task::spawn_blocking(work).await.map_err(|_| ServeError::Panicked)
     }
 }
 
 fn tokenizer(family: &Family, anchor: &str) -> Result<Arc<Tokenizer>, ServeError> {
-    family.tokenizer(anchor).cloned().ok_or(ServeError::WorkerGone)
+    let broken = ServeError::Broken { what: "an anchor that reads texts has no tokenizer" };
+    family.tokenizer(anchor).cloned().ok_or(broken)
 }
 
 /// Decodes image files one after another, each after reserving the memory for it.
 fn decode_all(files: &[Vec<u8>], executor: &Executor) -> Result<Pixels, ServeError> {
     let manifest = &executor.family().manifest;
-    let spec = manifest.image.as_ref().ok_or(ServeError::WorkerGone)?;
+    let broken = ServeError::Broken { what: "a family of images has no section `image`" };
+    let spec = manifest.image.as_ref().ok_or(broken)?;
     let limits = &manifest.limits;
     let max_pixels = limits.max_pixels;
     let mut values = Vec::new();

@@ -190,7 +190,7 @@ impl Worker {
                 ModelInput::concatenate(&inputs)
             }
         };
-        let input = input.ok_or(ServeError::WorkerGone)?;
+        let input = input.ok_or(ServeError::Broken { what: "a job has no input" })?;
         let planner = jobs[0].planner.clone();
         let shape = Shape::new(input.batch(), input.tokens());
         let max_batch = planner.loaded.profile.max_batch();
