@@ -13,7 +13,7 @@ use std::{
 use criterion::{Criterion, criterion_group, criterion_main};
 use tessera::plan::{
     Budget, CostedEdge, CostedGraph, EdgeCost, Grid, PlanEntry, PlanTable, Quality, QualitySource,
-    SearchOptions, pareto_front,
+    SearchOptions, Shape, pareto_front,
 };
 
 const NUM_PLANS: usize = 500;
@@ -102,7 +102,8 @@ fn print_percentiles(table: &PlanTable, random: &mut Lcg) {
             let budget = latency_budget(random);
             let (batch, tokens) = (random.next_u32() % 40 + 1, random.next_u32() % 300 + 1);
             let start = Instant::now();
-            let choice = black_box(table.choose(batch as usize, tokens as usize, &budget));
+            let choice =
+                black_box(table.choose(Shape::new(batch as usize, tokens as usize), &budget));
             let elapsed = start.elapsed();
             drop(choice);
             elapsed.as_nanos()
@@ -131,7 +132,7 @@ fn bench_choose(criterion: &mut Criterion) {
         [("loose", budget(1_000_000)), ("tight", budget(400)), ("infeasible", budget(1))]
     {
         group.bench_function(name, |bencher| {
-            bencher.iter(|| table.choose(black_box(1), black_box(100), &budget).is_ok());
+            bencher.iter(|| table.choose(black_box(Shape::new(1, 100)), &budget).is_ok());
         });
     }
     group.finish();

@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::{
     plan::{ChooseError, Infeasible},
     serve::{ErrorCode, ServeError},
-    tensor::ByteSize,
+    tensor::{ByteSize, chain},
 };
 
 /// Error for a request that is not answered.
@@ -211,7 +211,7 @@ impl ApiError {
         if self.code() != ErrorCode::Internal {
             return self.to_string();
         }
-        tracing::error!(error = source_chain(self), "internal error");
+        tracing::error!(error = chain(self), "internal error");
         "internal error".to_owned()
     }
 
@@ -306,17 +306,6 @@ fn status(code: ErrorCode) -> StatusCode {
         ErrorCode::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         ErrorCode::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
     }
-}
-
-fn source_chain(error: &dyn Error) -> String {
-    let mut chain = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        chain.push_str(": ");
-        chain.push_str(&source.to_string());
-        next = source.source();
-    }
-    chain
 }
 
 #[cfg(test)]

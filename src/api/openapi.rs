@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use axum::{
-    Json,
     extract::State,
     http::header,
     response::{Html, IntoResponse},
@@ -25,8 +24,8 @@ const PAGE: &str = include_str!("openapi.html");
 const TOKEN: &str = "token";
 
 /// Returns the document.
-pub(super) async fn openapi(State(shared): State<Arc<Shared>>) -> Json<Value> {
-    Json(shared.document.clone())
+pub(super) async fn openapi(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], shared.document.clone())
 }
 
 /// Returns the page.

@@ -2,9 +2,10 @@
 //!
 //! The router, the OpenAPI document and the index page all come from [`routes`].
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use axum::{Router, extract::DefaultBodyLimit, handler::Handler, middleware, routing};
+use bytes::Bytes;
 use serde_json::Value;
 use tower_http::{
     CompressionLevel,
@@ -29,13 +30,14 @@ use super::{
     state::{ApiConfig, ApiState, Shared},
     triton::messages::{ModelConfig, repository_index_response::ModelIndex},
 };
+use crate::plan::Shape;
 
 /// Size in bytes of the smallest answer that is compressed, if the client accepts that.
 const MIN_COMPRESSED_BYTES: u64 = 2048;
 
 /// Query of the route that lists plans.
 const PLANS_QUERY: [(&str, usize); 2] =
-    [("batch", plans::DEFAULT_BATCH), ("tokens", plans::DEFAULT_TOKENS)];
+    [("batch", Shape::DEFAULT.batch), ("tokens", Shape::DEFAULT.tokens)];
 
 /// Returns a route with the method GET.
 fn get<H, T>(path: &'static str, about: &'static str, handler: H, response: Content) -> Route
@@ -148,10 +150,16 @@ fn index(routes: &[Route]) -> String {
     page + &format!("Every model route also exists under {VERSION}.\n")
 }
 
+/// Returns the OpenAPI document of the routes as JSON.
+fn written_document() -> Bytes {
+    document(&routes()).to_string().into()
+}
+
 /// Builds the router of all HTTP routes.
 pub fn router(state: ApiState, config: &ApiConfig) -> Router {
     let routes = routes();
-    let (document, index) = (document(&routes), index(&routes));
+    let document = LazyLock::new(written_document as fn() -> Bytes);
+    let index = index(&routes);
     let shared = Arc::new(Shared { api: state, config: *config, document, index });
     let mut router = Router::new();
     for route in routes {

@@ -1,8 +1,12 @@
 //! State and settings of the handlers.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
-use serde_json::Value;
+use bytes::Bytes;
 use tracing::Span;
 
 use super::access::Gate;
@@ -68,8 +72,8 @@ impl Default for ApiConfig {
 pub(super) struct Shared {
     pub(super) api: ApiState,
     pub(super) config: ApiConfig,
-    /// OpenAPI document of the routes.
-    pub(super) document: Value,
+    /// OpenAPI document of the routes as JSON, made when it is first asked for.
+    pub(super) document: LazyLock<Bytes>,
     /// Lines of the index page, one for each route.
     pub(super) index: String,
 }

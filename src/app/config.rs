@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use crate::{
-    api::{ApiConfig, Limits},
+    api::{ApiConfig, Limits, TlsFiles},
     serve::ServiceConfig,
 };
 
@@ -43,16 +43,5 @@ pub struct NetworkConfig {
     /// File of clients, or `None` if every client is served.
     pub clients: Option<PathBuf>,
     /// Files for TLS, or `None` for plain text.
-    pub tls: Option<TlsConfig>,
-}
-
-/// Files for TLS.
-#[derive(Debug, Clone)]
-pub struct TlsConfig {
-    /// Certificate chain.
-    pub certificate: PathBuf,
-    /// Private key.
-    pub key: PathBuf,
-    /// Authority that signs clients' certificates, or `None` if clients need none.
-    pub client_authority: Option<PathBuf>,
+    pub tls: Option<TlsFiles>,
 }

@@ -14,8 +14,9 @@ use crate::{
     family::MANIFEST_FILE,
     fit::Progress,
     offer::QualityRecords,
-    pool::{FamilyWriter, Stamps, chain},
+    pool::{FamilyWriter, Stamps},
     serve::{LoadedFamily, Loader},
+    tensor::chain,
 };
 
 /// Loader of families from the pool's folder; measures modules that have no profile yet.

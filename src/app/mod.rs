@@ -12,7 +12,7 @@ mod profiles;
 mod secrets;
 
 pub use build::App;
-pub use config::{Config, NetworkConfig, PoolConfig, TlsConfig};
+pub use config::{Config, NetworkConfig, PoolConfig};
 pub use error::AppError;
 pub use loader::{check_pins, family_names, family_of, quality_of, writer_of};
 pub use machine::{Machine, MachineConfig};

@@ -9,9 +9,8 @@ use crate::{
     assembly::Family,
     fit::{FitError, ProfileOptions, Progress, measure_profile},
     offer::{Profile, ProfileCache},
-    pool::chain,
     runtime::Executor,
-    tensor::give_back_freed_memory,
+    tensor::{chain, give_back_freed_memory},
 };
 
 /// The profiles of a machine.

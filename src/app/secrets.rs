@@ -2,10 +2,10 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use super::{AppError, NetworkConfig, TlsConfig};
+use super::{AppError, NetworkConfig};
 use crate::{
-    api::{Clients, Gate, Tls, TlsFiles},
-    pool::chain,
+    api::{Clients, Gate, Tls},
+    tensor::chain,
 };
 
 /// Tokens and certificates; clones share them.
@@ -23,11 +23,7 @@ impl Secrets {
     ///
     /// Fails when a file cannot be read or is wrong.
     pub fn read(config: &NetworkConfig) -> Result<Self, AppError> {
-        let files = config.tls.clone().map(|tls| {
-            let TlsConfig { certificate, key, client_authority } = tls;
-            TlsFiles { certificate, key, client_authority }
-        });
-        let tls = files.map(Tls::read).transpose()?.map(Arc::new);
+        let tls = config.tls.clone().map(Tls::read).transpose()?.map(Arc::new);
         let clients = config.clients.as_deref().map(Clients::read).transpose()?;
         Ok(Self { gate: Arc::new(Gate::new(clients)), tls, clients: config.clients.clone() })
     }

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     family::AnchorSpec,
-    pool::{Checkpoint, PoolError, open_verified},
+    pool::{Checkpoint, PoolError, open_verified, parse_json},
 };
 
 /// Opens the anchor `name` of the family in `folder`.
@@ -50,8 +50,7 @@ fn of_config(
     text: &str,
     checkpoint: Checkpoint,
 ) -> Result<Box<dyn Anchor>, ArchError> {
-    let value: serde_json::Value = serde_json::from_str(text)
-        .map_err(|e| PoolError::Malformed { path: path.clone(), message: e.to_string() })?;
+    let value: serde_json::Value = parse_json(&path, text)?;
     let architecture = value["architecture"].as_str();
     let is_timm = architecture.is_some_and(|name| {
         ["vit_", "deit_", "deit3_"].iter().any(|known| name.starts_with(known))

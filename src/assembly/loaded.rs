@@ -285,8 +285,7 @@ impl Networks {
 
 /// Checks that each input of a network of the module `module` has a source.
 fn check_ports(module: &str, starts: bool, network: &Network) -> Result<(), ModuleError> {
-    let wrap = |source| ModuleError::Ports { module: module.to_owned(), source: Box::new(source) };
-    let ports = network.ports().map_err(wrap)?;
+    let ports = network.ports(module)?;
     match ports.into_iter().find(|(_, port)| starts && *port == Port::State) {
         Some((input, _)) => Err(ModuleError::NoState { module: module.to_owned(), input }),
         None => Ok(()),

@@ -3,11 +3,12 @@
 use anyhow::ensure;
 
 use super::{
-    args::{Common, ExportArguments, ShapeArguments},
+    args::{Common, ExportArguments},
     progress::say,
-    setup, show,
+    show,
 };
 use crate::{
+    app::family_of,
     family::{ModuleId, PlanId},
     fit::export_plan,
     plan::BudgetParameters,
@@ -21,7 +22,7 @@ pub(super) fn export(common: &Common, arguments: &ExportArguments) -> anyhow::Re
     let (family, path) = match &arguments.plan {
         Some(plan) => {
             telemetry::start_logging(&common.log, common.log_format, None)?;
-            let family = setup::family(common, &arguments.family.family)?;
+            let family = family_of(&common.pool, &arguments.family.family)?;
             let path = PlanId::find_path(&family.graph, plan)?;
             (family, path)
         }
@@ -34,8 +35,7 @@ pub(super) fn export(common: &Common, arguments: &ExportArguments) -> anyhow::Re
             }
             .parse()?;
             let (family, table) = show::table(common, &arguments.family.family)?;
-            let ShapeArguments { batch, tokens } = arguments.shape;
-            let choice = table.choose(batch, tokens, &budget)?;
+            let choice = table.choose(arguments.shape.shape(), &budget)?;
             let path = choice.entry.modules.iter().map(|index| ModuleId(*index)).collect();
             (family, path)
         }

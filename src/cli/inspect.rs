@@ -3,9 +3,9 @@
 use super::{
     args::{Common, InspectArguments},
     progress::say,
-    setup,
 };
 use crate::{
+    app::family_of,
     assembly::Family,
     family::{ModuleId, PlanId, SpaceId},
     picture::{dot, mermaid},
@@ -16,7 +16,7 @@ use crate::{
 /// Shows the modules of a family, or of one plan of it.
 pub(super) fn inspect(common: &Common, arguments: &InspectArguments) -> anyhow::Result<()> {
     telemetry::start_logging(&common.log, common.log_format, None)?;
-    let family = setup::family(common, &arguments.family.family)?;
+    let family = family_of(&common.pool, &arguments.family.family)?;
     let modules: Vec<ModuleId> = match &arguments.plan {
         Some(plan) => PlanId::find_path(&family.graph, plan)?,
         None => (0..family.graph.modules().len()).map(ModuleId).collect(),

@@ -6,7 +6,7 @@ use super::{
     setup,
 };
 use crate::{
-    app::{Measured, quality_of},
+    app::{Measured, family_of, quality_of, writer_of},
     family::Manifest,
     fit::{Dataset, EvaluateOptions, ExpertOptions, FitOptions},
     offer::QualityRecords,
@@ -19,7 +19,7 @@ pub(super) fn fit(common: &Common, arguments: &FitArguments) -> anyhow::Result<(
     telemetry::start_logging(&common.log, common.log_format, None)?;
     let machine = setup::machine(common)?;
     // The family need not load: its fits may be broken, and fitting replaces them.
-    let mut writer = setup::writer(common, &arguments.family.family)?;
+    let mut writer = writer_of(&common.pool, &arguments.family.family)?;
     let manifest = Manifest::read(writer.folder())?;
     let data =
         Dataset::read(&arguments.data, arguments.labels.as_deref(), &manifest, arguments.examples)?;
@@ -53,7 +53,7 @@ pub(super) fn fit(common: &Common, arguments: &FitArguments) -> anyhow::Result<(
 pub(super) fn profile(common: &Common, arguments: &ProfileArguments) -> anyhow::Result<()> {
     telemetry::start_logging(&common.log, common.log_format, None)?;
     let machine = setup::machine(common)?;
-    let family = setup::family(common, &arguments.family.family)?;
+    let family = family_of(&common.pool, &arguments.family.family)?;
     let Measured { profile, unkept } = setup::profile_again(&machine, &family, arguments.again)?;
     if let Some(folder) = machine.cache().filter(|_| unkept.is_none()) {
         say(&format!("{}", machine.key().file(folder).display()));
@@ -81,8 +81,8 @@ pub(super) fn profile(common: &Common, arguments: &ProfileArguments) -> anyhow::
 pub(super) fn evaluate(common: &Common, arguments: &EvaluateArguments) -> anyhow::Result<()> {
     telemetry::start_logging(&common.log, common.log_format, None)?;
     let machine = setup::machine(common)?;
-    let writer = setup::writer(common, &arguments.family.family)?;
-    let family = setup::family(common, &arguments.family.family)?;
+    let writer = writer_of(&common.pool, &arguments.family.family)?;
+    let family = family_of(&common.pool, &arguments.family.family)?;
     let profile = setup::profile(&machine, &family)?;
     let data = Dataset::read(
         &arguments.data,

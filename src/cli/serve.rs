@@ -12,10 +12,10 @@ use super::{
     setup,
 };
 use crate::{
-    api::{ApiConfig, Limits},
+    api::{ApiConfig, Limits, TlsFiles},
     app::{
-        App, Config, Machine, NetworkConfig, PoolConfig, Secrets, TlsConfig, check_pins,
-        family_names, family_of,
+        App, Config, Machine, NetworkConfig, PoolConfig, Secrets, check_pins, family_names,
+        family_of,
     },
     serve::ServiceConfig,
     telemetry::{self, Metrics, Traces},
@@ -60,7 +60,7 @@ fn config_of(common: &Common, arguments: &ServeArguments) -> Config {
     let ServeArguments { host, port, grpc_port, no_grpc, connections, .. } = arguments;
     let request_timeout = Duration::from_secs(arguments.request_timeout);
     let ConnectionArguments { tls_cert, tls_key, tls_client_ca, .. } = connections;
-    let tls = tls_cert.clone().zip(tls_key.clone()).map(|(certificate, key)| TlsConfig {
+    let tls = tls_cert.clone().zip(tls_key.clone()).map(|(certificate, key)| TlsFiles {
         certificate,
         key,
         client_authority: tls_client_ca.clone(),

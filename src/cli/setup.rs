@@ -6,10 +6,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{args::Common, progress::Bars};
 use crate::{
-    app::{AppError, Machine, MachineConfig, Measured, Profiles, family_of, writer_of},
+    app::{AppError, Machine, MachineConfig, Measured, Profiles},
     assembly::Family,
     offer::Profile,
-    pool::FamilyWriter,
 };
 
 /// Returns the settings of the runtime that `common` names.
@@ -26,16 +25,6 @@ pub(super) fn machine_config(common: &Common) -> MachineConfig {
 /// Starts the runtime with the options in `common`.
 pub(super) fn machine(common: &Common) -> Result<Machine, AppError> {
     Machine::start(machine_config(common))
-}
-
-/// Loads the family `name` of the pool.
-pub(super) fn family(common: &Common, name: &str) -> Result<Arc<Family>, AppError> {
-    family_of(&common.pool, name)
-}
-
-/// Returns a writer of the folder of the family `name` of the pool.
-pub(super) fn writer(common: &Common, name: &str) -> Result<FamilyWriter, AppError> {
-    writer_of(&common.pool, name)
 }
 
 /// Returns the profile of `family`; measures the modules that the machine's cache lacks.

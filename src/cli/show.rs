@@ -3,19 +3,20 @@
 use std::sync::Arc;
 
 use super::{
-    args::{Common, FrontArguments, PlanArguments, ShapeArguments},
+    args::{Common, FrontArguments, PlanArguments},
     progress::say,
     setup,
 };
 use crate::{
-    app::quality_of,
+    app::{family_of, quality_of},
     assembly::Family,
     family::{ModuleId, ModuleKind},
     offer::plan_table,
     picture::{FrontPoint, PointKind, front_svg},
-    plan::{BudgetParameters, PlanEntry, PlanTable, QualitySource},
+    plan::{BudgetParameters, PlanEntry, PlanTable, QualitySource, Shape},
     pool::write_atomically,
     telemetry,
+    tensor::ByteSize,
 };
 
 /// Prints the plan that a budget gets.
@@ -28,19 +29,19 @@ pub(super) fn plan(common: &Common, arguments: &PlanArguments) -> anyhow::Result
         plan: arguments.plan.clone(),
     }
     .parse()?;
-    let ShapeArguments { batch, tokens } = arguments.shape;
-    let choice = table.choose(batch, tokens, &budget)?;
+    let shape = arguments.shape.shape();
+    let choice = table.choose(shape, &budget)?;
     say(&header());
-    say(&row(choice.entry, arguments.shape));
+    say(&row(choice.entry, shape));
     Ok(())
 }
 
 /// Prints the Pareto front as a table or as JSON, and draws it if a file is named.
 pub(super) fn front(common: &Common, arguments: &FrontArguments) -> anyhow::Result<()> {
     let (family, table) = table(common, &arguments.family.family)?;
-    let shape = arguments.shape;
+    let shape = arguments.shape.shape();
     let table = if arguments.measured { measured_only(&table)? } else { table };
-    let front = table.front(shape.batch, shape.tokens);
+    let front = table.front(shape);
     if let Some(path) = &arguments.svg {
         let picture = picture(&family, &table, &front, shape);
         write_atomically(path, picture.as_bytes())?;
@@ -60,7 +61,7 @@ pub(super) fn front(common: &Common, arguments: &FrontArguments) -> anyhow::Resu
     say(&header());
     front.iter().for_each(|entry| say(&row(entry, shape)));
     if let (Some(first), Some(last)) = (front.first(), front.last()) {
-        let at = |entry: &PlanEntry| entry.latency_seconds_at(shape.batch, shape.tokens);
+        let at = |entry: &PlanEntry| entry.latency_seconds_at(shape);
         let span = at(last) / at(first);
         say(&format!("{} plans, dearest ÷ cheapest {span:.1}", front.len()));
     }
@@ -71,7 +72,7 @@ pub(super) fn front(common: &Common, arguments: &FrontArguments) -> anyhow::Resu
 pub(super) fn table(common: &Common, name: &str) -> anyhow::Result<(Arc<Family>, PlanTable)> {
     telemetry::start_logging(&common.log, common.log_format, None)?;
     let machine = setup::machine(common)?;
-    let family = setup::family(common, name)?;
+    let family = family_of(&common.pool, name)?;
     let profile = setup::profile(&machine, &family)?;
     let quality = quality_of(&family)?;
     let table = plan_table(&family, &profile, &quality, 0.0)?;
@@ -88,7 +89,7 @@ fn header() -> String {
     format!("{:>10} {:>9} {:>8}  plan", "latency", "memory", "quality")
 }
 
-fn row(entry: &PlanEntry, shape: ShapeArguments) -> String {
+fn row(entry: &PlanEntry, shape: Shape) -> String {
     let (milliseconds, memory) = costs(entry, shape);
     let mark = match entry.quality.source {
         QualitySource::Measured => ' ',
@@ -98,7 +99,7 @@ fn row(entry: &PlanEntry, shape: ShapeArguments) -> String {
     format!("{milliseconds:>7.2} ms {memory:>6.1} MB {mark}{quality:>7.4}  {}", entry.id)
 }
 
-fn json(entry: &PlanEntry, shape: ShapeArguments) -> serde_json::Value {
+fn json(entry: &PlanEntry, shape: Shape) -> serde_json::Value {
     let (milliseconds, memory) = costs(entry, shape);
     serde_json::json!({
         "plan": entry.id,
@@ -113,17 +114,12 @@ fn json(entry: &PlanEntry, shape: ShapeArguments) -> serde_json::Value {
 }
 
 /// Returns the latency in milliseconds and the memory in megabytes of `entry` at `shape`.
-fn costs(entry: &PlanEntry, shape: ShapeArguments) -> (f64, f64) {
-    let memory = crate::tensor::ByteSize(entry.memory_bytes_at(shape.batch, shape.tokens));
-    (entry.latency_seconds_at(shape.batch, shape.tokens) * 1e3, memory.megabytes())
+fn costs(entry: &PlanEntry, shape: Shape) -> (f64, f64) {
+    let memory = ByteSize(entry.memory_bytes_at(shape));
+    (entry.latency_seconds_at(shape) * 1e3, memory.megabytes())
 }
 
-fn picture(
-    family: &Family,
-    table: &PlanTable,
-    front: &[&PlanEntry],
-    shape: ShapeArguments,
-) -> String {
+fn picture(family: &Family, table: &PlanTable, front: &[&PlanEntry], shape: Shape) -> String {
     let points: Vec<FrontPoint> = table
         .entries()
         .iter()

@@ -13,7 +13,7 @@ use crate::{
     offer::{ModuleProfile, ProfileCache, module_digest},
     plan::{Grid, Shape},
     runtime::{Activation, Executor, RuntimeError, SideInputs},
-    tensor::{Tensor, TensorData},
+    tensor::{Tensor, TensorData, chain},
 };
 
 /// Settings for measuring modules.
@@ -91,7 +91,7 @@ pub fn measure_profile(
         let mut latencies: Vec<Vec<f64>> = vec![Vec::new(); group.len()];
         for &batch in &options.batches {
             for &tokens in &options.tokens {
-                let medians = measure_cell(executor, group, Shape { batch, tokens }, options)?;
+                let medians = measure_cell(executor, group, Shape::new(batch, tokens), options)?;
                 for (all, median) in latencies.iter_mut().zip(medians) {
                     all.push(median);
                 }
@@ -138,13 +138,14 @@ fn groups(executor: &Executor, modules: &[ModuleId]) -> BTreeMap<String, Vec<Mod
 fn measure_cell(
     executor: &mut Executor,
     group: &[ModuleId],
-    Shape { batch, tokens }: Shape,
+    shape: Shape,
     options: &ProfileOptions,
 ) -> Result<Vec<f64>, FitError> {
-    let rows = executor.rows_at_once(group, Shape { batch, tokens });
-    let sides = SideInputs::of_input(full_input(executor.family(), Shape::new(rows, tokens)))?;
+    let rows = executor.rows_at_once(group, shape);
+    let sides =
+        SideInputs::of_input(full_input(executor.family(), Shape::new(rows, shape.tokens)))?;
     let shapes: Vec<Option<Vec<usize>>> =
-        group.iter().map(|id| state_shape(executor, *id, Shape::new(rows, tokens))).collect();
+        group.iter().map(|id| state_shape(executor, *id, Shape::new(rows, shape.tokens))).collect();
     let mut states = HashMap::new();
     for shape in shapes.iter().flatten() {
         if !states.contains_key(shape) {
@@ -168,7 +169,7 @@ fn measure_cell(
         }
         round += 1;
     }
-    let num_chunks = fraction(batch, rows);
+    let num_chunks = fraction(shape.batch, rows);
     Ok(times.into_iter().map(|times| median(times) * num_chunks).collect())
 }
 
@@ -228,7 +229,7 @@ fn activations(
     }
     let bytes = match executor.measure_activations(id, &per_sequence) {
         Err(error @ RuntimeError::Scratch { .. }) => {
-            let error = crate::pool::chain(&error);
+            let error = chain(&error);
             tracing::warn!(error, "activations are estimated, since they cannot be measured");
             options.tokens.iter().map(|tokens| estimated_activations(executor, *tokens)).collect()
         }

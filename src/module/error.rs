@@ -13,10 +13,12 @@ pub enum ModuleError {
     },
     /// Two inputs of a network could only be its hidden states.
     #[error(
-        "the inputs `{first}` and `{second}` have no source; input_ids, attention_mask, \
-         pixel_values and one input for hidden states are known"
+        "module `{module}`: the inputs `{first}` and `{second}` have no source; input_ids, \
+         attention_mask, pixel_values and one input for hidden states are known"
     )]
     TwoStates {
+        /// The module.
+        module: String,
         /// First input.
         first: String,
         /// Second input.
@@ -32,14 +34,5 @@ pub enum ModuleError {
         module: String,
         /// The input.
         input: String,
-    },
-    /// The inputs of a module's network have no source.
-    #[error("module `{module}`: {source}")]
-    Ports {
-        /// The module.
-        module: String,
-        /// The fault.
-        #[source]
-        source: Box<Self>,
     },
 }

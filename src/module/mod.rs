@@ -1,4 +1,4 @@
-//! What the runtime knows of a module: its network, or the experts among which tokens are routed.
+//! Modules as the runtime sees them: a network, or experts among which tokens are routed.
 //!
 //! Knows no architecture and runs nothing. Start at [`Network`] and [`Routed`].
 

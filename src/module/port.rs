@@ -22,12 +22,12 @@ pub enum Port {
 }
 
 impl Network {
-    /// Returns the network's inputs in their order, each with its source.
+    /// Returns the network's inputs in their order, each with its source. Errors name it `module`.
     ///
     /// # Errors
     ///
     /// Fails when two inputs have no source but the hidden states.
-    pub fn ports(&self) -> Result<Vec<(String, Port)>, ModuleError> {
+    pub fn ports(&self, module: &str) -> Result<Vec<(String, Port)>, ModuleError> {
         let mut state: Option<&str> = None;
         let mut ports = Vec::new();
         let graph = self.model().graph.iter();
@@ -43,7 +43,8 @@ impl Network {
             if port == Port::State
                 && let Some(first) = state.replace(name)
             {
-                return Err(ModuleError::TwoStates { first: first.into(), second: name.into() });
+                let (module, first, second) = (module.into(), first.into(), name.into());
+                return Err(ModuleError::TwoStates { module, first, second });
             }
             ports.push((name.to_owned(), port));
         }
@@ -68,17 +69,17 @@ mod tests {
 
     #[test]
     fn every_input_has_one_source() {
-        let ports = network(&["block.3", ATTENTION_MASK]).ports().expect("known");
+        let ports = network(&["block.3", ATTENTION_MASK]).ports("m").expect("known");
         let mask = (ATTENTION_MASK.to_owned(), Port::Input(ATTENTION_MASK));
         assert_eq!(ports, [("block.3".to_owned(), Port::State), mask]);
-        let exit = network(&[SUM, REST]).with_given(&[SUM, REST]).ports().expect("known");
+        let exit = network(&[SUM, REST]).with_given(&[SUM, REST]).ports("m").expect("known");
         assert!(exit.iter().all(|(_, port)| matches!(port, Port::Given(_))), "{exit:?}");
     }
 
     #[test]
     fn two_inputs_without_a_source_are_refused() {
         for inputs in [["hidden", "token_type_ids"], [SUM, REST]] {
-            let error = network(&inputs).ports().expect_err("two states").to_string();
+            let error = network(&inputs).ports("m").expect_err("two states").to_string();
             assert!(inputs.iter().all(|input| error.contains(input)), "{error}");
         }
     }

@@ -14,7 +14,7 @@ use crate::{
     family::ModuleId,
     module::Network,
     plan::{Grid, PlanError},
-    pool::{PoolError, write_atomically},
+    pool::{PoolError, parse_json, write_atomically},
     tensor::{hex, read_text},
 };
 
@@ -128,13 +128,11 @@ impl ProfileCache {
             Err(source) => return Err(PoolError::File { path, source }),
         };
         let malformed = |message: String| PoolError::Malformed { path: path.clone(), message };
-        let sealed: Sealed<'_> =
-            serde_json::from_str(&text).map_err(|e| malformed(e.to_string()))?;
+        let sealed: Sealed<'_> = parse_json(&path, &text)?;
         if digest(sealed.cache.get().as_bytes()) != sealed.sha256 {
             return Err(malformed("its sha256 is another: truncated or altered".into()));
         }
-        let cache: Self =
-            serde_json::from_str(sealed.cache.get()).map_err(|e| malformed(e.to_string()))?;
+        let cache: Self = parse_json(&path, sealed.cache.get())?;
         if cache.machine != machine {
             return Err(malformed(format!("it is of another machine, {:?}", cache.machine)));
         }
@@ -153,10 +151,7 @@ impl ProfileCache {
         all.modules.extend(self.modules.clone());
         all.proven.extend(self.proven.iter().cloned());
         let path = self.machine.file(folder);
-        let malformed = |e: serde_json::Error| PoolError::Malformed {
-            path: path.clone(),
-            message: e.to_string(),
-        };
+        let malformed = |error: serde_json::Error| PoolError::malformed(&path, &error);
         let text = serde_json::to_string(&all).map_err(malformed)?;
         let cache: &RawValue = serde_json::from_str(&text).map_err(malformed)?;
         let sealed = Sealed { sha256: digest(text.as_bytes()), cache };

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     family::{FamilyGraph, Metric, ModuleId, ModuleKind, PlanId, SpaceId, SpaceKind},
-    pool::PoolError,
+    pool::{PoolError, parse_json},
     tensor::read_text,
 };
 
@@ -57,8 +57,7 @@ impl QualityRecords {
                 return Err(PoolError::File { path: path.to_owned(), source });
             }
         };
-        serde_json::from_str(&text)
-            .map_err(|e| PoolError::Malformed { path: path.to_owned(), message: e.to_string() })
+        parse_json(path, &text)
     }
 
     /// Returns the predicted loss of a module. It is fitted if the module was part of a measured

@@ -178,13 +178,8 @@ impl PlanTable {
     /// # Errors
     ///
     /// Fails on an unknown plan id, and on a budget that no plan, or not the named plan, meets.
-    pub fn choose(
-        &self,
-        batch: usize,
-        tokens: usize,
-        budget: &Budget,
-    ) -> Result<Choice<'_>, ChooseError> {
-        self.choose_besides(Shape { batch, tokens }, budget, &|_| 0.0)
+    pub fn choose(&self, shape: Shape, budget: &Budget) -> Result<Choice<'_>, ChooseError> {
+        self.choose_besides(shape, budget, &|_| 0.0)
     }
 
     /// Chooses like [`Self::choose`], with `extra_seconds` added to each plan's latency, such as
@@ -195,12 +190,12 @@ impl PlanTable {
     /// Fails like [`Self::choose`].
     pub fn choose_besides(
         &self,
-        Shape { batch, tokens }: Shape,
+        shape: Shape,
         budget: &Budget,
         extra_seconds: &dyn Fn(&PlanEntry) -> f64,
     ) -> Result<Choice<'_>, ChooseError> {
         let limits = Limits::new(budget, self.margin());
-        let shape = self.shape(batch, tokens);
+        let shape = self.locate(shape);
         let chosen = if let Some(id) = &budget.plan {
             let entry = self.find(id).ok_or_else(|| self.not_found(id))?;
             limits.admit(entry, &shape, extra_seconds)

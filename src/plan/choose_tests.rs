@@ -6,6 +6,7 @@ use proptest::prelude::{Strategy, prop_assert, prop_assert_eq, proptest};
 
 use super::{
     Budget, ChooseError, Grid, Infeasible, PlanEntry, PlanError, PlanTable, Quality, QualitySource,
+    Shape,
 };
 
 fn entry(id: usize, latency_ms: f64, weight_bytes: u64, quality: f64) -> PlanEntry {
@@ -47,22 +48,22 @@ fn budgets() -> impl Strategy<Value = Budget> {
 }
 
 fn meets_latency(entry: &PlanEntry, table: &PlanTable, batch: usize, budget: &Budget) -> bool {
-    let latency_seconds = entry.latency_seconds_at(batch, 16) * (1.0 + table.margin());
+    let latency_seconds = entry.latency_seconds_at(Shape::new(batch, 16)) * (1.0 + table.margin());
     budget.latency.is_none_or(|latency| latency_seconds <= latency.as_secs_f64())
 }
 
 fn meets_rest(entry: &PlanEntry, batch: usize, budget: &Budget) -> bool {
-    budget.memory_bytes.is_none_or(|memory| entry.memory_bytes_at(batch, 16) <= memory)
+    budget.memory_bytes.is_none_or(|memory| entry.memory_bytes_at(Shape::new(batch, 16)) <= memory)
         && budget.min_quality.is_none_or(|quality| entry.quality.value >= quality)
         && budget.plan.as_ref().is_none_or(|plan| *plan == entry.id)
 }
 
 fn least_latency<'a>(entries: impl Iterator<Item = &'a PlanEntry>, batch: usize) -> Option<f64> {
-    entries.map(|entry| entry.latency_seconds_at(batch, 16)).min_by(f64::total_cmp)
+    entries.map(|entry| entry.latency_seconds_at(Shape::new(batch, 16))).min_by(f64::total_cmp)
 }
 
 fn infeasible(table: &PlanTable, batch: usize, budget: &Budget) -> Infeasible {
-    match table.choose(batch, 16, budget).expect_err("no plan meets the budget") {
+    match table.choose(Shape::new(batch, 16), budget).expect_err("no plan meets the budget") {
         ChooseError::Infeasible(infeasible) => *infeasible,
         ChooseError::NotFound { plan, .. } => unreachable!("{plan} exists"),
     }
@@ -73,7 +74,7 @@ proptest! {
     fn a_chosen_plan_never_exceeds_its_budget(
         table in tables(), budget in budgets(), batch in 1_usize..20,
     ) {
-        if let Ok(choice) = table.choose(batch, 16, &budget) {
+        if let Ok(choice) = table.choose(Shape::new(batch, 16), &budget) {
             prop_assert!(meets_latency(choice.entry, &table, batch, &budget));
             prop_assert!(meets_rest(choice.entry, batch, &budget));
         }
@@ -83,7 +84,7 @@ proptest! {
     fn a_refused_budget_is_met_by_no_plan(
         table in tables(), budget in budgets(), batch in 1_usize..20,
     ) {
-        if table.choose(batch, 16, &budget).is_err() {
+        if table.choose(Shape::new(batch, 16), &budget).is_err() {
             let met = table.entries().iter().any(|entry| {
                 meets_latency(entry, &table, batch, &budget) && meets_rest(entry, batch, &budget)
             });
@@ -95,7 +96,7 @@ proptest! {
     fn the_chosen_plan_is_the_best_or_the_fastest_that_fits(
         table in tables(), budget in budgets(), batch in 1_usize..20,
     ) {
-        if let Ok(choice) = table.choose(batch, 16, &budget) {
+        if let Ok(choice) = table.choose(Shape::new(batch, 16), &budget) {
             let mut fitting = table.entries().iter().filter(|entry| {
                 meets_latency(entry, &table, batch, &budget) && meets_rest(entry, batch, &budget)
             });
@@ -119,9 +120,10 @@ proptest! {
             memory_bytes: Some(memory_bytes),
             ..Budget::default()
         };
-        if let Ok(small) = table.choose(4, 16, &budget(latency_ms, memory_bytes)) {
+        let shape = Shape::new(4, 16);
+        if let Ok(small) = table.choose(shape, &budget(latency_ms, memory_bytes)) {
             let large = budget(latency_ms + more_ms, memory_bytes + more_bytes);
-            let large = table.choose(4, 16, &large).expect("more than enough is enough");
+            let large = table.choose(shape, &large).expect("more than enough is enough");
             prop_assert!(large.entry.quality.value >= small.entry.quality.value);
         }
     }
@@ -131,7 +133,8 @@ proptest! {
         table in tables(), budget in budgets(), batch in 1_usize..20,
     ) {
         let budget = Budget { plan: None, ..budget };
-        if let Err(ChooseError::Infeasible(infeasible)) = table.choose(batch, 16, &budget) {
+        let choice = table.choose(Shape::new(batch, 16), &budget);
+        if let Err(ChooseError::Infeasible(infeasible)) = choice {
             let met = table.entries().iter().filter(|entry| meets_rest(entry, batch, &budget));
             let least = least_latency(met, batch)
                 .or_else(|| least_latency(table.entries().iter(), batch));
@@ -144,11 +147,12 @@ proptest! {
     fn the_least_latency_budget_of_a_refusal_is_met_by_the_plan_it_names(
         table in tables(), budget in budgets(), batch in 1_usize..20,
     ) {
-        if let Err(ChooseError::Infeasible(infeasible)) = table.choose(batch, 16, &budget) {
+        let choice = table.choose(Shape::new(batch, 16), &budget);
+        if let Err(ChooseError::Infeasible(infeasible)) = choice {
             let latency = Some(infeasible.least_latency_budget());
             let plan = Some(infeasible.cheapest.id);
             let again = Budget { latency, plan, ..Budget::default() };
-            prop_assert!(table.choose(batch, 16, &again).is_ok());
+            prop_assert!(table.choose(Shape::new(batch, 16), &again).is_ok());
         }
     }
 
@@ -160,10 +164,10 @@ proptest! {
             left.0 <= right.0 && left.1 <= right.1 && left.2 <= right.2
         };
         let point = |entry: &PlanEntry| {
-            let memory = entry.memory_bytes_at(batch, 16);
-            (entry.latency_seconds_at(batch, 16), memory, -entry.quality.value)
+            let memory = entry.memory_bytes_at(Shape::new(batch, 16));
+            (entry.latency_seconds_at(Shape::new(batch, 16)), memory, -entry.quality.value)
         };
-        let front: Vec<_> = table.front(batch, 16).into_iter().map(point).collect();
+        let front: Vec<_> = table.front(Shape::new(batch, 16)).into_iter().map(point).collect();
         let all: Vec<_> = table.entries().iter().map(point).collect();
         for candidate in &all {
             let beaten = all.iter().any(|other| other != candidate && covers(*other, *candidate));
@@ -194,7 +198,7 @@ fn each_kind_of_budget_gets_its_plan() {
         (Budget { plan: Some("plan-1".to_owned()), ..Budget::default() }, "plan-1"),
     ];
     for (budget, id) in cases {
-        let choice = table.choose(1, 16, &budget).expect("the budget is feasible");
+        let choice = table.choose(Shape::new(1, 16), &budget).expect("the budget is feasible");
         assert_eq!(choice.entry.id, id, "{budget:?}");
     }
 }
@@ -238,7 +242,7 @@ fn an_unknown_plan_is_answered_with_the_nearest_ids() {
         .map(|(index, id)| PlanEntry { id: (*id).to_owned(), ..entry(index, 1.0, 1, 0.5) });
     let table = PlanTable::new(entries.collect(), 0.0).expect("the table is valid");
     let plan = Some("small[0..4]>base[5..12]".to_owned());
-    let refused = table.choose(1, 16, &Budget { plan, ..Budget::default() });
+    let refused = table.choose(Shape::new(1, 16), &Budget { plan, ..Budget::default() });
     let Err(ChooseError::NotFound { nearest, .. }) = refused else {
         unreachable!("the plan does not exist");
     };

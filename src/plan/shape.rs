@@ -10,8 +10,17 @@ pub struct Shape {
 }
 
 impl Shape {
+    /// Shape for which plans are listed and chosen if none is given.
+    pub const DEFAULT: Self = Self::new(1, 128);
+
     /// Creates a shape.
-    pub fn new(batch: usize, tokens: usize) -> Self {
+    pub const fn new(batch: usize, tokens: usize) -> Self {
         Self { batch, tokens }
+    }
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self::DEFAULT
     }
 }

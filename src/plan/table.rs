@@ -8,6 +8,7 @@ use std::{collections::BTreeSet, fmt};
 use super::{
     error::PlanError,
     grid::{Grid, Place},
+    shape::Shape,
     staircase::Staircase,
 };
 
@@ -58,14 +59,14 @@ pub struct PlanEntry {
 impl PlanEntry {
     /// Returns the predicted latency at a shape, in seconds. Batches beyond the grid run in chunks,
     /// whose latencies add up.
-    pub fn latency_seconds_at(&self, batch: usize, tokens: usize) -> f64 {
-        self.latency_seconds.at(batch, tokens)
+    pub fn latency_seconds_at(&self, shape: Shape) -> f64 {
+        self.latency_seconds.at(shape.batch, shape.tokens)
     }
 
     /// Returns the bytes of memory needed at a shape. Batches beyond the grid run in chunks, of
     /// which the largest counts.
-    pub fn memory_bytes_at(&self, batch: usize, tokens: usize) -> u64 {
-        self.memory_bytes(self.activation_bytes.peak(batch, tokens))
+    pub fn memory_bytes_at(&self, shape: Shape) -> u64 {
+        self.memory_bytes(self.activation_bytes.peak(shape.batch, shape.tokens))
     }
 
     /// Returns the bytes of memory needed with a peak of `activation_bytes`.
@@ -83,24 +84,21 @@ impl PlanEntry {
 /// A shape at which plans are compared. If all grids have the same axes, its place is found only
 /// once.
 pub(super) struct ShapeAt {
-    batch: usize,
-    tokens: usize,
+    shape: Shape,
     place: Option<Place>,
 }
 
 impl ShapeAt {
     pub(super) fn latency_seconds(&self, entry: &PlanEntry) -> f64 {
         let grid = &entry.latency_seconds;
-        let place = &self.place;
-        place.as_ref().map_or_else(|| grid.at(self.batch, self.tokens), |place| grid.sum_at(place))
+        let at = || grid.at(self.shape.batch, self.shape.tokens);
+        self.place.as_ref().map_or_else(at, |place| grid.sum_at(place))
     }
 
     pub(super) fn memory_bytes(&self, entry: &PlanEntry) -> u64 {
         let grid = &entry.activation_bytes;
-        let place = &self.place;
-        let activation_bytes = place
-            .as_ref()
-            .map_or_else(|| grid.peak(self.batch, self.tokens), |place| grid.peak_at(place));
+        let peak = || grid.peak(self.shape.batch, self.shape.tokens);
+        let activation_bytes = self.place.as_ref().map_or_else(peak, |place| grid.peak_at(place));
         entry.memory_bytes(activation_bytes)
     }
 }
@@ -186,8 +184,8 @@ impl PlanTable {
     /// fastest first.
     ///
     /// Only one of several plans that are equal in all three is returned.
-    pub fn front(&self, batch: usize, tokens: usize) -> Vec<&PlanEntry> {
-        let shape = self.shape(batch, tokens);
+    pub fn front(&self, shape: Shape) -> Vec<&PlanEntry> {
+        let shape = self.locate(shape);
         let mut candidates: Vec<_> = self
             .entries
             .iter()
@@ -201,9 +199,10 @@ impl PlanTable {
         candidates.into_iter().map(|(_, _, entry)| entry).collect()
     }
 
-    pub(super) fn shape(&self, batch: usize, tokens: usize) -> ShapeAt {
+    /// Returns the place of `shape` among the plans' costs.
+    pub(super) fn locate(&self, shape: Shape) -> ShapeAt {
         let axes = &self.entries[0].latency_seconds;
-        let place = self.has_equal_axes.then(|| axes.locate(batch, tokens));
-        ShapeAt { batch, tokens, place }
+        let place = self.has_equal_axes.then(|| axes.locate(shape.batch, shape.tokens));
+        ShapeAt { shape, place }
     }
 }

@@ -1,6 +1,8 @@
 //! Errors of reading and writing a pool's files.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
 
 /// Error of reading or writing a file of a pool.
 #[derive(Debug, thiserror::Error)]
@@ -93,13 +95,18 @@ pub enum PoolError {
     },
 }
 
-/// Returns an error and its sources on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text.push_str(&format!(": {inner}"));
-        source = inner.source();
+/// Parses `text`, the JSON of the file at `path`.
+///
+/// # Errors
+///
+/// Fails on malformed JSON and on values of other types than `T` has.
+pub fn parse_json<'t, T: Deserialize<'t>>(path: &Path, text: &'t str) -> Result<T, PoolError> {
+    serde_json::from_str(text).map_err(|error| PoolError::malformed(path, &error))
+}
+
+impl PoolError {
+    /// Returns the error of a file that does not parse.
+    pub(crate) fn malformed(path: &Path, error: &impl ToString) -> Self {
+        Self::Malformed { path: path.to_owned(), message: error.to_string() }
     }
-    text
 }

@@ -16,7 +16,7 @@ pub(crate) use checkpoint::open_verified;
 pub use checkpoint::{Checkpoint, TensorPlace};
 pub use disk::{Disk, FileSystem};
 pub(crate) use disk::{lock, sweep, sync};
-pub use error::{PoolError, chain};
+pub use error::{PoolError, parse_json};
 pub use records::{FitRecord, FitRecords, FittedFile, SplitRecord};
 pub use stamps::Stamps;
 pub use write::{today, write_atomically};

@@ -10,7 +10,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{checkpoint::open_verified, error::PoolError};
+use super::{
+    checkpoint::open_verified,
+    error::{PoolError, parse_json},
+};
 use crate::{family::FITS_FOLDER, tensor::read_text};
 
 /// Name of the record in a family's folder.
@@ -118,7 +121,7 @@ impl FitRecords {
             Err(source) => return Err(PoolError::Unreadable { path, source }),
         };
         let malformed = |message: String| PoolError::Malformed { path: path.clone(), message };
-        let records: Self = serde_json::from_str(&text).map_err(|e| malformed(e.to_string()))?;
+        let records: Self = parse_json(&path, &text)?;
         if let Some(odd) = records.files().find(|file| !is_in_fits(file.location)) {
             return Err(malformed(format!("`{}` is not a file of fits/", odd.location)));
         }

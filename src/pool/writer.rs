@@ -13,12 +13,12 @@ use sha2::{Digest, Sha256};
 
 use super::{
     disk::{Disk, FileSystem, lock, place, sweep},
-    error::{PoolError, chain},
+    error::PoolError,
     records::{FitRecords, FittedFile},
 };
 use crate::{
     family::{FITS_FOLDER, MANIFEST_FILE, name_with_digest, name_without_digest},
-    tensor::hex,
+    tensor::{chain, hex},
 };
 
 /// Prefix of the names of files that are being written, by this and earlier versions.

@@ -78,14 +78,8 @@ pub enum RuntimeError {
         source: ort::Error,
     },
     /// An input of a module's network has no source.
-    #[error("module `{module}`: {source}")]
-    Ports {
-        /// The module.
-        module: String,
-        /// The fault.
-        #[source]
-        source: ModuleError,
-    },
+    #[error(transparent)]
+    Ports(#[from] ModuleError),
     /// A module needs an input that is missing.
     #[error("module `{module}` needs the input `{input}`")]
     NoInput {

@@ -38,6 +38,11 @@ pub(super) struct ModuleSession {
 /// Outputs of a module with their names, in the order in which the module declares them.
 pub(super) type Outputs = Vec<(Arc<str>, DynValue)>;
 
+/// Returns the first of `outputs`, which leads on.
+pub(super) fn first(outputs: Outputs) -> Result<DynValue, RuntimeError> {
+    outputs.into_iter().next().map(|(_, value)| value).ok_or(RuntimeError::NoOutput)
+}
+
 impl ModuleSession {
     /// Creates the session of `network`, whose weights lie in files of `folder`.
     pub(super) fn load(
@@ -84,8 +89,7 @@ impl ModuleSession {
             None => builder,
         };
         let session = builder.commit_from_memory(&model.encode_to_vec()).map_err(wrap)?;
-        let wrap = |source| RuntimeError::Ports { module: module.into(), source };
-        let ports = network.ports().map_err(wrap)?;
+        let ports = network.ports(module)?;
         let outputs = session.outputs().iter().map(|output| output.name().into()).collect();
         Ok(Self { session, module: module.into(), ports, outputs })
     }

@@ -3,6 +3,7 @@
 //! This is the lowest room: all others use its types. It does not know any file format, wire format
 //! or runtime. Start at [`Tensor`].
 
+mod chain;
 mod data_type;
 mod file;
 mod heap;
@@ -13,6 +14,7 @@ pub(crate) mod mutate;
 mod units;
 mod value;
 
+pub use chain::chain;
 pub use data_type::DataType;
 pub use file::{open_file, read_bytes, read_text};
 pub use heap::{MappedApart, give_back_freed_memory, reuse_freed_memory};

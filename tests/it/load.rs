@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tessera::{
     api::{ApiConfig, ApiState, router},
     family::ModuleId,
-    plan::Budget,
+    plan::{Budget, Shape},
     pool::Stamps,
     runtime::Residency,
     serve::{
@@ -305,7 +305,9 @@ fn least_budget_ms(family: &FamilyService) -> f64 {
         let middle = f64::midpoint(least, most);
         let latency = Some(Duration::from_secs_f64(middle / 1e3));
         let plan = Some(SLOW_PLAN.to_owned());
-        match family.choose(NUM_IMAGES, 1, &Budget { latency, plan, ..Budget::default() }) {
+        match family
+            .choose(Shape::new(NUM_IMAGES, 1), &Budget { latency, plan, ..Budget::default() })
+        {
             Ok(_) => most = middle,
             Err(_) => least = middle,
         }

@@ -82,6 +82,26 @@ pub(crate) fn source_files() -> Vec<PathBuf> {
     paths
 }
 
+/// Returns the source files as texts by name, such as `src/serve/mod.rs`.
+pub(crate) fn sources() -> Vec<(String, String)> {
+    let read = |path: PathBuf| {
+        let name = path.strip_prefix(root()).expect("below the root").display().to_string();
+        (name, std::fs::read_to_string(&path).expect("read"))
+    };
+    source_files().into_iter().map(read).collect()
+}
+
+/// Returns [`sources`] without tests.
+pub(crate) fn tested_sources() -> Vec<(String, String)> {
+    let files = sources().into_iter().filter(|(name, _)| !name.ends_with("_tests.rs"));
+    files.map(|(name, text)| (name, without_tests(&text).to_owned())).collect()
+}
+
+/// Returns the part of `text` before its module of tests.
+pub(crate) fn without_tests(text: &str) -> &str {
+    text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default()
+}
+
 /// Returns the code in `text`: comments and the content of literals are left out.
 pub(crate) fn code_of(text: &str) -> String {
     let mut code = String::new();
@@ -213,9 +233,7 @@ fn complaints(name: &str, text: &str) -> Vec<String> {
 #[test]
 fn every_source_file_is_tidy() {
     let mut found = Vec::new();
-    for path in source_files() {
-        let text = std::fs::read_to_string(&path).expect("read");
-        let name = path.strip_prefix(root()).expect("below the root").display().to_string();
+    for (name, text) in sources() {
         found.extend(complaints(&name, &text));
     }
     assert!(found.is_empty(), "{}", found.join("\n"));

@@ -2,10 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{
-    support::root,
-    tidy::{code_of, source_files},
-};
+use crate::tidy::{code_of, tested_sources};
 
 /// Module path such as `serve::admission::queue`, as names.
 type Path = Vec<String>;
@@ -79,7 +76,6 @@ impl Sources {
     fn new<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let mut codes = BTreeMap::new();
         for (name, text) in files {
-            let text = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
             codes.insert(module_of(name), code_of(text));
         }
         let mut sources = Self { codes, exports: BTreeMap::new() };
@@ -190,15 +186,7 @@ fn inline(code: &str) -> Vec<Path> {
 
 #[test]
 fn no_module_imports_itself_through_others() {
-    let files = source_files();
-    let texts: Vec<(String, String)> = files
-        .into_iter()
-        .filter(|path| !path.to_string_lossy().ends_with("_tests.rs"))
-        .map(|path| {
-            let name = path.strip_prefix(root()).expect("below the root").display().to_string();
-            (name, std::fs::read_to_string(&path).expect("read"))
-        })
-        .collect();
+    let texts = tested_sources();
     let sources = Sources::new(texts.iter().map(|(name, text)| (name.as_str(), text.as_str())));
     assert!(sources.imports().values().map(BTreeSet::len).sum::<usize>() > 500, "imports found");
     assert_eq!(sources.circles(), [""; 0]);

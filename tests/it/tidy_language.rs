@@ -1,10 +1,10 @@
 //! Signatures and sentences: parameters have names, doc sentences have subjects, folders are small.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::{
     support::root,
-    tidy::{code_of, source_files},
+    tidy::{code_of, sources, tested_sources},
 };
 
 const MAX_FILES: usize = 15;
@@ -94,12 +94,9 @@ fn no_folder_is_full() {
 #[test]
 fn parameters_have_names() {
     let mut found = Vec::new();
-    let is_test = |path: &PathBuf| path.to_string_lossy().ends_with("_tests.rs");
-    for path in source_files().into_iter().filter(|path| !is_test(path)) {
-        let text = std::fs::read_to_string(&path).expect("read");
-        let text = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
-        let names = tuple_parameters(&code_of(text));
-        found.extend(names.into_iter().map(|name| format!("{}: {name}", path.display())));
+    for (file, text) in tested_sources() {
+        let names = tuple_parameters(&code_of(&text));
+        found.extend(names.into_iter().map(|name| format!("{file}: {name}")));
     }
     assert!(found.is_empty(), "tuples as parameters:\n{}", found.join("\n"));
 }
@@ -107,11 +104,11 @@ fn parameters_have_names() {
 #[test]
 fn doc_sentences_have_subjects() {
     let (mut num_all, mut open) = (0, Vec::new());
-    for path in source_files() {
-        let comments = doc_comments(&std::fs::read_to_string(&path).expect("read"));
+    for (file, text) in sources() {
+        let comments = doc_comments(&text);
         num_all += comments.len();
         let found = comments.into_iter().filter(|comment| is_open(comment));
-        open.extend(found.map(|comment| format!("{}: {comment}", path.display())));
+        open.extend(found.map(|comment| format!("{file}: {comment}")));
     }
     assert!(num_all > 1_000, "doc comments were found");
     let share = open.len() as f64 / f64::from(num_all as u32);

@@ -20,25 +20,9 @@ use crate::{
         },
         error::ApiError,
     },
+    plan::Shape,
     serve::{FamilyService, ServeError},
 };
-
-/// Shape for which plans are listed if the query names none.
-pub(crate) const DEFAULT_BATCH: usize = 1;
-pub(crate) const DEFAULT_TOKENS: usize = 128;
-
-/// Shape of the request for which plans are listed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Shape {
-    batch: usize,
-    tokens: usize,
-}
-
-impl Default for Shape {
-    fn default() -> Self {
-        Self { batch: DEFAULT_BATCH, tokens: DEFAULT_TOKENS }
-    }
-}
 
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Front")]
@@ -74,9 +58,9 @@ pub(crate) struct WireChoice<'a> {
 
 /// Lists the plans of the Pareto front at a shape, cheapest first.
 pub(crate) async fn front(model: Model, RawQuery(query): RawQuery) -> Result<Response, ApiError> {
-    let shape = Shape::parse_query(query.as_deref().unwrap_or_default())?;
-    shape.check(&model.service)?;
-    let front = model.service.front(shape.batch, shape.tokens);
+    let shape = parse_query(query.as_deref().unwrap_or_default())?;
+    check(shape, &model.service)?;
+    let front = model.service.front(shape);
     let body = WireFront {
         model: model.service.name(),
         batch: shape.batch,
@@ -95,9 +79,9 @@ pub(crate) async fn choose(model: Model, Body(body): Body) -> Result<Response, A
         batch: question.batch.unwrap_or(default.batch),
         tokens: question.tokens.unwrap_or(default.tokens),
     };
-    shape.check(&model.service)?;
+    check(shape, &model.service)?;
     let Parameters { budget, .. } = Parameters::parse(question.parameters)?;
-    let summary = model.service.choose(shape.batch, shape.tokens, &budget)?;
+    let summary = model.service.choose(shape, &budget)?;
     let body = WireChoice {
         model: model.service.name(),
         batch: shape.batch,
@@ -114,44 +98,44 @@ fn to_json(body: &impl Serialize) -> Result<Response, ApiError> {
     Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
 }
 
-impl Shape {
-    fn parse_query(query: &str) -> Result<Self, ApiError> {
-        let mut shape = Self::default();
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let slot = match name {
-                "batch" => &mut shape.batch,
-                "tokens" => &mut shape.tokens,
-                _ => {
-                    let name = name.to_owned();
-                    return Err(ApiError::UnknownParameter { name, known: "batch, tokens" });
-                }
-            };
-            *slot = value.parse().map_err(|_| ApiError::Parameter {
-                name: name.to_owned(),
-                found: format!("`{value}`"),
-                expected: "an integer from 1 on",
-            })?;
-        }
-        Ok(shape)
+/// Returns the shape that a query names.
+fn parse_query(query: &str) -> Result<Shape, ApiError> {
+    let mut shape = Shape::default();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let slot = match name {
+            "batch" => &mut shape.batch,
+            "tokens" => &mut shape.tokens,
+            _ => {
+                let name = name.to_owned();
+                return Err(ApiError::UnknownParameter { name, known: "batch, tokens" });
+            }
+        };
+        *slot = value.parse().map_err(|_| ApiError::Parameter {
+            name: name.to_owned(),
+            found: format!("`{value}`"),
+            expected: "an integer from 1 on",
+        })?;
     }
+    Ok(shape)
+}
 
-    fn check(self, service: &FamilyService) -> Result<(), ApiError> {
-        let limits = &service.manifest().limits;
-        for (name, found, limit) in
-            [("batch", self.batch, limits.max_batch), ("tokens", self.tokens, limits.max_tokens)]
-        {
-            if found == 0 {
-                return Err(ApiError::Parameter {
-                    name: name.to_owned(),
-                    found: "0".to_owned(),
-                    expected: "an integer from 1 on",
-                });
-            }
-            if found > limit {
-                return Err(ServeError::TooLarge { what: name.to_owned(), found, limit }.into());
-            }
+/// Checks that `shape` is within the family's limits.
+fn check(shape: Shape, service: &FamilyService) -> Result<(), ApiError> {
+    let limits = &service.manifest().limits;
+    for (name, found, limit) in
+        [("batch", shape.batch, limits.max_batch), ("tokens", shape.tokens, limits.max_tokens)]
+    {
+        if found == 0 {
+            return Err(ApiError::Parameter {
+                name: name.to_owned(),
+                found: "0".to_owned(),
+                expected: "an integer from 1 on",
+            });
         }
-        Ok(())
+        if found > limit {
+            return Err(ServeError::TooLarge { what: name.to_owned(), found, limit }.into());
+        }
     }
+    Ok(())
 }

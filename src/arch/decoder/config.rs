@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::{
     arch::error::ArchError,
     module::{Order, Router},
-    pool::PoolError,
+    pool::parse_json,
 };
 
 /// Sizes of a decoder, and the computation of its layers.
@@ -164,8 +164,7 @@ pub(super) fn read(
     text: &str,
     architecture: Architecture,
 ) -> Result<Shape, ArchError> {
-    let config: Config = serde_json::from_str(text)
-        .map_err(|e| PoolError::Malformed { path: path.to_owned(), message: e.to_string() })?;
+    let config: Config = parse_json(path, text)?;
     config.shape(architecture).map_err(|(key, value, expected)| ArchError::Config {
         path: path.to_owned(),
         key: key.into(),

@@ -30,7 +30,7 @@ use crate::{
         Attribute, GraphBuilder,
         proto::{TensorProto, data_type},
     },
-    pool::{Checkpoint, PoolError},
+    pool::{Checkpoint, PoolError, parse_json},
 };
 
 /// Epsilon of the layer norms. The original code ignores the configuration's value.
@@ -95,8 +95,7 @@ pub(crate) fn open(
     checkpoint: Checkpoint,
 ) -> Result<ModuleFormer, ArchError> {
     let path = || config_path.to_owned();
-    let config: Config = serde_json::from_str(config)
-        .map_err(|e| PoolError::Malformed { path: path(), message: e.to_string() })?;
+    let config: Config = parse_json(config_path, config)?;
     if let Some((key, value, expected)) = config.fault() {
         return Err(ArchError::Config { path: path(), key: key.into(), value, expected });
     }

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::{Encoder, Names, Shape};
 use crate::{
     arch::error::ArchError,
-    pool::{Checkpoint, PoolError},
+    pool::{Checkpoint, parse_json},
 };
 
 /// BERT's tensor names of an attention sub-layer.
@@ -47,10 +47,7 @@ pub(crate) fn open(
     config: &str,
     checkpoint: Checkpoint,
 ) -> Result<Encoder, ArchError> {
-    let config: Config = serde_json::from_str(config).map_err(|e| PoolError::Malformed {
-        path: config_path.to_owned(),
-        message: e.to_string(),
-    })?;
+    let config: Config = parse_json(config_path, config)?;
     if config.position_embedding_type != "absolute" {
         return Err(ArchError::Config {
             path: config_path.to_owned(),

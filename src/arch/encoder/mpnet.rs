@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::{Encoder, Names, Shape};
 use crate::{
     arch::error::ArchError,
-    pool::{Checkpoint, PoolError},
+    pool::{Checkpoint, parse_json},
 };
 
 /// MPNet's tensor names of an attention sub-layer.
@@ -44,10 +44,7 @@ pub(crate) fn open(
     config: &str,
     checkpoint: Checkpoint,
 ) -> Result<Encoder, ArchError> {
-    let config: Config = serde_json::from_str(config).map_err(|e| PoolError::Malformed {
-        path: config_path.to_owned(),
-        message: e.to_string(),
-    })?;
+    let config: Config = parse_json(config_path, config)?;
     let num_buckets = config.relative_attention_num_buckets;
     if num_buckets < 4 || !num_buckets.is_multiple_of(4) {
         return Err(ArchError::Config {

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::{
     arch::error::ArchError,
-    pool::{Checkpoint, PoolError},
+    pool::{Checkpoint, PoolError, parse_json},
 };
 
 /// Sizes of a vision transformer.
@@ -158,8 +158,7 @@ pub(crate) fn read(
     config: &str,
     checkpoint: &Checkpoint,
 ) -> Result<(VitLayout, VitShape), ArchError> {
-    let config: Config = serde_json::from_str(config)
-        .map_err(|e| PoolError::Malformed { path: path.to_owned(), message: e.to_string() })?;
+    let config: Config = parse_json(path, config)?;
     let refuse = |key: &str, value: String, expected: &str| ArchError::Config {
         path: path.to_owned(),
         key: key.into(),

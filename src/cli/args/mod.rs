@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, builder::RangedU64ValueParser, value_parser};
 use serde::Serialize;
 
-use crate::{telemetry::LogFormat, tensor::ByteSize};
+use crate::{plan::Shape, telemetry::LogFormat, tensor::ByteSize};
 use bench::BenchArguments;
 use family::FamilyArgument;
 
@@ -290,11 +290,18 @@ pub struct EvaluateArguments {
 #[derive(Debug, Clone, Copy, Args)]
 pub struct ShapeArguments {
     /// Sequences in the request
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = Shape::default().batch)]
     pub batch: usize,
     /// Tokens of its longest sequence
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = Shape::default().tokens)]
     pub tokens: usize,
+}
+
+impl ShapeArguments {
+    /// Returns the shape.
+    pub fn shape(self) -> Shape {
+        Shape::new(self.batch, self.tokens)
+    }
 }
 
 /// Options of `plan`.

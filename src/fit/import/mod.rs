@@ -36,7 +36,7 @@ use crate::{
     },
     pool::{Disk, FileSystem, lock, sweep, sync},
     runtime::{Executor, Runtime, SideInputs, WholeModel},
-    tensor::{Tensor, TensorData, hex},
+    tensor::{Tensor, TensorData, chain, hex},
 };
 use manifest::{Imported, manifest};
 
@@ -157,7 +157,7 @@ fn folder_of(file: &Path) -> &Path {
 }
 
 fn malformed(file: &Path, error: &OnnxError) -> FitError {
-    FitError::Malformed { path: file.to_owned(), message: crate::pool::chain(error) }
+    FitError::Malformed { path: file.to_owned(), message: chain(error) }
 }
 
 /// Finds the cuts and shapes of one export, and writes it as an anchor.

@@ -5,8 +5,9 @@ use std::collections::{HashMap, hash_map::Entry};
 use crate::{
     module::Network,
     runtime::{
-        Activation, Executor, RuntimeError, SideInputs, residents::ledger::Need,
-        session::ModuleSession,
+        Activation, Executor, RuntimeError, SideInputs,
+        residents::ledger::Need,
+        session::{ModuleSession, first},
     },
     tensor::Tensor,
 };
@@ -56,7 +57,6 @@ impl<'e> Scratch<'e> {
             }
         };
         let outputs = session.run(&[], state.map(Activation::value), sides)?;
-        let value = outputs.into_iter().next().map(|(_, value)| value);
-        Activation::new(value.ok_or(RuntimeError::NoOutput)?).to_tensor()
+        Activation::new(first(outputs)?).to_tensor()
     }
 }

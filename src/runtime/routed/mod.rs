@@ -12,7 +12,7 @@ use super::{
     Activation, Routing, RuntimeError, SideInputs,
     activation::{handed_over, view},
     residents::Lease,
-    session::Outputs,
+    session::{Outputs, first},
 };
 use crate::module::{QUERIES, REST, Routed, SCORES, SUM, TOKENS, Ways};
 use dispatch::{combine, gather, gather_slots, place};
@@ -199,10 +199,6 @@ impl Inside<'_> {
         let given: Vec<(&str, &DynValue)> = entered.chain([(QUERIES, &queries)]).collect();
         first(self.networks.lease(network)?.session().run(&given, None, self.sides)?)
     }
-}
-
-fn first(outputs: Outputs) -> Result<DynValue, RuntimeError> {
-    outputs.into_iter().next().map(|(_, value)| value).ok_or(RuntimeError::NoOutput)
 }
 
 /// Returns the index of each way's network among the networks, and the networks without repetition.

@@ -284,7 +284,7 @@ impl Queue {
     /// Returns whether no request ran, waited or arrived since `begun`.
     pub(crate) fn was_quiet_since(&self, begun: Instant) -> bool {
         let state = self.shared.lock();
-        state.num_running == 0 && state.disturbed.is_none_or(|disturbed| disturbed < begun)
+        state.num_running == 0 && state.is_undisturbed_since(begun)
     }
 
     /// Hands over a family's executor. The modules of `preload` are loaded while no job waits.
@@ -352,7 +352,7 @@ impl Receiver {
         for job in jobs.iter().filter(|job| job.budget.is_some()) {
             state.learn_stretch(now, &job.promise);
         }
-        state.disturbed.is_none_or(|disturbed| disturbed < begun)
+        state.is_undisturbed_since(begun)
     }
 }
 
@@ -383,6 +383,11 @@ impl State {
             _ => self.strictness.lower(),
         }
         Some(Batch { jobs, chosen })
+    }
+
+    /// Returns whether no request arrived since `begun`, and no batch ran beside other work.
+    fn is_undisturbed_since(&self, begun: Instant) -> bool {
+        self.disturbed.is_none_or(|disturbed| disturbed < begun)
     }
 
     /// Returns whether a request waits, or no thread is idle.

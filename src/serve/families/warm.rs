@@ -72,7 +72,11 @@ pub(super) fn measure(
 
 /// Returns the plans of the fronts at the profiled lengths, the extremes first.
 fn likely(loaded: &LoadedFamily) -> Vec<&PlanEntry> {
-    let fronts = loaded.profile.token_knots().iter().map(|tokens| loaded.table.front(1, *tokens));
+    let fronts = loaded
+        .profile
+        .token_knots()
+        .iter()
+        .map(|tokens| loaded.table.front(Shape::new(1, *tokens)));
     let fronts: Vec<Vec<&PlanEntry>> = fronts.collect();
     let extremes = fronts.iter().flat_map(|front| front.first().into_iter().chain(front.last()));
     let mut seen = std::collections::HashSet::new();

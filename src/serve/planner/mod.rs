@@ -99,11 +99,11 @@ impl Planner {
     }
 
     /// Returns the plans that no other plan beats at this shape, cheapest first.
-    pub(super) fn front(&self, batch: usize, tokens: usize) -> Vec<PlanSummary> {
+    pub(super) fn front(&self, shape: Shape) -> Vec<PlanSummary> {
         let tables = self.learned.tables();
-        let front = tables.all.front(batch, tokens).into_iter();
+        let front = tables.all.front(shape).into_iter();
         let factor = self.correction.factor(Instant::now());
-        front.map(|entry| summary_of(entry, batch, tokens, factor)).collect()
+        front.map(|entry| summary_of(entry, shape, factor)).collect()
     }
 
     /// Chooses the plan for the remaining `budget` after `elapsed`. Every plan would have spent
@@ -141,8 +141,8 @@ impl Planner {
     }
 
     /// Returns whether a plan meets `budget` by its profiled latency.
-    pub(super) fn is_feasible(&self, Shape { batch, tokens }: Shape, budget: &Budget) -> bool {
-        self.loaded.table.choose(batch, tokens, budget).is_ok()
+    pub(super) fn is_feasible(&self, shape: Shape, budget: &Budget) -> bool {
+        self.loaded.table.choose(shape, budget).is_ok()
     }
 
     /// Chooses the fastest plan for a budget that no plan meets by its learned latency, which may
@@ -249,7 +249,7 @@ impl Planner {
     fn choose_from(
         &self,
         table: &PlanTable,
-        Shape { batch, tokens }: Shape,
+        shape: Shape,
         budget: &Budget,
     ) -> Result<Chosen, ServeError> {
         let now = Instant::now();
@@ -264,7 +264,7 @@ impl Planner {
         };
         let extra_seconds = |entry: &PlanEntry| loading(entry).as_secs_f64() / conservative;
         let budget_in = Budget { latency, ..budget.clone() };
-        let chosen = table.choose_besides(Shape { batch, tokens }, &budget_in, &extra_seconds);
+        let chosen = table.choose_besides(shape, &budget_in, &extra_seconds);
         let choice = chosen.map_err(|mut error| {
             if let ChooseError::Infeasible(infeasible) = &mut error {
                 infeasible.budget.latency = budget.latency;
@@ -273,19 +273,19 @@ impl Planner {
             error
         })?;
         let path = choice.entry.modules.iter().map(|index| ModuleId(*index)).collect();
-        let mut plan = summary_of(choice.entry, batch, tokens, self.correction.factor(now));
+        let mut plan = summary_of(choice.entry, shape, self.correction.factor(now));
         let loading = loading(choice.entry);
         plan.predicted_latency += loading;
-        let seconds = choice.entry.latency_seconds_at(batch, tokens) * conservative;
+        let seconds = choice.entry.latency_seconds_at(shape) * conservative;
         let conservative = Duration::from_secs_f64(seconds) + loading;
         let predicted = plan.predicted_latency;
         Ok(Chosen { plan, path, conservative, predicted })
     }
 }
 
-fn seconds_of(table: &PlanTable, Shape { batch, tokens }: Shape, budget: &Budget) -> Option<f64> {
-    let choice = table.choose(batch, tokens, budget).ok()?;
-    Some(choice.entry.latency_seconds_at(batch, tokens))
+fn seconds_of(table: &PlanTable, shape: Shape, budget: &Budget) -> Option<f64> {
+    let choice = table.choose(shape, budget).ok()?;
+    Some(choice.entry.latency_seconds_at(shape))
 }
 
 fn share(rows: usize) -> u32 {
@@ -293,12 +293,12 @@ fn share(rows: usize) -> u32 {
 }
 
 /// Returns the summary of a plan at a shape, with its latency corrected by `factor`.
-fn summary_of(entry: &PlanEntry, batch: usize, tokens: usize, factor: f64) -> PlanSummary {
-    let seconds = entry.latency_seconds_at(batch, tokens) * factor;
+fn summary_of(entry: &PlanEntry, shape: Shape, factor: f64) -> PlanSummary {
+    let seconds = entry.latency_seconds_at(shape) * factor;
     PlanSummary {
         plan: entry.id.clone(),
         predicted_latency: Duration::from_secs_f64(seconds),
-        memory_bytes: entry.memory_bytes_at(batch, tokens),
+        memory_bytes: entry.memory_bytes_at(shape),
         quality: entry.quality,
     }
 }

@@ -109,6 +109,7 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::serve::planner::follow::FORGOTTEN;
 
     #[test]
     fn a_byte_that_waited_long_is_learned_and_forgotten() {
@@ -120,7 +121,7 @@ mod tests {
         }
         let lag = pulse.lag(now + waited).as_secs_f64();
         assert!((lag - 0.02).abs() < 1e-3, "{lag}");
-        let rested = now + waited + crate::serve::planner::follow::FORGOTTEN;
+        let rested = now + waited + FORGOTTEN;
         assert_eq!(pulse.lag(rested), Duration::from_secs_f64(LAG));
     }
 

@@ -121,8 +121,8 @@ impl FamilyService {
     }
 
     /// Returns the plans that no other plan beats at this shape, cheapest first.
-    pub fn front(&self, batch: usize, tokens: usize) -> Vec<PlanSummary> {
-        self.planner.front(batch, tokens)
+    pub fn front(&self, shape: Shape) -> Vec<PlanSummary> {
+        self.planner.front(shape)
     }
 
     /// Returns the plan for `budget` at this shape.
@@ -130,13 +130,8 @@ impl FamilyService {
     /// # Errors
     ///
     /// Fails when no plan meets the budget, or the named plan does not exist.
-    pub fn choose(
-        &self,
-        batch: usize,
-        tokens: usize,
-        budget: &Budget,
-    ) -> Result<PlanSummary, ServeError> {
-        self.planner.plan_for(Shape { batch, tokens }, budget).map(|chosen| chosen.plan)
+    pub fn choose(&self, shape: Shape, budget: &Budget) -> Result<PlanSummary, ServeError> {
+        self.planner.plan_for(shape, budget).map(|chosen| chosen.plan)
     }
 
     /// Answers a request.

@@ -7,6 +7,7 @@ use super::{
     routed::RoutedBatch,
 };
 use crate::{
+    assembly::Family,
     family::ModuleId,
     input::ModelInput,
     plan::Shape,
@@ -74,7 +75,7 @@ pub(super) fn run_chunks(
 /// Observer that collects a path's times and routings, and passes them on under the modules' names.
 struct Recorder<'a> {
     name: &'a str,
-    family: &'a crate::assembly::Family,
+    family: &'a Family,
     observer: &'a dyn Observer,
     routed: RoutedBatch,
     times: Vec<(ModuleId, Duration)>,
