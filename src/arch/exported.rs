@@ -4,11 +4,12 @@ use std::path::Path;
 
 use super::{
     ArchError,
-    block::{Anchor, Form},
+    backbone::{Backbone, Form},
     joint::pooling::mean_head,
+    layout::{Axes, Layout, PartId, Reads},
 };
 use crate::{
-    family::{ModuleKind, OnnxSource},
+    family::{ModuleKind, OnnxSource, SpaceSpec},
     module::{Batching, Body, Network, PIXEL_VALUES, Precision},
     onnx::{
         CutPoint, OnnxError, check_operators, check_repeatable, cut,
@@ -21,12 +22,10 @@ use crate::{
 /// Pieces of an ONNX export: the stem, the blocks' modules, and the head if the export has one.
 #[derive(Debug)]
 pub(super) struct Exported {
-    stem: ModelProto,
-    blocks: Vec<Vec<ModelProto>>,
-    head: Option<ModelProto>,
+    /// Graphs of the layout's parts in their order; an own head may be missing.
+    pieces: Vec<ModelProto>,
     source: OnnxSource,
-    image: Option<[usize; 3]>,
-    output_width: usize,
+    layout: Layout,
 }
 
 impl Exported {
@@ -68,12 +67,9 @@ impl Exported {
         }
         let main = source.image.as_ref().map(|_| PIXEL_VALUES);
         let cuts = cut_points(source, output_width);
-        let mut pieces = cut(&model, &cuts, main).map_err(wrap)?.into_iter();
-        let stem = pieces.next().unwrap_or_default();
-        let parts = source.blocks.iter().map(|block| block.tensors().len());
-        let blocks = parts.map(|count| pieces.by_ref().take(count).collect()).collect();
-        let head = pieces.next();
-        Ok(Self { stem, blocks, head, source: source.clone(), image, output_width })
+        let pieces = cut(&model, &cuts, main).map_err(wrap)?;
+        let layout = layout_of(source, image, output_width);
+        Ok(Self { pieces, source: source.clone(), layout })
     }
 
     fn network(&self, piece: &ModelProto, precision: Precision) -> Network {
@@ -114,47 +110,49 @@ fn declared(graph: &GraphProto, name: &str, is_input: bool) -> Option<Vec<usize>
     extents.into_iter().skip(1).collect()
 }
 
-impl Anchor for Exported {
-    fn num_blocks(&self) -> usize {
-        self.blocks.len()
+impl Backbone for Exported {
+    fn layout(&self) -> &Layout {
+        &self.layout
     }
 
-    fn hidden_shape(&self, depth: usize, inner: bool) -> Vec<Option<usize>> {
-        match &self.source.image {
-            Some(image) => {
-                let depth = depth + usize::from(inner);
-                image.shapes.get(depth).into_iter().flatten().copied().map(Some).collect()
-            }
-            None => vec![None, self.source.width],
+    fn build(&self, part: PartId, form: &Form<'_>) -> Result<Body, ArchError> {
+        let piece = match self.pieces.get(part.0) {
+            Some(piece) => self.network(piece, form.precision),
+            // An export that ends with its last block has hidden states of a known width.
+            None => mean_head(self.source.width.unwrap_or_default()),
+        };
+        Ok(piece.into())
+    }
+}
+
+/// Returns the layout of an export that reads an image or texts and ends `output_width` wide.
+fn layout_of(source: &OnnxSource, image: Option<[usize; 3]>, output_width: usize) -> Layout {
+    let reads = match image {
+        Some(image) => Reads::Images(image),
+        None => Reads::Tokens { num_words: None, max_tokens: None },
+    };
+    let hidden = |place: usize| match &source.image {
+        Some(image) => {
+            let extents = image.shapes.get(place).into_iter().flatten().copied().map(Some);
+            SpaceSpec::of_extents(&extents.collect::<Vec<_>>())
         }
-    }
-
-    fn parts(&self, index: usize) -> &'static [ModuleKind] {
-        match self.blocks[index][..] {
-            [_, _] => &[ModuleKind::Attention, ModuleKind::Mlp],
+        None => SpaceSpec::of_extents(&[None, source.width]),
+    };
+    let gives = SpaceSpec::of_extents(&[Some(output_width)]);
+    let mut layout = Layout { reads, gives, parts: Vec::new() };
+    layout.add(ModuleKind::Stem, None, &hidden(0), Axes::default());
+    for (index, block) in source.blocks.iter().enumerate() {
+        let kinds: &[ModuleKind] = match block.tensors().len() {
+            2 => &[ModuleKind::Attention, ModuleKind::Mlp],
             _ => &[ModuleKind::Block],
+        };
+        // A manifest has one shape for each block.
+        for kind in kinds {
+            layout.add(*kind, Some(index), &hidden(index + 1), Axes::default());
         }
     }
-
-    fn image(&self) -> Option<[usize; 3]> {
-        self.image
-    }
-
-    fn output_width(&self) -> usize {
-        self.output_width
-    }
-
-    fn stem(&self) -> Result<Network, ArchError> {
-        Ok(self.network(&self.stem, Precision::F32))
-    }
-
-    fn part(&self, index: usize, part: ModuleKind, form: Form<'_>) -> Result<Body, ArchError> {
-        let piece = usize::from(part == ModuleKind::Mlp);
-        Ok(self.network(&self.blocks[index][piece], form.precision()).into())
-    }
-
-    fn head(&self, _has_norm: bool) -> Result<Option<Network>, ArchError> {
-        let head = self.head.as_ref().map(|head| self.network(head, Precision::F32));
-        Ok(head.or_else(|| self.source.width.map(mean_head)))
+    match source.image.is_some() || source.width.is_some() {
+        true => layout.with_head(),
+        false => layout,
     }
 }

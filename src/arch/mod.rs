@@ -3,17 +3,19 @@
 //! This room reads configurations and file headers, never the weights themselves. It knows no
 //! budgets and runs no networks. Start at `open::open`.
 
-mod block;
+mod backbone;
 mod decoder;
 mod encoder;
 mod error;
 mod exported;
 pub(crate) mod joint;
+mod layout;
 pub(crate) mod open;
 mod ops;
 mod vision;
 
-pub(crate) use block::{Anchor, Expansion, Form};
+pub(crate) use backbone::{Backbone, Expansion, Form};
 pub use error::ArchError;
 pub(crate) use joint::{MapParts, SplitFile};
 pub use joint::{SplitPart, split_file_name};
+pub(crate) use layout::{Layout, PartId, PartSpec, Reads, Widest};

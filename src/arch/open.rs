@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use super::{
     ArchError,
-    block::Anchor,
-    decoder::{self, moduleformer},
+    backbone::Backbone,
+    decoder::{self, dialects, moduleformer},
     encoder::{bert, mpnet},
     exported::Exported,
-    vision::{layout, vit::VisionTransformer},
+    vision::{names, vit::VisionTransformer},
 };
 use crate::{
     family::AnchorSpec,
@@ -20,7 +20,7 @@ pub(crate) fn open(
     folder: &Path,
     name: &str,
     spec: &AnchorSpec,
-) -> Result<Box<dyn Anchor>, ArchError> {
+) -> Result<Box<dyn Backbone>, ArchError> {
     if let Some(onnx) = &spec.onnx {
         let sha256 = digest(folder, spec, &onnx.file)?;
         return Ok(Box::new(Exported::open(folder, name, onnx, sha256)?));
@@ -49,29 +49,29 @@ fn of_config(
     path: PathBuf,
     text: &str,
     checkpoint: Checkpoint,
-) -> Result<Box<dyn Anchor>, ArchError> {
+) -> Result<Box<dyn Backbone>, ArchError> {
     let value: serde_json::Value = parse_json(&path, text)?;
     let architecture = value["architecture"].as_str();
     let is_timm = architecture.is_some_and(|name| {
         ["vit_", "deit_", "deit3_"].iter().any(|known| name.starts_with(known))
     });
     let model_type = value["model_type"].as_str();
-    if let Some(architecture) = model_type.and_then(decoder::architecture) {
-        return Ok(Box::new(decoder::open(&path, text, architecture, checkpoint)?));
+    if let Some(dialect) = model_type.and_then(dialects::of_model_type) {
+        return Ok(Box::new(decoder::open(&path, text, dialect, checkpoint)?));
     }
     match model_type {
         Some("moduleformer") => Ok(Box::new(moduleformer::open(&path, text, checkpoint)?)),
         Some("bert") => Ok(Box::new(bert::open(&path, text, checkpoint)?)),
         Some("mpnet") => Ok(Box::new(mpnet::open(&path, text, checkpoint)?)),
         model_type if matches!(model_type, Some("vit" | "deit")) || is_timm => {
-            let (layout, shape) = layout::read(&path, text, &checkpoint)?;
-            Ok(Box::new(VisionTransformer { shape, layout, checkpoint }))
+            let (names, shape) = names::read(&path, text, &checkpoint)?;
+            Ok(Box::new(VisionTransformer::new(shape, names, checkpoint)))
         }
         other => Err(ArchError::Config {
             path,
             key: "model_type".into(),
             value: other.or(architecture).unwrap_or_default().into(),
-            expected: "`bert`, `mpnet`, `vit`, `deit`, `mixtral`, `olmoe`, `qwen2_moe`, \
+            expected: "`bert`, `mpnet`, `vit`, `deit`, `llama`, `mixtral`, `olmoe`, `qwen2_moe`, \
                        `qwen3_moe`, `granitemoe`, `granitemoeshared` and `moduleformer` are \
                        supported, and timm's architectures vit_*, deit_* and deit3_*"
                 .into(),

@@ -4,34 +4,36 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use super::{
     promises,
-    variants::{Place, departures},
+    variants::{self, variants},
 };
 use crate::{
     arch::{
-        Anchor, ArchError, Expansion, Form, MapParts, SplitFile, SplitPart,
-        joint::{experts, fitted, trained},
+        ArchError, Backbone, Form, PartId, PartSpec, SplitFile, SplitPart,
+        joint::{experts, trained},
         open,
     },
     family::{
-        AnchorSpec, ExitsSpec, ExpertsSpec, FamilyError, Manifest, MapForm, MapSpec, Module,
-        ModuleKind, Space, SpaceId, SpaceKind, StitchesSpec, fit_file_name,
+        AnchorSpec, ExitsSpec, ExpertsSpec, FamilyError, Manifest, Module, ModuleKind, Space,
+        SpaceId, SpaceKind, SpaceSpec, StitchesSpec,
     },
     input::Tokenizer,
-    module::{Body, Network, Precision},
+    module::{Body, Network},
     pool::{Checkpoint, FitRecords, PoolError, open_verified},
 };
 
 /// Builder of a family's spaces, modules and networks.
 #[derive(Debug)]
 pub(super) struct FamilyBuilder<'a> {
-    folder: &'a Path,
-    manifest: &'a Manifest,
-    records: FitRecords,
-    opened: Vec<Box<dyn Anchor>>,
+    pub(super) folder: &'a Path,
+    pub(super) manifest: &'a Manifest,
+    pub(super) records: FitRecords,
+    pub(super) opened: Vec<Box<dyn Backbone>>,
     pub(super) anchors: Vec<String>,
     pub(super) spaces: Vec<Space>,
     pub(super) modules: Vec<Module>,
     pub(super) bodies: Vec<Option<Body>>,
+    /// Networks with a cache, by the position of their module.
+    pub(super) cached: BTreeMap<usize, Network>,
     pub(super) features: Vec<Network>,
     pub(super) splits: Vec<SplitPart>,
     pub(super) tokenizers: BTreeMap<String, Arc<Tokenizer>>,
@@ -55,8 +57,9 @@ impl Side<'_> {
         format!("{}{}", self.name, if self.is_stitched { "~" } else { "" })
     }
 
-    fn space(self, depth: usize, inner: bool) -> String {
-        format!("{}.{depth}{}", self.prefix(), if inner { "+" } else { "" })
+    /// Returns the name of the space behind `position` parts of block `depth`.
+    fn space(self, depth: usize, position: usize) -> String {
+        format!("{}.{depth}{}", self.prefix(), SpaceKind::marks(position))
     }
 }
 
@@ -90,7 +93,8 @@ impl<'a> FamilyBuilder<'a> {
     }
 
     fn new(folder: &'a Path, manifest: &'a Manifest, records: FitRecords) -> Self {
-        let end = |name: &str, kind, shape| Space { name: name.into(), kind, shape };
+        let end = |name: &str, kind, spec| Space { name: name.into(), kind, spec };
+        let output = SpaceSpec::of_extents(&[Some(manifest.output.width)]);
         Self {
             folder,
             manifest,
@@ -98,11 +102,12 @@ impl<'a> FamilyBuilder<'a> {
             opened: Vec::new(),
             anchors: Vec::new(),
             spaces: vec![
-                end("in", SpaceKind::Input, Vec::new()),
-                end("out", SpaceKind::Output, vec![Some(manifest.output.width)]),
+                end("in", SpaceKind::Input, SpaceSpec::default()),
+                end("out", SpaceKind::Output, output),
             ],
             modules: Vec::new(),
             bodies: Vec::new(),
+            cached: BTreeMap::new(),
             features: Vec::new(),
             splits: Vec::new(),
             tokenizers: BTreeMap::new(),
@@ -112,13 +117,18 @@ impl<'a> FamilyBuilder<'a> {
 
     fn add_anchor(&mut self, name: &str, spec: &AnchorSpec) -> Result<(), ArchError> {
         let anchor = open::open(self.folder, name, spec)?;
-        promises::check(self.folder, self.manifest, name, &*anchor)?;
-        self.add_tokenizer(name, spec, &*anchor)?;
-        self.words.insert(name.into(), anchor.num_words());
+        let layout = anchor.layout();
+        promises::check(self.folder, self.manifest, name, layout)?;
+        let num_words = layout.num_words().unwrap_or(usize::MAX);
+        self.add_tokenizer(name, spec, num_words)?;
+        self.words.insert(name.into(), num_words);
         let side = Side { name, spec, index: self.anchors.len(), is_stitched: false };
         self.add_blocks(side, &*anchor)?;
-        let (stem, first) = (format!("{name}.stem"), side.space(0, false));
-        self.add(stem, ["in", &first], ModuleKind::Stem, Some(anchor.stem()?.into()))?;
+        if let Some(stem) = layout.stem() {
+            let (name, first) = (format!("{name}.stem"), side.space(0, 0));
+            let body = anchor.build(stem, &Form::PLAIN)?;
+            self.add(name, ["in", &first], ModuleKind::Stem, Some(body))?;
+        }
         // Vectors of texts can be compared only in the reference's space. Classes are the same for
         // every anchor.
         if name == self.manifest.reference || self.manifest.image.is_some() {
@@ -137,61 +147,74 @@ impl<'a> FamilyBuilder<'a> {
     }
 
     /// Adds an anchor's hidden spaces and the modules of its blocks.
-    fn add_blocks(&mut self, side: Side<'_>, anchor: &dyn Anchor) -> Result<(), ArchError> {
-        for depth in 0..=anchor.num_blocks() {
-            let is_last = depth == anchor.num_blocks();
-            let has_inner = !is_last && anchor.parts(depth).len() > 1;
-            for inner in [false, true].into_iter().take(1 + usize::from(has_inner)) {
-                let (index, stitched) = (side.index, side.is_stitched);
+    fn add_blocks(&mut self, side: Side<'_>, anchor: &dyn Backbone) -> Result<(), ArchError> {
+        let layout = anchor.layout();
+        for depth in 0..=layout.num_blocks() {
+            for (position, spec) in layout.spaces_before(depth).into_iter().enumerate() {
+                let (anchor, stitched) = (side.index, side.is_stitched);
                 self.spaces.push(Space {
-                    name: side.space(depth, inner),
-                    kind: SpaceKind::Hidden { anchor: index, depth, inner, stitched },
-                    shape: anchor.hidden_shape(depth, inner),
+                    name: side.space(depth, position),
+                    kind: SpaceKind::Hidden { anchor, depth, position, stitched },
+                    spec: spec.clone(),
                 });
             }
         }
-        for block in 0..anchor.num_blocks() {
-            let parts = anchor.parts(block);
-            let inner = side.space(block, true);
-            let ends = [side.space(block, false), side.space(block + 1, false)];
-            match *parts {
-                [one, two] => {
-                    self.add_part(side, anchor, Place { block, kind: one }, [&ends[0], &inner])?;
-                    self.add_part(side, anchor, Place { block, kind: two }, [&inner, &ends[1]])?;
-                }
-                _ => {
-                    let whole = Place { block, kind: ModuleKind::Block };
-                    self.add_part(side, anchor, whole, [&ends[0], &ends[1]])?;
-                }
+        for block in 0..layout.num_blocks() {
+            let parts: Vec<PartId> = layout.block(block).collect();
+            for (position, part) in parts.iter().enumerate() {
+                let is_last = position + 1 == parts.len();
+                let to = if is_last { (block + 1, 0) } else { (block, position + 1) };
+                let ends = [side.space(block, position), side.space(to.0, to.1)];
+                self.add_part(side, anchor, *part, [&ends[0], &ends[1]])?;
             }
         }
         Ok(())
     }
 
-    /// Adds a module of a block in all its forms.
+    /// Adds a part of a block in all its forms.
     fn add_part(
         &mut self,
         side: Side<'_>,
-        anchor: &dyn Anchor,
-        place: Place,
+        anchor: &dyn Backbone,
+        part: PartId,
         ends: [&str; 2],
     ) -> Result<(), ArchError> {
-        let Place { block, kind } = place;
-        let part = match kind {
-            ModuleKind::Attention => ".attn",
-            ModuleKind::Mlp => ".mlp",
-            _ => "",
-        };
-        let plain = format!("{}.block.{block}{part}", side.prefix());
-        let body = anchor.part(block, kind, Form::Plain)?;
-        self.add(plain.clone(), ends, kind, Some(body))?;
-        for (variant, departure) in departures(side.spec, anchor, place) {
-            let body = departure.body(anchor, place)?;
-            self.add(format!("{plain}.{variant}"), ends, kind, body)?;
-            self.name_variant(Some(variant));
+        let PartSpec { kind, block, .. } = *anchor.layout().part(part);
+        let block = block.unwrap_or_default();
+        let name = kind.part_name();
+        let dot = if name.is_empty() { "" } else { "." };
+        let plain_name = format!("{}.block.{block}{dot}{name}", side.prefix());
+        let plain = anchor.build(part, &Form::PLAIN)?;
+        self.add(plain_name.clone(), ends, kind, Some(plain.clone()))?;
+        self.add_cached(anchor, part, &Form::PLAIN)?;
+        for variant in variants(side.spec, anchor.layout().part(part)) {
+            let name = format!("{plain_name}.{}", variant.name);
+            let form = variants::form(&variant);
+            let body = form.map(|form| variants::body(&form, anchor, part, &plain)).transpose()?;
+            self.add(name, ends, kind, body)?;
+            self.name_variant(Some(variant.name));
+            if let Some(form) = form {
+                self.add_cached(anchor, part, &form)?;
+            }
         }
         if kind == ModuleKind::Mlp {
             self.add_experts(side, anchor, block, ends)?;
+        }
+        Ok(())
+    }
+
+    /// Adds the network with a cache to the module added last, if the part can keep one.
+    fn add_cached(
+        &mut self,
+        anchor: &dyn Backbone,
+        part: PartId,
+        form: &Form<'_>,
+    ) -> Result<(), ArchError> {
+        if anchor.layout().part(part).axes.cache.is_none() {
+            return Ok(());
+        }
+        if let Body::Network(network) = anchor.build(part, &Form { has_cache: true, ..*form })? {
+            self.cached.insert(self.modules.len() - 1, *network);
         }
         Ok(())
     }
@@ -201,7 +224,7 @@ impl<'a> FamilyBuilder<'a> {
     fn add_experts(
         &mut self,
         side: Side<'_>,
-        anchor: &dyn Anchor,
+        anchor: &dyn Backbone,
         block: usize,
         ends: [&str; 2],
     ) -> Result<(), ArchError> {
@@ -234,20 +257,22 @@ impl<'a> FamilyBuilder<'a> {
     fn add_heads(
         &mut self,
         side: Side<'_>,
-        anchor: &dyn Anchor,
+        anchor: &dyn Backbone,
         has_norm: bool,
     ) -> Result<(), ArchError> {
-        let Some(head) = anchor.head(has_norm)? else {
+        let layout = anchor.layout();
+        let Some(head) = layout.head() else {
             return Ok(());
         };
-        let last = anchor.num_blocks();
+        let head = anchor.build(head, &Form { has_norm, ..Form::PLAIN })?;
+        let last = layout.num_blocks();
         let name = format!("{}.head", side.prefix());
-        let from = side.space(last, false);
-        self.add(name.clone(), [&from, "out"], ModuleKind::Head, Some(head.clone().into()))?;
+        let from = side.space(last, 0);
+        self.add(name.clone(), [&from, "out"], ModuleKind::Head, Some(head.clone()))?;
         for depth in side.spec.depths.iter().filter(|depth| **depth < last) {
-            let from = side.space(*depth, false);
+            let from = side.space(*depth, 0);
             let name = format!("{name}.{depth}");
-            self.add(name, [&from, "out"], ModuleKind::Exit, Some(head.clone().into()))?;
+            self.add(name, [&from, "out"], ModuleKind::Exit, Some(head.clone()))?;
             self.name_variant(Some("head".into()));
         }
         Ok(())
@@ -306,7 +331,7 @@ impl<'a> FamilyBuilder<'a> {
     /// Returns the number of blocks of `anchor`, which the manifest names under `key`.
     fn depth(&self, key: &str, anchor: &str) -> Result<usize, FamilyError> {
         let index = self.anchors.iter().position(|known| known == anchor);
-        index.map(|index| self.opened[index].num_blocks()).ok_or_else(|| {
+        index.map(|index| self.opened[index].layout().num_blocks()).ok_or_else(|| {
             let known = self.anchors.join(", ");
             let expected = format!("there are the anchors {known}");
             FamilyError::value(self.folder, key, anchor.to_owned(), expected)
@@ -318,81 +343,15 @@ impl<'a> FamilyBuilder<'a> {
         found.and_then(Space::width).unwrap_or_default()
     }
 
-    /// Adds the fitted maps.
-    fn add_maps(&mut self) -> Result<(), ArchError> {
-        for map in &self.manifest.maps {
-            if self.leads_to_missing_anchor(map) {
-                continue;
-            }
-            let (from, to) = (self.space(map, &map.from)?, self.space(map, &map.to)?);
-            let kind = map_kind(map, self.spaces[from.0].kind, self.spaces[to.0].kind)?;
-            let shapes = [from, to].map(|space| self.spaces[space.0].shape.clone());
-            let parts = MapParts {
-                map,
-                shape_in: &shapes[0],
-                shape_out: &shapes[1],
-                width_in: self.spaces[from.0].width().unwrap_or_default(),
-                width_out: self.spaces[to.0].width().unwrap_or_default(),
-                expansion: self.expansion(self.spaces[from.0].kind)?,
-            };
-            self.features.push(fitted::feature_network(&parts)?);
-            let name = fit_file_name(map);
-            let Some(record) = self.records.maps.get(&name) else {
-                tracing::warn!(
-                    from = map.from,
-                    to = map.to,
-                    "map is not fitted; run `tessera fit`"
-                );
-                continue;
-            };
-            let file = record.file(&name);
-            let weights = Checkpoint::open(self.folder, Path::new(file.location), file.sha256)?;
-            self.add_map(&parts, &weights, kind)?;
-        }
-        Ok(())
-    }
-
-    /// Adds a fitted map in all its forms.
-    fn add_map(
-        &mut self,
-        parts: &MapParts<'_>,
-        weights: &Checkpoint,
-        kind: ModuleKind,
-    ) -> Result<(), ArchError> {
-        let map = parts.map;
-        let ends = [map.from.as_str(), map.to.as_str()];
-        let label = map.label.as_ref().map_or(String::new(), |label| format!(".{label}"));
-        let name = format!("map.{}-{}{label}", map.from, map.to);
-        let network = fitted::network(parts, weights, Precision::F32)?;
-        self.add(name.clone(), ends, kind, Some(network.into()))?;
-        self.name_variant(map.label.clone());
-        for variant in &map.variants {
-            let network = fitted::network(parts, weights, Precision::Int8)?;
-            self.add(format!("{name}.{variant}"), ends, kind, Some(network.into()))?;
-            let label = map.label.as_ref().map_or(variant.clone(), |l| format!("{l}-{variant}"));
-            self.name_variant(Some(label));
-        }
-        Ok(())
-    }
-
-    /// Returns the expansion of the block that contains `space`, or `None` if there is none.
-    fn expansion(&self, space: SpaceKind) -> Result<Option<Expansion>, ArchError> {
-        match space {
-            SpaceKind::Hidden { anchor, depth, inner: true, .. } => {
-                self.opened[anchor].expansion(depth)
-            }
-            _ => Ok(None),
-        }
-    }
-
     /// Sets the variant of the module added last.
-    fn name_variant(&mut self, variant: Option<String>) {
+    pub(super) fn name_variant(&mut self, variant: Option<String>) {
         if let Some(module) = self.modules.last_mut() {
             module.variant = variant;
         }
     }
 
-    fn add(
+    /// Adds a module between two spaces, without a variant.
+    pub(super) fn add(
         &mut self,
         name: String,
         [from, to]: [&str; 2],
@@ -421,7 +380,7 @@ impl<'a> FamilyBuilder<'a> {
         &mut self,
         name: &str,
         spec: &AnchorSpec,
-        anchor: &dyn Anchor,
+        num_words: usize,
     ) -> Result<(), ArchError> {
         let Some(location) = &spec.tokenizer else {
             return Ok(());
@@ -434,52 +393,17 @@ impl<'a> FamilyBuilder<'a> {
         let tokenizer = Tokenizer::from_bytes(file.bytes(), max_tokens)
             .map_err(|error| malformed(error.to_string()))?;
         let words = tokenizer.vocabulary_size();
-        if words > anchor.num_words() {
-            let knows = anchor.num_words();
-            return Err(malformed(format!("has {words} words, but `{name}` knows {knows}")).into());
+        if words > num_words {
+            let message = format!("has {words} words, but `{name}` knows {num_words}");
+            return Err(malformed(message).into());
         }
         self.tokenizers.insert(name.into(), Arc::new(tokenizer));
         Ok(())
     }
-
-    fn leads_to_missing_anchor(&self, map: &MapSpec) -> bool {
-        [&map.from, &map.to].iter().any(|space| {
-            let anchor = space.split('.').next().unwrap_or_default();
-            self.manifest.anchors.get(anchor).is_some_and(|spec| spec.optional)
-                && !self.anchors.iter().any(|known| known == anchor)
-        })
-    }
-
-    fn space(&self, map: &MapSpec, name: &str) -> Result<SpaceId, ArchError> {
-        let found = self.spaces.iter().position(|space| space.name == name && name != "in");
-        found.map(SpaceId).ok_or_else(|| ArchError::Map {
-            from: map.from.clone(),
-            to: map.to.clone(),
-            reason: format!("there is no space `{name}`; known: {}", known_spaces(&self.spaces)),
-        })
-    }
 }
 
-/// Returns the kind of a map between two spaces.
-fn map_kind(map: &MapSpec, from: SpaceKind, to: SpaceKind) -> Result<ModuleKind, ArchError> {
-    use SpaceKind::{Hidden, Output};
-    let pooled = map.form == MapForm::Pooled;
-    match (from, to) {
-        (Hidden { inner: false, .. }, Output) if pooled => Ok(ModuleKind::Exit),
-        (Hidden { anchor: a, .. }, Hidden { anchor: b, inner: false, .. }) if !pooled => {
-            Ok(if a == b { ModuleKind::Bridge } else { ModuleKind::Stitch })
-        }
-        _ => Err(ArchError::Map {
-            from: map.from.clone(),
-            to: map.to.clone(),
-            reason: "a `tokens` or `mlp` map ends between two blocks, a `pooled` one leads from \
-                     there to `out`"
-                .into(),
-        }),
-    }
-}
-
-fn known_spaces(spaces: &[Space]) -> String {
+/// Returns the names of `spaces`.
+pub(super) fn known_spaces(spaces: &[Space]) -> String {
     spaces.iter().map(|space| space.name.as_str()).collect::<Vec<_>>().join(", ")
 }
 

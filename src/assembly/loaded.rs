@@ -11,7 +11,7 @@ use crate::{
     arch::{ArchError, SplitPart},
     family::{FamilyGraph, MANIFEST_FILE, Manifest, MapSpec, Module, ModuleId, SpaceId},
     input::Tokenizer,
-    module::{Batching, Body, Compute, ModuleError, Network, Port},
+    module::{Batching, Body, Cached, Compute, ModuleError, Network, Port},
     pool::{FitRecords, PoolError, Stamps},
 };
 
@@ -27,6 +27,8 @@ pub struct Family {
     networks: Networks,
     /// Networks that each module runs, by position in `networks`; `None` for the identity.
     computes: Vec<Option<Compute>>,
+    /// Networks with a cache that modules run in a sequence's step, by position in `networks`.
+    cached: BTreeMap<ModuleId, usize>,
     features: Vec<Network>,
     splits: Vec<SplitPart>,
     tokenizers: BTreeMap<String, Arc<Tokenizer>>,
@@ -81,11 +83,18 @@ impl Family {
             body.map(|body| networks.keep(&module.name, starts, body)).transpose()
         };
         let computes = named.map(keep).collect::<Result<_, _>>()?;
+        let cached = parts.cached.into_iter().map(|(index, network)| {
+            let name = format!("{}.cached", graph.modules()[index].name);
+            check_ports(&name, false, &network)?;
+            Ok((ModuleId(index), networks.position(network, || name)))
+        });
+        let cached = cached.collect::<Result<_, ModuleError>>()?;
         Ok(Self {
             folder: folder.to_owned(),
             graph,
             networks,
             computes,
+            cached,
             features: parts.features,
             splits: parts.splits,
             tokenizers: parts.tokenizers,
@@ -114,6 +123,13 @@ impl Family {
     /// Panics when `id` is of another family and out of range.
     pub fn compute(&self, id: ModuleId) -> Option<&Compute> {
         self.computes[id.0].as_ref()
+    }
+
+    /// Returns the network with a cache that module `id` runs in a sequence's step, by its
+    /// position, and its cache. Returns `None` if the module keeps no cache.
+    pub fn cached(&self, id: ModuleId) -> Option<(usize, &Arc<Cached>)> {
+        let index = *self.cached.get(&id)?;
+        Some((index, self.network(index).cached()?))
     }
 
     /// Returns the network at the position `index`, as returned by [`compute`](Self::compute).

@@ -4,6 +4,7 @@
 
 mod builder;
 mod loaded;
+mod maps;
 mod promises;
 mod variants;
 

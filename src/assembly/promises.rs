@@ -1,88 +1,111 @@
-//! Checks of a family's manifest against its anchors.
+//! Comparison of a family's manifest with the layout of an anchor.
 
 use std::path::Path;
 
 use crate::{
-    arch::Anchor,
+    arch::{Layout, Reads, Widest},
     family::{FamilyError, Manifest, WidthSpec},
 };
 
-/// Checks the manifest of the family in `folder` against the abilities of anchor `name`.
+/// Promise of a manifest that an anchor does not keep: the key, its value and the valid values.
+type Broken = (String, String, String);
+
+/// Checks that the anchor `name` of `layout` keeps what the manifest of the family in `folder`
+/// promises.
 pub(super) fn check(
     folder: &Path,
     manifest: &Manifest,
     name: &str,
-    anchor: &dyn Anchor,
+    layout: &Layout,
 ) -> Result<(), FamilyError> {
-    let Manifest { limits, output, image, reference, anchors, .. } = manifest;
-    let spec = &anchors[name];
-    let refuse = |key: &str, value, expected| FamilyError::value(folder, key, value, expected);
-    let key = |key: &str| format!("anchors.{name}.{key}");
-    if image.is_none() && limits.max_tokens > anchor.max_tokens() {
-        let expected = format!("`{name}` has positions for {}", anchor.max_tokens());
-        return Err(refuse("limits.max_tokens", limits.max_tokens.to_string(), expected));
+    let broken = [input, output, rows, widths, experts]
+        .into_iter()
+        .find_map(|compare| compare(manifest, name, layout));
+    match broken {
+        Some((key, value, expected)) => Err(FamilyError::value(folder, &key, value, expected)),
+        None => Ok(()),
     }
-    check_rows(manifest, name, anchor)
-        .map_err(|(key, value, expected)| refuse(key, value, expected))?;
-    if image.is_none() && spec.tokenizer.is_none() && !anchor.scores_tokens() {
-        let expected = "an anchor that reads texts needs one".to_owned();
-        return Err(refuse(&key("tokenizer"), String::new(), expected));
-    }
-    let has_head = name == reference || image.is_some();
-    if has_head && output.width != anchor.output_width() {
-        let expected = format!("`{name}` ends {} wide", anchor.output_width());
-        return Err(refuse("output.width", output.width.to_string(), expected));
-    }
-    let given = image.as_ref().map(|image| [image.channels, image.height, image.width]);
-    if let Some(read) = anchor.image().filter(|read| Some(*read) != given) {
-        let expected = format!("`{name}` reads images of {read:?} (channels, height, width)");
-        return Err(refuse("image", format!("{given:?}"), expected));
-    }
-    for width in &spec.widths {
-        let fits = |(heads, hidden)| width.heads <= heads && width.hidden <= hidden;
-        let widest = anchor.widest();
-        if !widest.is_some_and(fits) {
-            let expected = match widest {
-                Some((heads, hidden)) => format!("it has {heads} heads, {hidden} hidden units"),
-                None => "only vision transformers run narrower".into(),
-            };
-            let WidthSpec { heads, hidden, .. } = width;
-            return Err(refuse(&key("widths"), format!("{heads}, {hidden}"), expected));
-        }
-    }
-    let blocks = anchor.num_blocks();
-    for experts in manifest.experts.iter().filter(|experts| experts.anchor == name) {
-        if let Some(block) = experts.blocks.iter().flatten().find(|block| **block >= blocks) {
-            let expected = format!("`{name}` has {blocks} blocks, the first being 0");
-            return Err(refuse(&experts.key("blocks"), block.to_string(), expected));
-        }
-    }
-    Ok(())
 }
 
-/// Checks that the output has the rows that the anchor's head returns. An error holds the key, its
-/// value and the valid values.
-fn check_rows(
-    manifest: &Manifest,
-    name: &str,
-    anchor: &dyn Anchor,
-) -> Result<(), (&'static str, String, String)> {
+/// Compares the input: positions, the tokenizer, and the shape of images.
+fn input(manifest: &Manifest, name: &str, layout: &Layout) -> Option<Broken> {
+    let Manifest { limits, image, anchors, .. } = manifest;
+    let given = image.as_ref().map(|image| [image.channels, image.height, image.width]);
+    match (layout.reads, given) {
+        (Reads::Images(read), given) if given != Some(read) => {
+            let expected = format!("`{name}` reads images of {read:?} (channels, height, width)");
+            Some(("image".into(), format!("{given:?}"), expected))
+        }
+        (_, Some(_)) => None,
+        (_, None) => {
+            let positions = layout.max_tokens().filter(|most| limits.max_tokens > *most);
+            if let Some(most) = positions {
+                let expected = format!("`{name}` has positions for {most}");
+                return Some(("limits.max_tokens".into(), limits.max_tokens.to_string(), expected));
+            }
+            let needs_tokenizer = anchors[name].tokenizer.is_none() && !layout.gives.has_tokens();
+            let expected = "an anchor that reads texts needs one".to_owned();
+            needs_tokenizer.then(|| (key(name, "tokenizer"), String::new(), expected))
+        }
+    }
+}
+
+/// Compares the width of the output.
+fn output(manifest: &Manifest, name: &str, layout: &Layout) -> Option<Broken> {
+    let has_head = name == manifest.reference || manifest.image.is_some();
+    let (promised, given) = (manifest.output.width, layout.gives.width().unwrap_or_default());
+    let expected = format!("`{name}` ends {given} wide");
+    (has_head && promised != given).then(|| ("output.width".into(), promised.to_string(), expected))
+}
+
+/// Compares the rows of the output, and its last hidden states.
+fn rows(manifest: &Manifest, name: &str, layout: &Layout) -> Option<Broken> {
     let output = &manifest.output;
+    let has_tokens = layout.gives.has_tokens();
     let is_mine = name == manifest.reference;
-    if is_mine && output.per_token != anchor.scores_tokens() {
-        let rows = if anchor.scores_tokens() { "each token" } else { "each text or image" };
+    if is_mine && output.per_token != has_tokens {
+        let rows = if has_tokens { "each token" } else { "each text or image" };
         let expected = format!("`{name}` gives a row for {rows}");
-        return Err(("output.per_token", output.per_token.to_string(), expected));
+        return Some(("output.per_token".into(), output.per_token.to_string(), expected));
     }
-    match &output.states {
-        Some(states) if is_mine && !anchor.scores_tokens() => {
-            let expected = format!("`{name}` gives no last hidden states");
-            Err(("output.states", states.clone(), expected))
-        }
-        Some(states) if *states == output.name => {
-            let expected = "it must be another name than output.name".to_owned();
-            Err(("output.states", states.clone(), expected))
-        }
-        _ => Ok(()),
+    let states = output.states.as_ref()?;
+    let refuse = |expected| Some(("output.states".into(), states.clone(), expected));
+    if is_mine && layout.gives.tensors.len() < 2 {
+        return refuse(format!("`{name}` gives no last hidden states"));
     }
+    match *states == output.name {
+        true => refuse("it must be another name than output.name".into()),
+        false => None,
+    }
+}
+
+/// Compares the widths with the heads and hidden units of the blocks.
+fn widths(manifest: &Manifest, name: &str, layout: &Layout) -> Option<Broken> {
+    let widest = layout.widest();
+    let fits = |width: &WidthSpec| {
+        widest.is_some_and(|w| width.heads <= w.heads && width.hidden <= w.hidden)
+    };
+    let WidthSpec { heads, hidden, .. } =
+        manifest.anchors[name].widths.iter().find(|width| !fits(width))?;
+    let expected = match widest {
+        Some(Widest { heads, hidden }) => format!("it has {heads} heads, {hidden} hidden units"),
+        None => "only vision transformers run narrower".into(),
+    };
+    Some((key(name, "widths"), format!("{heads}, {hidden}"), expected))
+}
+
+/// Compares the blocks that are split among experts with those that there are.
+fn experts(manifest: &Manifest, name: &str, layout: &Layout) -> Option<Broken> {
+    let blocks = layout.num_blocks();
+    let own = manifest.experts.iter().filter(|experts| experts.anchor == name);
+    own.into_iter().find_map(|experts| {
+        let block = experts.blocks.iter().flatten().find(|block| **block >= blocks)?;
+        let expected = format!("`{name}` has {blocks} blocks, the first being 0");
+        Some((experts.key("blocks"), block.to_string(), expected))
+    })
+}
+
+/// Returns the name of a key of the anchor `name`.
+fn key(name: &str, key: &str) -> String {
+    format!("anchors.{name}.{key}")
 }

@@ -1,71 +1,39 @@
 //! Variants of a block's parts, beside the form in which they were trained.
 
 use crate::{
-    arch::{Anchor, ArchError, Form},
-    family::{AnchorSpec, ExpertSet, ModuleKind},
-    module::Body,
+    arch::{ArchError, Backbone, Form, PartId, PartSpec},
+    family::{AnchorSpec, VariantSpec},
+    module::{Body, Precision},
 };
 
-/// Place of a module in an anchor.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Place {
-    /// Block.
-    pub(super) block: usize,
-    /// Sub-layer of the block, or the whole block.
-    pub(super) kind: ModuleKind,
+/// Returns the variants of a part that the manifest entry of its anchor asks for.
+pub(super) fn variants<'a>(spec: &'a AnchorSpec, part: &PartSpec) -> Vec<VariantSpec<'a>> {
+    let PartSpec { kind, block, axes, .. } = part;
+    let (block, is_routed) = (block.unwrap_or_default(), axes.num_experts.is_some());
+    let variants = spec.variant_specs().unwrap_or_default().into_iter();
+    variants.filter(|variant| variant.is_of(block, *kind, is_routed)).collect()
 }
 
-/// Difference of a variant from the block part that it replaces.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Departure<'a> {
-    /// The variant is the identity.
-    Skip,
-    /// The variant is another form of the part.
-    Form(Form<'a>),
-    /// Only these experts may be chosen.
-    Among(&'a ExpertSet),
+/// Returns the form of a variant, or `None` for the identity.
+pub(super) fn form<'a>(variant: &VariantSpec<'a>) -> Option<Form<'a>> {
+    let precision = if variant.is_int8 { Precision::Int8 } else { Precision::F32 };
+    let experts = variant.experts.map(|set| set.experts.as_slice());
+    let (width, top_k) = (variant.width, variant.top_k);
+    (!variant.is_identity).then_some(Form { precision, width, top_k, experts, ..Form::PLAIN })
 }
 
-/// Returns the named departures of one block part that the anchor's manifest entry asks for.
-pub(super) fn departures<'a>(
-    spec: &'a AnchorSpec,
-    anchor: &dyn Anchor,
-    Place { block, kind }: Place,
-) -> Vec<(String, Departure<'a>)> {
-    let named = spec.variants.iter().map(|variant| match variant.as_str() {
-        "int8" => (variant.clone(), Departure::Form(Form::Int8)),
-        _ => (variant.clone(), Departure::Skip),
-    });
-    let widths = spec.widths.iter();
-    let narrow = widths.map(|width| (width.name.clone(), Departure::Form(Form::Narrow(width))));
-    let is_routed = anchor.num_ways(block, kind).is_some();
-    let top_k = spec.top_k.iter().filter(|_| is_routed);
-    let top_k = top_k.map(|k| (format!("k{k}"), Departure::Form(Form::TopK(*k))));
-    let sets = spec.expert_sets.iter().filter(|set| is_routed && set.is_of(block, kind));
-    let sets = sets.map(|set| (set.name.clone(), Departure::Among(set)));
-    named.chain(narrow).chain(top_k).chain(sets).collect()
-}
-
-impl Departure<'_> {
-    /// Builds the variant, or returns `None` for the identity.
-    pub(super) fn body(
-        self,
-        anchor: &dyn Anchor,
-        Place { block, kind }: Place,
-    ) -> Result<Option<Body>, ArchError> {
-        let body = match self {
-            Self::Skip => return Ok(None),
-            Self::Form(form) => anchor.part(block, kind, form)?,
-            Self::Among(set) => {
-                let mut body = anchor.part(block, kind, Form::Plain)?;
-                if let Body::Routed(routed) = &mut body {
-                    let router = &mut routed.router;
-                    router.top_k = router.top_k.min(set.experts.len());
-                    router.allowed = Some(set.experts.clone());
-                }
-                body
-            }
-        };
-        Ok(Some(body))
+/// Builds a form of `part` beside its `plain` form.
+pub(super) fn body(
+    form: &Form<'_>,
+    anchor: &dyn Backbone,
+    part: PartId,
+    plain: &Body,
+) -> Result<Body, ArchError> {
+    if let (Body::Routed(routed), Precision::F32, None) = (plain, form.precision, form.width) {
+        // Only the router differs, so the experts need not be built again.
+        let mut routed = routed.clone();
+        form.route(&mut routed.router);
+        return Ok(Body::Routed(routed));
     }
+    anchor.build(part, form)
 }

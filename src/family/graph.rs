@@ -2,7 +2,10 @@
 
 use std::collections::HashSet;
 
-use super::FamilyError;
+use super::{
+    FamilyError,
+    space::{Space, SpaceKind},
+};
 
 /// Index of a [`Space`] in its graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -11,46 +14,6 @@ pub struct SpaceId(pub usize);
 /// Index of a [`Module`] in its graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ModuleId(pub usize);
-
-/// An activation space: the meaning and the shape of a tensor between two modules.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Space {
-    /// The name: `in`, `out`, `l6.3` after three blocks of `l6`, or `l6.3+` inside the fourth
-    /// block.
-    pub name: String,
-    /// The role of the space.
-    pub kind: SpaceKind,
-    /// The extents of a tensor's axes without the batch axis; `None` for an axis of any extent.
-    pub shape: Vec<Option<usize>>,
-}
-
-impl Space {
-    /// Returns the extent of the last axis, or `None` if it may vary.
-    pub fn width(&self) -> Option<usize> {
-        self.shape.last().copied().flatten()
-    }
-}
-
-/// The role of a [`Space`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum SpaceKind {
-    /// The family's inputs.
-    Input,
-    /// Hidden states of an anchor.
-    Hidden {
-        /// The anchor's index in [`FamilyGraph::anchors`].
-        anchor: usize,
-        /// Number of blocks passed.
-        depth: usize,
-        /// Whether the next block's attention has been passed as well.
-        inner: bool,
-        /// Whether the path crossed a stitch, for families that end such paths differently. SN-Net
-        /// v1 leaves out the final norm.
-        stitched: bool,
-    },
-    /// The family's output.
-    Output,
-}
 
 /// A module: an edge from one space to another.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,6 +50,25 @@ pub enum ModuleKind {
     Exit,
     /// An anchor's own head.
     Head,
+    /// Another part of a block, by its name.
+    Other(&'static str),
+}
+
+impl ModuleKind {
+    /// Returns whether a module of this kind is a block or a part of one.
+    pub fn is_of_block(self) -> bool {
+        matches!(self, Self::Block | Self::Attention | Self::Mlp | Self::Other(_))
+    }
+
+    /// Returns the name of this part of a block; it is empty for a whole block.
+    pub fn part_name(self) -> &'static str {
+        match self {
+            Self::Attention => "attn",
+            Self::Mlp => "mlp",
+            Self::Other(name) => name,
+            _ => "",
+        }
+    }
 }
 
 /// The modules of a family and the spaces that they connect.
@@ -185,7 +167,7 @@ impl FamilyGraph {
         let leads_there = |id: &&ModuleId| {
             let module = self.module(**id);
             let kind = self.spaces[module.to.0].kind;
-            let to = matches!(kind, SpaceKind::Hidden { anchor: a, depth, inner: false, .. }
+            let to = matches!(kind, SpaceKind::Hidden { anchor: a, depth, position: 0, .. }
                 if (a, depth) == (anchor, start));
             to && module.variant.as_deref() == variant
         };

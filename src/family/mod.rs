@@ -5,27 +5,21 @@
 //! `l3[0..1]>l6[2..6]`.
 
 mod error;
-mod experts;
 mod files;
 #[cfg(test)]
 mod fuzz_tests;
 mod graph;
-mod image;
 mod manifest;
-mod maps;
-mod onnx_source;
 mod plan_id;
-mod trained;
+mod space;
 
 pub use error::FamilyError;
-pub use experts::{ExpertSet, ExpertsSpec, RoutedPart, RouterForm};
 pub use files::{FITS_FOLDER, MANIFEST_FILE, name_with_digest, name_without_digest};
-pub use graph::{FamilyGraph, Module, ModuleId, ModuleKind, Space, SpaceId, SpaceKind};
-pub use image::{Filter, ImageSpec, Resize};
+pub use graph::{FamilyGraph, Module, ModuleId, ModuleKind, SpaceId};
 pub use manifest::{
-    AnchorSpec, Limits, Manifest, Metric, OutputSpec, PartSource, QualitySpec, WidthSpec,
+    AnchorSpec, BlockEnds, ExitsSpec, ExpertSet, ExpertsSpec, Feature, Filter, ImageSpec, Limits,
+    Manifest, MapForm, MapSpec, Metric, OnnxImage, OnnxSource, OutputSpec, PartSource, QualitySpec,
+    Resize, RoutedPart, RouterForm, StitchesSpec, VariantSpec, WidthSpec, fit_file_name,
 };
-pub use maps::{Feature, MapForm, MapSpec, fit_file_name};
-pub use onnx_source::{BlockEnds, OnnxImage, OnnxSource};
 pub use plan_id::PlanId;
-pub use trained::{ExitsSpec, StitchesSpec};
+pub use space::{Axis, NamedTensor, Space, SpaceKind, SpaceSpec};

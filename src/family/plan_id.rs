@@ -7,7 +7,10 @@
 //! segment. A segment that ends inside a block, after its attention, has a `+`:
 //! `l6[0..2+]>l6[4..6]`.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -28,8 +31,8 @@ struct Segment<'a> {
     anchor: &'a str,
     start: usize,
     end: usize,
-    /// Whether the segment also includes the attention of block `end`.
-    inner: bool,
+    /// Number of parts of block `end` that the segment also includes.
+    position: usize,
     options: Vec<(&'a str, &'a str)>,
 }
 
@@ -90,13 +93,9 @@ fn segment_end(graph: &FamilyGraph, path: &[ModuleId]) -> Option<usize> {
     if graph.module(*entry).to == graph.output() {
         return None;
     }
-    let blocks = path[1..].iter().take_while(|id| is_block(graph.module(**id).kind)).count();
+    let blocks = path[1..].iter().take_while(|id| graph.module(**id).kind.is_of_block()).count();
     let exits = path.get(1 + blocks).is_some_and(|id| graph.module(*id).to == graph.output());
     Some(1 + blocks + usize::from(exits))
-}
-
-fn is_block(kind: ModuleKind) -> bool {
-    matches!(kind, ModuleKind::Block | ModuleKind::Attention | ModuleKind::Mlp)
 }
 
 fn write_segment(graph: &FamilyGraph, segment: &[ModuleId], text: &mut String) {
@@ -109,7 +108,8 @@ fn write_segment(graph: &FamilyGraph, segment: &[ModuleId], text: &mut String) {
     if let Some(label) = &entry.variant {
         options.push(format!("via:{label}"));
     }
-    let mut variants: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    // Parts of each block in a variant, by variant and block.
+    let mut variants: BTreeMap<(&str, usize), BTreeSet<&str>> = BTreeMap::new();
     for id in &segment[1..] {
         let module = graph.module(*id);
         if module.to == graph.output() {
@@ -117,54 +117,54 @@ fn write_segment(graph: &FamilyGraph, segment: &[ModuleId], text: &mut String) {
             continue;
         }
         let kind = |space: SpaceId| graph.spaces()[space.0].kind;
-        if let SpaceKind::Hidden { depth, inner, .. } = kind(module.to) {
-            end = format!("{depth}{}", if inner { "+" } else { "" });
+        if let SpaceKind::Hidden { depth, position, .. } = kind(module.to) {
+            end = format!("{depth}{}", SpaceKind::marks(position));
         }
         if let (Some(variant), SpaceKind::Hidden { depth, .. }) =
             (&module.variant, kind(module.from))
         {
-            let name = format!("{variant}{}", part_suffix(module.kind));
-            variants.entry(name).or_default().push(depth);
+            variants.entry((variant, depth)).or_default().insert(module.kind.part_name());
         }
     }
-    join_parts(&mut variants);
-    options.extend(variants.iter().flat_map(|(variant, depths)| ranges(variant, depths)));
+    let named = join_parts(&variants, &parts_of(graph, anchor));
+    options.extend(named.iter().flat_map(|(variant, depths)| ranges(variant, depths)));
     text.push_str(&format!("{}[{start}..{end}]", graph.anchors()[anchor]));
     if !options.is_empty() {
         text.push_str(&format!("{{{}}}", options.join(",")));
     }
 }
 
-/// Returns the suffix of a variant's name for the part of a block that `kind` is.
-fn part_suffix(kind: ModuleKind) -> &'static str {
-    match kind {
-        ModuleKind::Attention => ".attn",
-        ModuleKind::Mlp => ".mlp",
-        _ => "",
+/// Returns the names of the parts of each block of `anchor`.
+fn parts_of(graph: &FamilyGraph, anchor: usize) -> BTreeMap<usize, BTreeSet<&'static str>> {
+    let mut parts: BTreeMap<usize, BTreeSet<&str>> = BTreeMap::new();
+    for module in graph.modules().iter().filter(|module| module.kind.is_of_block()) {
+        match graph.spaces()[module.from.0].kind {
+            SpaceKind::Hidden { anchor: own, depth, .. } if own == anchor => {
+                parts.entry(depth).or_default().insert(module.kind.part_name());
+            }
+            _ => {}
+        }
     }
+    parts
 }
 
-/// Merges a variant's entries for `.attn` and `.mlp` in the blocks that have both.
-fn join_parts(variants: &mut BTreeMap<String, Vec<usize>>) {
-    let names: Vec<String> =
-        variants.keys().filter_map(|name| name.strip_suffix(".attn").map(str::to_owned)).collect();
-    for name in names {
-        let (attention, mlp) = (format!("{name}.attn"), format!("{name}.mlp"));
-        let in_mlp = variants.get(&mlp).cloned().unwrap_or_default();
-        let both: Vec<usize> =
-            variants[&attention].iter().copied().filter(|d| in_mlp.contains(d)).collect();
-        for part in [attention, mlp] {
-            if let Some(depths) = variants.get_mut(&part) {
-                depths.retain(|depth| !both.contains(depth));
-                if depths.is_empty() {
-                    variants.remove(&part);
-                }
-            }
+/// Returns the blocks of each option such as `int8` or `int8.attn`. A variant that all parts of a
+/// block have is named without a part.
+fn join_parts(
+    variants: &BTreeMap<(&str, usize), BTreeSet<&str>>,
+    parts_of: &BTreeMap<usize, BTreeSet<&str>>,
+) -> BTreeMap<String, Vec<usize>> {
+    let mut named: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    for ((variant, depth), parts) in variants {
+        if parts_of.get(depth) == Some(parts) {
+            named.entry((*variant).to_owned()).or_default().push(*depth);
+            continue;
         }
-        if !both.is_empty() {
-            variants.insert(name, both);
+        for part in parts {
+            named.entry(format!("{variant}.{part}")).or_default().push(*depth);
         }
     }
+    named
 }
 
 /// Returns ascending `depths` as options such as `variant:3` and `variant:0..2`.
@@ -194,10 +194,9 @@ fn parse_segment(text: &str) -> Result<Segment<'_>, String> {
     };
     let (anchor, rest) = text.split_once('[').ok_or_else(refuse)?;
     let (range, rest) = rest.split_once(']').ok_or_else(refuse)?;
-    let (range, inner) = match range.strip_suffix('+') {
-        Some(range) => (range, true),
-        None => (range, false),
-    };
+    let marked = range;
+    let range = marked.trim_end_matches('+');
+    let position = marked.len() - range.len();
     let (start, end) = parse_range(range).ok_or_else(refuse)?;
     let options = match rest {
         "" => Vec::new(),
@@ -209,7 +208,7 @@ fn parse_segment(text: &str) -> Result<Segment<'_>, String> {
             .map(|option| option.split_once(':').ok_or_else(refuse))
             .collect::<Result<_, _>>()?,
     };
-    Ok(Segment { anchor, start, end, inner, options })
+    Ok(Segment { anchor, start, end, position, options })
 }
 
 fn parse_range(text: &str) -> Option<(usize, usize)> {
@@ -275,8 +274,8 @@ fn take(
 
 /// Returns whether `segment` ends in a space of `kind`.
 fn is_end(kind: SpaceKind, segment: &Segment<'_>) -> bool {
-    matches!(kind, SpaceKind::Hidden { depth, inner, .. }
-        if (depth, inner) == (segment.end, segment.inner))
+    matches!(kind, SpaceKind::Hidden { depth, position, .. }
+        if (depth, position) == (segment.end, segment.position))
 }
 
 /// Appends a block's next module to `path`, in the variant that `segment` names for it. Returns the
@@ -291,7 +290,7 @@ fn walk_part(
         return Err(format!("anchor `{}` has no hidden states here", segment.anchor));
     };
     let parts: Vec<ModuleId> = graph.outgoing(space).to_vec();
-    let parts = parts.into_iter().filter(|id| is_block(graph.module(*id).kind));
+    let parts = parts.into_iter().filter(|id| graph.module(*id).kind.is_of_block());
     let parts: Vec<ModuleId> = parts.collect();
     if parts.is_empty() {
         return Err(format!("anchor `{}` has no block {depth}", segment.anchor));
@@ -311,7 +310,7 @@ fn walk_part(
 fn wanted<'a>(segment: &Segment<'a>, depth: usize, kind: ModuleKind) -> Option<&'a str> {
     segment.options.iter().find_map(|(name, blocks)| {
         let (variant, part) = name.split_once('.').unwrap_or((name, ""));
-        let in_part = part.is_empty() || part_suffix(kind).strip_prefix('.') == Some(part);
+        let in_part = part.is_empty() || kind.part_name() == part;
         (in_part && covers(blocks, depth) && !matches!(*name, "via" | "exit")).then_some(variant)
     })
 }
@@ -329,7 +328,7 @@ fn option<'a>(segment: &Segment<'a>, name: &str) -> Option<&'a str> {
 
 /// Refuses an option for blocks outside of `segment`, which would have no effect.
 fn check_options(segment: &Segment<'_>) -> Result<(), String> {
-    let last = segment.end + usize::from(segment.inner);
+    let last = segment.end + usize::from(segment.position > 0);
     for (name, blocks) in segment.options.iter().filter(|o| !matches!(o.0, "via" | "exit")) {
         let range = blocks.parse().ok().map(|block: usize| (block, block.saturating_add(1)));
         let inside = range

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    family::{Module, Space},
+    family::{Module, Space, SpaceSpec},
     plan::BudgetParameters,
 };
 
@@ -13,17 +13,17 @@ fn graph() -> FamilyGraph {
     for depth in 0..=2 {
         spaces.push(space(
             &format!("a.{depth}"),
-            SpaceKind::Hidden { anchor: 0, depth, inner: false, stitched: false },
+            SpaceKind::Hidden { anchor: 0, depth, position: 0, stitched: false },
         ));
     }
     for depth in 0..=3 {
         spaces.push(space(
             &format!("b.{depth}"),
-            SpaceKind::Hidden { anchor: 1, depth, inner: false, stitched: false },
+            SpaceKind::Hidden { anchor: 1, depth, position: 0, stitched: false },
         ));
         spaces.push(space(
             &format!("b.{depth}+"),
-            SpaceKind::Hidden { anchor: 1, depth, inner: true, stitched: false },
+            SpaceKind::Hidden { anchor: 1, depth, position: 1, stitched: false },
         ));
     }
     let mut edges = vec![
@@ -64,7 +64,7 @@ fn graph() -> FamilyGraph {
 }
 
 fn space(name: &str, kind: SpaceKind) -> Space {
-    Space { name: name.into(), kind, shape: Vec::new() }
+    Space { name: name.into(), kind, spec: SpaceSpec::default() }
 }
 
 /// Appends every path from `space` to the output to `all`, each after `so_far`.
@@ -139,7 +139,7 @@ fn a_long_id_that_is_offered_can_be_asked_for() {
     let num_blocks = 400;
     let mut spaces = vec![space("in", SpaceKind::Input), space("out", SpaceKind::Output)];
     spaces.extend((0..=num_blocks).map(|depth| {
-        space(&name(depth), SpaceKind::Hidden { anchor: 0, depth, inner: false, stitched: false })
+        space(&name(depth), SpaceKind::Hidden { anchor: 0, depth, position: 0, stitched: false })
     }));
     let module = |index: usize, from, to, kind, variant: Option<&str>| Module {
         name: format!("m{index}"),

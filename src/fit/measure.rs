@@ -186,7 +186,7 @@ fn state_shape(
 ) -> Option<Vec<usize>> {
     let graph = &executor.family().graph;
     let space = &graph.spaces()[graph.module(id).from.0];
-    let extents = space.shape.iter().map(|extent| extent.unwrap_or(tokens));
+    let extents = space.shape().into_iter().map(|extent| extent.unwrap_or(tokens));
     matches!(space.kind, SpaceKind::Hidden { .. })
         .then(|| [batch].into_iter().chain(extents).collect())
 }
@@ -248,8 +248,9 @@ fn activations(
 fn estimated_activations(executor: &Executor, tokens: usize) -> f64 {
     const TIMES: usize = 16;
     let spaces = executor.family().graph.spaces().iter();
-    let elements = spaces
-        .map(|space| space.shape.iter().map(|extent| extent.unwrap_or(tokens)).product::<usize>());
+    let elements = spaces.map(|space| {
+        space.shape().into_iter().map(|extent| extent.unwrap_or(tokens)).product::<usize>()
+    });
     let bytes = TIMES * size_of::<f32>() * elements.max().unwrap_or(1);
     #[expect(clippy::cast_precision_loss, reason = "activations are far below 2^53 bytes")]
     let bytes = bytes as f64;

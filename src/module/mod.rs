@@ -2,12 +2,17 @@
 //!
 //! Knows no architecture and runs nothing. Start at [`Network`] and [`Routed`].
 
+mod cache;
 mod compute;
 mod error;
 mod network;
 mod port;
 mod routed;
 
+pub use cache::{
+    COSINES, CacheSpec, Cached, LENGTHS, PAST_KEYS, PAST_VALUES, PLACES, PRESENT_KEYS,
+    PRESENT_VALUES, QUERY_LENGTHS, ROWS, SINES, TOTAL_LENGTH,
+};
 pub use compute::Compute;
 pub use error::ModuleError;
 pub use network::{ATTENTION_MASK, Batching, INPUT_IDS, Network, PIXEL_VALUES, Precision};

@@ -1,9 +1,10 @@
 //! Networks of modules, and the names of their inputs.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use prost::Message;
 
+use super::cache::{Cached, STEP_INPUTS};
 use crate::{
     family::name_without_digest,
     onnx::{
@@ -28,8 +29,10 @@ pub struct Network {
     batching: Batching,
     /// Size of the weights when loaded, in bytes, if less than all weights that the graph reads.
     held_bytes: Option<u64>,
-    /// Names of the inputs that a routed module hands to the network.
+    /// Names of the inputs that a routed module or a step hands to the network.
     given: &'static [&'static str],
+    /// Cache that the network keeps, or `None`.
+    cached: Option<Arc<Cached>>,
 }
 
 /// Precision of a network's matrix products.
@@ -55,7 +58,14 @@ pub enum Batching {
 impl Network {
     /// Wraps `model`; with [`Precision::Int8`] it is quantized when it is loaded.
     pub fn new(model: ModelProto, precision: Precision) -> Self {
-        Self { model, precision, batching: Batching::Independent, held_bytes: None, given: &[] }
+        Self {
+            model,
+            precision,
+            batching: Batching::Independent,
+            held_bytes: None,
+            given: &[],
+            cached: None,
+        }
     }
 
     /// Sets the size of the loaded weights to `bytes`, for a graph that keeps only parts of them.
@@ -87,7 +97,18 @@ impl Network {
         Self { given, ..self }
     }
 
-    /// Returns the names of the inputs that a routed module hands to the network.
+    /// Makes the network one that keeps a cache.
+    #[must_use]
+    pub(crate) fn with_cache(self, cached: Cached) -> Self {
+        Self { given: &STEP_INPUTS, cached: Some(Arc::new(cached)), ..self }
+    }
+
+    /// Returns the cache that the network keeps, or `None`.
+    pub fn cached(&self) -> Option<&Arc<Cached>> {
+        self.cached.as_ref()
+    }
+
+    /// Returns the names of the inputs that a routed module or a step hands to the network.
     pub(crate) fn given(&self) -> &'static [&'static str] {
         self.given
     }

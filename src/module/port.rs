@@ -4,11 +4,15 @@ use std::collections::HashSet;
 
 use super::{
     ModuleError,
+    cache::{PAST_KEYS, PAST_VALUES},
     network::{ATTENTION_MASK, INPUT_IDS, Network, PIXEL_VALUES},
 };
 
 /// Inputs that a request brings.
 const INPUTS: [&str; 3] = [INPUT_IDS, ATTENTION_MASK, PIXEL_VALUES];
+
+/// Caches of a network that keeps one.
+const CACHES: [&str; 2] = [PAST_KEYS, PAST_VALUES];
 
 /// Source of a network's input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,8 +21,10 @@ pub enum Port {
     State,
     /// Input of the request.
     Input(&'static str),
-    /// Value that a routed module hands to the network.
+    /// Value that a routed module or a step hands to the network.
     Given(&'static str),
+    /// Cache of keys or values before the step.
+    Cache(&'static str),
 }
 
 impl Network {
@@ -38,8 +44,11 @@ impl Network {
         for name in inputs.filter(|name| !weights.contains(name)) {
             let known =
                 |names: &[&'static str]| names.iter().find(|known| **known == name).copied();
+            let caches: &[&str] = if self.cached().is_some() { &CACHES } else { &[] };
             let given = known(self.given()).map(Port::Given);
-            let port = given.or_else(|| known(&INPUTS).map(Port::Input)).unwrap_or(Port::State);
+            let cache = known(caches).map(Port::Cache);
+            let input = known(&INPUTS).map(Port::Input);
+            let port = given.or(cache).or(input).unwrap_or(Port::State);
             if port == Port::State
                 && let Some(first) = state.replace(name)
             {

@@ -78,6 +78,26 @@ impl GraphBuilder {
         self.add(MICROSOFT, op, inputs, attributes)
     }
 
+    /// Adds a node with one of ONNX Runtime's own operators, whose outputs get the names `outputs`.
+    /// An empty name among `inputs` is an input that is left out.
+    pub fn fused_outputs(
+        &mut self,
+        op: &str,
+        inputs: &[&str],
+        outputs: &[&str],
+        attributes: &[(&str, Attribute)],
+    ) {
+        self.add(MICROSOFT, op, inputs, attributes);
+        if let Some(node) = self.graph.node.last_mut() {
+            node.output = outputs.iter().map(|&output| output.into()).collect();
+        }
+    }
+
+    /// Declares the value `name` a graph output.
+    pub fn declare_output(&mut self, name: &str, elem_type: i32, shape: &[Option<i64>]) {
+        self.graph.output.push(ValueInfoProto::tensor(name, elem_type, shape));
+    }
+
     /// Makes the f32 tensor `value` a graph output with the name `name`.
     pub fn output(&mut self, value: &str, name: &str, shape: &[Option<i64>]) {
         self.graph.node.push(NodeProto {

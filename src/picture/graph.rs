@@ -68,12 +68,12 @@ fn axes(family: &Family, space: &Space) -> String {
         (SpaceKind::Input, None) => named(&["tokens"], &[None]),
         (SpaceKind::Output, _) => {
             let axis = if family.manifest.output.labels.is_empty() { "width" } else { "classes" };
-            named(&[axis], &space.shape)
+            named(&[axis], &space.shape())
         }
-        (SpaceKind::Hidden { .. }, _) if space.shape.len() == 3 => {
-            named(&["channels", "height", "width"], &space.shape)
+        (SpaceKind::Hidden { .. }, _) => {
+            let names: Vec<&str> = space.spec.axes().map(|axis| axis.name).collect();
+            named(&names, &space.shape())
         }
-        (SpaceKind::Hidden { .. }, _) => named(&["tokens", "width"], &space.shape),
     };
     format!("[batch, {}]", extents.join(", "))
 }

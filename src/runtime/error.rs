@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::{module::ModuleError, onnx::OnnxError};
+use crate::{module::ModuleError, onnx::OnnxError, plan::Continuation};
 
 /// Error for a runtime that does not start or a module that does not run.
 #[derive(Debug, thiserror::Error)]
@@ -128,6 +128,15 @@ pub enum RuntimeError {
     NoState {
         /// The module.
         module: String,
+    },
+    /// A sequence cannot take the step.
+    #[error(
+        "a sequence needs new tokens, and a cache of every earlier position; {continuation:?} \
+         comes first"
+    )]
+    Behind {
+        /// Cost of going on.
+        continuation: Continuation,
     },
     /// The path is empty or its modules do not connect the input to the output.
     #[error("the path does not lead from the input to the output")]

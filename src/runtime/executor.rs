@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     Activation, Routing, Runtime, RuntimeError, SideInputs,
+    cache::Caches,
     needs::{Needs, rows_within},
     probe::activations::{self, Profiled},
     residents::{
@@ -41,6 +42,8 @@ pub struct Executor {
     family: Arc<Family>,
     /// Id among the process's executors. Modules with the same network share a session.
     id: u64,
+    /// Caches of the sequences that run in steps.
+    caches: Arc<Caches>,
     /// Memory that each network's session takes, by network.
     weights: Vec<Weights>,
     needs: Needs,
@@ -77,7 +80,7 @@ impl Executor {
         });
         let weights: Vec<Weights> = weights.collect();
         let needs = Needs::new(&family, &weights);
-        Self { runtime, family, id, weights, needs }
+        Self { runtime, family, id, caches: Arc::default(), weights, needs }
     }
 
     /// Sets the bytes of activations that modules need, by batch and tokens. Batches then keep
@@ -201,7 +204,7 @@ impl Executor {
         if !self.family.graph.is_path(path) {
             return Err(RuntimeError::NotAPath);
         }
-        let reserve = self.reserve(path, sides)?;
+        let reserve = self.reserve(path, sides.shape())?;
         let mut state = None;
         for id in path {
             let start = Instant::now();
@@ -244,7 +247,7 @@ impl Executor {
         state: Option<&Activation>,
         sides: &SideInputs,
     ) -> Result<Option<Activation>, RuntimeError> {
-        let reserve = self.reserve(&[id], sides)?;
+        let reserve = self.reserve(&[id], sides.shape())?;
         let next = self.compute(id, state, sides)?;
         drop(reserve);
         self.runtime.residents().trim();
@@ -262,17 +265,26 @@ impl Executor {
         Ok(Room { _reserve: self.runtime.residents().reserve(need)? })
     }
 
-    /// Reserves the memory that `path` needs for `sides`.
-    fn reserve(&self, path: &[ModuleId], sides: &SideInputs) -> Result<Reserve<'_>, RuntimeError> {
+    /// Returns the caches of the sequences that run in steps.
+    pub(super) fn caches(&self) -> &Arc<Caches> {
+        &self.caches
+    }
+
+    /// Reserves the memory that `path` needs for a batch of `shape`.
+    pub(super) fn reserve(
+        &self,
+        path: &[ModuleId],
+        shape: Shape,
+    ) -> Result<Reserve<'_>, RuntimeError> {
         let need = match self.runtime.residents().limit() {
-            Some(_) => self.needs.of_path(path, sides.shape()),
+            Some(_) => self.needs.of_path(path, shape),
             None => Need::default(),
         };
         self.runtime.residents().reserve(need)
     }
 
     /// Runs one module within the reserved memory.
-    fn compute(
+    pub(super) fn compute(
         &self,
         id: ModuleId,
         state: Option<&Activation>,

@@ -5,9 +5,11 @@
 //! at [`Runtime::start`], then [`Executor::run`].
 
 mod activation;
+mod cache;
 mod environment;
 mod error;
 mod executor;
+mod forward;
 #[cfg(test)]
 mod int8_tests;
 mod library;
@@ -20,6 +22,7 @@ mod rows;
 mod session;
 
 pub use activation::{Activation, Routing, SideInputs};
+pub use cache::{Sequence, StepBatch, StepRow, Tokens};
 pub use environment::RuntimeConfig;
 pub use error::RuntimeError;
 pub use executor::{Executor, ModuleObserver, Room};

@@ -39,7 +39,7 @@ impl Needs {
         let need = |index: usize| {
             let module = graph.module(ModuleId(index));
             let networks = || family.networks_of(ModuleId(index)).into_iter();
-            let extents = |space: &Space| space.shape.clone();
+            let extents = Space::shape;
             match family.compute(ModuleId(index)) {
                 None => ModuleNeed::default(),
                 Some(Compute::Network(_) | Compute::Routed(_)) => ModuleNeed {

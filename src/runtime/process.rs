@@ -33,6 +33,11 @@ impl Runtime {
         &self.residents
     }
 
+    /// Returns the bytes of the caches of all sequences.
+    pub fn cache_bytes(&self) -> u64 {
+        self.residents.cache_bytes()
+    }
+
     /// Returns the environment in which sessions are created.
     pub fn environment(&self) -> &Environment {
         &self.environment

@@ -4,17 +4,18 @@ use std::{borrow::Cow, path::Path, sync::Arc};
 
 use ort::{
     environment::Environment,
+    memory::MemoryInfo,
     session::{
         Session, SessionInputValue,
         builder::{GraphOptimizationLevel, SessionBuilder},
     },
-    value::DynValue,
+    value::{DynValue, Tensor as OrtTensor},
 };
 use prost::Message;
 
 use super::{RuntimeError, SideInputs};
 use crate::{
-    module::{Network, Port},
+    module::{Network, PAST_KEYS, PRESENT_KEYS, PRESENT_VALUES, Port},
     onnx::follow_links,
 };
 
@@ -109,24 +110,63 @@ impl ModuleSession {
                 Port::State => state,
                 Port::Input(input) => sides.value(input),
                 Port::Given(value) => given.iter().find(|(known, _)| known == value).map(|v| v.1),
+                // A network with a cache runs in steps only.
+                Port::Cache(_) => None,
             };
-            let value = value.ok_or_else(|| RuntimeError::NoInput {
-                module: self.module.clone(),
-                input: name.clone(),
-            })?;
+            let value = value.ok_or_else(|| self.missing(name))?;
             values.push((Cow::Borrowed(name), value.into()));
         }
         let wrap = |source| RuntimeError::Run { module: self.module.clone(), source };
         let mut outputs = self.session.run(values).map_err(wrap)?;
         let values = self.outputs.iter().map(|name| {
-            let value = outputs.remove(&**name).ok_or_else(|| RuntimeError::NoInput {
-                module: self.module.clone(),
-                input: name.to_string(),
-            })?;
+            let value = outputs.remove(&**name).ok_or(RuntimeError::NoOutput)?;
             Ok((name.clone(), value))
         });
         values.collect()
     }
+
+    /// Runs a module that keeps a cache, on `state` and the values `given` by name. Writes the keys
+    /// and values of the new tokens into `caches`, where they lie.
+    pub(super) fn run_cached(
+        &mut self,
+        given: &[(&str, DynValue)],
+        state: &DynValue,
+        caches: [&mut OrtTensor<f32>; 2],
+    ) -> Result<DynValue, RuntimeError> {
+        let wrap = |source| RuntimeError::Run { module: self.module.clone(), source };
+        let [keys, values] = caches;
+        let mut binding = self.session.create_binding().map_err(wrap)?;
+        for (name, port) in &self.ports {
+            match port {
+                Port::State => binding.bind_input(name, state),
+                Port::Cache(PAST_KEYS) => binding.bind_input(name, keys),
+                Port::Cache(_) => binding.bind_input(name, values),
+                Port::Given(port) | Port::Input(port) => {
+                    let found = given.iter().find(|(known, _)| known == port);
+                    let (_, value) = found.ok_or_else(|| self.missing(name))?;
+                    binding.bind_input(name, value)
+                }
+            }
+            .map_err(wrap)?;
+        }
+        binding.bind_output(PRESENT_KEYS, keys).map_err(wrap)?;
+        binding.bind_output(PRESENT_VALUES, values).map_err(wrap)?;
+        let output = self.outputs.iter().find(|name| !is_cache(name));
+        let output = output.cloned().ok_or(RuntimeError::NoOutput)?;
+        binding.bind_output_to_device(&*output, &MemoryInfo::default()).map_err(wrap)?;
+        let module = &self.module;
+        let wrap = |source| RuntimeError::Run { module: module.clone(), source };
+        let mut outputs = self.session.run_binding(&binding).map_err(wrap)?;
+        outputs.remove(&*output).ok_or(RuntimeError::NoOutput)
+    }
+
+    fn missing(&self, input: &str) -> RuntimeError {
+        RuntimeError::NoInput { module: self.module.clone(), input: input.to_owned() }
+    }
+}
+
+fn is_cache(output: &str) -> bool {
+    matches!(output, PRESENT_KEYS | PRESENT_VALUES)
 }
 
 /// Turns the profiler on. The profiler counts all work of the session's threads and fails other

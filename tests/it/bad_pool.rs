@@ -127,7 +127,7 @@ fn configurations_that_cannot_be_name_the_key() {
             "`num_attention_heads` is `0`",
         ),
         ("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 0", "`num_hidden_layers` is `0`"),
-        ("\"model_type\": \"bert\"", "\"model_type\": \"llama\"", "`model_type` is `llama`"),
+        ("\"model_type\": \"bert\"", "\"model_type\": \"gpt2\"", "`model_type` is `gpt2`"),
         ("\"vocab_size\"", "\"position_embedding_type\": \"rope\",\"vocab_size\"", "`rope`"),
         ("\"vocab_size\": 10", "\"vocab_size\": \"many\"", "many"),
         ("\"vocab_size\": 10", "\"vocab_size\": -1", "-1"),

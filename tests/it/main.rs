@@ -28,6 +28,7 @@ mod pool;
 mod reference;
 mod repository;
 mod rows;
+mod sequences;
 mod support;
 mod synthetic;
 mod tidy;

@@ -21,7 +21,7 @@ use crate::support::{Reference, root, runtime};
 const TOLERANCE: f64 = 1e-4;
 
 /// Every case but those of ModuleFormer, with its number of blocks.
-const CHECKPOINTS: [(&str, usize); 15] = [
+pub(crate) const CHECKPOINTS: [(&str, usize); 15] = [
     ("mixtral", 2),
     ("mixtral-fused", 2),
     ("mixtral-k1-odd", 3),
@@ -69,9 +69,19 @@ impl Model {
             let name = path.file_name().and_then(|name| name.to_str()).expect("a name").to_owned();
             (name, fs::read(&path).expect("read"))
         });
-        let files = files.filter(|(name, _)| name != "reference.safetensors").collect();
+        Self::of_files(files.filter(|(name, _)| name != "reference.safetensors"))
+    }
+
+    /// Creates a model of an anchor's files.
+    pub(crate) fn of_files(files: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
         let pool = tempfile::tempdir().expect("a temporary folder");
+        let files = files.into_iter().collect();
         Self { pool, files, top_k: Vec::new(), more: String::new() }
+    }
+
+    /// Adds lines to the anchor's part of the manifest.
+    pub(crate) fn more(&mut self, lines: &str) {
+        self.more.push_str(lines);
     }
 
     /// Offers other numbers of experts as well.
@@ -148,7 +158,8 @@ impl Model {
         loaded.map(Arc::new).map_err(|error| format!("{:#}", anyhow::Error::new(error)))
     }
 
-    fn executor(&self) -> Executor {
+    /// Loads the family and creates its executor. The model must outlive it.
+    pub(crate) fn executor(&self) -> Executor {
         Executor::new(runtime(), self.load().unwrap_or_else(|e| panic!("{e}")))
     }
 

@@ -252,3 +252,28 @@ fn an_official_snnet_checkpoint_leaves_the_final_norm_out_behind_a_stitch() {
         assert_close(&found, expected, 1e-4 * largest, plan);
     }
 }
+
+#[test]
+fn a_narrow_form_can_run_in_8_bit_integers_too() {
+    let source = root().join("models/fashion");
+    let pool = tempfile::tempdir().expect("a temporary folder");
+    let folder = pool.path().join("fashion");
+    let status = std::process::Command::new("cp").arg("-r").arg(&source).arg(&folder).status();
+    assert!(status.expect("cp runs").success());
+    let manifest = fs::read_to_string(source.join("family.toml")).expect("read");
+    let (before, last) = manifest.split_once("[anchors.l]").expect("the anchor is there");
+    let last = last.replacen("[\"int8\"]", "[\"int8\", \"w33+int8\"]", 1);
+    fs::write(folder.join("family.toml"), format!("{before}[anchors.l]{last}")).expect("written");
+    let mut executor = Executor::new(runtime(), Arc::new(Family::load(&folder).expect("loaded")));
+    let reference = Reference::read("fashion-trained");
+    let (shape, images) = reference.tensor("pixel_values");
+    let images = to_f32(images);
+    let mut logits = |plan: &str| run(&mut executor, plan, (shape, &images));
+    let (narrow, both) = (logits("l[0..6]{w33:0..6}"), logits("l[0..6]{w33+int8:0..6}"));
+    let spread = narrow.iter().copied().fold(0.0, |most: f32, value| most.max(value.abs()));
+    let pairs = || narrow.iter().zip(&both);
+    let largest = pairs().map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    println!("8 bit differs by {largest:.1e} of {spread:.1e}");
+    assert!(largest > 0.0, "it runs in 8 bit");
+    assert!(largest < 0.05 * spread, "{largest} of {spread}");
+}

@@ -3,18 +3,9 @@
 //! The module has rotary positions (Su et al. 2021), and keys and values shared by groups of heads
 //! (Ainslie et al. 2023). It also has a sliding window (Mixtral's predecessor, Jiang et al. 2023).
 //! Padding follows a sequence's tokens, so no token sees it and no mask is read.
-//!
-//! A cache of keys and values would fit without another layout. `project` and `turn` make rotated
-//! keys and values per token, and `mix` reads them first. A block with a cache would have inputs
-//! for those of earlier tokens. It would put them before its own in `mix`, and return both as
-//! further outputs. The number of earlier tokens would replace the position 0 in `turn` and the
-//! first row in [`seen`].
+//! Here a whole sequence runs at once; with a cache, `cached` runs it step by step.
 
-use super::{
-    Decoder,
-    config::{Attention, Norms},
-    scaled,
-};
+use super::{Decoder, config::Attention, dialects::Norms, scaled};
 use crate::{
     arch::{
         error::ArchError,
@@ -43,35 +34,56 @@ impl Decoder {
         index: usize,
         precision: Precision,
     ) -> Result<Network, ArchError> {
-        let width = self.shape.width;
         let shape = self.shape.attention;
-        let Attention { num_heads, num_shared_heads, head_width, .. } = shape;
-        let (mut graph, hidden) = with_hidden(width);
-        let layer = format!("model.layers.{index}");
-        let name = format!("{layer}.input_layernorm.weight");
-        let normed = self.norm(&mut graph, &hidden, &name, width)?;
-        let mut project = |letter, num_heads| {
-            self.project(&mut graph, &normed, Projection { block: index, letter, num_heads })
-        };
-        let queries = project('q', num_heads)?;
-        let keys = project('k', num_shared_heads)?;
-        let values = project('v', num_shared_heads)?;
+        let (mut graph, hidden) = with_hidden(self.shape.width);
+        let [queries, keys, values] = self.projected(&mut graph, &hidden, index)?;
         let count = num_tokens(&mut graph, &hidden);
         let turns = turns(&mut graph, &count, shape);
         let queries = turn(&mut graph, &queries, &turns);
         let keys = turn(&mut graph, &keys, &turns);
         let queries = scaled(&mut graph, &queries, shape.scale);
         let mixed = mix(&mut graph, [&queries, &keys, &values], &count, shape);
-        let name = format!("{layer}.self_attn.o_proj");
+        let sum = self.end_attention(&mut graph, &hidden, &mixed, index)?;
+        Ok(self.network(graph, &sum, precision))
+    }
+
+    /// Adds the norm before the attention of block `index`, and its queries, keys and values.
+    pub(super) fn projected(
+        &self,
+        graph: &mut GraphBuilder,
+        hidden: &str,
+        index: usize,
+    ) -> Result<[String; 3], ArchError> {
+        let Attention { num_heads, num_shared_heads, .. } = self.shape.attention;
+        let name = format!("model.layers.{index}.input_layernorm.weight");
+        let normed = self.norm(graph, hidden, &name, self.shape.width)?;
+        let mut project = |letter, num_heads| {
+            self.project(graph, &normed, Projection { block: index, letter, num_heads })
+        };
+        let queries = project('q', num_heads)?;
+        let keys = project('k', num_shared_heads)?;
+        Ok([queries, keys, project('v', num_shared_heads)?])
+    }
+
+    /// Adds the output projection of block `index`'s attention and the residual `hidden`.
+    pub(super) fn end_attention(
+        &self,
+        graph: &mut GraphBuilder,
+        hidden: &str,
+        mixed: &str,
+        index: usize,
+    ) -> Result<String, ArchError> {
+        let width = self.shape.width;
+        let Attention { num_heads, head_width, has_output_bias, .. } = self.shape.attention;
+        let name = format!("model.layers.{index}.self_attn.o_proj");
         let matrix = self.weight(&format!("{name}.weight"), &[width, num_heads * head_width])?;
-        let mut output = linear(&mut graph, &mixed, matrix);
-        if shape.has_output_bias {
-            let bias = float_weight(&mut graph, self.weight(&format!("{name}.bias"), &[width])?);
+        let mut output = linear(graph, mixed, matrix);
+        if has_output_bias {
+            let bias = float_weight(graph, self.weight(&format!("{name}.bias"), &[width])?);
             output = graph.node("Add", &[&output, &bias], &[]);
         }
-        let output = scaled(&mut graph, &output, self.shape.residual_multiplier);
-        let sum = graph.node("Add", &[&hidden, &output], &[]);
-        Ok(self.network(graph, &sum, precision))
+        let output = scaled(graph, &output, self.shape.residual_multiplier);
+        Ok(graph.node("Add", &[hidden, &output], &[]))
     }
 
     /// Adds queries, keys or values, projected, normalized and clamped as in the architecture.
@@ -109,6 +121,20 @@ impl Decoder {
     }
 }
 
+impl Attention {
+    /// Returns the angle between neighbouring positions of each pair of a head's elements.
+    pub(super) fn frequencies(&self) -> Vec<f32> {
+        let half = self.head_width / 2;
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            reason = "heads are narrow, and frequencies lie in [0, 1]"
+        )]
+        let frequency = |pair: usize| self.theta.powf(-(pair as f64) / half as f64) as f32;
+        (0..half).map(frequency).collect()
+    }
+}
+
 /// Adds the number of tokens of `[batch, tokens, …]`, as a list of one element.
 pub(super) fn num_tokens(graph: &mut GraphBuilder, value: &str) -> String {
     graph.node("Shape", &[value], &[("start", Attribute::Int(1)), ("end", Attribute::Int(2))])
@@ -120,15 +146,8 @@ pub(super) fn num_tokens(graph: &mut GraphBuilder, value: &str) -> String {
 ///
 /// - both: \[tokens, head width / 2\]
 fn turns(graph: &mut GraphBuilder, count: &str, shape: Attention) -> [String; 2] {
-    let half = shape.head_width / 2;
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        reason = "heads are narrow, and frequencies lie in [0, 1]"
-    )]
-    let frequency = |pair: usize| shape.theta.powf(-(pair as f64) / half as f64) as f32;
-    let frequencies: Vec<f32> = (0..half).map(frequency).collect();
-    let frequencies = graph.floats(vec![1, int(half)], &frequencies);
+    let frequencies = shape.frequencies();
+    let frequencies = graph.floats(vec![1, int(frequencies.len())], &frequencies);
     let positions = positions(graph, count);
     let to = [("to", Attribute::Int(i64::from(data_type::FLOAT)))];
     let positions = graph.node("Cast", &[&positions], &to);
@@ -138,7 +157,11 @@ fn turns(graph: &mut GraphBuilder, count: &str, shape: Attention) -> [String; 2]
 }
 
 /// Rotates the heads of `value`, the first half of each against the second.
-fn turn(graph: &mut GraphBuilder, value: &str, [cosines, sines]: &[String; 2]) -> String {
+pub(super) fn turn(
+    graph: &mut GraphBuilder,
+    value: &str,
+    [cosines, sines]: &[String; 2],
+) -> String {
     let first = graph.ints(&[0]);
     graph.fused("RotaryEmbedding", &[value, &first, cosines, sines], &[])
 }

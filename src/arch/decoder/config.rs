@@ -1,35 +1,27 @@
-//! Configurations of decoders with experts, from `config.json` with the keys of transformers 4 and
-//! 5.
+//! Configurations of decoders, from `config.json` with the keys of transformers 4 and 5.
 
 use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::{
-    arch::error::ArchError,
-    module::{Order, Router},
-    pool::parse_json,
-};
+use super::dialects::{Biases, CountKey, Dialect, ExpertDialect, Norms, Renormalize, Shared};
+use crate::{arch::error::ArchError, module::Router, pool::parse_json};
 
 /// Sizes of a decoder, and the computation of its layers.
 #[derive(Debug, Clone)]
 pub(crate) struct Shape {
-    /// Architecture of the checkpoint.
-    pub(super) architecture: Architecture,
     /// Width of a hidden state.
     pub(super) width: usize,
-    /// Number of blocks.
-    pub(super) num_blocks: usize,
     /// Number of token ids.
     pub(super) num_words: usize,
-    /// Maximum number of tokens that the decoder was made for.
-    pub(super) max_tokens: usize,
+    /// Maximum number of tokens that the decoder was made for, or `None` if it is not known.
+    pub(super) max_tokens: Option<usize>,
     /// Epsilon of the norms.
     pub(super) epsilon: f32,
     /// Attention of every block.
     pub(super) attention: Attention,
-    /// Experts of every block that has experts.
-    pub(super) experts: Experts,
+    /// Experts of every block that has experts, or `None` if no block has any.
+    pub(super) experts: Option<Experts>,
     /// Whether each block has one feed-forward part in place of experts.
     pub(super) dense: Vec<bool>,
     /// Number of hidden units of that feed-forward part.
@@ -42,21 +34,6 @@ pub(crate) struct Shape {
     pub(super) logits_divisor: f32,
     /// Whether the table of embeddings is also the head's matrix.
     pub(super) is_tied: bool,
-}
-
-/// Architectures of transformers whose checkpoints are supported.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Architecture {
-    /// Mixtral (Jiang et al. 2024).
-    Mixtral,
-    /// OLMoE (Muennighoff et al. 2024).
-    Olmoe,
-    /// Qwen1.5-MoE and Qwen2-MoE.
-    Qwen2,
-    /// Qwen3-MoE.
-    Qwen3,
-    /// GraniteMoE, with or without shared experts.
-    Granite,
 }
 
 /// Settings of an attention sub-layer.
@@ -84,20 +61,11 @@ pub(super) struct Attention {
     pub(super) window: Option<usize>,
 }
 
-/// Normalization of queries and keys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Norms {
-    /// No normalization.
-    None,
-    /// Normalization over all heads of a token together.
-    Whole,
-    /// Normalization of each head by itself.
-    Heads,
-}
-
 /// Experts of a block.
 #[derive(Debug, Clone)]
 pub(super) struct Experts {
+    /// Names and computation of the architecture's experts.
+    pub(super) dialect: &'static ExpertDialect,
     /// Router that chooses the experts.
     pub(super) router: Router,
     /// Number of hidden units of an expert.
@@ -114,7 +82,7 @@ struct Config {
     num_attention_heads: usize,
     intermediate_size: usize,
     vocab_size: usize,
-    num_experts_per_tok: usize,
+    num_experts_per_tok: Option<usize>,
     num_key_value_heads: Option<usize>,
     head_dim: Option<usize>,
     hidden_act: Option<String>,
@@ -127,6 +95,7 @@ struct Config {
     use_sliding_window: Option<bool>,
     attention_bias: Option<bool>,
     qkv_bias: Option<bool>,
+    mlp_bias: Option<bool>,
     clip_qkv: Option<f32>,
     num_local_experts: Option<usize>,
     num_experts: Option<usize>,
@@ -154,18 +123,14 @@ struct Rope {
 /// Name of a refused key, its value and the valid values.
 type Fault = (&'static str, String, String);
 
-/// Reads `text`, the configuration at `path`, for a decoder of `architecture`.
+/// Reads `text`, the configuration at `path`, for a decoder of `dialect`.
 ///
 /// # Errors
 ///
 /// Fails on a configuration that is malformed, contradicts itself or is not supported.
-pub(super) fn read(
-    path: &Path,
-    text: &str,
-    architecture: Architecture,
-) -> Result<Shape, ArchError> {
+pub(super) fn read(path: &Path, text: &str, dialect: &'static Dialect) -> Result<Shape, ArchError> {
     let config: Config = parse_json(path, text)?;
-    config.shape(architecture).map_err(|(key, value, expected)| ArchError::Config {
+    config.shape(dialect).map_err(|(key, value, expected)| ArchError::Config {
         path: path.to_owned(),
         key: key.into(),
         value,
@@ -174,27 +139,23 @@ pub(super) fn read(
 }
 
 impl Config {
-    fn shape(&self, architecture: Architecture) -> Result<Shape, Fault> {
-        use Architecture::{Granite, Mixtral, Olmoe};
+    fn shape(&self, dialect: &'static Dialect) -> Result<Shape, Fault> {
         self.check_sizes()?;
-        let epsilon = if matches!(architecture, Mixtral | Olmoe) { 1e-5 } else { 1e-6 };
         // Only Granite's code reads the multipliers.
-        let of_granite =
-            |value: Option<f32>| value.filter(|_| architecture == Granite).unwrap_or(1.0);
+        let multiplier =
+            |value: Option<f32>| value.filter(|_| dialect.has_multipliers).unwrap_or(1.0);
         Ok(Shape {
-            architecture,
             width: self.hidden_size,
-            num_blocks: self.num_hidden_layers,
             num_words: self.vocab_size,
-            max_tokens: self.max_position_embeddings.unwrap_or(usize::MAX),
-            epsilon: self.rms_norm_eps.unwrap_or(epsilon),
-            attention: self.attention(architecture)?,
-            experts: self.experts(architecture)?,
-            dense: self.dense(architecture),
+            max_tokens: self.max_position_embeddings,
+            epsilon: self.rms_norm_eps.unwrap_or(dialect.epsilon),
+            attention: self.attention(dialect)?,
+            experts: dialect.experts.as_ref().map(|own| self.experts(dialect, own)).transpose()?,
+            dense: self.dense(dialect),
             dense_inner: self.intermediate_size,
-            embedding_multiplier: of_granite(self.embedding_multiplier),
-            residual_multiplier: of_granite(self.residual_multiplier),
-            logits_divisor: of_granite(self.logits_scaling),
+            embedding_multiplier: multiplier(self.embedding_multiplier),
+            residual_multiplier: multiplier(self.residual_multiplier),
+            logits_divisor: multiplier(self.logits_scaling),
             is_tied: self.tie_word_embeddings.unwrap_or(false),
         })
     }
@@ -212,14 +173,16 @@ impl Config {
             let found = self.num_hidden_layers.to_string();
             return Err(("num_hidden_layers", found, "1 to 1000 is supported".into()));
         }
+        if self.mlp_bias == Some(true) {
+            return Err(("mlp_bias", "true".into(), "`false` is supported".into()));
+        }
         if let Some(other) = self.hidden_act.as_ref().filter(|name| *name != "silu") {
             return Err(("hidden_act", other.clone(), "`silu` is supported".into()));
         }
         Ok(())
     }
 
-    fn attention(&self, architecture: Architecture) -> Result<Attention, Fault> {
-        use Architecture::{Granite, Mixtral, Olmoe, Qwen2, Qwen3};
+    fn attention(&self, dialect: &Dialect) -> Result<Attention, Fault> {
         let num_heads = self.num_attention_heads;
         let num_shared_heads = self.num_key_value_heads.unwrap_or(num_heads);
         if num_shared_heads == 0 || !num_heads.is_multiple_of(num_shared_heads) {
@@ -232,37 +195,34 @@ impl Config {
             return Err(("head_dim", head_width.to_string(), expected));
         }
         let is_windowed = self.use_sliding_window == Some(true);
-        if is_windowed && architecture != Mixtral {
+        if is_windowed && !dialect.has_window {
             let expected = "a window is supported for `mixtral`".into();
             return Err(("use_sliding_window", "true".into(), expected));
         }
-        let own_biases = self.attention_bias.unwrap_or(false) && architecture != Mixtral;
+        let is_biased = self.attention_bias.unwrap_or(false);
         Ok(Attention {
             num_heads,
             num_shared_heads,
             head_width,
             scale: match self.attention_multiplier {
-                Some(multiplier) if architecture == Granite => multiplier,
+                Some(multiplier) if dialect.has_multipliers => multiplier,
                 _ => inverse_root(head_width),
             },
-            theta: self.theta(architecture)?,
-            has_biases: match architecture {
-                Qwen2 => self.qkv_bias.unwrap_or(true),
-                _ => own_biases,
+            theta: self.theta(dialect)?,
+            has_biases: match dialect.biases {
+                Biases::None => false,
+                Biases::Configured => is_biased,
+                Biases::QueriesKeysValues => self.qkv_bias.unwrap_or(true),
             },
-            has_output_bias: own_biases && architecture != Qwen2,
-            norms: match architecture {
-                Olmoe => Norms::Whole,
-                Qwen3 => Norms::Heads,
-                Mixtral | Qwen2 | Granite => Norms::None,
-            },
-            clip: self.clip_qkv.filter(|_| architecture == Olmoe),
-            window: self.sliding_window.filter(|_| architecture == Mixtral),
+            has_output_bias: is_biased && dialect.biases == Biases::Configured,
+            norms: dialect.norms,
+            clip: self.clip_qkv.filter(|_| dialect.has_clip),
+            window: self.sliding_window.filter(|_| dialect.has_window),
         })
     }
 
     /// Returns the base of the wavelengths of rotary positions.
-    fn theta(&self, architecture: Architecture) -> Result<f64, Fault> {
+    fn theta(&self, dialect: &Dialect) -> Result<f64, Fault> {
         let ropes =
             [("rope_parameters", &self.rope_parameters), ("rope_scaling", &self.rope_scaling)];
         for (key, rope) in ropes {
@@ -272,62 +232,56 @@ impl Config {
             }
         }
         let given = self.rope_parameters.as_ref().and_then(|rope| rope.rope_theta);
-        let default = if architecture == Architecture::Mixtral { 1e6 } else { 1e4 };
-        Ok(given.or(self.rope_theta).unwrap_or(default))
+        Ok(given.or(self.rope_theta).unwrap_or(dialect.theta))
     }
 
-    fn experts(&self, architecture: Architecture) -> Result<Experts, Fault> {
-        use Architecture::{Granite, Mixtral, Qwen2, Qwen3};
-        let key = match architecture {
-            Mixtral | Granite => "num_local_experts",
-            _ => "num_experts",
-        };
-        let given = match architecture {
-            Mixtral | Granite => self.num_local_experts.or(self.num_experts),
-            _ => self.num_experts.or(self.num_local_experts),
+    fn experts(&self, dialect: &Dialect, own: &'static ExpertDialect) -> Result<Experts, Fault> {
+        let (key, given) = match own.count {
+            CountKey::Local => ("num_local_experts", self.num_local_experts.or(self.num_experts)),
+            CountKey::Global => ("num_experts", self.num_experts.or(self.num_local_experts)),
         };
         let count = given.filter(|count| *count > 0);
         let count = count.ok_or((key, "0".to_owned(), "at least 1 is needed".to_owned()))?;
-        let top_k = self.num_experts_per_tok;
+        let top_k = self.num_experts_per_tok.unwrap_or(0);
         if !(1..=count).contains(&top_k) {
             let expected = format!("it must be 1 to the number of experts, {count}");
             return Err(("num_experts_per_tok", top_k.to_string(), expected));
         }
-        let order = match architecture {
-            Granite => Order::TopKThenSoftmax,
-            _ => Order::SoftmaxThenTopK,
-        };
-        let mut router = Router::new(count, top_k, order);
-        router.renormalize = match architecture {
-            Mixtral => true,
-            Granite => false,
-            _ => self.norm_topk_prob.unwrap_or(false),
+        let mut router = Router::new(count, top_k, own.order);
+        router.renormalize = match own.renormalize {
+            Renormalize::Always => true,
+            Renormalize::Never => false,
+            Renormalize::Configured => self.norm_topk_prob.unwrap_or(false),
         };
         router.scale = match self.residual_multiplier {
-            Some(multiplier) if architecture == Granite => multiplier,
+            Some(multiplier) if dialect.has_multipliers => multiplier,
             _ => 1.0,
         };
-        let inner = match architecture {
-            Qwen2 | Qwen3 => self.moe_intermediate_size.unwrap_or(self.intermediate_size),
-            _ => self.intermediate_size,
+        let inner = match own.has_own_size {
+            true => self.moe_intermediate_size.unwrap_or(self.intermediate_size),
+            false => self.intermediate_size,
         };
-        let shared_inner = match architecture {
-            Qwen2 => self.shared_expert_intermediate_size,
-            Granite => self.shared_intermediate_size,
-            _ => None,
+        let shared_inner = match own.shared {
+            Shared::None => None,
+            Shared::Gated(_) => self.shared_expert_intermediate_size,
+            Shared::Fused(_) => self.shared_intermediate_size,
         };
-        Ok(Experts { router, inner, shared_inner: shared_inner.unwrap_or(0) })
+        Ok(Experts { dialect: own, router, inner, shared_inner: shared_inner.unwrap_or(0) })
     }
 
     /// Returns for each block whether it has no experts.
-    fn dense(&self, architecture: Architecture) -> Vec<bool> {
+    fn dense(&self, dialect: &Dialect) -> Vec<bool> {
         let blocks = 0..self.num_hidden_layers;
-        if !matches!(architecture, Architecture::Qwen2 | Architecture::Qwen3) {
-            return blocks.map(|_| false).collect();
+        match &dialect.experts {
+            None => blocks.map(|_| true).collect(),
+            Some(experts) if !experts.has_dense_blocks => blocks.map(|_| false).collect(),
+            Some(_) => {
+                let step = self.decoder_sparse_step.unwrap_or(1).max(1);
+                let only = self.mlp_only_layers.as_deref().unwrap_or_default();
+                let is_dense = |block| only.contains(&block) || !(block + 1).is_multiple_of(step);
+                blocks.map(is_dense).collect()
+            }
         }
-        let step = self.decoder_sparse_step.unwrap_or(1).max(1);
-        let only = self.mlp_only_layers.as_deref().unwrap_or_default();
-        blocks.map(|block| only.contains(&block) || !(block + 1).is_multiple_of(step)).collect()
     }
 }
 

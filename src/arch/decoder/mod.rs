@@ -1,12 +1,15 @@
-//! Decoders with experts: Mixtral, OLMoE, Qwen2-MoE, Qwen3-MoE and GraniteMoE, from the checkpoints
-//! of transformers.
+//! Decoders of transformers: Llama, and Mixtral, OLMoE, Qwen2-MoE, Qwen3-MoE and GraniteMoE with
+//! experts.
 //!
-//! A block computes `x + attention(norm(x))`, then `x + experts(norm(x))`, with RMS norms (Zhang
-//! and Sennrich 2019). Attention is in `attention`, experts are in `experts`. A
-//! whole sequence runs at once. The head returns logits and last hidden states of every token.
+//! A block computes `x + attention(norm(x))`, then `x + mlp(norm(x))`, with RMS norms (Zhang and
+//! Sennrich 2019), where the second part may be experts. What distinguishes architectures is in
+//! `dialects`; attention is in `attention`, experts are in `experts`. The head returns logits and
+//! last hidden states of every token.
 
 mod attention;
+mod cached;
 mod config;
+pub(super) mod dialects;
 mod experts;
 pub(super) mod moduleformer;
 
@@ -14,11 +17,12 @@ use std::path::Path;
 
 use super::{
     ArchError,
-    block::{Anchor, Form},
+    backbone::{Backbone, Form},
+    layout::{Axes, Layout, PartId, PartSpec, Reads},
     ops::{extent, float_weight, linear, taken_weight, token_input, with_hidden},
 };
 use crate::{
-    family::ModuleKind,
+    family::{ModuleKind, SpaceSpec},
     module::{Body, INPUT_IDS, Network, Precision},
     onnx::{
         Attribute, GraphBuilder,
@@ -26,27 +30,15 @@ use crate::{
     },
     pool::{Checkpoint, PoolError},
 };
-use config::{Architecture, Shape};
+use config::Shape;
+use dialects::Dialect;
 
 /// Decoder whose weights lie in a checkpoint.
 #[derive(Debug)]
 pub(super) struct Decoder {
-    /// Sizes of the decoder, and the computation of its layers.
-    pub(super) shape: Shape,
-    /// Checkpoint that holds the weights.
-    pub(super) checkpoint: Checkpoint,
-}
-
-/// Returns the architecture for a configuration's `model_type`, or `None` if it is not supported.
-pub(super) fn architecture(model_type: &str) -> Option<Architecture> {
-    match model_type {
-        "mixtral" => Some(Architecture::Mixtral),
-        "olmoe" => Some(Architecture::Olmoe),
-        "qwen2_moe" => Some(Architecture::Qwen2),
-        "qwen3_moe" => Some(Architecture::Qwen3),
-        "granitemoe" | "granitemoeshared" => Some(Architecture::Granite),
-        _ => None,
-    }
+    shape: Shape,
+    checkpoint: Checkpoint,
+    layout: Layout,
 }
 
 /// Reads `config`, the text of `config_path`, and finds the tensors in `checkpoint`.
@@ -57,38 +49,58 @@ pub(super) fn architecture(model_type: &str) -> Option<Architecture> {
 pub(super) fn open(
     config_path: &Path,
     config: &str,
-    architecture: Architecture,
+    dialect: &'static Dialect,
     checkpoint: Checkpoint,
 ) -> Result<Decoder, ArchError> {
-    let shape = config::read(config_path, config, architecture)?;
-    Ok(Decoder { shape, checkpoint })
+    let shape = config::read(config_path, config, dialect)?;
+    let layout = layout(&shape);
+    Ok(Decoder { shape, checkpoint, layout })
 }
 
-impl Anchor for Decoder {
-    fn num_blocks(&self) -> usize {
-        self.shape.num_blocks
+/// Returns the layout of a decoder of `shape`.
+fn layout(shape: &Shape) -> Layout {
+    let reads = Reads::Tokens { num_words: Some(shape.num_words), max_tokens: shape.max_tokens };
+    let hidden = SpaceSpec::of_extents(&[None, Some(shape.width)]);
+    let blocks = shape.dense.iter().map(|is_dense| {
+        let experts = shape.experts.as_ref().filter(|_| !is_dense);
+        let num_experts = experts.map(|experts| experts.router.num_ways);
+        let mlp = Axes { num_experts, ..Axes::default() };
+        let attention = Axes { cache: shape.attention.cache(), ..Axes::default() };
+        vec![(ModuleKind::Attention, attention), (ModuleKind::Mlp, mlp)]
+    });
+    Layout::uniform(reads, &hidden, token_scores(shape.num_words, shape.width), blocks)
+}
+
+/// Returns the output of a decoder's head: logits and last hidden states of each token.
+pub(super) fn token_scores(num_words: usize, width: usize) -> SpaceSpec {
+    SpaceSpec::of_extents(&[None, Some(num_words)]).with("states", &[None, Some(width)])
+}
+
+impl Backbone for Decoder {
+    fn layout(&self) -> &Layout {
+        &self.layout
     }
 
-    fn hidden_shape(&self, _depth: usize, _inner: bool) -> Vec<Option<usize>> {
-        vec![None, Some(self.shape.width)]
+    fn build(&self, part: PartId, form: &Form<'_>) -> Result<Body, ArchError> {
+        let PartSpec { kind, block, axes, .. } = self.layout.part(part);
+        let block = block.unwrap_or_default();
+        match (kind, &self.shape.experts) {
+            (ModuleKind::Stem, _) => self.stem().map(Body::from),
+            (ModuleKind::Head, _) => self.head(form.has_norm).map(Body::from),
+            (ModuleKind::Attention, _) => match axes.cache.filter(|_| form.has_cache) {
+                Some(cache) => self.cached_attention(block, cache, form.precision),
+                None => self.attention(block, form.precision),
+            }
+            .map(Body::from),
+            (_, Some(experts)) if !self.shape.dense[block] => {
+                self.routed(block, experts, form).map(|routed| Body::Routed(Box::new(routed)))
+            }
+            _ => self.dense_part(block, form.precision).map(Body::from),
+        }
     }
+}
 
-    fn output_width(&self) -> usize {
-        self.shape.num_words
-    }
-
-    fn max_tokens(&self) -> usize {
-        self.shape.max_tokens
-    }
-
-    fn num_words(&self) -> usize {
-        self.shape.num_words
-    }
-
-    fn scores_tokens(&self) -> bool {
-        true
-    }
-
+impl Decoder {
     /// Builds the embeddings: token ids to hidden states.
     ///
     /// # Shapes
@@ -103,21 +115,6 @@ impl Anchor for Decoder {
         Ok(self.network(graph, &words, Precision::F32))
     }
 
-    fn part(&self, index: usize, part: ModuleKind, form: Form<'_>) -> Result<Body, ArchError> {
-        if part == ModuleKind::Attention {
-            return self.attention(index, form.precision()).map(Body::from);
-        }
-        match self.shape.dense[index] {
-            true => self.dense(index, form.precision()).map(Body::from),
-            false => self.routed(index, form).map(|routed| Body::Routed(Box::new(routed))),
-        }
-    }
-
-    fn num_ways(&self, index: usize, part: ModuleKind) -> Option<usize> {
-        let is_routed = part == ModuleKind::Mlp && !self.shape.dense[index];
-        is_routed.then_some(self.shape.experts.router.num_ways)
-    }
-
     /// Builds the logits and the last hidden states.
     ///
     /// # Shapes
@@ -125,7 +122,7 @@ impl Anchor for Decoder {
     /// - hidden: \[batch, tokens, width\]
     /// - output: \[batch, tokens, words\]
     /// - states: \[batch, tokens, width\]
-    fn head(&self, has_norm: bool) -> Result<Option<Network>, ArchError> {
+    fn head(&self, has_norm: bool) -> Result<Network, ArchError> {
         let Shape { num_words, width, logits_divisor, is_tied, .. } = self.shape;
         let (mut graph, hidden) = with_hidden(width);
         let states = match has_norm {
@@ -139,13 +136,11 @@ impl Anchor for Decoder {
         let logits = linear(&mut graph, &states, matrix);
         let logits = scaled(&mut graph, &logits, logits_divisor.recip());
         let model = finish_head(graph, [&logits, &states], [num_words, width]);
-        Ok(Some(Network::new(model, Precision::F32)))
+        Ok(Network::new(model, Precision::F32))
     }
-}
 
-impl Decoder {
     /// Builds the feed-forward part of a block without experts.
-    fn dense(&self, index: usize, precision: Precision) -> Result<Network, ArchError> {
+    fn dense_part(&self, index: usize, precision: Precision) -> Result<Network, ArchError> {
         let Shape { width, dense_inner, residual_multiplier, .. } = self.shape;
         let (mut graph, hidden) = with_hidden(width);
         let layer = format!("model.layers.{index}");

@@ -13,15 +13,16 @@ use serde::Deserialize;
 use super::{
     attention::{int, num_tokens, permuted, reshaped, reshaped_to, seen},
     config::inverse_root,
-    embedded, finish_head, scaled,
+    embedded, finish_head, scaled, token_scores,
 };
 use crate::{
     arch::{
-        block::{Anchor, Form},
+        backbone::{Backbone, Form},
         error::ArchError,
+        layout::{Axes, Layout, PartId, PartSpec, Reads},
         ops::{extent, float_weight, linear, token_input, with_hidden},
     },
-    family::ModuleKind,
+    family::{ModuleKind, SpaceSpec},
     module::{
         Body, INPUT_IDS, KEYS, Network, Order, Precision, QUERIES, Routed, Router, SCORES, TOKENS,
         VALUES, Ways,
@@ -41,6 +42,7 @@ const EPSILON: f32 = 1e-5;
 pub(crate) struct ModuleFormer {
     config: Config,
     checkpoint: Checkpoint,
+    layout: Layout,
 }
 
 /// Keys of `config.json` that affect the network.
@@ -99,7 +101,8 @@ pub(crate) fn open(
     if let Some((key, value, expected)) = config.fault() {
         return Err(ArchError::Config { path: path(), key: key.into(), value, expected });
     }
-    Ok(ModuleFormer { config, checkpoint })
+    let layout = config.layout();
+    Ok(ModuleFormer { config, checkpoint, layout })
 }
 
 impl Config {
@@ -135,32 +138,45 @@ impl Config {
     }
 }
 
-impl Anchor for ModuleFormer {
-    fn num_blocks(&self) -> usize {
-        self.config.n_layer
+impl Backbone for ModuleFormer {
+    fn layout(&self) -> &Layout {
+        &self.layout
     }
 
-    fn hidden_shape(&self, _depth: usize, _inner: bool) -> Vec<Option<usize>> {
-        vec![None, Some(self.config.n_embd)]
+    fn build(&self, part: PartId, form: &Form<'_>) -> Result<Body, ArchError> {
+        let PartSpec { kind, block, .. } = self.layout.part(part);
+        let block = block.unwrap_or_default();
+        let routed = match kind {
+            ModuleKind::Stem => return self.stem().map(Body::from),
+            ModuleKind::Head => return self.head(form.has_norm).map(Body::from),
+            ModuleKind::Attention => self.attention(block, form),
+            _ => self.experts(block, form),
+        };
+        routed.map(|routed| Body::Routed(Box::new(routed)))
     }
+}
 
-    fn output_width(&self) -> usize {
-        self.config.vocab_size
+impl Config {
+    fn layout(&self) -> Layout {
+        let history = self.history_length.unwrap_or(0);
+        let reads = Reads::Tokens {
+            num_words: Some(self.vocab_size),
+            max_tokens: self.block_size.map(|block| block.saturating_add(history)),
+        };
+        let hidden = SpaceSpec::of_extents(&[None, Some(self.n_embd)]);
+        let part =
+            |kind, num_experts| (kind, Axes { num_experts: Some(num_experts), ..Axes::default() });
+        let blocks = (0..self.n_layer).map(|_| {
+            vec![
+                part(ModuleKind::Attention, self.n_att_experts),
+                part(ModuleKind::Mlp, self.n_mlp_experts),
+            ]
+        });
+        Layout::uniform(reads, &hidden, token_scores(self.vocab_size, self.n_embd), blocks)
     }
+}
 
-    fn max_tokens(&self) -> usize {
-        let history = self.config.history_length.unwrap_or(0);
-        self.config.block_size.map_or(usize::MAX, |block| block.saturating_add(history))
-    }
-
-    fn num_words(&self) -> usize {
-        self.config.vocab_size
-    }
-
-    fn scores_tokens(&self) -> bool {
-        true
-    }
-
+impl ModuleFormer {
     fn stem(&self) -> Result<Network, ArchError> {
         let mut graph = GraphBuilder::default();
         let ids = token_input(&mut graph, INPUT_IDS);
@@ -169,22 +185,7 @@ impl Anchor for ModuleFormer {
         Ok(Network::new(graph.finish(&words, "output", &shape), Precision::F32))
     }
 
-    fn part(&self, index: usize, part: ModuleKind, form: Form<'_>) -> Result<Body, ArchError> {
-        let routed = match part {
-            ModuleKind::Attention => self.attention(index, form),
-            _ => self.experts(index, form),
-        };
-        routed.map(|routed| Body::Routed(Box::new(routed)))
-    }
-
-    fn num_ways(&self, _index: usize, part: ModuleKind) -> Option<usize> {
-        Some(match part {
-            ModuleKind::Attention => self.config.n_att_experts,
-            _ => self.config.n_mlp_experts,
-        })
-    }
-
-    fn head(&self, has_norm: bool) -> Result<Option<Network>, ArchError> {
+    fn head(&self, has_norm: bool) -> Result<Network, ArchError> {
         let Config { vocab_size, n_embd, tie_word_embeddings, .. } = self.config;
         let (mut graph, hidden) = with_hidden(n_embd);
         let states = match has_norm {
@@ -197,18 +198,16 @@ impl Anchor for ModuleFormer {
         };
         let logits = linear(&mut graph, &states, matrix);
         let model = finish_head(graph, [&logits, &states], [vocab_size, n_embd]);
-        Ok(Some(Network::new(model, Precision::F32)))
+        Ok(Network::new(model, Precision::F32))
     }
-}
 
-impl ModuleFormer {
     fn embeddings(&self) -> Result<TensorProto, PoolError> {
         let Config { vocab_size, n_embd, .. } = self.config;
         self.checkpoint.weight("transformer.wte.weight", &[vocab_size, n_embd])
     }
 
     /// Builds the feed-forward experts of block `index` with their norm and residual.
-    fn experts(&self, index: usize, form: Form<'_>) -> Result<Routed, ArchError> {
+    fn experts(&self, index: usize, form: &Form<'_>) -> Result<Routed, ArchError> {
         let block = format!("transformer.h.{index}");
         let bank = Bank {
             name: format!("{block}.mlpf"),
@@ -225,7 +224,7 @@ impl ModuleFormer {
             let inner = product(&mut graph, &rows, matrix);
             let inner = graph.fused("FastGelu", &[&inner], &[]);
             let made = product(&mut graph, &inner, self.output_matrix(&bank, number)?);
-            Ok(finish_rows(graph, &made, self.config.n_embd, form.precision()))
+            Ok(finish_rows(graph, &made, self.config.n_embd, form.precision))
         };
         let experts = (0..bank.count).map(expert).collect::<Result<_, ArchError>>()?;
         let router = bank.router(form);
@@ -233,7 +232,7 @@ impl ModuleFormer {
     }
 
     /// Builds the attention experts of block `index` with their norm and residual.
-    fn attention(&self, index: usize, form: Form<'_>) -> Result<Routed, ArchError> {
+    fn attention(&self, index: usize, form: &Form<'_>) -> Result<Routed, ArchError> {
         let Config { n_embd: width, att_hidden: inner, .. } = self.config;
         let block = format!("transformer.h.{index}");
         let bank = Bank {
@@ -262,7 +261,7 @@ impl ModuleFormer {
             };
             let (mut graph, rows) = with_rows(read);
             let value = product(&mut graph, &rows, matrix);
-            Ok(finish_rows(graph, &value, made, form.precision()))
+            Ok(finish_rows(graph, &value, made, form.precision))
         };
         let all = |is_query| (0..bank.count).map(move |number| way(is_query, number));
         let ways = Ways::Attention {
@@ -320,8 +319,10 @@ impl ModuleFormer {
 }
 
 impl Bank {
-    fn router(&self, form: Form<'_>) -> Router {
-        Router::new(self.count, form.top_k(self.top_k), Order::SoftmaxThenTopK)
+    fn router(&self, form: &Form<'_>) -> Router {
+        let mut router = Router::new(self.count, self.top_k, Order::SoftmaxThenTopK);
+        form.route(&mut router);
+        router
     }
 }
 

@@ -13,12 +13,13 @@ use std::path::PathBuf;
 
 use super::{
     ArchError,
-    block::{Anchor, Dense, Expansion, Form},
+    backbone::{Backbone, Dense, Expansion, Form},
     joint::pooling::mean_head,
+    layout::{Axes, Layout, PartId, PartSpec, Reads},
     ops::{extent, float_weight, layer_norm, linear, token_input, with_hidden},
 };
 use crate::{
-    family::ModuleKind,
+    family::{ModuleKind, SpaceSpec},
     module::{ATTENTION_MASK, Body, INPUT_IDS, Network, Precision},
     onnx::{
         Attribute, GraphBuilder,
@@ -69,13 +70,14 @@ pub(super) struct Names {
 #[derive(Debug)]
 pub(super) struct Encoder {
     /// Sizes of the encoder.
-    pub(super) shape: Shape,
+    shape: Shape,
     /// Names of the attention's tensors.
-    pub(super) names: Names,
+    names: Names,
     /// Checkpoint that holds the weights.
-    pub(super) checkpoint: Checkpoint,
+    checkpoint: Checkpoint,
     /// Prefix of the names of all tensors.
-    pub(super) prefix: &'static str,
+    prefix: &'static str,
+    layout: Layout,
 }
 
 /// Names of a sub-layer's last matrix and its norm, after the prefix.
@@ -84,25 +86,59 @@ struct Ending {
     norm: String,
 }
 
-impl Anchor for Encoder {
-    fn num_blocks(&self) -> usize {
-        self.shape.num_blocks
+impl Backbone for Encoder {
+    fn layout(&self) -> &Layout {
+        &self.layout
     }
 
-    fn hidden_shape(&self, _depth: usize, _inner: bool) -> Vec<Option<usize>> {
-        vec![None, Some(self.shape.width)]
+    fn build(&self, part: PartId, form: &Form<'_>) -> Result<Body, ArchError> {
+        let PartSpec { kind, block, .. } = self.layout.part(part);
+        let block = block.unwrap_or_default();
+        let network = match kind {
+            ModuleKind::Stem => self.stem(),
+            ModuleKind::Head => Ok(mean_head(self.shape.width)),
+            ModuleKind::Attention => self.attention(block, form.precision),
+            _ => self.mlp(block, form.precision),
+        };
+        network.map(Body::from)
     }
 
-    fn output_width(&self) -> usize {
-        self.shape.width
+    fn dense(&self, index: usize) -> Result<Option<Dense>, ArchError> {
+        let Shape { width, inner_width, epsilon, .. } = self.shape;
+        let output = format!("encoder.layer.{index}.output");
+        let vector = |name: &str| self.weight(&format!("{output}.{name}"), &[width]);
+        Ok(Some(Dense {
+            width,
+            num_units: inner_width,
+            expansion: self.expand(index)?,
+            contraction: self.weight(&format!("{output}.dense.weight"), &[width, inner_width])?,
+            bias: vector("dense.bias")?,
+            norm: [vector("LayerNorm.weight")?, vector("LayerNorm.bias")?],
+            is_pre_norm: false,
+            epsilon,
+            scale: None,
+        }))
     }
+}
 
-    fn max_tokens(&self) -> usize {
-        self.shape.num_positions - self.shape.first_position
-    }
-
-    fn num_words(&self) -> usize {
-        self.shape.num_words
+impl Encoder {
+    /// Creates an encoder of `shape`, whose tensors in `checkpoint` begin with `prefix`.
+    pub(super) fn new(
+        shape: Shape,
+        names: Names,
+        checkpoint: Checkpoint,
+        prefix: &'static str,
+    ) -> Self {
+        let hidden = SpaceSpec::of_extents(&[None, Some(shape.width)]);
+        let reads = Reads::Tokens {
+            num_words: Some(shape.num_words),
+            max_tokens: Some(shape.num_positions - shape.first_position),
+        };
+        let block = || [ModuleKind::Attention, ModuleKind::Mlp].map(|kind| (kind, Axes::default()));
+        let blocks = (0..shape.num_blocks).map(|_| block().to_vec());
+        let gives = SpaceSpec::of_extents(&[Some(shape.width)]);
+        let layout = Layout::uniform(reads, &hidden, gives, blocks);
+        Self { shape, names, checkpoint, prefix, layout }
     }
 
     /// Builds the embeddings: token ids to hidden states.
@@ -132,41 +168,6 @@ impl Anchor for Encoder {
         Ok(self.network(graph, &normed, Precision::F32))
     }
 
-    fn part(&self, index: usize, part: ModuleKind, form: Form<'_>) -> Result<Body, ArchError> {
-        let network = match part {
-            ModuleKind::Attention => self.attention(index, form.precision()),
-            _ => self.mlp(index, form.precision()),
-        };
-        network.map(Body::from)
-    }
-
-    fn head(&self, _has_norm: bool) -> Result<Option<Network>, ArchError> {
-        Ok(Some(mean_head(self.shape.width)))
-    }
-
-    fn expansion(&self, index: usize) -> Result<Option<Expansion>, ArchError> {
-        self.expand(index).map(Some)
-    }
-
-    fn dense(&self, index: usize) -> Result<Option<Dense>, ArchError> {
-        let Shape { width, inner_width, epsilon, .. } = self.shape;
-        let output = format!("encoder.layer.{index}.output");
-        let vector = |name: &str| self.weight(&format!("{output}.{name}"), &[width]);
-        Ok(Some(Dense {
-            width,
-            num_units: inner_width,
-            expansion: self.expand(index)?,
-            contraction: self.weight(&format!("{output}.dense.weight"), &[width, inner_width])?,
-            bias: vector("dense.bias")?,
-            norm: [vector("LayerNorm.weight")?, vector("LayerNorm.bias")?],
-            is_pre_norm: false,
-            epsilon,
-            scale: None,
-        }))
-    }
-}
-
-impl Encoder {
     /// Builds the attention sub-layer of block `index` with its residual and norm.
     ///
     /// # Shapes
@@ -261,7 +262,8 @@ impl Encoder {
         }
         let shape = [num_buckets, self.shape.num_heads];
         let table = self.weight("encoder.relative_attention_bias.weight", &shape)?;
-        let buckets = relative::buckets(self.max_tokens(), num_buckets);
+        let buckets =
+            relative::buckets(self.shape.num_positions - self.shape.first_position, num_buckets);
         Ok(Some(relative::scores(graph, hidden, table, &buckets)))
     }
 

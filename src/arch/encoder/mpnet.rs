@@ -70,5 +70,5 @@ pub(crate) fn open(
     shape.validate(config_path.to_owned())?;
     let is_prefixed = checkpoint.has("mpnet.embeddings.word_embeddings.weight");
     let prefix = if is_prefixed { "mpnet." } else { "" };
-    Ok(Encoder { shape, names: NAMES, checkpoint, prefix })
+    Ok(Encoder::new(shape, NAMES, checkpoint, prefix))
 }

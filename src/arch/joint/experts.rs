@@ -11,7 +11,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use crate::{
     arch::{
-        block::{Dense, Expansion},
+        backbone::{Dense, Expansion},
         error::ArchError,
         ops::{extent, float_weight, layer_norm, linear, taken_weight, transposed, with_hidden},
     },

@@ -1,7 +1,7 @@
 //! The parts of a map, whatever its form.
 
 use crate::{
-    arch::{block::Expansion, error::ArchError},
+    arch::{backbone::Expansion, error::ArchError},
     family::{Feature, MapSpec},
 };
 

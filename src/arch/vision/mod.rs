@@ -1,4 +1,4 @@
 //! Vision transformers.
 
-pub(super) mod layout;
+pub(super) mod names;
 pub(super) mod vit;

@@ -5,14 +5,15 @@
 //! of its heads and hidden units (MatFormer, DynaBERT). Rows of a matrix are then a shorter place
 //! in the same file. Columns are sliced when the session is created. The tokens keep their width.
 
-use super::layout::{BlockPart, Part, VitLayout, VitShape};
+use super::names::{BlockPart, Part, VitNames, VitShape};
 use crate::{
     arch::{
-        block::{Anchor, Dense, Expansion, Form},
+        backbone::{Backbone, Dense, Expansion, Form},
         error::ArchError,
+        layout::{Axes, Layout, PartId, PartSpec, Reads, Widest},
         ops::{extent, float_weight, linear, transposed, with_hidden},
     },
-    family::ModuleKind,
+    family::{ModuleKind, SpaceSpec},
     module::{Body, Network, PIXEL_VALUES, Precision},
     onnx::{
         Attribute, GraphBuilder,
@@ -25,91 +26,36 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct VisionTransformer {
     /// Sizes of the network.
-    pub(crate) shape: VitShape,
+    shape: VitShape,
     /// Naming scheme of the tensors.
-    pub(crate) layout: VitLayout,
+    names: VitNames,
     /// Checkpoint that holds the weights.
-    pub(crate) checkpoint: Checkpoint,
+    checkpoint: Checkpoint,
+    /// Number of tokens that are not patches.
+    num_extra: usize,
+    layout: Layout,
 }
 
-impl Anchor for VisionTransformer {
-    fn num_blocks(&self) -> usize {
-        self.shape.num_blocks
+impl Backbone for VisionTransformer {
+    fn layout(&self) -> &Layout {
+        &self.layout
     }
 
-    fn hidden_shape(&self, _depth: usize, _inner: bool) -> Vec<Option<usize>> {
-        vec![Some(self.shape.num_patches() + self.num_extra()), Some(self.shape.width)]
-    }
-
-    fn image(&self) -> Option<[usize; 3]> {
-        Some(self.shape.image)
-    }
-
-    fn output_width(&self) -> usize {
-        self.shape.num_classes
-    }
-
-    fn widest(&self) -> Option<(usize, usize)> {
-        Some((self.shape.num_heads, self.shape.hidden))
-    }
-
-    /// Builds patches, class token and positions.
-    ///
-    /// # Shapes
-    ///
-    /// - pixel_values: \[batch, channels, height, width\]
-    /// - output: \[batch, tokens, width\]
-    fn stem(&self) -> Result<Network, ArchError> {
-        let VitShape { image, patch, width, .. } = self.shape;
-        let mut graph = GraphBuilder::default();
-        let shape = [None, extent(image[0]), extent(image[1]), extent(image[2])];
-        let pixels = graph.input(PIXEL_VALUES, data_type::FLOAT, &shape);
-        let name = self.layout.part(Part::Patches);
-        let weight = self.weight(&format!("{name}.weight"), &[width, image[0], patch, patch])?;
-        let weight = float_weight(&mut graph, weight);
-        let bias = float_weight(&mut graph, self.weight(&format!("{name}.bias"), &[width])?);
-        let side = i64::try_from(patch).unwrap_or(i64::MAX);
-        let strides = [("strides", Attribute::Ints(vec![side, side]))];
-        let map = graph.node("Conv", &[&pixels, &weight, &bias], &strides);
-        let rows = graph.ints(&[0, i64::try_from(width).unwrap_or(i64::MAX), -1]);
-        let patches = graph.node("Reshape", &[&map, &rows], &[]);
-        let patches = graph.node("Transpose", &[&patches], &[("perm", ints(&[0, 2, 1]))]);
-        let tokens = self.add_tokens(&mut graph, &pixels, &patches)?;
-        Ok(self.network(graph, &tokens, Precision::F32))
-    }
-
-    fn part(&self, block: usize, part: ModuleKind, form: Form<'_>) -> Result<Body, ArchError> {
-        let network = match part {
+    fn build(&self, part: PartId, form: &Form<'_>) -> Result<Body, ArchError> {
+        let PartSpec { kind, block, .. } = self.layout.part(part);
+        let block = block.unwrap_or_default();
+        let network = match kind {
+            ModuleKind::Stem => self.stem(),
+            ModuleKind::Head => self.head(form.has_norm),
             ModuleKind::Attention => self.attention(block, form),
             _ => self.mlp(block, form),
         };
         network.map(Body::from)
     }
 
-    /// Builds the classifier: the first token, the final norm if `has_norm`, and the head.
-    ///
-    /// # Shapes
-    ///
-    /// - hidden: \[batch, tokens, width\]
-    /// - output: \[batch, classes\]
-    fn head(&self, has_norm: bool) -> Result<Option<Network>, ArchError> {
-        let (mut graph, hidden) = with_hidden(self.shape.width);
-        let mut logits = self.classify(&mut graph, &hidden, Part::Head, has_norm)?;
-        let teacher = self.layout.part(Part::DistillationHead);
-        if self.num_extra() == 2 && self.checkpoint.has(&format!("{teacher}.weight")) {
-            let head = Part::DistillationHead;
-            let taught = self.classify(&mut graph, &hidden, head, has_norm)?;
-            let sum = graph.node("Add", &[&logits, &taught], &[]);
-            let two = graph.float(2.0);
-            logits = graph.node("Div", &[&sum, &two], &[]);
-        }
-        let shape = [None, extent(self.shape.num_classes)];
-        Ok(Some(Network::new(graph.finish(&logits, "output", &shape), Precision::F32)))
-    }
-
     fn dense(&self, index: usize) -> Result<Option<Dense>, ArchError> {
         let VitShape { width, hidden: units, epsilon, .. } = self.shape;
-        let name = |part| self.layout.block(index, part);
+        let name = |part| self.names.block(index, part);
         let (first, second) = (name(BlockPart::Expand), name(BlockPart::Contract));
         let norm = name(BlockPart::NormAfter);
         let scale = format!("blocks.{index}.ls2.gamma");
@@ -148,9 +94,64 @@ struct Last {
 }
 
 impl VisionTransformer {
-    /// Returns the number of tokens that are not patches.
-    fn num_extra(&self) -> usize {
-        1 + usize::from(self.checkpoint.has(&self.layout.part(Part::DistillationToken)))
+    /// Creates a vision transformer of `shape`, whose tensors in `checkpoint` are named by `names`.
+    pub(crate) fn new(shape: VitShape, names: VitNames, checkpoint: Checkpoint) -> Self {
+        let num_extra = 1 + usize::from(checkpoint.has(&names.part(Part::DistillationToken)));
+        let extents = [Some(shape.num_patches() + num_extra), Some(shape.width)];
+        let width = Some(Widest { heads: shape.num_heads, hidden: shape.hidden });
+        let part = |kind| (kind, Axes { width, ..Axes::default() });
+        let blocks = (0..shape.num_blocks)
+            .map(|_| [ModuleKind::Attention, ModuleKind::Mlp].map(part).to_vec());
+        let hidden = SpaceSpec::of_extents(&extents);
+        let gives = SpaceSpec::of_extents(&[Some(shape.num_classes)]);
+        let layout = Layout::uniform(Reads::Images(shape.image), &hidden, gives, blocks);
+        Self { shape, names, checkpoint, num_extra, layout }
+    }
+
+    /// Builds patches, class token and positions.
+    ///
+    /// # Shapes
+    ///
+    /// - pixel_values: \[batch, channels, height, width\]
+    /// - output: \[batch, tokens, width\]
+    fn stem(&self) -> Result<Network, ArchError> {
+        let VitShape { image, patch, width, .. } = self.shape;
+        let mut graph = GraphBuilder::default();
+        let shape = [None, extent(image[0]), extent(image[1]), extent(image[2])];
+        let pixels = graph.input(PIXEL_VALUES, data_type::FLOAT, &shape);
+        let name = self.names.part(Part::Patches);
+        let weight = self.weight(&format!("{name}.weight"), &[width, image[0], patch, patch])?;
+        let weight = float_weight(&mut graph, weight);
+        let bias = float_weight(&mut graph, self.weight(&format!("{name}.bias"), &[width])?);
+        let side = i64::try_from(patch).unwrap_or(i64::MAX);
+        let strides = [("strides", Attribute::Ints(vec![side, side]))];
+        let map = graph.node("Conv", &[&pixels, &weight, &bias], &strides);
+        let rows = graph.ints(&[0, i64::try_from(width).unwrap_or(i64::MAX), -1]);
+        let patches = graph.node("Reshape", &[&map, &rows], &[]);
+        let patches = graph.node("Transpose", &[&patches], &[("perm", ints(&[0, 2, 1]))]);
+        let tokens = self.add_tokens(&mut graph, &pixels, &patches)?;
+        Ok(self.network(graph, &tokens, Precision::F32))
+    }
+
+    /// Builds the classifier: the first token, the final norm if `has_norm`, and the head.
+    ///
+    /// # Shapes
+    ///
+    /// - hidden: \[batch, tokens, width\]
+    /// - output: \[batch, classes\]
+    fn head(&self, has_norm: bool) -> Result<Network, ArchError> {
+        let (mut graph, hidden) = with_hidden(self.shape.width);
+        let mut logits = self.classify(&mut graph, &hidden, Part::Head, has_norm)?;
+        let teacher = self.names.part(Part::DistillationHead);
+        if self.num_extra == 2 && self.checkpoint.has(&format!("{teacher}.weight")) {
+            let head = Part::DistillationHead;
+            let taught = self.classify(&mut graph, &hidden, head, has_norm)?;
+            let sum = graph.node("Add", &[&logits, &taught], &[]);
+            let two = graph.float(2.0);
+            logits = graph.node("Div", &[&sum, &two], &[]);
+        }
+        let shape = [None, extent(self.shape.num_classes)];
+        Ok(Network::new(graph.finish(&logits, "output", &shape), Precision::F32))
     }
 
     /// Puts the extra tokens before `patches` and adds the positions. Some position tables cover
@@ -162,8 +163,8 @@ impl VisionTransformer {
         patches: &str,
     ) -> Result<String, ArchError> {
         let VitShape { width, .. } = self.shape;
-        let (patch_count, extra) = (self.shape.num_patches(), self.num_extra());
-        let table = self.layout.part(Part::Positions);
+        let (patch_count, extra) = (self.shape.num_patches(), self.num_extra);
+        let table = self.names.part(Part::Positions);
         let rows = self.checkpoint.tensor(&table)?.shape.get(1).copied();
         let covers_all = rows == Some(patch_count + extra);
         let rows = if covers_all { patch_count + extra } else { patch_count };
@@ -178,7 +179,7 @@ impl VisionTransformer {
         let shape = graph.node("Concat", &[&batch, &rest], &[("axis", Attribute::Int(0))]);
         let mut parts = Vec::new();
         for part in [Part::ClassToken, Part::DistillationToken].into_iter().take(extra) {
-            let token = self.weight(&self.layout.part(part), &[1, 1, width])?;
+            let token = self.weight(&self.names.part(part), &[1, 1, width])?;
             let token = float_weight(graph, token);
             parts.push(graph.node("Expand", &[&token, &shape], &[]));
         }
@@ -191,16 +192,16 @@ impl VisionTransformer {
         Ok(graph.node("Add", &[&tokens, &positions], &[]))
     }
 
-    fn attention(&self, index: usize, form: Form<'_>) -> Result<Network, ArchError> {
+    fn attention(&self, index: usize, form: &Form<'_>) -> Result<Network, ArchError> {
         let VitShape { width, num_heads, .. } = self.shape;
-        let heads = form.narrow().map_or(num_heads, |narrow| narrow.heads);
+        let heads = form.width.map_or(num_heads, |narrow| narrow.heads);
         let inner = width / num_heads * heads;
         let (mut graph, hidden) = with_hidden(width);
         let normed = self.norm(&mut graph, &hidden, index, BlockPart::NormBefore)?;
         let mut inputs = Vec::new();
         let mut biases = Vec::new();
         for which in 0..3 {
-            let (name, is_fused) = self.layout.query_key_value(index, which);
+            let (name, is_fused) = self.names.query_key_value(index, which);
             let (rows, start) = if is_fused { (3 * width, which * width) } else { (width, 0) };
             let range = start..start + inner;
             let weight =
@@ -224,12 +225,12 @@ impl VisionTransformer {
         self.end_part(graph, [&mixed, &hidden], last, form)
     }
 
-    fn mlp(&self, index: usize, form: Form<'_>) -> Result<Network, ArchError> {
+    fn mlp(&self, index: usize, form: &Form<'_>) -> Result<Network, ArchError> {
         let VitShape { width, hidden: units, .. } = self.shape;
-        let inner = form.narrow().map_or(units, |narrow| narrow.hidden);
+        let inner = form.width.map_or(units, |narrow| narrow.hidden);
         let (mut graph, hidden) = with_hidden(width);
         let normed = self.norm(&mut graph, &hidden, index, BlockPart::NormAfter)?;
-        let name = self.layout.block(index, BlockPart::Expand);
+        let name = self.names.block(index, BlockPart::Expand);
         let weight = self.checkpoint.rows(&format!("{name}.weight"), &[units, width], 0..inner)?;
         let expanded = linear(&mut graph, &normed, weight);
         let bias = self.checkpoint.rows(&format!("{name}.bias"), &[units], 0..inner)?;
@@ -246,10 +247,10 @@ impl VisionTransformer {
         mut graph: GraphBuilder,
         [value, hidden]: [&str; 2],
         Last { index, part, columns, inner }: Last,
-        form: Form<'_>,
+        form: &Form<'_>,
     ) -> Result<Network, ArchError> {
         let width = self.shape.width;
-        let name = self.layout.block(index, part);
+        let name = self.names.block(index, part);
         let weight = self.weight(&format!("{name}.weight"), &[width, columns])?;
         let mut weight = float_weight(&mut graph, weight);
         if inner < columns {
@@ -270,7 +271,7 @@ impl VisionTransformer {
             output = graph.node("Mul", &[&output, &scale], &[]);
         }
         let sum = graph.node("Add", &[&output, hidden], &[]);
-        Ok(self.network(graph, &sum, form.precision()))
+        Ok(self.network(graph, &sum, form.precision))
     }
 
     fn norm(
@@ -280,7 +281,7 @@ impl VisionTransformer {
         index: usize,
         part: BlockPart,
     ) -> Result<String, ArchError> {
-        self.layer_norm(graph, value, &self.layout.block(index, part))
+        self.layer_norm(graph, value, &self.names.block(index, part))
     }
 
     fn layer_norm(
@@ -311,9 +312,9 @@ impl VisionTransformer {
         let index = graph.int(position);
         let mut token = graph.node("Gather", &[hidden, &index], &[("axis", Attribute::Int(1))]);
         if has_norm {
-            token = self.layer_norm(graph, &token, &self.layout.part(Part::Norm))?;
+            token = self.layer_norm(graph, &token, &self.names.part(Part::Norm))?;
         }
-        let name = self.layout.part(head);
+        let name = self.names.part(head);
         let shape = [self.shape.num_classes, self.shape.width];
         let scores = linear(graph, &token, self.weight(&format!("{name}.weight"), &shape)?);
         let bias = self.weight(&format!("{name}.bias"), &[self.shape.num_classes])?;

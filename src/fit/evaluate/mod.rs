@@ -293,15 +293,15 @@ fn shortest(
 /// Returns the distance of a module from its anchor. Blocks have a negative one, and int8 blocks
 /// the least, so that paths prefer them.
 fn departure(module: &Module) -> i64 {
-    use ModuleKind::{Attention, Block, Bridge, Exit, Head, Mlp, Stem, Stitch};
+    use ModuleKind::{Bridge, Exit, Head, Stem, Stitch};
     let is_int8 = module.variant.as_deref().is_some_and(|variant| variant.ends_with("int8"));
     match (module.kind, &module.variant) {
         (Stem | Head, _) => 0,
-        (Block | Attention | Mlp, None) => -1,
-        (Block | Attention | Mlp, Some(_)) if is_int8 => -2,
         (Bridge | Stitch | Exit, _) if is_int8 => 1_000,
         (Bridge | Stitch | Exit, _) => 1_001,
-        (Block | Attention | Mlp, _) => 1_000,
+        (_, None) => -1,
+        (_, Some(_)) if is_int8 => -2,
+        (_, Some(_)) => 1_000,
     }
 }
 
@@ -408,16 +408,16 @@ impl<'a> Tree<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::family::{Space, SpaceId, SpaceKind};
+    use crate::family::{Space, SpaceId, SpaceKind, SpaceSpec};
 
     #[test]
     fn the_reference_runs_every_block_where_a_bridge_of_no_variant_is_shorter() {
-        let hidden = |depth| SpaceKind::Hidden { anchor: 0, depth, inner: false, stitched: false };
+        let hidden = |depth| SpaceKind::Hidden { anchor: 0, depth, position: 0, stitched: false };
         let kinds = [SpaceKind::Input, SpaceKind::Output, hidden(0), hidden(1), hidden(2)];
         let spaces = kinds.iter().zip(["in", "out", "a.0", "a.1", "a.2"]);
         let space = |(kind, name): (&SpaceKind, &str)| {
             let (name, kind) = (name.into(), *kind);
-            Space { name, kind, shape: Vec::new() }
+            Space { name, kind, spec: SpaceSpec::default() }
         };
         let spaces = spaces.map(space);
         let modules = [

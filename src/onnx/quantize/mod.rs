@@ -76,8 +76,19 @@ struct Matrix {
     initializer: usize,
     rows: usize,
     columns: usize,
+    /// Number of elements between two rows in the file.
+    stride: usize,
     /// Whether the file holds the matrix as `[columns, rows]`.
     is_transposed: bool,
+}
+
+/// Leading columns of a constant matrix as the file holds it.
+#[derive(Clone, Copy)]
+struct Stored {
+    initializer: usize,
+    rows: usize,
+    columns: usize,
+    stride: usize,
 }
 
 struct Quantized {
@@ -88,35 +99,60 @@ struct Quantized {
 
 /// Finds the constant float matrices, by the name under which products read them.
 fn constant_matrices(graph: &GraphProto) -> HashMap<String, Matrix> {
-    let mut found = HashMap::new();
-    let mut by_name = HashMap::new();
-    for (index, tensor) in graph.initializer.iter().enumerate() {
+    let mut stored = stored_matrices(graph);
+    // Columns are left out before a matrix is transposed.
+    for op in ["Cast", "Slice"] {
+        for node in graph.node.iter().filter(|node| node.op_type == op) {
+            let [input, output] = ends(node);
+            let Some(known) = stored.get(input).copied() else { continue };
+            let columns = if op == "Cast" { Some(known.columns) } else { kept(graph, node) };
+            if let Some(columns) = columns.filter(|columns| *columns <= known.columns) {
+                stored.insert(output, Stored { columns, ..known });
+            }
+        }
+    }
+    let transposes = graph.node.iter().filter(|node| node.op_type == "Transpose");
+    let transposed = transposes.filter_map(|node| {
+        let [input, output] = ends(node);
+        Some((output, *stored.get(input)?))
+    });
+    let swapped = transposed.map(|(name, Stored { initializer, rows, columns, stride })| {
+        let (rows, columns) = (columns, rows);
+        (name, Matrix { initializer, rows, columns, stride, is_transposed: true })
+    });
+    let plain = stored.iter().map(|(name, Stored { initializer, rows, columns, stride })| {
+        let (initializer, rows, columns, stride) = (*initializer, *rows, *columns, *stride);
+        (*name, Matrix { initializer, rows, columns, stride, is_transposed: false })
+    });
+    let large =
+        plain.chain(swapped).filter(|(_, m)| m.rows.saturating_mul(m.columns) >= MIN_ELEMENTS);
+    large.map(|(name, matrix)| (name.to_owned(), matrix)).collect()
+}
+
+/// Returns the float matrices among the weights by name.
+fn stored_matrices(graph: &GraphProto) -> HashMap<&str, Stored> {
+    let matrix = |(index, tensor): (usize, &TensorProto)| {
         let dims: Vec<usize> =
             tensor.dims.iter().filter_map(|extent| usize::try_from(*extent).ok()).collect();
-        let [rows, columns] = dims[..] else { continue };
+        let [rows, columns] = dims[..] else { return None };
         let is_float =
             matches!(tensor.data_type, data_type::FLOAT | data_type::FLOAT16 | data_type::BFLOAT16);
-        if !is_float || rows.saturating_mul(columns) < MIN_ELEMENTS {
-            continue;
-        }
-        by_name.insert(tensor.name.as_str(), (index, rows, columns));
-        let matrix = Matrix { initializer: index, rows, columns, is_transposed: false };
-        found.insert(tensor.name.clone(), matrix);
-    }
-    for node in graph.node.iter().filter(|node| node.op_type == "Cast") {
-        let [input, output] = ends(node);
-        if let Some(known) = by_name.get(input).copied() {
-            by_name.insert(output, known);
-        }
-    }
-    for node in graph.node.iter().filter(|node| node.op_type == "Transpose") {
-        let [input, output] = ends(node);
-        if let Some(&(initializer, columns, rows)) = by_name.get(input) {
-            let matrix = Matrix { initializer, rows, columns, is_transposed: true };
-            found.insert(output.to_owned(), matrix);
-        }
-    }
-    found
+        is_float.then_some(Stored { initializer: index, rows, columns, stride: columns })
+    };
+    let tensors = graph.initializer.iter().enumerate();
+    tensors.filter_map(|found| Some((found.1.name.as_str(), matrix(found)?))).collect()
+}
+
+/// Returns the number of leading columns that a slice keeps, or `None` if it is another slice.
+fn kept(graph: &GraphProto, slice: &NodeProto) -> Option<usize> {
+    let constant = |index: usize| {
+        let name = slice.input.get(index)?;
+        let tensor = graph.initializer.iter().find(|tensor| tensor.name == *name)?;
+        let bytes: [u8; 8] = tensor.raw_data.as_deref()?.try_into().ok()?;
+        Some(i64::from_le_bytes(bytes))
+    };
+    let is_leading = (constant(1)?, constant(3)?, slice.input.len()) == (0, 1, 4);
+    usize::try_from(constant(2)?).ok().filter(|_| is_leading)
 }
 
 /// Returns a node's first input and output, each empty if a malformed node lacks it.
@@ -134,8 +170,8 @@ impl Quantized {
     fn new(values: &[f32], matrix: &Matrix, max_level: i8) -> Self {
         let (rows, columns) = (matrix.rows, matrix.columns);
         let at = |row: usize, column: usize| match matrix.is_transposed {
-            true => values[column * rows + row],
-            false => values[row * columns + column],
+            true => values[column * matrix.stride + row],
+            false => values[row * matrix.stride + column],
         };
         let max_level = f32::from(max_level);
         let scales: Vec<f32> = (0..columns)
@@ -172,13 +208,13 @@ impl Quantized {
     }
 }
 
-/// Removes casts, transposes and weights that are no longer read.
+/// Removes transposes, slices, casts and weights that are no longer read.
 pub(super) fn remove_unused(graph: &mut GraphProto) {
     let outputs: HashSet<String> = graph.output.iter().map(|output| output.name.clone()).collect();
     let reads = |graph: &GraphProto| -> HashSet<String> {
         graph.node.iter().flat_map(|node| node.input.iter().cloned()).collect()
     };
-    for op in ["Transpose", "Cast"] {
+    for op in ["Transpose", "Slice", "Cast"] {
         let read = reads(graph);
         graph.node.retain(|node| {
             node.op_type != op

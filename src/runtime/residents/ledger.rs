@@ -26,6 +26,8 @@ pub(crate) struct Ledger {
     idle: u64,
     /// Bytes of the weights of sessions in use.
     leased: u64,
+    /// Bytes of the caches of sequences.
+    cached: u64,
     /// Sum of the needs of all runs.
     reserved: Need,
     num_reserved: usize,
@@ -42,12 +44,27 @@ impl Ledger {
     /// Creates a ledger without sessions and runs.
     pub(crate) fn new(limit: Option<u64>) -> Self {
         let reserved = Need::default();
-        Self { limit, others: None, idle: 0, leased: 0, reserved, num_reserved: 0 }
+        Self { limit, others: None, idle: 0, leased: 0, cached: 0, reserved, num_reserved: 0 }
     }
 
     /// Returns the bytes of the weights of all sessions.
     pub(crate) fn weights(&self) -> u64 {
         self.idle + self.leased
+    }
+
+    /// Returns the bytes of the caches of sequences.
+    pub(crate) fn caches(&self) -> u64 {
+        self.cached
+    }
+
+    /// Adds the cache of a sequence.
+    pub(crate) fn cache(&mut self, bytes: u64) {
+        self.cached += bytes;
+    }
+
+    /// Removes the cache of a sequence.
+    pub(crate) fn drop_cache(&mut self, bytes: u64) {
+        self.cached = self.cached.saturating_sub(bytes);
     }
 
     /// Returns whether a run has reserved memory.
@@ -58,7 +75,7 @@ impl Ledger {
     /// Corrects the estimate of other memory by `held`, the bytes that the process holds. These may
     /// include any part of the activations of all runs and of `next`, in use or kept.
     pub(crate) fn observe(&mut self, held: u64, next: Need) {
-        let most = held.saturating_sub(self.weights());
+        let most = held.saturating_sub(self.weights() + self.cached);
         let least = most.saturating_sub(self.reserved.plus(next).activations);
         self.others = Some(self.others.map_or(most, |others| others.clamp(least, most)));
     }
@@ -82,7 +99,8 @@ impl Ledger {
         // Sessions may also be in use outside of a run.
         let running = needed.total.max(needed.activations + self.leased + weights);
         let others = self.others.unwrap_or(0);
-        others.saturating_add(self.idle).saturating_add(running).saturating_sub(limit)
+        let kept = self.idle + self.cached;
+        others.saturating_add(kept).saturating_add(running).saturating_sub(limit)
     }
 
     /// Returns whether the limit may be exceeded by `missing` bytes when nothing can be evicted.

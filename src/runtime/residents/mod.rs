@@ -42,20 +42,20 @@ pub(super) struct Residents<S = ModuleSession> {
 
 /// Functions that query and change the process's memory.
 #[derive(Debug, Clone, Copy)]
-struct Process {
+pub(in crate::runtime) struct Process {
     /// Returns the memory that the process holds.
-    held: fn() -> Held,
+    pub(in crate::runtime) held: fn() -> Held,
     /// Returns freed memory to the system.
-    give_back: fn(),
+    pub(in crate::runtime) give_back: fn(),
 }
 
 /// Memory that the process holds.
 #[derive(Debug, Clone, Copy, Default)]
-struct Held {
+pub(in crate::runtime) struct Held {
     /// Bytes of all resident memory.
-    bytes: u64,
+    pub(in crate::runtime) bytes: u64,
     /// Bytes of mapped files, which are part of `bytes`.
-    file_bytes: u64,
+    pub(in crate::runtime) file_bytes: u64,
 }
 
 /// Memory reserved for a run until the value is dropped.
@@ -116,7 +116,8 @@ impl Residents {
 }
 
 impl<S> Residents<S> {
-    fn of_process(limit: Option<u64>, process: Process) -> Self {
+    /// Creates residents of a process that is asked through `process`.
+    pub(in crate::runtime) fn of_process(limit: Option<u64>, process: Process) -> Self {
         let (returned, loading, turn) = (Condvar::new(), Mutex::default(), Mutex::default());
         Self { limit, process, state: Mutex::new(State::new(limit)), returned, loading, turn }
     }
@@ -219,6 +220,47 @@ impl<S> Residents<S> {
         state.learn_load_time(key, weights.bytes, start.elapsed());
         drop(state);
         Ok(lease(session))
+    }
+
+    /// Leases `bytes` of memory for a cache, which must be touched before anything else is leased.
+    /// Evicts idle sessions if necessary, but waits for nothing.
+    ///
+    /// # Errors
+    ///
+    /// Fails when `bytes` do not fit under the limit, even without idle sessions.
+    pub(super) fn lease_cache(&self, bytes: u64) -> Result<(), RuntimeError> {
+        let next = Need { activations: 0, total: bytes };
+        let mut is_settled = false;
+        loop {
+            let mut state = self.lock();
+            let missing = self.missing(&mut state, 0, next);
+            if missing == 0 {
+                state.ledger.cache(bytes);
+                return Ok(());
+            }
+            let gone = state.evict(missing);
+            drop(state);
+            if gone.is_empty() && is_settled {
+                let limit = self.limit.unwrap_or(u64::MAX);
+                return Err(RuntimeError::MemoryLimit { bytes, missing, limit });
+            }
+            is_settled = gone.is_empty();
+            drop(gone);
+            self.settle();
+        }
+    }
+
+    /// Gives `bytes` of a cache back.
+    pub(super) fn free_cache(&self, bytes: u64) {
+        if bytes > 0 {
+            self.lock().ledger.drop_cache(bytes);
+            self.returned.notify_all();
+        }
+    }
+
+    /// Returns the bytes of the caches of all sequences.
+    pub(super) fn cache_bytes(&self) -> u64 {
+        self.lock().ledger.caches()
     }
 
     /// Takes an idle session of `key`, or returns `None` if one must be created. Waits for a

@@ -350,3 +350,41 @@ proptest! {
         prop_assert_eq!(state.ledger.weights(), 0);
     }
 }
+
+#[test]
+fn a_cache_takes_the_place_of_idle_sessions_and_no_more_than_the_limit() {
+    let residents = residents(100);
+    let own = residents.join();
+    use_of(&residents, key(own, 0), 60).expect("room");
+    residents.lease_cache(30).expect("room beside the session");
+    assert_eq!(loaded(&residents), [0]);
+    residents.lease_cache(40).expect("room in the session's place");
+    assert_eq!((loaded(&residents), residents.cache_bytes()), (vec![], 70));
+    assert!(!has_room(&residents, 31), "what is leased is not for sessions");
+    let refused = residents.lease_cache(31).expect_err("31 bytes are more than are left");
+    assert!(matches!(refused, RuntimeError::MemoryLimit { bytes: 31, missing: 1, .. }));
+    assert_eq!(residents.cache_bytes(), 70, "a refusal leases nothing");
+    residents.free_cache(40);
+    residents.lease_cache(31).expect("room after some went back");
+}
+
+proptest! {
+    #[test]
+    fn caches_and_sessions_never_exceed_the_limit(
+        steps in proptest::collection::vec((0_u64..3, 1_u64..60, 0_usize..6), 1..60),
+    ) {
+        let residents = residents(100);
+        let own = residents.join();
+        let mut leased = Vec::new();
+        for (kind, bytes, network) in steps {
+            match kind {
+                0 => leased.extend(residents.lease_cache(bytes).is_ok().then_some(bytes)),
+                1 => leased.pop().into_iter().for_each(|bytes| residents.free_cache(bytes)),
+                _ => drop(use_of(&residents, key(own, network), 10)),
+            }
+            let caches: u64 = leased.iter().sum();
+            prop_assert_eq!(residents.cache_bytes(), caches);
+            prop_assert!(caches <= 100, "leases are never tolerated beyond the limit");
+        }
+    }
+}

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::files::{EXTENSION, FITS_FOLDER};
+use crate::family::files::{EXTENSION, FITS_FOLDER};
 
 /// A map fitted in closed form from one space to another.
 #[derive(Debug, Clone, Deserialize)]

@@ -42,7 +42,7 @@ impl VitShape {
 
 /// Naming scheme of the tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum VitLayout {
+pub(crate) enum VitNames {
     /// Names of timm, with one matrix for queries, keys and values.
     Timm,
     /// Names of Hugging Face, with three matrices for queries, keys and values.
@@ -76,7 +76,7 @@ pub(super) enum BlockPart {
     Contract,
 }
 
-impl VitLayout {
+impl VitNames {
     /// Returns the name of a tensor, or of a layer that has a weight and a bias.
     pub(super) fn part(self, part: Part) -> String {
         let (timm, hub) = match part {
@@ -157,7 +157,7 @@ pub(crate) fn read(
     path: &Path,
     config: &str,
     checkpoint: &Checkpoint,
-) -> Result<(VitLayout, VitShape), ArchError> {
+) -> Result<(VitNames, VitShape), ArchError> {
     let config: Config = parse_json(path, config)?;
     let refuse = |key: &str, value: String, expected: &str| ArchError::Config {
         path: path.to_owned(),
@@ -167,12 +167,12 @@ pub(crate) fn read(
     };
     let taught = checkpoint.has("cls_classifier.weight");
     let head = if taught { "cls_classifier" } else { "classifier" };
-    let layout = match config.model_type.as_deref() {
-        Some("vit") => VitLayout::HuggingFace { root: "vit", head },
-        Some("deit") => VitLayout::HuggingFace { root: "deit", head },
-        _ => VitLayout::Timm,
+    let names = match config.model_type.as_deref() {
+        Some("vit") => VitNames::HuggingFace { root: "vit", head },
+        Some("deit") => VitNames::HuggingFace { root: "deit", head },
+        _ => VitNames::Timm,
     };
-    check_names(layout, checkpoint)?;
+    check_names(names, checkpoint)?;
     if let Some(other) = config.hidden_act.as_ref().filter(|act| *act != "gelu") {
         return Err(refuse("hidden_act", other.clone(), "`gelu` is supported"));
     }
@@ -186,9 +186,9 @@ pub(crate) fn read(
         let expected = "give model_args.num_heads, or an architecture that tells the size";
         refuse("architecture", named.into(), expected)
     })?;
-    let default_epsilon = if layout == VitLayout::Timm { 1e-6 } else { 1e-12 };
+    let default_epsilon = if names == VitNames::Timm { 1e-6 } else { 1e-12 };
     let epsilon = config.layer_norm_eps.unwrap_or(default_epsilon);
-    let shape = measure(layout, checkpoint, num_heads, epsilon)?;
+    let shape = measure(names, checkpoint, num_heads, epsilon)?;
     if num_heads == 0 || !shape.width.is_multiple_of(num_heads) {
         let expected = format!("it must divide the width, {}", shape.width);
         return Err(refuse("num_heads", num_heads.to_string(), &expected));
@@ -197,21 +197,21 @@ pub(crate) fn read(
         let expected = format!("the positions are those of {} pixels", shape.image[1]);
         return Err(refuse("model_args.img_size", size.to_string(), &expected));
     }
-    Ok((layout, shape))
+    Ok((names, shape))
 }
 
 /// Checks that the checkpoint has only tensors of the supported vision transformers.
 ///
 /// Tensors of a normalization of queries or of registers are examples of others. Without them the
 /// answers would be wrong.
-fn check_names(layout: VitLayout, checkpoint: &Checkpoint) -> Result<(), ArchError> {
+fn check_names(names: VitNames, checkpoint: &Checkpoint) -> Result<(), ArchError> {
     use BlockPart::{Contract, Expand, NormAfter, NormBefore, Projection};
     use Part::{ClassToken, DistillationHead, DistillationToken, Head, Norm, Patches, Positions};
     let parts = [ClassToken, DistillationToken, Positions, Patches, Norm, Head, DistillationHead];
-    let parts = parts.map(|part| layout.part(part));
+    let parts = parts.map(|part| names.part(part));
     let layers = [NormBefore, Projection, NormAfter, Expand, Contract];
-    let layers = layers.map(|part| layout.block(0, part));
-    let three = [0, 1, 2].map(|which| layout.query_key_value(0, which).0);
+    let layers = layers.map(|part| names.block(0, part));
+    let three = [0, 1, 2].map(|which| names.query_key_value(0, which).0);
     let scales = ["blocks.0.ls1.gamma".to_owned(), "blocks.0.ls2.gamma".to_owned()];
     let known: Vec<String> = parts.into_iter().chain(layers).chain(three).chain(scales).collect();
     let is_known = |name: &str| {
@@ -241,13 +241,13 @@ fn in_first_block(name: &str) -> String {
 
 /// Reads the sizes off the tensors.
 fn measure(
-    layout: VitLayout,
+    names: VitNames,
     checkpoint: &Checkpoint,
     num_heads: usize,
     epsilon: f32,
 ) -> Result<VitShape, PoolError> {
     let extents = |name: &str| checkpoint.tensor(name).map(|tensor| tensor.shape.clone());
-    let patches = format!("{}.weight", layout.part(Part::Patches));
+    let patches = format!("{}.weight", names.part(Part::Patches));
     let wrong = |name: &str, found: Vec<usize>, expected: &[usize]| PoolError::TensorShape {
         path: checkpoint.path().to_owned(),
         name: name.into(),
@@ -264,7 +264,7 @@ fn measure(
             &[width, channels, patch],
         ));
     }
-    let block = |index| layout.block(index, BlockPart::NormBefore);
+    let block = |index| names.block(index, BlockPart::NormBefore);
     let has_block = |index: &usize| checkpoint.has(&format!("{}.weight", block(*index)));
     let num_blocks = (0..1_000).take_while(has_block).count();
     if num_blocks == 0 {
@@ -272,12 +272,12 @@ fn measure(
         return Err(PoolError::NoTensor { path, name });
     }
     let first = |name: String| extents(&name).map(|shape| shape.first().copied().unwrap_or(0));
-    let hidden = first(format!("{}.weight", layout.block(0, BlockPart::Expand)))?;
-    let num_classes = first(format!("{}.weight", layout.part(Part::Head)))?;
-    let positions = layout.part(Part::Positions);
+    let hidden = first(format!("{}.weight", names.block(0, BlockPart::Expand)))?;
+    let num_classes = first(format!("{}.weight", names.part(Part::Head)))?;
+    let positions = names.part(Part::Positions);
     let table = extents(&positions)?;
     let rows = table.get(1).copied().unwrap_or(0);
-    let extra = 1 + usize::from(checkpoint.has(&layout.part(Part::DistillationToken)));
+    let extra = 1 + usize::from(checkpoint.has(&names.part(Part::DistillationToken)));
     let side = |patches: usize| (1..=patches).find(|side| side * side >= patches).unwrap_or(0);
     // Some tables leave the class token out. The number of rows that is a square shows which form
     // it is.

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::ModuleKind;
+use crate::family::ModuleKind;
 
 /// Split of an anchor's dense feed-forward parts into experts (EMoE, section 3; MoEfication,
 /// section 3). An expert is a group of hidden units; every token uses some of the groups. Each

@@ -1,0 +1,145 @@
+//! The manifest's anchors: pretrained networks, and the forms in which their parts are offered.
+
+use std::{
+    collections::BTreeMap,
+    path::{Component, Path, PathBuf},
+};
+
+use serde::Deserialize;
+
+use super::{experts::ExpertSet, onnx_source::OnnxSource};
+
+/// A pretrained network.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AnchorSpec {
+    /// Folder in the Hugging Face layout (`config.json`, `model.safetensors`).
+    pub folder: Option<PathBuf>,
+    /// ONNX file and the tensors at which it is cut.
+    pub onnx: Option<OnnxSource>,
+    /// Part of a larger checkpoint.
+    pub part: Option<PartSource>,
+    /// Tokenizer (`tokenizer.json`) with which the anchor was trained; texts only.
+    pub tokenizer: Option<PathBuf>,
+    /// Whether the family may be loaded without this anchor when its files are missing.
+    #[serde(default)]
+    pub optional: bool,
+    /// Variants to offer for each sub-layer: `int8`, `skip`.
+    #[serde(default)]
+    pub variants: Vec<String>,
+    /// Narrower forms of every block, trained together with it: prefixes of its heads and hidden
+    /// units.
+    #[serde(default)]
+    pub widths: Vec<WidthSpec>,
+    /// Numbers of ways that a token may take, besides the anchor's own number; for anchors that
+    /// route tokens. A way is an expert or an attention branch. Each number makes parallel modules
+    /// called `k1`, `k2` and so on.
+    #[serde(default)]
+    pub top_k: Vec<usize>,
+    /// Subsets of experts to offer for the anchor's routed parts. Each subset makes parallel
+    /// modules.
+    #[serde(default)]
+    pub expert_sets: Vec<ExpertSet>,
+    /// Depths after which the anchor's own norm and head may follow, as trained by SortedNet.
+    #[serde(default)]
+    pub depths: Vec<usize>,
+    /// SHA-256 of every file of the anchor, by path.
+    pub sha256: BTreeMap<PathBuf, String>,
+}
+
+/// Part of a checkpoint that holds several networks, as SN-Net's do.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PartSource {
+    /// The safetensors file.
+    pub file: PathBuf,
+    /// Prefix of this network's tensor names, such as `anchors.0.`.
+    pub prefix: String,
+    /// The network's configuration.
+    pub config: PathBuf,
+}
+
+/// A narrower form of a block: a prefix of its heads and a prefix of its hidden units (MatFormer,
+/// DynaBERT).
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WidthSpec {
+    /// The variant's name.
+    pub name: String,
+    /// Number of attention heads kept.
+    pub heads: usize,
+    /// Number of the feed-forward part's hidden units kept.
+    pub hidden: usize,
+}
+
+impl AnchorSpec {
+    /// Checks the constraints that the types do not express. An error is the key, its value and the
+    /// valid values.
+    pub(super) fn validate(&self, name: &str) -> Result<(), (String, String, String)> {
+        let refuse = |key: &str, value: String, expected: &str| {
+            Err((key.to_owned(), value, expected.to_owned()))
+        };
+        let plain = |text: &str| {
+            !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+        };
+        if !plain(name) {
+            return refuse("", name.into(), "an anchor's name is letters, digits and `_`");
+        }
+        let sources = [self.folder.is_some(), self.onnx.is_some(), self.part.is_some()];
+        if sources.into_iter().filter(|given| *given).count() != 1 {
+            let expected = "exactly one of `folder`, `onnx` and `part` is needed";
+            return refuse("folder", "".into(), expected);
+        }
+        if let Err(variant) = self.variant_specs() {
+            let expected = "variants are `int8` and `skip`, and names of widths, sets and `top_k` \
+                            joined with `int8` and one another by `+`";
+            return refuse("variants", variant.to_owned(), expected);
+        }
+        if let Some(width) = self.widths.iter().find(|width| {
+            !is_plain(&width.name)
+                || is_reserved(&width.name)
+                || width.heads == 0
+                || width.hidden == 0
+        }) {
+            let expected = "a width has a name of its own, at least one head and one hidden unit";
+            return refuse("widths", format!("{width:?}"), expected);
+        }
+        if let Some(set) = self
+            .expert_sets
+            .iter()
+            .find(|set| !is_plain(&set.name) || is_reserved(&set.name) || !set.is_ordered())
+        {
+            let expected =
+                "a set has a name of its own, and at least one expert, in ascending order";
+            return refuse("expert_sets", format!("{}, {:?}", set.name, set.experts), expected);
+        }
+        if let Some((key, value, expected)) = self.onnx.as_ref().and_then(OnnxSource::fault) {
+            return refuse(key, value, &expected);
+        }
+        let onnx = self.onnx.as_ref().map(|onnx| &onnx.file);
+        let part = self.part.iter().flat_map(|part| [&part.file, &part.config]);
+        let paths = self.folder.iter().chain(onnx).chain(part).chain(&self.tokenizer);
+        for path in paths.chain(self.sha256.keys()) {
+            if !is_inside(path) {
+                let expected = "paths are relative and stay inside the family's folder";
+                return refuse("", path.display().to_string(), expected);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns whether `name` already has a meaning in plan ids.
+fn is_reserved(name: &str) -> bool {
+    matches!(name, "int8" | "skip" | "via" | "exit")
+}
+
+/// Returns whether `path` stays inside the folder to which it is relative.
+pub(super) fn is_inside(path: &Path) -> bool {
+    path.components().all(|part| matches!(part, Component::Normal(_)))
+}
+
+/// Returns whether `label` may appear in plan ids and file names.
+pub(super) fn is_plain(label: &str) -> bool {
+    !label.is_empty() && label.chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c))
+}

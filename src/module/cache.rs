@@ -1,0 +1,61 @@
+//! Caches of keys and values: the networks that keep them, and the names of their inputs.
+//!
+//! The tokens of a step lie packed in one row, `[1, tokens, width]`. A cache has a slot for each
+//! sequence, `[slots, heads, capacity, head width]`.
+
+/// Name of the packed row of each token of each slot, `[slots, longest]` INT64.
+pub const ROWS: &str = "rows";
+/// Name of the place of each packed token among the slots, `[tokens]` INT64.
+pub const PLACES: &str = "places";
+/// Name of the last position of each slot after the step, `[slots]` INT32.
+pub const LENGTHS: &str = "seqlens_k";
+/// Name of the capacity of a slot, a scalar of INT32.
+pub const TOTAL_LENGTH: &str = "total_sequence_length";
+/// Name of the number of tokens of each slot in the step, `[slots]` INT32.
+pub const QUERY_LENGTHS: &str = "query_seqlens";
+/// Name of the cosines of the tokens' rotations, `[tokens, head width / 2]` FP32.
+pub const COSINES: &str = "cosines";
+/// Name of the sines of the tokens' rotations, `[tokens, head width / 2]` FP32.
+pub const SINES: &str = "sines";
+/// Name of the keys before the step.
+pub const PAST_KEYS: &str = "past_key";
+/// Name of the values before the step.
+pub const PAST_VALUES: &str = "past_value";
+/// Name of the keys after the step, which lie where those before it lay.
+pub const PRESENT_KEYS: &str = "present_key";
+/// Name of the values after the step, which lie where those before it lay.
+pub const PRESENT_VALUES: &str = "present_value";
+
+/// Inputs that a step hands to a network with a cache.
+pub(super) const STEP_INPUTS: [&str; 7] =
+    [ROWS, PLACES, LENGTHS, TOTAL_LENGTH, QUERY_LENGTHS, COSINES, SINES];
+
+/// Cache of an attention module: keys and values of each position of a sequence, in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct CacheSpec {
+    /// Number of heads of keys and values.
+    pub num_heads: usize,
+    /// Width of a head.
+    pub head_width: usize,
+}
+
+/// Settings of a network that keeps a cache.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cached {
+    /// Cache of the network.
+    pub cache: CacheSpec,
+    /// Angles between neighbouring positions, of each pair of a head's elements (rotary positions).
+    pub frequencies: Vec<f32>,
+}
+
+impl CacheSpec {
+    /// Returns the number of elements of one position's keys.
+    pub fn width(&self) -> usize {
+        self.num_heads * self.head_width
+    }
+
+    /// Returns the size of one position's keys and values, in bytes.
+    pub fn bytes_per_token(&self) -> u64 {
+        (2 * self.width() * size_of::<f32>()) as u64
+    }
+}

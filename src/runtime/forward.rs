@@ -1,0 +1,100 @@
+//! Steps of sequences: new tokens of several sequences run through a plan together.
+
+use std::{sync::Arc, time::Instant};
+
+use ort::value::Tensor as OrtTensor;
+
+use super::{
+    Activation, Executor, ModuleObserver, RuntimeError, Sequence, SideInputs, StepBatch,
+    activation::view,
+    cache::{Step, gathered},
+    routed::Networks,
+};
+use crate::{
+    family::ModuleId,
+    module::{CacheSpec, INPUT_IDS},
+    plan::Shape,
+    tensor::Tensor,
+};
+
+impl Executor {
+    /// Creates a sequence without positions, for the steps of [`forward`](Self::forward).
+    pub fn sequence(&self) -> Sequence {
+        let residents = self.runtime().residents().clone();
+        Sequence::new(self.caches().clone(), residents)
+    }
+
+    /// Returns the modules of `path` that keep a cache, with their caches.
+    pub fn caches_of(&self, path: &[ModuleId]) -> Vec<(ModuleId, CacheSpec)> {
+        let cached = |id: &ModuleId| Some((*id, self.family().cached(*id)?.1.cache));
+        path.iter().filter_map(cached).collect()
+    }
+
+    /// Runs the new tokens of sequences through `path`. Returns the outputs of its last module for
+    /// the wanted tokens, one row each, `[1, wanted, …]`, the family's output first.
+    ///
+    /// A step that fails changes no sequence but for the blocks that it leased.
+    ///
+    /// # Errors
+    ///
+    /// Fails when a sequence lacks positions in a cache of `path`, or blocks do not fit under the
+    /// memory limit. Fails when a module cannot be loaded or fails.
+    pub fn forward(
+        &self,
+        path: &[ModuleId],
+        batch: &mut StepBatch<'_>,
+        observer: &mut impl ModuleObserver,
+    ) -> Result<Vec<Tensor>, RuntimeError> {
+        let Some((last, before)) = path.split_last().filter(|_| self.family().graph.is_path(path))
+        else {
+            return Err(RuntimeError::NotAPath);
+        };
+        let modules = self.caches_of(path);
+        let step = batch.reserve(&modules)?;
+        let ids = batch.token_ids();
+        let _reserve = self.reserve(path, Shape::new(1, ids.len()))?;
+        let sides = packed(ids)?;
+        let mut state = None;
+        for id in before {
+            let start = Instant::now();
+            let next = self.step_module(*id, state.as_ref(), &sides, &step)?;
+            observer.ran(*id, start.elapsed());
+            state = next.or(state);
+        }
+        let state = state.ok_or(RuntimeError::NotAPath)?;
+        // Scores of the other tokens would be thrown away.
+        let (shape, hidden) = view(state.value())?;
+        let width = shape.last().copied().unwrap_or(1);
+        let wanted = Activation::new(gathered(hidden, width, &batch.wanted_rows())?);
+        let start = Instant::now();
+        let outputs = self.compute(*last, Some(&wanted), &sides)?.unwrap_or(wanted).to_tensors()?;
+        observer.ran(*last, start.elapsed());
+        batch.commit(&modules);
+        Ok(outputs)
+    }
+
+    /// Runs one module of a step. Returns `None` if it is the identity.
+    fn step_module(
+        &self,
+        id: ModuleId,
+        state: Option<&Activation>,
+        sides: &SideInputs,
+        step: &Step,
+    ) -> Result<Option<Activation>, RuntimeError> {
+        match (self.family().cached(id), state) {
+            (Some((network, cached)), Some(state)) => {
+                let cached = Arc::clone(cached);
+                let mut lease = self.lease(network)?;
+                step.attend(id, &cached, lease.session(), state).map(Some)
+            }
+            _ => self.compute(id, state, sides),
+        }
+    }
+}
+
+/// Returns packed token ids as inputs of modules. There is no padding, so there is no mask.
+fn packed(ids: Vec<i64>) -> Result<SideInputs, RuntimeError> {
+    let value = OrtTensor::from_array(([1, ids.len()], ids))
+        .map_err(|source| RuntimeError::Tensor { source })?;
+    Ok(SideInputs { values: vec![(INPUT_IDS, value.into_dyn())] })
+}

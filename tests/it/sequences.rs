@@ -1,0 +1,259 @@
+//! Decoders step by step, with caches, against the same decoders over the whole sequence at once.
+
+use std::collections::BTreeMap;
+
+use safetensors::{Dtype, tensor::TensorView};
+use serde_json::json;
+use tessera::{
+    family::{ModuleId, PlanId},
+    input::Encoding,
+    plan::Continuation,
+    runtime::{Executor, Sequence, SideInputs, StepBatch, StepRow, Tokens},
+};
+
+use crate::{
+    moe::{CHECKPOINTS, Model, reference},
+    support::runtime,
+};
+
+/// Largest difference of a logit step by step from the same at once.
+const TOLERANCE: f32 = 2e-5;
+
+/// Returns a decoder of two blocks in Llama's layout, with random weights.
+fn llama() -> Model {
+    let config = json!({
+        "model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "hidden_act": "silu",
+    });
+    let mut shapes: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    shapes.insert("model.embed_tokens.weight".into(), vec![64, 32]);
+    shapes.insert("lm_head.weight".into(), vec![64, 32]);
+    shapes.insert("model.norm.weight".into(), vec![32]);
+    for block in 0..2 {
+        let layer = format!("model.layers.{block}");
+        for (name, shape) in [
+            ("input_layernorm", vec![32]),
+            ("post_attention_layernorm", vec![32]),
+            ("self_attn.q_proj", vec![32, 32]),
+            ("self_attn.k_proj", vec![16, 32]),
+            ("self_attn.v_proj", vec![16, 32]),
+            ("self_attn.o_proj", vec![32, 32]),
+            ("mlp.gate_proj", vec![48, 32]),
+            ("mlp.up_proj", vec![48, 32]),
+            ("mlp.down_proj", vec![32, 48]),
+        ] {
+            shapes.insert(format!("{layer}.{name}.weight"), shape);
+        }
+    }
+    let mut random = Random(7);
+    let stored: Vec<(String, Vec<usize>, Vec<u8>)> = shapes
+        .into_iter()
+        .map(|(name, shape)| {
+            let num: usize = shape.iter().product();
+            let values = (0..num).flat_map(|_| random.next().to_le_bytes()).collect();
+            (name, shape, values)
+        })
+        .collect();
+    let views = stored.iter().map(|(name, shape, values)| {
+        (name, TensorView::new(Dtype::F32, shape.clone(), values).expect("a tensor"))
+    });
+    let weights = safetensors::serialize(views, None).expect("serialized");
+    Model::of_files([
+        ("config.json".to_owned(), config.to_string().into_bytes()),
+        ("model.safetensors".to_owned(), weights),
+    ])
+}
+
+/// Numbers between -0.5 and 0.5 (a linear congruential generator).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> f32 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 40) as f32 / (1_u64 << 24) as f32 - 0.5
+    }
+
+    fn tokens(&mut self, num: usize) -> Vec<i64> {
+        (0..num).map(|_| ((self.next() + 0.5) * 63.0) as i64).collect()
+    }
+}
+
+/// Returns the path of a plan.
+fn path(executor: &Executor, plan: &str) -> Vec<ModuleId> {
+    PlanId::find_path(&executor.family().graph, plan).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// Returns the logits of each token, with the whole sequence at once.
+fn at_once(executor: &Executor, path: &[ModuleId], tokens: &[i64]) -> Vec<Vec<f32>> {
+    let encoding = Encoding {
+        batch: 1,
+        tokens: tokens.len(),
+        input_ids: tokens.to_vec(),
+        attention_mask: vec![1; tokens.len()],
+    };
+    let sides = SideInputs::of_encoding(encoding).expect("tokens");
+    let outputs = executor.run(path, &sides, &mut ()).unwrap_or_else(|e| panic!("{e}"));
+    rows(outputs[0].as_f32().expect("f32"), tokens.len())
+}
+
+fn rows(values: &[f32], num: usize) -> Vec<Vec<f32>> {
+    values.chunks_exact(values.len() / num).map(<[f32]>::to_vec).collect()
+}
+
+/// Runs a step of sequences with their new tokens; returns the logits of all of them.
+fn step(
+    executor: &Executor,
+    path: &[ModuleId],
+    parts: &mut [(&mut Sequence, &[i64])],
+) -> Vec<Vec<f32>> {
+    let num = parts.iter().map(|(_, tokens)| tokens.len()).sum();
+    let mut batch = StepBatch::default();
+    for (sequence, tokens) in parts {
+        let tokens = tokens.to_vec();
+        batch.rows.push(StepRow { sequence, tokens, wanted: Tokens::All });
+    }
+    let outputs = executor.forward(path, &mut batch, &mut ()).unwrap_or_else(|e| panic!("{e}"));
+    rows(outputs[0].as_f32().expect("f32"), num)
+}
+
+fn check(name: &str, found: &[Vec<f32>], expected: &[Vec<f32>]) {
+    assert_eq!(found.len(), expected.len(), "{name}");
+    let pairs = found.iter().flatten().zip(expected.iter().flatten());
+    let largest = pairs.map(|(a, b)| (a - b).abs() / b.abs().max(1.0)).fold(0.0, f32::max);
+    println!("{name}: largest difference {largest:.1e}");
+    assert!(largest <= TOLERANCE, "{name}: {largest:.1e}");
+}
+
+#[test]
+fn a_llama_gives_the_same_at_every_position_token_by_token() {
+    let model = llama();
+    let executor = model.executor();
+    let path = path(&executor, "a[0..2]");
+    let tokens = Random(1).tokens(17);
+    let expected = at_once(&executor, &path, &tokens);
+    let mut sequence = executor.sequence();
+    let mut found = Vec::new();
+    for token in &tokens {
+        found.extend(step(&executor, &path, &mut [(&mut sequence, &[*token])]));
+    }
+    check("token by token", &found, &expected);
+    assert_eq!(sequence.position(), 17);
+    // Refused drafts are taken back, and other tokens take their places.
+    sequence.truncate(5);
+    let found = step(&executor, &path, &mut [(&mut sequence, &tokens[5..])]);
+    check("after a truncation", &found, &expected[5..]);
+}
+
+#[test]
+fn ragged_sequences_run_together_as_alone() {
+    let model = llama();
+    let executor = model.executor();
+    let path = path(&executor, "a[0..2]");
+    let mut random = Random(2);
+    let all: [Vec<i64>; 3] = [random.tokens(40), random.tokens(7), random.tokens(300)];
+    let expected = all.each_ref().map(|tokens| at_once(&executor, &path, tokens));
+    let mut sequences = [executor.sequence(), executor.sequence(), executor.sequence()];
+    // Chunks of a prompt beside single tokens; the third sequence outgrows its first slot.
+    let mut done = [0, 0, 0];
+    let mut found: [Vec<Vec<f32>>; 3] = Default::default();
+    for chunks in [[16, 1, 100], [1, 1, 100], [22, 4, 99], [1, 1, 1]] {
+        let mut parts: Vec<(&mut Sequence, &[i64])> = Vec::new();
+        for ((sequence, tokens), (start, chunk)) in
+            sequences.iter_mut().zip(&all).zip(done.iter().zip(chunks))
+        {
+            parts.push((sequence, &tokens[*start..start + chunk]));
+        }
+        let mut logits = step(&executor, &path, &mut parts).into_iter();
+        for ((found, chunk), done) in found.iter_mut().zip(chunks).zip(&mut done) {
+            found.extend(logits.by_ref().take(chunk));
+            *done += chunk;
+        }
+    }
+    assert_eq!(done, [40, 7, 300]);
+    for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
+        check(&format!("sequence {index}"), found, expected);
+    }
+}
+
+#[test]
+fn only_the_last_token_has_a_row_if_no_other_is_wanted() {
+    let model = llama();
+    let executor = model.executor();
+    let path = path(&executor, "a[0..2]");
+    let tokens = Random(3).tokens(9);
+    let expected = at_once(&executor, &path, &tokens);
+    let mut sequence = executor.sequence();
+    let row = StepRow { sequence: &mut sequence, tokens, wanted: Tokens::Last };
+    let outputs = executor.forward(&path, &mut StepBatch { rows: vec![row] }, &mut ());
+    let outputs = outputs.unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(outputs[0].shape(), [1, 1, 64]);
+    check("last", &rows(outputs[0].as_f32().expect("f32"), 1), &expected[8..]);
+}
+
+#[test]
+fn every_decoder_gives_the_same_step_by_step() {
+    for (name, depth) in CHECKPOINTS {
+        let model = Model::read(name);
+        let executor = model.executor();
+        let path = path(&executor, &format!("a[0..{depth}]"));
+        if executor.caches_of(&path).len() < depth {
+            println!("{name}: its heads are too narrow for a cache");
+            continue;
+        }
+        let encoding = reference(name).encoding();
+        let mask = &encoding.attention_mask[..encoding.tokens];
+        let num = mask.iter().filter(|mask| **mask == 1).count();
+        let tokens = &encoding.input_ids[..num];
+        let expected = at_once(&executor, &path, tokens);
+        let mut sequence = executor.sequence();
+        let (prompt, rest) = tokens.split_at(num / 2);
+        let mut found = step(&executor, &path, &mut [(&mut sequence, prompt)]);
+        for token in rest {
+            found.extend(step(&executor, &path, &mut [(&mut sequence, &[*token])]));
+        }
+        check(name, &found, &expected);
+    }
+}
+
+#[test]
+fn a_sequence_without_a_cache_of_every_position_is_refused() {
+    let mut model = llama();
+    model.more("variants = [\"skip\"]\n");
+    let executor = model.executor();
+    let whole = path(&executor, "a[0..2]");
+    let short = path(&executor, "a[0..2]{skip.attn:1}");
+    let tokens = Random(4).tokens(6);
+    let mut sequence = executor.sequence();
+    step(&executor, &whole, &mut [(&mut sequence, &tokens[..3])]);
+    // A step to fewer attention modules is free; the way back costs a prefill of what is missing.
+    step(&executor, &short, &mut [(&mut sequence, &tokens[3..4])]);
+    let attention: Vec<ModuleId> =
+        executor.caches_of(&whole).into_iter().map(|(module, _)| module).collect();
+    let cost = Continuation::Prefill { start: 3, num_tokens: 1 };
+    assert_eq!(sequence.continuation(&attention), cost);
+    let row = StepRow { sequence: &mut sequence, tokens: vec![tokens[4]], wanted: Tokens::Last };
+    let refused = executor.forward(&whole, &mut StepBatch { rows: vec![row] }, &mut ());
+    assert!(refused.is_err());
+    sequence.truncate(3);
+    let found = step(&executor, &whole, &mut [(&mut sequence, &tokens[3..])]);
+    check("after the prefill", &found, &at_once(&executor, &whole, &tokens)[3..]);
+}
+
+#[test]
+fn blocks_come_back_when_a_sequence_is_dropped() {
+    let model = llama();
+    let executor = model.executor();
+    let path = path(&executor, "a[0..2]");
+    let mut sequence = executor.sequence();
+    assert_eq!(sequence.cache_bytes(), 0);
+    step(&executor, &path, &mut [(&mut sequence, &Random(5).tokens(33))]);
+    // Two blocks of 32 positions; two modules; keys and values of two heads, 8 wide.
+    assert_eq!(sequence.cache_bytes(), 2 * 32 * 2 * 2 * 16 * 4);
+    let before = runtime().cache_bytes();
+    assert!(before >= sequence.cache_bytes());
+    let own = sequence.cache_bytes();
+    drop(sequence);
+    assert!(runtime().cache_bytes() <= before - own);
+}
