@@ -1,7 +1,5 @@
 //! Inference as all protocols share it: from a decoded request to an answer before it is written.
 
-use std::sync::Arc;
-
 use tracing::Span;
 
 use super::{
@@ -17,7 +15,7 @@ use super::{
     http::models::Model,
 };
 use crate::{
-    serve::{ErrorCode, InferResponse, Observer, Outcome},
+    serve::{InferResponse, Ticket},
     tensor::Tensor,
 };
 
@@ -53,9 +51,13 @@ impl Answer {
 }
 
 /// Answers a decoded request.
-pub(crate) async fn answer(model: &Model, decoded: Decoded) -> Result<Answer, ApiError> {
+pub(crate) async fn answer(
+    model: &Model,
+    ticket: Ticket,
+    decoded: Decoded,
+) -> Result<Answer, ApiError> {
     let Decoded { request, id, explain, classification, wanted } = decoded;
-    let mut response = model.service.infer(request).await?;
+    let mut response = ticket.submit(request).await?.whole().await?;
     response.outputs.retain(|(name, _)| wanted.has(name));
     if let Some(count) = classification {
         response = classify(model, response, count).await?;
@@ -82,38 +84,16 @@ async fn classify(
     .await
 }
 
-/// Guard of a request that has arrived. If the request ends before its family takes it, the guard
-/// reports that to the observer, even if the client has gone.
-pub(crate) struct Accepted {
-    observer: Arc<dyn Observer>,
-    family: String,
-    is_told: bool,
-}
-
-impl Accepted {
-    /// Creates the guard, and reports a request for `model` to the observer.
-    pub(crate) fn new(observer: Arc<dyn Observer>, model: &Model) -> Self {
-        let family = model.service.name().to_owned();
-        observer.accepted(&family);
-        Self { observer, family, is_told: false }
-    }
-
-    /// Leaves a decoded request to its family, which must be asked next. Reports a refused one to
-    /// the observer.
-    pub(crate) fn hand_over<T>(mut self, decoded: Result<T, ApiError>) -> Result<T, ApiError> {
-        self.is_told = true;
-        decoded.inspect_err(|error| self.tell(error.code()))
-    }
-
-    fn tell(&self, code: ErrorCode) {
-        self.observer.finished(&self.family, &Outcome::Failed { code });
-    }
-}
-
-impl Drop for Accepted {
-    fn drop(&mut self) {
-        if !self.is_told {
-            self.tell(ErrorCode::Cancelled);
+/// Returns the ticket with the decoded request. Ends the ticket of one that is refused.
+pub(crate) fn accept<T>(
+    ticket: Ticket,
+    decoded: Result<T, ApiError>,
+) -> Result<(Ticket, T), ApiError> {
+    match decoded {
+        Ok(decoded) => Ok((ticket, decoded)),
+        Err(error) => {
+            ticket.refuse(error.code());
+            Err(error)
         }
     }
 }

@@ -2,7 +2,7 @@
 //! threads.
 //!
 //! This module knows no wire format. Start at [`Registry`], which holds the families, and
-//! [`FamilyService::infer`].
+//! [`FamilyService::arrive`].
 
 mod admission;
 mod config;
@@ -11,6 +11,8 @@ mod families;
 mod observe;
 mod planner;
 mod request;
+#[cfg(test)]
+mod simulation_tests;
 mod workers;
 
 pub use config::ServiceConfig;
@@ -21,6 +23,7 @@ pub use families::{
 };
 pub use observe::{Observer, Outcome};
 pub use request::{
-    DEFAULT_PRIORITY, FamilyService, InferRequest, InferResponse, PlanSummary, Report,
+    Answer, DEFAULT_PRIORITY, Event, FamilyService, InferRequest, InferResponse, PlanSummary,
+    Report, Ticket,
 };
 pub use workers::{InferenceThreads, RoutedModule};

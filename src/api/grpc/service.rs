@@ -25,7 +25,7 @@ use crate::{
         codec::body::{in_json_bytes, off_thread},
         error::ApiError,
         http::models::Model,
-        inference::{Accepted, answer},
+        inference::{accept, answer},
         layers::authorization,
         state::ApiState,
         triton::{
@@ -96,16 +96,16 @@ impl InferenceService {
     ) -> Result<ModelInferResponse, ApiError> {
         let Envelope { model_name, model_version, num_raw_bytes, .. } = message.open()?;
         let model = self.model(&model_name, model_version)?;
-        let accepted = Accepted::new(self.state.observer.clone(), &model);
+        let ticket = model.service.arrive();
         let specs = model.specs();
         let num_bytes = in_json_bytes(message.len() - num_raw_bytes, num_raw_bytes);
         let decode = move || decode(message.decode(&specs.bounds)?, &specs, arrival);
         let decoded = off_thread(num_bytes, decode).instrument(debug_span!("decode")).await;
-        let mut decoded = accepted.hand_over(decoded)?;
+        let (ticket, mut decoded) = accept(ticket, decoded)?;
         let InferRequest { budget, priority, .. } = &mut decoded.request;
         budget.latency = budget.latency.or(terms.wait);
         terms.permit.cap(budget, priority);
-        let answer = answer(&model, decoded).await?;
+        let answer = answer(&model, ticket, decoded).await?;
         off_thread(answer.num_bytes(), move || encode(answer))
             .instrument(debug_span!("encode"))
             .await

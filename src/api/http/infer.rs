@@ -1,13 +1,9 @@
 //! `POST /v2/models/{model}/infer`.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use axum::{
     Extension,
-    extract::State,
     http::{HeaderMap, HeaderName, HeaderValue, header},
     response::{IntoResponse, Response},
 };
@@ -23,8 +19,7 @@ use crate::{
             encode::{Encoded, encode},
         },
         error::ApiError,
-        inference::{Accepted, Answer, answer},
-        state::Shared,
+        inference::{Answer, accept, answer},
     },
     serve::{InferRequest, Report},
 };
@@ -34,14 +29,13 @@ const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-conten
 
 /// Answers an inference request. The latency budget counts from the arrival of the whole body.
 pub(crate) async fn infer(
-    State(shared): State<Arc<Shared>>,
     model: Model,
     Extension(permit): Extension<Permit>,
     headers: HeaderMap,
     Body(body): Body,
 ) -> Result<Response, ApiError> {
     let arrival = Instant::now();
-    let accepted = Accepted::new(shared.api.observer.clone(), &model);
+    let ticket = model.service.arrive();
     let specs = model.specs();
     let decoded = match json_length(&headers, body.len()) {
         Ok(json_len) => {
@@ -54,10 +48,10 @@ pub(crate) async fn infer(
         }
         Err(error) => Err(error),
     };
-    let mut decoded = accepted.hand_over(decoded)?;
+    let (ticket, mut decoded) = accept(ticket, decoded)?;
     let InferRequest { budget, priority, .. } = &mut decoded.request;
     permit.cap(budget, priority);
-    let answer = answer(&model, decoded).await?;
+    let answer = answer(&model, ticket, decoded).await?;
     let report = answer.response.report.clone();
     let encode = |Answer { heading, response, wanted }| encode(&heading, &response, &wanted);
     let encoded = off_thread(answer.num_bytes(), move || encode(answer))

@@ -28,7 +28,7 @@ use crate::{
             raw::flatten,
         },
         error::ApiError,
-        inference::{Accepted, output_bytes},
+        inference::{accept, output_bytes},
         state::Shared,
     },
     family::Limits,
@@ -165,11 +165,12 @@ pub(crate) async fn embeddings(
         .instrument(debug_span!("decode"))
         .await?;
     let model = Model::find(shared.api.repository.registry(), &question.model, None)?;
-    let Asked { inputs, parameters, form } = Accepted::new(shared.api.observer.clone(), &model)
-        .hand_over(Asked::new(&model, question))?;
+    let (ticket, asked) = accept(model.service.arrive(), Asked::new(&model, question))?;
+    let Asked { inputs, parameters, form } = asked;
     let Parameters { mut budget, mut priority, explain, .. } = parameters;
     permit.cap(&mut budget, &mut priority);
-    let response = model.service.infer(InferRequest { inputs, budget, priority, arrival }).await?;
+    let request = InferRequest { inputs, budget, priority, arrival };
+    let response = ticket.submit(request).await?.whole().await?;
     let num_bytes = response.outputs.iter().map(|(_, tensor)| output_bytes(tensor, false)).sum();
     let report = response.report.clone();
     let body =

@@ -3,18 +3,21 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use super::{job::Job, waiting::Share};
+use super::{
+    job::Job,
+    scheduler::StepPlan,
+    waiting::{Share, Taken},
+};
 use crate::{
-    family::ModuleId,
     plan::{Budget, Shape},
-    serve::{error::ServeError, planner::Chosen},
+    serve::{
+        error::ServeError,
+        planner::{Chosen, Question},
+    },
 };
-
-/// Largest ratio between a batch's tokens with padding and without it.
-const MAX_PADDED: f64 = 1.125;
 
 /// Error for a job that is late at its turn; the queue sets `retry_after`.
 const LATE: ServeError = ServeError::Late { retry_after: Duration::ZERO };
@@ -28,35 +31,6 @@ pub(crate) struct Batch {
     pub(crate) chosen: Result<Chosen, ServeError>,
 }
 
-/// Returns whether `job` may run with `members`. The family and the tokens that the plans read must
-/// be the same. The batch must not exceed the largest measured one, and must have little padding. A
-/// job that is bound to its path may only join jobs of that path.
-pub(crate) fn joins(members: &[&Job], job: &Job) -> bool {
-    let Some(first) = members.first().filter(|first| first.family == job.family) else {
-        return false;
-    };
-    let all = || members.iter().copied().chain([job]);
-    let rows: usize = all().map(|member| member.shape.batch).sum();
-    if rows > job.planner.loaded.profile.max_batch() {
-        return false;
-    }
-    let longest = all().map(|member| member.shape.tokens).max().unwrap_or(0);
-    let tokens: usize = all().map(|member| member.shape.batch * member.shape.tokens).sum();
-    if padded(rows * longest, tokens) > MAX_PADDED {
-        return false;
-    }
-    match (pinned(first), pinned(job)) {
-        (Some(path), Some(other)) => path == other,
-        (None, None) => job.planner.read_alike(&first.chosen.path, &job.chosen.path),
-        _ => false,
-    }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "tokens of a batch stay far below 2^53")]
-fn padded(run: usize, tokens: usize) -> f64 {
-    run as f64 / tokens.max(1) as f64
-}
-
 /// Calls `choose`. If it panics, only the first job fails, so that the others still run.
 pub(crate) fn guarded(
     choose: impl FnOnce() -> (usize, Result<Chosen, ServeError>),
@@ -64,32 +38,18 @@ pub(crate) fn guarded(
     catch_unwind(AssertUnwindSafe(choose)).unwrap_or((1, Err(ServeError::Panicked)))
 }
 
-/// Returns the path of a job that may run on no other path, or `None` if it may.
-fn pinned(job: &Job) -> Option<&[ModuleId]> {
-    let is_free = job.budget.as_ref().is_some_and(|budget| budget.plan.is_none());
-    (!is_free).then_some(&job.chosen.path)
-}
-
-/// Time in which jobs may run.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Turn<'a> {
-    pub(crate) shares: &'a [Share],
-    pub(crate) now: Instant,
-    /// Whether no other job waits or runs.
-    pub(crate) is_only: bool,
-}
-
-/// Chooses the number of `jobs` to run and their plan. Takes the best quality within a batch's
-/// share of the remaining time; of equal qualities, the larger batch. If no plan is within its
-/// share, takes the fastest plan for the largest batch still in time. If no batch is in time, the
-/// first job is late.
+/// Chooses the number of jobs of a step to run and their plan. Takes the best quality within a
+/// batch's share of the remaining time; of equal qualities, the larger batch. If no plan is within
+/// its share, takes the fastest plan for the largest batch still in time. If no batch is in time,
+/// the first job is late.
 ///
 /// A job that is the only one runs on the fastest plan until its budget has passed. A prediction is
 /// not a reason to keep an idle thread from trying. If no request came shortly before it either,
 /// other requests are not the reason for its lateness.
-pub(crate) fn choose(jobs: &[&Job], turn: &Turn<'_>) -> (usize, Result<Chosen, ServeError>) {
-    let Turn { shares, now, is_only } = *turn;
-    let first = jobs[0];
+pub(crate) fn choose(step: &StepPlan<Job>) -> (usize, Result<Chosen, ServeError>) {
+    let StepPlan { now, ref taken, is_only } = *step;
+    let Taken { items: jobs, shares, .. } = taken;
+    let first = &jobs[0];
     let left = |size: usize| {
         let share = shares.iter().find(|share| share.size == size);
         share.map_or(Duration::ZERO, |share| share.left)
@@ -109,7 +69,8 @@ pub(crate) fn choose(jobs: &[&Job], turn: &Turn<'_>) -> (usize, Result<Chosen, S
             || budget.fastest(),
             |latency| Budget { latency: Some(latency), ..budget.clone() },
         );
-        let chosen = first.planner.choose_alike(&first.chosen, shape, &budget);
+        let question = Question { shape, budget: &budget, now };
+        let chosen = first.planner.choose_alike(&first.chosen, &question);
         chosen.map(|chosen| (share.size, chosen))
     };
     let within = shares
@@ -137,10 +98,10 @@ pub(crate) fn choose(jobs: &[&Job], turn: &Turn<'_>) -> (usize, Result<Chosen, S
 }
 
 /// Returns the shape of `jobs` together and the budget that meets all of theirs, without a latency.
-fn together(jobs: &[&Job]) -> (Shape, Budget) {
+fn together(jobs: &[Job]) -> (Shape, Budget) {
     let rows = jobs.iter().map(|job| job.shape.batch).sum();
     let tokens = jobs.iter().map(|job| job.shape.tokens).max().unwrap_or(1);
-    let first = jobs[0];
+    let first = &jobs[0];
     if first.budget.is_none() {
         // The job's budget was met when its plan was chosen.
         let plan = Some(first.chosen.plan.plan.clone());

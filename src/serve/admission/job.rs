@@ -8,7 +8,10 @@ use std::{
 use tokio::sync::oneshot;
 use tracing::{Span, debug_span};
 
-use super::waiting::Rank;
+use super::{
+    scheduler::{Promise, Work},
+    waiting::Rank,
+};
 use crate::{
     family::ModuleId,
     input::ModelInput,
@@ -21,6 +24,9 @@ use crate::{
         workers::{outputs::Outputs, routed::RoutedModule},
     },
 };
+
+/// Largest ratio between a batch's tokens with padding and without it.
+const MAX_PADDED: f64 = 1.125;
 
 /// Results of a finished job.
 #[derive(Debug)]
@@ -92,24 +98,63 @@ impl Job {
         let taken = self.before + now.saturating_duration_since(self.queued);
         latency.is_some_and(|latency| taken >= latency)
     }
-}
 
-/// Expectation of a request at its admission.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Promise {
-    pub(crate) admitted: Instant,
-    /// Time until the request's batch is done, if everything before it takes the least time.
-    pub(crate) least: Duration,
-    /// Whether no request came beside another one lately.
-    pub(crate) is_alone: bool,
-}
-
-impl Promise {
-    /// Returns the ratio between the time that the request took until `now` and the expected time.
-    pub(crate) fn ratio(&self, now: Instant) -> f64 {
-        let taken = now.saturating_duration_since(self.admitted);
-        taken.as_secs_f64() / self.least.as_secs_f64().max(1e-6)
+    /// Returns the path of a job that may run on no other path, or `None` if it may.
+    fn pinned(&self) -> Option<&[ModuleId]> {
+        let is_free = self.budget.as_ref().is_some_and(|budget| budget.plan.is_none());
+        (!is_free).then_some(&self.chosen.path)
     }
+}
+
+impl Work for Job {
+    fn rank(&self) -> Rank {
+        self.rank
+    }
+
+    fn least(&self) -> Duration {
+        self.least
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.reply.is_closed()
+    }
+
+    /// The family and the tokens that the plans read must be the same. The batch must not exceed
+    /// the largest measured one, and must have little padding. A job that is bound to its path may
+    /// only join jobs of that path.
+    fn joins(&self, members: &[&Self]) -> bool {
+        let Some(first) = members.first().filter(|first| first.family == self.family) else {
+            return false;
+        };
+        let all = || members.iter().copied().chain([self]);
+        let rows: usize = all().map(|member| member.shape.batch).sum();
+        if rows > self.planner.loaded.profile.max_batch() {
+            return false;
+        }
+        let longest = all().map(|member| member.shape.tokens).max().unwrap_or(0);
+        let tokens: usize = all().map(|member| member.shape.batch * member.shape.tokens).sum();
+        if padded(rows * longest, tokens) > MAX_PADDED {
+            return false;
+        }
+        match (first.pinned(), self.pinned()) {
+            (Some(path), Some(other)) => path == other,
+            (None, None) => self.planner.read_alike(&first.chosen.path, &self.chosen.path),
+            _ => false,
+        }
+    }
+
+    fn promise(&self) -> &Promise {
+        &self.promise
+    }
+
+    fn has_budget(&self) -> bool {
+        self.budget.is_some()
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "tokens of a batch stay far below 2^53")]
+fn padded(run: usize, tokens: usize) -> f64 {
+    run as f64 / tokens.max(1) as f64
 }
 
 /// Place of a job in the queue; dropping it leaves the queue.

@@ -3,5 +3,6 @@
 pub(super) mod batch;
 pub(super) mod job;
 pub(super) mod queue;
+pub(super) mod scheduler;
 mod strictness;
 pub(super) mod waiting;

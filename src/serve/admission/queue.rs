@@ -7,51 +7,18 @@ use std::{
 };
 
 use super::{
-    batch::{self, Batch, Turn},
-    job::{FamilyKey, Job, Promise, Task},
-    strictness::Strictness,
-    waiting::{Need, Rank, Reserved, Share, Threads, Waiting},
+    batch::{self, Batch},
+    job::{FamilyKey, Job, Task},
+    scheduler::{Begun, Candidate, Capacity, Promise, Refusal, Scheduler, StepPlan},
+    waiting::Reserved,
 };
-use crate::{
-    family::ModuleId,
-    runtime::Executor,
-    serve::{
-        error::ServeError,
-        planner::follow::{Bounds, Rates, Transient},
-    },
-};
+use crate::{family::ModuleId, runtime::Executor, serve::error::ServeError};
 
-/// Time for which overlapping requests may be the reason that later ones are late or refused.
-const LATELY: Duration = Duration::from_millis(100);
-
-/// Rates and bounds of the ratio between the time until a job is done and the expected time. It
-/// settles at about the 90th percentile.
-const STRETCH_RATES: Rates = Rates { rise: 0.09, fall: 0.01 };
-const STRETCH_BOUNDS: Bounds = Bounds { least: 1.0, most: 16.0 };
-
-/// Factor of room kept for delays between a job's admission and its turn. A job that ends at the
-/// last moment is late as often as not.
-const HEADROOM: f64 = 1.4;
-
-/// Fraction of a batch's allowance that remains while requests that any plan could answer are
-/// refused. A worse answer is worth more than a refusal.
-const HURRY: f64 = 0.5;
-
-/// Reason why a request is not admitted.
+/// Reason why a request is not queued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum QueueError {
-    /// The queue is full.
-    Full {
-        /// Largest number of requests that the queue holds.
-        limit: usize,
-        /// Time until everything that waits may be done.
-        backlog: Duration,
-    },
-    /// The request would be late, or make another one late.
-    Late {
-        /// Time until everything that waits may be done.
-        backlog: Duration,
-    },
+    /// The scheduler does not admit the request.
+    Refused(Refusal),
     /// The threads are gone.
     Closed,
 }
@@ -88,43 +55,23 @@ pub(crate) enum Next {
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
-    limit: usize,
 }
 
 #[derive(Debug)]
 struct State {
-    waiting: Waiting<Job>,
+    scheduler: Scheduler<Job>,
     tasks: VecDeque<Task>,
-    /// Time at which each thread's batch is expected to be done; `None` for a thread that has
-    /// ended.
-    busy_until: Vec<Option<Instant>>,
+    /// Families for whose jobs a plan is being chosen.
+    choosing: Vec<FamilyKey>,
     /// Number of threads that wait for work.
     num_idle: usize,
-    /// Time of the last refusal of a request that any plan could have answered. The request must
-    /// have had time for more than one batch.
-    hurried: Option<Instant>,
-    strictness: Strictness,
-    /// Ratio between the time until a job is done and the expected time. Preparing, answering and
-    /// other families take the processor as well.
-    stretch: Transient,
-    /// Number of running batches.
-    num_running: usize,
-    /// Time at which a request last arrived or was refused, or a batch ran beside other work.
-    disturbed: Option<Instant>,
-    /// Time at which a request last arrived beside another.
-    crowded: Option<Instant>,
     is_closed: bool,
 }
 
-/// A request that asks to be admitted.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Candidate {
-    pub(crate) rank: Rank,
-    pub(crate) need: Need,
-    /// Whether the request must be done by its deadline.
-    pub(crate) has_budget: bool,
-    /// Whether any plan may answer the request.
-    pub(crate) is_free: bool,
+/// Next work of a thread, before a plan is chosen.
+enum Found {
+    Step(StepPlan<Job>),
+    Next(Next),
 }
 
 /// Place in the queue of an admitted request that is being prepared. Dropping it gives the place
@@ -139,22 +86,11 @@ pub(crate) struct Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         if let Some(reserved) = self.reserved.take() {
-            self.shared.change(|state| {
-                state.waiting.release(reserved);
-                // The request was given up, so the time until then is a lesson only if it is too
-                // long.
-                let now = Instant::now();
-                if self.promise.ratio(now) > state.stretch.get(now) {
-                    state.learn_stretch(now, &self.promise);
-                }
-            });
+            let now = Instant::now();
+            self.shared.change(|state| state.scheduler.give_up(now, reserved, &self.promise));
         }
     }
 }
-
-/// Start of a batch, which the thread hands back at the batch's end.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Begun(Instant);
 
 /// Guard that closes the queue when it is dropped.
 #[derive(Debug)]
@@ -171,10 +107,8 @@ impl Drop for Open {
 impl Drop for Receiver {
     fn drop(&mut self) {
         self.shared.change(|state| {
-            state.busy_until[self.index] = None;
-            if state.busy_until.iter().all(Option::is_none) {
+            if state.scheduler.end_thread(self.index) {
                 state.is_closed = true;
-                state.waiting = Waiting::new();
                 state.tasks.clear();
             }
         });
@@ -184,19 +118,13 @@ impl Drop for Receiver {
 /// Creates a queue for `num_workers` threads, in which at most `limit` jobs wait.
 pub(crate) fn queue(limit: usize, num_workers: usize) -> (Queue, Vec<Receiver>) {
     let state = State {
-        waiting: Waiting::new(),
+        scheduler: Scheduler::new(Instant::now(), limit, num_workers),
         tasks: VecDeque::new(),
-        busy_until: vec![Some(Instant::now()); num_workers],
+        choosing: Vec::new(),
         num_idle: 0,
-        hurried: None,
-        strictness: Strictness::default(),
-        stretch: Transient::new(1.0),
-        num_running: 0,
-        disturbed: None,
-        crowded: None,
         is_closed: false,
     };
-    let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), limit });
+    let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
     let open = Arc::new(Open(shared.clone()));
     let receiver = |index| Receiver { shared: shared.clone(), index };
     let receivers = (0..num_workers).map(receiver).collect();
@@ -220,34 +148,16 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// Fails when the queue is full, and when the threads are gone. Fails when a request with a
-    /// budget would be late even if everything before it takes the least time. If nothing waits and
-    /// a thread is idle, no request is too late: its plan decides.
+    /// Fails when the scheduler refuses the request, and when the threads are gone.
     pub(crate) fn admit(&self, candidate: Candidate) -> Result<Reservation, QueueError> {
-        let Shared { limit, .. } = *self.shared;
         let mut state = self.shared.lock();
-        let now = Instant::now();
-        state.disturbed = Some(now);
         if state.is_closed {
             return Err(QueueError::Closed);
         }
-        state.drop_abandoned();
-        if state.waiting.len() > 0 || state.num_running > 0 {
-            state.crowded = Some(now);
-        }
-        let is_alone = state.crowded.is_none_or(|crowded| now - crowded >= LATELY);
-        if state.waiting.len() >= limit {
-            return Err(QueueError::Full { limit, backlog: state.backlog(now) });
-        }
-        let start = state.waiting.start_of(&state.free_at(now), candidate.rank).unwrap_or(now);
-        let wait = start.saturating_duration_since(now);
-        if candidate.has_budget && state.is_busy(now) {
-            state.check_room(now, wait, candidate)?;
-        }
-        let reserved = Some(state.waiting.reserve(candidate.rank, candidate.need.least));
+        let admitted = state.scheduler.admit(Instant::now(), candidate);
+        let (reserved, promise) = admitted.map_err(QueueError::Refused)?;
         drop(state);
-        let promise = Promise { admitted: now, least: wait + candidate.need.alone, is_alone };
-        Ok(Reservation { shared: self.shared.clone(), reserved, promise })
+        Ok(Reservation { shared: self.shared.clone(), reserved: Some(reserved), promise })
     }
 
     /// Queues `job` in the place reserved for it.
@@ -257,34 +167,28 @@ impl Queue {
     /// Fails when the threads are gone.
     pub(crate) fn push(&self, mut place: Reservation, job: Job) -> Result<(), QueueError> {
         self.shared.change(|state| {
-            state.disturbed = Some(Instant::now());
-            if state.is_closed {
-                return Err(QueueError::Closed);
-            }
-            if let Some(reserved) = place.reserved.take() {
-                state.waiting.release(reserved);
-            }
-            state.waiting.push(job.rank, job.least, job);
+            let reserved = place.reserved.take().filter(|_| !state.is_closed);
+            let reserved = reserved.ok_or(QueueError::Closed)?;
+            state.scheduler.push(Instant::now(), reserved, job);
             Ok(())
         })
     }
 
     /// Returns the time until everything that waits may be done.
     pub(crate) fn backlog(&self) -> Duration {
-        self.shared.lock().backlog(Instant::now())
+        self.shared.lock().scheduler.backlog(Instant::now())
     }
 
     /// Returns whether a request other than that of `place` waits, or a batch runs.
     pub(crate) fn is_busy_beside(&self, place: &Reservation) -> bool {
         let state = self.shared.lock();
         let own = usize::from(place.reserved.is_some());
-        state.waiting.len() > own || state.num_running > 0
+        state.scheduler.len() > own || state.scheduler.num_running() > 0
     }
 
     /// Returns whether no request ran, waited or arrived since `begun`.
     pub(crate) fn was_quiet_since(&self, begun: Instant) -> bool {
-        let state = self.shared.lock();
-        state.num_running == 0 && state.is_undisturbed_since(begun)
+        self.shared.lock().scheduler.was_quiet_since(begun)
     }
 
     /// Hands over a family's executor. The modules of `preload` are loaded while no job waits.
@@ -308,21 +212,48 @@ impl Queue {
 }
 
 impl Receiver {
-    /// Returns the thread's next work; waits for it if `may_wait`.
+    /// Returns the thread's next work; waits for it if `may_wait`. The plan of a batch is chosen
+    /// while the queue is free for others.
     pub(crate) fn next(&self, may_wait: bool) -> Next {
+        let plan = match self.find(may_wait) {
+            Found::Step(plan) => plan,
+            Found::Next(next) => return next,
+        };
+        let (size, mut chosen) = batch::guarded(|| batch::choose(&plan));
+        let (now, family, num_taken) = (plan.now, plan.family(), plan.taken.items.len());
+        let mut state = self.shared.lock();
+        let is_late = matches!(chosen, Err(ServeError::Late { .. }));
+        let jobs = state.scheduler.commit(plan, size, is_late);
+        if let Some(index) = state.choosing.iter().position(|known| Some(*known) == family) {
+            state.choosing.swap_remove(index);
+        }
+        if let Err(ServeError::Late { retry_after }) = &mut chosen {
+            *retry_after = state.scheduler.backlog(now);
+        }
+        drop(state);
+        if jobs.len() < num_taken {
+            self.shared.changed.notify_all();
+        }
+        Next::Batch(Batch { jobs, chosen })
+    }
+
+    /// Returns the next work, or the jobs among which a plan must choose.
+    fn find(&self, may_wait: bool) -> Found {
         let mut state = self.shared.lock();
         loop {
             if let Some(task) = state.next_task() {
-                return Next::Task(task);
+                return Found::Next(Next::Task(task));
             }
-            if let Some(batch) = state.next_batch() {
-                return Next::Batch(batch);
+            let capacity = Capacity { num_free: state.num_idle + 1 };
+            if let Some(plan) = state.scheduler.step(Instant::now(), &capacity) {
+                state.choosing.extend(plan.family());
+                return Found::Step(plan);
             }
             if state.is_closed {
-                return Next::Closed;
+                return Found::Next(Next::Closed);
             }
             if !may_wait {
-                return Next::Nothing;
+                return Found::Next(Next::Nothing);
             }
             state.num_idle += 1;
             state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -332,118 +263,31 @@ impl Receiver {
 
     /// Records the start of a batch that is expected to run for `expected`.
     pub(crate) fn begin(&self, expected: Duration) -> Begun {
-        let mut state = self.shared.lock();
-        let now = Instant::now();
-        state.busy_until[self.index] = Some(now + expected);
-        state.num_running += 1;
-        if state.num_running > 1 || state.waiting.len() > 0 {
-            state.disturbed = Some(now);
-        }
-        Begun(now)
+        self.shared.lock().scheduler.begin(Instant::now(), self.index, expected)
     }
 
     /// Records the end of a batch of `jobs`. Returns whether no other request ran, waited or
     /// arrived meanwhile.
-    pub(crate) fn end(&self, Begun(begun): Begun, jobs: &[Job]) -> bool {
-        let mut state = self.shared.lock();
-        let now = Instant::now();
-        state.busy_until[self.index] = Some(now);
-        state.num_running -= 1;
-        for job in jobs.iter().filter(|job| job.budget.is_some()) {
-            state.learn_stretch(now, &job.promise);
-        }
-        state.is_undisturbed_since(begun)
+    pub(crate) fn end(&self, begun: Begun, jobs: &[Job]) -> bool {
+        self.shared.lock().scheduler.end(Instant::now(), self.index, begun, jobs)
+    }
+}
+
+impl StepPlan<Job> {
+    /// Returns the family of the jobs.
+    fn family(&self) -> Option<FamilyKey> {
+        self.taken.items.first().map(|job| job.family)
     }
 }
 
 impl State {
-    fn next_batch(&mut self) -> Option<Batch> {
-        self.drop_abandoned();
-        let now = Instant::now();
-        let is_hurried = self.hurried.is_some_and(|since| now - since < LATELY);
-        let is_only = self.waiting.len() == 1 && self.num_running == 0;
-        let choose = |members: &[&Job], shares: &[Share]| {
-            let mut shares = shares.to_vec();
-            if is_hurried {
-                shares
-                    .iter_mut()
-                    .for_each(|share| share.allowance = share.allowance.mul_f64(HURRY));
-            }
-            batch::guarded(|| batch::choose(members, &Turn { shares: &shares, now, is_only }))
-        };
-        let num_all = self.busy_until.iter().flatten().count();
-        let threads = Threads { num_all, num_free: self.num_idle + 1 };
-        let (jobs, mut chosen) = self.waiting.pop_batch(now, threads, batch::joins, choose)?;
-        match &mut chosen {
-            Err(ServeError::Late { retry_after }) => {
-                self.strictness.raise(now);
-                jobs.iter().for_each(|job| self.learn_stretch(now, &job.promise));
-                *retry_after = self.backlog(now);
-            }
-            _ => self.strictness.lower(),
-        }
-        Some(Batch { jobs, chosen })
-    }
-
-    /// Returns whether no request arrived since `begun`, and no batch ran beside other work.
-    fn is_undisturbed_since(&self, begun: Instant) -> bool {
-        self.disturbed.is_none_or(|disturbed| disturbed < begun)
-    }
-
-    /// Returns whether a request waits, or no thread is idle.
-    fn is_busy(&self, now: Instant) -> bool {
-        let is_idle = |until: &Instant| *until <= now;
-        self.waiting.len() > 0 || !self.busy_until.iter().flatten().any(is_idle)
-    }
-
-    fn learn_stretch(&self, now: Instant, promise: &Promise) {
-        self.stretch.follow(now, promise.ratio(now), STRETCH_RATES, STRETCH_BOUNDS);
-    }
-
-    /// Checks that there is room for `candidate`, which may begin after `wait`.
-    fn check_room(
-        &mut self,
-        now: Instant,
-        wait: Duration,
-        candidate: Candidate,
-    ) -> Result<(), QueueError> {
-        let Candidate { rank, need, is_free, .. } = candidate;
-        let stretch = HEADROOM * self.stretch.get(now);
-        let strict = Need {
-            batch_extra: need.batch_extra.mul_f64(self.strictness.at(now)),
-            alone: need.alone + (wait + need.alone).mul_f64(stretch - 1.0),
-            ..need
-        };
-        if self.waiting.has_room(&self.free_at(now), rank, strict) {
-            return Ok(());
-        }
-        // A request with less time than two batches take must not make other answers worse.
-        if is_free && rank.deadline > now + 2 * (need.alone + need.batch_extra) {
-            self.hurried = Some(now);
-        }
-        Err(QueueError::Late { backlog: self.backlog(now) })
-    }
-
-    /// Returns the time until everything that waits may be done.
-    fn backlog(&self, now: Instant) -> Duration {
-        let done = self.waiting.done_at(&self.free_at(now));
-        done.map_or(Duration::ZERO, |done| done.saturating_duration_since(now))
-    }
-
-    /// Returns the time at which each thread is expected to be free.
-    fn free_at(&self, now: Instant) -> Vec<Instant> {
-        self.busy_until.iter().flatten().map(|until| now.max(*until)).collect()
-    }
-
-    /// Drops the jobs whose clients no longer wait.
-    fn drop_abandoned(&mut self) {
-        self.waiting.retain(|job| !job.reply.is_closed());
-    }
-
     fn next_task(&mut self) -> Option<Task> {
         let is_due = |task: &Task| match task {
             Task::Install { .. } => true,
-            Task::Remove(family) => !self.waiting.items().any(|job| job.family == *family),
+            Task::Remove(family) => {
+                let waits = self.scheduler.items().any(|job| job.family == *family);
+                !waits && !self.choosing.contains(family)
+            }
         };
         let index = self.tasks.iter().position(is_due)?;
         self.tasks.remove(index)

@@ -1,61 +1,51 @@
-//! Tests of admission, reserved places, and requests and batches that run alone.
+//! Tests of reserved places and of closing.
 
 use super::*;
+use crate::serve::admission::waiting::{Need, Rank};
 
-fn candidate(now: Instant, left: Duration, alone: Duration) -> Candidate {
+fn candidate() -> Candidate {
+    let alone = Duration::from_secs(1);
     let need = Need { least: alone, alone, batch_extra: Duration::ZERO };
-    let rank = Rank { priority: 1, deadline: now + left };
+    let rank = Rank { priority: 1, deadline: Instant::now() + 60 * alone };
     Candidate { rank, need, has_budget: true, is_free: true }
-}
-
-const SECOND: Duration = Duration::from_secs(1);
-
-#[test]
-fn an_idle_queue_admits_what_is_predicted_to_be_late() {
-    let (queue, _receivers) = queue(8, 1);
-    let now = Instant::now();
-    let first = queue.admit(candidate(now, SECOND, 5 * SECOND)).expect("nothing else waits");
-    assert!(!queue.is_busy_beside(&first));
-    let second = queue.admit(candidate(now, SECOND, 5 * SECOND));
-    assert!(matches!(second, Err(QueueError::Late { .. })), "{second:?}");
-    drop(first);
-    queue.admit(candidate(now, SECOND, 5 * SECOND)).expect("the place was given up");
 }
 
 #[test]
 fn a_reserved_place_counts_until_it_is_given_up() {
     let (queue, _receivers) = queue(2, 1);
-    let now = Instant::now();
     let places: Vec<Reservation> =
-        (0..2).map(|_| queue.admit(candidate(now, 60 * SECOND, SECOND)).expect("room")).collect();
+        (0..2).map(|_| queue.admit(candidate()).expect("room")).collect();
     assert!(queue.is_busy_beside(&places[0]));
-    let third = queue.admit(candidate(now, 60 * SECOND, SECOND));
-    assert!(matches!(third, Err(QueueError::Full { limit: 2, .. })), "{third:?}");
+    let third = queue.admit(candidate());
+    let is_full = matches!(third, Err(QueueError::Refused(Refusal::Full { limit: 2, .. })));
+    assert!(is_full, "{third:?}");
     drop(places);
-    assert_eq!(queue.shared.lock().waiting.len(), 0);
+    assert_eq!(queue.shared.lock().scheduler.len(), 0);
 }
 
 #[test]
-fn what_comes_beside_another_or_just_after_a_crowd_is_not_alone() {
-    let (queue, _receivers) = queue(8, 1);
-    let admit = || queue.admit(candidate(Instant::now(), 9 * SECOND, SECOND)).expect("room");
-    assert!(admit().promise.is_alone);
-    let first = admit();
-    assert!(first.promise.is_alone, "the place before was given up");
-    assert!(!admit().promise.is_alone, "the first still waits");
-    drop(first);
-    assert!(!admit().promise.is_alone, "two came at once just now");
+fn threads_are_told_when_the_queue_is_dropped_and_requests_when_the_threads_are() {
+    let (open, mut receivers) = queue(2, 2);
+    let clone = open.clone();
+    drop(open);
+    assert!(matches!(receivers[0].next(false), Next::Nothing), "a clone is left");
+    drop(receivers.pop());
+    clone.admit(candidate()).expect("a thread is left");
+    drop(receivers);
+    assert!(matches!(clone.admit(candidate()), Err(QueueError::Closed)));
+    let (open, receivers) = queue(2, 1);
+    drop(open);
+    assert!(matches!(receivers[0].next(true), Next::Closed));
 }
 
 #[test]
-fn a_batch_is_alone_where_nothing_arrives_or_runs_beside_it() {
-    let (queue, receivers) = queue(8, 2);
-    let begun = receivers[0].begin(SECOND);
-    assert!(receivers[0].end(begun, &[]));
-    let begun = receivers[0].begin(SECOND);
-    let beside = receivers[1].begin(SECOND);
-    assert!(!receivers[0].end(begun, &[]) && !receivers[1].end(beside, &[]));
-    let begun = receivers[0].begin(SECOND);
-    let _place = queue.admit(candidate(Instant::now(), 9 * SECOND, SECOND)).expect("room");
-    assert!(!receivers[0].end(begun, &[]));
+fn a_family_is_removed_when_no_plan_is_being_chosen_for_it() {
+    let (queue, receivers) = queue(2, 1);
+    queue.shared.lock().choosing.push(FamilyKey(7));
+    queue.remove(FamilyKey(7));
+    queue.remove(FamilyKey(8));
+    assert!(matches!(receivers[0].next(false), Next::Task(Task::Remove(FamilyKey(8)))));
+    assert!(matches!(receivers[0].next(false), Next::Nothing));
+    queue.shared.lock().choosing.clear();
+    assert!(matches!(receivers[0].next(false), Next::Task(Task::Remove(FamilyKey(7)))));
 }

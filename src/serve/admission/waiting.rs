@@ -35,6 +35,16 @@ struct Entry<T> {
 #[derive(Debug)]
 pub(crate) struct Reserved(Key);
 
+/// Items that may run together, while their number is chosen. Their places are still taken.
+#[derive(Debug)]
+pub(crate) struct Taken<T> {
+    keys: Vec<Key>,
+    /// Items by rank, the most urgent first.
+    pub(crate) items: Vec<T>,
+    /// Time that batches of the first of them may take.
+    pub(crate) shares: Vec<Share>,
+}
+
 /// Time that the first `size` items of a batch may take together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Share {
@@ -114,27 +124,25 @@ impl<T> Waiting<T> {
         self.entries.retain(|_, entry| entry.item.as_ref().is_none_or(&mut stays));
     }
 
-    /// Removes and returns the first item and those that run with it, or `None` if no item is
-    /// ready. `joins` returns whether an item may run with the members found so far. `choose` gets
-    /// the members and the time that batches of the first of them may take. It returns the number
-    /// of members that run. If other threads are idle, at most this thread's part of them runs. An
-    /// item that is already late comes before all others, alone, since it waits for nothing.
-    pub(crate) fn pop_batch<R>(
+    /// Takes the first item and those that may run with it, or returns `None` if no item is ready.
+    /// Their places stay until [`settle`](Self::settle). `joins` returns whether an item may run
+    /// with the members found so far. If other threads are idle, at most this thread's part of them
+    /// may run. An item that is already late comes before all others, alone, since it waits for
+    /// nothing.
+    pub(crate) fn take(
         &mut self,
         now: Instant,
         threads: Threads,
         mut joins: impl FnMut(&[&T], &T) -> bool,
-        choose: impl FnOnce(&[&T], &[Share]) -> (usize, R),
-    ) -> Option<(Vec<T>, R)> {
+    ) -> Option<Taken<T>> {
         let (mut keys, mut members) = (Vec::new(), Vec::new());
         let ready = || {
             let entries = self.entries.iter();
             entries.filter_map(|(key, entry)| entry.item.as_ref().map(|item| (key, item)))
         };
         let is_late = |((rank, _), _): &(&Key, &T)| rank.deadline <= now;
-        if let Some((key, late)) = ready().find(is_late) {
+        if let Some((key, _)) = ready().find(is_late) {
             keys.push(*key);
-            members.push(late);
         } else {
             for (key, item) in ready() {
                 if members.is_empty() || joins(&members, item) {
@@ -151,9 +159,24 @@ impl<T> Waiting<T> {
         if shares.is_empty() {
             return None;
         }
-        let (size, found) = choose(&members, &shares);
-        let entries = keys.iter().take(size).filter_map(|key| self.entries.remove(key));
-        Some((entries.filter_map(|entry| entry.item).collect(), found))
+        let entries = &mut self.entries;
+        let items = keys.iter().filter_map(|key| entries.get_mut(key)?.item.take()).collect();
+        Some(Taken { keys, items, shares })
+    }
+
+    /// Removes the first `size` of the taken items and returns them. The others wait again.
+    pub(crate) fn settle(&mut self, Taken { keys, items, .. }: Taken<T>, size: usize) -> Vec<T> {
+        let mut removed = Vec::with_capacity(size);
+        for (index, (key, item)) in keys.into_iter().zip(items).enumerate() {
+            match self.entries.get_mut(&key) {
+                Some(entry) if index >= size => entry.item = Some(item),
+                _ => {
+                    self.entries.remove(&key);
+                    removed.push(item);
+                }
+            }
+        }
+        removed
     }
 
     /// Returns the time that the batch of `keys` may take. Every waiting item of at least its
@@ -250,9 +273,9 @@ mod tests {
     }
 
     fn pop<T>(waiting: &mut Waiting<T>, now: Instant) -> Option<(T, Duration)> {
-        let choose = |_: &[&T], shares: &[Share]| (1, shares[0].allowance);
-        let (mut items, allowance) = waiting.pop_batch(now, ONE, |_, _| false, choose)?;
-        items.pop().map(|item| (item, allowance))
+        let taken = waiting.take(now, ONE, |_, _| false)?;
+        let allowance = taken.shares[0].allowance;
+        waiting.settle(taken, 1).pop().map(|item| (item, allowance))
     }
 
     #[test]
@@ -278,16 +301,20 @@ mod tests {
             waiting.push(rank(now + ms(deadline)), ms(1), name);
         }
         let joins = |members: &[&&str], next: &&str| members[0][..1] == next[..1];
-        let choose = |members: &[&&str], shares: &[Share]| {
-            assert_eq!(members, [&"a1", &"a2", &"a3"]);
-            let shares: Vec<_> = shares.iter().map(|share| (share.size, share.allowance)).collect();
-            // Alone: 14 / 3. Two: b1 and a3 follow in one batch, 12 / 2. Three: b1 and b2, as well.
-            assert_eq!(shares, [(1, ms(14) / 3), (2, ms(6)), (3, ms(6))]);
-            (2, ())
-        };
-        let popped = waiting.pop_batch(now, ONE, joins, choose);
-        assert_eq!(popped, Some((vec!["a1", "a2"], ())));
+        let taken = waiting.take(now, ONE, joins).expect("some");
+        assert_eq!(taken.items, ["a1", "a2", "a3"]);
+        let shares: Vec<_> =
+            taken.shares.iter().map(|share| (share.size, share.allowance)).collect();
+        // Alone: 14 / 3. Two: b1 and a3 follow in one batch, 12 / 2. Three: b1 and b2, as well.
+        assert_eq!(shares, [(1, ms(14) / 3), (2, ms(6)), (3, ms(6))]);
+        assert_eq!(waiting.len(), 5, "places are kept while the number is chosen");
+        let beside = waiting.take(now, ONE, joins).expect("others are ready");
+        assert_eq!(beside.items, ["b1", "b2"]);
+        assert_eq!(waiting.settle(beside, 0), [""; 0]);
+        assert_eq!(waiting.settle(taken, 2), ["a1", "a2"]);
         assert_eq!(waiting.len(), 3);
+        assert_eq!(pop(&mut waiting, now).map(|(item, _)| item), Some("b1"));
+        assert_eq!(pop(&mut waiting, now).map(|(item, _)| item), Some("a3"));
     }
 
     #[test]
@@ -297,20 +324,16 @@ mod tests {
         for deadline in [40, 40, 40, 40, 60] {
             waiting.push(rank(now + ms(deadline)), ms(1), deadline);
         }
-        let take = |shares: &[Share]| {
-            let last = shares.last().expect("one");
-            (last.size, (last.size, last.allowance))
-        };
         // With another thread idle it takes three of five; the last two are one batch more.
         let threads = Threads { num_all: 2, num_free: 2 };
-        let choose = |_: &[&u64], shares: &[Share]| take(shares);
-        let (_, found) = waiting.pop_batch(now, threads, |_, _| true, choose).expect("some");
-        assert_eq!(found, (3, ms(40)));
+        let taken = waiting.take(now, threads, |_, _| true).expect("some");
+        let last = *taken.shares.last().expect("one");
+        assert_eq!((last.size, last.allowance), (3, ms(40)));
+        waiting.settle(taken, 3);
         // All three threads but this one are busy.
         let threads = Threads { num_all: 3, num_free: 1 };
-        let choose = |_: &[&u64], shares: &[Share]| take(&shares[..1]);
-        let (_, found) = waiting.pop_batch(now, threads, |_, _| true, choose).expect("some");
-        assert_eq!(found, (1, ms(40)));
+        let taken = waiting.take(now, threads, |_, _| true).expect("some");
+        assert_eq!((taken.shares[0].size, taken.shares[0].allowance), (1, ms(40)));
     }
 
     #[test]

@@ -65,9 +65,10 @@ pub(super) fn measure(
             break;
         }
         let (whole, is_alone) = (begun.elapsed(), queue.was_quiet_since(begun));
-        planner.learn(&Run { shape, times: &times.0, whole, is_alone }, observer);
+        let ended = Instant::now();
+        planner.learn(&Run { shape, times: &times.0, whole, is_alone, ended }, observer);
     }
-    planner.apply_learned();
+    planner.apply_learned(Instant::now());
 }
 
 /// Returns the plans of the fronts at the profiled lengths, the extremes first.

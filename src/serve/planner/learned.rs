@@ -42,6 +42,8 @@ pub(crate) struct Run<'a> {
     pub(crate) whole: Duration,
     /// Whether no other request ran, waited or arrived meanwhile.
     pub(crate) is_alone: bool,
+    /// Time at which the batch ended.
+    pub(crate) ended: Instant,
 }
 
 /// The latencies of a family's modules, by batch and length, as they are found to be on a machine
@@ -59,7 +61,7 @@ struct Learning {
     profile: Profile,
     /// Change of each module's latency since the last update of the plans, as a logarithm.
     moved: Vec<f64>,
-    updated: Instant,
+    updated: Option<Instant>,
 }
 
 /// Tables of the plans with their current latencies.
@@ -84,7 +86,7 @@ impl Learned {
     pub(crate) fn new(loaded: &LoadedFamily) -> Self {
         let profile = loaded.profile.clone();
         let moved = vec![0.0; loaded.family.graph.modules().len()];
-        let learning = Mutex::new(Learning { profile, moved, updated: Instant::now() });
+        let learning = Mutex::new(Learning { profile, moved, updated: None });
         let tables = Tables { all: loaded.table.clone(), alike: loaded.alike.clone() };
         Self { learning, tables: RwLock::new(Arc::new(tables)) }
     }
@@ -144,13 +146,14 @@ impl Learned {
 
     /// Updates the plans' latencies if a module's has changed enough and the last update is old
     /// enough.
-    pub(crate) fn tell(&self) {
+    pub(crate) fn update_plans(&self, now: Instant) {
         let mut learning = self.lock();
         let is_notable = learning.moved.iter().any(|moved| moved.abs() > NOTABLE);
-        if !is_notable || learning.updated.elapsed() < INTERVAL {
+        let updated = *learning.updated.get_or_insert(now);
+        if !is_notable || now.saturating_duration_since(updated) < INTERVAL {
             return;
         }
-        learning.updated = Instant::now();
+        learning.updated = Some(now);
         learning.moved.fill(0.0);
         let profile = learning.profile.clone();
         drop(learning);

@@ -43,6 +43,17 @@ pub(crate) struct Planner {
     is_loaded: AtomicBool,
 }
 
+/// Question for a plan.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Question<'a> {
+    /// Shape of the request, or of several together.
+    pub(crate) shape: Shape,
+    /// Budget of the plan; its latency is the remaining one.
+    pub(crate) budget: &'a Budget,
+    /// Time of the question.
+    pub(crate) now: Instant,
+}
+
 /// Plan that is chosen for a budget.
 #[derive(Debug, Clone)]
 pub(crate) struct Chosen {
@@ -90,19 +101,19 @@ impl Planner {
             self.learned.learn(profile, run, self.correction.machine(), &hear);
         }
         let lesson = Lesson { known, measured: run.whole, is_alone: run.is_alone };
-        self.correction.learn(Instant::now(), lesson);
+        self.correction.learn(run.ended, lesson);
     }
 
     /// Applies the learned latencies to the choices that follow.
-    pub(super) fn apply_learned(&self) {
-        self.learned.tell();
+    pub(super) fn apply_learned(&self, now: Instant) {
+        self.learned.update_plans(now);
     }
 
     /// Returns the plans that no other plan beats at this shape, cheapest first.
-    pub(super) fn front(&self, shape: Shape) -> Vec<PlanSummary> {
+    pub(super) fn front(&self, shape: Shape, now: Instant) -> Vec<PlanSummary> {
         let tables = self.learned.tables();
         let front = tables.all.front(shape).into_iter();
-        let factor = self.correction.factor(Instant::now());
+        let factor = self.correction.factor(now);
         front.map(|entry| summary_of(entry, shape, factor)).collect()
     }
 
@@ -110,12 +121,13 @@ impl Planner {
     /// `elapsed` as well, so predictions and the costs in an error include it.
     pub(super) fn plan_in_time(
         &self,
-        shape: Shape,
-        budget: &Budget,
+        question: &Question<'_>,
         elapsed: Duration,
     ) -> Result<Chosen, ServeError> {
+        let budget = question.budget;
         let left = budget.latency.map(|latency| latency.saturating_sub(elapsed));
-        match self.plan_for(shape, &Budget { latency: left, ..budget.clone() }) {
+        let budget_left = Budget { latency: left, ..budget.clone() };
+        match self.plan_for(&Question { budget: &budget_left, ..*question }) {
             Ok(mut chosen) => {
                 chosen.plan.predicted_latency += elapsed;
                 Ok(chosen)
@@ -133,33 +145,36 @@ impl Planner {
 
     /// Chooses the plan for `budget`. A plan that is named by id may be any path of the family,
     /// even one on no front.
-    pub(super) fn plan_for(&self, shape: Shape, budget: &Budget) -> Result<Chosen, ServeError> {
-        match self.unlisted(budget)? {
-            Some((table, budget)) => self.choose_from(&table, shape, &budget),
-            None => self.choose_from(&self.learned.tables().all, shape, budget),
+    pub(super) fn plan_for(&self, question: &Question<'_>) -> Result<Chosen, ServeError> {
+        match self.unlisted(question.budget)? {
+            Some((table, budget)) => {
+                self.choose_from(&table, &Question { budget: &budget, ..*question })
+            }
+            None => self.choose_from(&self.learned.tables().all, question),
         }
     }
 
     /// Returns whether a plan meets `budget` by its profiled latency.
-    pub(super) fn is_feasible(&self, shape: Shape, budget: &Budget) -> bool {
-        self.loaded.table.choose(shape, budget).is_ok()
+    pub(super) fn is_feasible(&self, Question { shape, budget, .. }: &Question<'_>) -> bool {
+        self.loaded.table.choose(*shape, budget).is_ok()
     }
 
     /// Chooses the fastest plan for a budget that no plan meets by its learned latency, which may
     /// be wrong by now. Returns `None` if no plan meets the budget by its profiled latency either,
     /// or if a measurement is fresh.
-    pub(super) fn remeasure(&self, shape: Shape, budget: &Budget) -> Option<Chosen> {
-        if self.correction.is_fresh(Instant::now()) || !self.is_feasible(shape, budget) {
+    pub(super) fn remeasure(&self, question: &Question<'_>) -> Option<Chosen> {
+        if self.correction.is_fresh(question.now) || !self.is_feasible(question) {
             return None;
         }
-        self.plan_for(shape, &budget.fastest()).ok()
+        self.plan_for(&Question { budget: &question.budget.fastest(), ..*question }).ok()
     }
 
     /// Returns the least time that a request of this shape can take, margins included. Returns
     /// `None` if no plan meets its budget, however slow.
-    pub(super) fn need(&self, Shape { batch, tokens }: Shape, budget: &Budget) -> Option<Need> {
+    pub(super) fn need(&self, Question { shape, budget, now }: &Question<'_>) -> Option<Need> {
+        let Shape { batch, tokens } = *shape;
         let budget = budget.fastest();
-        let conservative = self.correction.conservative(Instant::now());
+        let conservative = self.correction.conservative(*now);
         let fastest = |rows| {
             let seconds = self.fastest_seconds(Shape::new(rows, tokens), &budget)?;
             Some(self.with_margin(Duration::from_secs_f64(seconds * conservative)))
@@ -219,12 +234,11 @@ impl Planner {
     pub(super) fn choose_alike(
         &self,
         chosen: &Chosen,
-        shape: Shape,
-        budget: &Budget,
+        question: &Question<'_>,
     ) -> Result<Chosen, ServeError> {
         match self.learned.tables().alike(&self.loaded, &chosen.path) {
-            Some(table) if budget.plan.is_none() => self.choose_from(table, shape, budget),
-            _ => self.plan_for(shape, budget),
+            Some(table) if question.budget.plan.is_none() => self.choose_from(table, question),
+            _ => self.plan_for(question),
         }
     }
 
@@ -249,10 +263,8 @@ impl Planner {
     fn choose_from(
         &self,
         table: &PlanTable,
-        shape: Shape,
-        budget: &Budget,
+        &Question { shape, budget, now }: &Question<'_>,
     ) -> Result<Chosen, ServeError> {
-        let now = Instant::now();
         let conservative = self.correction.conservative(now);
         let latency = budget.latency.map(|latency| latency.div_f64(conservative));
         let load_times = latency.and_then(|_| self.load_times());

@@ -160,8 +160,10 @@ impl Worker {
     fn learn(&self, planner: &Planner, lesson: &Lesson, is_alone: bool) {
         let Lesson { shape, times, whole } = lesson;
         if let Some(whole) = *whole {
-            planner.learn(&Run { shape: *shape, times, whole, is_alone }, &*self.crew.observer);
-            planner.apply_learned();
+            let ended = Instant::now();
+            let run = Run { shape: *shape, times, whole, is_alone, ended };
+            planner.learn(&run, &*self.crew.observer);
+            planner.apply_learned(ended);
         }
     }
 

@@ -1,0 +1,247 @@
+//! A request's way into the queue: admission, preparation of its inputs, and the choice of a plan
+//! for the time that is left.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+use tracing::{Instrument, Span, debug_span};
+
+use super::{
+    InferRequest,
+    inputs::{self, Inputs},
+    prepare::Ready,
+    service::FamilyService,
+};
+use crate::{
+    input::ModelInput,
+    module::INPUT_IDS,
+    plan::{Budget, Shape},
+    serve::{
+        admission::{
+            job::{Done, Job, Place},
+            queue::{QueueError, Reservation},
+            scheduler::{Candidate, Refusal},
+            waiting::Rank,
+        },
+        error::{ErrorCode, ServeError},
+        planner::{Chosen, Question},
+    },
+};
+
+/// A request in the queue.
+#[derive(Debug)]
+pub(super) struct Queued {
+    /// Receiver of the results.
+    pub(super) reply: oneshot::Receiver<Result<Done, ServeError>>,
+    /// Number of sequences, and of tokens of the longest one.
+    pub(super) shape: Shape,
+    /// Number of tokens of all sequences without padding; of images if there are no tokens.
+    pub(super) total_tokens: usize,
+    /// Time to turn texts into tokens, or image files into pixels.
+    pub(super) preprocess: Duration,
+}
+
+/// Budget, priority and arrival of a request.
+#[derive(Debug)]
+struct Asked {
+    budget: Budget,
+    priority: u32,
+    /// Time from which the latency budget counts.
+    arrival: Instant,
+}
+
+/// A request that is ready to be queued.
+#[derive(Debug)]
+struct Prepared {
+    input: ModelInput,
+    chosen: Chosen,
+    /// Time to turn texts into tokens, or image files into pixels.
+    preprocess: Duration,
+}
+
+impl FamilyService {
+    /// Admits a request, prepares its inputs, chooses a plan and queues it.
+    pub(super) async fn enqueue(&self, request: InferRequest) -> Result<Queued, ServeError> {
+        let InferRequest { inputs, budget, priority, arrival } = request;
+        let inputs = Inputs::parse(inputs, self.manifest())?;
+        let asked = Asked { budget, priority, arrival };
+        let place = self.admit(&inputs, &asked)?;
+        let prepared = self.prepare(inputs, &asked, &place).await?;
+        let shape = Shape::new(prepared.input.batch(), prepared.input.tokens());
+        let (total_tokens, preprocess) = (prepared.input.total_tokens(), prepared.preprocess);
+        let reply = self.queue(prepared, asked, place)?;
+        Ok(Queued { reply, shape, total_tokens, preprocess })
+    }
+
+    /// Admits a request before any work is done for it. Uses the least time that texts of its
+    /// length are likely to need.
+    fn admit(&self, inputs: &Inputs, asked: &Asked) -> Result<Reservation, ServeError> {
+        let shape = match inputs {
+            Inputs::Texts(texts) => Shape::new(texts.len(), self.foresight.tokens(texts)),
+            Inputs::Pictures(files) => Shape::new(files.len(), 1),
+            Inputs::Ready(input) => Shape::new(input.batch(), input.tokens()),
+        };
+        let now = Instant::now();
+        self.pulse.beat(now);
+        let question = Question { shape, budget: &asked.budget, now };
+        let mut need = self.planner.need(&question).unwrap_or_default();
+        // Preparing takes the processor from running batches, and precedes the request's own batch.
+        let preparing = self.foresight.preparing(now, inputs.num_bytes());
+        need.least += self.preparing.share(preparing, self.config.num_workers);
+        need.alone += preparing;
+        let in_time = self.rank(asked, now);
+        let latest = Rank { priority: asked.priority, deadline: now + self.config.max_wait };
+        let candidate = Candidate {
+            rank: in_time.unwrap_or(latest),
+            need,
+            has_budget: in_time.is_some(),
+            is_free: asked.budget.plan.is_none(),
+        };
+        self.queue.admit(candidate).map_err(|error| {
+            let is_hopeless = matches!(error, QueueError::Refused(Refusal::Late { .. }))
+                && asked.budget.plan.is_none()
+                && !self.planner.is_feasible(&question);
+            // Other requests are not the reason, so a retry does not help.
+            let hopeless = is_hopeless.then(|| self.planner.plan_for(&question).err());
+            hopeless.flatten().unwrap_or_else(|| refused(error))
+        })
+    }
+
+    /// Prepares the inputs that plans read, and chooses the plan.
+    async fn prepare(
+        &self,
+        inputs: Inputs,
+        asked: &Asked,
+        place: &Reservation,
+    ) -> Result<Prepared, ServeError> {
+        let start = Instant::now();
+        let family = &self.planner.loaded.family;
+        let texts = match &inputs {
+            Inputs::Texts(texts) => Some(texts.clone()),
+            Inputs::Pictures(_) | Inputs::Ready(_) => None,
+        };
+        let reference = &self.manifest().reference;
+        let num_bytes = inputs.num_bytes();
+        let ready = self
+            .preparing
+            .run(&self.planner, inputs, reference)
+            .instrument(debug_span!("preprocess"));
+        let Ready { input, took } = ready.await?;
+        if num_bytes > 0 {
+            self.foresight.learn_preparing(Instant::now(), num_bytes, took);
+        }
+        texts.iter().for_each(|texts| self.foresight.learn(texts, input.tokens()));
+        let shape = Shape::new(input.batch(), input.tokens());
+        let chosen = self.plan_in_time(shape, asked, place)?;
+        let anchor = family.graph.stem_anchor(&chosen.path).unwrap_or_default();
+        if family.share_tokenizer(anchor, reference) {
+            return Ok(Prepared { input, chosen, preprocess: start.elapsed() });
+        }
+        let texts = texts.ok_or_else(|| other_vocabulary(anchor))?;
+        let ready = self.preparing.run(&self.planner, Inputs::Texts(texts), anchor).await?;
+        Ok(Prepared { input: ready.input, chosen, preprocess: start.elapsed() })
+    }
+
+    /// Chooses the plan for the remaining time. If no plan is in time, the reason may be other
+    /// requests, or latencies learned beside them. An idle server therefore measures before it
+    /// refuses.
+    fn plan_in_time(
+        &self,
+        shape: Shape,
+        Asked { budget, arrival, .. }: &Asked,
+        place: &Reservation,
+    ) -> Result<Chosen, ServeError> {
+        let now = Instant::now();
+        let question = Question { shape, budget, now };
+        let turns = budget.latency.map(|latency| self.turns(now, latency));
+        let elapsed = now.saturating_duration_since(*arrival) + turns.unwrap_or_default();
+        let error = match self.planner.plan_in_time(&question, elapsed) {
+            Ok(chosen) => return Ok(chosen),
+            Err(error) if error.code() != ErrorCode::BudgetInfeasible => return Err(error),
+            Err(error) => error,
+        };
+        let is_busy = self.queue.is_busy_beside(place);
+        if self.planner.plan_for(&question).is_err() {
+            let again = (!is_busy).then(|| self.planner.remeasure(&question)).flatten();
+            return again.ok_or(error);
+        }
+        // On an idle server the expected delays are a guess; only time that has passed refuses a
+        // request.
+        let waited = now.saturating_duration_since(*arrival);
+        let is_time_left = budget.latency.is_some_and(|latency| waited < latency);
+        match is_busy {
+            false if is_time_left => {
+                self.planner.plan_for(&Question { budget: &budget.fastest(), ..question })
+            }
+            false if place.promise.is_alone => Err(ServeError::DeadlineExceeded { waited }),
+            _ => Err(ServeError::Late { retry_after: self.queue.backlog() }),
+        }
+    }
+
+    /// Returns the part of a request's `latency` budget that passes on the async threads. It passes
+    /// before the request is read and before it is answered. At least half of the budget remains,
+    /// so that however slow they are, a request is tried and learned from.
+    fn turns(&self, now: Instant, latency: Duration) -> Duration {
+        let turns = self.pulse.lag(now) + self.planner.correction.answering(now);
+        turns.min(latency / 2)
+    }
+
+    /// Returns the rank of a request queued at `queued`, or `None` if it has no latency budget.
+    fn rank(&self, asked: &Asked, queued: Instant) -> Option<Rank> {
+        let budget = asked.budget.latency?;
+        let deadline = asked.arrival + budget - self.turns(queued, budget);
+        let deadline = deadline.min(queued + self.config.max_wait);
+        Some(Rank { priority: asked.priority, deadline })
+    }
+
+    /// Queues a job and returns the receiver of its results.
+    fn queue(
+        &self,
+        Prepared { input, chosen, .. }: Prepared,
+        asked: Asked,
+        place: Reservation,
+    ) -> Result<oneshot::Receiver<Result<Done, ServeError>>, ServeError> {
+        let (reply, answer) = oneshot::channel();
+        let queued = Instant::now();
+        let shape = Shape::new(input.batch(), input.tokens());
+        let question = Question { shape, budget: &asked.budget, now: queued };
+        let need = self.planner.need(&question).unwrap_or_default();
+        let in_time = self.rank(&asked, queued);
+        let Asked { budget, priority, arrival } = asked;
+        let latest = Rank { priority, deadline: queued + self.config.max_wait };
+        let job = Job {
+            before: queued - arrival,
+            family: self.key,
+            shape,
+            input: Some(input),
+            chosen,
+            planner: self.planner.clone(),
+            request: Span::current(),
+            place: Some(Place::take(self.observer.clone(), self.name())),
+            queued,
+            rank: in_time.unwrap_or(latest),
+            promise: place.promise,
+            least: need.least,
+            budget: in_time.is_some().then_some(budget),
+            reply,
+        };
+        self.queue.push(place, job).map_err(refused)?;
+        Ok(answer)
+    }
+}
+
+fn refused(error: QueueError) -> ServeError {
+    match error {
+        QueueError::Refused(Refusal::Full { limit, backlog }) => {
+            ServeError::QueueFull { limit, retry_after: backlog }
+        }
+        QueueError::Refused(Refusal::Late { backlog }) => ServeError::Late { retry_after: backlog },
+        QueueError::Closed => ServeError::WorkerGone,
+    }
+}
+
+/// Returns the error for token ids from another vocabulary than that of `anchor`.
+fn other_vocabulary(anchor: &str) -> ServeError {
+    let reason = format!("anchor `{anchor}` has another vocabulary; give text instead");
+    inputs::refuse(INPUT_IDS, &reason)
+}

@@ -1,0 +1,312 @@
+//! Traffic on simulated threads: the real scheduler and planner, a simulated clock, and a runner
+//! that takes as long as the profile says, times the machine's speed.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::oneshot;
+use tracing::Span;
+
+use super::{
+    ErrorCode, LoadedFamily, Observer, Outcome, ServeError,
+    admission::{
+        batch,
+        job::{Done, FamilyKey, Job},
+        scheduler::{Begun, Candidate, Capacity, Refusal, Scheduler},
+        waiting::Rank,
+    },
+    planner::{Chosen, Planner, Question, learned::Run},
+};
+use crate::{
+    assembly::Family,
+    family::ModuleId,
+    offer::{MachineKey, ModuleProfile, ProfileCache, QualityRecords, module_digest},
+    plan::{Budget, Grid, Shape},
+    runtime::{Residency, Routing},
+};
+
+/// Longest wait of a request without a budget.
+const MAX_WAIT: Duration = Duration::from_secs(30);
+
+/// Time from the queueing of a job to the start of an idle thread.
+const WAKING: Duration = Duration::from_micros(20);
+
+/// Hears nothing.
+struct Deaf;
+
+impl Observer for Deaf {
+    fn accepted(&self, _: &str) {}
+    fn finished(&self, _: &str, _: &Outcome<'_>) {}
+    fn batch_ran(&self, _: &str, _: usize, _: f64) {}
+    fn module_ran(&self, _: &str, _: &str, _: Duration) {}
+    fn tokens_routed(&self, _: &str, _: &str, _: &Routing) {}
+    fn residency_changed(&self, _: &str, _: &Residency) {}
+    fn queue_changed(&self, _: &str, _: i64) {}
+    fn connections_changed(&self, _: &str, _: i64) {}
+    fn connection_refused(&self, _: &str) {}
+}
+
+/// Numbers between 0 and 1 (a linear congruential generator).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> f64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963);
+        f64::from(u32::try_from(self.0 >> 32).expect("32 bits")) / f64::from(u32::MAX)
+    }
+
+    /// Returns the time to the next of `rate` events a second (a Poisson process).
+    fn gap(&mut self, rate: f64) -> Duration {
+        Duration::from_secs_f64(-(1.0 - self.next() * 0.999_999).ln() / rate)
+    }
+}
+
+/// Returns the family of the default pool's images; a module takes 2 ns for each weight.
+fn planner() -> Arc<Planner> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/fashion");
+    let family = Arc::new(Family::load(&folder).expect("the family is committed"));
+    let key = MachineKey {
+        processor: "simulated".into(),
+        num_threads: 1,
+        spin: false,
+        runtime: "none".into(),
+    };
+    let mut cache = ProfileCache::empty(key);
+    for id in (0..family.graph.modules().len()).map(ModuleId) {
+        let Some(digest) = module_digest(&family, id) else { continue };
+        let alone = 5e-5 + 2e-9 * u32::try_from(family.weight_bytes(id)).map_or(0.0, f64::from);
+        let grid = |values| Grid::new(vec![1, 16], vec![1], values).expect("a grid");
+        let latency_seconds = grid(vec![alone, 6.0 * alone]);
+        let module = ModuleProfile { latency_seconds, activation_bytes: grid(vec![1e4, 16e4]) };
+        cache.modules.insert(digest, module);
+    }
+    let profile = cache.profile_of(&family).expect("every module has a cost");
+    let quality = QualityRecords::read(&folder.join("quality.json")).expect("qualities");
+    let loaded = LoadedFamily::new(family, profile, quality, 0.05).expect("plans");
+    Arc::new(Planner::new(loaded, Weak::new()))
+}
+
+/// Batch on a simulated thread.
+struct Running {
+    ends: Instant,
+    jobs: Vec<Job>,
+    chosen: Chosen,
+    begun: Begun,
+    times: Vec<(ModuleId, Duration)>,
+}
+
+/// What became of requests.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Tally {
+    arrived: usize,
+    in_time: usize,
+    late: usize,
+    /// Requests that were refused before anything was done for them.
+    refused: usize,
+    /// Requests that were admitted and refused at their turn.
+    expired: usize,
+}
+
+/// Server on a simulated clock.
+struct Simulation {
+    planner: Arc<Planner>,
+    scheduler: Scheduler<Job>,
+    threads: Vec<Option<Running>>,
+    /// Time that a batch takes, as a multiple of what was profiled.
+    slowness: f64,
+    random: Random,
+    tally: Tally,
+    /// Plan of the last batch.
+    last: String,
+    /// Receivers of answers; a job whose receiver is gone is abandoned.
+    replies: BTreeMap<Instant, oneshot::Receiver<Result<Done, ServeError>>>,
+}
+
+impl Simulation {
+    fn new(now: Instant, planner: Arc<Planner>, num_threads: usize, seed: u64) -> Self {
+        Self {
+            planner,
+            scheduler: Scheduler::new(now, 256, num_threads),
+            threads: (0..num_threads).map(|_| None).collect(),
+            slowness: 1.0,
+            random: Random(seed),
+            tally: Tally::default(),
+            last: String::new(),
+            replies: BTreeMap::new(),
+        }
+    }
+
+    /// Lets a request for one image arrive at `now`. Returns whether it was admitted.
+    fn arrive(&mut self, now: Instant, latency: Option<Duration>) -> bool {
+        self.tally.arrived += 1;
+        let (shape, budget) = (Shape::new(1, 1), Budget { latency, ..Budget::default() });
+        let question = Question { shape, budget: &budget, now };
+        let need = self.planner.need(&question).unwrap_or_default();
+        let rank = Rank { priority: 1, deadline: now + latency.unwrap_or(MAX_WAIT) };
+        let candidate = Candidate { rank, need, has_budget: latency.is_some(), is_free: true };
+        let admitted = match self.scheduler.admit(now, candidate) {
+            Ok(admitted) => admitted,
+            Err(Refusal::Full { .. } | Refusal::Late { .. }) => {
+                self.tally.refused += 1;
+                return false;
+            }
+        };
+        let (reserved, promise) = admitted;
+        let chosen = self.planner.plan_in_time(&question, Duration::ZERO).or_else(|_| {
+            self.planner.plan_for(&Question { budget: &budget.fastest(), ..question })
+        });
+        let Ok(chosen) = chosen else {
+            self.scheduler.give_up(now, reserved, &promise);
+            self.tally.refused += 1;
+            return false;
+        };
+        let (reply, receiver) = oneshot::channel();
+        self.replies.insert(now, receiver);
+        let job = Job {
+            family: FamilyKey(0),
+            shape,
+            input: None,
+            chosen,
+            budget: latency.is_some().then_some(budget),
+            planner: self.planner.clone(),
+            request: Span::none(),
+            place: None,
+            before: Duration::ZERO,
+            queued: now,
+            rank,
+            promise,
+            least: need.least,
+            reply,
+        };
+        self.scheduler.push(now, reserved, job);
+        // A thread wakes up a moment later, so that the request does not disturb its own batch.
+        self.dispatch(now + WAKING);
+        true
+    }
+
+    /// Gives work to the idle threads.
+    fn dispatch(&mut self, now: Instant) {
+        while let Some(thread) = self.threads.iter().position(Option::is_none) {
+            let num_free = self.threads.iter().filter(|running| running.is_none()).count();
+            let Some(plan) = self.scheduler.step(now, &Capacity { num_free }) else { return };
+            let (size, chosen) = batch::choose(&plan);
+            let is_late = chosen.as_ref().is_err_and(|e| e.code() == ErrorCode::Overloaded);
+            let jobs = self.scheduler.commit(plan, size, is_late);
+            let Ok(chosen) = chosen else {
+                self.tally.expired += jobs.len();
+                jobs.iter().for_each(|job| drop(self.replies.remove(&job.queued)));
+                continue;
+            };
+            let begun = self.scheduler.begin(now, thread, chosen.conservative);
+            let speed = self.slowness * (0.95 + 0.1 * self.random.next());
+            let rows = jobs.len();
+            let time = |id: &ModuleId| {
+                let module = self.planner.loaded.profile.module(*id)?;
+                let seconds = module.latency_seconds.at(rows, 1) * speed;
+                Some((*id, Duration::from_secs_f64(seconds)))
+            };
+            let times: Vec<_> = chosen.path.iter().filter_map(time).collect();
+            let ends = now + times.iter().map(|(_, time)| *time).sum::<Duration>();
+            self.last.clone_from(&chosen.plan.plan);
+            self.threads[thread] = Some(Running { ends, jobs, chosen, begun, times });
+        }
+    }
+
+    /// Ends the batches that are done before `until`, in their order.
+    fn run_until(&mut self, until: Instant) {
+        loop {
+            let busy = self.threads.iter().enumerate();
+            let busy = busy.filter_map(|(thread, running)| Some((running.as_ref()?.ends, thread)));
+            let Some((now, thread)) = busy.min().filter(|(ends, _)| *ends <= until) else {
+                return;
+            };
+            let Some(Running { jobs, chosen, begun, times, .. }) = self.threads[thread].take()
+            else {
+                return;
+            };
+            let is_alone = self.scheduler.end(now, thread, begun, &jobs);
+            let shape = Shape::new(jobs.len(), 1);
+            let whole = times.iter().map(|(_, time)| *time).sum();
+            let run = Run { shape, times: &times, whole, is_alone, ended: now };
+            self.planner.learn(&run, &Deaf);
+            self.planner.apply_learned(now);
+            for job in &jobs {
+                self.replies.remove(&job.queued);
+                match now <= job.rank.deadline {
+                    true => self.tally.in_time += 1,
+                    false => self.tally.late += 1,
+                }
+            }
+            assert!(!chosen.path.is_empty());
+            self.dispatch(now);
+        }
+    }
+}
+
+/// Returns the best plan of an idle server.
+fn best(planner: &Planner, now: Instant) -> String {
+    let question = Question { shape: Shape::new(1, 1), budget: &Budget::default(), now };
+    planner.plan_for(&question).expect("a plan").plan.plan
+}
+
+/// Lets requests arrive for `length`, with calm, busy and overloaded quarters of minutes.
+fn traffic(simulation: &mut Simulation, start: Instant, length: Duration, rate: f64) -> Instant {
+    let mut now = start;
+    while now < start + length {
+        let quarter = (now - start).as_secs() / 15 % 4;
+        let factor = [0.2, 0.6, 2.4, 0.8][usize::try_from(quarter).expect("below 4")];
+        now += simulation.random.gap(rate * factor);
+        simulation.run_until(now);
+        let choice = simulation.random.next();
+        let latency = [15, 40, 120][if choice < 0.3 { 0 } else { usize::from(choice < 0.8) + 1 }];
+        simulation.arrive(now, Some(Duration::from_millis(latency)));
+    }
+    now
+}
+
+#[test]
+fn an_hour_of_traffic_loses_no_request_and_keeps_its_deadlines() {
+    let (planner, start) = (planner(), Instant::now());
+    let hour = Duration::from_secs(3_600);
+    let mut simulation = Simulation::new(start, planner.clone(), 1, 7);
+    let end = traffic(&mut simulation, start, hour, 28.0);
+    simulation.run_until(end + MAX_WAIT);
+    let tally = simulation.tally;
+    assert!(tally.arrived > 90_000, "{tally:?}");
+    let ended = tally.in_time + tally.late + tally.refused + tally.expired;
+    assert_eq!(tally.arrived, ended, "no request is lost: {tally:?}");
+    assert!(simulation.replies.is_empty() && simulation.scheduler.len() == 0);
+    let admitted = tally.arrived - tally.refused;
+    assert!(tally.late + tally.expired <= admitted / 50, "{tally:?}");
+    assert!(tally.in_time * 10 >= tally.arrived * 9, "worse plans, not refusals: {tally:?}");
+}
+
+#[test]
+fn a_machine_that_becomes_slower_is_learned_and_forgotten() {
+    let (planner, start) = (planner(), Instant::now());
+    let minute = Duration::from_secs(60);
+    let mut simulation = Simulation::new(start, planner.clone(), 2, 3);
+    let idle = best(&planner, start);
+    let now = traffic(&mut simulation, start, minute, 40.0);
+    simulation.slowness = 3.0;
+    let before = simulation.tally;
+    let now = traffic(&mut simulation, now, minute, 20.0);
+    let after = simulation.tally;
+    let missed = after.late + after.expired - before.late - before.expired;
+    let arrived = after.arrived - before.arrived;
+    assert!(missed <= arrived / 20, "{missed} of {arrived} are late: {after:?}");
+    simulation.slowness = 1.0;
+    let quiet = now + minute;
+    simulation.run_until(quiet);
+    // Single requests on an idle server get the best plan, as if there had been no load.
+    for second in 0..20 {
+        let now = quiet + Duration::from_secs(second);
+        simulation.run_until(now);
+        assert!(simulation.arrive(now, Some(Duration::from_secs(1))), "second {second}");
+        assert_eq!(simulation.last, idle, "second {second}");
+    }
+}
