@@ -12,7 +12,7 @@ CLIENTS := .tessera/conformance/bin/python
 .PHONY: help setup setup-full data build serve test test-haswell conformance conformance-quick \
 	conformance-kserve \
 	schemathesis fuzz protocols beside peers soak cases json lint fmt bench fit profile evaluate \
-	train references clean
+	train references clean msrv
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -97,9 +97,39 @@ json: ## Compare JSON parsers on a large request
 fuzz: ## Feed every reader of requests and files a million wrong inputs (FUZZ_CASES)
 	$(CARGO) test --profile fuzz --locked --lib -- --ignored fuzz_tests
 
-lint: ## Check lints and documentation only
-	$(CARGO) clippy --locked --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+# Crates that check the manifest: licences and sources, and dependencies without a use.
+DENY := .tessera/lint/bin/cargo-deny
+MACHETE := .tessera/lint/bin/cargo-machete
+PYTHON_FOLDERS := tools tools/train benches examples tests/cases tests/conformance
+
+$(DENY): ; $(CARGO) install --quiet --locked --root .tessera/lint cargo-deny@0.20.2
+$(MACHETE): ; $(CARGO) install --quiet --locked --root .tessera/lint cargo-machete@0.9.2
+
+.tessera/lint/bin/ruff: tools/lint/requirements.txt
+	$(PYTHON) -m venv .tessera/lint
+	.tessera/lint/bin/pip install --quiet --require-hashes --requirement $<
+	@touch $@
+
+lint: .tessera/lint/bin/ruff $(DENY) $(MACHETE) msrv ## Check lints, licences, spelling and the Python code
+	$(CARGO) fmt --check
+	$(CARGO) clippy --release --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --no-deps --quiet
+	$(DENY) --log-level error check --config tools/lint/deny.toml bans licenses sources
+	$(MACHETE)
+	.tessera/lint/bin/typos --config tools/lint/typos.toml
+	.tessera/lint/bin/ruff check --quiet --config tools/lint/ruff.toml .
+	.tessera/lint/bin/ruff format --quiet --check --config tools/lint/ruff.toml .
+	@set -e; for folder in $(PYTHON_FOLDERS); do \
+		(cd $$folder && $(CURDIR)/.tessera/lint/bin/mypy --no-error-summary \
+			--config-file $(CURDIR)/tools/lint/mypy.ini *.py); \
+	done
+
+MSRV = $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+
+msrv: ## Build with the oldest compiler that is supported
+	@if rustc --version | grep -q "^rustc $(MSRV)\."; then command="$(CARGO)"; \
+	else command="rustup run $(MSRV) cargo"; fi; \
+	$$command check --release --locked --all-targets --quiet
 
 fmt: ## Format the code
 	$(CARGO) fmt

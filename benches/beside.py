@@ -32,7 +32,8 @@ PER_ADDRESS = 20_000
 def main():
     """Starts a server, measures, prints."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     protocols.add_options(parser)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--health", type=int, default=10_000, help="health checks a second")
@@ -45,8 +46,10 @@ def main():
         bare = protocols.Bare(server.port, values)
         print("| beside it | reached | inference p50 without | with | ratio |")
         print("|---|---|---|---|---|")
-        for name, message, rate in [("health checks", HEALTH, options.health),
-                                    ("metrics scrapes", METRICS, options.metrics)]:
+        for name, message, rate in [
+            ("health checks", HEALTH, options.health),
+            ("metrics scrapes", METRICS, options.metrics),
+        ]:
             report(f"{rate:,} {name} a second", *compare(bare, server.port, message, rate))
         idle(options.idle, bare, server)
 
@@ -58,7 +61,7 @@ def p50(bare):
         start = time.perf_counter()
         bare.ask()
         times.append((time.perf_counter() - start) * 1e3)
-    return statistics.median(times[BLOCK // 4:])
+    return statistics.median(times[BLOCK // 4 :])
 
 
 def compare(bare, port, message, rate):
@@ -107,7 +110,7 @@ def read_answers(connection, count):
             length = int(head.split(b"content-length: ")[1].split(b"\r\n")[0])
             if len(held) < end + 4 + length:
                 break
-            held, found = held[end + 4 + length:], found + 1
+            held, found = held[end + 4 + length :], found + 1
     return found
 
 
@@ -136,16 +139,21 @@ def idle(count, bare, server):
         selector.register(connection, selectors.EVENT_READ)
     closed = len(selector.select(0)) if opened else 0
     memory = server.memory()["VmRSS"]
-    report(f"{count:,} idle connections in {seconds:.0f} s",
-           f"{len(opened) - closed:,} open, {closed:,} refused, {failed} failed; {memory:.0f} MB",
-           alone, beside)
+    report(
+        f"{count:,} idle connections in {seconds:.0f} s",
+        f"{len(opened) - closed:,} open, {closed:,} refused, {failed} failed; {memory:.0f} MB",
+        alone,
+        beside,
+    )
 
 
 def report(name, reached, alone, beside):
     """Prints a row."""
     ratio = statistics.median(beside) / statistics.median(alone)
-    print(f"| {name} | {reached} | {statistics.median(alone):.2f} ms "
-          f"| {statistics.median(beside):.2f} ms | {ratio:.3f} |")
+    print(
+        f"| {name} | {reached} | {statistics.median(alone):.2f} ms "
+        f"| {statistics.median(beside):.2f} ms | {ratio:.3f} |"
+    )
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ import time
 from pathlib import Path
 
 import numpy
-import onnx
 import onnxruntime
+
+import onnx
 from onnx import numpy_helper
 
 PLANS = {"whole": "l[0..6]", "w67": "l[0..6]{w67:0..6}", "w33": "l[0..6]{w33:0..6}"}
@@ -43,11 +44,23 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         for name, plan in PLANS.items():
             command = [options.binary, "export", "--family", "fashion", "--plan", plan]
-            subprocess.run([*command, "-o", f"{folder}/{name}.onnx"], check=True,
-                           stdout=subprocess.DEVNULL)
+            subprocess.run(
+                [*command, "-o", f"{folder}/{name}.onnx"], check=True, stdout=subprocess.DEVNULL
+            )
         for way in ["constants", "inputs"]:
-            subprocess.run([sys.executable, __file__, "--way", way, "--folder", folder,
-                            "--rounds", str(options.rounds)], check=True)
+            subprocess.run(
+                [
+                    sys.executable,
+                    __file__,
+                    "--way",
+                    way,
+                    "--folder",
+                    folder,
+                    "--rounds",
+                    str(options.rounds),
+                ],
+                check=True,
+            )
 
 
 def measure(way, folder, rounds):

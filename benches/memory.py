@@ -53,18 +53,27 @@ def main():
     weights = pool_bytes()
     limit = int(base + weights * arguments.share)
     tight = serve("--memory-limit", f"{limit}B")
-    print(f"pool {weights / 1e6:.0f} MB, an empty server {base / 1e6:.0f} MB, "
-          f"limit {limit / 1e6:.0f} MB", flush=True)
+    print(
+        f"pool {weights / 1e6:.0f} MB, an empty server {base / 1e6:.0f} MB, "
+        f"limit {limit / 1e6:.0f} MB",
+        flush=True,
+    )
     for repeats in (1, 10, 100):
         pairs = [(rate(free, repeats), rate(tight, repeats)) for _ in range(arguments.rounds)]
         shares = median(limited / unlimited for unlimited, limited in pairs)
-        unlimited, limited = (median(rates) for rates in zip(*pairs))
-        print(f"each plan {repeats} times before the next: {unlimited:.1f} a second without, "
-              f"{limited:.1f} with, ratio {shares:.3f}", flush=True)
-    loads, gone = (metric(tight, f"tessera_runtime_module_{name}_total")
-                   for name in ("loads", "evictions"))
-    print(f"peak {peak(tight) / 1e6:.0f} MB ({peak(tight) / limit:.2f} of the limit), "
-          f"{loads:.0f} loads, {gone:.0f} evictions, no failed request")
+        unlimited, limited = (median(rates) for rates in zip(*pairs, strict=False))
+        print(
+            f"each plan {repeats} times before the next: {unlimited:.1f} a second without, "
+            f"{limited:.1f} with, ratio {shares:.3f}",
+            flush=True,
+        )
+    loads, gone = (
+        metric(tight, f"tessera_runtime_module_{name}_total") for name in ("loads", "evictions")
+    )
+    print(
+        f"peak {peak(tight) / 1e6:.0f} MB ({peak(tight) / limit:.2f} of the limit), "
+        f"{loads:.0f} loads, {gone:.0f} evictions, no failed request"
+    )
     for server in (free, tight):
         server.stop()
 

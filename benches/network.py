@@ -8,6 +8,7 @@ The weights are random: what is measured does not depend on them.
 from pathlib import Path
 
 import numpy
+
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
@@ -36,8 +37,9 @@ class Builder:
         return name
 
     def linear(self, rows, name, width, wider):
-        product = self.node("MatMul", [rows, self.weight(f"{name}.weight", width, wider)],
-                            f"{name}.product")
+        product = self.node(
+            "MatMul", [rows, self.weight(f"{name}.weight", width, wider)], f"{name}.product"
+        )
         return self.node("Add", [product, self.weight(f"{name}.bias", wider)], name)
 
     def norm(self, rows, name):
@@ -53,10 +55,14 @@ class Builder:
     def block(self, rows, name):
         normed = self.norm(rows, f"{name}.norm1")
         query, key, value = (
-            self.heads(self.linear(normed, f"{name}.{part}", WIDTH, WIDTH), f"{name}.{part}.heads",
-                       [0, 2, 3, 1] if part == "k" else [0, 2, 1, 3])
-            for part in "qkv")
-        scale = self.constant(f"{name}.scale", numpy.float32(HEAD_WIDTH ** -0.5))
+            self.heads(
+                self.linear(normed, f"{name}.{part}", WIDTH, WIDTH),
+                f"{name}.{part}.heads",
+                [0, 2, 3, 1] if part == "k" else [0, 2, 1, 3],
+            )
+            for part in "qkv"
+        )
+        scale = self.constant(f"{name}.scale", numpy.float32(HEAD_WIDTH**-0.5))
         query = self.node("Mul", [query, scale], f"{name}.scaled")
         scores = self.node("MatMul", [query, key], f"{name}.scores")
         weights = self.node("Softmax", [scores], f"{name}.weights", axis=-1)
@@ -82,8 +88,12 @@ def write(path):
     builder.node("Reshape", [rows, flat], OUTPUT)
     value = lambda name, shape: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
     graph = helper.make_graph(
-        builder.nodes, "deit-ti", [value(INPUT, ["batch", *SHAPE[1:]])],
-        [value(OUTPUT, ["batch", TOKENS * WIDTH])], builder.weights)
+        builder.nodes,
+        "deit-ti",
+        [value(INPUT, ["batch", *SHAPE[1:]])],
+        [value(OUTPUT, ["batch", TOKENS * WIDTH])],
+        builder.weights,
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     onnx.checker.check_model(model)
     Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -54,8 +54,8 @@ def main():
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tessera-peers-"))
         stack.callback(comparison.stop)
         comparison.start(folder)
-        for number in range(options.rounds):
-            comparison.run_round(number)
+        for index in range(options.rounds):
+            comparison.run_round(index)
     comparison.print_table()
     if options.json:
         options.json.write_text(json.dumps(comparison.report(), indent=1))
@@ -65,14 +65,20 @@ def main():
 
 def parse_options():
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     protocols.add_options(parser)
     parser.add_argument("--threads", type=int, default=2, help="threads of each (default: 2)")
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
-    parser.add_argument("--seconds", type=float, default=2,
-                        help="for each of the measurements of a round (default: 2)")
-    parser.add_argument("--only", choices=peers_servers.STARTS, action="append",
-                        help="this server; may be repeated")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=2,
+        help="for each of the measurements of a round (default: 2)",
+    )
+    parser.add_argument(
+        "--only", choices=peers_servers.STARTS, action="append", help="this server; may be repeated"
+    )
     parser.add_argument("--json", type=Path, help="file for every round's figures")
     options = parser.parse_args()
     options.folder, options.binary = options.folder.resolve(), options.binary.resolve()
@@ -122,8 +128,9 @@ class Comparison:
     def run_round(self, number):
         """Measures every way of asking once, in an order that turns round from round to round."""
         tell(f"round {number + 1} of {self.options.rounds}")
-        turns = [(server, *way) for server in self.servers
-                 for way in peers_clients.ways(server).items()]
+        turns = [
+            (server, *way) for server in self.servers for way in peers_clients.ways(server).items()
+        ]
         raw = self.measure_raw()
         self.note(BATCHED, "eight", self.measure_batched(), [raw])
         for server, way, connect in reversed(turns) if number % 2 else turns:
@@ -158,10 +165,13 @@ class Comparison:
 
     def note(self, key, clients, load, raw):
         """Keeps what was measured, beside the raw session's runs before and after it."""
-        beside = {"p50_ratio": load.p50_ms / statistics.mean(one.p50_ms for one in raw),
-                  "rate_ratio": load.rate / statistics.mean(one.rate for one in raw)}
+        beside = {
+            "p50_ratio": load.p50_ms / statistics.mean(one.p50_ms for one in raw),
+            "rate_ratio": load.rate / statistics.mean(one.rate for one in raw),
+        }
         self.found.setdefault(key, {"one": [], "eight": []})[clients].append(
-            dataclasses.asdict(load) | beside)
+            dataclasses.asdict(load) | beside
+        )
 
     def stop(self):
         """Ends every server."""
@@ -170,20 +180,31 @@ class Comparison:
 
     def report(self):
         """Returns everything measured, for machines."""
-        rows = [{"server": server, "way": way, "clients": loads}
-                for (server, way), loads in self.found.items()]
-        return {"machine": serving.machine(), "versions": peers_setup.versions(),
-                "threads": self.options.threads, "seconds": self.options.seconds, "rows": rows,
-                "unavailable": self.unavailable,
-                "paused_seconds": {server.name: server.paused_seconds for server in self.servers}}
+        rows = [
+            {"server": server, "way": way, "clients": loads}
+            for (server, way), loads in self.found.items()
+        ]
+        return {
+            "machine": serving.machine(),
+            "versions": peers_setup.versions(),
+            "threads": self.options.threads,
+            "seconds": self.options.seconds,
+            "rows": rows,
+            "unavailable": self.unavailable,
+            "paused_seconds": {server.name: server.paused_seconds for server in self.servers},
+        }
 
     def print_table(self):
         """Prints one row per way of asking."""
         options = self.options
-        print(f"{serving.machine()}; {options.threads} threads, {options.rounds} rounds, "
-              f"{options.seconds:g} s each; {', '.join(peers_setup.versions())}\n")
-        print("| server | way | one client, p50 | ÷ raw | 8 clients, p50 | requests/s | ÷ raw |\n"
-              "|---|---|---|---|---|---|---|")
+        print(
+            f"{serving.machine()}; {options.threads} threads, {options.rounds} rounds, "
+            f"{options.seconds:g} s each; {', '.join(peers_setup.versions())}\n"
+        )
+        print(
+            "| server | way | one client, p50 | ÷ raw | 8 clients, p50 | requests/s | ÷ raw |\n"
+            "|---|---|---|---|---|---|---|"
+        )
         for (server, way), loads in self.found.items():
             if loads["eight"]:
                 print(f"| {server} | {way} | {' | '.join(cells(server, **loads))} |")
@@ -191,8 +212,10 @@ class Comparison:
             print(f"\n{name} is unavailable: {reason}")
         times = [load["p50_ms"] for load in self.found[RAW, "batch 1"]["one"]]
         paused = sum(server.paused_seconds for server in self.servers)
-        print(f"\nThe raw session's p50 went from {min(times):.2f} to {max(times):.2f} ms. While "
-              f"others were measured, paused servers took {paused:.2f} s of processor.")
+        print(
+            f"\nThe raw session's p50 went from {min(times):.2f} to {max(times):.2f} ms. While "
+            f"others were measured, paused servers took {paused:.2f} s of processor."
+        )
 
 
 def cells(server, one, eight):
@@ -200,8 +223,12 @@ def cells(server, one, eight):
     rates = [f"{median(eight, 'rate'):.1f}", spread(eight, "rate_ratio")]
     if server == RAW:
         return [f"{median(one or eight, 'p50_ms'):.2f} ms", "", "", *rates]
-    return [f"{median(one, 'p50_ms'):.2f} ms", spread(one, "p50_ratio"),
-            f"{median(eight, 'p50_ms'):.1f} ms", *rates]
+    return [
+        f"{median(one, 'p50_ms'):.2f} ms",
+        spread(one, "p50_ratio"),
+        f"{median(eight, 'p50_ms'):.1f} ms",
+        *rates,
+    ]
 
 
 def median(loads, name):

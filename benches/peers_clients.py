@@ -72,14 +72,20 @@ class Json:
 
     def __init__(self, server, values):
         self.connection = http.client.HTTPConnection(
-            "127.0.0.1", server.http_port, timeout=ANSWER_SECONDS)
-        tensor = {"name": server.input, "shape": values.shape, "datatype": "FP32",
-                  "data": values.ravel().tolist()}
+            "127.0.0.1", server.http_port, timeout=ANSWER_SECONDS
+        )
+        tensor = {
+            "name": server.input,
+            "shape": values.shape,
+            "datatype": "FP32",
+            "data": values.ravel().tolist(),
+        }
         self.body = json.dumps({"inputs": [tensor]}).encode()
 
     def ask(self):
-        self.connection.request("POST", f"/v2/models/{FAMILY}/infer", self.body,
-                                {"content-type": "application/json"})
+        self.connection.request(
+            "POST", f"/v2/models/{FAMILY}/infer", self.body, {"content-type": "application/json"}
+        )
         response = self.connection.getresponse()
         answer = response.read()
         if response.status != 200:

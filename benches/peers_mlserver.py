@@ -17,9 +17,11 @@ class Network(MLModel):
 
     async def predict(self, payload):
         """Runs a batch."""
-        feeds = {tensor.name: self.decode(tensor, default_codec=NumpyCodec)
-                 for tensor in payload.inputs}
-        outputs = zip(self.session.get_outputs(), self.session.run(None, feeds))
+        feeds = {
+            tensor.name: self.decode(tensor, default_codec=NumpyCodec) for tensor in payload.inputs
+        }
+        outputs = zip(self.session.get_outputs(), self.session.run(None, feeds), strict=False)
         return InferenceResponse(
             model_name=self.name,
-            outputs=[NumpyCodec.encode_output(output.name, values) for output, values in outputs])
+            outputs=[NumpyCodec.encode_output(output.name, values) for output, values in outputs],
+        )

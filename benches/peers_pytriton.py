@@ -31,12 +31,20 @@ def main():
         return session.run(None, inputs)
 
     config = TritonConfig(
-        http_address="127.0.0.1", http_port=options.http_port, grpc_address="127.0.0.1",
-        grpc_port=options.grpc_port, allow_metrics=False)
+        http_address="127.0.0.1",
+        http_port=options.http_port,
+        grpc_address="127.0.0.1",
+        grpc_port=options.grpc_port,
+        allow_metrics=False,
+    )
     with Triton(config=config) as triton:
         triton.bind(
-            options.name, infer, inputs=[tensor(given)], outputs=[tensor(found)],
-            config=ModelConfig(max_batch_size=options.max_batch, batcher=DynamicBatcher()))
+            options.name,
+            infer,
+            inputs=[tensor(given)],
+            outputs=[tensor(found)],
+            config=ModelConfig(max_batch_size=options.max_batch, batcher=DynamicBatcher()),
+        )
         triton.serve()
 
 

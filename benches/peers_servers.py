@@ -49,11 +49,20 @@ class Server:
         """Starts the process group, and waits until the network can be asked."""
         with (self.folder / "log").open("wb") as log:
             self.process = subprocess.Popen(
-                [str(part) for part in command], cwd=serving.ROOT, stdin=subprocess.DEVNULL,
-                stdout=log, stderr=log, process_group=0, env=os.environ | environment)
+                [str(part) for part in command],
+                cwd=serving.ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                process_group=0,
+                env=os.environ | environment,
+            )
         self.watch = subprocess.Popen(
-            [sys.executable, "-S", "-c", WATCH, str(self.process.pid)], stdin=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, process_group=0)
+            [sys.executable, "-S", "-c", WATCH, str(self.process.pid)],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            process_group=0,
+        )
         try:
             self.wait_until_ready()
         except BaseException:
@@ -144,8 +153,15 @@ def start_tessera(options, folder):
         raise peers_setup.Unavailable(f"{options.binary} is not there; run `make build`")
     options.pool = protocols.prepare(options)
     server = Server("Tessera", ("pixel_values", "logits"), folder)
-    server.start([*serving.command_of(options, "serve"), "--port", server.http_port,
-                  "--grpc-port", server.grpc_port])
+    server.start(
+        [
+            *serving.command_of(options, "serve"),
+            "--port",
+            server.http_port,
+            "--grpc-port",
+            server.grpc_port,
+        ]
+    )
     return server
 
 
@@ -154,8 +170,17 @@ def start_tessera_workers(options, folder):
     options.pool = protocols.prepare(options)
     server = Server(WORKERS, ("pixel_values", "logits"), folder)
     command = serving.command_of(argparse.Namespace(**vars(options) | {"threads": 1}), "serve")
-    server.start([*command, "--workers", options.threads, "--port", server.http_port,
-                  "--grpc-port", server.grpc_port])
+    server.start(
+        [
+            *command,
+            "--workers",
+            options.threads,
+            "--port",
+            server.http_port,
+            "--grpc-port",
+            server.grpc_port,
+        ]
+    )
     return server
 
 
@@ -164,10 +189,23 @@ def start_pytriton(options, folder):
     programs = peers_setup.environment("pytriton")
     server = Server("PyTriton", (network.INPUT, network.OUTPUT), folder)
     server.start(
-        [programs / "python", serving.ROOT / "benches/peers_pytriton.py", options.model,
-         "--name", FAMILY, "--http-port", server.http_port, "--grpc-port", server.grpc_port,
-         "--threads", options.threads, "--max-batch", MAX_BATCH],
-        PYTRITON_HOME=str(server.folder / "home"))
+        [
+            programs / "python",
+            serving.ROOT / "benches/peers_pytriton.py",
+            options.model,
+            "--name",
+            FAMILY,
+            "--http-port",
+            server.http_port,
+            "--grpc-port",
+            server.grpc_port,
+            "--threads",
+            options.threads,
+            "--max-batch",
+            MAX_BATCH,
+        ],
+        PYTRITON_HOME=str(server.folder / "home"),
+    )
     return server
 
 
@@ -176,18 +214,31 @@ def start_mlserver(options, folder):
     programs = peers_setup.environment("mlserver")
     server = Server("MLServer", (network.INPUT, network.OUTPUT), folder)
     settings = {
-        "host": "127.0.0.1", "http_port": server.http_port, "grpc_port": server.grpc_port,
-        "metrics_endpoint": None, "parallel_workers": 0, "debug": False}
+        "host": "127.0.0.1",
+        "http_port": server.http_port,
+        "grpc_port": server.grpc_port,
+        "metrics_endpoint": None,
+        "parallel_workers": 0,
+        "debug": False,
+    }
     model = {
-        "name": FAMILY, "implementation": "peers_mlserver.Network", "max_batch_size": MAX_BATCH,
+        "name": FAMILY,
+        "implementation": "peers_mlserver.Network",
+        "max_batch_size": MAX_BATCH,
         "max_batch_time": 0.001,
-        "parameters": {"uri": str(options.model), "extra": {"threads": options.threads}}}
+        "parameters": {"uri": str(options.model), "extra": {"threads": options.threads}},
+    }
     (server.folder / "settings.json").write_text(json.dumps(settings))
     (server.folder / "model-settings.json").write_text(json.dumps(model))
-    server.start([programs / "mlserver", "start", server.folder],
-                 PYTHONPATH=str(serving.ROOT / "benches"))
+    server.start(
+        [programs / "mlserver", "start", server.folder], PYTHONPATH=str(serving.ROOT / "benches")
+    )
     return server
 
 
-STARTS = {"Tessera": start_tessera, WORKERS: start_tessera_workers,
-          "PyTriton": start_pytriton, "MLServer": start_mlserver}
+STARTS = {
+    "Tessera": start_tessera,
+    WORKERS: start_tessera_workers,
+    "PyTriton": start_pytriton,
+    "MLServer": start_mlserver,
+}

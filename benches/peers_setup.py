@@ -27,8 +27,19 @@ def environment(peer):
         print(f"setting up {folder.relative_to(ROOT)}", file=sys.stderr)
         shutil.rmtree(folder, ignore_errors=True)
         run([find_python(), "-m", "venv", folder])
-        run([folder / "bin/pip", "install", "--quiet", "--disable-pip-version-check",
-             "--only-binary", ":all:", "--require-hashes", "--requirement", requirements])
+        run(
+            [
+                folder / "bin/pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                "--only-binary",
+                ":all:",
+                "--require-hashes",
+                "--requirement",
+                requirements,
+            ]
+        )
         stamp.write_text(digest)
     return folder / "bin"
 
@@ -51,13 +62,14 @@ def find_python():
 def version_of(python):
     """Returns an interpreter's version, such as 3.11, or nothing if it does not run."""
     code = "import sys; print('%d.%d' % sys.version_info[:2])"
-    found = subprocess.run([python, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    command = [python, "-c", code]
+    found = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     return found.stdout.decode().strip()
 
 
 def run(command):
     """Runs a command, and tells the end of what it says if it fails."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode:
         raise Unavailable(last_line(done.stdout.decode(errors="replace")) or str(command[0]))
 

@@ -36,15 +36,20 @@ PATH = f"/v2/models/{FAMILY}/infer"
 def add_options(parser):
     """Adds the options of everything that serves the network."""
     parser.add_argument("--binary", type=Path, default=serving.ROOT / "target/release/tessera")
-    parser.add_argument("--folder", type=Path, default=serving.ROOT / ".tessera/bench",
-                        help="where the network and its family are kept")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=serving.ROOT / ".tessera/bench",
+        help="where the network and its family are kept",
+    )
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/tessera")
 
 
 def main():
     """Imports the network, starts a server, measures, prints."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_options(parser)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
@@ -98,12 +103,22 @@ class Bare:
 
     def __init__(self, port, values):
         raw = values.tobytes()
-        tensor = {"name": "pixel_values", "shape": network.SHAPE, "datatype": "FP32",
-                  "parameters": {"binary_data_size": len(raw)}}
+        tensor = {
+            "name": "pixel_values",
+            "shape": network.SHAPE,
+            "datatype": "FP32",
+            "parameters": {"binary_data_size": len(raw)},
+        }
         head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
-        self.message = (f"POST {PATH} HTTP/1.1\r\nhost: 127.0.0.1\r\n"
-                        f"inference-header-content-length: {len(head)}\r\n"
-                        f"content-length: {len(head) + len(raw)}\r\n\r\n").encode() + head + raw
+        self.message = (
+            (
+                f"POST {PATH} HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+                f"inference-header-content-length: {len(head)}\r\n"
+                f"content-length: {len(head) + len(raw)}\r\n\r\n"
+            ).encode()
+            + head
+            + raw
+        )
         self.socket = socket.create_connection(("127.0.0.1", port))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.memory = memoryview(bytearray(1 << 20))
@@ -114,9 +129,12 @@ class Bare:
         length, end = 0, None
         while end is None or length < end:
             length += self.socket.recv_into(self.memory[length:])
-            if end is None and (head := bytes(self.memory[:min(length, 4096)])).find(b"\r\n\r\n") >= 0:
+            if (
+                end is None
+                and (head := bytes(self.memory[: min(length, 4096)])).find(b"\r\n\r\n") >= 0
+            ):
                 head_length = head.index(b"\r\n\r\n") + 4
-                headers = http.client.parse_headers(io.BytesIO(head[head.index(b"\n") + 1:]))
+                headers = http.client.parse_headers(io.BytesIO(head[head.index(b"\n") + 1 :]))
                 end = head_length + int(headers["content-length"])
         self.stages = headers["server-timing"]
         start = head_length + int(headers["inference-header-content-length"])
@@ -145,7 +163,7 @@ def measure(ways, rounds):
                 start = time.perf_counter()
                 way()
                 block.append((time.perf_counter() - start) * 1e3)
-            times[name].append(statistics.median(block[BLOCK // 4:]))
+            times[name].append(statistics.median(block[BLOCK // 4 :]))
     return {name: blocks[1:] for name, blocks in times.items()}
 
 
@@ -158,8 +176,10 @@ def stages_of(server, values):
         elapsed = (time.perf_counter() - start) * 1e3
         stages = serving.stages_of(bare.stages)
         rest = stages["total"] - stages["preprocess"] - stages["queue"] - stages["compute"]
-        found.append(stages | {"decode, plan, encode": rest,
-                               "sockets, HTTP, the client": elapsed - stages["total"]})
+        found.append(
+            stages
+            | {"decode, plan, encode": rest, "sockets, HTTP, the client": elapsed - stages["total"]}
+        )
     names = ["compute", "preprocess", "queue", "decode, plan, encode", "sockets, HTTP, the client"]
     return {name: statistics.median(stages[name] for stages in found) for name in names}
 
@@ -168,7 +188,7 @@ def print_table(ways, times):
     """Prints the protocols' table."""
     print("| way | p50 | ÷ raw session |\n|---|---|---|")
     for name in ways:
-        pairs = zip(times[name], times[RAW])
+        pairs = zip(times[name], times[RAW], strict=False)
         ratio = statistics.median(one / raw for one, raw in pairs)
         print(f"| {name} | {statistics.median(times[name]):.2f} ms | {ratio:.3f} |")
 

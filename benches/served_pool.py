@@ -7,7 +7,7 @@ from pathlib import Path
 os.environ.setdefault("TESSERA_CACHE", str(Path.home() / ".cache/tessera"))
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "conformance"))
-from served import Served
+from served import Served  # noqa: E402
 
 POOL = ROOT / "models"
 FAMILIES = {name: POOL / name for name in ("text", "fashion")}

@@ -42,9 +42,14 @@ class Server:
 
     def __init__(self, options):
         self.port, self.grpc_port = free_port(), free_port()
-        self.log = tempfile.TemporaryFile()
-        command = [*command_of(options, "serve"), "--port", str(self.port),
-                   "--grpc-port", str(self.grpc_port)]
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115
+        command = [
+            *command_of(options, "serve"),
+            "--port",
+            str(self.port),
+            "--grpc-port",
+            str(self.grpc_port),
+        ]
         self.start = time.perf_counter()
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=self.log, stderr=self.log)
         self.connection = None
@@ -103,8 +108,10 @@ class Server:
     def memory(self):
         """Returns the resident megabytes by kind."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return {kind: int(re.search(rf"^{kind}:\s+(\d+) kB", status, re.M)[1]) * 1024 / 1e6
-                for kind in ("VmRSS", "RssAnon", "RssFile")}
+        return {
+            kind: int(re.search(rf"^{kind}:\s+(\d+) kB", status, re.M)[1]) * 1024 / 1e6
+            for kind in ("VmRSS", "RssAnon", "RssFile")
+        }
 
     def log_text(self):
         self.log.seek(0)
@@ -137,8 +144,16 @@ def served(options, loaded=True):
 
 
 def command_of(options, command):
-    return [str(options.binary.resolve()), command, "--pool", str(options.pool.resolve()),
-            "--cache", str(options.cache.resolve()), "--threads", str(options.threads)]
+    return [
+        str(options.binary.resolve()),
+        command,
+        "--pool",
+        str(options.pool.resolve()),
+        "--cache",
+        str(options.cache.resolve()),
+        "--threads",
+        str(options.threads),
+    ]
 
 
 def free_port():
@@ -200,8 +215,11 @@ def measure_cold_start(options, texts):
             answered.append(time.perf_counter() - server.start)
     for what, seconds in (("ready", ready), (f"the first answer of `{REFERENCE_PLAN}`", answered)):
         spread = f"{min(seconds) * 1e3:.0f} to {max(seconds) * 1e3:.0f}"
-        row(f"process start to {what}", f"{statistics.median(seconds) * 1e3:.0f} ms",
-            f"median of {len(seconds)}, {spread}; profiles in the cache")
+        row(
+            f"process start to {what}",
+            f"{statistics.median(seconds) * 1e3:.0f} ms",
+            f"median of {len(seconds)}, {spread}; profiles in the cache",
+        )
 
 
 def measure_end_to_end(options, texts):
@@ -216,17 +234,25 @@ def measure_end_to_end(options, texts):
                 samples.append(dict(result[2], client=result[3]))
     p50 = {stage: statistics.median(s[stage] for s in samples) for stage in samples[0]}
     inside = statistics.median(
-        s["total"] - s["preprocess"] - s["queue"] - s["compute"] for s in samples)
+        s["total"] - s["preprocess"] - s["queue"] - s["compute"] for s in samples
+    )
     outside = statistics.median(s["client"] - s["total"] for s in samples)
     base = p50["compute"]
-    row("client's latency", f"{p50['client']:.2f} ms",
-        f"`{REFERENCE_PLAN}`, {length} tokens, p50 of {len(samples)}, one connection")
+    row(
+        "client's latency",
+        f"{p50['client']:.2f} ms",
+        f"`{REFERENCE_PLAN}`, {length} tokens, p50 of {len(samples)}, one connection",
+    )
     row("client ÷ compute", f"{p50['client'] / base:.3f}", "")
-    row("(client − tokenization) ÷ compute", f"{(p50['client'] - p50['preprocess']) / base:.3f}", "")
+    row(
+        "(client − tokenization) ÷ compute", f"{(p50['client'] - p50['preprocess']) / base:.3f}", ""
+    )
     row("compute", f"{base:.2f} ms", "Server-Timing")
     row("tokenization", f"{p50['preprocess']:.3f} ms", "Server-Timing")
     row("queue", f"{p50['queue']:.3f} ms", "Server-Timing")
-    row("rest of the server", f"{inside:.3f} ms", "JSON, hand-over to and from the inference thread")
+    row(
+        "rest of the server", f"{inside:.3f} ms", "JSON, hand-over to and from the inference thread"
+    )
     row("outside the server", f"{outside:.3f} ms", "HTTP, loopback, Python's client")
 
 
@@ -236,7 +262,7 @@ def draw_requests(server, texts, options):
     draws = []
     while len(draws) < options.budgets:
         words = chance.choice(texts).split()
-        text = " ".join(words[:chance.randint(1, 200)])
+        text = " ".join(words[: chance.randint(1, 200)])
         length = num_tokens(server, text)
         costs = [plan["predicted_latency_ms"] for plan in server.front(tokens=length)]
         ends = math.log(min(costs) * 1.15 + 1.0), math.log(max(costs) * 1.5)
@@ -257,19 +283,26 @@ def measure_budgets(options, texts):
                 preprocess.append(stages["preprocess"])
             else:
                 refused.append(status)
-    errors = [abs(p["predicted_latency_ms"] - p["latency_ms"]) / p["latency_ms"]
-              for _, p in answered]
+    errors = [
+        abs(p["predicted_latency_ms"] - p["latency_ms"]) / p["latency_ms"] for _, p in answered
+    ]
     num_predicted = sum(p["predicted_latency_ms"] > budget for budget, p in answered)
     num_measured = sum(p["latency_ms"] > budget for budget, p in answered)
     lengths = [length for _, length, _ in draws]
     span = f"{min(lengths)} to {max(lengths)}, median {statistics.median(lengths):.0f}"
     share = lambda count: f"{count} of {len(answered)} ({count / max(1, len(answered)):.1%})"
-    row("random budgets answered", f"{len(answered)} of {len(draws)}",
-        f"seed {options.seed}; tokens {span}; refused: {counts_of(refused) or 'none'}")
+    row(
+        "random budgets answered",
+        f"{len(answered)} of {len(draws)}",
+        f"seed {options.seed}; tokens {span}; refused: {counts_of(refused) or 'none'}",
+    )
     row("predicted over budget", share(num_predicted), "must be 0")
     row("measured over budget", share(num_measured), "the server's latency, tokenization included")
-    row("\\|predicted − measured\\| ÷ measured",
-        f"p50 {percentile(errors, 50):.3f}, p95 {percentile(errors, 95):.3f}", "")
+    row(
+        "\\|predicted − measured\\| ÷ measured",
+        f"p50 {percentile(errors, 50):.3f}, p95 {percentile(errors, 95):.3f}",
+        "",
+    )
     row("tokenization", f"p50 {percentile(preprocess, 50):.3f} ms", "")
     row("distinct plans chosen", str(len({p["plan"] for _, p in answered})), "")
 
@@ -284,8 +317,11 @@ def measure_impossible_budgets(options, texts):
         status, answer, _, _ = server.infer(text, latency_budget_ms=0.001)
         cheapest = server.front(tokens=num_tokens(server, text))[0]["plan"]
     is_named = cheapest in json.dumps(answer)
-    row("a budget of 0.001 ms", f"{status}, cheapest plan {'named' if is_named else 'NOT named'}",
-        f"`{json.dumps(answer.get('cheapest', answer))}`")
+    row(
+        "a budget of 0.001 ms",
+        f"{status}, cheapest plan {'named' if is_named else 'NOT named'}",
+        f"`{json.dumps(answer.get('cheapest', answer))}`",
+    )
     if status != 422 or not is_named:
         sys.exit(f"an impossible budget was answered wrongly: {status} {answer}")
 
@@ -307,12 +343,18 @@ def measure_memory(options, texts):
     grown = after["VmRSS"] - at_start["VmRSS"]
     row("resident when ready", f"{at_start['VmRSS']:.0f} MB", split(at_start))
     row(f"resident after {len(plans)} plans", f"{after['VmRSS']:.0f} MB", split(after))
-    row("weights of the modules that ran", f"{total:.1f} MB",
+    row(
+        "weights of the modules that ran",
+        f"{total:.1f} MB",
         f"f32 {weights['f32']:.1f}, int8 {weights['int8']:.1f}; {weights['modules']} modules; "
-        f"loaded by the server's account {loaded:.1f}")
-    row("resident ÷ weights", f"{after['VmRSS'] / total:.2f}",
+        f"loaded by the server's account {loaded:.1f}",
+    )
+    row(
+        "resident ÷ weights",
+        f"{after['VmRSS'] / total:.2f}",
         f"growth since ready ÷ weights {grown / total:.2f}, "
-        f"anonymous ÷ weights {after['RssAnon'] / total:.2f}")
+        f"anonymous ÷ weights {after['RssAnon'] / total:.2f}",
+    )
 
 
 def weights_of(options, used):
@@ -343,7 +385,7 @@ def show_transcript(options, texts):
 
 def shortened(answer):
     for output in answer.get("outputs", []):
-        output["data"] = output["data"][:3] + ["…"]
+        output["data"] = [*output["data"][:3], "…"]
     return json.dumps(answer, indent=2, ensure_ascii=False)
 
 

@@ -38,30 +38,38 @@ MAX_GROWTH = 0.05
 
 def request(parameters, pixels=PIXELS, shape=(1, 1, 28, 28)):
     """Returns a request with raw tensors, head and body."""
-    tensor = {"name": "pixel_values", "shape": shape, "datatype": "FP32",
-              "parameters": {"binary_data_size": len(pixels)}}
+    tensor = {
+        "name": "pixel_values",
+        "shape": shape,
+        "datatype": "FP32",
+        "parameters": {"binary_data_size": len(pixels)},
+    }
     document = json.dumps({"inputs": [tensor], "parameters": parameters}).encode()
     return post(document + pixels, len(document))
 
 
 def post(body, json_length):
     """Returns the bytes of a request."""
-    head = (f"POST {INFER} HTTP/1.1\r\nhost: soak\r\ncontent-length: {len(body)}\r\n"
-            f"inference-header-content-length: {json_length}\r\n\r\n")
+    head = (
+        f"POST {INFER} HTTP/1.1\r\nhost: soak\r\ncontent-length: {len(body)}\r\n"
+        f"inference-header-content-length: {json_length}\r\n\r\n"
+    )
     return head.encode() + body
 
 
 def bad(random_):
     """Returns a request that is wrong."""
-    return random_.choice([
-        lambda: post(b"{" * 50, 50),
-        lambda: request({}, PIXELS[:-4]),
-        lambda: request({}, shape=[1, 784]),
-        lambda: request({"latency_budget_ms": -1}),
-        lambda: request({"plan": "x[0..1]"}),
-        lambda: request({"latency_budget_ms": 1e-5}),
-        lambda: request({"unheard": "of"}),
-    ])()
+    return random_.choice(
+        [
+            lambda: post(b"{" * 50, 50),
+            lambda: request({}, PIXELS[:-4]),
+            lambda: request({}, shape=[1, 784]),
+            lambda: request({"latency_budget_ms": -1}),
+            lambda: request({"plan": "x[0..1]"}),
+            lambda: request({"latency_budget_ms": 1e-5}),
+            lambda: request({"unheard": "of"}),
+        ]
+    )()
 
 
 class Client(threading.Thread):
@@ -77,13 +85,16 @@ class Client(threading.Thread):
     def run(self):
         while self.left:
             self.left -= 1
-            kind = self.random.choices(list(KINDS), KINDS.values())[0]
+            kind = self.random.choices(list(KINDS), list(KINDS.values()))[0]
             self.ask(kind)
 
     def message(self, kind):
         """Returns the bytes to send."""
         latency = 10 ** self.random.uniform(-0.3, 2)
-        parameters = {"latency_budget_ms": latency, "priority": self.random.randint(0, 3)}
+        parameters: dict[str, object] = {
+            "latency_budget_ms": latency,
+            "priority": self.random.randint(0, 3),
+        }
         if kind == "plan":
             parameters["plan"] = self.random.choice(PLANS)
         if kind == "quality":
@@ -96,7 +107,7 @@ class Client(threading.Thread):
         if self.connection is None:
             self.connection = socket.create_connection(("127.0.0.1", self.port), 60)
         if kind == "cut":
-            self.connection.sendall(message[:self.random.randrange(1, len(message))])
+            self.connection.sendall(message[: self.random.randrange(1, len(message))])
         else:
             self.connection.sendall(message)
         if kind in ("cut", "gone"):
@@ -126,7 +137,9 @@ def resident(port):
 
 def ended(text):
     """Returns how many requests were accepted, and how many ended by code."""
-    accepted = sum(map(int, re.findall(r"^tessera_api_requests_accepted_total{.*} (\d+)", text, re.M)))
+    accepted = sum(
+        map(int, re.findall(r"^tessera_api_requests_accepted_total{.*} (\d+)", text, re.M))
+    )
     codes = collections.Counter()
     pattern = r'^tessera_api_requests_total{code="(\w+)",.*} (\d+)'
     for code, count in re.findall(pattern, text, re.M):
@@ -166,8 +179,9 @@ def wait_until_loaded(port):
 
 def soak(port, options):
     """Asks everything; returns what clients counted and what was held at first and at the end."""
-    clients = [Client(port, options.requests // options.clients, seed)
-               for seed in range(options.clients)]
+    clients = [
+        Client(port, options.requests // options.clients, seed) for seed in range(options.clients)
+    ]
     start = time.monotonic()
     for client in clients:
         client.start()
@@ -193,12 +207,16 @@ def check(port, counts, first, last):
         time.sleep(0.2)
         accepted, codes = ended(metrics(port))
     waited = sum(count for kind, count in counts.items() if isinstance(kind, int))
-    depth = sum(map(int, re.findall(r"^tessera_serve_queue_depth{.*} (-?\d+)", metrics(port), re.M)))
+    depth = sum(
+        map(int, re.findall(r"^tessera_serve_queue_depth{.*} (-?\d+)", metrics(port), re.M))
+    )
     growth = last / first - 1
     print(f"clients: {dict(sorted(counts.items(), key=str))}")
     print(f"server: {accepted} accepted = {' + '.join(f'{n} {code}' for code, n in codes.items())}")
-    print(f"in the queue: {depth}; memory {first / 1e6:.1f} MB, then {last / 1e6:.1f} MB "
-          f"({growth:+.1%})")
+    print(
+        f"in the queue: {depth}; memory {first / 1e6:.1f} MB, then {last / 1e6:.1f} MB "
+        f"({growth:+.1%})"
+    )
     holds = {
         "every accepted request ended": accepted == sum(codes.values()),
         "every answer that came was counted": codes["ok"] >= counts[200],
@@ -224,8 +242,21 @@ def main():
     port = free_port()
     with tempfile.TemporaryDirectory() as pool, tempfile.TemporaryFile("w+") as log:
         (Path(pool) / "fashion").symlink_to(ROOT / "models" / "fashion")
-        command = [options.binary, "serve", "--pool", pool, "--port", str(port), "--no-grpc",
-                   "--threads", options.threads, "--workers", options.workers, "--log", "error"]
+        command = [
+            options.binary,
+            "serve",
+            "--pool",
+            pool,
+            "--port",
+            str(port),
+            "--no-grpc",
+            "--threads",
+            options.threads,
+            "--workers",
+            options.workers,
+            "--log",
+            "error",
+        ]
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         try:
             wait_until_ready(port, process, log)

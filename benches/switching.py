@@ -40,15 +40,20 @@ def main():
             ask(server, bodies[plan])
         fixed, turns = {plan: [] for plan in PLANS}, {plan: [] for plan in PLANS}
         for number in range(ROUNDS):
-            measures = [lambda: runs(server, bodies, fixed), lambda: in_turns(server, bodies, turns)]
+            measures = [
+                lambda: runs(server, bodies, fixed),
+                lambda: in_turns(server, bodies, turns),
+            ]
             for measure in measures if number % 2 else reversed(measures):
                 measure()
     print("| plan | always it: p50, p99 | in turns: p50, p99 | extra: p50, p99 |")
     print("|---|---|---|---|")
     for plan in PLANS:
         (a50, a99), (b50, b99) = percentiles(fixed[plan]), percentiles(turns[plan])
-        print(f"| `{plan}` | {a50:.0f}, {a99:.0f} µs | {b50:.0f}, {b99:.0f} µs "
-              f"| {b50 - a50:+.0f}, {b99 - a99:+.0f} µs |")
+        print(
+            f"| `{plan}` | {a50:.0f}, {a99:.0f} µs | {b50:.0f}, {b99:.0f} µs "
+            f"| {b50 - a50:+.0f}, {b99 - a99:+.0f} µs |"
+        )
 
 
 def body(plan, pixels):

@@ -25,10 +25,16 @@ CASES = [
     ("`l6[0..6]`", 1, [("text", TEXT_128, "l6[0..6]")]),
     ("`l6[0..6]`", 8, [("text", TEXT_128, "l6[0..6]")]),
     ("`l6[0..6]` in int8", 8, [("text", TEXT_128, "l6[0..6]{int8:0..6}")]),
-    ("four plans in turn", 8, [
-        ("fashion", PIXELS, "l[0..6]"), ("fashion", PIXELS, "s[0..6]"),
-        ("text", TEXT_128, "l6[0..6]"), ("text", TEXT_128, "l6[0..6]{int8:0..6}"),
-    ]),
+    (
+        "four plans in turn",
+        8,
+        [
+            ("fashion", PIXELS, "l[0..6]"),
+            ("fashion", PIXELS, "s[0..6]"),
+            ("text", TEXT_128, "l6[0..6]"),
+            ("text", TEXT_128, "l6[0..6]{int8:0..6}"),
+        ],
+    ),
 ]
 
 
@@ -41,9 +47,13 @@ class Client(threading.Thread):
 
     def run(self):
         connection = http.client.HTTPConnection(self.server.http_address)
-        bodies = [(f"/v2/models/{family}/infer",
-                   json.dumps({"inputs": [tensor], "parameters": {"plan": plan}}))
-                  for family, tensor, plan in self.questions]
+        bodies = [
+            (
+                f"/v2/models/{family}/infer",
+                json.dumps({"inputs": [tensor], "parameters": {"plan": plan}}),
+            )
+            for family, tensor, plan in self.questions
+        ]
         while (start := time.perf_counter()) < self.end:
             path, body = bodies[len(self.times) % len(bodies)]
             connection.request("POST", path, body)
@@ -58,8 +68,14 @@ def load(server, questions, count, seconds):
     """Returns answers a second and the median time in milliseconds."""
     os.kill(server.process.pid, signal.SIGCONT)
     start = time.perf_counter()
-    clients = [Client(server, questions[index % len(questions):] + questions[:index % len(questions)],
-                      start + seconds) for index in range(count)]
+    clients = [
+        Client(
+            server,
+            questions[index % len(questions) :] + questions[: index % len(questions)],
+            start + seconds,
+        )
+        for index in range(count)
+    ]
     for client in clients:
         client.start()
     for client in clients:
@@ -86,9 +102,11 @@ def main():
     for name, count, questions in CASES:
         found = [[] for _ in servers]
         for _ in range(options.rounds):
-            for server, own in zip(servers, found):
+            for server, own in zip(servers, found, strict=False):
                 own.append(load(server, questions, count, options.seconds))
-        cells = [tuple(statistics.median(values) for values in zip(*own)) for own in found]
+        cells = [
+            tuple(statistics.median(values) for values in zip(*own, strict=False)) for own in found
+        ]
         row = " | ".join(f"{rate:.0f} ({p50:.1f} ms)" for rate, p50 in cells)
         print(f"| {name}, {count} client{'s' if count > 1 else ''} | {row} |", flush=True)
     for server in servers:

@@ -1,7 +1,7 @@
 """Embeds a text over gRPC with Triton's client; the call's deadline is the latency budget.
 
-    pip install 'tritonclient[grpc]'
-    python3 examples/grpc_infer.py [127.0.0.1:8001]
+pip install 'tritonclient[grpc]'
+python3 examples/grpc_infer.py [127.0.0.1:8001]
 """
 
 import sys

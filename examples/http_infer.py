@@ -1,7 +1,7 @@
 """Embeds two texts within a latency budget over HTTP, with Python's standard library alone.
 
-    make serve                                  # in another terminal
-    python3 examples/http_infer.py [http://127.0.0.1:8000]
+make serve                                  # in another terminal
+python3 examples/http_infer.py [http://127.0.0.1:8000]
 """
 
 import json

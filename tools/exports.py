@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Writes ONNX exports of image networks with random weights, to try `tessera import` on.
 
-  python3 tools/exports.py --out /tmp/exports                 torch's exporter of today
-  python3 tools/exports.py --out /tmp/exports --legacy        the one that traces TorchScript
-  python3 tools/exports.py --out /tmp/exports --only resnet18 --opset 18
+python3 tools/exports.py --out /tmp/exports                 torch's exporter of today
+python3 tools/exports.py --out /tmp/exports --legacy        the one that traces TorchScript
+python3 tools/exports.py --out /tmp/exports --only resnet18 --opset 18
 """
 
 import argparse
@@ -58,14 +58,30 @@ def export(model, path, options):
     """Writes one export whose batch varies."""
     images = torch.randn(2, 3, 224, 224)
     if options.legacy:
-        torch.onnx.export(model, images, path, dynamo=False, opset_version=options.opset,
-                          input_names=["images"], output_names=["logits"],
-                          dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}})
+        torch.onnx.export(
+            model,
+            images,
+            path,
+            dynamo=False,
+            opset_version=options.opset,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}},
+        )
         return
     batch = torch.export.Dim("batch", min=1, max=1024)
-    torch.onnx.export(model, (images,), path, dynamo=True, opset_version=options.opset,
-                      input_names=["images"], output_names=["logits"], external_data=False,
-                      dynamic_shapes=({0: batch},), verbose=False)
+    torch.onnx.export(
+        model,
+        (images,),
+        path,
+        dynamo=True,
+        opset_version=options.opset,
+        input_names=["images"],
+        output_names=["logits"],
+        external_data=False,
+        dynamic_shapes=({0: batch},),
+        verbose=False,
+    )
 
 
 if __name__ == "__main__":

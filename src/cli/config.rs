@@ -43,7 +43,7 @@ fn config_path(line: &[OsString]) -> Option<PathBuf> {
 fn with_defaults(mut command: Command, path: &Path) -> anyhow::Result<Command> {
     let shown = path.display();
     let text = std::fs::read_to_string(path).with_context(|| format!("{shown}: cannot be read"))?;
-    let table: toml::Table = text.parse().with_context(|| format!("{shown}: is no valid TOML"))?;
+    let table: toml::Table = text.parse().with_context(|| format!("{shown}: is not valid TOML"))?;
     // Both lists of names are read before `command` is changed.
     let common = option_names(&command);
     let serve = command.find_subcommand(SERVE).map(option_names).unwrap_or_default();
@@ -109,7 +109,7 @@ mod tests {
         for (file, reason) in [
             ("prot = 1", "unknown key `prot`; known: pool, "),
             ("port = [1]", "key `port` must be a string"),
-            ("port = ", "is no valid TOML"),
+            ("port = ", "is not valid TOML"),
             ("config = \"other\"", "unknown key `config`"),
         ] {
             let error = parsed(file, &["tessera", "serve"]).expect_err(reason);

@@ -6,6 +6,7 @@ mod config;
 mod export;
 mod import;
 mod inspect;
+mod migrate;
 mod offline;
 mod progress;
 mod serve;
@@ -43,6 +44,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         Command::Inspect(inspect) => inspect::inspect(&common, &inspect),
         Command::Import(import) => import::import(&common, &import),
         Command::Bench(bench) => bench::run(&common, &bench),
+        Command::Migrate(migrate) => migrate::migrate(&common, &migrate),
         Command::Export(export) => export::export(&common, &export),
     }
 }

@@ -62,7 +62,7 @@ pub enum FamilyError {
         module: String,
     },
     /// A text is not a plan id.
-    #[error("`{id}` is no plan: {reason}")]
+    #[error("`{id}` is not a plan: {reason}")]
     PlanSyntax {
         /// The text.
         id: String,

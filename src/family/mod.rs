@@ -17,9 +17,10 @@ pub use error::FamilyError;
 pub use files::{FITS_FOLDER, MANIFEST_FILE, name_with_digest, name_without_digest};
 pub use graph::{FamilyGraph, Module, ModuleId, ModuleKind, SpaceId};
 pub use manifest::{
-    AnchorSpec, BlockEnds, ExitsSpec, ExpertSet, ExpertsSpec, Feature, Filter, ImageSpec, Limits,
-    Manifest, MapForm, MapSpec, Metric, OnnxImage, OnnxSource, OutputSpec, PartSource, QualitySpec,
-    Resize, RoutedPart, RouterForm, StitchesSpec, VariantSpec, WidthSpec, fit_file_name,
+    AnchorSpec, BlockEnds, ExitsSpec, ExpertSet, ExpertsSpec, FORMAT, Feature, Filter, ImageSpec,
+    Limits, Manifest, MapForm, MapSpec, Metric, OnnxImage, OnnxSource, OutputSpec, PartSource,
+    QualitySpec, Resize, RoutedPart, RouterForm, StitchesSpec, VariantSpec, WidthSpec,
+    fit_file_name, migrated,
 };
 pub use plan_id::PlanId;
 pub use space::{Axis, NamedTensor, Space, SpaceKind, SpaceSpec};

@@ -11,13 +11,12 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum FitError {
     /// A file cannot be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {reason}", path.display())]
     File {
         /// Path of the file.
         path: PathBuf,
         /// Cause of the error.
-        #[source]
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// A file does not parse.
     #[error("{}: {message}", path.display())]

@@ -85,7 +85,7 @@ impl MachineKey {
         num_threads: usize,
         spin: bool,
     ) -> Result<Self, PoolError> {
-        let wrap = |source| PoolError::File { path: library.to_owned(), source };
+        let wrap = |reason| PoolError::File { path: library.to_owned(), reason };
         let runtime = crate::tensor::MappedFile::open(library).map_err(wrap)?.sha256();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let name = std::fs::read_to_string("/proc/cpuinfo")
@@ -125,7 +125,7 @@ impl ProfileCache {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 return Ok(Self::empty(machine));
             }
-            Err(source) => return Err(PoolError::File { path, source }),
+            Err(reason) => return Err(PoolError::File { path, reason }),
         };
         let malformed = |message: String| PoolError::Malformed { path: path.clone(), message };
         let sealed: Sealed<'_> = parse_json(&path, &text)?;

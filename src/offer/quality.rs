@@ -53,8 +53,8 @@ impl QualityRecords {
         let text = match read_text(path) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(source) => {
-                return Err(PoolError::File { path: path.to_owned(), source });
+            Err(reason) => {
+                return Err(PoolError::File { path: path.to_owned(), reason });
             }
         };
         parse_json(path, &text)

@@ -20,7 +20,7 @@ pub enum OnnxError {
         source: std::io::Error,
     },
     /// The file is not an ONNX model.
-    #[error("{}: is no ONNX model", path.display())]
+    #[error("{}: is not an ONNX model", path.display())]
     Malformed {
         /// Path of the file.
         path: PathBuf,

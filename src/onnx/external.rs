@@ -71,7 +71,7 @@ fn place_beside(folder: &Path, model: &Path, tensor: &mut TensorProto) -> Result
     let refuse = |reason: String| OnnxError::Initializer { name: tensor.name.clone(), reason };
     let entry = |key: &str| tensor.external_data.iter().find(|entry| entry.key == key);
     let number = |key: &str| entry(key).map(|entry| entry.value.parse::<u64>()).transpose();
-    let wrong = |_| refuse("its external data has a place that is no number".into());
+    let wrong = |_| refuse("its external data has a place that is not a number".into());
     let (offset, length) =
         (number("offset").map_err(wrong)?.unwrap_or(0), number("length").map_err(wrong)?);
     let name = entry("location").map(|entry| entry.value.clone()).unwrap_or_default();

@@ -166,7 +166,7 @@ mod tests {
     #[test]
     fn a_refusal_names_parameter_value_and_range() {
         let parameters = BudgetParameters { min_quality: Some(1.5), ..BudgetParameters::default() };
-        let error = parameters.parse().expect_err("1.5 is no quality");
+        let error = parameters.parse().expect_err("1.5 is not a quality");
         assert_eq!(error.to_string(), "min_quality is 1.5, it must lie in [0, 1]");
     }
 }

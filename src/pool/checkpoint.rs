@@ -57,7 +57,7 @@ impl Checkpoint {
     ///
     /// # Errors
     ///
-    /// Fails when the file cannot be read, has another digest, or is no valid safetensors file.
+    /// Fails when the file cannot be read, has another digest, or is not a valid safetensors file.
     pub fn open(folder: &Path, location: &Path, sha256: &str) -> Result<Self, PoolError> {
         let file = open_verified(folder, location, sha256)?;
         Self::parse(folder, &file, location)
@@ -80,7 +80,7 @@ impl Checkpoint {
         let path = folder.join(location);
         let malformed = |message| PoolError::Malformed { path: path.clone(), message };
         let index: Index = serde_json::from_slice(file.bytes())
-            .map_err(|e| malformed(format!("is no index of safetensors files: {e}")))?;
+            .map_err(|e| malformed(format!("is not an index of safetensors files: {e}")))?;
         let beside = location.parent().unwrap_or(Path::new(""));
         let mut shards: BTreeMap<&str, Self> = BTreeMap::new();
         let mut tensors = BTreeMap::new();
@@ -190,7 +190,7 @@ impl Checkpoint {
     /// # Errors
     ///
     /// Fails like [`weight`](Self::weight), when the file cannot be read, and when a value is
-    /// infinite or no number.
+    /// infinite or not a number.
     pub fn finite_weight(&self, name: &str, shape: &[usize]) -> Result<TensorProto, PoolError> {
         let weight = self.weight(name, shape)?;
         let path = self.folder.join(&self.tensor(name)?.file);
@@ -271,7 +271,7 @@ impl Checkpoint {
     ) -> Result<Self, PoolError> {
         let malformed = |message: String| PoolError::Malformed {
             path: file.path().to_owned(),
-            message: format!("is no valid safetensors file: {message}"),
+            message: format!("is not a valid safetensors file: {message}"),
         };
         let (header, metadata) =
             SafeTensors::read_metadata(file.bytes()).map_err(|e| malformed(e.to_string()))?;

@@ -70,8 +70,8 @@ pub enum PoolError {
         /// Its element type.
         found: String,
     },
-    /// A tensor holds a value that is infinite or no number.
-    #[error("{}: tensor `{name}` holds a value that is infinite or no number", path.display())]
+    /// A tensor holds a value that is infinite or not a number.
+    #[error("{}: tensor `{name}` holds a value that is infinite or not a number", path.display())]
     NotFinite {
         /// The file.
         path: PathBuf,
@@ -79,13 +79,12 @@ pub enum PoolError {
         name: String,
     },
     /// A file cannot be written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {reason}", path.display())]
     File {
         /// The file.
         path: PathBuf,
         /// The reason.
-        #[source]
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// Another process writes in a family's folder.
     #[error("{}: another run of tessera writes there; wait until it has ended", folder.display())]

@@ -16,7 +16,7 @@ use super::{
 pub fn write_atomically(path: &Path, content: &[u8]) -> Result<(), PoolError> {
     sweep(&FileSystem, folder_of(path), TEMPORARY);
     place(&FileSystem, path, content)
-        .map_err(|source| PoolError::File { path: path.to_owned(), source })
+        .map_err(|reason| PoolError::File { path: path.to_owned(), reason })
 }
 
 /// Returns the day of `now` in UTC as `YYYY-MM-DD` (Howard Hinnant's civil-from-days).

@@ -57,7 +57,7 @@ impl FamilyWriter {
     ///
     /// Fails like [`begin`](Self::begin).
     pub fn begin_on(disk: Arc<dyn Disk>, folder: &Path) -> Result<Self, PoolError> {
-        let wrap = |source| PoolError::File { path: folder.to_owned(), source };
+        let wrap = |reason| PoolError::File { path: folder.to_owned(), reason };
         let held = File::open(folder).map_err(wrap)?;
         let lock = match lock(&held) {
             Ok(true) => Some(held),
@@ -87,14 +87,14 @@ impl FamilyWriter {
     pub fn whole_records(&self) -> FitRecords {
         let mut records = FitRecords::read(&self.folder).unwrap_or_else(|error| {
             let error = chain(&error);
-            tracing::warn!(error, "the record of fits is broken; everything is fitted anew");
+            tracing::warn!(error, "the record of fits is broken; everything is fitted again");
             FitRecords::default()
         });
-        let told = |error: PoolError| {
+        let report = |error: PoolError| {
             let error = chain(&error);
-            tracing::warn!(error, "a fitted file is broken; it is fitted anew");
+            tracing::warn!(error, "a fitted file is broken; it is fitted again");
         };
-        records.retain(|_, file| file.fault(&self.folder).map(told).is_none());
+        records.retain(|_, file| file.fault(&self.folder).map(report).is_none());
         records
     }
 
@@ -112,7 +112,7 @@ impl FamilyWriter {
                 self.staged.push(path.clone());
             }
             place(&*self.disk, &path, content)
-                .map_err(|source| PoolError::File { path, source })?;
+                .map_err(|reason| PoolError::File { path, reason })?;
         }
         Ok(Staged { file, sha256 })
     }
@@ -143,7 +143,7 @@ impl FamilyWriter {
     /// Fails when it cannot be written; nothing is changed then.
     pub fn replace(&self, file: &Path, content: &[u8]) -> Result<(), PoolError> {
         let path = self.folder.join(file);
-        place(&*self.disk, &path, content).map_err(|source| PoolError::File { path, source })
+        place(&*self.disk, &path, content).map_err(|reason| PoolError::File { path, reason })
     }
 
     /// Removes fitted files that are not in use and were not in use before the last commit.

@@ -60,22 +60,20 @@ pub enum RuntimeError {
         source: OnnxError,
     },
     /// ONNX Runtime refuses a module's network.
-    #[error("module `{module}` is refused by ONNX Runtime: {source}")]
+    #[error("module `{module}` is refused by ONNX Runtime: {reason}")]
     Session {
         /// The module.
         module: String,
         /// The reason.
-        #[source]
-        source: ort::Error,
+        reason: ort::Error,
     },
     /// A module failed while it ran.
-    #[error("module `{module}` failed: {source}")]
+    #[error("module `{module}` failed: {reason}")]
     Run {
         /// The module.
         module: String,
         /// The reason.
-        #[source]
-        source: ort::Error,
+        reason: ort::Error,
     },
     /// An input of a module's network has no source.
     #[error(transparent)]
@@ -89,7 +87,7 @@ pub enum RuntimeError {
         input: String,
     },
     /// A router's scores cannot be compared.
-    #[error("module `{module}`: score {way} of row {row} is infinite or no number")]
+    #[error("module `{module}`: score {way} of row {row} is infinite or not a number")]
     Score {
         /// The module.
         module: String,

@@ -69,7 +69,7 @@ impl ModuleSession {
 
     /// Ends profiling and returns the path of the file written.
     pub(super) fn end_profiling(&mut self) -> Result<String, RuntimeError> {
-        let wrap = |source| RuntimeError::Run { module: self.module.clone(), source };
+        let wrap = |reason| RuntimeError::Run { module: self.module.clone(), reason };
         self.session.end_profiling().map_err(wrap)
     }
 
@@ -83,7 +83,7 @@ impl ModuleSession {
         let broken = |source| RuntimeError::Network { module: module.into(), source };
         let mut model = network.to_onnx(folder).map_err(broken)?;
         let folder = follow_links(&mut model, folder).map_err(broken)?;
-        let wrap = |source| RuntimeError::Session { module: module.into(), source };
+        let wrap = |reason| RuntimeError::Session { module: module.into(), reason };
         let builder = builder(environment, &folder, module).map_err(wrap)?;
         let mut builder = match profile {
             Some(prefix) => profiled(builder, prefix).map_err(wrap)?,
@@ -116,7 +116,7 @@ impl ModuleSession {
             let value = value.ok_or_else(|| self.missing(name))?;
             values.push((Cow::Borrowed(name), value.into()));
         }
-        let wrap = |source| RuntimeError::Run { module: self.module.clone(), source };
+        let wrap = |reason| RuntimeError::Run { module: self.module.clone(), reason };
         let mut outputs = self.session.run(values).map_err(wrap)?;
         let values = self.outputs.iter().map(|name| {
             let value = outputs.remove(&**name).ok_or(RuntimeError::NoOutput)?;
@@ -133,7 +133,7 @@ impl ModuleSession {
         state: &DynValue,
         caches: [&mut OrtTensor<f32>; 2],
     ) -> Result<DynValue, RuntimeError> {
-        let wrap = |source| RuntimeError::Run { module: self.module.clone(), source };
+        let wrap = |reason| RuntimeError::Run { module: self.module.clone(), reason };
         let [keys, values] = caches;
         let mut binding = self.session.create_binding().map_err(wrap)?;
         for (name, port) in &self.ports {
@@ -155,7 +155,7 @@ impl ModuleSession {
         let output = output.cloned().ok_or(RuntimeError::NoOutput)?;
         binding.bind_output_to_device(&*output, &MemoryInfo::default()).map_err(wrap)?;
         let module = &self.module;
-        let wrap = |source| RuntimeError::Run { module: module.clone(), source };
+        let wrap = |reason| RuntimeError::Run { module: module.clone(), reason };
         let mut outputs = self.session.run_binding(&binding).map_err(wrap)?;
         outputs.remove(&*output).ok_or(RuntimeError::NoOutput)
     }

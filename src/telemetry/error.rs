@@ -7,7 +7,7 @@ use tracing_subscriber::{filter::ParseError, util::TryInitError};
 pub enum TelemetryError {
     /// The filter does not parse.
     #[error(
-        "`{filter}` is no log filter; write a level or directives such as `info,tessera=debug`"
+        "`{filter}` is not a log filter; write a level or directives such as `info,tessera=debug`"
     )]
     Filter {
         /// The filter as given.

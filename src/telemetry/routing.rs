@@ -24,7 +24,7 @@ const SKIPPED: NameAndHelp = NameAndHelp::new(
 );
 const FAILURES: NameAndHelp = NameAndHelp::new(
     "tessera_runtime_router_failures_total",
-    "Requests with a score that is no number.",
+    "Requests with a score that is not a number.",
 );
 
 /// Metrics of the ways that tokens take.

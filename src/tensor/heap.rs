@@ -27,8 +27,8 @@ pub fn give_back_freed_memory() {
 pub fn give_back_freed_memory() {}
 
 /// Keeps freed memory for later allocations: up to `bytes` at the end of each of the C library's
-/// heaps. Freed blocks of any size are reused. Mapping the activations of every run anew would take
-/// half as long as computing them.
+/// heaps. Freed blocks of any size are reused. Mapping the activations of every run again would
+/// take half as long as computing them.
 pub fn reuse_freed_memory(bytes: u64) {
     #[cfg(target_env = "gnu")]
     {

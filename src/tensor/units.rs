@@ -13,7 +13,7 @@ pub struct ByteSize(pub u64);
 
 /// Error for a text that is not a [`ByteSize`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no size: write a number with B, KB, MB, GB, KiB, MiB or GiB, such as 64MiB")]
+#[error("`{0}` is not a size: write a number with B, KB, MB, GB, KiB, MiB or GiB, such as 64MiB")]
 pub struct ParseByteSizeError(String);
 
 /// Units by descending size, the binary ones first, with their size in bytes.

@@ -18,8 +18,28 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 BINARY = Path(os.environ.get("TESSERA", ROOT / "target/release/tessera")).resolve()
 PORT = int(os.environ.get("CASE_PORT", "18300"))
-WORDS = ("server mail invoice garden meeting price night question river window letter train "
-         "coffee paper answer summer music number house market").split()
+WORDS = [
+    "server",
+    "mail",
+    "invoice",
+    "garden",
+    "meeting",
+    "price",
+    "night",
+    "question",
+    "river",
+    "window",
+    "letter",
+    "train",
+    "coffee",
+    "paper",
+    "answer",
+    "summer",
+    "music",
+    "number",
+    "house",
+    "market",
+]
 
 
 class Pool:
@@ -43,8 +63,10 @@ class Pool:
                 shutil.copy(path, to)
         self.texts = self.place / "texts.jsonl"
         choice = random.Random(1)
-        lines = [{"id": str(number), "text": " ".join(choice.choices(WORDS, k=10))}
-                 for number in range(180)]
+        lines = [
+            {"id": str(number), "text": " ".join(choice.choices(WORDS, k=10))}
+            for number in range(180)
+        ]
         self.texts.write_text("\n".join(map(json.dumps, lines)))
         cache = os.environ.get("CASE_CACHE", self.place / "cache")
         self.options = ["--pool", str(self.pool), "--cache", str(cache)]
@@ -58,8 +80,12 @@ class Pool:
     def start(self, command, *arguments, log="log"):
         """Starts the binary."""
         with (self.place / log).open("wb") as output:
-            return subprocess.Popen([BINARY, command, *self.options, *map(str, arguments)], cwd=ROOT,
-                                    stdout=output, stderr=output)
+            return subprocess.Popen(
+                [BINARY, command, *self.options, *map(str, arguments)],
+                cwd=ROOT,
+                stdout=output,
+                stderr=output,
+            )
 
     def run(self, command, *arguments):
         """Runs the binary to its end and returns how long it took."""
@@ -88,8 +114,11 @@ class Pool:
         for kind in ("maps", "experts"):
             used |= {record.get("file", name) for name, record in records.get(kind, {}).items()}
         names = {path.relative_to(self.family).as_posix() for path in self.family.rglob("*")}
-        return sorted(name for name in names
-                      if "/." in f"/{name}" or name.startswith("fits/") and name not in used)
+        return sorted(
+            name
+            for name in names
+            if "/." in f"/{name}" or (name.startswith("fits/") and name not in used)
+        )
 
 
 class Wrong(Exception):

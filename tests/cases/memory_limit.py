@@ -40,9 +40,19 @@ class Server:
     """A server over the default pool whose resident memory is watched."""
 
     def __init__(self, folder, *options):
-        self.log = open(Path(folder) / "log", "w+")
-        command = [BINARY, "serve", "--pool", POOL, "--port", str(PORT), "--no-grpc",
-                   "--cache", CACHE, *options]
+        self.log = open(Path(folder) / "log", "w+")  # noqa: SIM115
+        command = [
+            BINARY,
+            "serve",
+            "--pool",
+            POOL,
+            "--port",
+            str(PORT),
+            "--no-grpc",
+            "--cache",
+            CACHE,
+            *options,
+        ]
         self.process = subprocess.Popen(command, stderr=self.log, stdout=self.log, cwd=ROOT)
         self.peak, self.is_over = 0, threading.Event()
         self.watcher = threading.Thread(target=self.watch)
@@ -120,11 +130,17 @@ def png(rng):
     rows = b"".join(b"\0" + rng.randbytes(side) for _ in range(side))
 
     def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 1))
-            + chunk(b"IEND", b""))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows, 1))
+        + chunk(b"IEND", b"")
+    )
 
 
 def text(rng, words):
@@ -142,8 +158,12 @@ def question(rng, known):
         data = [text(rng, words) for _ in range(batch)]
         tensor = {"name": "text", "shape": [batch], "datatype": "BYTES", "data": data}
     elif rng.random() < 0.5:
-        tensor = {"name": "pixel_values", "shape": [batch, 1, 28, 28], "datatype": "FP32",
-                  "data": [rng.randrange(-9, 9) / 8 for _ in range(batch * 784)]}
+        tensor = {
+            "name": "pixel_values",
+            "shape": [batch, 1, 28, 28],
+            "datatype": "FP32",
+            "data": [rng.randrange(-9, 9) / 8 for _ in range(batch * 784)],
+        }
     else:
         files = [base64.b64encode(png(rng)).decode() for _ in range(min(batch, 16))]
         tensor = {"name": "image", "shape": [len(files)], "datatype": "BYTES", "data": files}
@@ -229,7 +249,8 @@ def main():
             figures.append(
                 f"{share:.2f} of the pool, {limit / 1e6:.0f} MB: peak {server.peak / limit:.2f} "
                 f"(long batches {peak_of_long / limit:.2f}), {statuses | {}} {rows / seconds:.0f} "
-                f"rows/s, {loads:.0f} loads")
+                f"rows/s, {loads:.0f} loads"
+            )
             print(figures[-1], file=sys.stderr, flush=True)
     print(("right: " if is_right else "FAULT: ") + "; ".join(figures))
     sys.exit(0 if is_right else 1)

@@ -35,8 +35,9 @@ def ask(method, path, body=None):
 def infer(**parameters):
     """Returns the status of one text and the plan that answered it."""
     tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": [TEXT]}
-    status, answer = ask("POST", "/v2/models/text/infer",
-                         {"inputs": [tensor], "parameters": parameters})
+    status, answer = ask(
+        "POST", "/v2/models/text/infer", {"inputs": [tensor], "parameters": parameters}
+    )
     return status, answer.get("parameters", {}).get("plan")
 
 
@@ -55,11 +56,32 @@ def wait_until_ready(server):
 
 def overload(rate):
     """Sends requests at `rate` a second, whatever becomes of them."""
-    subprocess.run([BINARY, "bench", "--pool", ROOT / "models", "--family", "text",
-                    "--url", f"http://127.0.0.1:{PORT}", "--budgets-ms", str(BUDGET_MS),
-                    "--capacity", str(rate), "--loads", "1", "--seconds", str(SECONDS),
-                    "--fixed", "0"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
-                   stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [
+            BINARY,
+            "bench",
+            "--pool",
+            ROOT / "models",
+            "--family",
+            "text",
+            "--url",
+            f"http://127.0.0.1:{PORT}",
+            "--budgets-ms",
+            str(BUDGET_MS),
+            "--capacity",
+            str(rate),
+            "--loads",
+            "1",
+            "--seconds",
+            str(SECONDS),
+            "--fixed",
+            "0",
+        ],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def main():
@@ -67,8 +89,12 @@ def main():
     is_right = True
     with tempfile.TemporaryDirectory() as folder:
         with (Path(folder) / "log").open("wb") as log:
-            server = subprocess.Popen([BINARY, "serve", "--pool", ROOT / "models", "--port",
-                                       str(PORT), "--no-grpc"], cwd=ROOT, stdout=log, stderr=log)
+            server = subprocess.Popen(
+                [BINARY, "serve", "--pool", ROOT / "models", "--port", str(PORT), "--no-grpc"],
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+            )
         try:
             wait_until_ready(server)
             best = infer()[1]
@@ -80,8 +106,11 @@ def main():
                 ready = ask("GET", "/v2/models/text/ready")[0]
                 is_back = len(answered) >= NUM_AFTER - 1 and after[-1] == (200, best)
                 is_right &= is_back and ready == 200
-                print(f"overload: after {rate} requests a second {len(answered)} of {NUM_AFTER} "
-                      f"are answered, the last by {after[-1][1]}", flush=True)
+                print(
+                    f"overload: after {rate} requests a second {len(answered)} of {NUM_AFTER} "
+                    f"are answered, the last by {after[-1][1]}",
+                    flush=True,
+                )
         finally:
             server.terminate()
             server.wait()

@@ -48,8 +48,17 @@ def beside_server():
     with Pool() as pool:
         small = ["--family", "text", "--data", pool.texts, "--refit"]
         pool.run("profile", "--family", "text")
-        server = pool.start("serve", "--port", PORT, "--no-grpc", "--poll-pool", 1,
-                            "--memory-limit", "120MB", log="server")
+        server = pool.start(
+            "serve",
+            "--port",
+            PORT,
+            "--no-grpc",
+            "--poll-pool",
+            1,
+            "--memory-limit",
+            "120MB",
+            log="server",
+        )
         try:
             wait_until(is_ready, 120, "loading")
             quality = json.loads((pool.family / "quality.json").read_text())["plans"]

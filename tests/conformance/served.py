@@ -26,8 +26,15 @@ class Served:
     of `others`: folders by name.
     """
 
-    def __init__(self, *options, families=tuple(FAMILIES), others=None, copied=False, tls=None,
-                 environment=None):
+    def __init__(
+        self,
+        *options,
+        families=tuple(FAMILIES),
+        others=None,
+        copied=False,
+        tls=None,
+        environment=None,
+    ):
         self.folder = tempfile.TemporaryDirectory()
         self.pool = Path(self.folder.name) / "pool"
         self.pool.mkdir()
@@ -40,12 +47,24 @@ class Served:
                 (self.pool / name).symlink_to(FAMILIES[name])
         self.http, self.grpc = free_ports(2)
         cache = os.environ.get("TESSERA_CACHE", str(ROOT / ".tessera" / "conformance-cache"))
-        self.log = open(Path(self.folder.name) / "log", "w+")
-        command = [str(BINARY), "serve", "--pool", str(self.pool), "--port", str(self.http),
-                   "--grpc-port", str(self.grpc), "--cache", cache, *options]
+        self.log = open(Path(self.folder.name) / "log", "w+")  # noqa: SIM115
+        command = [
+            str(BINARY),
+            "serve",
+            "--pool",
+            str(self.pool),
+            "--port",
+            str(self.http),
+            "--grpc-port",
+            str(self.grpc),
+            "--cache",
+            cache,
+            *options,
+        ]
         self.tls = tls
-        self.process = subprocess.Popen(command, stderr=self.log, cwd=ROOT,
-                                        env=os.environ | (environment or {}))
+        self.process = subprocess.Popen(
+            command, stderr=self.log, cwd=ROOT, env=os.environ | (environment or {})
+        )
         atexit.register(self.stop)
         self.wait()
 

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import grpc
 import numpy
-from tritonclient.grpc import service_pb2, service_pb2_grpc
-
 from served import Served, served
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 PIXELS = numpy.zeros((1, 1, 28, 28), numpy.float32).tobytes()
 SHAPE = [1, 1, 28, 28]
@@ -30,7 +29,7 @@ WRONG_TENSORS = [
     ("pixel_values", [HUGE, 1, 1, 1], "FP32", PIXELS, "has 3136 bytes"),
     ("pixel_values", [1, 784], "FP32", PIXELS, "[batch, 1, 28, 28] is needed"),
     ("pixel_values", [0, 1, 28, 28], "FP32", b"", "nothing in it"),
-    ("pixel_values", SHAPE, "FP32", b"\xff" * len(PIXELS), "infinite or no number"),
+    ("pixel_values", SHAPE, "FP32", b"\xff" * len(PIXELS), "infinite or not a number"),
     ("pixel_values", SHAPE, "INT32", PIXELS, "must be FP32, FP16, BF16 or FP64"),
     ("pixel_values", SHAPE, "FP31", PIXELS, "datatype is `FP31`"),
     ("pixels", SHAPE, "FP32", PIXELS, "no such input"),
@@ -44,8 +43,12 @@ WRONG_TENSORS = [
 
 def http_body(name, shape, datatype, raw):
     """Returns a binary request and the length of its JSON."""
-    tensor = {"name": name, "shape": shape, "datatype": datatype,
-              "parameters": {"binary_data_size": len(raw)}}
+    tensor = {
+        "name": name,
+        "shape": shape,
+        "datatype": datatype,
+        "parameters": {"binary_data_size": len(raw)},
+    }
     head = json.dumps({"inputs": [tensor]}).encode()
     return head + raw, len(head)
 
@@ -67,8 +70,12 @@ class WrongTensors(unittest.TestCase):
         for name, shape, datatype, raw, reason in WRONG_TENSORS:
             with self.subTest(reason):
                 body, length = http_body(name, shape, datatype, raw)
-                status, _, answer = post(served().http_address, "/v2/models/fashion/infer", body,
-                                         {"Inference-Header-Content-Length": str(length)})
+                status, _, answer = post(
+                    served().http_address,
+                    "/v2/models/fashion/infer",
+                    body,
+                    {"Inference-Header-Content-Length": str(length)},
+                )
                 self.assertEqual(status, 400, answer)
                 self.assertIn(reason, json.loads(answer)["error"])
 
@@ -78,9 +85,11 @@ class WrongTensors(unittest.TestCase):
             for name, shape, datatype, raw, reason in WRONG_TENSORS:
                 with self.subTest(reason):
                     tensor = service_pb2.ModelInferRequest.InferInputTensor(
-                        name=name, shape=shape, datatype=datatype)
+                        name=name, shape=shape, datatype=datatype
+                    )
                     request = service_pb2.ModelInferRequest(
-                        model_name="fashion", inputs=[tensor], raw_input_contents=[raw])
+                        model_name="fashion", inputs=[tensor], raw_input_contents=[raw]
+                    )
                     with self.assertRaises(grpc.RpcError) as caught:
                         stub.ModelInfer(request)
                     self.assertEqual(caught.exception.code(), grpc.StatusCode.INVALID_ARGUMENT)
@@ -93,27 +102,41 @@ class WrongFrames(unittest.TestCase):
     def test_json_lengths(self):
         body, length = http_body("pixel_values", SHAPE, "FP32", PIXELS)
         for header, reason in [
-            (str(len(body) + 1), "must lie in 0..="), ("-1", "must lie in"), ("x", "must lie in"),
-            ("99999999999999999999", "must lie in"), (str(length - 1), "no valid request"),
-            (str(length + 1), "no valid request"), ("0", "no valid request"),
+            (str(len(body) + 1), "must lie in 0..="),
+            ("-1", "must lie in"),
+            ("x", "must lie in"),
+            ("99999999999999999999", "must lie in"),
+            (str(length - 1), "not a valid request"),
+            (str(length + 1), "not a valid request"),
+            ("0", "not a valid request"),
         ]:
             with self.subTest(header):
-                status, _, answer = post(served().http_address, "/v2/models/fashion/infer", body,
-                                         {"Inference-Header-Content-Length": header})
+                status, _, answer = post(
+                    served().http_address,
+                    "/v2/models/fashion/infer",
+                    body,
+                    {"Inference-Header-Content-Length": header},
+                )
                 self.assertEqual(status, 400, answer)
                 self.assertIn(reason, json.loads(answer)["error"])
 
     def test_what_is_no_gzip(self):
         for encoding, expected in [("gzip", 400), ("zstd", 415)]:
-            status, _, _ = post(served().http_address, "/v2/models/fashion/infer", b"no gzip",
-                                {"Content-Encoding": encoding})
+            status, _, _ = post(
+                served().http_address,
+                "/v2/models/fashion/infer",
+                b"no gzip",
+                {"Content-Encoding": encoding},
+            )
             self.assertEqual(status, expected, encoding)
 
     def test_a_bomb_is_no_larger_than_a_body_may_be(self):
         import gzip
+
         bomb = gzip.compress(b" " * (64 << 20))
-        status, _, answer = post(served().http_address, "/v2/models/fashion/infer", bomb,
-                                 {"Content-Encoding": "gzip"})
+        status, _, answer = post(
+            served().http_address, "/v2/models/fashion/infer", bomb, {"Content-Encoding": "gzip"}
+        )
         self.assertEqual(status, 413, answer)
 
     def test_grpc_frames(self):
@@ -122,20 +145,27 @@ class WrongFrames(unittest.TestCase):
             for message in [b"\xff\xff\xff\xff", b"\x3a\x7fshort", b"\x0a\xff\xff\xff\xff\x0f"]:
                 with self.assertRaises(grpc.RpcError) as caught:
                     call(message)
-                self.assertIn(caught.exception.code(),
-                              [grpc.StatusCode.INTERNAL, grpc.StatusCode.INVALID_ARGUMENT])
+                self.assertIn(
+                    caught.exception.code(),
+                    [grpc.StatusCode.INTERNAL, grpc.StatusCode.INVALID_ARGUMENT],
+                )
             with self.assertRaises(grpc.RpcError) as caught:
                 call(b"\x0a\x07fashion" + b"\x1a\x80\x80\x80\x10" + b"x" * (32 << 20))
-            self.assertIn(caught.exception.code(), [grpc.StatusCode.OUT_OF_RANGE,
-                                                    grpc.StatusCode.RESOURCE_EXHAUSTED])
+            self.assertIn(
+                caught.exception.code(),
+                [grpc.StatusCode.OUT_OF_RANGE, grpc.StatusCode.RESOURCE_EXHAUSTED],
+            )
             with self.assertRaises(grpc.RpcError) as caught:
                 channel.unary_unary("/inference.GRPCInferenceService/Nothing")(b"")
             self.assertEqual(caught.exception.code(), grpc.StatusCode.UNIMPLEMENTED)
 
     def test_garbage_on_either_port(self):
         for port in [served().http, served().grpc]:
-            for garbage in [b"\0" * 4096, b"GET / HTTP/9.9\r\n\r\n",
-                            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + struct.pack(">I", 2**31)]:
+            for garbage in [
+                b"\0" * 4096,
+                b"GET / HTTP/9.9\r\n\r\n",
+                b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + struct.pack(">I", 2**31),
+            ]:
                 with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
                     connection.sendall(garbage)
                     try:
@@ -191,10 +221,12 @@ class Tokens(unittest.TestCase):
     def grpc(self, token, name="ModelInfer"):
         """Calls with a token and returns the status."""
         tensor = service_pb2.ModelInferRequest.InferInputTensor(
-            name="pixel_values", shape=SHAPE, datatype="FP32")
+            name="pixel_values", shape=SHAPE, datatype="FP32"
+        )
         request = {
             "ModelInfer": service_pb2.ModelInferRequest(
-                model_name="fashion", inputs=[tensor], raw_input_contents=[PIXELS]),
+                model_name="fashion", inputs=[tensor], raw_input_contents=[PIXELS]
+            ),
             "RepositoryModelLoad": service_pb2.RepositoryModelLoadRequest(model_name="fashion"),
         }[name]
         metadata = [("authorization", f"Bearer {token}")] if token else []
@@ -217,8 +249,9 @@ class Tokens(unittest.TestCase):
             with self.subTest(token):
                 found, headers, answer = self.http(token)
                 self.assertEqual(found, status, answer)
-                self.assertEqual(headers.get("www-authenticate"),
-                                 "Bearer" if status == 401 else None)
+                self.assertEqual(
+                    headers.get("www-authenticate"), "Bearer" if status == 401 else None
+                )
                 self.assertEqual(self.grpc(token), code)
         for token, status, code in [
             ("website", 403, grpc.StatusCode.PERMISSION_DENIED),

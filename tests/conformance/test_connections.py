@@ -7,9 +7,8 @@ import time
 import unittest
 
 import grpc
-from tritonclient.grpc import service_pb2, service_pb2_grpc
-
 from served import Served
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 LIMIT = 20
 HEADER_SECONDS = 2
@@ -28,34 +27,45 @@ def seconds_until_closed(connection):
     return time.monotonic() - start
 
 
+def metric(server, name):
+    """Returns the sum of a metric over its labels."""
+    connection = http.client.HTTPConnection(server.http_address, timeout=30)
+    connection.request("GET", "/metrics")
+    lines = connection.getresponse().read().decode().splitlines()
+    connection.close()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
+
+
 class Connections(unittest.TestCase):
     """A server with low limits."""
 
     @classmethod
     def setUpClass(cls):
-        cls.server = Served("--max-connections", str(LIMIT), "--header-timeout",
-                            str(HEADER_SECONDS), "--idle-timeout", str(IDLE_SECONDS),
-                            families=["fashion"])
-        cls.addresses = {"http": ("127.0.0.1", cls.server.http),
-                         "grpc": ("127.0.0.1", cls.server.grpc)}
+        cls.server = Served(
+            "--max-connections",
+            str(LIMIT),
+            "--header-timeout",
+            str(HEADER_SECONDS),
+            "--idle-timeout",
+            str(IDLE_SECONDS),
+            families=["fashion"],
+        )
+        cls.addresses = {
+            "http": ("127.0.0.1", cls.server.http),
+            "grpc": ("127.0.0.1", cls.server.grpc),
+        }
 
     @classmethod
     def tearDownClass(cls):
         cls.server.stop()
 
-    def metric(self, name):
-        """Returns the sum of a metric over its labels."""
-        connection = http.client.HTTPConnection(self.server.http_address, timeout=30)
-        connection.request("GET", "/metrics")
-        lines = connection.getresponse().read().decode().splitlines()
-        connection.close()
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
-
     def test_who_says_nothing_or_not_enough_is_closed(self):
         for port, said in [
-            ("http", b""), ("grpc", b""),
+            ("http", b""),
+            ("grpc", b""),
             ("http", b"GET /v2 HTTP/1.1\r\nhost: x\r\n"),
-            ("http", b"PRI * HTT"), ("grpc", b"PRI * HTT"),
+            ("http", b"PRI * HTT"),
+            ("grpc", b"PRI * HTT"),
             ("grpc", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"),
             # A frame that is cut short: 16 bytes of settings are announced.
             ("grpc", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x10\4\0\0\0\0\0\0"),
@@ -88,18 +98,38 @@ class Connections(unittest.TestCase):
                 answer = b"HTTP/1.1 431"
         self.assertTrue(answer.startswith(b"HTTP/1.1 431"), answer)
 
-    def test_over_the_limit_each_is_told(self):
-        idle = [socket.create_connection(self.addresses["http"]) for _ in range(LIMIT)]
-        time.sleep(0.3)
+
+class Crowded(unittest.TestCase):
+    """A server with as many connections as it takes."""
+
+    def ask(self):
+        """Returns the answer to a request on a connection of its own, and its body."""
         connection = http.client.HTTPConnection(self.server.http_address, timeout=10)
         connection.request("GET", "/v2")
         response = connection.getresponse()
-        self.assertEqual(response.status, 503)
+        body = response.read()
+        connection.close()
+        return response, body
+
+    def until(self, status):
+        """Asks until the answer has a status, for at most ten seconds."""
+        deadline = time.monotonic() + 10
+        while True:
+            response, body = self.ask()
+            if response.status == status or time.monotonic() > deadline:
+                self.assertEqual(response.status, status)
+                return response, body
+
+    def test_over_the_limit_each_is_told(self):
+        self.server = Served("--max-connections", str(LIMIT), families=["fashion"])
+        self.addCleanup(self.server.stop)
+        address = ("127.0.0.1", self.server.http)
+        idle = [socket.create_connection(address) for _ in range(LIMIT)]
+        response, body = self.until(503)
         self.assertEqual(response.headers["retry-after"], "1")
-        answer = json.loads(response.read())
+        answer = json.loads(body)
         self.assertEqual(answer["code"], "unavailable")
         self.assertIn("too many connections", answer["error"])
-        connection.close()
         with grpc.insecure_channel(self.server.grpc_address) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             with self.assertRaises(grpc.RpcError) as failed:
@@ -108,15 +138,8 @@ class Connections(unittest.TestCase):
         self.assertIn("too many connections", failed.exception.details())
         for one in idle:
             one.close()
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            connection = http.client.HTTPConnection(self.server.http_address, timeout=10)
-            connection.request("GET", "/v2")
-            status = connection.getresponse().status
-            connection.close()
-            if status == 200:
-                break
-        self.assertGreaterEqual(self.metric("tessera_api_connections_refused_total"), 2)
+        self.until(200)
+        self.assertGreaterEqual(metric(self.server, "tessera_api_connections_refused_total"), 2)
 
 
 if __name__ == "__main__":

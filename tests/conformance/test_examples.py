@@ -10,7 +10,9 @@ from served import ROOT, served
 class Examples(unittest.TestCase):
     def run_example(self, name, address):
         command = [sys.executable, str(ROOT / "examples" / name), address]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+        return subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=60
+        ).stdout
 
     def test_http(self):
         lines = self.run_example("http_infer.py", f"http://{served().http_address}").splitlines()

@@ -57,7 +57,7 @@ class MemoryLimit(unittest.TestCase):
 
     def check_answers(self, server):
         """Asks everything, and compares with what a server without a limit answers."""
-        for question, (_, answer) in zip(QUESTIONS, self.expected):
+        for question, (_, answer) in zip(QUESTIONS, self.expected, strict=False):
             status, found = ask(server, *question)
             self.assertEqual((status, found.get("outputs")), (200, answer["outputs"]))
 
@@ -78,10 +78,13 @@ class MemoryLimit(unittest.TestCase):
         server = Served("--memory-limit", f"{self.limit}B", "--workers", "3")
         try:
             with concurrent.futures.ThreadPoolExecutor(6) as pool:
-                asked = [(question, answer) for _ in range(6)
-                         for question, (_, answer) in zip(QUESTIONS, self.expected)]
+                asked = [
+                    (question, answer)
+                    for _ in range(6)
+                    for question, (_, answer) in zip(QUESTIONS, self.expected, strict=False)
+                ]
                 found = pool.map(lambda pair: ask(server, *pair[0]), asked)
-                for (question, answer), (status, reply) in zip(asked, found):
+                for (question, answer), (status, reply) in zip(asked, found, strict=False):
                     self.assertEqual(status, 200, (question, reply))
                     self.assertEqual(reply["parameters"]["plan"], answer["parameters"]["plan"])
             self.assertGreater(metric(server, "tessera_runtime_module_evictions_total"), 10)
@@ -104,7 +107,10 @@ class MemoryLimit(unittest.TestCase):
             server.stop()
 
     def test_a_pin_of_nothing_is_told(self):
-        for pin, reason in [("nothing/x", "is no FAMILY/NAME"), ("fashion", "is no FAMILY/NAME")]:
+        for pin, reason in [
+            ("nothing/x", "is not a FAMILY/NAME"),
+            ("fashion", "is not a FAMILY/NAME"),
+        ]:
             with self.assertRaisesRegex(RuntimeError, reason):
                 Served("--pin", pin, families=["fashion"])
 
@@ -119,8 +125,9 @@ class MemoryLimit(unittest.TestCase):
                 for plan in ("l6[0..6]", "l3[0..3]", "l6[0..6]{int8:0..5}"):
                     self.assertEqual(ask(server, "text", TEXT, plan)[0], 200)
             self.assertEqual(metric(server, resident), 0)
-            files = {path: path.read_bytes()
-                     for path in (server.pool / "fashion").rglob("*.safetensors")}
+            files = {
+                path: path.read_bytes() for path in (server.pool / "fashion").rglob("*.safetensors")
+            }
             for path, content in files.items():
                 path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
             self.assert_refused(server)
@@ -148,8 +155,10 @@ class MemoryLimit(unittest.TestCase):
             for _ in range(2):
                 status, answer = ask(server, "fashion", PIXELS, "s[0..6]")
                 self.assertEqual((status, answer["code"]), (503, "unavailable"))
-                self.assertEqual(answer["error"], "model `fashion` is not available: it does not "
-                                                  "fit into the memory limit")
+                self.assertEqual(
+                    answer["error"],
+                    "model `fashion` is not available: it does not fit into the memory limit",
+                )
             self.assertIn("more than the memory limit of 1000000 bytes", server.messages())
         finally:
             server.stop()

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy
 import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
-
 from served import Served
 from test_memory import metric, peak
 
@@ -22,10 +21,19 @@ ALL_BYTES = EXPERT_BYTES * EXPERTS * LAYERS
 OTHER_NETWORKS = 2 + 2 * LAYERS
 """Stem and head, and every layer's attention and router."""
 CONFIG = {
-    "model_type": "mixtral", "vocab_size": WORDS, "hidden_size": WIDTH, "intermediate_size": INNER,
-    "num_hidden_layers": LAYERS, "num_attention_heads": 8, "num_key_value_heads": 2,
-    "num_local_experts": EXPERTS, "num_experts_per_tok": CHOSEN, "rope_theta": 1e4,
-    "max_position_embeddings": 32, "tie_word_embeddings": True, "rms_norm_eps": 1e-5,
+    "model_type": "mixtral",
+    "vocab_size": WORDS,
+    "hidden_size": WIDTH,
+    "intermediate_size": INNER,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "num_local_experts": EXPERTS,
+    "num_experts_per_tok": CHOSEN,
+    "rope_theta": 1e4,
+    "max_position_embeddings": 32,
+    "tie_word_embeddings": True,
+    "rms_norm_eps": 1e-5,
 }
 MANIFEST = """name = "language"
 task = "language-model"
@@ -55,8 +63,11 @@ def shapes():
         found[f"{block}.block_sparse_moe.gate.weight"] = (EXPERTS, WIDTH)
         for expert in range(EXPERTS):
             name = f"{block}.block_sparse_moe.experts.{expert}"
-            found |= {f"{name}.w1.weight": (INNER, WIDTH), f"{name}.w3.weight": (INNER, WIDTH),
-                      f"{name}.w2.weight": (WIDTH, INNER)}
+            found |= {
+                f"{name}.w1.weight": (INNER, WIDTH),
+                f"{name}.w3.weight": (INNER, WIDTH),
+                f"{name}.w2.weight": (WIDTH, INNER),
+            }
     return found
 
 
@@ -141,16 +152,19 @@ class Experts(unittest.TestCase):
             self.check_both_protocols(free)
         finally:
             free.stop()
-        print(f"\nexperts {ALL_BYTES / 1e6:.0f} MB, process without weights {base / 1e6:.0f} MB; "
-              f"{NUM_TEXTS} texts of {NUM_TOKENS} tokens: median "
-              f"{statistics.median(fast) * 1e3:.1f} ms without a limit")
+        print(
+            f"\nexperts {ALL_BYTES / 1e6:.0f} MB, process without weights {base / 1e6:.0f} MB; "
+            f"{NUM_TEXTS} texts of {NUM_TOKENS} tokens: median "
+            f"{statistics.median(fast) * 1e3:.1f} ms without a limit"
+        )
         for times in (3, 1):
             self.check_under(ALL_BYTES // times, expected, statistics.median(fast))
 
     def check_under(self, limit, expected, fast):
         """Compares answers under a memory limit with those without, which take `fast` seconds."""
-        server = Served("--no-preload", "--memory-limit", f"{limit}B",
-                        others={"language": self.folder})
+        server = Served(
+            "--no-preload", "--memory-limit", f"{limit}B", others={"language": self.folder}
+        )
         try:
             before = metric(server, "tessera_runtime_module_loads_total")
             found, times, wanted = self.answers(server)
@@ -164,9 +178,11 @@ class Experts(unittest.TestCase):
         finally:
             server.stop()
         uses, slow = wanted + OTHER_NETWORKS * NUM_TEXTS, statistics.median(times)
-        print(f"limit {limit / 1e6:.0f} MB, peak {most / 1e6:.0f} MB: {uses} uses of networks, "
-              f"{loads:.0f} loads, {1 - loads / uses:.0%} hits; median {slow * 1e3:.1f} ms, "
-              f"{slow / fast:.1f} times as long")
+        print(
+            f"limit {limit / 1e6:.0f} MB, peak {most / 1e6:.0f} MB: {uses} uses of networks, "
+            f"{loads:.0f} loads, {1 - loads / uses:.0%} hits; median {slow * 1e3:.1f} ms, "
+            f"{slow / fast:.1f} times as long"
+        )
 
     def check_both_protocols(self, server):
         """Asks over HTTP and gRPC for last hidden states only."""
@@ -183,7 +199,8 @@ class Experts(unittest.TestCase):
             ]
             self.assertIsNone(answers[0].as_numpy("logits"))
             made[module.__name__] = [
-                answers[0].as_numpy("last_hidden_state"), answers[1].as_numpy("logits")
+                answers[0].as_numpy("last_hidden_state"),
+                answers[1].as_numpy("logits"),
             ]
             client.close()
         (states, logits), others = made.values()

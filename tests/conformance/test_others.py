@@ -10,7 +10,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
-
 from served import served
 
 TEXT = "The cat sat on the mat."
@@ -64,10 +63,15 @@ class OpenAi(unittest.TestCase):
         with self.assertRaises(openai.NotFoundError) as caught:
             self.client.embeddings.create(model="nothing", input=TEXT)
         self.assertEqual(caught.exception.code, "not_found")
-        for given, options in [
-            ([], {}), ("", {"dimensions": 0}), (TEXT, {"dimensions": 385}),
-            (TEXT, {"extra_body": {"temperature": 1}}), ([[]], {}), ([-1], {}),
-        ]:
+        refused: list[tuple[object, dict[str, object]]] = [
+            ([], {}),
+            ("", {"dimensions": 0}),
+            (TEXT, {"dimensions": 385}),
+            (TEXT, {"extra_body": {"temperature": 1}}),
+            ([[]], {}),
+            ([-1], {}),
+        ]
+        for given, options in refused:
             with self.assertRaises(openai.BadRequestError, msg=f"{given} {options}"):
                 self.embed(given, **options)
         with self.assertRaisesRegex(openai.BadRequestError, "image-classification"):

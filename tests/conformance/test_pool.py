@@ -37,8 +37,10 @@ class ChangedFiles(unittest.TestCase):
             weights.write_bytes(content[:-1] + b"?")
             status, answer = infer(server, plan=other)
             self.assertEqual((status, answer["code"]), (503, "unavailable"))
-            self.assertEqual(answer["error"], "model `fashion` is not available: its files were "
-                                              "changed; it must be loaded again")
+            self.assertEqual(
+                answer["error"],
+                "model `fashion` is not available: its files were changed; it must be loaded again",
+            )
             self.assertIn("was changed or removed after", server.messages())
             weights.unlink()
             self.assertEqual(infer(server, plan=other)[0], 503)

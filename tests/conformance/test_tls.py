@@ -2,7 +2,6 @@
 
 import datetime
 import http.client
-import json
 import ssl
 import subprocess
 import tempfile
@@ -16,9 +15,8 @@ import numpy
 import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
 import trustme
-from tritonclient.grpc import service_pb2, service_pb2_grpc
-
 from served import BINARY, ROOT, Served
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 PIXELS = numpy.zeros((1, 1, 28, 28), numpy.float32)
 
@@ -38,10 +36,12 @@ class Certificates:
 
     def issue(self, name, *identities, days=None):
         """Writes a certificate and its key; one of negative days has expired."""
-        until = datetime.datetime.now(datetime.timezone.utc)
+        until = datetime.datetime.now(datetime.UTC)
         until = until + datetime.timedelta(days=days) if days else None
         made = self.authority.issue_cert(*identities, not_after=until)
-        Path(self.path(f"{name}.pem")).write_bytes(b"".join(p.bytes() for p in made.cert_chain_pems))
+        Path(self.path(f"{name}.pem")).write_bytes(
+            b"".join(p.bytes() for p in made.cert_chain_pems)
+        )
         made.private_key_pem.write_to_path(self.path(f"{name}.key"))
 
     def options(self, name="server"):
@@ -67,8 +67,9 @@ class Encrypted(unittest.TestCase):
     def setUpClass(cls):
         cls.folder = tempfile.TemporaryDirectory()
         cls.certificates = Certificates(cls.folder.name)
-        cls.server = Served(*cls.certificates.options(), families=["fashion"],
-                            tls=cls.certificates.context())
+        cls.server = Served(
+            *cls.certificates.options(), families=["fashion"], tls=cls.certificates.context()
+        )
 
     @classmethod
     def tearDownClass(cls):
@@ -78,13 +79,16 @@ class Encrypted(unittest.TestCase):
     def test_triton_over_https(self):
         context = self.certificates.context
         client = httpclient.InferenceServerClient(
-            f"localhost:{self.server.http}", ssl=True, ssl_context_factory=context)
+            f"localhost:{self.server.http}", ssl=True, ssl_context_factory=context
+        )
         self.assertEqual(infer(httpclient, client), (1, 10))
 
     def test_triton_over_encrypted_grpc(self):
         client = grpcclient.InferenceServerClient(
-            f"localhost:{self.server.grpc}", ssl=True,
-            root_certificates=self.certificates.path("ca.pem"))
+            f"localhost:{self.server.grpc}",
+            ssl=True,
+            root_certificates=self.certificates.path("ca.pem"),
+        )
         self.assertEqual(infer(grpcclient, client), (1, 10))
 
     def test_what_is_not_encrypted_is_refused(self):
@@ -100,6 +104,7 @@ class Encrypted(unittest.TestCase):
         """Returns the serial number of the certificate that the server shows."""
         pem = ssl.get_server_certificate(("127.0.0.1", self.server.http))
         from cryptography import x509
+
         return x509.load_pem_x509_certificate(pem.encode()).serial_number
 
     def test_certificates_are_read_again(self):
@@ -132,9 +137,13 @@ class ClientCertificates(unittest.TestCase):
         self.folder = tempfile.TemporaryDirectory()
         self.certificates = Certificates(self.folder.name)
         self.trusted = self.context("client")
-        self.server = Served(*self.certificates.options(), "--tls-client-ca",
-                             self.certificates.path("ca.pem"), families=["fashion"],
-                             tls=self.trusted)
+        self.server = Served(
+            *self.certificates.options(),
+            "--tls-client-ca",
+            self.certificates.path("ca.pem"),
+            families=["fashion"],
+            tls=self.trusted,
+        )
 
     def tearDown(self):
         self.server.stop()
@@ -142,8 +151,9 @@ class ClientCertificates(unittest.TestCase):
 
     def context(self, name):
         context = self.certificates.context()
-        context.load_cert_chain(self.certificates.path(f"{name}.pem"),
-                                self.certificates.path(f"{name}.key"))
+        context.load_cert_chain(
+            self.certificates.path(f"{name}.pem"), self.certificates.path(f"{name}.key")
+        )
         return context
 
     def over_http(self, context):
@@ -153,8 +163,10 @@ class ClientCertificates(unittest.TestCase):
     def over_grpc(self, name):
         read = lambda path: Path(self.certificates.path(path)).read_bytes()
         credentials = grpc.ssl_channel_credentials(
-            read("ca.pem"), read(f"{name}.key") if name else None,
-            read(f"{name}.pem") if name else None)
+            read("ca.pem"),
+            read(f"{name}.key") if name else None,
+            read(f"{name}.pem") if name else None,
+        )
         with grpc.secure_channel(f"localhost:{self.server.grpc}", credentials) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             try:
@@ -182,13 +194,16 @@ class WrongFiles(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             certificates = Certificates(folder)
             certificates.issue("old", "localhost", days=-1)
-            for name, content in [("empty.pem", ""), ("broken.pem", "-----BEGIN CERTIFICATE-----"),
-                                  ("late.key", "no key")]:
+            for name, content in [
+                ("empty.pem", ""),
+                ("broken.pem", "-----BEGIN CERTIFICATE-----"),
+                ("late.key", "no key"),
+            ]:
                 Path(certificates.path(name)).write_text(content)
             certificate, key = certificates.options()[1::2]
             client = certificates.path("client.key")
             path = certificates.path
-            for cert, key, authority, reason in [
+            for cert, secret, authority, reason in [
                 (path("old.pem"), path("old.key"), None, "old.pem: the certificate is valid from"),
                 (path("none.pem"), key, None, "none.pem: cannot be read as PEM"),
                 (path("empty.pem"), key, None, "empty.pem: holds no certificate"),
@@ -200,11 +215,23 @@ class WrongFiles(unittest.TestCase):
             ]:
                 with self.subTest(reason):
                     options = ["--tls-cert", cert]
-                    options += ["--tls-key", key] if key else []
+                    options += ["--tls-key", secret] if secret else []
                     options += ["--tls-client-ca", authority] if authority else []
                     ended = subprocess.run(
-                        [BINARY, "serve", "--check-config", "--pool", ROOT / "tests/pool", *options],
-                        capture_output=True, text=True, cwd=ROOT, timeout=120)
+                        [
+                            BINARY,
+                            "serve",
+                            "--check-config",
+                            "--pool",
+                            ROOT / "tests/pool",
+                            *options,
+                        ],
+                        check=False,
+                        capture_output=True,
+                        text=True,
+                        cwd=ROOT,
+                        timeout=120,
+                    )
                     self.assertNotEqual(ended.returncode, 0)
                     self.assertIn(reason, ended.stderr)
 

@@ -10,9 +10,8 @@ from concurrent import futures
 import grpc
 import numpy
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
-from tritonclient.grpc import service_pb2, service_pb2_grpc
-
 from served import Served, free_ports
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 PARENT = "00f067aa0ba902b7"
 STAGES = {"decode", "preprocess", "queue", "compute", "encode"}
@@ -57,8 +56,12 @@ class Traces(unittest.TestCase):
     def setUpClass(cls):
         (port,) = free_ports(1)
         cls.collector = Collector(port)
-        cls.server = Served("--otlp-endpoint", f"http://127.0.0.1:{port}", families=["fashion"],
-                            environment={"OTEL_BSP_SCHEDULE_DELAY": "200"})
+        cls.server = Served(
+            "--otlp-endpoint",
+            f"http://127.0.0.1:{port}",
+            families=["fashion"],
+            environment={"OTEL_BSP_SCHEDULE_DELAY": "200"},
+        )
 
     @classmethod
     def tearDownClass(cls):
@@ -82,12 +85,17 @@ class Traces(unittest.TestCase):
 
     def test_over_http(self):
         trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
-        tensor = {"name": "pixel_values", "shape": list(PIXELS.shape), "datatype": "FP32",
-                  "data": PIXELS.ravel().tolist()}
+        tensor = {
+            "name": "pixel_values",
+            "shape": list(PIXELS.shape),
+            "datatype": "FP32",
+            "data": PIXELS.ravel().tolist(),
+        }
         request = urllib.request.Request(
             f"http://{self.server.http_address}/v2/models/fashion/infer",
             json.dumps({"inputs": [tensor]}).encode(),
-            {"traceparent": f"00-{trace_id}-{PARENT}-01", "tracestate": "vendor=1"})
+            {"traceparent": f"00-{trace_id}-{PARENT}-01", "tracestate": "vendor=1"},
+        )
         urllib.request.urlopen(request, timeout=30).read()
         attributes = self.check(trace_id, "POST /v2/models/{model}/infer")
         self.assertEqual(attributes["http.response.status_code"], 200)
@@ -97,9 +105,11 @@ class Traces(unittest.TestCase):
     def test_over_grpc(self):
         trace_id = "0af7651916cd43dd8448eb211c80319c"
         tensor = service_pb2.ModelInferRequest.InferInputTensor(
-            name="pixel_values", shape=PIXELS.shape, datatype="FP32")
+            name="pixel_values", shape=PIXELS.shape, datatype="FP32"
+        )
         request = service_pb2.ModelInferRequest(
-            model_name="fashion", inputs=[tensor], raw_input_contents=[PIXELS.tobytes()])
+            model_name="fashion", inputs=[tensor], raw_input_contents=[PIXELS.tobytes()]
+        )
         with grpc.insecure_channel(self.server.grpc_address) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             stub.ModelInfer(request, metadata=[("traceparent", f"00-{trace_id}-{PARENT}-01")])

@@ -10,16 +10,21 @@ import tritonclient.grpc as grpcclient
 import tritonclient.grpc.aio as grpcaio
 import tritonclient.http as httpclient
 import tritonclient.http.aio as httpaio
-from tritonclient.utils import InferenceServerException
-
 from served import served
+from tritonclient.utils import InferenceServerException
 
 TEXTS = numpy.array([b"The cat sat on the mat.", "Grüße aus Köln".encode()], dtype=object)
 PIXELS = numpy.linspace(-1, 1, 2 * 784, dtype=numpy.float32).reshape(2, 1, 28, 28)
 IDS = numpy.array([[101, 7592, 2088, 102], [101, 7592, 102, 0]], dtype=numpy.int64)
 MASK = numpy.array([[1, 1, 1, 1], [1, 1, 1, 0]], dtype=numpy.int64)
-INTEGERS = {"INT64": numpy.int64, "INT32": numpy.int32, "INT16": numpy.int16,
-            "UINT64": numpy.uint64, "UINT32": numpy.uint32, "UINT16": numpy.uint16}
+INTEGERS = {
+    "INT64": numpy.int64,
+    "INT32": numpy.int32,
+    "INT16": numpy.int16,
+    "UINT64": numpy.uint64,
+    "UINT32": numpy.uint32,
+    "UINT16": numpy.uint16,
+}
 
 
 class Http:
@@ -92,15 +97,19 @@ class EachClient:
         expected = None
         for datatype, kind in INTEGERS.items():
             for binary in [True, False]:
-                inputs = [side.tensor("input_ids", IDS.astype(kind), datatype, binary),
-                          side.tensor("attention_mask", MASK.astype(bool), "BOOL", binary)]
+                inputs = [
+                    side.tensor("input_ids", IDS.astype(kind), datatype, binary),
+                    side.tensor("attention_mask", MASK.astype(bool), "BOOL", binary),
+                ]
                 answer = side.client.infer("text", inputs, parameters=plan)
                 found = answer.as_numpy("embedding")
                 expected = found if expected is None else expected
                 numpy.testing.assert_array_equal(found, expected, f"{datatype} {binary}")
         for kind, datatype in [(numpy.int8, "INT8"), (numpy.uint8, "UINT8")]:
-            inputs = [side.tensor("input_ids", IDS, "INT64"),
-                      side.tensor("attention_mask", MASK.astype(kind), datatype)]
+            inputs = [
+                side.tensor("input_ids", IDS, "INT64"),
+                side.tensor("attention_mask", MASK.astype(kind), datatype),
+            ]
             found = side.client.infer("text", inputs, parameters=plan).as_numpy("embedding")
             numpy.testing.assert_array_equal(found, expected, datatype)
 
@@ -112,12 +121,14 @@ class EachClient:
         for binary in [True, False]:
             found = self.logits(side, rounded.astype(numpy.float64), "FP64", binary)
             numpy.testing.assert_allclose(found, expected, atol=1e-6)
-        numpy.testing.assert_allclose(self.logits(side, rounded, binary=False), expected,
-                                      atol=1e-6)
+        numpy.testing.assert_allclose(self.logits(side, rounded, binary=False), expected, atol=1e-6)
         half = self.logits(side, rounded.astype(numpy.float16), "FP16")
         numpy.testing.assert_allclose(half, expected, atol=1e-6)
-        numpy.testing.assert_allclose(self.logits(side, brain, "BF16"),
-                                      self.logits(side, brain.astype(numpy.float32)), atol=1e-6)
+        numpy.testing.assert_allclose(
+            self.logits(side, brain, "BF16"),
+            self.logits(side, brain.astype(numpy.float32)),
+            atol=1e-6,
+        )
 
     def test_all_outputs_where_none_is_named(self):
         side = self.side
@@ -132,18 +143,22 @@ class EachClient:
             outputs = [side.output("logits", binary, classes=3)]
             named = side.client.infer("fashion", inputs, outputs=outputs).as_numpy("logits")
             self.assertEqual(named.shape, (2, 3))
-            for row, best in zip(scores, named):
+            for row, best in zip(scores, named, strict=False):
                 text = best[0].decode() if isinstance(best[0], bytes) else best[0]
                 self.assertEqual(int(text.split(":")[1]), row.argmax())
 
     def test_budgets(self):
         side = self.side
         inputs = [side.tensor("pixel_values", PIXELS, "FP32")]
-        answer = side.client.infer("fashion", inputs, parameters={"plan": "s[0..6]"},
-                                   priority=3, timeout=10_000_000)
+        answer = side.client.infer(
+            "fashion", inputs, parameters={"plan": "s[0..6]"}, priority=3, timeout=10_000_000
+        )
         response = answer.get_response()
-        plan = (response["parameters"]["plan"] if side.name == "http"
-                else response.parameters["plan"].string_param)
+        plan = (
+            response["parameters"]["plan"]
+            if side.name == "http"
+            else response.parameters["plan"].string_param
+        )
         self.assertEqual(plan, "s[0..6]")
         with self.assertRaises(InferenceServerException) as caught:
             side.client.infer("fashion", inputs, parameters={"latency_budget_ms": 0.0001})
@@ -160,10 +175,14 @@ class EachClient:
 
     def test_repository(self):
         side = self.side
-        index = (side.client.get_model_repository_index() if side.name == "http" else
-                 side.client.get_model_repository_index(as_json=True)["models"])
-        self.assertEqual([(m["name"], m["state"]) for m in index],
-                         [("fashion", "READY"), ("text", "READY")])
+        index = (
+            side.client.get_model_repository_index()
+            if side.name == "http"
+            else side.client.get_model_repository_index(as_json=True)["models"]
+        )
+        self.assertEqual(
+            [(m["name"], m["state"]) for m in index], [("fashion", "READY"), ("text", "READY")]
+        )
         side.client.load_model("fashion")
         side.client.unload_model("fashion")
         self.assertFalse(side.client.is_model_ready("fashion"))
@@ -229,8 +248,10 @@ class BothClients(unittest.TestCase):
         one = http.client.get_model_metadata("fashion")
         other = grpc.client.get_model_metadata("fashion", as_json=True)
         for tensors in ["inputs", "outputs"]:
-            shapes = [{**tensor, "shape": [str(extent) for extent in tensor["shape"]]}
-                      for tensor in one[tensors]]
+            shapes = [
+                {**tensor, "shape": [str(extent) for extent in tensor["shape"]]}
+                for tensor in one[tensors]
+            ]
             self.assertEqual(shapes, other[tensors])
         self.assertEqual(one["versions"], other["versions"])
 
@@ -254,8 +275,12 @@ class BothClients(unittest.TestCase):
         inputs = [http.tensor("pixel_values", PIXELS, "FP32")]
         expected = http.client.infer("fashion", inputs).as_numpy("logits")
         for algorithm in ["gzip", "deflate"]:
-            answer = http.client.infer("fashion", inputs, request_compression_algorithm=algorithm,
-                                       response_compression_algorithm=algorithm)
+            answer = http.client.infer(
+                "fashion",
+                inputs,
+                request_compression_algorithm=algorithm,
+                response_compression_algorithm=algorithm,
+            )
             numpy.testing.assert_array_equal(answer.as_numpy("logits"), expected)
         inputs = [grpc.tensor("pixel_values", PIXELS, "FP32")]
         answer = grpc.client.infer("fashion", inputs, compression_algorithm="gzip")
@@ -270,8 +295,9 @@ class BothClients(unittest.TestCase):
         answers = queue.Queue()
         inputs = [grpc.tensor("pixel_values", PIXELS, "FP32")]
         for _ in range(8):
-            grpc.client.async_infer("fashion", inputs, lambda result, error: answers.put(
-                (result, error)))
+            grpc.client.async_infer(
+                "fashion", inputs, lambda result, error: answers.put((result, error))
+            )
         for _ in range(8):
             result, error = answers.get(timeout=30)
             self.assertIsNone(error)
@@ -285,10 +311,10 @@ class BothClients(unittest.TestCase):
             client.client.async_stream_infer("fashion", inputs, request_id=str(number))
         client.client.async_stream_infer("nothing", inputs, request_id="wrong")
         client.client.async_stream_infer("fashion", inputs, request_id="after")
-        for number in ["0", "1", "2", "3", "4"]:
+        for identifier in ["0", "1", "2", "3", "4"]:
             result, error = answers.get(timeout=30)
             self.assertIsNone(error)
-            self.assertEqual(result.get_response().id, number)
+            self.assertEqual(result.get_response().id, identifier)
         _, error = answers.get(timeout=30)
         self.assertIn("there is no model `nothing`", error.message())
         result, error = answers.get(timeout=30)
@@ -302,8 +328,7 @@ class BothClients(unittest.TestCase):
         for name in ["fashion", ""]:
             one = http.client.get_inference_statistics(name)["model_stats"]
             other = grpc.client.get_inference_statistics(name, as_json=True)["model_stats"]
-            self.assertEqual([model["name"] for model in one],
-                             [model["name"] for model in other])
+            self.assertEqual([model["name"] for model in one], [model["name"] for model in other])
         stats = http.client.get_inference_statistics("fashion")["model_stats"][0]
         self.assertGreaterEqual(stats["inference_count"], 2)
         self.assertGreater(stats["inference_stats"]["compute_infer"]["ns"], 0)
@@ -313,8 +338,10 @@ class BothClients(unittest.TestCase):
         one = http.client.get_model_config("fashion")
         other = grpc.client.get_model_config("fashion", as_json=True)["config"]
         self.assertEqual(one["max_batch_size"], other["max_batch_size"])
-        self.assertEqual([(t["name"], t["data_type"]) for t in one["input"]],
-                         [(t["name"], t["data_type"]) for t in other["input"]])
+        self.assertEqual(
+            [(t["name"], t["data_type"]) for t in one["input"]],
+            [(t["name"], t["data_type"]) for t in other["input"]],
+        )
 
 
 class Asyncio(unittest.IsolatedAsyncioTestCase):
@@ -327,8 +354,7 @@ class Asyncio(unittest.IsolatedAsyncioTestCase):
             with self.subTest(client=side.name):
                 self.assertTrue(await client.is_server_ready())
                 inputs = [side.tensor("pixel_values", PIXELS, "FP32")]
-                answers = await asyncio.gather(*[client.infer("fashion", inputs)
-                                                 for _ in range(8)])
+                answers = await asyncio.gather(*[client.infer("fashion", inputs) for _ in range(8)])
                 for answer in answers:
                     self.assertEqual(answer.as_numpy("logits").shape, (2, 10))
                 with self.assertRaises(InferenceServerException):
@@ -340,8 +366,11 @@ class Asyncio(unittest.IsolatedAsyncioTestCase):
 
         async def requests():
             for number in range(3):
-                yield {"model_name": "fashion", "request_id": str(number),
-                       "inputs": [side.tensor("pixel_values", PIXELS, "FP32")]}
+                yield {
+                    "model_name": "fashion",
+                    "request_id": str(number),
+                    "inputs": [side.tensor("pixel_values", PIXELS, "FP32")],
+                }
 
         async with grpcaio.InferenceServerClient(served().grpc_address) as client:
             found = []

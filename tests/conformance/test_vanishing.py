@@ -11,15 +11,22 @@ import urllib.request
 from served import Served
 
 PIXELS = {"name": "pixel_values", "shape": [1, 1, 28, 28], "datatype": "FP32", "data": [0.5] * 784}
-TEXTS = {"name": "text", "shape": [16], "datatype": "BYTES", "data": ["It takes a while. " * 40] * 16}
+TEXTS = {
+    "name": "text",
+    "shape": [16],
+    "datatype": "BYTES",
+    "data": ["It takes a while. " * 40] * 16,
+}
 NUM_CLIENTS = 20
 
 
 def message(family, tensor, **parameters):
     """Returns the bytes of a request."""
     body = json.dumps({"inputs": [tensor], "parameters": parameters})
-    return (f"POST /v2/models/{family}/infer HTTP/1.1\r\nhost: x\r\n"
-            f"content-length: {len(body)}\r\n\r\n{body}").encode()
+    return (
+        f"POST /v2/models/{family}/infer HTTP/1.1\r\nhost: x\r\n"
+        f"content-length: {len(body)}\r\n\r\n{body}"
+    ).encode()
 
 
 class Vanishing(unittest.TestCase):
@@ -29,22 +36,24 @@ class Vanishing(unittest.TestCase):
     def setUpClass(cls):
         cls.server = Served()
         # Loaded, so that what follows takes only its time.
-        cls.ask(cls, "text", TEXTS, plan="l6[0..6]")
-        cls.ask(cls, "fashion", PIXELS, plan="l[0..6]")
+        cls.ask("text", TEXTS, plan="l6[0..6]")
+        cls.ask("fashion", PIXELS, plan="l[0..6]")
 
     @classmethod
     def tearDownClass(cls):
         cls.server.stop()
 
-    def send(self, data):
+    @classmethod
+    def send(cls, data):
         """Sends bytes on a connection of their own, and returns it."""
-        connection = socket.create_connection(("127.0.0.1", self.server.http), 60)
+        connection = socket.create_connection(("127.0.0.1", cls.server.http), 60)
         connection.sendall(data)
         return connection
 
-    def ask(self, family, tensor, **parameters):
+    @classmethod
+    def ask(cls, family, tensor, **parameters):
         """Returns the status of a request whose client stays."""
-        with Vanishing.send(self, message(family, tensor, **parameters)) as connection:
+        with cls.send(message(family, tensor, **parameters)) as connection:
             return int(connection.makefile("rb").readline().split()[1])
 
     def metric(self, name):

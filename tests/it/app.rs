@@ -93,7 +93,7 @@ async fn a_wrong_setting_is_an_error_before_anything_is_loaded() {
 
     config.pool.pins = vec!["nobody/l".into()];
     let error = build(config.clone()).await.expect_err("unknown").to_string();
-    assert_eq!(error, "--pin: `nobody/l` is no FAMILY/NAME of the pool's families");
+    assert_eq!(error, "--pin: `nobody/l` is not a FAMILY/NAME of the pool's families");
     config.pool.pins.clear();
 
     config.network.clients = Some(folder.path().join("missing.toml"));

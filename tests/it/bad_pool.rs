@@ -94,7 +94,7 @@ fn hostile_safetensors_files_are_refused_by_name() {
             family.write_signed(file, &content);
             let refusal = family.refusal();
             assert!(refusal.contains(file), "{what}: {refusal}");
-            assert!(refusal.contains("is no valid safetensors file"), "{what}: {refusal}");
+            assert!(refusal.contains("is not a valid safetensors file"), "{what}: {refusal}");
         }
     }
 }

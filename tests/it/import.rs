@@ -134,7 +134,7 @@ fn exports_that_cannot_be_taken_apart_are_refused_by_file_and_reason() {
         (vec![good.clone(), other_size], "maps [3, 16, 16]"),
         (vec![single], "usable cuts"),
         (vec![future], "opset 99"),
-        (vec![noise], "is no ONNX model"),
+        (vec![noise], "is not an ONNX model"),
         (vec![good.clone(), good.clone()], "which another file gives"),
         (vec![folder.join("none.onnx")], "cannot be read"),
     ] {

@@ -408,7 +408,7 @@ fn a_score_that_is_no_number_is_refused_by_name_when_the_family_is_loaded() {
                 bytes[4..8].copy_from_slice(&value.to_le_bytes());
             });
             let refusal = model.refusal();
-            assert!(refusal.contains(name) && refusal.contains("no number"), "{refusal}");
+            assert!(refusal.contains(name) && refusal.contains("not a number"), "{refusal}");
         }
     }
 }
@@ -480,7 +480,7 @@ fn an_index_that_names_what_is_not_there_is_refused() {
     assert!(refusal.contains("names `../a/other.safetensors`"), "{refusal}");
 
     model.files.insert(INDEX.to_owned(), b"{\"weight_map\": []}".to_vec());
-    assert!(model.refusal().contains("is no index of safetensors files"));
+    assert!(model.refusal().contains("is not an index of safetensors files"));
 }
 
 #[test]

@@ -17,11 +17,10 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-
 import data
 import supernet
+import torch
+import torch.nn.functional as F
 import write
 from optimize import Optimizer
 from place import place
@@ -137,8 +136,9 @@ def train_joint(options):
         return
     torch.manual_seed(options.seed)
     images, labels = data.load(options.data, "train")
-    net = supernet.Supernet(supernet.new(*zip(*ANCHORS.values()), DEPTH))
-    for name, anchor in zip(ANCHORS, net.anchors):
+    widths, heads = zip(*ANCHORS.values(), strict=True)
+    net = supernet.Supernet(supernet.new(widths, heads, DEPTH))
+    for name, anchor in zip(ANCHORS, net.anchors, strict=False):
         anchor.load_state_dict(trained(options, name))
     supernet.fit_stitches(net, images[:STITCH_IMAGES])
     net.bfloat16()
@@ -233,8 +233,13 @@ class Log:
         """Writes the epoch's mean loss."""
         mean = sum(self.losses) / max(1, len(self.losses))
         self.losses = []
-        line = {"stage": self.path.stem, **facts, "epoch": number + 1, "loss": round(mean, 4),
-                "seconds": round(time.time() - self.start)}
+        line = {
+            "stage": self.path.stem,
+            **facts,
+            "epoch": number + 1,
+            "loss": round(mean, 4),
+            "seconds": round(time.time() - self.start),
+        }
         self.lines.append(json.dumps(line))
 
     def say(self, message):

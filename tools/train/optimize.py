@@ -13,12 +13,18 @@ class Optimizer:
             for parameter in module.parameters()
         ]
         matrices, others = [], []
-        for name, (_, master) in zip(names(modules), self.pairs):
+        for name, (_, master) in zip(names(modules), self.pairs, strict=False):
             is_matrix = master.ndim == 2 and "blocks." in name
             (matrices if is_matrix else others).append(master)
         self.optimizers = [
-            torch.optim.Muon(matrices, lr=rate, weight_decay=0.05, momentum=0.95, ns_steps=4,
-                             adjust_lr_fn="match_rms_adamw"),
+            torch.optim.Muon(
+                matrices,
+                lr=rate,
+                weight_decay=0.05,
+                momentum=0.95,
+                ns_steps=4,
+                adjust_lr_fn="match_rms_adamw",
+            ),
             torch.optim.AdamW(others, lr=rate, weight_decay=0.0, betas=(0.9, 0.98)),
         ]
         first = max(1, int(warmup * steps))
@@ -34,7 +40,7 @@ class Optimizer:
         for parameter, master in self.pairs:
             master.grad = None if parameter.grad is None else parameter.grad.float()
             parameter.grad = None
-        for optimizer, schedule in zip(self.optimizers, self.schedules):
+        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=False):
             optimizer.step()
             schedule.step()
         with torch.no_grad():

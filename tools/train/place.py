@@ -96,8 +96,16 @@ class Writer:
         def digest(name):
             return sha256(self.folder / name)
 
-        text = re.sub(r'^"([^"]+)" = "[0-9a-f]*"$',
-                      lambda m: f'"{m[1]}" = "{digest(m[1])}"', self.text, flags=re.M)
-        text = re.sub(r'^file = "([^"]+)"\nsha256 = "[0-9a-f]*"$',
-                      lambda m: f'file = "{m[1]}"\nsha256 = "{digest(m[1])}"', text, flags=re.M)
+        text = re.sub(
+            r'^"([^"]+)" = "[0-9a-f]*"$',
+            lambda m: f'"{m[1]}" = "{digest(m[1])}"',
+            self.text,
+            flags=re.M,
+        )
+        text = re.sub(
+            r'^file = "([^"]+)"\nsha256 = "[0-9a-f]*"$',
+            lambda m: f'file = "{m[1]}"\nsha256 = "{digest(m[1])}"',
+            text,
+            flags=re.M,
+        )
         place(self.folder / MANIFEST, text.encode())

@@ -16,16 +16,15 @@ import tempfile
 import tomllib
 from pathlib import Path
 
+import data
+import supernet
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save
-from timm.models.vision_transformer import VisionTransformer
-
-import data
-import supernet
 import write
 from place import place
+from safetensors.torch import load_file, save
+from timm.models.vision_transformer import VisionTransformer
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"s": (8, 1), "m": (16, 2), "l": (24, 3)}
@@ -74,7 +73,8 @@ def main():
 def small_family(folder):
     """Writes a family of random weights with the manifest of the trained one."""
     torch.manual_seed(0)
-    net = supernet.Supernet(supernet.new(*zip(*SMALL.values()), DEPTH))
+    sizes, counts = zip(*SMALL.values(), strict=True)
+    net = supernet.Supernet(supernet.new(sizes, counts, DEPTH))
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -95,10 +95,17 @@ def small_family(folder):
 def whole(weights, name, images):
     """Runs an anchor as timm's own class."""
     width, heads = WIDTHS[name]
-    model = VisionTransformer(img_size=28, patch_size=4, in_chans=1, num_classes=10,
-                              embed_dim=width, depth=DEPTH, num_heads=heads)
+    model = VisionTransformer(
+        img_size=28,
+        patch_size=4,
+        in_chans=1,
+        num_classes=10,
+        embed_dim=width,
+        depth=DEPTH,
+        num_heads=heads,
+    )
     prefix = f"anchors.{list(WIDTHS).index(name)}."
-    own = {key[len(prefix):]: value for key, value in weights.items() if key.startswith(prefix)}
+    own = {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
     model.load_state_dict(own)
     return model.eval()(images)
 
@@ -111,8 +118,10 @@ def plans(choice):
     while len(seen) < PLANS:
         first = choice.randrange(2)
         after, before, window = choice.choice(pairs)
-        segments = [(first, 0, after + 1, [], None),
-                    (first + 1, before, DEPTH, [], (first, window))]
+        segments = [
+            (first, 0, after + 1, [], None),
+            (first + 1, before, DEPTH, [], (first, window)),
+        ]
         if first == 0 and choice.random() < 0.5:
             after, before, window = choice.choice([p for p in pairs if p[0] >= segments[1][1]])
             segments[1] = (1, segments[1][1], after + 1, [], segments[1][4])
@@ -136,8 +145,10 @@ def plans(choice):
             first, (after, before, window) = choice.randrange(2), choice.choice(pairs[:-4])
             end = choice.randrange(before + 1, DEPTH)
             plan = f"{names[first]}[0..{after + 1}]>{names[first + 1]}[{before}..{end}]"
-            segments = [(first, 0, after + 1, [], None),
-                        (first + 1, before, end, [], (first, window))]
+            segments = [
+                (first, 0, after + 1, [], None),
+                (first + 1, before, end, [], (first, window)),
+            ]
         seen.add(plan)
         yield plan, segments, "exit"
 
@@ -147,8 +158,12 @@ def narrowed(choice, end):
     widths, options = [], []
     while not options:
         widths = [(choice.choice(list(NARROW)), choice.choice(list(NARROW))) for _ in range(end)]
-        options = [f"{name}.{part}:{block}" for block, pair in enumerate(widths)
-                   for name, part in zip(pair, ("attn", "mlp")) if name]
+        options = [
+            f"{name}.{part}:{block}"
+            for block, pair in enumerate(widths)
+            for name, part in zip(pair, ("attn", "mlp"), strict=False)
+            if name
+        ]
     return widths, options
 
 
@@ -173,16 +188,23 @@ def run(weights, images, segments, end):
 
 def stem(weights, anchor, images):
     """Patches, class token, positions."""
-    own = {key.split(".", 2)[2]: value for key, value in weights.items()
-           if key.startswith(f"anchors.{anchor}.")}
-    patches = F.conv2d(images, own["patch_embed.proj.weight"], own["patch_embed.proj.bias"],
-                       stride=4).flatten(2).transpose(1, 2)
+    own = {
+        key.split(".", 2)[2]: value
+        for key, value in weights.items()
+        if key.startswith(f"anchors.{anchor}.")
+    }
+    patches = (
+        F.conv2d(images, own["patch_embed.proj.weight"], own["patch_embed.proj.bias"], stride=4)
+        .flatten(2)
+        .transpose(1, 2)
+    )
     first = own["cls_token"].expand(len(images), -1, -1)
     return torch.cat([first, patches], 1) + own["pos_embed"]
 
 
 def block(weights, anchor, index, tokens, width):
     """One block whose smaller matrices are cut out of the whole ones."""
+
     def own(name):
         return weights[f"anchors.{anchor}.blocks.{index}.{name}"]
 
@@ -213,8 +235,13 @@ def block(weights, anchor, index, tokens, width):
 
 def norm_and_head(vector, weights, prefix):
     """A layer norm and a classifier."""
-    vector = F.layer_norm(vector, vector.shape[-1:], weights[f"{prefix}norm.weight"],
-                          weights[f"{prefix}norm.bias"], 1e-6)
+    vector = F.layer_norm(
+        vector,
+        vector.shape[-1:],
+        weights[f"{prefix}norm.weight"],
+        weights[f"{prefix}norm.bias"],
+        1e-6,
+    )
     return F.linear(vector, weights[f"{prefix}head.weight"], weights[f"{prefix}head.bias"])
 
 

@@ -4,12 +4,12 @@ A configuration is a list of steps through it; `paired` and the names follow SN-
 Neural Networks, CVPR 2023, section 3 and its released code's layout).
 """
 
+import itertools
 import random
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-
 from vit import Exit, VisionTransformer
 
 SHARES = (1 / 3, 2 / 3)
@@ -63,7 +63,7 @@ class Supernet(nn.Module):
         windows = 1 + max(window for *_, window in self.pairs)
         self.stitch_layers = nn.ModuleList(
             nn.ModuleList(Stitch(small.width, large.width) for _ in range(windows))
-            for small, large in zip(anchors, anchors[1:])
+            for small, large in itertools.pairwise(anchors)
         )
         self.exits = nn.ModuleList(
             nn.ModuleDict({str(k): Exit(anchor.width) for k in range(1, depth)})
@@ -74,7 +74,7 @@ class Supernet(nn.Module):
         """Returns the logits at the end and those of every exit on the way."""
         exits = []
         tokens = self.anchors[segments[0].anchor].stem(images)
-        for previous, segment in zip([None, *segments], segments):
+        for previous, segment in zip([None, *segments], segments, strict=False):
             if previous:
                 pair = (previous.end - 1, segment.begin)
                 window = next(w for a, b, w in self.pairs if (a, b) == pair)
@@ -162,7 +162,7 @@ def least_squares(inputs, outputs):
 
 def new(widths, heads, depth):
     """Builds untrained anchors."""
-    return [VisionTransformer(w, h, depth) for w, h in zip(widths, heads)]
+    return [VisionTransformer(w, h, depth) for w, h in zip(widths, heads, strict=False)]
 
 
 def generator(seed):

@@ -53,8 +53,9 @@ class Attention(nn.Module):
         # Written out: the fused kernel's backward pass is several times slower on a CPU.
         scores = (query * head_width**-0.5) @ key.transpose(-2, -1)
         mixed = torch.softmax(scores, -1) @ value
-        return F.linear(mixed.transpose(1, 2).reshape(batch, count, inner), projection,
-                        self.proj.bias)
+        return F.linear(
+            mixed.transpose(1, 2).reshape(batch, count, inner), projection, self.proj.bias
+        )
 
 
 class Mlp(nn.Module):

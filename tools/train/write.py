@@ -7,18 +7,18 @@
 import json
 from pathlib import Path
 
-import torch
-from safetensors.torch import save
-
 import supernet
+import torch
 from place import Writer, place
+from safetensors.torch import save
 
 ARCHITECTURES = {"s": "vit_fashion_s", "m": "vit_fashion_m", "l": "vit_fashion_l"}
 
 
 def load(out, anchors, depth):
     """Reads the trained network."""
-    net = supernet.Supernet(supernet.new(*zip(*anchors.values()), depth))
+    widths, heads = zip(*anchors.values(), strict=True)
+    net = supernet.Supernet(supernet.new(widths, heads, depth))
     net.load_state_dict(torch.load(out / "joint.pt")["model"])
     return net.eval()
 
@@ -35,11 +35,22 @@ def write(out, anchors, depth, folder, manifest=None):
         for part, name in [(halves, "model.safetensors"), (exits, "exits.safetensors")]:
             writer.add(name, save(part, {"format": "pt"}))
         for name, (width, heads) in anchors.items():
-            arguments = {"img_size": 28, "patch_size": 4, "in_chans": 1, "embed_dim": width,
-                         "depth": depth, "num_heads": heads}
-            config = {"architecture": ARCHITECTURES[name], "num_classes": 10,
-                      "model_args": arguments}
-            writer.add(f"anchors/{name}/config.json", (json.dumps(config, indent=2) + "\n").encode())
+            arguments = {
+                "img_size": 28,
+                "patch_size": 4,
+                "in_chans": 1,
+                "embed_dim": width,
+                "depth": depth,
+                "num_heads": heads,
+            }
+            config = {
+                "architecture": ARCHITECTURES[name],
+                "num_classes": 10,
+                "model_args": arguments,
+            }
+            writer.add(
+                f"anchors/{name}/config.json", (json.dumps(config, indent=2) + "\n").encode()
+            )
         writer.commit()
         logs = sorted(out.glob("*.jsonl"))
         place(folder / "training.jsonl", b"".join(path.read_bytes() for path in logs))

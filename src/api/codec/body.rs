@@ -56,7 +56,7 @@ pub(crate) fn parse_json<T: DeserializeOwned>(
     bounds.check_json(bytes)?;
     let text = std::str::from_utf8(bytes)
         .map_err(|error| ApiError::NotUtf8 { valid_bytes: error.valid_up_to() })?;
-    serde_json::from_str(text).map_err(|source| ApiError::Json { source })
+    serde_json::from_str(text).map_err(|reason| ApiError::Json { reason })
 }
 
 /// Parses the JSON of a request without tensors; an empty body gives the default.

@@ -61,7 +61,7 @@ impl Coding {
                 })
             }
         };
-        let unpacked = unpacked.map_err(|source| ApiError::Packed { source })?;
+        let unpacked = unpacked.map_err(|reason| ApiError::Packed { reason })?;
         unpacked.map(Bytes::from).ok_or(ApiError::BodyTooLarge { limit })
     }
 }

@@ -155,7 +155,7 @@ mod tests {
     fn parse(parameters: Value) -> Result<Parameters, String> {
         match parameters {
             Value::Object(map) => Parameters::parse(map).map_err(|error| error.to_string()),
-            other => Err(format!("{other} is no object")),
+            other => Err(format!("{other} is not an object")),
         }
     }
 

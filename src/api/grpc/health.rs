@@ -23,12 +23,12 @@ pub(super) struct Reporters {
 
 /// Keeps the states of `reporters` up to date; never returns.
 pub(super) async fn report_health(reporters: Reporters, registry: Arc<Registry>) {
-    let mut told = HashMap::new();
+    let mut sent = HashMap::new();
     let mut ticks = tokio::time::interval(INTERVAL);
     loop {
         ticks.tick().await;
         for (name, status) in statuses(&registry) {
-            if told.insert(name.clone(), status) != Some(status) {
+            if sent.insert(name.clone(), status) != Some(status) {
                 if SERVER_NAMES.contains(&name.as_str()) {
                     reporters.stranger.set_service_status(&name, status).await;
                 }

@@ -51,15 +51,15 @@ pub(super) struct InferenceService {
     state: ApiState,
 }
 
-/// Terms of a call: the client's rights, and the time that it waits.
+/// Rights of a call: the client's rights, and the time that it waits.
 #[derive(Debug, Clone)]
-struct CallTerms {
+struct CallRights {
     permit: Permit,
     /// Time that the client waits.
     wait: Option<Duration>,
 }
 
-impl CallTerms {
+impl CallRights {
     /// Returns the terms of a call that passed the gate.
     fn of<T>(request: &Request<T>) -> Result<Self, ApiError> {
         let permit = request.extensions().get().cloned().ok_or(ApiError::NoToken)?;
@@ -92,7 +92,7 @@ impl InferenceService {
         &self,
         message: Encoded,
         arrival: Instant,
-        terms: CallTerms,
+        rights: CallRights,
     ) -> Result<ModelInferResponse, ApiError> {
         let Envelope { model_name, model_version, num_raw_bytes, .. } = message.open()?;
         let model = self.model(&model_name, model_version)?;
@@ -103,8 +103,8 @@ impl InferenceService {
         let decoded = off_thread(num_bytes, decode).instrument(debug_span!("decode")).await;
         let (ticket, mut decoded) = accept(ticket, decoded)?;
         let InferRequest { budget, priority, .. } = &mut decoded.request;
-        budget.latency = budget.latency.or(terms.wait);
-        terms.permit.cap(budget, priority);
+        budget.latency = budget.latency.or(rights.wait);
+        rights.permit.cap(budget, priority);
         let answer = answer(&model, ticket, decoded).await?;
         off_thread(answer.num_bytes(), move || encode(answer))
             .instrument(debug_span!("encode"))
@@ -179,8 +179,8 @@ impl GrpcInferenceService for InferenceService {
     ) -> Result<Response<ModelInferResponse>, Status> {
         let arrival = Instant::now();
         call(async {
-            let terms = CallTerms::of(&request)?;
-            self.infer(request.into_inner(), arrival, terms).await
+            let rights = CallRights::of(&request)?;
+            self.infer(request.into_inner(), arrival, rights).await
         })
         .await
     }
@@ -200,8 +200,8 @@ impl GrpcInferenceService for InferenceService {
                 let id = message.open().map(|envelope| envelope.id).unwrap_or_default();
                 let arrival = Instant::now();
                 let answered = async {
-                    let terms = CallTerms::of_message(&service.state.gate, &metadata)?;
-                    service.infer(message, arrival, terms).await
+                    let rights = CallRights::of_message(&service.state.gate, &metadata)?;
+                    service.infer(message, arrival, rights).await
                 };
                 Ok(match call(answered).await {
                     Ok(response) => ModelStreamInferResponse {
@@ -262,7 +262,7 @@ impl GrpcInferenceService for InferenceService {
         request: Request<RepositoryModelLoadRequest>,
     ) -> Result<Response<RepositoryModelLoadResponse>, Status> {
         call(async {
-            CallTerms::of(&request)?.permit.check_admin()?;
+            CallRights::of(&request)?.permit.check_admin()?;
             repository::load(&self.state.repository, request.into_inner()).await
         })
         .await
@@ -273,7 +273,7 @@ impl GrpcInferenceService for InferenceService {
         request: Request<RepositoryModelUnloadRequest>,
     ) -> Result<Response<RepositoryModelUnloadResponse>, Status> {
         call(async {
-            CallTerms::of(&request)?.permit.check_admin()?;
+            CallRights::of(&request)?.permit.check_admin()?;
             repository::unload(&self.state.repository, request.into_inner()).await
         })
         .await

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::time::Instant;
 
-/// Number of bytes of an answer that a client must take to be waited for anew, unless fewer are
+/// Number of bytes of an answer that a client must take to be waited for again, unless fewer are
 /// left. A client that takes a byte now and then holds no connection.
 const TAKEN_BYTES: usize = 16 << 10;
 

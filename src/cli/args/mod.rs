@@ -82,6 +82,12 @@ pub enum Command {
                             tessera export --family text --latency-budget-ms 5 -o b.onnx"
     )]
     Export(ExportArguments),
+    /// Bring the manifests of families up to date with this version
+    #[command(
+        after_help = "Examples:\n  tessera migrate --pool models\n  tessera migrate --family text \
+                            --dry-run"
+    )]
+    Migrate(MigrateArguments),
 }
 
 /// Options of all commands.
@@ -302,6 +308,17 @@ impl ShapeArguments {
     pub fn shape(self) -> Shape {
         Shape::new(self.batch, self.tokens)
     }
+}
+
+/// Options of `migrate`.
+#[derive(Debug, Args)]
+pub struct MigrateArguments {
+    /// The family [default: all families of the pool]
+    #[arg(long)]
+    pub family: Option<String>,
+    /// Say what would be changed, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// Options of `plan`.

@@ -33,7 +33,7 @@ pub struct MapSpec {
 pub enum MapForm {
     /// `W · features + b` for every token, then the layer norm before the target, if it has one.
     Tokens,
-    /// The feed-forward part of the block at `from`, with its last matrix fitted anew to lead to
+    /// The feed-forward part of the block at `from`, with its last matrix fitted again to lead to
     /// `to`: `W · [gelu(expand · token), token] + b`.
     Mlp,
     /// `normalize(W · features + b)` once per sequence.

@@ -2,6 +2,7 @@
 
 mod anchor;
 mod experts;
+mod format;
 mod image;
 mod maps;
 mod onnx_source;
@@ -10,6 +11,7 @@ mod variant;
 
 pub use anchor::{AnchorSpec, PartSource, WidthSpec};
 pub use experts::{ExpertSet, ExpertsSpec, RoutedPart, RouterForm};
+pub use format::{FORMAT, migrated};
 pub use image::{Filter, ImageSpec, Resize};
 pub use maps::{Feature, MapForm, MapSpec, fit_file_name};
 pub use onnx_source::{BlockEnds, OnnxImage, OnnxSource};
@@ -32,6 +34,9 @@ use anchor::{is_inside, is_plain};
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
+    /// Number of the manifest's format; 0 for manifests from before there were numbers.
+    #[serde(default)]
+    pub format: u32,
     /// Name under which the family is served; equal to the folder's name.
     pub name: String,
     /// Task of the family, such as `sentence-embedding`.
@@ -174,6 +179,7 @@ impl Manifest {
                 expected,
             })
         };
+        format::check(path, self.format)?;
         if self.name != folder {
             return refuse("name", &self.name, format!("must be the folder's name, `{folder}`"));
         }

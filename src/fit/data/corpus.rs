@@ -30,7 +30,7 @@ impl Corpus {
     /// Fails when the file cannot be read or a line does not parse; the error names the line.
     pub fn read(path: &Path, limit: Option<usize>) -> Result<Self, FitError> {
         let content = std::fs::read_to_string(path)
-            .map_err(|source| FitError::File { path: path.to_owned(), source })?;
+            .map_err(|reason| FitError::File { path: path.to_owned(), reason })?;
         let texts = content
             .lines()
             .enumerate()

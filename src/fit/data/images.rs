@@ -107,7 +107,7 @@ impl ImageSet {
                 Pictures::Files(files) => {
                     let path = files[*position].clone();
                     let bytes = read_bytes(&path)
-                        .map_err(|source| FitError::File { path: path.clone(), source })?;
+                        .map_err(|reason| FitError::File { path: path.clone(), reason })?;
                     decode_picture(&bytes, spec, manifest.limits.max_pixels)
                         .map_err(|e| FitError::Malformed { path, message: e.to_string() })?
                 }
@@ -128,7 +128,7 @@ impl ImageSet {
             let label = if named.is_empty() { Some(index) } else { label };
             let label = label.ok_or_else(|| FitError::Malformed {
                 path: class.clone(),
-                message: format!("is no class; there are {}", named.join(", ")),
+                message: format!("is not a class; there are {}", named.join(", ")),
             })?;
             for file in entries(class)?.into_iter().filter(|file| is_picture(file)) {
                 files.push(file);
@@ -166,7 +166,7 @@ impl ImageSet {
 impl Array {
     /// Reads an IDX or NPY file of bytes, which may be compressed with gzip.
     fn read(path: &Path) -> Result<Self, FitError> {
-        let wrap = |source| FitError::File { path: path.to_owned(), source };
+        let wrap = |reason| FitError::File { path: path.to_owned(), reason };
         let mut bytes = fs::read(path).map_err(wrap)?;
         if bytes.starts_with(&[0x1f, 0x8b]) {
             let mut unpacked = Vec::new();
@@ -195,7 +195,7 @@ fn idx(bytes: &[u8]) -> Result<Array, String> {
 
 /// Parses NPY of unsigned bytes, or of 32-bit or 64-bit integers that fit into bytes.
 fn npy(bytes: &[u8]) -> Result<Array, String> {
-    let file = npyz::NpyFile::new(bytes).map_err(|e| format!("is no valid NPY file: {e}"))?;
+    let file = npyz::NpyFile::new(bytes).map_err(|e| format!("is not a valid NPY file: {e}"))?;
     if file.order() != npyz::Order::C {
         return Err("is in Fortran's order, but rows must come first".into());
     }
@@ -230,7 +230,7 @@ fn checked(shape: Vec<u64>, values: Vec<u8>) -> Result<Array, String> {
 
 /// Returns the paths in a folder, sorted.
 fn entries(folder: &Path) -> Result<Vec<PathBuf>, FitError> {
-    let wrap = |source| FitError::File { path: folder.to_owned(), source };
+    let wrap = |reason| FitError::File { path: folder.to_owned(), reason };
     let entries = fs::read_dir(folder).map_err(wrap)?;
     let mut paths = entries
         .map(|entry| entry.map(|entry| entry.path()))

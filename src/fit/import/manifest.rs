@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::options::ImportOptions;
-use crate::fit::error::FitError;
+use crate::{family::FORMAT, fit::error::FitError};
 
 /// Export with the results of taking it apart.
 #[derive(Debug, Clone)]
@@ -64,7 +64,8 @@ pub(super) fn manifest(options: &ImportOptions, anchors: &[Imported]) -> Result<
         _ => format!("labels = {}\n", quoted(&options.labels)),
     };
     let mut text = format!(
-        "name = {}\ntask = \"image-classification\"\ndescription = {}\nlicense = {}\n\
+        "format = {FORMAT}\nname = {}\ntask = \"image-classification\"\ndescription = {}\n\
+         license = {}\n\
          reference = \"{}\"\n\n[image]\nchannels = {channels}\nheight = {height}\nwidth = {width}\n\
          mean = {:?}\nstd = {:?}\nresize = {}\nfilter = \"{}\"\n\n\
          [output]\nname = \"logits\"\nwidth = {}\n{labels}\n\
@@ -186,7 +187,7 @@ fn preprocessing(path: Option<&Path>, image: [usize; 3]) -> Result<Preprocessing
     };
     let malformed = |message: String| FitError::Malformed { path: path.to_owned(), message };
     let text = std::fs::read_to_string(path)
-        .map_err(|source| FitError::File { path: path.to_owned(), source })?;
+        .map_err(|reason| FitError::File { path: path.to_owned(), reason })?;
     let given: Preprocessor = serde_json::from_str(&text).map_err(|e| malformed(e.to_string()))?;
     found.mean = given.image_mean.unwrap_or(found.mean);
     found.std = given.image_std.unwrap_or(found.std);

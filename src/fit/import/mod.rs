@@ -97,7 +97,7 @@ pub fn import(
     }
     let text = manifest(options, &anchors)?;
     let path = folder.join(MANIFEST_FILE);
-    fs::write(&path, text).map_err(|source| FitError::File { path, source })?;
+    fs::write(&path, text).map_err(|reason| FitError::File { path, reason })?;
     let family = Arc::new(Family::load(&folder)?);
     prove_family(runtime, &family, &mut BTreeSet::new())?;
     let mut reports = Vec::new();
@@ -112,7 +112,7 @@ pub fn import(
         progress.step();
     }
     let named = sync_all(&folder).and_then(|()| FileSystem.rename(&folder, &place));
-    named.map_err(|source| FitError::File { path: place, source })?;
+    named.map_err(|reason| FitError::File { path: place, reason })?;
     Ok(reports)
 }
 
@@ -125,7 +125,7 @@ struct Scratch {
 
 /// Creates a scratch folder in the pool, and removes those that killed runs have left.
 fn scratch(pool: &Path) -> Result<Scratch, FitError> {
-    let wrap = |source| FitError::File { path: pool.to_owned(), source };
+    let wrap = |reason| FitError::File { path: pool.to_owned(), reason };
     sweep(&FileSystem, pool, SCRATCH);
     let folder = tempfile::Builder::new().prefix(SCRATCH).tempdir_in(pool).map_err(wrap)?;
     let held = File::open(folder.path()).map_err(wrap)?;
@@ -398,7 +398,7 @@ fn anchor_name(file: &Path) -> String {
 }
 
 fn write(path: &Path, content: &[u8]) -> Result<(), FitError> {
-    let wrap = |source| FitError::File { path: path.to_owned(), source };
+    let wrap = |reason| FitError::File { path: path.to_owned(), reason };
     fs::create_dir_all(path.parent().unwrap_or(path)).map_err(wrap)?;
     fs::write(path, content).map_err(wrap)
 }

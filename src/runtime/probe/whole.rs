@@ -58,7 +58,7 @@ impl WholeModel {
             }
         }
         let name = name.to_owned();
-        let wrap = |source| RuntimeError::Session { module: name.clone(), source };
+        let wrap = |reason| RuntimeError::Session { module: name.clone(), reason };
         let broken = |source| RuntimeError::Network { module: name.clone(), source };
         let folder = follow_links(&mut model, folder).map_err(broken)?;
         let mut builder = session::builder(runtime.environment(), &folder, &name).map_err(wrap)?;
@@ -77,7 +77,7 @@ impl WholeModel {
         wanted: &[String],
     ) -> Result<Vec<Tensor>, RuntimeError> {
         let module = self.name.clone();
-        let wrap = |source| RuntimeError::Run { module: module.clone(), source };
+        let wrap = |reason| RuntimeError::Run { module: module.clone(), reason };
         let read = |value: &DynValue| {
             let (shape, values) = value.try_extract_tensor::<f32>().map_err(wrap)?;
             let tensor = Tensor::new(extents(shape), TensorData::F32(values.to_vec()));
@@ -121,7 +121,7 @@ impl WholeModel {
         wanted: &[String],
         read: impl Fn(&DynValue) -> Result<T, RuntimeError>,
     ) -> Result<Vec<T>, RuntimeError> {
-        let wrap = |source| RuntimeError::Run { module: self.name.clone(), source };
+        let wrap = |reason| RuntimeError::Run { module: self.name.clone(), reason };
         let given = inputs.iter().map(|(name, tensor)| Ok((*name, value_of(tensor)?.into())));
         let given: ort::Result<Vec<(&str, SessionInputValue<'_>)>> = given.collect();
         let outputs = self.session.run(given.map_err(wrap)?).map_err(wrap)?;

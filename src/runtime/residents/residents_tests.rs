@@ -189,7 +189,7 @@ fn what_ran_into_a_panic_is_not_used_again() {
     }));
     assert!(panicked.is_err());
     assert_eq!(residents.residency(own).num_modules, 0);
-    assert_eq!(use_of(&residents, key(own, 0), 10).expect("made anew"), 0);
+    assert_eq!(use_of(&residents, key(own, 0), 10).expect("made again"), 0);
 }
 
 #[test]

@@ -45,7 +45,7 @@ pub(crate) struct Done {
     pub(crate) chosen: Chosen,
 }
 
-/// A family as the threads know it; one that is loaded anew gets another.
+/// A family as the threads know it; one that is loaded again gets another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct FamilyKey(pub(crate) u64);
 

@@ -73,7 +73,7 @@ impl LoadedFamily {
                 .collect();
             if meant.is_empty() {
                 let family = &self.family.manifest.name;
-                return Err(format!("`{name}` is no anchor or module of `{family}`"));
+                return Err(format!("`{name}` is not an anchor or module of `{family}`"));
             }
             self.pinned.extend(meant);
         }

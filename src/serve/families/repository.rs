@@ -145,7 +145,7 @@ impl Repository {
         }
         for (name, state) in self.registry.families() {
             if matches!(state, FamilyState::Ready(_)) && !names.contains(&name) {
-                tracing::info!(family = name, "the pool has it no more");
+                tracing::info!(family = name, "the pool no longer has it");
                 self.registry.remove(&name);
             }
         }

@@ -168,7 +168,7 @@ fn pixel_values(tensor: Tensor, spec: &ImageSpec, limits: &Limits) -> Result<Inp
     }
     check_batch(shape[0], limits)?;
     if !are_finite(&values) {
-        return Err(refuse(PIXEL_VALUES, "it holds a value that is infinite or no number"));
+        return Err(refuse(PIXEL_VALUES, "it holds a value that is infinite or not a number"));
     }
     Ok(Inputs::Ready(ModelInput::Pixels(Pixels { shape: [channels, height, width], values })))
 }
@@ -182,7 +182,7 @@ fn texts(tensor: Tensor, limits: &Limits) -> Result<Inputs, ServeError> {
     check_batch(texts.len(), limits)?;
     let text = |bytes: Vec<u8>| {
         check_limit("a text's number of bytes", bytes.len(), limits.max_text_bytes)?;
-        String::from_utf8(bytes).map_err(|_| refuse(TEXT, "it is no valid UTF-8"))
+        String::from_utf8(bytes).map_err(|_| refuse(TEXT, "it is not valid UTF-8"))
     };
     texts.into_iter().map(text).collect::<Result<_, _>>().map(Inputs::Texts)
 }
@@ -245,7 +245,7 @@ pub(crate) fn check_vocabulary(encoding: &Encoding, size: usize) -> Result<(), S
     let is_known = |id: &i64| usize::try_from(*id).is_ok_and(|id| id < size);
     match encoding.input_ids.iter().find(|id| !is_known(id)) {
         Some(id) => {
-            Err(refuse(INPUT_IDS, &format!("{id} is no token id; they are 0 to {}", size - 1)))
+            Err(refuse(INPUT_IDS, &format!("{id} is not a token id; they are 0 to {}", size - 1)))
         }
         None => Ok(()),
     }

@@ -11,7 +11,7 @@ from kserve import InferenceGRPCClient, InferenceRESTClient, InferInput, InferRe
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from served import served  # noqa: E402
+from served import served
 
 PIXELS = numpy.linspace(-1, 1, 784, dtype=numpy.float32).reshape(1, 1, 28, 28)
 

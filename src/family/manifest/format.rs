@@ -1,0 +1,72 @@
+//! Formats of the manifest, by number, and the steps from one to the next.
+
+use std::path::Path;
+
+use crate::family::FamilyError;
+
+/// Number of the format that this version writes. Manifests without a number are of format 0.
+pub const FORMAT: u32 = 1;
+
+/// Name of the key of the number.
+const KEY: &str = "format";
+
+/// Returns the manifest `text`, which lies at `path`, in the present format. Returns `None` if it
+/// is in that format already. Comments and order are kept.
+///
+/// # Errors
+///
+/// Fails on text that is not TOML, and on a format that is newer than this version.
+pub fn migrated(path: &Path, text: &str) -> Result<Option<String>, FamilyError> {
+    let syntax = |message: String| FamilyError::Syntax { path: path.to_owned(), message };
+    let table: toml::Table = toml::from_str(text).map_err(|e| syntax(e.to_string()))?;
+    let found = table.get(KEY).map_or(Some(0), toml::Value::as_integer);
+    let found = found.and_then(|number| u32::try_from(number).ok()).unwrap_or(u32::MAX);
+    check(path, found)?;
+    Ok((found < FORMAT).then(|| numbered(text)))
+}
+
+/// Checks that this version reads the format `found`.
+pub(super) fn check(path: &Path, found: u32) -> Result<(), FamilyError> {
+    if found <= FORMAT {
+        return Ok(());
+    }
+    Err(FamilyError::Value {
+        path: path.to_owned(),
+        key: KEY.into(),
+        value: found.to_string(),
+        expected: format!("this version reads formats up to {FORMAT}; a newer tessera wrote it"),
+    })
+}
+
+/// Adds the number before the first key: the only step from format 0 to format 1.
+fn numbered(text: &str) -> String {
+    let is_key = |line: &&str| !line.trim().is_empty() && !line.trim_start().starts_with('#');
+    let before: usize =
+        text.split_inclusive('\n').take_while(|line| !is_key(line)).map(str::len).sum();
+    let (head, keys) = text.split_at(before);
+    format!("{head}{KEY} = {FORMAT}\n{keys}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manifest_without_a_number_gets_one_and_keeps_its_comments() {
+        let path = Path::new("family.toml");
+        let old = "# A family.\n\nname = \"a\" # its name\n[limits]\nmax_tokens = 8\n";
+        let new = migrated(path, old).expect("TOML").expect("older");
+        let expected =
+            "# A family.\n\nformat = 1\nname = \"a\" # its name\n[limits]\nmax_tokens = 8\n";
+        assert_eq!(new, expected);
+        assert_eq!(migrated(path, &new).expect("TOML"), None, "once is enough");
+    }
+
+    #[test]
+    fn what_is_newer_or_not_a_number_is_refused() {
+        for wrong in ["format = 2", "format = \"1\"", "format = -1", "format = "] {
+            let error = migrated(Path::new("family.toml"), wrong).expect_err(wrong).to_string();
+            assert!(error.contains("family.toml"), "{wrong}: {error}");
+        }
+    }
+}
