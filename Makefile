@@ -114,7 +114,7 @@ lint: .tessera/lint/bin/ruff $(DENY) $(MACHETE) msrv ## Check lints, licences, s
 	$(CARGO) fmt --check
 	$(CARGO) clippy --release --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --no-deps --quiet
-	$(DENY) --log-level error check --config tools/lint/deny.toml bans licenses sources
+	$(DENY) --log-level error --config tools/lint/deny.toml check bans licenses sources
 	$(MACHETE)
 	.tessera/lint/bin/typos --config tools/lint/typos.toml
 	.tessera/lint/bin/ruff check --quiet --config tools/lint/ruff.toml .
