@@ -111,12 +111,20 @@ pub(super) enum Shared {
     Fused([&'static str; 2]),
 }
 
-/// Gated experts with separate names.
-const BY_NAME: ExpertNames =
-    ExpertNames::Single("mlp.experts.", ["gate_proj.weight", "up_proj.weight", "down_proj.weight"]);
-
-/// Name of the router of most architectures.
-const GATE: [&str; 2] = ["mlp.gate", "mlp.gate"];
+/// Experts with three matrices each, which the others vary.
+const EXPERTS: ExpertDialect = ExpertDialect {
+    count: CountKey::Global,
+    router: ["mlp.gate", "mlp.gate"],
+    names: ExpertNames::Single(
+        "mlp.experts.",
+        ["gate_proj.weight", "up_proj.weight", "down_proj.weight"],
+    ),
+    order: Order::SoftmaxThenTopK,
+    renormalize: Renormalize::Configured,
+    has_own_size: false,
+    shared: Shared::None,
+    has_dense_blocks: false,
+};
 
 /// Llama (Touvron et al. 2023), which the others vary.
 pub(super) const LLAMA: Dialect = Dialect {
@@ -145,11 +153,8 @@ const MIXTRAL: Dialect = Dialect {
             "block_sparse_moe.experts.",
             ["w1.weight", "w3.weight", "w2.weight"],
         ),
-        order: Order::SoftmaxThenTopK,
         renormalize: Renormalize::Always,
-        has_own_size: false,
-        shared: Shared::None,
-        has_dense_blocks: false,
+        ..EXPERTS
     }),
     ..LLAMA
 };
@@ -160,16 +165,7 @@ const OLMOE: Dialect = Dialect {
     epsilon: 1e-5,
     norms: Norms::Whole,
     has_clip: true,
-    experts: Some(ExpertDialect {
-        count: CountKey::Global,
-        router: GATE,
-        names: BY_NAME,
-        order: Order::SoftmaxThenTopK,
-        renormalize: Renormalize::Configured,
-        has_own_size: false,
-        shared: Shared::None,
-        has_dense_blocks: false,
-    }),
+    experts: Some(EXPERTS),
     ..LLAMA
 };
 
@@ -178,14 +174,10 @@ const QWEN2_MOE: Dialect = Dialect {
     model_types: &["qwen2_moe"],
     biases: Biases::QueriesKeysValues,
     experts: Some(ExpertDialect {
-        count: CountKey::Global,
-        router: GATE,
-        names: BY_NAME,
-        order: Order::SoftmaxThenTopK,
-        renormalize: Renormalize::Configured,
         has_own_size: true,
         shared: Shared::Gated("mlp.shared_expert"),
         has_dense_blocks: true,
+        ..EXPERTS
     }),
     ..LLAMA
 };
@@ -194,16 +186,7 @@ const QWEN2_MOE: Dialect = Dialect {
 const QWEN3_MOE: Dialect = Dialect {
     model_types: &["qwen3_moe"],
     norms: Norms::Heads,
-    experts: Some(ExpertDialect {
-        count: CountKey::Global,
-        router: GATE,
-        names: BY_NAME,
-        order: Order::SoftmaxThenTopK,
-        renormalize: Renormalize::Configured,
-        has_own_size: true,
-        shared: Shared::None,
-        has_dense_blocks: true,
-    }),
+    experts: Some(ExpertDialect { has_own_size: true, has_dense_blocks: true, ..EXPERTS }),
     ..LLAMA
 };
 
@@ -220,9 +203,8 @@ const GRANITE_MOE: Dialect = Dialect {
         ]),
         order: Order::TopKThenSoftmax,
         renormalize: Renormalize::Never,
-        has_own_size: false,
         shared: Shared::Fused(["shared_mlp.input_linear", "shared_mlp.output_linear"]),
-        has_dense_blocks: false,
+        ..EXPERTS
     }),
     ..LLAMA
 };
