@@ -13,6 +13,8 @@ mod planner;
 mod request;
 #[cfg(test)]
 mod simulation_tests;
+#[cfg(test)]
+mod support_tests;
 mod workers;
 
 pub use config::ServiceConfig;

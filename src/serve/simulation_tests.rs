@@ -3,52 +3,28 @@
 
 use std::{
     collections::BTreeMap,
-    path::Path,
-    sync::{Arc, Weak},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::sync::oneshot;
-use tracing::Span;
-
 use super::{
-    ErrorCode, LoadedFamily, Observer, Outcome, ServeError,
+    ErrorCode,
     admission::{
         batch,
-        job::{Done, FamilyKey, Job},
-        scheduler::{Begun, Candidate, Capacity, Refusal, Scheduler},
+        job::Job,
+        scheduler::{Begun, Candidate, Capacity, Scheduler},
         waiting::Rank,
     },
     planner::{Chosen, Planner, Question, learned::Run},
+    support_tests::{Asked, Endings, MAX_WAIT, Reply, job, planner},
 };
 use crate::{
-    assembly::Family,
     family::ModuleId,
-    offer::{MachineKey, ModuleProfile, ProfileCache, QualityRecords, module_digest},
-    plan::{Budget, Grid, Shape},
-    runtime::{Residency, Routing},
+    plan::{Budget, Shape},
 };
-
-/// Longest wait of a request without a budget.
-const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// Time from the queueing of a job to the start of an idle thread.
 const WAKING: Duration = Duration::from_micros(20);
-
-/// Hears nothing.
-struct Deaf;
-
-impl Observer for Deaf {
-    fn accepted(&self, _: &str) {}
-    fn finished(&self, _: &str, _: &Outcome<'_>) {}
-    fn batch_ran(&self, _: &str, _: usize, _: f64) {}
-    fn module_ran(&self, _: &str, _: &str, _: Duration) {}
-    fn tokens_routed(&self, _: &str, _: &str, _: &Routing) {}
-    fn residency_changed(&self, _: &str, _: &Residency) {}
-    fn queue_changed(&self, _: &str, _: i64) {}
-    fn connections_changed(&self, _: &str, _: i64) {}
-    fn connection_refused(&self, _: &str) {}
-}
 
 /// Numbers between 0 and 1 (a linear congruential generator).
 struct Random(u64);
@@ -63,31 +39,6 @@ impl Random {
     fn gap(&mut self, rate: f64) -> Duration {
         Duration::from_secs_f64(-(1.0 - self.next() * 0.999_999).ln() / rate)
     }
-}
-
-/// Returns the family of the default pool's images; a module takes 2 ns for each weight.
-fn planner() -> Arc<Planner> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/fashion");
-    let family = Arc::new(Family::load(&folder).expect("the family is committed"));
-    let key = MachineKey {
-        processor: "simulated".into(),
-        num_threads: 1,
-        spin: false,
-        runtime: "none".into(),
-    };
-    let mut cache = ProfileCache::empty(key);
-    for id in (0..family.graph.modules().len()).map(ModuleId) {
-        let Some(digest) = module_digest(&family, id) else { continue };
-        let alone = 5e-5 + 2e-9 * u32::try_from(family.weight_bytes(id)).map_or(0.0, f64::from);
-        let grid = |values| Grid::new(vec![1, 16], vec![1], values).expect("a grid");
-        let latency_seconds = grid(vec![alone, 6.0 * alone]);
-        let module = ModuleProfile { latency_seconds, activation_bytes: grid(vec![1e4, 16e4]) };
-        cache.modules.insert(digest, module);
-    }
-    let profile = cache.profile_of(&family).expect("every module has a cost");
-    let quality = QualityRecords::read(&folder.join("quality.json")).expect("qualities");
-    let loaded = LoadedFamily::new(family, profile, quality, 0.05).expect("plans");
-    Arc::new(Planner::new(loaded, Weak::new()))
 }
 
 /// Batch on a simulated thread.
@@ -123,7 +74,7 @@ struct Simulation {
     /// Plan of the last batch.
     last: String,
     /// Receivers of answers; a job whose receiver is gone is abandoned.
-    replies: BTreeMap<Instant, oneshot::Receiver<Result<Done, ServeError>>>,
+    replies: BTreeMap<Instant, Reply>,
 }
 
 impl Simulation {
@@ -148,41 +99,15 @@ impl Simulation {
         let need = self.planner.need(&question).unwrap_or_default();
         let rank = Rank { priority: 1, deadline: now + latency.unwrap_or(MAX_WAIT) };
         let candidate = Candidate { rank, need, has_budget: latency.is_some(), is_free: true };
-        let admitted = match self.scheduler.admit(now, candidate) {
-            Ok(admitted) => admitted,
-            Err(Refusal::Full { .. } | Refusal::Late { .. }) => {
-                self.tally.refused += 1;
-                return false;
-            }
-        };
-        let (reserved, promise) = admitted;
-        let chosen = self.planner.plan_in_time(&question, Duration::ZERO).or_else(|_| {
-            self.planner.plan_for(&Question { budget: &budget.fastest(), ..question })
-        });
-        let Ok(chosen) = chosen else {
-            self.scheduler.give_up(now, reserved, &promise);
+        let Ok((reserved, promise)) = self.scheduler.admit(now, candidate) else {
             self.tally.refused += 1;
             return false;
         };
-        let (reply, receiver) = oneshot::channel();
-        self.replies.insert(now, receiver);
-        let job = Job {
-            family: FamilyKey(0),
-            shape,
-            input: None,
-            chosen,
-            budget: latency.is_some().then_some(budget),
-            planner: self.planner.clone(),
-            request: Span::none(),
-            place: None,
-            before: Duration::ZERO,
-            queued: now,
-            rank,
-            promise,
-            least: need.least,
-            reply,
-        };
-        self.scheduler.push(now, reserved, job);
+        let in_time = self.planner.plan_in_time(&question, Duration::ZERO);
+        let (job, reply) = job(&self.planner, now, &Asked { rows: 1, tokens: 1, budget });
+        let chosen = in_time.unwrap_or(job.chosen);
+        self.replies.insert(now, reply);
+        self.scheduler.push(now, reserved, Job { chosen, promise, ..job });
         // A thread wakes up a moment later, so that the request does not disturb its own batch.
         self.dispatch(now + WAKING);
         true
@@ -232,7 +157,7 @@ impl Simulation {
             let shape = Shape::new(jobs.len(), 1);
             let whole = times.iter().map(|(_, time)| *time).sum();
             let run = Run { shape, times: &times, whole, is_alone, ended: now };
-            self.planner.learn(&run, &Deaf);
+            self.planner.learn(&run, &Endings::default());
             self.planner.apply_learned(now);
             for job in &jobs {
                 self.replies.remove(&job.queued);

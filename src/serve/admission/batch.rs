@@ -118,14 +118,5 @@ fn together(jobs: &[Job]) -> (Shape, Budget) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_choice_that_panics_fails_one() {
-        let (size, chosen) = guarded(|| panic!("as it was told to"));
-        assert!(size == 1 && matches!(chosen, Err(ServeError::Panicked)));
-        let (size, chosen) = guarded(|| (3, Err(LATE)));
-        assert!(size == 3 && matches!(chosen, Err(ServeError::Late { .. })));
-    }
-}
+#[path = "batch_tests.rs"]
+mod tests;

@@ -183,3 +183,7 @@ impl std::fmt::Debug for Place {
         formatter.debug_struct("Place").field("family", &self.family).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+#[path = "job_tests.rs"]
+mod tests;

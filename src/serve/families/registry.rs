@@ -115,3 +115,45 @@ impl Registry {
         look(&self.families.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::support_tests::service;
+
+    #[tokio::test]
+    async fn a_server_is_ready_when_nothing_loads_and_something_answers() {
+        let registry = Registry::new([("a".to_owned(), FamilyState::Loading)]);
+        assert!(!registry.is_ready(), "one loads");
+        registry.set("a", FamilyState::Failed { reason: "broken".into() });
+        assert!(!registry.is_ready(), "none answers");
+        let (answering, _receiver, _) = service();
+        registry.set("b", FamilyState::Ready(answering));
+        assert!(registry.is_ready(), "one answers, though another failed");
+        registry.set("c", FamilyState::Loading);
+        assert!(!registry.is_ready());
+        registry.remove("c");
+        registry.start_draining();
+        assert!(!registry.is_ready() && registry.is_draining());
+    }
+
+    #[tokio::test]
+    async fn a_family_is_found_or_its_state_is_told() {
+        let (answering, _receiver, _) = service();
+        let states = [
+            ("loading".to_owned(), FamilyState::Loading),
+            ("ready".to_owned(), FamilyState::Ready(answering)),
+            ("gone".to_owned(), FamilyState::Unloaded),
+        ];
+        let registry = Registry::new(states);
+        assert!(registry.family("ready").is_ok());
+        for (name, expected) in [
+            ("loading", "it is loading"),
+            ("gone", "it is unloaded"),
+            ("other", "gone, loading, ready"),
+        ] {
+            let error = registry.family(name).expect_err(name).to_string();
+            assert!(error.contains(expected), "{name}: {error}");
+        }
+    }
+}

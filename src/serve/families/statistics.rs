@@ -93,3 +93,46 @@ impl Counter {
         statistics.last = SystemTime::now().duration_since(UNIX_EPOCH).ok();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        plan::{Quality, QualitySource},
+        serve::request::PlanSummary,
+    };
+
+    #[test]
+    fn answers_count_by_the_size_of_their_request() {
+        let ms = Duration::from_millis;
+        let plan = PlanSummary {
+            plan: "a[0..1]".into(),
+            predicted_latency: ms(1),
+            memory_bytes: 1,
+            quality: Quality { value: 1.0, source: QualitySource::Measured },
+        };
+        let report = |batch| Report {
+            plan: plan.clone(),
+            batch,
+            tokens: 1,
+            total_tokens: batch,
+            latency: ms(9),
+            preprocess: ms(1),
+            queue: ms(3),
+            compute: ms(5),
+            routed: Vec::new(),
+        };
+        let counter = Counter::default();
+        assert_eq!(counter.read(), Statistics::default());
+        [1, 1, 4].into_iter().for_each(|batch| counter.answered(&report(batch)));
+        counter.failed(ms(2));
+        let found = counter.read();
+        assert_eq!(found.answered, Tally { count: 3, time: ms(27) });
+        assert_eq!(found.failed, Tally { count: 1, time: ms(2) });
+        assert_eq!(found.queue, Tally { count: 3, time: ms(9) });
+        assert_eq!(found.batches[&1].compute, Tally { count: 2, time: ms(10) });
+        assert_eq!(found.num_inputs(), 6);
+        assert!(found.last.is_some());
+        assert_eq!(found.answered.plus(found.failed), Tally { count: 4, time: ms(29) });
+    }
+}

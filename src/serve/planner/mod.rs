@@ -314,3 +314,7 @@ fn summary_of(entry: &PlanEntry, shape: Shape, factor: f64) -> PlanSummary {
         quality: entry.quality,
     }
 }
+
+#[cfg(test)]
+#[path = "planner_tests.rs"]
+mod tests;

@@ -204,3 +204,7 @@ impl Answer {
         self.events.extend([Event::Started(chosen.plan), Event::Output(outputs), ended]);
     }
 }
+
+#[cfg(test)]
+#[path = "ticket_tests.rs"]
+mod tests;
