@@ -74,6 +74,11 @@ pub enum FamilyError {
 impl FamilyError {
     /// Returns the error for `key` of the manifest in `folder`, which has the wrong `value`.
     pub fn value(folder: &Path, key: &str, value: String, expected: String) -> Self {
-        Self::Value { path: folder.join(MANIFEST_FILE), key: key.into(), value, expected }
+        Self::at(&folder.join(MANIFEST_FILE), key, value, expected)
+    }
+
+    /// Returns the error for `key` of the manifest at `path`, which has the wrong `value`.
+    pub(super) fn at(path: &Path, key: &str, value: String, expected: String) -> Self {
+        Self::Value { path: path.to_owned(), key: key.into(), value, expected }
     }
 }

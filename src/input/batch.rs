@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::tokens::Encoding;
+use crate::plan::Shape;
 
 /// Input of a path.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,6 +50,11 @@ impl ModelInput {
             Self::Tokens(encoding) => encoding.tokens,
             Self::Pixels(_) => 1,
         }
+    }
+
+    /// Returns the number of texts or images, and of tokens of the longest text.
+    pub fn shape(&self) -> Shape {
+        Shape::new(self.batch(), self.tokens())
     }
 
     /// Returns the number of tokens of all texts without padding, or the number of images.

@@ -207,12 +207,7 @@ impl Executor {
         let reserve = self.reserve(path, sides.shape())?;
         let mut state = None;
         for id in path {
-            let start = Instant::now();
-            let next = self.compute(*id, state.as_ref(), sides)?;
-            observer.ran(*id, start.elapsed());
-            if let Some(routing) = next.as_ref().and_then(Activation::routing) {
-                observer.routed(*id, routing);
-            }
+            let next = observed(*id, observer, || self.compute(*id, state.as_ref(), sides))?;
             state = next.or(state);
         }
         let outputs = state.ok_or(RuntimeError::NotAPath)?.to_tensors();
@@ -371,6 +366,21 @@ impl Executor {
 
 /// Inputs on which a network is measured.
 type Given<'a> = (&'a SideInputs, Option<&'a Activation>);
+
+/// Runs module `id` by `run`, and tells `observer` of it.
+pub(super) fn observed(
+    id: ModuleId,
+    observer: &mut impl ModuleObserver,
+    run: impl FnOnce() -> Result<Option<Activation>, RuntimeError>,
+) -> Result<Option<Activation>, RuntimeError> {
+    let start = Instant::now();
+    let next = run()?;
+    observer.ran(id, start.elapsed());
+    if let Some(routing) = next.as_ref().and_then(Activation::routing) {
+        observer.routed(id, routing);
+    }
+    Ok(next)
+}
 
 /// Releases the executor's sessions.
 impl Drop for Executor {

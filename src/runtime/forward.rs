@@ -1,6 +1,6 @@
 //! Steps of sequences: new tokens of several sequences run through a plan together.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use ort::value::Tensor as OrtTensor;
 
@@ -8,6 +8,7 @@ use super::{
     Activation, Executor, ModuleObserver, RuntimeError, Sequence, SideInputs, StepBatch,
     activation::view,
     cache::{Step, gathered},
+    executor::observed,
     routed::Networks,
 };
 use crate::{
@@ -52,13 +53,12 @@ impl Executor {
         let modules = self.caches_of(path);
         let step = batch.reserve(&modules)?;
         let ids = batch.token_ids();
-        let _reserve = self.reserve(path, Shape::new(1, ids.len()))?;
+        let reserve = self.reserve(path, Shape::new(1, ids.len()))?;
         let sides = packed(ids)?;
         let mut state = None;
         for id in before {
-            let start = Instant::now();
-            let next = self.step_module(*id, state.as_ref(), &sides, &step)?;
-            observer.ran(*id, start.elapsed());
+            let run = || self.step_module(*id, state.as_ref(), &sides, &step);
+            let next = observed(*id, observer, run)?;
             state = next.or(state);
         }
         let state = state.ok_or(RuntimeError::NotAPath)?;
@@ -66,10 +66,11 @@ impl Executor {
         let (shape, hidden) = view(state.value())?;
         let width = shape.last().copied().unwrap_or(1);
         let wanted = Activation::new(gathered(hidden, width, &batch.wanted_rows())?);
-        let start = Instant::now();
-        let outputs = self.compute(*last, Some(&wanted), &sides)?.unwrap_or(wanted).to_tensors()?;
-        observer.ran(*last, start.elapsed());
+        let scores = observed(*last, observer, || self.compute(*last, Some(&wanted), &sides))?;
+        let outputs = scores.unwrap_or(wanted).to_tensors()?;
         batch.commit(&modules);
+        drop(reserve);
+        self.runtime().residents().trim();
         Ok(outputs)
     }
 

@@ -50,7 +50,7 @@ struct Running {
     times: Vec<(ModuleId, Duration)>,
 }
 
-/// What became of requests.
+/// Numbers of requests by their outcome.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Tally {
     arrived: usize,

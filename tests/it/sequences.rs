@@ -1,6 +1,6 @@
 //! Decoders step by step, with caches, against the same decoders over the whole sequence at once.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::json;
@@ -8,7 +8,9 @@ use tessera::{
     family::{ModuleId, PlanId},
     input::Encoding,
     plan::Continuation,
-    runtime::{Executor, Sequence, SideInputs, StepBatch, StepRow, Tokens},
+    runtime::{
+        Executor, ModuleObserver, Routing, Sequence, SideInputs, StepBatch, StepRow, Tokens,
+    },
 };
 
 use crate::{
@@ -256,4 +258,34 @@ fn blocks_come_back_when_a_sequence_is_dropped() {
     let own = sequence.cache_bytes();
     drop(sequence);
     assert!(runtime().cache_bytes() <= before - own);
+}
+
+/// Observer that counts what it hears of modules.
+#[derive(Default)]
+struct Counts {
+    ran: usize,
+    routed: usize,
+}
+
+impl ModuleObserver for Counts {
+    fn ran(&mut self, _: ModuleId, _: Duration) {
+        self.ran += 1;
+    }
+
+    fn routed(&mut self, _: ModuleId, _: &Routing) {
+        self.routed += 1;
+    }
+}
+
+#[test]
+fn a_step_is_observed_like_a_whole_run() {
+    let model = Model::read("mixtral");
+    let executor = model.executor();
+    let path = path(&executor, "a[0..2]");
+    let mut sequence = executor.sequence();
+    let row = StepRow { sequence: &mut sequence, tokens: vec![1, 2], wanted: Tokens::Last };
+    let mut counts = Counts::default();
+    let outputs = executor.forward(&path, &mut StepBatch { rows: vec![row] }, &mut counts);
+    outputs.unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!((counts.ran, counts.routed), (path.len(), 2));
 }

@@ -30,12 +30,8 @@ pub(super) fn check(path: &Path, found: u32) -> Result<(), FamilyError> {
     if found <= FORMAT {
         return Ok(());
     }
-    Err(FamilyError::Value {
-        path: path.to_owned(),
-        key: KEY.into(),
-        value: found.to_string(),
-        expected: format!("this version reads formats up to {FORMAT}; a newer tessera wrote it"),
-    })
+    let expected = format!("this version reads formats up to {FORMAT}; a newer tessera wrote it");
+    Err(FamilyError::at(path, KEY, found.to_string(), expected))
 }
 
 /// Adds the number before the first key: the only step from format 0 to format 1.

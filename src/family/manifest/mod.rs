@@ -172,12 +172,7 @@ impl Manifest {
 
     fn validate(&self, path: &Path, folder: &str) -> Result<(), FamilyError> {
         let refuse = |key: &str, value: &dyn Display, expected: String| {
-            Err(FamilyError::Value {
-                path: path.to_owned(),
-                key: key.to_owned(),
-                value: value.to_string(),
-                expected,
-            })
+            Err(FamilyError::at(path, key, value.to_string(), expected))
         };
         format::check(path, self.format)?;
         if self.name != folder {
@@ -240,8 +235,7 @@ impl Manifest {
                 spec.fault()
             };
             if let Some((key, value, expected)) = fault {
-                let (path, key) = (path.to_owned(), spec.key(key));
-                return Err(FamilyError::Value { path, key, value, expected });
+                return Err(FamilyError::at(path, &spec.key(key), value, expected));
             }
         }
         Ok(())
@@ -249,12 +243,7 @@ impl Manifest {
 
     fn validate_maps(&self, path: &Path) -> Result<(), FamilyError> {
         let refuse = |key: &str, value: &dyn Display, expected: String| {
-            Err(FamilyError::Value {
-                path: path.to_owned(),
-                key: key.to_owned(),
-                value: value.to_string(),
-                expected,
-            })
+            Err(FamilyError::at(path, key, value.to_string(), expected))
         };
         for map in &self.maps {
             if let Some(label) = map.label.as_ref().filter(|label| !is_plain(label)) {

@@ -116,7 +116,7 @@ pub(crate) struct StepPlan<T> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Begun(Instant);
 
-/// What waits and runs, and what is learned from it.
+/// Waiting items, running batches, and the estimates that are learned from them.
 #[derive(Debug)]
 pub(crate) struct Scheduler<T> {
     waiting: Waiting<T>,

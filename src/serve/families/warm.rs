@@ -58,7 +58,7 @@ pub(super) fn measure(
     let start = Instant::now();
     for path in paths.iter().cycle().take(NUM_MEASURED) {
         let (input, begun) = (blank(&planner.loaded.family.manifest), Instant::now());
-        let shape = Shape::new(input.batch(), input.tokens());
+        let shape = input.shape();
         let mut times = Times::default();
         let ran = run(executor, input, path, &mut times);
         if ran.is_err() || start.elapsed() > LONGEST_MEASURED {

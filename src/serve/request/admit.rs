@@ -67,7 +67,7 @@ impl FamilyService {
         let asked = Asked { budget, priority, arrival };
         let place = self.admit(&inputs, &asked)?;
         let prepared = self.prepare(inputs, &asked, &place).await?;
-        let shape = Shape::new(prepared.input.batch(), prepared.input.tokens());
+        let shape = prepared.input.shape();
         let (total_tokens, preprocess) = (prepared.input.total_tokens(), prepared.preprocess);
         let reply = self.queue(prepared, asked, place)?;
         Ok(Queued { reply, shape, total_tokens, preprocess })
@@ -79,7 +79,7 @@ impl FamilyService {
         let shape = match inputs {
             Inputs::Texts(texts) => Shape::new(texts.len(), self.foresight.tokens(texts)),
             Inputs::Pictures(files) => Shape::new(files.len(), 1),
-            Inputs::Ready(input) => Shape::new(input.batch(), input.tokens()),
+            Inputs::Ready(input) => input.shape(),
         };
         let now = Instant::now();
         self.pulse.beat(now);
@@ -131,7 +131,7 @@ impl FamilyService {
             self.foresight.learn_preparing(Instant::now(), num_bytes, took);
         }
         texts.iter().for_each(|texts| self.foresight.learn(texts, input.tokens()));
-        let shape = Shape::new(input.batch(), input.tokens());
+        let shape = input.shape();
         let chosen = self.plan_in_time(shape, asked, place)?;
         let anchor = family.graph.stem_anchor(&chosen.path).unwrap_or_default();
         if family.share_tokenizer(anchor, reference) {
@@ -203,7 +203,7 @@ impl FamilyService {
     ) -> Result<oneshot::Receiver<Result<Done, ServeError>>, ServeError> {
         let (reply, answer) = oneshot::channel();
         let queued = Instant::now();
-        let shape = Shape::new(input.batch(), input.tokens());
+        let shape = input.shape();
         let question = Question { shape, budget: &asked.budget, now: queued };
         let need = self.planner.need(&question).unwrap_or_default();
         let in_time = self.rank(&asked, queued);

@@ -194,7 +194,7 @@ impl Worker {
         };
         let input = input.ok_or(ServeError::Broken { what: "a job has no input" })?;
         let planner = jobs[0].planner.clone();
-        let shape = Shape::new(input.batch(), input.tokens());
+        let shape = input.shape();
         let max_batch = planner.loaded.profile.max_batch();
         let work = Work { path: &chosen.path, input, max_batch };
         let start = Instant::now();
