@@ -1,6 +1,13 @@
 //! Layers around every request: a span, a time limit, a net for panics, bodies for errors.
 
-use std::{any::Any, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -13,7 +20,6 @@ use tracing::{Instrument, Span, field::Empty};
 
 use super::{
     error::ApiError,
-    request_id::next_request_id,
     state::{ApiState, Shared},
 };
 
@@ -23,6 +29,12 @@ pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 /// Paths that need no token.
 const OPEN_PATHS: [&str; 5] =
     ["/", "/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs"];
+
+/// Returns an id for the log that no other request of this process has.
+pub(super) fn next_request_id() -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+}
 
 /// Runs a request in a span of its own, and gives its failure a body with the request's id.
 pub(super) async fn trace(

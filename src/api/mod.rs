@@ -15,7 +15,6 @@ mod http;
 mod inference;
 mod layers;
 mod openapi;
-mod request_id;
 mod route;
 mod routes;
 mod serve_http;

@@ -26,6 +26,6 @@ pub use families::{
 pub use observe::{Observer, Outcome};
 pub use request::{
     Answer, DEFAULT_PRIORITY, Event, FamilyService, InferRequest, InferResponse, PlanSummary,
-    Report, Ticket,
+    Report, RoutedModule, Ticket,
 };
-pub use workers::{InferenceThreads, RoutedModule};
+pub use workers::InferenceThreads;

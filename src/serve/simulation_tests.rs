@@ -158,7 +158,6 @@ impl Simulation {
             let whole = times.iter().map(|(_, time)| *time).sum();
             let run = Run { shape, times: &times, whole, is_alone, ended: now };
             self.planner.learn(&run, &Endings::default());
-            self.planner.apply_learned(now);
             for job in &jobs {
                 self.replies.remove(&job.queued);
                 match now <= job.rank.deadline {

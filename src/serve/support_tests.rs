@@ -18,7 +18,7 @@ use super::{
         waiting::Rank,
     },
     planner::{Planner, Question},
-    request::{prepare::Preparing, pulse::Pulse, service::SharedParts},
+    request::{prepare::PreparingThreads, pulse::Pulse, service::SharedParts},
 };
 use crate::{
     assembly::Family,
@@ -137,7 +137,7 @@ pub(super) fn service() -> (Arc<FamilyService>, Receiver, Arc<Endings>) {
         max_wait: Duration::from_secs(30),
         latency_margin: 0.05,
     };
-    let (preparing, pulse) = (Preparing::default(), Pulse::default());
+    let (preparing, pulse) = (PreparingThreads::default(), Pulse::default());
     let parts = SharedParts { queue, config, observer: observer.clone(), preparing, pulse };
     let service = FamilyService::new(planner(), FamilyKey(0), parts);
     (Arc::new(service), receivers.pop().expect("one"), observer)

@@ -11,10 +11,9 @@ use super::{
     body::parse_json,
     bounded::{self, Bounded, MAX_TENSORS},
     bounds::check,
-    inputs::{Tail, WireInput},
     parameters::{Parameters, ParametersSchema},
     specs::Specs,
-    tensors::{RequestTensor, names},
+    tensors::{RequestTensor, Tail, WireInput, names},
 };
 use crate::{
     api::error::ApiError,

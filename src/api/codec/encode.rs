@@ -11,7 +11,7 @@ use super::{
     raw::{append_raw, raw_len},
 };
 use crate::{
-    api::{error::ApiError, http::models::Model},
+    api::error::ApiError,
     plan::QualitySource,
     serve::{InferResponse, PlanSummary, Report, RoutedModule},
     tensor::{ByteSize, Tensor, TensorData},
@@ -28,18 +28,6 @@ pub(crate) struct AnswerHead {
     pub(crate) id: Option<String>,
     /// Whether the answer explains how it came about.
     pub(crate) explain: bool,
-}
-
-impl AnswerHead {
-    /// Creates the heading of an answer of `model`.
-    pub(crate) fn new(model: &Model, id: Option<String>, explain: bool) -> Self {
-        Self {
-            model_name: model.service.name().to_owned(),
-            model_version: model.version.clone(),
-            id,
-            explain,
-        }
-    }
 }
 
 /// A plan and its cost, as every route writes them.

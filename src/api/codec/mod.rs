@@ -3,11 +3,9 @@
 pub(super) mod body;
 pub(super) mod bounded;
 pub(super) mod bounds;
-pub(super) mod classes;
 pub(super) mod decode;
 pub(super) mod elements;
 pub(super) mod encode;
-mod inputs;
 pub(super) mod packed;
 pub(super) mod parameters;
 pub(super) mod raw;

@@ -3,8 +3,12 @@
 use std::ops::RangeInclusive;
 
 use bytes::Bytes;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use super::{
+    bounded,
     bounds::check,
     elements::{Elements, Values},
     raw::decode_raw,
@@ -14,6 +18,93 @@ use crate::{
     serve::ServeError,
     tensor::{DataType, Tensor, TensorData, TensorSpec},
 };
+
+/// Parameter with the number of raw bytes of an input whose elements follow the JSON.
+const BINARY_DATA_SIZE: &str = "binary_data_size";
+
+/// An input in the protocol's JSON form.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "InputTensor")]
+#[serde(expecting = "an input object")]
+pub(super) struct WireInput {
+    name: String,
+    shape: Vec<i64>,
+    datatype: String,
+    #[serde(default, deserialize_with = "bounded::parameters")]
+    parameters: Map<String, Value>,
+    #[schemars(with = "Option<Vec<Value>>")]
+    data: Option<Elements>,
+}
+
+/// Raw tensors behind the JSON of a body, in the order of the inputs.
+#[derive(Debug)]
+pub(super) struct Tail {
+    rest: Bytes,
+}
+
+impl WireInput {
+    /// Takes the input's elements from the JSON or from `tail`.
+    ///
+    /// # Errors
+    ///
+    /// Fails on unknown parameters, and on elements that are missing or in two places. Fails if
+    /// `tail` is too short.
+    pub(super) fn locate(self, tail: &mut Tail) -> Result<RequestTensor, ServeError> {
+        let Self { name, shape, datatype, parameters, data } = self;
+        let refuse = |reason| ServeError::Input { name: name.clone(), reason };
+        let mut size = None;
+        for (parameter, value) in &parameters {
+            if parameter != BINARY_DATA_SIZE {
+                let reason = format!(
+                    "unknown parameter `{parameter}`; inputs take `{BINARY_DATA_SIZE}` alone"
+                );
+                return Err(refuse(reason));
+            }
+            size = Some(value.as_u64().ok_or_else(|| {
+                refuse(format!("{BINARY_DATA_SIZE} is {value}, it must be an integer from 0 on"))
+            })?);
+        }
+        let content = match (data, size) {
+            (Some(elements), None) => Content::Nested(elements),
+            (None, Some(size)) => Content::Raw(tail.take(size).map_err(refuse)?),
+            (Some(_), Some(_)) => {
+                return Err(refuse(format!("it has both data and {BINARY_DATA_SIZE}")));
+            }
+            (None, None) => {
+                return Err(refuse(format!("it has no data, and no {BINARY_DATA_SIZE} either")));
+            }
+        };
+        Ok(RequestTensor { name, datatype, shape, content })
+    }
+}
+
+impl Tail {
+    /// Creates a tail of the bytes behind the JSON.
+    pub(super) fn new(rest: Bytes) -> Self {
+        Self { rest }
+    }
+
+    /// Checks that every byte belongs to a tensor.
+    ///
+    /// # Errors
+    ///
+    /// Fails if some bytes are left.
+    pub(super) fn check_used(&self) -> Result<(), ServeError> {
+        if self.rest.is_empty() {
+            return Ok(());
+        }
+        let reason = format!("{} bytes follow the last tensor", self.rest.len());
+        Err(ServeError::Input { name: "the binary data".to_owned(), reason })
+    }
+
+    fn take(&mut self, size: u64) -> Result<Bytes, String> {
+        let left = self.rest.len();
+        match usize::try_from(size).ok().filter(|size| *size <= left) {
+            Some(size) => Ok(self.rest.split_to(size)),
+            None => Err(format!("{BINARY_DATA_SIZE} is {size}, but {left} bytes are left")),
+        }
+    }
+}
 
 /// An input of a request, before it is checked.
 #[derive(Debug)]
@@ -218,3 +309,7 @@ fn integer_range(data_type: DataType) -> Option<RangeInclusive<i64>> {
         DataType::F16 | DataType::BF16 | DataType::F32 | DataType::F64 | DataType::Bytes => None,
     }
 }
+
+#[cfg(test)]
+#[path = "tensors_tests.rs"]
+mod tests;

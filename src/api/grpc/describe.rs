@@ -4,8 +4,9 @@ use crate::{
     api::{
         http::{
             health::{EXTENSIONS, NAME, VERSION},
-            models::{Model, PLATFORM},
+            models::PLATFORM,
         },
+        inference::Model,
         triton::messages::{
             ModelMetadataResponse, ServerMetadataResponse, model_metadata_response::TensorMetadata,
         },

@@ -17,8 +17,7 @@ use super::status::status_of;
 use crate::api::{
     access::clients::Gate,
     error::ApiError,
-    layers::{REQUEST_ID, authorization, continue_trace},
-    request_id::next_request_id,
+    layers::{REQUEST_ID, authorization, continue_trace, next_request_id},
     state::ApiState,
 };
 

@@ -19,30 +19,28 @@ use super::{
     repository,
     status::status_of,
 };
-use crate::{
-    api::{
-        access::clients::{Gate, Permit},
-        codec::body::{in_json_bytes, off_thread},
-        error::ApiError,
-        http::models::Model,
-        inference::{accept, answer},
-        layers::authorization,
-        state::ApiState,
-        triton::{
-            describe::{config, statistics},
-            messages::{
-                ModelConfigRequest, ModelConfigResponse, ModelInferResponse, ModelMetadataRequest,
-                ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse,
-                ModelStatisticsRequest, ModelStatisticsResponse, ModelStreamInferResponse,
-                RepositoryIndexRequest, RepositoryIndexResponse, RepositoryModelLoadRequest,
-                RepositoryModelLoadResponse, RepositoryModelUnloadRequest,
-                RepositoryModelUnloadResponse, ServerLiveRequest, ServerLiveResponse,
-                ServerMetadataRequest, ServerMetadataResponse, ServerReadyRequest,
-                ServerReadyResponse,
-            },
+use crate::api::{
+    access::clients::{Gate, Permit},
+    codec::{
+        body::{in_json_bytes, off_thread},
+        specs::Specs,
+    },
+    error::ApiError,
+    inference::{self, Call, Model},
+    layers::authorization,
+    state::ApiState,
+    triton::{
+        describe::{config, statistics},
+        messages::{
+            ModelConfigRequest, ModelConfigResponse, ModelInferResponse, ModelMetadataRequest,
+            ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse, ModelStatisticsRequest,
+            ModelStatisticsResponse, ModelStreamInferResponse, RepositoryIndexRequest,
+            RepositoryIndexResponse, RepositoryModelLoadRequest, RepositoryModelLoadResponse,
+            RepositoryModelUnloadRequest, RepositoryModelUnloadResponse, ServerLiveRequest,
+            ServerLiveResponse, ServerMetadataRequest, ServerMetadataResponse, ServerReadyRequest,
+            ServerReadyResponse,
         },
     },
-    serve::InferRequest,
 };
 
 /// Service that answers the calls; cheap to clone.
@@ -96,16 +94,11 @@ impl InferenceService {
     ) -> Result<ModelInferResponse, ApiError> {
         let Envelope { model_name, model_version, num_raw_bytes, .. } = message.open()?;
         let model = self.model(&model_name, model_version)?;
-        let ticket = model.service.arrive();
-        let specs = model.specs();
+        let CallRights { permit, wait } = rights;
         let num_bytes = in_json_bytes(message.len() - num_raw_bytes, num_raw_bytes);
-        let decode = move || decode(message.decode(&specs.bounds)?, &specs, arrival);
-        let decoded = off_thread(num_bytes, decode).instrument(debug_span!("decode")).await;
-        let (ticket, mut decoded) = accept(ticket, decoded)?;
-        let InferRequest { budget, priority, .. } = &mut decoded.request;
-        budget.latency = budget.latency.or(rights.wait);
-        rights.permit.cap(budget, priority);
-        let answer = answer(&model, ticket, decoded).await?;
+        let call = Call { permit, wait, num_bytes };
+        let decode = move |specs: &Specs| decode(message.decode(&specs.bounds)?, specs, arrival);
+        let answer = inference::infer(&model, call, decode).await?;
         off_thread(answer.num_bytes(), move || encode(answer))
             .instrument(debug_span!("encode"))
             .await

@@ -9,7 +9,6 @@ use axum::{
 };
 use tracing::{Instrument, debug_span};
 
-use super::models::Model;
 use crate::{
     api::{
         access::clients::Permit,
@@ -17,11 +16,12 @@ use crate::{
             body::{Body, in_json_bytes, off_thread},
             decode::decode,
             encode::{Encoded, encode},
+            specs::Specs,
         },
         error::ApiError,
-        inference::{Answer, accept, answer},
+        inference::{self, Answer, Call, Model},
     },
-    serve::{InferRequest, Report},
+    serve::Report,
 };
 
 /// Header with the length of the JSON in a body, before its raw tensors.
@@ -35,23 +35,11 @@ pub(crate) async fn infer(
     Body(body): Body,
 ) -> Result<Response, ApiError> {
     let arrival = Instant::now();
-    let ticket = model.service.arrive();
-    let specs = model.specs();
-    let decoded = match json_length(&headers, body.len()) {
-        Ok(json_len) => {
-            let json = json_len.unwrap_or(body.len()).min(body.len());
-            off_thread(in_json_bytes(json, body.len() - json), move || {
-                decode(body, json_len, &specs, arrival)
-            })
-            .instrument(debug_span!("decode"))
-            .await
-        }
-        Err(error) => Err(error),
-    };
-    let (ticket, mut decoded) = accept(ticket, decoded)?;
-    let InferRequest { budget, priority, .. } = &mut decoded.request;
-    permit.cap(budget, priority);
-    let answer = answer(&model, ticket, decoded).await?;
+    let json_len = json_length(&headers, body.len());
+    let json = json_len.as_ref().ok().copied().flatten().unwrap_or(body.len()).min(body.len());
+    let call = Call { permit, wait: None, num_bytes: in_json_bytes(json, body.len() - json) };
+    let decode = move |specs: &Specs| decode(body, json_len?, specs, arrival);
+    let answer = inference::infer(&model, call, decode).await?;
     let report = answer.response.report.clone();
     let encode = |Answer { heading, response, wanted }| encode(&heading, &response, &wanted);
     let encoded = off_thread(answer.num_bytes(), move || encode(answer))

@@ -1,93 +1,20 @@
-//! A model's metadata and readiness, and the lookup of a model by its path.
+//! A model's metadata and readiness.
 
 use std::sync::Arc;
 
-use axum::{
-    Json,
-    extract::{FromRequestParts, Path, State},
-    http::request::Parts,
-};
+use axum::{Json, extract::State};
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use tracing::Span;
+use serde::Serialize;
 
 use crate::{
-    api::{error::ApiError, state::Shared},
+    api::{error::ApiError, inference::Model, state::Shared},
     family::{Limits, Manifest},
-    serve::{FamilyService, FamilyState, Registry, ServeError},
+    serve::ServeError,
     tensor::TensorSpec,
 };
 
-/// Version that every model has, whatever its content.
-const VERSION: &str = "1";
-
 /// Platform of every model.
 pub(crate) const PLATFORM: &str = "tessera_onnxruntime";
-
-/// The model that a request names.
-#[derive(Debug)]
-pub(crate) struct Model {
-    /// Service that answers requests to the model.
-    pub(crate) service: Arc<FamilyService>,
-    /// Version that the request names, or [`VERSION`].
-    pub(crate) version: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct ModelPath {
-    model: String,
-    version: Option<String>,
-}
-
-impl FromRequestParts<Arc<Shared>> for Model {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Self, ApiError> {
-        let Path(path) = Path::<ModelPath>::from_request_parts(parts, shared)
-            .await
-            .map_err(|_| ApiError::NoRoute { path: parts.uri.path().to_owned() })?;
-        Self::find(shared.api.repository.registry(), &path.model, path.version)
-    }
-}
-
-impl Model {
-    /// Finds the model `name` in `version`, or in its current version if `version` is `None`.
-    ///
-    /// # Errors
-    ///
-    /// Fails if there is no such model or version, or if the model is not served.
-    pub(crate) fn find(
-        registry: &Registry,
-        name: &str,
-        version: Option<String>,
-    ) -> Result<Self, ApiError> {
-        let service = registry.family(name)?;
-        Span::current().record("model", service.name());
-        let version = version.unwrap_or_else(|| VERSION.to_owned());
-        if version != VERSION && version != service.digest() {
-            return Err(ApiError::UnknownVersion {
-                model: name.to_owned(),
-                version: version.chars().take(100).collect(),
-                known: format!("`{VERSION}`, which is `{}`", service.digest()),
-            });
-        }
-        Ok(Self { service, version })
-    }
-
-    /// Returns every model that is served.
-    pub(crate) fn all(registry: &Registry) -> Vec<Self> {
-        let ready = |(_, state)| match state {
-            FamilyState::Ready(service) => Some(Self { service, version: VERSION.to_owned() }),
-            FamilyState::Loading | FamilyState::Failed { .. } | FamilyState::Unloaded => None,
-        };
-        registry.families().into_iter().filter_map(ready).collect()
-    }
-
-    /// Returns the versions by which requests can name the model.
-    pub(crate) fn versions(&self) -> [String; 2] {
-        [VERSION.to_owned(), self.service.digest().to_owned()]
-    }
-}
 
 /// Metadata of a model, in the protocol's form.
 #[derive(Debug, Serialize, JsonSchema)]

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 use tracing::{Instrument, debug_span};
 
-use super::{infer::server_timing, models::Model};
+use super::infer::server_timing;
 use crate::{
     api::{
         access::clients::Permit,
@@ -28,7 +28,7 @@ use crate::{
             raw::flatten,
         },
         error::ApiError,
-        inference::{accept, output_bytes},
+        inference::{Model, accept, output_bytes},
         state::Shared,
     },
     family::Limits,

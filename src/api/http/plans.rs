@@ -9,7 +9,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::models::Model;
 use crate::{
     api::{
         codec::{
@@ -19,6 +18,7 @@ use crate::{
             parameters::{Parameters, ParametersSchema},
         },
         error::ApiError,
+        inference::Model,
     },
     plan::Shape,
     serve::{FamilyService, ServeError},

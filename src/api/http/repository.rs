@@ -12,7 +12,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::models::Model;
 use crate::{
     api::{
         access::clients::Permit,
@@ -21,6 +20,7 @@ use crate::{
             bounded,
         },
         error::ApiError,
+        inference::Model,
         state::Shared,
         triton::{
             describe,

@@ -8,7 +8,7 @@ use super::messages::{
     repository_index_response::ModelIndex,
 };
 use crate::{
-    api::http::models::{Model, PLATFORM},
+    api::{http::models::PLATFORM, inference::Model},
     serve::{FamilyState, Repository, Tally},
     tensor::{DataType, TensorSpec},
 };

@@ -21,7 +21,8 @@ use crate::{
         error::ServeError,
         observe::Observer,
         planner::{Chosen, Planner},
-        workers::{outputs::Outputs, routed::RoutedModule},
+        request::RoutedModule,
+        workers::outputs::Outputs,
     },
 };
 

@@ -15,7 +15,7 @@ use crate::{
         observe::Observer,
         planner::Planner,
         request::{
-            prepare::Preparing,
+            prepare::PreparingThreads,
             pulse::Pulse,
             service::{FamilyService, SharedParts},
         },
@@ -47,7 +47,7 @@ impl Engine {
             queue,
             config,
             observer,
-            preparing: Preparing::default(),
+            preparing: PreparingThreads::default(),
             pulse: Pulse::default(),
         };
         Ok((Self { runtime, parts, num_families: AtomicU64::new(0) }, threads))

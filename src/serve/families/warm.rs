@@ -68,7 +68,6 @@ pub(super) fn measure(
         let ended = Instant::now();
         planner.learn(&Run { shape, times: &times.0, whole, is_alone, ended }, observer);
     }
-    planner.apply_learned(Instant::now());
 }
 
 /// Returns the plans of the fronts at the profiled lengths, the extremes first.

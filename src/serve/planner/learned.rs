@@ -1,7 +1,7 @@
 //! Costs of a family's modules as learned while they serve, and the resulting costs of its plans.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::{Duration, Instant},
@@ -11,7 +11,7 @@ use super::follow::step;
 use crate::{
     family::ModuleId,
     offer::Profile,
-    plan::{PlanTable, Shape},
+    plan::{Budget, PlanTable, Shape},
     serve::families::loaded::LoadedFamily,
 };
 
@@ -30,6 +30,12 @@ const MOST: f64 = 4.0;
 /// `INTERVAL` is the least time between two such updates.
 const NOTABLE: f64 = 0.01;
 const INTERVAL: Duration = Duration::from_millis(250);
+
+/// Largest number of budgets and shapes in the cache, since clients choose them.
+const MAX_CACHED: usize = 1024;
+
+/// Inputs of the choice of the fastest plan, besides the tables: shape, memory and quality bits.
+type Key = (Shape, Option<u64>, Option<u64>);
 
 /// Measurements of a batch that ran.
 #[derive(Debug)]
@@ -54,6 +60,7 @@ pub(crate) struct Run<'a> {
 pub(crate) struct Learned {
     learning: Mutex<Learning>,
     tables: RwLock<Arc<Tables>>,
+    fastest: Fastest<Tables>,
 }
 
 #[derive(Debug)]
@@ -88,7 +95,7 @@ impl Learned {
         let moved = vec![0.0; loaded.family.graph.modules().len()];
         let learning = Mutex::new(Learning { profile, moved, updated: None });
         let tables = Tables { all: loaded.table.clone(), alike: loaded.alike.clone() };
-        Self { learning, tables: RwLock::new(Arc::new(tables)) }
+        Self { learning, tables: RwLock::new(Arc::new(tables)), fastest: Fastest::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Learning> {
@@ -100,39 +107,45 @@ impl Learned {
         self.tables.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Returns the seconds that the fastest plan for `budget` takes at `shape`, or `None` if no plan
+    /// meets `budget`, which has no latency. Unless `budget` names a plan, this costs next to
+    /// nothing, so that admission can refuse at that cost.
+    pub(crate) fn fastest_seconds(&self, shape: Shape, budget: &Budget) -> Option<f64> {
+        let tables = self.tables();
+        let find = || seconds_of(&tables.all, shape, budget);
+        match &budget.plan {
+            Some(_) => find(),
+            None => self.fastest.seconds(&tables, shape, budget, find),
+        }
+    }
+
     /// Calls `read` with the learned latencies and returns its result.
     pub(crate) fn with_profile<T>(&self, read: impl FnOnce(&Profile) -> T) -> T {
         read(&self.lock().profile)
     }
 
-    /// Returns the time that the modules of `times` are known to take at `shape`.
-    pub(crate) fn known(&self, shape: Shape, times: &[(ModuleId, Duration)]) -> Duration {
-        let learning = self.lock();
-        let grids = times.iter().filter_map(|(id, _)| learning.profile.module(*id));
-        Duration::from_secs_f64(
-            grids.map(|module| module.latency_seconds.at(shape.batch, shape.tokens)).sum(),
-        )
-    }
-
-    /// Learns from `run`, a batch without neighbours. The machine now takes `factor` times as long
-    /// as when `measured` was profiled. Calls `hear` with each module and the ratio between its
-    /// current and its profiled latency.
+    /// Learns from `run` if it had no neighbours, and updates the plans. The machine now takes
+    /// `factor` times as long as when `measured` was profiled. Calls `hear` with each module that
+    /// was learned, and the ratio between its current and its profiled latency. Returns the time
+    /// that the modules of `run` were known to take.
     pub(crate) fn learn(
         &self,
         measured: &Profile,
         run: &Run<'_>,
         factor: f64,
         hear: &dyn Fn(ModuleId, f64),
-    ) {
+    ) -> Duration {
         let Shape { batch, tokens } = run.shape;
         let mut learning = self.lock();
         let Learning { profile, moved, .. } = &mut *learning;
+        let mut known = 0.0;
         for (id, time) in run.times {
             let Some((grid, measured)) = profile.latency_mut(*id).zip(measured.module(*id)) else {
                 continue;
             };
             let before = grid.at(batch, tokens);
-            if before > 0.0 {
+            known += before;
+            if run.is_alone && before > 0.0 {
                 let ratio = time.as_secs_f64() / (before * factor);
                 let profiled = measured.latency_seconds.at(batch, tokens);
                 let back = (profiled / before).powf(PULL);
@@ -142,11 +155,14 @@ impl Learned {
                 hear(*id, factor * grid.at(batch, tokens) / profiled);
             }
         }
+        drop(learning);
+        self.update_plans(run.ended);
+        Duration::from_secs_f64(known)
     }
 
     /// Updates the plans' latencies if a module's has changed enough and the last update is old
     /// enough.
-    pub(crate) fn update_plans(&self, now: Instant) {
+    fn update_plans(&self, now: Instant) {
         let mut learning = self.lock();
         let is_notable = learning.moved.iter().any(|moved| moved.abs() > NOTABLE);
         let updated = *learning.updated.get_or_insert(now);
@@ -165,5 +181,81 @@ impl Learned {
             alike: alike.map(|(key, table)| (key.clone(), table.with_latencies(latency))).collect(),
         };
         *self.tables.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(tables);
+    }
+}
+
+/// Returns the seconds at `shape` of the plan that `table` chooses for `budget`.
+pub(crate) fn seconds_of(table: &PlanTable, shape: Shape, budget: &Budget) -> Option<f64> {
+    let choice = table.choose(shape, budget).ok()?;
+    Some(choice.entry.latency_seconds_at(shape))
+}
+
+/// Cache of the seconds that the fastest plans take, on a machine as fast as when it was profiled.
+#[derive(Debug)]
+struct Fastest<T> {
+    known: Mutex<Known<T>>,
+}
+
+#[derive(Debug)]
+struct Known<T> {
+    /// Tables of the plans whose latencies are in the cache.
+    tables: Option<Arc<T>>,
+    /// Seconds of the fastest plan, or `None` if no plan meets the budget.
+    seconds: HashMap<Key, Option<f64>>,
+}
+
+impl<T> Default for Fastest<T> {
+    fn default() -> Self {
+        Self { known: Mutex::new(Known { tables: None, seconds: HashMap::new() }) }
+    }
+}
+
+impl<T> Fastest<T> {
+    /// Returns the seconds that the fastest plan of `tables` within `budget` takes at `shape`, or
+    /// `None` if no plan meets `budget`. Calls `find` if the cache lacks the answer. Ignores the
+    /// latency and the plan of `budget`.
+    fn seconds(
+        &self,
+        tables: &Arc<T>,
+        shape: Shape,
+        budget: &Budget,
+        find: impl FnOnce() -> Option<f64>,
+    ) -> Option<f64> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_same = known.tables.as_ref().is_some_and(|known| Arc::ptr_eq(known, tables));
+        if !is_same || known.seconds.len() >= MAX_CACHED {
+            *known = Known { tables: Some(tables.clone()), seconds: HashMap::new() };
+        }
+        let key = (shape, budget.memory_bytes, budget.min_quality.map(f64::to_bits));
+        *known.seconds.entry(key).or_insert_with(find)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_found_is_remembered_while_the_plans_cost_the_same() {
+        let fastest = Fastest::default();
+        let (tables, budget) = (Arc::new("tables"), Budget::default());
+        let get = |tables, rows, budget, found| {
+            fastest.seconds(tables, Shape::new(rows, 8), budget, || found)
+        };
+        assert_eq!(get(&tables, 1, &budget, Some(1.0)), Some(1.0));
+        assert_eq!(get(&tables, 1, &budget, Some(2.0)), Some(1.0));
+        assert_eq!(get(&tables, 2, &budget, Some(2.0)), Some(2.0));
+        let better = Budget { min_quality: Some(0.9), ..Budget::default() };
+        assert_eq!(get(&tables, 1, &better, None), None);
+        assert_eq!(get(&Arc::new("tables"), 1, &budget, Some(3.0)), Some(3.0));
+    }
+
+    #[test]
+    fn no_more_is_remembered_than_a_bound() {
+        let (fastest, tables) = (Fastest::default(), Arc::new(()));
+        for rows in 0..2 * MAX_CACHED {
+            fastest.seconds(&tables, Shape::new(rows, 1), &Budget::default(), || None);
+            assert!(fastest.known.lock().expect("no panic").seconds.len() <= MAX_CACHED);
+        }
     }
 }

@@ -2,9 +2,7 @@
 
 mod correction;
 pub(super) mod follow;
-pub(super) mod foresee;
 pub(super) mod learned;
-mod least;
 
 use std::{
     sync::{
@@ -24,8 +22,7 @@ use crate::{
     runtime::Executor,
 };
 use correction::{Correction, Lesson};
-use learned::{Learned, Run, Tables};
-use least::Fastest;
+use learned::{Learned, Run, seconds_of};
 
 /// Planner that chooses the plans of a family.
 #[derive(Debug)]
@@ -35,7 +32,6 @@ pub(crate) struct Planner {
     executor: Weak<Executor>,
     pub(super) correction: Correction,
     learned: Learned,
-    fastest: Fastest<Tables>,
     /// Margin added to latencies before they are compared with the remaining budget, as a fraction
     /// of them.
     margin: f64,
@@ -79,9 +75,8 @@ impl Planner {
     pub(super) fn new(loaded: LoadedFamily, executor: Weak<Executor>) -> Self {
         let margin = loaded.table.margin();
         let learned = Learned::new(&loaded);
-        let (correction, fastest) = (Correction::default(), Fastest::default());
-        let is_loaded = AtomicBool::new(false);
-        Self { loaded, executor, correction, learned, fastest, margin, is_loaded }
+        let (correction, is_loaded) = (Correction::default(), AtomicBool::new(false));
+        Self { loaded, executor, correction, learned, margin, is_loaded }
     }
 
     /// Returns the executor of the family, or `None` if the family is no longer served.
@@ -92,21 +87,13 @@ impl Planner {
     /// Learns from a batch. Modules' latencies are learned from a batch without neighbours only.
     pub(super) fn learn(&self, run: &Run<'_>, observer: &dyn Observer) {
         let LoadedFamily { family, profile, .. } = &self.loaded;
-        let known = self.learned.known(run.shape, run.times);
-        if run.is_alone {
-            let hear = |id: ModuleId, ratio| {
-                let module = &family.graph.module(id).name;
-                observer.module_corrected(&family.manifest.name, module, ratio);
-            };
-            self.learned.learn(profile, run, self.correction.machine(), &hear);
-        }
+        let hear = |id: ModuleId, ratio| {
+            let module = &family.graph.module(id).name;
+            observer.module_corrected(&family.manifest.name, module, ratio);
+        };
+        let known = self.learned.learn(profile, run, self.correction.machine(), &hear);
         let lesson = Lesson { known, measured: run.whole, is_alone: run.is_alone };
         self.correction.learn(run.ended, lesson);
-    }
-
-    /// Applies the learned latencies to the choices that follow.
-    pub(super) fn apply_learned(&self, now: Instant) {
-        self.learned.update_plans(now);
     }
 
     /// Returns the plans that no other plan beats at this shape, cheapest first.
@@ -189,14 +176,9 @@ impl Planner {
     /// Returns the seconds that the fastest plan for `budget` takes on a machine as fast as when it
     /// was profiled. Returns `None` if no plan meets `budget`, which has no latency.
     fn fastest_seconds(&self, shape: Shape, budget: &Budget) -> Option<f64> {
-        let tables = self.learned.tables();
         match self.unlisted(budget).ok()? {
             Some((table, budget)) => seconds_of(&table, shape, &budget),
-            None if budget.plan.is_some() => seconds_of(&tables.all, shape, budget),
-            None => {
-                let find = || seconds_of(&tables.all, shape, budget);
-                self.fastest.seconds(&tables, shape, budget, find)
-            }
+            None => self.learned.fastest_seconds(shape, budget),
         }
     }
 
@@ -293,11 +275,6 @@ impl Planner {
         let predicted = plan.predicted_latency;
         Ok(Chosen { plan, path, conservative, predicted })
     }
-}
-
-fn seconds_of(table: &PlanTable, shape: Shape, budget: &Budget) -> Option<f64> {
-    let choice = table.choose(shape, budget).ok()?;
-    Some(choice.entry.latency_seconds_at(shape))
 }
 
 fn share(rows: usize) -> u32 {

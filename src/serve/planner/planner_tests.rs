@@ -87,7 +87,6 @@ fn a_slow_machine_is_learned_from_batches_alone_and_measured_again_when_stale() 
         now += Duration::from_millis(100);
         let run = Run { shape: ONE, times: &times, whole, is_alone: true, ended: now };
         planner.learn(&run, &Endings::default());
-        planner.apply_learned(now);
     }
     let slow = ask(now).map(|chosen| chosen.plan.quality.value).unwrap_or_default();
     assert!(slow < fast.plan.quality.value, "three times as slow");

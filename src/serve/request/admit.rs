@@ -9,7 +9,6 @@ use tracing::{Instrument, Span, debug_span};
 use super::{
     InferRequest,
     inputs::{self, Inputs},
-    prepare::Ready,
     service::FamilyService,
 };
 use crate::{
@@ -55,6 +54,8 @@ struct Asked {
 struct Prepared {
     input: ModelInput,
     chosen: Chosen,
+    /// Least time of the request as its part of a full batch.
+    least: Duration,
     /// Time to turn texts into tokens, or image files into pixels.
     preprocess: Duration,
 }
@@ -67,8 +68,8 @@ impl FamilyService {
         let asked = Asked { budget, priority, arrival };
         let place = self.admit(&inputs, &asked)?;
         let prepared = self.prepare(inputs, &asked, &place).await?;
-        let shape = prepared.input.shape();
-        let (total_tokens, preprocess) = (prepared.input.total_tokens(), prepared.preprocess);
+        let (input, preprocess) = (&prepared.input, prepared.preprocess);
+        let (shape, total_tokens) = (input.shape(), input.total_tokens());
         let reply = self.queue(prepared, asked, place)?;
         Ok(Queued { reply, shape, total_tokens, preprocess })
     }
@@ -76,19 +77,14 @@ impl FamilyService {
     /// Admits a request before any work is done for it. Uses the least time that texts of its
     /// length are likely to need.
     fn admit(&self, inputs: &Inputs, asked: &Asked) -> Result<Reservation, ServeError> {
-        let shape = match inputs {
-            Inputs::Texts(texts) => Shape::new(texts.len(), self.foresight.tokens(texts)),
-            Inputs::Pictures(files) => Shape::new(files.len(), 1),
-            Inputs::Ready(input) => input.shape(),
-        };
         let now = Instant::now();
         self.pulse.beat(now);
-        let question = Question { shape, budget: &asked.budget, now };
+        let expected = self.preparation.expect(now, inputs, self.config.num_workers);
+        let question = Question { shape: expected.shape, budget: &asked.budget, now };
         let mut need = self.planner.need(&question).unwrap_or_default();
         // Preparing takes the processor from running batches, and precedes the request's own batch.
-        let preparing = self.foresight.preparing(now, inputs.num_bytes());
-        need.least += self.preparing.share(preparing, self.config.num_workers);
-        need.alone += preparing;
+        need.least += expected.share;
+        need.alone += expected.time;
         let in_time = self.rank(asked, now);
         let latest = Rank { priority: asked.priority, deadline: now + self.config.max_wait };
         let candidate = Candidate {
@@ -121,25 +117,18 @@ impl FamilyService {
             Inputs::Pictures(_) | Inputs::Ready(_) => None,
         };
         let reference = &self.manifest().reference;
-        let num_bytes = inputs.num_bytes();
-        let ready = self
-            .preparing
-            .run(&self.planner, inputs, reference)
-            .instrument(debug_span!("preprocess"));
-        let Ready { input, took } = ready.await?;
-        if num_bytes > 0 {
-            self.foresight.learn_preparing(Instant::now(), num_bytes, took);
-        }
-        texts.iter().for_each(|texts| self.foresight.learn(texts, input.tokens()));
-        let shape = input.shape();
-        let chosen = self.plan_in_time(shape, asked, place)?;
+        let preparing = self.preparation.run(&self.planner, inputs, reference);
+        let mut input = preparing.instrument(debug_span!("preprocess")).await?;
+        let question =
+            Question { shape: input.shape(), budget: &asked.budget, now: Instant::now() };
+        let chosen = self.plan_in_time(&question, asked.arrival, place)?;
+        let need = self.planner.need(&question).unwrap_or_default();
         let anchor = family.graph.stem_anchor(&chosen.path).unwrap_or_default();
-        if family.share_tokenizer(anchor, reference) {
-            return Ok(Prepared { input, chosen, preprocess: start.elapsed() });
+        if !family.share_tokenizer(anchor, reference) {
+            let texts = texts.ok_or_else(|| other_vocabulary(anchor))?;
+            input = self.preparation.run(&self.planner, Inputs::Texts(texts), anchor).await?;
         }
-        let texts = texts.ok_or_else(|| other_vocabulary(anchor))?;
-        let ready = self.preparing.run(&self.planner, Inputs::Texts(texts), anchor).await?;
-        Ok(Prepared { input: ready.input, chosen, preprocess: start.elapsed() })
+        Ok(Prepared { input, chosen, least: need.least, preprocess: start.elapsed() })
     }
 
     /// Chooses the plan for the remaining time. If no plan is in time, the reason may be other
@@ -147,31 +136,30 @@ impl FamilyService {
     /// refuses.
     fn plan_in_time(
         &self,
-        shape: Shape,
-        Asked { budget, arrival, .. }: &Asked,
+        question: &Question<'_>,
+        arrival: Instant,
         place: &Reservation,
     ) -> Result<Chosen, ServeError> {
-        let now = Instant::now();
-        let question = Question { shape, budget, now };
+        let Question { budget, now, .. } = *question;
         let turns = budget.latency.map(|latency| self.turns(now, latency));
-        let elapsed = now.saturating_duration_since(*arrival) + turns.unwrap_or_default();
-        let error = match self.planner.plan_in_time(&question, elapsed) {
+        let waited = now.saturating_duration_since(arrival);
+        let elapsed = waited + turns.unwrap_or_default();
+        let error = match self.planner.plan_in_time(question, elapsed) {
             Ok(chosen) => return Ok(chosen),
             Err(error) if error.code() != ErrorCode::BudgetInfeasible => return Err(error),
             Err(error) => error,
         };
         let is_busy = self.queue.is_busy_beside(place);
-        if self.planner.plan_for(&question).is_err() {
-            let again = (!is_busy).then(|| self.planner.remeasure(&question)).flatten();
+        if self.planner.plan_for(question).is_err() {
+            let again = (!is_busy).then(|| self.planner.remeasure(question)).flatten();
             return again.ok_or(error);
         }
         // On an idle server the expected delays are a guess; only time that has passed refuses a
         // request.
-        let waited = now.saturating_duration_since(*arrival);
         let is_time_left = budget.latency.is_some_and(|latency| waited < latency);
         match is_busy {
             false if is_time_left => {
-                self.planner.plan_for(&Question { budget: &budget.fastest(), ..question })
+                self.planner.plan_for(&Question { budget: &budget.fastest(), ..*question })
             }
             false if place.promise.is_alone => Err(ServeError::DeadlineExceeded { waited }),
             _ => Err(ServeError::Late { retry_after: self.queue.backlog() }),
@@ -197,22 +185,19 @@ impl FamilyService {
     /// Queues a job and returns the receiver of its results.
     fn queue(
         &self,
-        Prepared { input, chosen, .. }: Prepared,
+        Prepared { input, chosen, least, .. }: Prepared,
         asked: Asked,
         place: Reservation,
     ) -> Result<oneshot::Receiver<Result<Done, ServeError>>, ServeError> {
         let (reply, answer) = oneshot::channel();
         let queued = Instant::now();
-        let shape = input.shape();
-        let question = Question { shape, budget: &asked.budget, now: queued };
-        let need = self.planner.need(&question).unwrap_or_default();
         let in_time = self.rank(&asked, queued);
         let Asked { budget, priority, arrival } = asked;
         let latest = Rank { priority, deadline: queued + self.config.max_wait };
         let job = Job {
             before: queued - arrival,
             family: self.key,
-            shape,
+            shape: input.shape(),
             input: Some(input),
             chosen,
             planner: self.planner.clone(),
@@ -221,7 +206,7 @@ impl FamilyService {
             queued,
             rank: in_time.unwrap_or(latest),
             promise: place.promise,
-            least: need.least,
+            least,
             budget: in_time.is_some().then_some(budget),
             reply,
         };

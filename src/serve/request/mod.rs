@@ -12,7 +12,6 @@ pub use ticket::{Answer, Event, Ticket};
 
 use std::time::{Duration, Instant};
 
-use super::workers::routed::RoutedModule;
 use crate::{
     plan::{Budget, Quality},
     tensor::Tensor,
@@ -77,4 +76,17 @@ pub struct Report {
     pub compute: Duration,
     /// Experts that tokens took, by module; empty if no module routes.
     pub routed: Vec<RoutedModule>,
+}
+
+/// Experts that a request's tokens took in one module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RoutedModule {
+    /// Name of the module.
+    pub module: String,
+    /// Largest number of experts that a token takes.
+    pub top_k: usize,
+    /// Number of tokens that were routed.
+    pub num_tokens: u64,
+    /// Number of tokens that took each expert.
+    pub taken: Vec<u64>,
 }

@@ -1,4 +1,4 @@
-//! Preparation of checked inputs for plans, off the async threads.
+//! Preparation of checked inputs for plans, off the async threads, and estimates of it.
 
 use std::{
     sync::Arc,
@@ -14,27 +14,61 @@ use crate::{
     input::{
         ModelInput, PictureError, Pixels, TokenizeError, Tokenizer, decode_picture, decoding_bytes,
     },
+    plan::Shape,
     runtime::Executor,
-    serve::{error::ServeError, planner::Planner, workers::yielding::give_way},
+    serve::{
+        error::ServeError,
+        planner::{
+            Planner,
+            follow::{Bounds, Follower, Rates, Transient},
+        },
+        workers::yielding::give_way,
+    },
 };
 
-/// Preparation of inputs on at most as many threads as there are cores. More threads would only
-/// take the processor from those that answer.
+/// Rates of the tokens-per-byte estimate: it settles at the 1st percentile.
+const RATES: Rates = Rates { rise: 0.001, fall: 0.1 };
+
+/// Tokens per byte at first; `BOUNDS` limits the estimate.
+const AT_FIRST: f64 = 0.1;
+const BOUNDS: Bounds = Bounds { least: 0.025, most: 0.4 };
+
+/// Seconds to prepare a byte without load, and the bounds and rates of the estimate.
+const PREPARING: f64 = 1e-7;
+const PREPARING_BOUNDS: Bounds = Bounds { least: 1e-9, most: 1e-5 };
+const PREPARING_RATES: Rates = Rates { rise: 0.02, fall: 0.02 };
+
+/// Threads that prepare inputs, at most as many as there are cores. More threads would only take
+/// the processor from those that answer.
 #[derive(Debug, Clone)]
-pub(crate) struct Preparing {
+pub(crate) struct PreparingThreads {
     turns: Arc<Semaphore>,
     num_cores: u32,
 }
 
-/// An input that plans read, and its preparation time.
+/// Preparation of a family's inputs, and estimates of it. By these, inputs that come too late are
+/// refused before they are prepared.
 #[derive(Debug)]
-pub(crate) struct Ready {
-    pub(crate) input: ModelInput,
-    /// Time to prepare the input, without waiting.
-    pub(crate) took: Duration,
+pub(crate) struct Preparation {
+    threads: PreparingThreads,
+    tokens_per_byte: Follower,
+    seconds_per_byte: Transient,
+    /// Number of tokens at which texts are cut.
+    max_tokens: usize,
 }
 
-impl Default for Preparing {
+/// Estimate of inputs before they are prepared.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Expected {
+    /// Number of inputs, and the least number of tokens of the longest that is likely.
+    pub(crate) shape: Shape,
+    /// Time to prepare the inputs.
+    pub(crate) time: Duration,
+    /// Part of that time which each inference thread loses.
+    pub(crate) share: Duration,
+}
+
+impl Default for PreparingThreads {
     fn default() -> Self {
         let num_cores = available_parallelism().map_or(1, usize::from);
         let turns = Arc::new(Semaphore::new(num_cores));
@@ -42,54 +76,106 @@ impl Default for Preparing {
     }
 }
 
-impl Preparing {
-    /// Returns the time that each of `num_workers` loses while inputs are prepared for `time`. The
-    /// workers use all cores together.
-    pub(crate) fn share(&self, time: Duration, num_workers: usize) -> Duration {
-        let num_workers = u32::try_from(num_workers).unwrap_or(u32::MAX).min(self.num_cores);
-        time * num_workers / self.num_cores
+impl Preparation {
+    /// Creates the preparation of texts that are cut at `max_tokens`, or of images.
+    pub(crate) fn new(threads: PreparingThreads, max_tokens: usize) -> Self {
+        let tokens_per_byte = Follower::new(AT_FIRST);
+        Self { threads, tokens_per_byte, seconds_per_byte: Transient::new(PREPARING), max_tokens }
+    }
+
+    /// Estimates at `now` the shape of `inputs` and the time to prepare them beside `num_workers`
+    /// inference threads.
+    pub(crate) fn expect(&self, now: Instant, inputs: &Inputs, num_workers: usize) -> Expected {
+        let shape = match inputs {
+            Inputs::Texts(texts) => Shape::new(texts.len(), self.tokens(texts)),
+            Inputs::Pictures(files) => Shape::new(files.len(), 1),
+            Inputs::Ready(input) => input.shape(),
+        };
+        let seconds = self.seconds_per_byte.get(now) * bytes(inputs.num_bytes());
+        let time = Duration::from_secs_f64(seconds);
+        // The inference threads use all cores together.
+        let num_workers = u32::try_from(num_workers).unwrap_or(u32::MAX);
+        let share = time * num_workers.min(self.threads.num_cores) / self.threads.num_cores;
+        Expected { shape, time, share }
     }
 
     /// Tokenizes texts for `anchor`, decodes image files, or checks token ids against the
-    /// vocabulary of `anchor`.
+    /// vocabulary of `anchor`. Learns the estimates from what the reference anchor needs.
     pub(crate) async fn run(
         &self,
         planner: &Planner,
         inputs: Inputs,
         anchor: &str,
-    ) -> Result<Ready, ServeError> {
+    ) -> Result<ModelInput, ServeError> {
         let family = &planner.loaded.family;
+        let num_bytes = inputs.num_bytes();
         match inputs {
             Inputs::Ready(input) => {
                 if let ModelInput::Tokens(encoding) = &input {
                     inputs::check_vocabulary(encoding, family.vocabulary_size(anchor))?;
                 }
-                Ok(Ready { input, took: Duration::ZERO })
+                Ok(input)
             }
             Inputs::Texts(texts) => {
                 let tokenizer = tokenizer(family, anchor)?;
+                let strings = texts.clone();
                 let encode = move || {
-                    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+                    let texts: Vec<&str> = strings.iter().map(String::as_str).collect();
                     tokenizer.encode(&texts)
                 };
                 let refused = |reason: TokenizeError| {
                     refuse(TEXT, &format!("it cannot be tokenized: {reason}"))
                 };
-                let (encoded, took) = self.on_thread(encode).await?;
+                let (encoded, took) = self.threads.run(encode).await?;
                 let input = encoded.map(ModelInput::Tokens).map_err(refused)?;
-                Ok(Ready { input, took })
+                if anchor == family.manifest.reference {
+                    self.learn_time(Instant::now(), num_bytes, took);
+                    self.learn_tokens(&texts, input.tokens());
+                }
+                Ok(input)
             }
             Inputs::Pictures(files) => {
                 let executor = planner.executor().ok_or(ServeError::WorkerGone)?;
                 let decode = move || decode_all(&files, &executor);
-                let (decoded, took) = self.on_thread(decode).await?;
-                Ok(Ready { input: ModelInput::Pixels(decoded?), took })
+                let (decoded, took) = self.threads.run(decode).await?;
+                let input = ModelInput::Pixels(decoded?);
+                self.learn_time(Instant::now(), num_bytes, took);
+                Ok(input)
             }
         }
     }
 
+    /// Learns at `now` that it took `time` to prepare `num_bytes`.
+    fn learn_time(&self, now: Instant, num_bytes: usize, time: Duration) {
+        let rate = time.as_secs_f64() / bytes(num_bytes.max(1));
+        self.seconds_per_byte.follow(now, rate, PREPARING_RATES, PREPARING_BOUNDS);
+    }
+
+    /// Returns the least number of tokens that the longest of `texts` is likely to have.
+    fn tokens(&self, texts: &[String]) -> usize {
+        let rate = self.tokens_per_byte.get();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "texts are bounded, and a part of a token does not count"
+        )]
+        let tokens = (longest(texts) * rate) as usize;
+        tokens.clamp(1, self.max_tokens.max(1))
+    }
+
+    /// Learns that the longest of `texts` has `tokens` tokens. Learns nothing if it was cut.
+    fn learn_tokens(&self, texts: &[String], tokens: usize) {
+        if tokens >= self.max_tokens {
+            return;
+        }
+        let rate = bytes(tokens) / longest(texts).max(1.0);
+        self.tokens_per_byte.follow(rate, RATES, BOUNDS);
+    }
+}
+
+impl PreparingThreads {
     /// Runs `work` on a blocking thread at its turn. Returns its result and the time it took.
-    async fn on_thread<T: Send + 'static>(
+    async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<(T, Duration), ServeError> {
@@ -132,4 +218,48 @@ fn decode_all(files: &[Vec<u8>], executor: &Executor) -> Result<Pixels, ServeErr
         values.extend(decode_picture(&file, spec, max_pixels).map_err(refused)?.values);
     }
     Ok(Pixels { shape: [spec.channels, spec.height, spec.width], values })
+}
+
+fn longest(texts: &[String]) -> f64 {
+    bytes(texts.iter().map(String::len).max().unwrap_or(0))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "inputs are bounded")]
+fn bytes(count: usize) -> f64 {
+    count as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn preparation() -> Preparation {
+        Preparation::new(PreparingThreads::default(), 512)
+    }
+
+    #[test]
+    fn a_text_is_expected_to_be_no_longer_than_others_were() {
+        let preparation = preparation();
+        let text = |length| vec!["a".repeat(length)];
+        assert_eq!(preparation.tokens(&text(0)), 1);
+        for index in 0..20_000 {
+            preparation.learn_tokens(&text(100), if index % 10 == 0 { 20 } else { 30 });
+        }
+        let tokens = preparation.tokens(&text(200));
+        assert!((30..=42).contains(&tokens), "{tokens}");
+    }
+
+    #[test]
+    fn preparing_is_expected_to_take_as_long_as_it_took() {
+        let (preparation, now) = (preparation(), Instant::now());
+        for _ in 0..1_000 {
+            preparation.learn_time(now, 1_000, Duration::from_millis(2));
+        }
+        let files = Inputs::Pictures(vec![vec![0; 500]; 4]);
+        let expected = preparation.expect(now, &files, usize::MAX);
+        assert_eq!(expected.shape, Shape::new(4, 1));
+        let seconds = expected.time.as_secs_f64();
+        assert!((seconds - 0.004).abs() < 1e-5, "{seconds}");
+        assert_eq!(expected.share, expected.time, "all cores are taken from the threads");
+    }
 }

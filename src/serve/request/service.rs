@@ -7,7 +7,11 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use super::{PlanSummary, inputs, prepare::Preparing, pulse::Pulse};
+use super::{
+    PlanSummary, inputs,
+    prepare::{Preparation, PreparingThreads},
+    pulse::Pulse,
+};
 use crate::{
     assembly::Family,
     family::{Manifest, ModuleId},
@@ -19,7 +23,7 @@ use crate::{
         error::ServeError,
         families::statistics::{Counter, Statistics},
         observe::Observer,
-        planner::{Planner, Question, foresee::Foresight},
+        planner::{Planner, Question},
     },
     tensor::{DataType, TensorSpec, hex},
 };
@@ -33,8 +37,7 @@ pub struct FamilyService {
     pub(super) queue: Queue,
     pub(super) observer: Arc<dyn Observer>,
     counter: Counter,
-    pub(super) foresight: Foresight,
-    pub(super) preparing: Preparing,
+    pub(super) preparation: Preparation,
     pub(super) pulse: Pulse,
 }
 
@@ -44,7 +47,7 @@ pub(crate) struct SharedParts {
     pub(crate) queue: Queue,
     pub(crate) config: ServiceConfig,
     pub(crate) observer: Arc<dyn Observer>,
-    pub(crate) preparing: Preparing,
+    pub(crate) preparing: PreparingThreads,
     pub(crate) pulse: Pulse,
 }
 
@@ -53,8 +56,9 @@ impl FamilyService {
         let SharedParts { queue, config, observer, preparing, pulse } = parts;
         let digest = digest(&planner.loaded.family);
         let counter = Counter::default();
-        let foresight = Foresight::new(planner.loaded.family.manifest.limits.max_tokens);
-        Self { planner, digest, config, key, queue, observer, counter, foresight, preparing, pulse }
+        let max_tokens = planner.loaded.family.manifest.limits.max_tokens;
+        let preparation = Preparation::new(preparing, max_tokens);
+        Self { planner, digest, config, key, queue, observer, counter, preparation, pulse }
     }
 
     /// Returns the name under which the family is served.

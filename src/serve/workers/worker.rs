@@ -163,7 +163,6 @@ impl Worker {
             let ended = Instant::now();
             let run = Run { shape: *shape, times, whole, is_alone, ended };
             planner.learn(&run, &*self.crew.observer);
-            planner.apply_learned(ended);
         }
     }
 
