@@ -173,7 +173,7 @@ impl Bench {
             last = &last[last.len() - 1..];
         }
         let sides = SideInputs::of_input(data.input(family, &self.anchor, last, 128)?)?;
-        let paths = plans.iter().map(|plan| PlanId::find_path(&family.graph, plan));
+        let paths = plans.iter().map(|plan| PlanId::parse(&family.graph, plan));
         let paths = paths.collect::<Result<Vec<_>, _>>()?;
         let mut times = vec![Vec::new(); paths.len()];
         for _ in 0..TURNS {

@@ -49,7 +49,7 @@ fn plan_table(random: &mut Lcg) -> PlanTable {
         let quality = 0.5 + 0.4 * (size / 21.0) + 0.05 * random.next_unit();
         PlanEntry {
             id: format!("small[0..{index}]>base[6..12]"),
-            modules: vec![index],
+            plan: vec![tessera::plan::ModuleId(index)].into(),
             latency_seconds: grid(size * 1e-6, size * 1e-4),
             weight_bytes: u64::from(random.next_u32() >> 6),
             activation_bytes: grid(1e4, 0.0),

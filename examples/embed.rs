@@ -26,11 +26,11 @@ fn main() -> anyhow::Result<()> {
     let machine = Machine::start(MachineConfig::default())?;
     let executor = Executor::new(machine.runtime().clone(), family.clone());
 
-    let path = PlanId::find_path(&family.graph, PLAN)?;
-    let anchor = family.graph.stem_anchor(&path).unwrap_or_default();
+    let plan = PlanId::parse(&family.graph, PLAN)?;
+    let anchor = family.graph.stem_anchor(&plan.path).unwrap_or_default();
     let tokenizer = family.tokenizer(anchor).ok_or_else(|| anyhow::anyhow!("no tokenizer"))?;
     let sides = SideInputs::of_input(ModelInput::Tokens(tokenizer.encode(&[&text])?))?;
-    let outputs = executor.run(&path, &sides, &mut ())?;
+    let outputs = executor.run(&plan, &sides, &mut ())?;
 
     let embedding = outputs.first().and_then(|output| output.as_f32()).unwrap_or_default();
     let length = embedding.iter().map(|value| value * value).sum::<f32>().sqrt();

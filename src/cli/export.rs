@@ -8,23 +8,18 @@ use super::{
     show,
 };
 use crate::{
-    app::family_of,
-    family::{ModuleId, PlanId},
-    fit::export_plan,
-    plan::BudgetParameters,
-    pool::write_atomically,
-    telemetry,
-    tensor::ByteSize,
+    app::family_of, family::PlanId, fit::export_plan, plan::BudgetParameters,
+    pool::write_atomically, telemetry, tensor::ByteSize,
 };
 
 /// Writes a plan's sub-network as one ONNX file.
 pub(super) fn export(common: &Common, arguments: &ExportArguments) -> anyhow::Result<()> {
-    let (family, path) = match &arguments.plan {
+    let (family, plan) = match &arguments.plan {
         Some(plan) => {
             telemetry::start_logging(&common.log, common.log_format, None)?;
             let family = family_of(&common.pool, &arguments.family.family)?;
-            let path = PlanId::find_path(&family.graph, plan)?;
-            (family, path)
+            let plan = PlanId::parse(&family.graph, plan)?;
+            (family, plan)
         }
         None => {
             let budget = BudgetParameters {
@@ -36,18 +31,18 @@ pub(super) fn export(common: &Common, arguments: &ExportArguments) -> anyhow::Re
             .parse()?;
             let (family, table) = show::table(common, &arguments.family.family)?;
             let choice = table.choose(arguments.shape.shape(), &budget)?;
-            let path = choice.entry.modules.iter().map(|index| ModuleId(*index)).collect();
-            (family, path)
+            let plan = choice.entry.plan.clone();
+            (family, plan)
         }
     };
     let is_file = arguments.output.extension().is_some_and(|extension| extension == "onnx");
     ensure!(is_file, "{}: the file's name must end in .onnx", arguments.output.display());
-    let model = export_plan(&family, &path)?;
+    let model = export_plan(&family, &plan)?;
     write_atomically(&arguments.output, &model)?;
     say(&format!(
         "{}: {} ({})",
         arguments.output.display(),
-        PlanId::of_path(&family.graph, &path),
+        PlanId::of(&family.graph, &plan),
         ByteSize(model.len() as u64)
     ));
     Ok(())

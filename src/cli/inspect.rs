@@ -18,7 +18,7 @@ pub(super) fn inspect(common: &Common, arguments: &InspectArguments) -> anyhow::
     telemetry::start_logging(&common.log, common.log_format, None)?;
     let family = family_of(&common.pool, &arguments.family.family)?;
     let modules: Vec<ModuleId> = match &arguments.plan {
-        Some(plan) => PlanId::find_path(&family.graph, plan)?,
+        Some(plan) => PlanId::parse(&family.graph, plan)?.path,
         None => (0..family.graph.modules().len()).map(ModuleId).collect(),
     };
     let text = match arguments {

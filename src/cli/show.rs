@@ -10,7 +10,7 @@ use super::{
 use crate::{
     app::{family_of, quality_of},
     assembly::Family,
-    family::{ModuleId, ModuleKind},
+    family::ModuleKind,
     offer::plan_table,
     picture::{FrontPoint, PointKind, front_svg},
     plan::{BudgetParameters, PlanEntry, PlanTable, QualitySource, Shape},
@@ -157,11 +157,11 @@ fn kind_of(family: &Family, entry: &PlanEntry) -> PointKind {
             kinds.push(kind);
         }
     };
-    for index in &entry.modules {
-        let module = family.graph.module(ModuleId(*index));
+    for id in &entry.plan.path {
+        let module = family.graph.module(*id);
         let variant = module.variant.as_deref();
         match module.kind {
-            ModuleKind::Stitch if family.is_fitted(ModuleId(*index)) => add(PointKind::Fitted),
+            ModuleKind::Stitch if family.is_fitted(*id) => add(PointKind::Fitted),
             ModuleKind::Stitch => add(PointKind::Stitched),
             ModuleKind::Bridge => add(PointKind::Bridged),
             ModuleKind::Exit if variant == Some("head") => add(PointKind::Shortened),

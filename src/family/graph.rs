@@ -6,14 +6,11 @@ use super::{
     FamilyError,
     space::{Space, SpaceKind},
 };
+use crate::plan::{ModuleId, Offers};
 
 /// Index of a [`Space`] in its graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpaceId(pub usize);
-
-/// Index of a [`Module`] in its graph.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ModuleId(pub usize);
 
 /// A module: an edge from one space to another.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,6 +77,7 @@ pub struct FamilyGraph {
     outgoing: Vec<Vec<ModuleId>>,
     input: SpaceId,
     output: SpaceId,
+    offers: Offers,
 }
 
 impl FamilyGraph {
@@ -104,12 +102,24 @@ impl FamilyGraph {
         for (index, module) in modules.iter().enumerate() {
             outgoing[module.from.0].push(ModuleId(index));
         }
-        let graph = Self { anchors, spaces, modules, outgoing, input, output };
+        let offers = Offers::default();
+        let graph = Self { anchors, spaces, modules, outgoing, input, output, offers };
         graph.check_acyclic()?;
         if !graph.reaches_output() {
             return Err(FamilyError::NoPath);
         }
         Ok(graph)
+    }
+
+    /// Returns the graph with bricks and extents from which plans may choose.
+    #[must_use]
+    pub fn with_offers(self, offers: Offers) -> Self {
+        Self { offers, ..self }
+    }
+
+    /// Returns the bricks and extents from which plans may choose.
+    pub fn offers(&self) -> &Offers {
+        &self.offers
     }
 
     /// Returns the names of the anchors.

@@ -13,9 +13,10 @@ mod manifest;
 mod plan_id;
 mod space;
 
+pub use crate::plan::ModuleId;
 pub use error::FamilyError;
 pub use files::{FITS_FOLDER, MANIFEST_FILE, name_with_digest, name_without_digest};
-pub use graph::{FamilyGraph, Module, ModuleId, ModuleKind, SpaceId};
+pub use graph::{FamilyGraph, Module, ModuleKind, SpaceId};
 pub use manifest::{
     AnchorSpec, BlockEnds, ExitsSpec, ExpertSet, ExpertsSpec, FORMAT, Feature, Filter, ImageSpec,
     Limits, Manifest, MapForm, MapSpec, Metric, OnnxImage, OnnxSource, OutputSpec, PartSource,

@@ -5,7 +5,8 @@
 //! `variant:blocks`. A variant may name the sub-layer (`skip.mlp:4`). `via:label` names one of
 //! several stitches into the segment. `exit:label` names one of several exits out of the last
 //! segment. A segment that ends inside a block, after its attention, has a `+`:
-//! `l6[0..2+]>l6[4..6]`.
+//! `l6[0..2+]>l6[4..6]`. Bricks and extents stand behind the path, as in
+//! `l6[0..6]@lora=billing@dims=128`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,8 +15,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{FamilyError, FamilyGraph, ModuleId, ModuleKind, SpaceId, SpaceKind};
-use crate::plan::MAX_PLAN_ID_BYTES;
+use super::{FamilyError, FamilyGraph, ModuleKind, SpaceId, SpaceKind};
+use crate::plan::{MAX_PLAN_ID_BYTES, ModuleId, Plan};
 
 /// The readable, stable name of a plan.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -37,10 +38,10 @@ struct Segment<'a> {
 }
 
 impl PlanId {
-    /// Creates the plan id of `path`.
-    pub fn of_path(graph: &FamilyGraph, path: &[ModuleId]) -> Self {
+    /// Creates the id of `plan`.
+    pub fn of(graph: &FamilyGraph, plan: &Plan) -> Self {
         let mut text = String::new();
-        let mut rest = path;
+        let mut rest = plan.path.as_slice();
         while let Some(end) = segment_end(graph, rest) {
             if !text.is_empty() {
                 text.push('>');
@@ -48,15 +49,19 @@ impl PlanId {
             write_segment(graph, &rest[..end], &mut text);
             rest = &rest[end..];
         }
+        for choice in plan.choices() {
+            text.push('@');
+            text.push_str(&choice);
+        }
         Self(text)
     }
 
-    /// Returns the path in `graph` that `id` names.
+    /// Returns the plan of `graph` that `id` names.
     ///
     /// # Errors
     ///
-    /// Fails when `id` does not parse or names a module that `graph` does not have.
-    pub fn find_path(graph: &FamilyGraph, id: &str) -> Result<Vec<ModuleId>, FamilyError> {
+    /// Fails when `id` does not parse, or names a module or a choice that `graph` does not have.
+    pub fn parse(graph: &FamilyGraph, id: &str) -> Result<Plan, FamilyError> {
         let refuse = |reason: String| FamilyError::PlanSyntax {
             id: id.chars().take(MAX_SHOWN_CHARS).collect(),
             reason,
@@ -64,8 +69,14 @@ impl PlanId {
         if id.len() > MAX_PLAN_ID_BYTES {
             return Err(refuse(format!("it is longer than {MAX_PLAN_ID_BYTES} bytes")));
         }
-        let segments = split_segments(id).map_err(refuse)?;
-        walk(graph, &segments).map_err(refuse)
+        let mut parts = id.split('@');
+        let path = parts.next().unwrap_or_default();
+        let segments = split_segments(path).map_err(refuse)?;
+        let mut plan = Plan::from(walk(graph, &segments).map_err(refuse)?);
+        for choice in parts {
+            plan.choose(graph.offers(), choice).map_err(refuse)?;
+        }
+        Ok(plan)
     }
 
     /// Returns the id as text.

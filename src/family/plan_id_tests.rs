@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     family::{Module, Space, SpaceSpec},
-    plan::BudgetParameters,
+    plan::{BudgetParameters, Offers},
 };
 
 /// Returns a graph of two anchors with stitches, a bridge and exits. Anchor `a` has 2 blocks, and
@@ -84,12 +84,32 @@ fn every_path_has_its_own_id_and_is_found_again() {
     let mut all = Vec::new();
     paths(&graph, graph.input(), &[], &mut all);
     assert_eq!(all.len(), 2 + 2 * (729 + 27) + 4 * 81);
+    let plans: Vec<Plan> = all.into_iter().map(Plan::from).collect();
     let ids: std::collections::HashSet<_> =
-        all.iter().map(|path| PlanId::of_path(&graph, path)).collect();
-    assert_eq!(ids.len(), all.len());
-    for path in all {
-        let id = PlanId::of_path(&graph, &path);
-        assert_eq!(PlanId::find_path(&graph, id.as_str()).expect("found"), path, "{id}");
+        plans.iter().map(|plan| PlanId::of(&graph, plan)).collect();
+    assert_eq!(ids.len(), plans.len());
+    for plan in plans {
+        let id = PlanId::of(&graph, &plan);
+        assert_eq!(PlanId::parse(&graph, id.as_str()).expect("found"), plan, "{id}");
+    }
+}
+
+#[test]
+fn bricks_and_extents_stand_behind_the_path() {
+    let bricks = BTreeMap::from([("lora".to_owned(), vec!["billing".to_owned()])]);
+    let extents = BTreeMap::from([("dims".to_owned(), vec![64, 128])]);
+    let graph = graph().with_offers(Offers { bricks, extents });
+    let id = "a[0..1]>b[1..3]{via:lite}@lora=billing@dims=128";
+    let plan = PlanId::parse(&graph, id).expect("found");
+    assert_eq!(plan.extents.get("dims"), Some(&128));
+    assert_eq!(PlanId::of(&graph, &plan).as_str(), id);
+    for (id, reason) in [
+        ("a[0..2]@lora=other", "must be one of billing"),
+        ("a[0..2]@dims=32", "must be one of 64, 128"),
+        ("a[0..2]@", "not of the form @key=value"),
+    ] {
+        let error = PlanId::parse(&graph, id).expect_err(id).to_string();
+        assert!(error.contains(reason), "{id}: {error}");
     }
 }
 
@@ -105,8 +125,8 @@ fn ids_read_as_documented() {
         "b[0..3]{exit:deep,int8:0,skip.mlp:2}",
         "b[0..3]{int8.attn:1,skip:0,skip:2}",
     ] {
-        let path = PlanId::find_path(&graph, id).expect("found");
-        assert_eq!(PlanId::of_path(&graph, &path).as_str(), id);
+        let plan = PlanId::parse(&graph, id).expect("found");
+        assert_eq!(PlanId::of(&graph, &plan).as_str(), id);
     }
 }
 
@@ -126,11 +146,12 @@ fn what_is_no_plan_is_refused_with_the_reason() {
         ("a[0..2]{int8:7}", "is not about blocks"),
         ("b[0..3]{exit:none}", "called `none`"),
         ("a[0..99999999999999999999]", "not of the form"),
+        ("a[0..2]@lora=x@dims=128", "`lora` is not a choice of the family"),
     ] {
-        let error = PlanId::find_path(&graph, id).expect_err(id).to_string();
+        let error = PlanId::parse(&graph, id).expect_err(id).to_string();
         assert!(error.contains(reason), "{id}: {error}");
     }
-    assert!(PlanId::find_path(&graph, &"a[0..1]>".repeat(9_000)).is_err());
+    assert!(PlanId::parse(&graph, &"a[0..1]>".repeat(9_000)).is_err());
 }
 
 #[test]
@@ -157,11 +178,12 @@ fn a_long_id_that_is_offered_can_be_asked_for() {
     let modules = [stem].into_iter().chain(blocks).chain([head]).collect();
     let graph = FamilyGraph::new(vec!["long".repeat(20)], spaces, modules).expect("a valid graph");
     let path: Vec<ModuleId> = (0..num_blocks + 2).map(ModuleId).collect();
-    let id = PlanId::of_path(&graph, &path);
+    let plan = Plan::from(path);
+    let id = PlanId::of(&graph, &plan);
     assert!(id.as_str().len() > 1_024, "{id:?}");
-    let plan = Some(id.as_str().to_owned());
-    let asked = BudgetParameters { plan, ..BudgetParameters::default() }.parse();
+    let asked = Some(id.as_str().to_owned());
+    let asked = BudgetParameters { plan: asked, ..BudgetParameters::default() }.parse();
     let budget = asked.expect("a plan that is offered");
-    let found = PlanId::find_path(&graph, &budget.plan.expect("a plan")).expect("found");
-    assert_eq!(found, path);
+    let found = PlanId::parse(&graph, &budget.plan.expect("a plan")).expect("found");
+    assert_eq!(found, plan);
 }

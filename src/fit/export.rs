@@ -5,9 +5,10 @@ use prost::Message;
 use super::FitError;
 use crate::{
     assembly::Family,
-    family::{ModuleId, PlanId},
+    family::PlanId,
     module::{ATTENTION_MASK, Compute, INPUT_IDS, PIXEL_VALUES},
     onnx::{embed_weights, join, proto::StringStringEntry},
+    plan::Plan,
 };
 
 /// Joins the modules of `path` into one model that holds their weights.
@@ -18,10 +19,10 @@ use crate::{
 /// # Errors
 ///
 /// Fails when a module routes tokens or cannot be quantized, or weights cannot be read.
-pub fn export_plan(family: &Family, path: &[ModuleId]) -> Result<Vec<u8>, FitError> {
+pub fn export_plan(family: &Family, plan: &Plan) -> Result<Vec<u8>, FitError> {
     let wrap = |e: crate::onnx::OnnxError| FitError::Export { reason: e.to_string() };
     let mut models = Vec::new();
-    for id in path {
+    for id in &plan.path {
         match family.compute(*id) {
             None => {}
             Some(Compute::Network(index)) => {
@@ -47,7 +48,7 @@ pub fn export_plan(family: &Family, path: &[ModuleId]) -> Result<Vec<u8>, FitErr
     let entry = |key: &str, value: String| StringStringEntry { key: key.into(), value };
     model.metadata_props = vec![
         entry("tessera.family", family.manifest.name.clone()),
-        entry("tessera.plan", PlanId::of_path(&family.graph, path).into()),
+        entry("tessera.plan", PlanId::of(&family.graph, plan).into()),
         entry("license", family.manifest.license.clone()),
     ];
     Ok(model.encode_to_vec())

@@ -126,7 +126,7 @@ fn due_fits(family: &Family, due: impl Fn(&MapSpec) -> bool) -> Vec<Fit> {
             let (from, to) = (graph.space_named(&map.from)?, graph.space_named(&map.to)?);
             let prefix = match &map.fitted_on {
                 Some(plan) => {
-                    let path = PlanId::find_path(graph, plan).ok()?;
+                    let path = PlanId::parse(graph, plan).ok()?.path;
                     let end = path.iter().position(|id| graph.module(*id).to == from)?;
                     path[..=end].to_vec()
                 }

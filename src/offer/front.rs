@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use super::{error::OfferError, profile::Profile, quality::QualityRecords};
 use crate::{
     assembly::Family,
-    family::{FamilyGraph, ModuleId, PlanId},
+    family::{FamilyGraph, PlanId},
     plan::{
-        CostedEdge, CostedGraph, EdgeCost, Grid, MAX_PLAN_ID_BYTES, PlanEntry, PlanTable, Quality,
-        QualitySource, SearchOptions, Shape, pareto_front,
+        CostedEdge, CostedGraph, EdgeCost, Grid, MAX_PLAN_ID_BYTES, ModuleId, Plan, PlanEntry,
+        PlanTable, Quality, QualitySource, SearchOptions, Shape, pareto_front,
     },
 };
 
@@ -49,29 +49,30 @@ pub fn costed_graph(
     Ok(CostedGraph::new(graph.spaces().len(), edges, input, output)?)
 }
 
-/// Returns the paths that may be worth offering. They are the measured plans, and the paths on the
+/// Returns the plans that may be worth offering. They are the measured plans, and the paths on the
 /// front of some measured shape, where qualities are predicted.
 ///
 /// # Errors
 ///
 /// Fails when the planner refuses the graph.
-pub fn candidate_paths(
+pub fn candidate_plans(
     family: &Family,
     profile: &Profile,
     quality: &QualityRecords,
-) -> Result<BTreeSet<Vec<ModuleId>>, OfferError> {
-    let mut paths: BTreeSet<Vec<ModuleId>> =
-        quality.plans.keys().filter_map(|id| PlanId::find_path(&family.graph, id).ok()).collect();
+) -> Result<BTreeSet<Plan>, OfferError> {
+    let mut plans: BTreeSet<Plan> =
+        quality.plans.keys().filter_map(|id| PlanId::parse(&family.graph, id).ok()).collect();
     let options = SearchOptions { epsilon: EPSILON, ..SearchOptions::default() };
     for batch in [1, profile.max_batch()] {
         for &tokens in profile.token_knots().iter().rev().take(4) {
             let graph = costed_graph(family, profile, quality, Shape { batch, tokens })?;
             let front = pareto_front(&graph, &options)?;
-            let found = front.paths.into_iter().map(|p| p.edges.into_iter().map(ModuleId));
-            paths.extend(found.map(Iterator::collect));
+            let edges = front.paths.into_iter().map(|path| path.edges.into_iter());
+            let paths = edges.map(|edges| edges.map(ModuleId).collect::<Vec<_>>());
+            plans.extend(paths.map(Plan::from));
         }
     }
-    Ok(paths)
+    Ok(plans)
 }
 
 /// Returns the table that serving reads: the candidate plans with their costs at every shape. Plans
@@ -86,9 +87,9 @@ pub fn plan_table(
     quality: &QualityRecords,
     margin: f64,
 ) -> Result<PlanTable, OfferError> {
-    let mut entries = candidate_paths(family, profile, quality)?
-        .iter()
-        .map(|path| entry(family, profile, quality, path))
+    let mut entries = candidate_plans(family, profile, quality)?
+        .into_iter()
+        .map(|plan| entry(family, profile, quality, plan))
         .collect::<Result<Vec<_>, _>>()?;
     entries.retain(|entry| entry.quality.value >= family.manifest.quality.floor);
     // A plan with a longer id could not be asked for.
@@ -96,7 +97,7 @@ pub fn plan_table(
     Ok(PlanTable::new(entries, margin)?)
 }
 
-/// Returns the entry of `path` with its costs at every shape and its quality. The quality is
+/// Returns the entry of `plan` with its costs at every shape and its quality. The quality is
 /// predicted if the plan was not measured.
 ///
 /// # Errors
@@ -106,17 +107,18 @@ pub fn entry(
     family: &Family,
     profile: &Profile,
     quality: &QualityRecords,
-    path: &[ModuleId],
+    plan: Plan,
 ) -> Result<PlanEntry, OfferError> {
-    let id = PlanId::of_path(&family.graph, path);
+    let id = PlanId::of(&family.graph, &plan);
+    let path = &plan.path;
     let measured = || path.iter().filter_map(|id| profile.module(*id));
     Ok(PlanEntry {
         latency_seconds: profile.latency_of(path.iter().copied())?,
         activation_bytes: Grid::max(measured().map(|module| &module.activation_bytes))?,
         weight_bytes: path.iter().map(|id| family.weight_bytes(*id)).sum(),
         quality: quality_of(&family.graph, quality, &id, path),
-        modules: path.iter().map(|id| id.0).collect(),
         id: id.into(),
+        plan,
     })
 }
 

@@ -8,7 +8,7 @@ mod profile;
 mod quality;
 
 pub use error::OfferError;
-pub use front::{candidate_paths, costed_graph, entry, plan_table};
+pub use front::{candidate_plans, costed_graph, entry, plan_table};
 pub use profile::{MachineKey, ModuleProfile, Profile, ProfileCache};
 pub(crate) use profile::{module_digest, network_digest};
 pub use quality::{QualityRecords, losses_of};

@@ -91,7 +91,7 @@ impl QualityRecords {
         let plans: Vec<(Vec<ModuleId>, f64)> = self
             .plans
             .iter()
-            .filter_map(|(id, quality)| Some((PlanId::find_path(graph, id).ok()?, *quality)))
+            .filter_map(|(id, quality)| Some((PlanId::parse(graph, id).ok()?.path, *quality)))
             .collect();
         let losses = losses_of(graph, &plans);
         self.prediction_error = leave_one_out_error(graph, &plans);

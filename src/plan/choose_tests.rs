@@ -8,12 +8,13 @@ use super::{
     Budget, ChooseError, Grid, Infeasible, PlanEntry, PlanError, PlanTable, Quality, QualitySource,
     Shape,
 };
+use crate::plan::ModuleId;
 
 fn entry(id: usize, latency_ms: f64, weight_bytes: u64, quality: f64) -> PlanEntry {
     let grid = |values| Grid::new(vec![1, 8], vec![16], values).expect("the grid is valid");
     PlanEntry {
         id: format!("plan-{id}"),
-        modules: vec![id],
+        plan: vec![ModuleId(id)].into(),
         latency_seconds: grid(vec![latency_ms / 1e3, latency_ms / 2e2]),
         weight_bytes,
         activation_bytes: grid(vec![10.0, 80.0]),

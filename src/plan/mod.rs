@@ -5,7 +5,7 @@
 //! [`PlanTable::choose`] scans the profiled paths and returns the best one that fits a [`Budget`].
 //!
 //! The room is pure and deterministic. It reads no clock, file, session or random number. It
-//! imports no other room, so spaces and modules are plain indices. The caller keeps their names.
+//! imports no other room, so spaces and modules are indices. The caller keeps their names.
 //!
 //! Start at [`search`](pareto_front) for the algorithm and at [`PlanTable`] for the rules of
 //! choice.
@@ -15,14 +15,11 @@ mod choose;
 #[cfg(test)]
 mod choose_tests;
 mod continuation;
-mod cost;
+mod definition;
 mod error;
-mod graph;
 mod grid;
 mod limits;
 mod search;
-#[cfg(test)]
-mod search_tests;
 mod shape;
 mod staircase;
 mod table;
@@ -30,11 +27,13 @@ mod table;
 pub use budget::{Budget, BudgetParameters};
 pub use choose::{Choice, ChooseError, Infeasible, PlanCost};
 pub use continuation::{CacheLengths, Continuation};
-pub use cost::{EdgeCost, PathCost};
+pub use definition::{ModuleId, Offers, Plan};
 pub use error::{BudgetError, PlanError};
-pub use graph::{CostedEdge, CostedGraph};
 pub use grid::Grid;
 pub use limits::{MAX_LATENCY_BUDGET_MS, MAX_MEMORY_BUDGET_MB, MAX_PLAN_ID_BYTES};
-pub use search::{Front, FrontPath, SearchOptions, cheapest_path, pareto_front};
+pub use search::{
+    CostedEdge, CostedGraph, EdgeCost, Front, FrontPath, PathCost, SearchOptions, cheapest_path,
+    pareto_front,
+};
 pub use shape::Shape;
 pub use table::{PlanEntry, PlanTable, Quality, QualitySource};

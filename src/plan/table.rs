@@ -6,6 +6,7 @@
 use std::{collections::BTreeSet, fmt};
 
 use super::{
+    definition::Plan,
     error::PlanError,
     grid::{Grid, Place},
     shape::Shape,
@@ -44,8 +45,8 @@ pub struct Quality {
 pub struct PlanEntry {
     /// Readable, stable id.
     pub id: String,
-    /// Indices of the modules to run, in this order.
-    pub modules: Vec<usize>,
+    /// What runs.
+    pub plan: Plan,
     /// Predicted latency by batch and tokens, in seconds.
     pub latency_seconds: Grid,
     /// Bytes of the weights of all the plan's modules.
@@ -150,13 +151,13 @@ impl PlanTable {
         Ok(Self { entries, margin, has_equal_axes })
     }
 
-    /// Returns the table with the latencies that `latency` returns for the plans' modules. A plan
+    /// Returns the table with the latencies that `latency` returns for the plans. A plan
     /// keeps its latency if `latency` returns `None` or a grid with other axes.
     #[must_use]
-    pub fn with_latencies(&self, latency: impl Fn(&[usize]) -> Option<Grid>) -> Self {
+    pub fn with_latencies(&self, latency: impl Fn(&Plan) -> Option<Grid>) -> Self {
         let mut table = self.clone();
         for entry in &mut table.entries {
-            let found = latency(&entry.modules);
+            let found = latency(&entry.plan);
             if let Some(grid) = found.filter(|grid| grid.has_axes_of(&entry.latency_seconds)) {
                 entry.latency_seconds = grid;
             }

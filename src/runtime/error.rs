@@ -136,6 +136,12 @@ pub enum RuntimeError {
         /// Cost of going on.
         continuation: Continuation,
     },
+    /// A plan chooses a brick or an extent that no module takes.
+    #[error("no module takes the choice `{choice}`")]
+    Choice {
+        /// The choice as `key=value`.
+        choice: String,
+    },
     /// The path is empty or its modules do not connect the input to the output.
     #[error("the path does not lead from the input to the output")]
     NotAPath,

@@ -22,7 +22,7 @@ use crate::{
     assembly::Family,
     family::ModuleId,
     module::{Batching, Compute},
-    plan::{Grid, Shape},
+    plan::{Grid, Plan, Shape},
     tensor::Tensor,
 };
 
@@ -188,22 +188,20 @@ impl Executor {
         Ok(has_room)
     }
 
-    /// Runs `path` from the input to the output. Returns the outputs of its last module, the
+    /// Runs `plan` from the input to the output. Returns the outputs of its last module, the
     /// family's output first.
     ///
     /// # Errors
     ///
-    /// Fails when `path` does not lead from the input to the output. Fails when a module cannot be
-    /// loaded or fails.
+    /// Fails when the path does not lead from the input to the output, and on a brick or an extent.
+    /// Fails when a module cannot be loaded or fails.
     pub fn run(
         &self,
-        path: &[ModuleId],
+        plan: &Plan,
         sides: &SideInputs,
         observer: &mut impl ModuleObserver,
     ) -> Result<Vec<Tensor>, RuntimeError> {
-        if !self.family.graph.is_path(path) {
-            return Err(RuntimeError::NotAPath);
-        }
+        let path = self.path_of(plan)?;
         let reserve = self.reserve(path, sides.shape())?;
         let mut state = None;
         for id in path {
@@ -214,6 +212,18 @@ impl Executor {
         drop(reserve);
         self.runtime.residents().trim();
         outputs
+    }
+
+    /// Returns the path of `plan`. Fails on a path that does not lead from the input to the output,
+    /// and on a brick or an extent, which no module takes.
+    pub(super) fn path_of<'p>(&self, plan: &'p Plan) -> Result<&'p [ModuleId], RuntimeError> {
+        if let Some(choice) = plan.choices().next() {
+            return Err(RuntimeError::Choice { choice });
+        }
+        match self.family.graph.is_path(&plan.path) {
+            true => Ok(&plan.path),
+            false => Err(RuntimeError::NotAPath),
+        }
     }
 
     /// Runs one module on `state`. The identity returns `state` unchanged.

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     family::ModuleId,
     module::{CacheSpec, INPUT_IDS},
-    plan::Shape,
+    plan::{Plan, Shape},
     tensor::Tensor,
 };
 
@@ -25,32 +25,30 @@ impl Executor {
         Sequence::new(self.caches().clone(), residents)
     }
 
-    /// Returns the modules of `path` that keep a cache, with their caches.
-    pub fn caches_of(&self, path: &[ModuleId]) -> Vec<(ModuleId, CacheSpec)> {
+    /// Returns the modules of `plan` that keep a cache, with their caches.
+    pub fn caches_of(&self, plan: &Plan) -> Vec<(ModuleId, CacheSpec)> {
         let cached = |id: &ModuleId| Some((*id, self.family().cached(*id)?.1.cache));
-        path.iter().filter_map(cached).collect()
+        plan.path.iter().filter_map(cached).collect()
     }
 
-    /// Runs the new tokens of sequences through `path`. Returns the outputs of its last module for
+    /// Runs the new tokens of sequences through `plan`. Returns the outputs of its last module for
     /// the wanted tokens, one row each, `[1, wanted, …]`, the family's output first.
     ///
     /// A step that fails changes no sequence but for the blocks that it leased.
     ///
     /// # Errors
     ///
-    /// Fails when a sequence lacks positions in a cache of `path`, or blocks do not fit under the
+    /// Fails when a sequence lacks positions in a cache of `plan`, or blocks do not fit under the
     /// memory limit. Fails when a module cannot be loaded or fails.
     pub fn forward(
         &self,
-        path: &[ModuleId],
+        plan: &Plan,
         batch: &mut StepBatch<'_>,
         observer: &mut impl ModuleObserver,
     ) -> Result<Vec<Tensor>, RuntimeError> {
-        let Some((last, before)) = path.split_last().filter(|_| self.family().graph.is_path(path))
-        else {
-            return Err(RuntimeError::NotAPath);
-        };
-        let modules = self.caches_of(path);
+        let path = self.path_of(plan)?;
+        let (last, before) = path.split_last().ok_or(RuntimeError::NotAPath)?;
+        let modules = self.caches_of(plan);
         let step = batch.reserve(&modules)?;
         let ids = batch.token_ids();
         let reserve = self.reserve(path, Shape::new(1, ids.len()))?;

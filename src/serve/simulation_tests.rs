@@ -134,9 +134,9 @@ impl Simulation {
                 let seconds = module.latency_seconds.at(rows, 1) * speed;
                 Some((*id, Duration::from_secs_f64(seconds)))
             };
-            let times: Vec<_> = chosen.path.iter().filter_map(time).collect();
+            let times: Vec<_> = chosen.plan.path.iter().filter_map(time).collect();
             let ends = now + times.iter().map(|(_, time)| *time).sum::<Duration>();
-            self.last.clone_from(&chosen.plan.plan);
+            self.last.clone_from(&chosen.summary.plan);
             self.threads[thread] = Some(Running { ends, jobs, chosen, begun, times });
         }
     }
@@ -165,7 +165,7 @@ impl Simulation {
                     false => self.tally.late += 1,
                 }
             }
-            assert!(!chosen.path.is_empty());
+            assert!(!chosen.plan.path.is_empty());
             self.dispatch(now);
         }
     }
@@ -174,7 +174,7 @@ impl Simulation {
 /// Returns the best plan of an idle server.
 fn best(planner: &Planner, now: Instant) -> String {
     let question = Question { shape: Shape::new(1, 1), budget: &Budget::default(), now };
-    planner.plan_for(&question).expect("a plan").plan.plan
+    planner.plan_for(&question).expect("a plan").summary.plan
 }
 
 /// Lets requests arrive for `length`, with calm, busy and overloaded quarters of minutes.

@@ -35,7 +35,7 @@ fn the_family_is_good_before_it_is_broken() {
     let executor = Executor::new(runtime(), family.clone());
     let plans = ["a[0..2]", "a[0..1]", "a[0..0+]>a[2..2]", "b[0..1]>a[1..2]", "b[0..1]>a[1..1]"];
     for id in plans {
-        let path = PlanId::find_path(&family.graph, id).expect(id);
+        let path = PlanId::parse(&family.graph, id).expect(id);
         let sides = SideInputs::of_encoding(encoding.clone()).expect("inputs");
         let output = executor.run(&path, &sides, &mut ()).expect(id).remove(0);
         assert_eq!(output.shape(), [1, WIDTH]);
@@ -393,7 +393,7 @@ fn every_measured_plan_of_the_pool_still_exists() {
         serde_json::from_value(records["plans"].clone()).expect("plans");
     assert!(plans.len() >= 12);
     for (id, quality) in plans {
-        PlanId::find_path(&family.graph, &id).expect(&id);
+        PlanId::parse(&family.graph, &id).expect(&id);
         assert!((0.0..=1.0).contains(&quality), "{id}: {quality}");
     }
 }

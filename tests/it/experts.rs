@@ -194,8 +194,8 @@ fn padding_takes_no_experts_and_changes_nothing() {
     let executor = executor(l6());
     for plan in ["l6[0..6]{e16k4.mlp:0..6}", "l6[0..6]{e8k2.mlp:0,e8k2.mlp:3}"] {
         let graph = &executor.family().clone().graph;
-        let path = PlanId::find_path(graph, plan).expect("a plan");
-        assert_eq!(PlanId::of_path(graph, &path).as_str(), plan);
+        let path = PlanId::parse(graph, plan).expect("a plan");
+        assert_eq!(PlanId::of(graph, &path).as_str(), plan);
         let run = |encoding: &Encoding| {
             let sides = SideInputs::of_encoding(encoding.clone()).expect("inputs");
             executor.run(&path, &sides, &mut ()).expect("runs").remove(0)

@@ -148,7 +148,7 @@ fn an_exported_plan_is_one_model_with_the_same_answers() {
     let values = pixels.iter().map(|value| *value as f32).collect();
     let images = Tensor::new(shape.to_vec(), TensorData::F32(values)).expect("images");
     for plan in ["s[0..2]>m[1..6]", "l[0..4]{w33:0..3,exit:head}", "m[0..3]"] {
-        let path = PlanId::find_path(&family.graph, plan).expect("a plan");
+        let path = PlanId::parse(&family.graph, plan).expect("a plan");
         let model = export_plan(&family, &path).expect("exported");
         std::fs::write(folder.path().join("net.onnx"), &model).expect("written");
         let read = read_model(folder.path(), "net.onnx".as_ref()).expect("ordered");

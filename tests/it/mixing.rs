@@ -158,7 +158,7 @@ fn whole(model: &ModelProto, images: &Tensor) -> Vec<f32> {
 fn answered(executor: &Executor, images: &Tensor) -> Vec<f32> {
     let family = executor.family();
     let plan = format!("{}[0..2]", family.manifest.reference);
-    let path = PlanId::find_path(&family.graph, &plan).expect("a plan");
+    let path = PlanId::parse(&family.graph, &plan).expect("a plan");
     let side = SIDE as usize;
     let values = images.as_f32().expect("f32").to_vec();
     let pixels = ModelInput::Pixels(Pixels { shape: [3, side, side], values });

@@ -171,7 +171,7 @@ impl Model {
 /// Runs a plan; returns logits and last hidden states.
 fn run(executor: &mut Executor, plan: &str, encoding: Encoding) -> [Tensor; 2] {
     let family = executor.family().clone();
-    let path = PlanId::find_path(&family.graph, plan).unwrap_or_else(|e| panic!("{e}"));
+    let path = PlanId::parse(&family.graph, plan).unwrap_or_else(|e| panic!("{e}"));
     let sides = SideInputs::of_encoding(encoding).expect("tokens");
     let outputs = executor.run(&path, &sides, &mut ()).unwrap_or_else(|e| panic!("{plan}: {e}"));
     outputs.try_into().expect("two outputs")
@@ -334,8 +334,8 @@ fn some_experts_by_themselves_are_a_smaller_checkpoint() {
     }
     let family = executor.family();
     let bytes = |plan: &str| -> u64 {
-        let path = PlanId::find_path(&family.graph, plan).expect("a plan");
-        path.iter().map(|id| family.weight_bytes(*id)).sum()
+        let plan = PlanId::parse(&family.graph, plan).expect("a plan");
+        plan.path.iter().map(|id| family.weight_bytes(*id)).sum()
     };
     let (whole, some) = (bytes("a[0..2]"), bytes("a[0..2]{set.mlp:0..2}"));
     // Three matrices of 24 by 32 for each of four experts of two blocks are not there.

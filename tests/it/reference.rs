@@ -3,20 +3,21 @@
 use tessera::{
     family::{ModuleId, PlanId},
     input::Encoding,
+    plan::Plan,
     runtime::{Executor, SideInputs},
     tensor::Tensor,
 };
 
 use crate::support::{Reference, assert_close, text_executor};
 
-fn path(executor: &Executor, id: &str) -> Vec<ModuleId> {
-    PlanId::find_path(&executor.family().graph, id).expect("a plan")
+fn plan_of(executor: &Executor, id: &str) -> Plan {
+    PlanId::parse(&executor.family().graph, id).expect("a plan")
 }
 
 fn run(executor: &mut Executor, id: &str, encoding: &Encoding) -> Tensor {
-    let path = path(executor, id);
+    let plan = plan_of(executor, id);
     let sides = SideInputs::of_encoding(encoding.clone()).expect("inputs");
-    executor.run(&path, &sides, &mut ()).expect("runs").remove(0)
+    executor.run(&plan, &sides, &mut ()).expect("runs").remove(0)
 }
 
 /// Takes row `row` of `encoding` without its padding.
@@ -102,7 +103,7 @@ fn smallest_cosine(found: &[f32], expected: &[f64], width: usize) -> f64 {
 fn l3_agrees_with_onnxruntime_on_the_original_file() {
     let reference = Reference::read("l3");
     let mut executor = text_executor();
-    let mut path = path(&executor, "l3[0..3]");
+    let mut path = plan_of(&executor, "l3[0..3]").path;
     path.pop();
     let encoding = reference.encoding();
     let hidden = hidden(&mut executor, &path, &encoding);
@@ -117,7 +118,7 @@ fn l3_agrees_with_onnxruntime_on_the_original_file() {
 fn l6_agrees_with_transformers_after_every_block() {
     let reference = Reference::read("l6");
     let mut executor = text_executor();
-    let path = path(&executor, "l6[0..6]");
+    let path = plan_of(&executor, "l6[0..6]").path;
     for text in 0..2 {
         let encoding = single(&reference.encoding(), text);
         for block in 0..=6 {
@@ -168,7 +169,7 @@ fn mpnet_agrees_with_transformers_where_it_is_fetched() {
         return;
     }
     let reference = Reference::read("mpnet");
-    let mut plain = path(&executor, "mpnet[0..12]");
+    let mut plain = plan_of(&executor, "mpnet[0..12]").path;
     plain.pop();
     for text in 0..2 {
         let encoding = single(&reference.encoding(), text);

@@ -241,7 +241,7 @@ fn int8_answers_beside_others_are_the_answers_alone() {
     for plan in
         ["l6[0..6]{int8:0..6}", "l3[0..3]{int8:0..3}", "l3[0..1]{int8:0}>l6[1..6]{int8:1..6}"]
     {
-        let path = PlanId::find_path(&text_family().graph, plan).expect("a plan");
+        let path = PlanId::parse(&text_family().graph, plan).expect("a plan");
         let answer = |encoding: Encoding| {
             let sides = SideInputs::of_encoding(encoding).expect("inputs");
             executor.run(&path, &sides, &mut ()).expect("runs").remove(0)

@@ -7,7 +7,7 @@ use serde_json::json;
 use tessera::{
     family::{ModuleId, PlanId},
     input::Encoding,
-    plan::Continuation,
+    plan::{Continuation, Plan},
     runtime::{
         Executor, ModuleObserver, Routing, Sequence, SideInputs, StepBatch, StepRow, Tokens,
     },
@@ -82,13 +82,13 @@ impl Random {
     }
 }
 
-/// Returns the path of a plan.
-fn path(executor: &Executor, plan: &str) -> Vec<ModuleId> {
-    PlanId::find_path(&executor.family().graph, plan).unwrap_or_else(|e| panic!("{e}"))
+/// Returns the plan that `id` names.
+fn plan_of(executor: &Executor, id: &str) -> Plan {
+    PlanId::parse(&executor.family().graph, id).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// Returns the logits of each token, with the whole sequence at once.
-fn at_once(executor: &Executor, path: &[ModuleId], tokens: &[i64]) -> Vec<Vec<f32>> {
+fn at_once(executor: &Executor, plan: &Plan, tokens: &[i64]) -> Vec<Vec<f32>> {
     let encoding = Encoding {
         batch: 1,
         tokens: tokens.len(),
@@ -96,7 +96,7 @@ fn at_once(executor: &Executor, path: &[ModuleId], tokens: &[i64]) -> Vec<Vec<f3
         attention_mask: vec![1; tokens.len()],
     };
     let sides = SideInputs::of_encoding(encoding).expect("tokens");
-    let outputs = executor.run(path, &sides, &mut ()).unwrap_or_else(|e| panic!("{e}"));
+    let outputs = executor.run(plan, &sides, &mut ()).unwrap_or_else(|e| panic!("{e}"));
     rows(outputs[0].as_f32().expect("f32"), tokens.len())
 }
 
@@ -105,18 +105,14 @@ fn rows(values: &[f32], num: usize) -> Vec<Vec<f32>> {
 }
 
 /// Runs a step of sequences with their new tokens; returns the logits of all of them.
-fn step(
-    executor: &Executor,
-    path: &[ModuleId],
-    parts: &mut [(&mut Sequence, &[i64])],
-) -> Vec<Vec<f32>> {
+fn step(executor: &Executor, plan: &Plan, parts: &mut [(&mut Sequence, &[i64])]) -> Vec<Vec<f32>> {
     let num = parts.iter().map(|(_, tokens)| tokens.len()).sum();
     let mut batch = StepBatch::default();
     for (sequence, tokens) in parts {
         let tokens = tokens.to_vec();
         batch.rows.push(StepRow { sequence, tokens, wanted: Tokens::All });
     }
-    let outputs = executor.forward(path, &mut batch, &mut ()).unwrap_or_else(|e| panic!("{e}"));
+    let outputs = executor.forward(plan, &mut batch, &mut ()).unwrap_or_else(|e| panic!("{e}"));
     rows(outputs[0].as_f32().expect("f32"), num)
 }
 
@@ -132,19 +128,19 @@ fn check(name: &str, found: &[Vec<f32>], expected: &[Vec<f32>]) {
 fn a_llama_gives_the_same_at_every_position_token_by_token() {
     let model = llama();
     let executor = model.executor();
-    let path = path(&executor, "a[0..2]");
+    let plan = plan_of(&executor, "a[0..2]");
     let tokens = Random(1).tokens(17);
-    let expected = at_once(&executor, &path, &tokens);
+    let expected = at_once(&executor, &plan, &tokens);
     let mut sequence = executor.sequence();
     let mut found = Vec::new();
     for token in &tokens {
-        found.extend(step(&executor, &path, &mut [(&mut sequence, &[*token])]));
+        found.extend(step(&executor, &plan, &mut [(&mut sequence, &[*token])]));
     }
     check("token by token", &found, &expected);
     assert_eq!(sequence.position(), 17);
     // Refused drafts are taken back, and other tokens take their places.
     sequence.truncate(5);
-    let found = step(&executor, &path, &mut [(&mut sequence, &tokens[5..])]);
+    let found = step(&executor, &plan, &mut [(&mut sequence, &tokens[5..])]);
     check("after a truncation", &found, &expected[5..]);
 }
 
@@ -152,10 +148,10 @@ fn a_llama_gives_the_same_at_every_position_token_by_token() {
 fn ragged_sequences_run_together_as_alone() {
     let model = llama();
     let executor = model.executor();
-    let path = path(&executor, "a[0..2]");
+    let plan = plan_of(&executor, "a[0..2]");
     let mut random = Random(2);
     let all: [Vec<i64>; 3] = [random.tokens(40), random.tokens(7), random.tokens(300)];
-    let expected = all.each_ref().map(|tokens| at_once(&executor, &path, tokens));
+    let expected = all.each_ref().map(|tokens| at_once(&executor, &plan, tokens));
     let mut sequences = [executor.sequence(), executor.sequence(), executor.sequence()];
     // Chunks of a prompt beside single tokens; the third sequence outgrows its first slot.
     let mut done = [0, 0, 0];
@@ -167,7 +163,7 @@ fn ragged_sequences_run_together_as_alone() {
         {
             parts.push((sequence, &tokens[*start..start + chunk]));
         }
-        let mut logits = step(&executor, &path, &mut parts).into_iter();
+        let mut logits = step(&executor, &plan, &mut parts).into_iter();
         for ((found, chunk), done) in found.iter_mut().zip(chunks).zip(&mut done) {
             found.extend(logits.by_ref().take(chunk));
             *done += chunk;
@@ -183,12 +179,12 @@ fn ragged_sequences_run_together_as_alone() {
 fn only_the_last_token_has_a_row_if_no_other_is_wanted() {
     let model = llama();
     let executor = model.executor();
-    let path = path(&executor, "a[0..2]");
+    let plan = plan_of(&executor, "a[0..2]");
     let tokens = Random(3).tokens(9);
-    let expected = at_once(&executor, &path, &tokens);
+    let expected = at_once(&executor, &plan, &tokens);
     let mut sequence = executor.sequence();
     let row = StepRow { sequence: &mut sequence, tokens, wanted: Tokens::Last };
-    let outputs = executor.forward(&path, &mut StepBatch { rows: vec![row] }, &mut ());
+    let outputs = executor.forward(&plan, &mut StepBatch { rows: vec![row] }, &mut ());
     let outputs = outputs.unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(outputs[0].shape(), [1, 1, 64]);
     check("last", &rows(outputs[0].as_f32().expect("f32"), 1), &expected[8..]);
@@ -199,8 +195,8 @@ fn every_decoder_gives_the_same_step_by_step() {
     for (name, depth) in CHECKPOINTS {
         let model = Model::read(name);
         let executor = model.executor();
-        let path = path(&executor, &format!("a[0..{depth}]"));
-        if executor.caches_of(&path).len() < depth {
+        let plan = plan_of(&executor, &format!("a[0..{depth}]"));
+        if executor.caches_of(&plan).len() < depth {
             println!("{name}: its heads are too narrow for a cache");
             continue;
         }
@@ -208,12 +204,12 @@ fn every_decoder_gives_the_same_step_by_step() {
         let mask = &encoding.attention_mask[..encoding.tokens];
         let num = mask.iter().filter(|mask| **mask == 1).count();
         let tokens = &encoding.input_ids[..num];
-        let expected = at_once(&executor, &path, tokens);
+        let expected = at_once(&executor, &plan, tokens);
         let mut sequence = executor.sequence();
         let (prompt, rest) = tokens.split_at(num / 2);
-        let mut found = step(&executor, &path, &mut [(&mut sequence, prompt)]);
+        let mut found = step(&executor, &plan, &mut [(&mut sequence, prompt)]);
         for token in rest {
-            found.extend(step(&executor, &path, &mut [(&mut sequence, &[*token])]));
+            found.extend(step(&executor, &plan, &mut [(&mut sequence, &[*token])]));
         }
         check(name, &found, &expected);
     }
@@ -224,8 +220,8 @@ fn a_sequence_without_a_cache_of_every_position_is_refused() {
     let mut model = llama();
     model.more("variants = [\"skip\"]\n");
     let executor = model.executor();
-    let whole = path(&executor, "a[0..2]");
-    let short = path(&executor, "a[0..2]{skip.attn:1}");
+    let whole = plan_of(&executor, "a[0..2]");
+    let short = plan_of(&executor, "a[0..2]{skip.attn:1}");
     let tokens = Random(4).tokens(6);
     let mut sequence = executor.sequence();
     step(&executor, &whole, &mut [(&mut sequence, &tokens[..3])]);
@@ -247,10 +243,10 @@ fn a_sequence_without_a_cache_of_every_position_is_refused() {
 fn blocks_come_back_when_a_sequence_is_dropped() {
     let model = llama();
     let executor = model.executor();
-    let path = path(&executor, "a[0..2]");
+    let plan = plan_of(&executor, "a[0..2]");
     let mut sequence = executor.sequence();
     assert_eq!(sequence.cache_bytes(), 0);
-    step(&executor, &path, &mut [(&mut sequence, &Random(5).tokens(33))]);
+    step(&executor, &plan, &mut [(&mut sequence, &Random(5).tokens(33))]);
     // Two blocks of 32 positions; two modules; keys and values of two heads, 8 wide.
     assert_eq!(sequence.cache_bytes(), 2 * 32 * 2 * 2 * 16 * 4);
     let before = runtime().cache_bytes();
@@ -281,11 +277,11 @@ impl ModuleObserver for Counts {
 fn a_step_is_observed_like_a_whole_run() {
     let model = Model::read("mixtral");
     let executor = model.executor();
-    let path = path(&executor, "a[0..2]");
+    let plan = plan_of(&executor, "a[0..2]");
     let mut sequence = executor.sequence();
     let row = StepRow { sequence: &mut sequence, tokens: vec![1, 2], wanted: Tokens::Last };
     let mut counts = Counts::default();
-    let outputs = executor.forward(&path, &mut StepBatch { rows: vec![row] }, &mut counts);
+    let outputs = executor.forward(&plan, &mut StepBatch { rows: vec![row] }, &mut counts);
     outputs.unwrap_or_else(|e| panic!("{e}"));
-    assert_eq!((counts.ran, counts.routed), (path.len(), 2));
+    assert_eq!((counts.ran, counts.routed), (plan.path.len(), 2));
 }

@@ -25,7 +25,7 @@ fn run(executor: &mut Executor, plan: &str, images: (&[usize], &[f32])) -> Vec<f
     let pixels = ModelInput::Pixels(Pixels { shape, values: images.1.to_vec() });
     let sides = SideInputs::of_input(pixels).expect("images");
     let family = executor.family().clone();
-    let path = PlanId::find_path(&family.graph, plan).unwrap_or_else(|e| panic!("{e}"));
+    let path = PlanId::parse(&family.graph, plan).unwrap_or_else(|e| panic!("{e}"));
     let output = executor.run(&path, &sides, &mut ()).expect("the plan runs").remove(0);
     output.as_f32().expect("f32").to_vec()
 }

@@ -230,7 +230,7 @@ fn sessions_of_the_version_before_can_be_made_until_the_next_commit_but_one() {
     let family = Synthetic::new();
     let old = family.load();
     let run = || {
-        let path = PlanId::find_path(&old.graph, "b[0..1]>a[1..2]").expect("a path");
+        let path = PlanId::parse(&old.graph, "b[0..1]>a[1..2]").expect("a path");
         let encoding =
             Encoding { batch: 1, tokens: 3, input_ids: vec![2, 5, 3], attention_mask: vec![1; 3] };
         let sides = SideInputs::of_input(ModelInput::Tokens(encoding)).expect("inputs");

@@ -12,8 +12,8 @@ use crate::{
     assembly::Family,
     family::{FamilyGraph, Metric, Module, ModuleId, ModuleKind, PlanId, SpaceId},
     input::ModelInput,
-    offer::{Profile, QualityRecords, candidate_paths},
-    plan::Shape,
+    offer::{Profile, QualityRecords, candidate_plans},
+    plan::{Plan, Shape},
     pool::today,
     runtime::{Activation, Executor, SideInputs},
 };
@@ -76,9 +76,9 @@ pub fn evaluate(
         });
     }
     describe(&mut records, &family, data, options);
-    let known = |id: &String, _: &mut f64| PlanId::find_path(graph, id).is_ok();
+    let known = |id: &String, _: &mut f64| PlanId::parse(graph, id).is_ok();
     records.plans.retain(known);
-    let reference = reference_path(&family.graph, &family.manifest.reference)
+    let reference = reference_plan(&family.graph, &family.manifest.reference)
         .ok_or_else(|| FitError::Family("the reference has no head".into()))?;
     let mut wanted = singles(graph);
     wanted.extend(uniform(graph));
@@ -87,14 +87,14 @@ pub fn evaluate(
         let mut due = not_measured(graph, &records, wanted);
         if round > 0 {
             let floor = family.manifest.quality.floor;
-            due.retain(|path| (-records.predicted_loss(graph, path)).exp() >= floor);
+            due.retain(|plan| (-records.predicted_loss(graph, &plan.path)).exp() >= floor);
             due = spread(graph, &records, due, options.plans_per_round);
         }
         if due.is_empty() {
             records.fit_losses(graph);
             save(&records)?;
             if round == 0 {
-                wanted = candidate_paths(&family, profile, &records)?;
+                wanted = candidate_plans(&family, profile, &records)?;
                 continue;
             }
             break;
@@ -102,13 +102,13 @@ pub fn evaluate(
         progress.note(&format!("round {round}: {} plans", due.len()));
         due.insert(reference.clone());
         let outputs = run_all(executor, data, &due, options.max_tokens, progress)?;
-        for (path, quality) in qualities(&family, data, &reference, outputs)? {
+        for (plan, quality) in qualities(&family, data, &reference, outputs)? {
             let quality = (quality * 1e4).round() / 1e4;
-            records.plans.insert(PlanId::of_path(graph, &path).into(), quality);
+            records.plans.insert(PlanId::of(graph, &plan).into(), quality);
         }
         records.fit_losses(graph);
         save(&records)?;
-        wanted = candidate_paths(&family, profile, &records)?;
+        wanted = candidate_plans(&family, profile, &records)?;
     }
     Ok(records)
 }
@@ -130,11 +130,10 @@ fn describe(
 fn not_measured(
     graph: &FamilyGraph,
     records: &QualityRecords,
-    paths: BTreeSet<Vec<ModuleId>>,
-) -> BTreeSet<Vec<ModuleId>> {
-    let measured =
-        |path: &Vec<ModuleId>| records.plans.contains_key(PlanId::of_path(graph, path).as_str());
-    paths.into_iter().filter(|path| !measured(path)).collect()
+    plans: BTreeSet<Plan>,
+) -> BTreeSet<Plan> {
+    let measured = |plan: &Plan| records.plans.contains_key(PlanId::of(graph, plan).as_str());
+    plans.into_iter().filter(|plan| !measured(plan)).collect()
 }
 
 /// Measures the quality of each of `plans` on `data`.
@@ -150,35 +149,35 @@ pub fn measure_qualities(
     progress: &dyn Progress,
 ) -> Result<BTreeMap<String, f64>, FitError> {
     let family = executor.family().clone();
-    let reference = reference_path(&family.graph, &family.manifest.reference)
+    let reference = reference_plan(&family.graph, &family.manifest.reference)
         .ok_or_else(|| FitError::Family("the reference has no head".into()))?;
-    let paths = plans.iter().map(|plan| PlanId::find_path(&family.graph, plan));
-    let mut paths = paths.collect::<Result<BTreeSet<_>, _>>()?;
-    paths.insert(reference.clone());
-    let outputs = run_all(executor, data, &paths, max_tokens, progress)?;
+    let plans = plans.iter().map(|plan| PlanId::parse(&family.graph, plan));
+    let mut plans = plans.collect::<Result<BTreeSet<_>, _>>()?;
+    plans.insert(reference.clone());
+    let outputs = run_all(executor, data, &plans, max_tokens, progress)?;
     let judged = qualities(&family, data, &reference, outputs)?.into_iter();
-    Ok(judged.map(|(path, q)| (PlanId::of_path(&family.graph, &path).into(), q)).collect())
+    Ok(judged.map(|(plan, q)| (PlanId::of(&family.graph, &plan).into(), q)).collect())
 }
 
-/// Computes each path's quality from its outputs, against labels or the reference's outputs.
+/// Computes each plan's quality from its outputs, against labels or the reference's outputs.
 fn qualities(
     family: &Family,
     data: &Dataset,
-    reference: &[ModuleId],
-    mut outputs: HashMap<Vec<ModuleId>, Vec<f32>>,
-) -> Result<Vec<(Vec<ModuleId>, f64)>, FitError> {
+    reference: &Plan,
+    mut outputs: HashMap<Plan, Vec<f32>>,
+) -> Result<Vec<(Plan, f64)>, FitError> {
     if family.manifest.quality.metric == Metric::Accuracy {
         let labels =
             data.labels().ok_or_else(|| FitError::Family("accuracy needs labelled data".into()))?;
-        let judged = outputs.into_iter().map(|(path, classes)| (path, accuracy(&classes, labels)));
+        let judged = outputs.into_iter().map(|(plan, classes)| (plan, accuracy(&classes, labels)));
         return Ok(judged.collect());
     }
     let truth = outputs
         .remove(reference)
         .ok_or_else(|| FitError::Family("the reference did not run".into()))?;
     let neighbours = Neighbours::new(truth, family.manifest.output.width);
-    let judged = outputs.into_iter().map(|(path, found)| (path, neighbours.recall(&found)));
-    Ok(judged.chain([(reference.to_vec(), 1.0)]).collect())
+    let judged = outputs.into_iter().map(|(plan, found)| (plan, neighbours.recall(&found)));
+    Ok(judged.chain([(reference.clone(), 1.0)]).collect())
 }
 
 /// Returns the fraction of `classes` (whole numbers) that equal their label.
@@ -199,18 +198,20 @@ fn best_classes(scores: &[f32], width: usize) -> Vec<f32> {
     scores.chunks(width).map(best).collect()
 }
 
-/// Returns the reference's own path to its own head, without variants, bridges and stitches.
-fn reference_path(graph: &FamilyGraph, reference: &str) -> Option<Vec<ModuleId>> {
+/// Returns the plan of the reference's own path to its own head, without variants, bridges and
+/// stitches.
+fn reference_plan(graph: &FamilyGraph, reference: &str) -> Option<Plan> {
     let head = graph.reference_head(reference)?;
     path_through(graph, head, |module| {
         let leads_elsewhere = matches!(module.kind, ModuleKind::Bridge | ModuleKind::Stitch);
         i64::from(module.variant.is_some() || leads_elsewhere)
     })
+    .map(Plan::from)
 }
 
 /// Returns a path through each module that departs from its anchor. The rest of the path departs
 /// least. It takes the int8 form of blocks that have one, for speed.
-fn singles(graph: &FamilyGraph) -> BTreeSet<Vec<ModuleId>> {
+fn singles(graph: &FamilyGraph) -> BTreeSet<Plan> {
     use ModuleKind::{Attention, Block, Mlp};
     let is_plain = |module: &Module| {
         matches!(module.kind, Block | Attention | Mlp) && module.variant.is_none()
@@ -219,17 +220,18 @@ fn singles(graph: &FamilyGraph) -> BTreeSet<Vec<ModuleId>> {
     modules
         .filter(|(_, module)| !is_plain(module))
         .filter_map(|(index, _)| path_through(graph, ModuleId(index), departure))
+        .map(Plan::from)
         .collect()
 }
 
 /// Returns paths that take a variant wherever it exists, for each variant and each exit or head.
 /// They avoid bridges and stitches.
-fn uniform(graph: &FamilyGraph) -> BTreeSet<Vec<ModuleId>> {
+fn uniform(graph: &FamilyGraph) -> BTreeSet<Plan> {
     let variants = graph.modules().iter().filter_map(|module| module.variant.as_deref());
     let variants: BTreeSet<&str> = variants.filter(|variant| *variant != "skip").collect();
     let exits = graph.modules().iter().enumerate().filter(|(_, m)| m.to == graph.output());
     let exits: Vec<usize> = exits.map(|(index, _)| index).collect();
-    let mut paths = BTreeSet::new();
+    let mut plans = BTreeSet::new();
     for variant in variants {
         let length = |module: &Module| match module.kind {
             ModuleKind::Stitch | ModuleKind::Bridge => 1_000,
@@ -239,11 +241,11 @@ fn uniform(graph: &FamilyGraph) -> BTreeSet<Vec<ModuleId>> {
             let end = graph.modules()[*exit].from;
             if let Some(mut path) = shortest(graph, graph.input(), end, length) {
                 path.push(ModuleId(*exit));
-                paths.insert(path);
+                plans.insert(Plan::from(path));
             }
         }
     }
-    paths
+    plans
 }
 
 /// Finds the path through module `id` with the least sum of `departure`.
@@ -305,53 +307,52 @@ fn departure(module: &Module) -> i64 {
     }
 }
 
-/// Takes at most `count` of `paths`, evenly spread from the best to the worst predicted quality.
+/// Takes at most `count` of `plans`, evenly spread from the best to the worst predicted quality.
 fn spread(
     graph: &FamilyGraph,
     records: &QualityRecords,
-    paths: BTreeSet<Vec<ModuleId>>,
+    plans: BTreeSet<Plan>,
     count: usize,
-) -> BTreeSet<Vec<ModuleId>> {
+) -> BTreeSet<Plan> {
     let mut ranked: Vec<_> =
-        paths.into_iter().map(|path| (records.predicted_loss(graph, &path), path)).collect();
+        plans.into_iter().map(|plan| (records.predicted_loss(graph, &plan.path), plan)).collect();
     ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
     let every = ranked.len().div_ceil(count.max(1)).max(1);
-    ranked.into_iter().step_by(every).map(|(_, path)| path).collect()
+    ranked.into_iter().step_by(every).map(|(_, plan)| plan).collect()
 }
 
-/// Runs all `paths` over the data. Returns the outputs of each path, or its classes of the largest
+/// Runs all `plans` over the data. Returns the outputs of each plan, or its classes of the largest
 /// score. Each batch follows the paths as a tree, so that a common start runs once.
 fn run_all(
     executor: &mut Executor,
     data: &Dataset,
-    paths: &BTreeSet<Vec<ModuleId>>,
+    plans: &BTreeSet<Plan>,
     max_tokens: usize,
     progress: &dyn Progress,
-) -> Result<HashMap<Vec<ModuleId>, Vec<f32>>, FitError> {
+) -> Result<HashMap<Plan, Vec<f32>>, FitError> {
     let family = executor.family().clone();
     let width = family.manifest.output.width;
     let is_classes = family.manifest.quality.metric == Metric::Accuracy;
     let kept = if is_classes { 1 } else { width };
     let new = || vec![0.0; data.len() * kept];
-    let mut outputs: HashMap<_, _> = paths.iter().map(|path| (path.clone(), new())).collect();
-    for (anchor, paths) in by_stem(&family.graph, paths) {
-        let rows =
-            paths.iter().map(|path| executor.rows_at_once(path, Shape::new(BATCH, max_tokens)));
+    let mut outputs: HashMap<_, _> = plans.iter().map(|plan| (plan.clone(), new())).collect();
+    for (anchor, plans) in by_stem(&family.graph, plans) {
+        let shape = Shape::new(BATCH, max_tokens);
+        let rows = plans.iter().map(|plan| executor.rows_at_once(&plan.path, shape));
         let rows = rows.min().unwrap_or(BATCH);
         let batches = data.batches(&family, &anchor, rows, max_tokens)?;
         progress.phase(&format!("evaluate {anchor}"), batches.len() as u64);
         for positions in batches {
             let input = data.input(&family, &anchor, &positions, max_tokens)?;
             let mut tree = Tree::new(executor, input)?;
-            for path in &paths {
-                let mut rows = tree.run(path)?;
+            for plan in &plans {
+                let mut rows = tree.run(&plan.path)?;
                 if is_classes {
                     rows = best_classes(&rows, width);
                 }
-                for all in outputs.get_mut(*path).into_iter() {
-                    for (row, position) in rows.chunks(kept).zip(&positions) {
-                        all[position * kept..][..kept].copy_from_slice(row);
-                    }
+                let Some(all) = outputs.get_mut(*plan) else { continue };
+                for (row, position) in rows.chunks(kept).zip(&positions) {
+                    all[position * kept..][..kept].copy_from_slice(row);
                 }
             }
             progress.step();
@@ -360,16 +361,13 @@ fn run_all(
     Ok(outputs)
 }
 
-/// Groups paths by the anchor whose tokens they read. A group stays sorted, so that paths with a
+/// Groups plans by the anchor whose tokens they read. A group stays sorted, so that paths with a
 /// common start follow one another.
-fn by_stem<'p>(
-    graph: &FamilyGraph,
-    paths: &'p BTreeSet<Vec<ModuleId>>,
-) -> BTreeMap<String, Vec<&'p Vec<ModuleId>>> {
+fn by_stem<'p>(graph: &FamilyGraph, plans: &'p BTreeSet<Plan>) -> BTreeMap<String, Vec<&'p Plan>> {
     let mut groups: BTreeMap<String, Vec<_>> = BTreeMap::new();
-    for path in paths {
-        let anchor = graph.stem_anchor(path).unwrap_or_default();
-        groups.entry(anchor.into()).or_default().push(path);
+    for plan in plans {
+        let anchor = graph.stem_anchor(&plan.path).unwrap_or_default();
+        groups.entry(anchor.into()).or_default().push(plan);
     }
     groups
 }
@@ -435,7 +433,7 @@ mod tests {
             variant: None,
         });
         let graph = FamilyGraph::new(vec!["a".into()], spaces.collect(), modules.collect());
-        let path = reference_path(&graph.expect("a graph"), "a");
-        assert_eq!(path, Some([1, 2, 3, 4].map(ModuleId).to_vec()));
+        let plan = reference_plan(&graph.expect("a graph"), "a");
+        assert_eq!(plan, Some([1, 2, 3, 4].map(ModuleId).to_vec().into()));
     }
 }

@@ -357,7 +357,7 @@ fn compare(
     let mut whole = WholeModel::load(runtime, source, &name, &model, &wanted)?;
     let executor = Executor::new(runtime.clone(), family.clone());
     let plan = format!("{}[0..{}]", anchor.name, anchor.cuts.len() - 1);
-    let path = PlanId::find_path(&family.graph, &plan)?;
+    let plan = PlanId::parse(&family.graph, &plan)?;
     let mut largest = 0.0_f64;
     let batches: &[usize] = if options.one_by_one { &[1] } else { &[1, 3] };
     let random: Vec<Tensor> =
@@ -366,7 +366,7 @@ fn compare(
         let expected = whole.run(&[(&anchor.input, images)], &wanted)?.pop();
         let values = images.as_f32().unwrap_or_default().to_vec();
         let pixels = ModelInput::Pixels(Pixels { shape: anchor.image, values });
-        let found = executor.run(&path, &SideInputs::of_input(pixels)?, &mut ())?;
+        let found = executor.run(&plan, &SideInputs::of_input(pixels)?, &mut ())?;
         let expected = expected.as_ref().and_then(Tensor::as_f32).unwrap_or_default();
         let found = found.first().and_then(Tensor::as_f32).unwrap_or_default();
         let scale = expected.iter().fold(1.0_f32, |scale, score| scale.max(score.abs()));

@@ -76,7 +76,7 @@ pub(crate) fn choose(step: &StepPlan<Job>) -> (usize, Result<Chosen, ServeError>
     let within = shares
         .iter()
         .filter_map(|share| choose(share, Some(share.allowance.div_f64(reserve))).ok());
-    let quality = |chosen: &Chosen| chosen.plan.quality.value;
+    let quality = |chosen: &Chosen| chosen.summary.quality.value;
     // Of equal elements `max_by` returns the last, which is the largest batch.
     let best = within.max_by(|left, right| quality(&left.1).total_cmp(&quality(&right.1)));
     if let Some((size, chosen)) = best {
@@ -104,7 +104,7 @@ fn together(jobs: &[Job]) -> (Shape, Budget) {
     let first = &jobs[0];
     if first.budget.is_none() {
         // The job's budget was met when its plan was chosen.
-        let plan = Some(first.chosen.plan.plan.clone());
+        let plan = Some(first.chosen.summary.plan.clone());
         return (Shape::new(rows, tokens), Budget { plan, ..Budget::default() });
     }
     let budgets = || jobs.iter().filter_map(|job| job.budget.as_ref());

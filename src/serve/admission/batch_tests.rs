@@ -53,7 +53,7 @@ fn a_job_with_time_runs_alone_on_its_own_plan() {
     let (plan, _replies) = step(&planner, now, now, &[Some(1_000)]);
     let own = plan.taken.items[0].chosen.clone();
     let (size, chosen) = choose(&plan);
-    assert_eq!((size, chosen.expect("a plan").path), (1, own.path));
+    assert_eq!((size, chosen.expect("a plan").plan), (1, own.plan));
 }
 
 #[test]
@@ -63,12 +63,12 @@ fn load_makes_batches_larger_before_plans_become_worse() {
     let (plan, _replies) = step(&planner, now, now, &[Some(200); 12]);
     let (size, chosen) = choose(&plan);
     assert_eq!(size, 12);
-    assert_eq!(chosen.expect("a plan").plan.plan, best.plan.plan, "200 ms are enough");
+    assert_eq!(chosen.expect("a plan").plan, best.plan, "200 ms are enough");
     let (plan, _replies) = step(&planner, now, now, &[Some(12); 12]);
     let (size, chosen) = choose(&plan);
     let chosen = chosen.expect("a plan");
     assert_eq!(size, 12);
-    assert!(chosen.plan.quality.value < best.plan.quality.value);
+    assert!(chosen.summary.quality.value < best.summary.quality.value);
     assert!(chosen.conservative <= ms(12), "{chosen:?}");
 }
 

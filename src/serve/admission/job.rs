@@ -15,7 +15,7 @@ use super::{
 use crate::{
     family::ModuleId,
     input::ModelInput,
-    plan::{Budget, Shape},
+    plan::{Budget, Plan, Shape},
     runtime::Executor,
     serve::{
         error::ServeError,
@@ -100,10 +100,10 @@ impl Job {
         latency.is_some_and(|latency| taken >= latency)
     }
 
-    /// Returns the path of a job that may run on no other path, or `None` if it may.
-    fn pinned(&self) -> Option<&[ModuleId]> {
+    /// Returns the plan of a job that may run on no other plan, or `None` if it may.
+    fn pinned(&self) -> Option<&Plan> {
         let is_free = self.budget.as_ref().is_some_and(|budget| budget.plan.is_none());
-        (!is_free).then_some(&self.chosen.path)
+        (!is_free).then_some(&self.chosen.plan)
     }
 }
 
@@ -121,8 +121,8 @@ impl Work for Job {
     }
 
     /// The family and the tokens that the plans read must be the same. The batch must not exceed
-    /// the largest measured one, and must have little padding. A job that is bound to its path may
-    /// only join jobs of that path.
+    /// the largest measured one, and must have little padding. A job that is bound to its plan may
+    /// only join jobs of that plan.
     fn joins(&self, members: &[&Self]) -> bool {
         let Some(first) = members.first().filter(|first| first.family == self.family) else {
             return false;
@@ -138,8 +138,10 @@ impl Work for Job {
             return false;
         }
         match (first.pinned(), self.pinned()) {
-            (Some(path), Some(other)) => path == other,
-            (None, None) => self.planner.read_alike(&first.chosen.path, &self.chosen.path),
+            (Some(plan), Some(other)) => plan == other,
+            (None, None) => {
+                self.planner.read_alike(&first.chosen.plan.path, &self.chosen.plan.path)
+            }
             _ => false,
         }
     }

@@ -45,8 +45,7 @@ impl LoadedFamily {
         let table = plan_table(&family, &profile, &quality, margin)?;
         let mut groups: BTreeMap<Option<PathBuf>, Vec<PlanEntry>> = BTreeMap::new();
         for entry in table.entries() {
-            let path: Vec<ModuleId> = entry.modules.iter().copied().map(ModuleId).collect();
-            let tokenizer = tokenizer_of(&family, &path).map(Path::to_owned);
+            let tokenizer = tokenizer_of(&family, &entry.plan.path).map(Path::to_owned);
             groups.entry(tokenizer).or_default().push(entry.clone());
         }
         let group = |(tokenizer, entries)| Ok((tokenizer, PlanTable::new(entries, margin)?));
@@ -84,8 +83,8 @@ impl LoadedFamily {
     pub(super) fn modules(&self) -> Vec<ModuleId> {
         let mut seen = std::collections::HashSet::new();
         let entries = self.table.entries().iter();
-        let modules = entries.flat_map(|entry| entry.modules.iter().copied());
-        modules.filter(|index| seen.insert(*index)).map(ModuleId).collect()
+        let modules = entries.flat_map(|entry| entry.plan.path.iter().copied());
+        modules.filter(|id| seen.insert(*id)).collect()
     }
 
     /// Returns the tokenizer of the texts that `path` reads, or `None` for images.

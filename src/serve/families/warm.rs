@@ -8,7 +8,7 @@ use super::loaded::LoadedFamily;
 use crate::{
     family::{Manifest, ModuleId},
     input::{Encoding, ModelInput, Pixels},
-    plan::{PlanEntry, Shape},
+    plan::{Plan, PlanEntry, Shape},
     runtime::{Executor, ModuleObserver, RuntimeError, SideInputs},
     serve::{
         admission::queue::Queue,
@@ -28,15 +28,14 @@ const LONGEST_MEASURED: Duration = Duration::from_millis(500);
 /// Longest text of these runs, in tokens.
 const MAX_TOKENS: usize = 64;
 
-/// Loads and runs the plans of every front once, and returns the paths that ran. The cheapest and
+/// Loads and runs the plans of every front once, and returns those that ran. The cheapest and
 /// the best plans come first. Both extremes have thus run when time or memory ends.
-pub(super) fn warm_up(executor: &Executor, loaded: &LoadedFamily) -> Vec<Vec<ModuleId>> {
+pub(super) fn warm_up(executor: &Executor, loaded: &LoadedFamily) -> Vec<Plan> {
     let start = Instant::now();
     let mut ran = Vec::new();
     for entry in likely(loaded) {
-        let path: Vec<ModuleId> = entry.modules.iter().copied().map(ModuleId).collect();
-        match load_and_run(executor, loaded, &path) {
-            Ok(true) => ran.push(path),
+        match load_and_run(executor, loaded, &entry.plan) {
+            Ok(true) => ran.push(entry.plan.clone()),
             Ok(false) => break,
             Err(error) => tracing::warn!(plan = entry.id, %error, "a plan cannot be run ahead"),
         }
@@ -47,20 +46,20 @@ pub(super) fn warm_up(executor: &Executor, loaded: &LoadedFamily) -> Vec<Vec<Mod
     ran
 }
 
-/// Runs the plans of `paths` again, so that `planner` learns the machine's current speed.
+/// Runs `plans` again, so that `planner` learns the machine's current speed.
 pub(super) fn measure(
     executor: &Executor,
-    paths: &[Vec<ModuleId>],
+    plans: &[Plan],
     planner: &Planner,
     queue: &Queue,
     observer: &dyn Observer,
 ) {
     let start = Instant::now();
-    for path in paths.iter().cycle().take(NUM_MEASURED) {
+    for plan in plans.iter().cycle().take(NUM_MEASURED) {
         let (input, begun) = (blank(&planner.loaded.family.manifest), Instant::now());
         let shape = input.shape();
         let mut times = Times::default();
-        let ran = run(executor, input, path, &mut times);
+        let ran = run(executor, input, plan, &mut times);
         if ran.is_err() || start.elapsed() > LONGEST_MEASURED {
             break;
         }
@@ -88,23 +87,23 @@ fn likely(loaded: &LoadedFamily) -> Vec<&PlanEntry> {
 fn load_and_run(
     executor: &Executor,
     loaded: &LoadedFamily,
-    path: &[ModuleId],
+    plan: &Plan,
 ) -> Result<bool, RuntimeError> {
-    for module in path {
+    for module in &plan.path {
         if !executor.load_ahead(*module)? {
             return Ok(false);
         }
     }
-    run(executor, blank(&loaded.family.manifest), path, &mut ()).map(|()| true)
+    run(executor, blank(&loaded.family.manifest), plan, &mut ()).map(|()| true)
 }
 
 fn run(
     executor: &Executor,
     input: ModelInput,
-    path: &[ModuleId],
+    plan: &Plan,
     observer: &mut impl ModuleObserver,
 ) -> Result<(), RuntimeError> {
-    executor.run(path, &SideInputs::of_input(input)?, observer).map(drop)
+    executor.run(plan, &SideInputs::of_input(input)?, observer).map(drop)
 }
 
 /// Time that each module took.

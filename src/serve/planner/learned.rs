@@ -11,7 +11,7 @@ use super::follow::step;
 use crate::{
     family::ModuleId,
     offer::Profile,
-    plan::{Budget, PlanTable, Shape},
+    plan::{Budget, Plan, PlanTable, Shape},
     serve::families::loaded::LoadedFamily,
 };
 
@@ -107,8 +107,8 @@ impl Learned {
         self.tables.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Returns the seconds that the fastest plan for `budget` takes at `shape`, or `None` if no plan
-    /// meets `budget`, which has no latency. Unless `budget` names a plan, this costs next to
+    /// Returns the seconds that the fastest plan for `budget` takes at `shape`, or `None` if no
+    /// plan meets `budget`, which has no latency. Unless `budget` names a plan, this costs next to
     /// nothing, so that admission can refuse at that cost.
     pub(crate) fn fastest_seconds(&self, shape: Shape, budget: &Budget) -> Option<f64> {
         let tables = self.tables();
@@ -173,7 +173,7 @@ impl Learned {
         learning.moved.fill(0.0);
         let profile = learning.profile.clone();
         drop(learning);
-        let latency = |path: &[usize]| profile.latency_of(path.iter().copied().map(ModuleId)).ok();
+        let latency = |plan: &Plan| profile.latency_of(plan.path.iter().copied()).ok();
         let tables = self.tables();
         let alike = tables.alike.iter();
         let tables = Tables {

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     family::{FamilyError, ModuleId, PlanId},
     offer::entry,
-    plan::{Budget, ChooseError, PlanEntry, PlanTable, Shape},
+    plan::{Budget, ChooseError, Plan, PlanEntry, PlanTable, Shape},
     runtime::Executor,
 };
 use correction::{Correction, Lesson};
@@ -53,8 +53,8 @@ pub(crate) struct Question<'a> {
 /// Plan that is chosen for a budget.
 #[derive(Debug, Clone)]
 pub(crate) struct Chosen {
-    pub(super) plan: PlanSummary,
-    pub(super) path: Vec<ModuleId>,
+    pub(super) summary: PlanSummary,
+    pub(super) plan: Plan,
     /// 80th percentile of the plan's run time now; excludes time spent before.
     pub(super) conservative: Duration,
     /// Predicted run time of the plan now; excludes time spent before.
@@ -65,7 +65,7 @@ impl Chosen {
     /// Returns the choice without the time spent before, which differs by request.
     #[must_use]
     pub(super) fn without_elapsed(mut self) -> Self {
-        self.plan.predicted_latency = self.predicted;
+        self.summary.predicted_latency = self.predicted;
         self
     }
 }
@@ -116,7 +116,7 @@ impl Planner {
         let budget_left = Budget { latency: left, ..budget.clone() };
         match self.plan_for(&Question { budget: &budget_left, ..*question }) {
             Ok(mut chosen) => {
-                chosen.plan.predicted_latency += elapsed;
+                chosen.summary.predicted_latency += elapsed;
                 Ok(chosen)
             }
             Err(ServeError::Choose(mut error)) => {
@@ -190,11 +190,11 @@ impl Planner {
             return Ok(None);
         };
         let unknown = |reason: String| ServeError::UnknownPlan { reason };
-        let path = PlanId::find_path(&family.graph, id)
+        let plan = PlanId::parse(&family.graph, id)
             .map_err(|error: FamilyError| unknown(error.to_string()))?;
         let entry = self
             .learned
-            .with_profile(|profile| entry(family, profile, quality, &path))
+            .with_profile(|profile| entry(family, profile, quality, plan))
             .map_err(|error| unknown(error.to_string()))?;
         let budget = Budget { plan: Some(entry.id.clone()), ..budget.clone() };
         let table =
@@ -218,7 +218,7 @@ impl Planner {
         chosen: &Chosen,
         question: &Question<'_>,
     ) -> Result<Chosen, ServeError> {
-        match self.learned.tables().alike(&self.loaded, &chosen.path) {
+        match self.learned.tables().alike(&self.loaded, &chosen.plan.path) {
             Some(table) if question.budget.plan.is_none() => self.choose_from(table, question),
             _ => self.plan_for(question),
         }
@@ -231,8 +231,8 @@ impl Planner {
         }
         let executor = self.executor()?;
         let times = executor.load_times();
-        let used = self.loaded.table.entries().iter().flat_map(|entry| &entry.modules);
-        let is_loaded = || used.into_iter().all(|index| times[*index].is_zero());
+        let used = self.loaded.table.entries().iter().flat_map(|entry| &entry.plan.path);
+        let is_loaded = || used.into_iter().all(|id| times[id.0].is_zero());
         if !executor.may_evict() && is_loaded() {
             self.is_loaded.store(true, Ordering::Relaxed);
         }
@@ -253,7 +253,7 @@ impl Planner {
         let loading = |entry: &PlanEntry| {
             let times = load_times
                 .iter()
-                .flat_map(|times| entry.modules.iter().filter_map(|module| times.get(*module)));
+                .flat_map(|times| entry.plan.path.iter().filter_map(|id| times.get(id.0)));
             times.sum::<Duration>()
         };
         let extra_seconds = |entry: &PlanEntry| loading(entry).as_secs_f64() / conservative;
@@ -266,14 +266,14 @@ impl Planner {
             }
             error
         })?;
-        let path = choice.entry.modules.iter().map(|index| ModuleId(*index)).collect();
-        let mut plan = summary_of(choice.entry, shape, self.correction.factor(now));
+        let plan = choice.entry.plan.clone();
+        let mut summary = summary_of(choice.entry, shape, self.correction.factor(now));
         let loading = loading(choice.entry);
-        plan.predicted_latency += loading;
+        summary.predicted_latency += loading;
         let seconds = choice.entry.latency_seconds_at(shape) * conservative;
         let conservative = Duration::from_secs_f64(seconds) + loading;
-        let predicted = plan.predicted_latency;
-        Ok(Chosen { plan, path, conservative, predicted })
+        let predicted = summary.predicted_latency;
+        Ok(Chosen { summary, plan, conservative, predicted })
     }
 }
 

@@ -23,8 +23,8 @@ fn more_time_never_gets_a_worse_plan_and_no_plan_exceeds_its_budget() {
             continue;
         };
         assert!(planner.with_margin(chosen.conservative) <= Duration::from_millis(latency_ms));
-        assert!(chosen.plan.quality.value >= before, "{latency_ms} ms");
-        before = chosen.plan.quality.value;
+        assert!(chosen.summary.quality.value >= before, "{latency_ms} ms");
+        before = chosen.summary.quality.value;
     }
     assert!(before > 0.9);
 }
@@ -36,7 +36,7 @@ fn time_that_has_passed_is_part_of_what_is_predicted() {
     let budget = within(1_000);
     let question = Question { shape: ONE, budget: &budget, now };
     let chosen = planner.plan_in_time(&question, elapsed).expect("half a second is left");
-    assert_eq!(chosen.plan.predicted_latency, chosen.predicted + elapsed);
+    assert_eq!(chosen.summary.predicted_latency, chosen.predicted + elapsed);
     let error = planner.plan_in_time(&question, 2 * elapsed).expect_err("nothing is left");
     assert_eq!(error.code(), ErrorCode::BudgetInfeasible);
     let ServeError::Choose(error) = error else { panic!("it is a choice") };
@@ -64,7 +64,7 @@ fn a_path_that_is_on_no_front_can_be_named() {
     let named = |plan: &str| Budget { plan: Some(plan.into()), ..Budget::default() };
     let budget = named("s[0..1]>m[1..6]");
     let chosen = planner.plan_for(&Question { shape: ONE, budget: &budget, now }).expect("a path");
-    assert_eq!(chosen.plan.plan, "s[0..1]>m[1..6]");
+    assert_eq!(chosen.summary.plan, "s[0..1]>m[1..6]");
     let wrong = named("s[0..99]");
     let error = planner.plan_for(&Question { shape: ONE, budget: &wrong, now });
     assert_eq!(error.expect_err("there is no such block").code(), ErrorCode::NotFound);
@@ -80,7 +80,7 @@ fn a_slow_machine_is_learned_from_batches_alone_and_measured_again_when_stale() 
         let module = planner.loaded.profile.module(*id)?;
         Some((*id, Duration::from_secs_f64(3.0 * module.latency_seconds.at(1, 1))))
     };
-    let times: Vec<_> = fast.path.iter().filter_map(time).collect();
+    let times: Vec<_> = fast.plan.path.iter().filter_map(time).collect();
     let whole = times.iter().map(|(_, time)| *time).sum();
     let mut now = start;
     for _ in 0..40 {
@@ -88,8 +88,8 @@ fn a_slow_machine_is_learned_from_batches_alone_and_measured_again_when_stale() 
         let run = Run { shape: ONE, times: &times, whole, is_alone: true, ended: now };
         planner.learn(&run, &Endings::default());
     }
-    let slow = ask(now).map(|chosen| chosen.plan.quality.value).unwrap_or_default();
-    assert!(slow < fast.plan.quality.value, "three times as slow");
+    let slow = ask(now).map(|chosen| chosen.summary.quality.value).unwrap_or_default();
+    assert!(slow < fast.summary.quality.value, "three times as slow");
     let tight = within(2);
     let question = |now| Question { shape: ONE, budget: &tight, now };
     if planner.is_feasible(&question(now)) {

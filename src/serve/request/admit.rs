@@ -123,7 +123,7 @@ impl FamilyService {
             Question { shape: input.shape(), budget: &asked.budget, now: Instant::now() };
         let chosen = self.plan_in_time(&question, asked.arrival, place)?;
         let need = self.planner.need(&question).unwrap_or_default();
-        let anchor = family.graph.stem_anchor(&chosen.path).unwrap_or_default();
+        let anchor = family.graph.stem_anchor(&chosen.plan.path).unwrap_or_default();
         if !family.share_tokenizer(anchor, reference) {
             let texts = texts.ok_or_else(|| other_vocabulary(anchor))?;
             input = self.preparation.run(&self.planner, Inputs::Texts(texts), anchor).await?;

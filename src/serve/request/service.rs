@@ -123,7 +123,7 @@ impl FamilyService {
     /// Fails when no plan meets the budget, or the named plan does not exist.
     pub fn choose(&self, shape: Shape, budget: &Budget) -> Result<PlanSummary, ServeError> {
         let question = Question { shape, budget, now: Instant::now() };
-        self.planner.plan_for(&question).map(|chosen| chosen.plan)
+        self.planner.plan_for(&question).map(|chosen| chosen.summary)
     }
 
     /// Returns the observer of requests.

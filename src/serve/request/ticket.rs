@@ -188,7 +188,7 @@ impl Answer {
         let names = service.output_specs().into_iter().map(|spec| spec.name);
         let outputs = names.zip(outputs).collect();
         let report = Report {
-            plan: chosen.plan.clone(),
+            plan: chosen.summary.clone(),
             batch: shape.batch,
             tokens: shape.tokens,
             total_tokens,
@@ -201,7 +201,7 @@ impl Answer {
         let latency_budget = self.latency_budget;
         self.ticket.end(&Outcome::Answered { report: &report, latency_budget });
         let ended = Event::Ended(Box::new(report));
-        self.events.extend([Event::Started(chosen.plan), Event::Output(outputs), ended]);
+        self.events.extend([Event::Started(chosen.summary), Event::Output(outputs), ended]);
     }
 }
 

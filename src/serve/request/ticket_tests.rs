@@ -49,7 +49,7 @@ async fn an_answer_starts_gives_its_outputs_and_ends() {
     let mut answer = service.arrive().submit(request("pixel_values")).await.expect("queued");
     let Next::Batch(batch) = receiver.next(false) else { panic!("a job waits") };
     let chosen = batch.chosen.expect("a plan");
-    let plan = chosen.plan.plan.clone();
+    let plan = chosen.summary.plan.clone();
     for job in batch.jobs {
         let logits = Tensor::new(vec![1, 10], TensorData::F32(vec![0.5; 10])).expect("logits");
         let (before, queue, compute) = (job.before, Duration::ZERO, Duration::ZERO);

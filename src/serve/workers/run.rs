@@ -1,4 +1,4 @@
-//! Runs of a path on an input that may be larger than the largest batch, and the experts that its
+//! Runs of a plan on an input that may be larger than the largest batch, and the experts that its
 //! tokens took.
 
 use std::time::Duration;
@@ -8,21 +8,21 @@ use crate::{
     assembly::Family,
     family::ModuleId,
     input::ModelInput,
-    plan::Shape,
+    plan::{Plan, Shape},
     runtime::{Executor, ModuleObserver, Routing, RuntimeError, SideInputs},
     serve::{observe::Observer, request::RoutedModule},
 };
 
-/// A path and its input.
+/// A plan and its input.
 #[derive(Debug)]
 pub(super) struct Work<'a> {
-    pub(super) path: &'a [ModuleId],
+    pub(super) plan: &'a Plan,
     pub(super) input: ModelInput,
     /// Largest number of sequences that run at the same time.
     pub(super) max_batch: usize,
 }
 
-/// Results of a path.
+/// Results of a plan.
 #[derive(Debug)]
 pub(super) struct Ran {
     pub(super) outputs: Outputs,
@@ -34,7 +34,7 @@ pub(super) struct Ran {
     pub(super) times: Vec<(ModuleId, Duration)>,
 }
 
-/// Runs a path of the family `name` in chunks that fit into memory.
+/// Runs a plan of the family `name` in chunks that fit into memory.
 pub(super) fn run_chunks(
     executor: &Executor,
     name: &str,
@@ -46,16 +46,16 @@ pub(super) fn run_chunks(
     let times = Vec::new();
     let mut heard = Recorder { name, family: &family, observer, routed, times, num_ran: 0 };
     let places = Places::of(&work.input);
-    let Work { path, input, max_batch } = work;
+    let Work { plan, input, max_batch } = work;
     let (batch, tokens) = (input.batch(), input.tokens());
-    let mut most = executor.rows_at_once(path, Shape::new(batch.min(max_batch), tokens));
+    let mut most = executor.rows_at_once(&plan.path, Shape::new(batch.min(max_batch), tokens));
     let (mut outputs, mut start) = (Vec::new(), 0);
     while start < batch {
         let rows = start..batch.min(start + most);
         let (num_rows, num_ran) = (rows.len(), heard.num_ran);
         // Texts are cut to the longest of the chunk.
         let sides = SideInputs::of_input(input.rows(rows))?;
-        match executor.run(path, &sides, &mut heard) {
+        match executor.run(plan, &sides, &mut heard) {
             Ok(found) => {
                 outputs.push(found);
                 start += num_rows;
@@ -70,7 +70,7 @@ pub(super) fn run_chunks(
     Ok(Ran { outputs: concatenate(outputs), places, routed, times })
 }
 
-/// Observer that collects a path's times and routings, and passes them on under the modules' names.
+/// Observer that collects a plan's times and routings, and passes them on under the modules' names.
 struct Recorder<'a> {
     name: &'a str,
     family: &'a Family,

@@ -147,7 +147,7 @@ impl Worker {
                 match is_shared {
                     true => self.run_alone(executor, failed),
                     false => {
-                        refuse(failed, ServeError::NotFinite { plan: chosen.plan.plan.clone() })
+                        refuse(failed, ServeError::NotFinite { plan: chosen.summary.plan.clone() })
                     }
                 }
             }
@@ -195,7 +195,7 @@ impl Worker {
         let planner = jobs[0].planner.clone();
         let shape = input.shape();
         let max_batch = planner.loaded.profile.max_batch();
-        let work = Work { path: &chosen.path, input, max_batch };
+        let work = Work { plan: &chosen.plan, input, max_batch };
         let start = Instant::now();
         let (mut ran, has_loaded) = computing[0].in_scope(|| self.run(executor, work))?;
         // A batch that runs in chunks has no shape to learn from.
@@ -208,7 +208,7 @@ impl Worker {
         Ok(Computed { ran, planner, lesson })
     }
 
-    /// Runs a path in chunks of at most the largest batch. Returns its results and whether modules
+    /// Runs a plan in chunks of at most the largest batch. Returns its results and whether modules
     /// were loaded.
     fn run(&self, executor: &Executor, work: Work<'_>) -> Result<(Ran, bool), ServeError> {
         let name = &executor.family().manifest.name;
@@ -255,7 +255,8 @@ fn reply(jobs: Vec<Job>, ran: Ran, chosen: &Chosen, start: Instant) -> Vec<Job> 
         }
         let mut chosen = chosen.clone();
         let (before, queue) = (job.before, start - job.queued);
-        chosen.plan.predicted_latency += before + job.planner.correction.answering(Instant::now());
+        chosen.summary.predicted_latency +=
+            before + job.planner.correction.answering(Instant::now());
         let done = Done { outputs, routed, before, queue, compute, chosen };
         // A span ends when its last holder drops it; the request's span must not wait for this
         // thread.

@@ -2,7 +2,8 @@
 //!
 //! The graph does not know names. Spaces and edges are indices, which the caller maps back.
 
-use super::{cost::EdgeCost, error::PlanError};
+use super::cost::EdgeCost;
+use crate::plan::error::PlanError;
 
 /// A module as the search sees it: its two spaces and its cost.
 #[derive(Debug, Clone, Copy, PartialEq)]

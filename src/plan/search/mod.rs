@@ -9,12 +9,18 @@
 //!
 //! An option bounds the number of labels. An overflow is an error: a front is never cut silently.
 
+mod cost;
+mod graph;
+#[cfg(test)]
+mod search_tests;
+
+pub use cost::{EdgeCost, PathCost};
+pub use graph::{CostedEdge, CostedGraph};
+
 use std::{cmp::Ordering, collections::BTreeSet};
 
 use super::{
-    cost::PathCost,
     error::PlanError,
-    graph::CostedGraph,
     staircase::{DominanceTree, Staircase},
 };
 
