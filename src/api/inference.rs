@@ -188,7 +188,7 @@ async fn classify(
 /// - returned: \[batch, count\] BYTES
 fn best_classes(scores: &Tensor, count: usize, labels: &[String]) -> Tensor {
     let width = scores.shape().last().copied().unwrap_or(1).max(1);
-    let rows = scores.as_f32().unwrap_or_default().chunks(width);
+    let rows = scores.floats().chunks(width);
     let mut named = Vec::new();
     for row in rows {
         let mut ranked: Vec<(usize, f32)> = row.iter().copied().enumerate().collect();

@@ -2,7 +2,12 @@
 
 use std::path::PathBuf;
 
-use crate::{family::FamilyError, module::ModuleError, onnx::OnnxError, pool::PoolError};
+use crate::{
+    family::{FamilyError, Fault},
+    module::ModuleError,
+    onnx::OnnxError,
+    pool::PoolError,
+};
 
 /// Error of loading a checkpoint or a family.
 #[derive(Debug, thiserror::Error)]
@@ -35,16 +40,12 @@ pub enum ArchError {
         source: OnnxError,
     },
     /// A configuration has a value that is not supported.
-    #[error("{}: key `{key}` is `{value}`, but {expected}", path.display())]
+    #[error("{}: {fault}", path.display())]
     Config {
         /// Path of the file.
         path: PathBuf,
-        /// Name of the key.
-        key: String,
-        /// Value of the key.
-        value: String,
-        /// Description of the valid values.
-        expected: String,
+        /// The key, its value and the valid values.
+        fault: Fault,
     },
     /// A checkpoint has a tensor that the architecture does not know.
     #[error("{}: tensor `{name}` is unknown; supported are {architecture}", path.display())]

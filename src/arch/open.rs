@@ -11,9 +11,15 @@ use super::{
     vision::{names, vit::VisionTransformer},
 };
 use crate::{
-    family::AnchorSpec,
+    family::{AnchorSpec, Fault},
     pool::{Checkpoint, PoolError, open_verified, parse_json},
 };
+
+/// Supported values of `model_type`, for errors.
+const SUPPORTED: &str = "`bert`, `mpnet`, `vit`, `deit`, `llama`, `mixtral`, `olmoe`, \
+                         `qwen2_moe`, `qwen3_moe`, `granitemoe`, `granitemoeshared` and \
+                         `moduleformer` are supported, and timm's architectures vit_*, deit_* \
+                         and deit3_*";
 
 /// Opens the anchor `name` of the family in `folder`.
 pub(crate) fn open(
@@ -67,15 +73,10 @@ fn of_config(
             let (names, shape) = names::read(&path, text, &checkpoint)?;
             Ok(Box::new(VisionTransformer::new(shape, names, checkpoint)))
         }
-        other => Err(ArchError::Config {
-            path,
-            key: "model_type".into(),
-            value: other.or(architecture).unwrap_or_default().into(),
-            expected: "`bert`, `mpnet`, `vit`, `deit`, `llama`, `mixtral`, `olmoe`, `qwen2_moe`, \
-                       `qwen3_moe`, `granitemoe`, `granitemoeshared` and `moduleformer` are \
-                       supported, and timm's architectures vit_*, deit_* and deit3_*"
-                .into(),
-        }),
+        other => {
+            let found = other.or(architecture).unwrap_or_default();
+            Err(ArchError::Config { path, fault: Fault::new("model_type", found, SUPPORTED) })
+        }
     }
 }
 

@@ -13,8 +13,8 @@ use crate::{
         open,
     },
     family::{
-        AnchorSpec, ExitsSpec, ExpertsSpec, FamilyError, Manifest, Module, ModuleKind, Space,
-        SpaceId, SpaceKind, SpaceSpec, StitchesSpec,
+        AnchorSpec, ExitsSpec, ExpertsSpec, FamilyError, Fault, Manifest, Module, ModuleKind,
+        Space, SpaceId, SpaceKind, SpaceSpec, StitchesSpec,
     },
     input::Tokenizer,
     module::{Body, Network},
@@ -232,11 +232,9 @@ impl<'a> FamilyBuilder<'a> {
         let of_block = |spec: &ExpertsSpec| spec.anchor == side.name && spec.has_block(block);
         for (entry, spec) in manifest.experts.iter().enumerate().filter(|(_, s)| of_block(s)) {
             let Some(dense) = anchor.dense(block)? else {
-                let expected = "an anchor of an ONNX file cannot be split".to_owned();
-                let key = spec.key("anchor");
-                return Err(
-                    FamilyError::value(self.folder, &key, side.name.into(), expected).into()
-                );
+                let expected = "an anchor of an ONNX file cannot be split";
+                let fault = Fault::new(spec.key("anchor"), side.name, expected);
+                return Err(FamilyError::value(self.folder, fault).into());
             };
             experts::check(self.folder, spec, &dense)?;
             if !side.is_stitched {
@@ -285,14 +283,9 @@ impl<'a> FamilyBuilder<'a> {
         for (pair, [from, to]) in spec.pairs.iter().enumerate() {
             let depths = [self.depth("stitches.pairs", from)?, self.depth("stitches.pairs", to)?];
             if depths[0] != depths[1] {
-                let expected = "anchors of as many blocks as one another are stitched".to_owned();
-                return Err(FamilyError::value(
-                    self.folder,
-                    "stitches.pairs",
-                    format!("{from}, {to}"),
-                    expected,
-                )
-                .into());
+                let expected = "anchors of as many blocks as one another are stitched";
+                let fault = Fault::new("stitches.pairs", format!("{from}, {to}"), expected);
+                return Err(FamilyError::value(self.folder, fault).into());
             }
             for (after, before, window) in spec.windows(depths[0]) {
                 let start = format!("{from}.{}", after + 1);
@@ -334,7 +327,7 @@ impl<'a> FamilyBuilder<'a> {
         index.map(|index| self.opened[index].layout().num_blocks()).ok_or_else(|| {
             let known = self.anchors.join(", ");
             let expected = format!("there are the anchors {known}");
-            FamilyError::value(self.folder, key, anchor.to_owned(), expected)
+            FamilyError::value(self.folder, Fault::new(key, anchor, expected))
         })
     }
 

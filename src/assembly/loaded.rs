@@ -9,7 +9,7 @@ use std::{
 use super::builder::FamilyBuilder;
 use crate::{
     arch::{ArchError, SplitPart},
-    family::{FamilyGraph, MANIFEST_FILE, Manifest, MapSpec, Module, ModuleId, SpaceId},
+    family::{FamilyGraph, INT8, MANIFEST_FILE, Manifest, MapSpec, Module, ModuleId, SpaceId},
     input::Tokenizer,
     module::{Batching, Body, Cached, Compute, ModuleError, Network, Port},
     pool::{FitRecords, PoolError, Stamps},
@@ -239,7 +239,7 @@ impl Family {
         let module = self.graph.module(id);
         let name = |space: SpaceId| self.graph.spaces()[space.0].name.as_str();
         let (from, to) = (name(module.from), name(module.to));
-        let label = module.variant.as_deref().map(|label| label.trim_end_matches("int8"));
+        let label = module.variant.as_deref().map(|label| label.trim_end_matches(INT8));
         let label = label.map(|label| label.trim_end_matches('-')).filter(|l| !l.is_empty());
         let is_of =
             |map: &MapSpec| map.from == from && map.to == to && map.label.as_deref() == label;

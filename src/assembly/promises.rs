@@ -4,11 +4,8 @@ use std::path::Path;
 
 use crate::{
     arch::{Layout, Reads, Widest},
-    family::{FamilyError, Manifest, WidthSpec},
+    family::{FamilyError, Fault, Manifest, WidthSpec},
 };
-
-/// Promise of a manifest that an anchor does not keep: the key, its value and the valid values.
-type Broken = (String, String, String);
 
 /// Checks that the anchor `name` of `layout` keeps what the manifest of the family in `folder`
 /// promises.
@@ -22,54 +19,54 @@ pub(super) fn check(
         .into_iter()
         .find_map(|compare| compare(manifest, name, layout));
     match broken {
-        Some((key, value, expected)) => Err(FamilyError::value(folder, &key, value, expected)),
+        Some(fault) => Err(FamilyError::value(folder, fault)),
         None => Ok(()),
     }
 }
 
 /// Compares the input: positions, the tokenizer, and the shape of images.
-fn input(manifest: &Manifest, name: &str, layout: &Layout) -> Option<Broken> {
+fn input(manifest: &Manifest, name: &str, layout: &Layout) -> Option<Fault> {
     let Manifest { limits, image, anchors, .. } = manifest;
     let given = image.as_ref().map(|image| [image.channels, image.height, image.width]);
     match (layout.reads, given) {
         (Reads::Images(read), given) if given != Some(read) => {
             let expected = format!("`{name}` reads images of {read:?} (channels, height, width)");
-            Some(("image".into(), format!("{given:?}"), expected))
+            Some(Fault::new("image", format!("{given:?}"), expected))
         }
         (_, Some(_)) => None,
         (_, None) => {
             let positions = layout.max_tokens().filter(|most| limits.max_tokens > *most);
             if let Some(most) = positions {
                 let expected = format!("`{name}` has positions for {most}");
-                return Some(("limits.max_tokens".into(), limits.max_tokens.to_string(), expected));
+                return Some(Fault::new("limits.max_tokens", limits.max_tokens, expected));
             }
             let needs_tokenizer = anchors[name].tokenizer.is_none() && !layout.gives.has_tokens();
-            let expected = "an anchor that reads texts needs one".to_owned();
-            needs_tokenizer.then(|| (key(name, "tokenizer"), String::new(), expected))
+            let expected = "an anchor that reads texts needs one";
+            needs_tokenizer.then(|| Fault::new(key(name, "tokenizer"), "", expected))
         }
     }
 }
 
 /// Compares the width of the output.
-fn output(manifest: &Manifest, name: &str, layout: &Layout) -> Option<Broken> {
+fn output(manifest: &Manifest, name: &str, layout: &Layout) -> Option<Fault> {
     let has_head = name == manifest.reference || manifest.image.is_some();
     let (promised, given) = (manifest.output.width, layout.gives.width().unwrap_or_default());
     let expected = format!("`{name}` ends {given} wide");
-    (has_head && promised != given).then(|| ("output.width".into(), promised.to_string(), expected))
+    (has_head && promised != given).then(|| Fault::new("output.width", promised, expected))
 }
 
 /// Compares the rows of the output, and its last hidden states.
-fn rows(manifest: &Manifest, name: &str, layout: &Layout) -> Option<Broken> {
+fn rows(manifest: &Manifest, name: &str, layout: &Layout) -> Option<Fault> {
     let output = &manifest.output;
     let has_tokens = layout.gives.has_tokens();
     let is_mine = name == manifest.reference;
     if is_mine && output.per_token != has_tokens {
         let rows = if has_tokens { "each token" } else { "each text or image" };
         let expected = format!("`{name}` gives a row for {rows}");
-        return Some(("output.per_token".into(), output.per_token.to_string(), expected));
+        return Some(Fault::new("output.per_token", output.per_token, expected));
     }
     let states = output.states.as_ref()?;
-    let refuse = |expected| Some(("output.states".into(), states.clone(), expected));
+    let refuse = |expected: String| Some(Fault::new("output.states", states, expected));
     if is_mine && layout.gives.tensors.len() < 2 {
         return refuse(format!("`{name}` gives no last hidden states"));
     }
@@ -80,7 +77,7 @@ fn rows(manifest: &Manifest, name: &str, layout: &Layout) -> Option<Broken> {
 }
 
 /// Compares the widths with the heads and hidden units of the blocks.
-fn widths(manifest: &Manifest, name: &str, layout: &Layout) -> Option<Broken> {
+fn widths(manifest: &Manifest, name: &str, layout: &Layout) -> Option<Fault> {
     let widest = layout.widest();
     let fits = |width: &WidthSpec| {
         widest.is_some_and(|w| width.heads <= w.heads && width.hidden <= w.hidden)
@@ -91,17 +88,17 @@ fn widths(manifest: &Manifest, name: &str, layout: &Layout) -> Option<Broken> {
         Some(Widest { heads, hidden }) => format!("it has {heads} heads, {hidden} hidden units"),
         None => "only vision transformers run narrower".into(),
     };
-    Some((key(name, "widths"), format!("{heads}, {hidden}"), expected))
+    Some(Fault::new(key(name, "widths"), format!("{heads}, {hidden}"), expected))
 }
 
 /// Compares the blocks that are split among experts with those that there are.
-fn experts(manifest: &Manifest, name: &str, layout: &Layout) -> Option<Broken> {
+fn experts(manifest: &Manifest, name: &str, layout: &Layout) -> Option<Fault> {
     let blocks = layout.num_blocks();
     let own = manifest.experts.iter().filter(|experts| experts.anchor == name);
     own.into_iter().find_map(|experts| {
         let block = experts.blocks.iter().flatten().find(|block| **block >= blocks)?;
         let expected = format!("`{name}` has {blocks} blocks, the first being 0");
-        Some((experts.key("blocks"), block.to_string(), expected))
+        Some(Fault::new(experts.key("blocks"), block, expected))
     })
 }
 

@@ -169,8 +169,8 @@ fn kind_of(family: &Family, entry: &PlanEntry) -> PointKind {
             _ => {}
         }
         match variant {
-            Some("skip") => add(PointKind::Dropped),
-            Some(variant) if variant.ends_with("int8") => add(PointKind::Quantized),
+            _ if module.is_skip() => add(PointKind::Dropped),
+            _ if module.is_int8() => add(PointKind::Quantized),
             Some(_) if matches!(module.kind, ModuleKind::Attention | ModuleKind::Mlp) => {
                 add(PointKind::Narrowed);
             }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::files::MANIFEST_FILE;
+use super::{fault::Fault, files::MANIFEST_FILE};
 
 /// Error for an invalid manifest or graph, or for a plan that the graph does not have.
 #[derive(Debug, thiserror::Error)]
@@ -25,16 +25,12 @@ pub enum FamilyError {
         message: String,
     },
     /// A key has an invalid value.
-    #[error("{}: key `{key}` is `{value}`, but {expected}", path.display())]
+    #[error("{}: {fault}", path.display())]
     Value {
         /// The manifest's path.
         path: PathBuf,
-        /// The key.
-        key: String,
-        /// The value of the key.
-        value: String,
-        /// The values that are valid.
-        expected: String,
+        /// The key, its value and the valid values.
+        fault: Fault,
     },
     /// A module starts or ends in a space that does not exist.
     #[error("module `{module}` names the space `{space}`, which does not exist; known: {known}")]
@@ -72,13 +68,13 @@ pub enum FamilyError {
 }
 
 impl FamilyError {
-    /// Returns the error for `key` of the manifest in `folder`, which has the wrong `value`.
-    pub fn value(folder: &Path, key: &str, value: String, expected: String) -> Self {
-        Self::at(&folder.join(MANIFEST_FILE), key, value, expected)
+    /// Returns the error for `fault` of the manifest in `folder`.
+    pub fn value(folder: &Path, fault: Fault) -> Self {
+        Self::at(&folder.join(MANIFEST_FILE), fault)
     }
 
-    /// Returns the error for `key` of the manifest at `path`, which has the wrong `value`.
-    pub(super) fn at(path: &Path, key: &str, value: String, expected: String) -> Self {
-        Self::Value { path: path.to_owned(), key: key.into(), value, expected }
+    /// Returns the error for `fault` of the manifest at `path`.
+    pub(super) fn at(path: &Path, fault: Fault) -> Self {
+        Self::Value { path: path.to_owned(), fault }
     }
 }

@@ -8,6 +8,10 @@ use super::{
 };
 use crate::plan::{ModuleId, Offers};
 
+/// Names of the variants that every architecture has.
+pub(crate) const INT8: &str = "int8";
+pub(crate) const SKIP: &str = "skip";
+
 /// Index of a [`Space`] in its graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpaceId(pub usize);
@@ -49,6 +53,19 @@ pub enum ModuleKind {
     Head,
     /// Another part of a block, by its name.
     Other(&'static str),
+}
+
+impl Module {
+    /// Returns whether the module has int8 weights, whatever else sets it apart.
+    pub fn is_int8(&self) -> bool {
+        let is_int8 = |part: &str| part.rsplit('-').next() == Some(INT8);
+        self.variant.as_deref().is_some_and(|variant| variant.split('+').any(is_int8))
+    }
+
+    /// Returns whether the module is the identity in place of a part of a block.
+    pub fn is_skip(&self) -> bool {
+        self.variant.as_deref() == Some(SKIP)
+    }
 }
 
 impl ModuleKind {

@@ -5,6 +5,7 @@
 //! `l3[0..1]>l6[2..6]`.
 
 mod error;
+mod fault;
 mod files;
 #[cfg(test)]
 mod fuzz_tests;
@@ -15,8 +16,10 @@ mod space;
 
 pub use crate::plan::ModuleId;
 pub use error::FamilyError;
+pub use fault::Fault;
 pub use files::{FITS_FOLDER, MANIFEST_FILE, name_with_digest, name_without_digest};
 pub use graph::{FamilyGraph, Module, ModuleKind, SpaceId};
+pub(crate) use graph::{INT8, SKIP};
 pub use manifest::{
     AnchorSpec, BlockEnds, ExitsSpec, ExpertSet, ExpertsSpec, FORMAT, Feature, Filter, ImageSpec,
     Limits, Manifest, MapForm, MapSpec, Metric, OnnxImage, OnnxSource, OutputSpec, PartSource,

@@ -237,7 +237,7 @@ fn channels_last(map: &Tensor) -> Tensor {
     let [batch, channels, height, width] = map.shape()[..] else {
         return map.clone();
     };
-    let (values, places) = (map.as_f32().unwrap_or_default(), height * width);
+    let (values, places) = (map.floats(), height * width);
     let mut turned = Vec::with_capacity(values.len());
     for image in 0..batch {
         for place in 0..places {
@@ -252,7 +252,7 @@ fn channels_last(map: &Tensor) -> Tensor {
 /// Returns the rows of `tensor` that are not padding, and their width.
 pub(super) fn rows(tensor: &Tensor, mask: Option<&Vec<i64>>) -> (Vec<f32>, usize) {
     let width = tensor.shape().last().copied().unwrap_or(1);
-    let values = tensor.as_f32().unwrap_or_default();
+    let values = tensor.floats();
     let kept = |(row, _): &(usize, &[f32])| mask.is_none_or(|mask| mask[*row] == 1);
     let rows = values.chunks(width).enumerate().filter(kept);
     (rows.flat_map(|(_, row)| row.iter().copied()).collect(), width)

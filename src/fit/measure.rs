@@ -127,9 +127,7 @@ fn groups(executor: &Executor, modules: &[ModuleId]) -> BTreeMap<String, Vec<Mod
             }
             _ => "",
         };
-        let variant = module.variant.as_deref().filter(|variant| *variant == "int8");
-        let key = format!("{anchor} {}", variant.unwrap_or_default());
-        groups.entry(key).or_default().push(*id);
+        groups.entry(format!("{anchor} {}", module.is_int8())).or_default().push(*id);
     }
     groups
 }

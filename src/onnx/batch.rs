@@ -14,6 +14,7 @@ use super::{
         AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, attribute_type, data_type,
     },
 };
+use crate::tensor::signed;
 
 /// Name of the tensor that holds the batch, `[1]` INT64.
 pub(super) const BATCH: &str = "tessera.batch";
@@ -92,7 +93,7 @@ impl Constants {
     fn of(&mut self, value: usize) -> String {
         let name = format!("tessera.extent.{value}");
         if !self.tensors.iter().any(|tensor| tensor.name == name) {
-            self.tensors.push(integers(&name, &[i64::try_from(value).unwrap_or(i64::MAX)]));
+            self.tensors.push(integers(&name, &[signed(value)]));
         }
         name
     }
@@ -108,7 +109,7 @@ fn shape_nodes(
     let bound = |name: &str, default: usize| {
         let attribute = shape.attribute.iter().find(|attribute| attribute.name == name);
         let Some(value) = attribute.and_then(|attribute| attribute.i) else { return default };
-        let rank = i64::try_from(rank).unwrap_or(i64::MAX);
+        let rank = signed(rank);
         let value = if value < 0 { value + rank } else { value };
         usize::try_from(value.clamp(0, rank)).unwrap_or(default)
     };

@@ -17,7 +17,7 @@ use crate::{
         external::{Place, initializer, read_floats},
         proto::{TensorProto, data_type},
     },
-    tensor::MappedFile,
+    tensor::{MappedFile, signed},
 };
 
 /// One or several open safetensors files.
@@ -320,7 +320,7 @@ pub(crate) fn open_verified(
 
 /// Returns extents in ONNX's integer type.
 fn dims(shape: &[usize]) -> Vec<i64> {
-    shape.iter().map(|extent| i64::try_from(*extent).unwrap_or(i64::MAX)).collect()
+    shape.iter().map(|extent| signed(*extent)).collect()
 }
 
 fn is_normal(component: Component<'_>) -> bool {

@@ -21,4 +21,4 @@ pub use heap::{MappedApart, give_back_freed_memory, reuse_freed_memory};
 pub use hex::hex;
 pub use mapped::MappedFile;
 pub use units::{ByteSize, ParseByteSizeError};
-pub use value::{Tensor, TensorData, TensorError, TensorSpec};
+pub use value::{Tensor, TensorData, TensorError, TensorSpec, signed};

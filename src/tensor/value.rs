@@ -29,6 +29,12 @@ pub struct TensorSpec {
     pub shape: Vec<Option<usize>>,
 }
 
+/// Returns `extent` in the signed type of ONNX and the protocols. No memory holds as many elements
+/// as its maximum, which stands for all that is larger.
+pub fn signed(extent: usize) -> i64 {
+    i64::try_from(extent).unwrap_or(i64::MAX)
+}
+
 /// Error for a tensor that cannot be built.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TensorError {
@@ -74,6 +80,15 @@ impl Tensor {
     /// Returns the shape and the elements.
     pub fn into_parts(self) -> (Vec<usize>, TensorData) {
         (self.shape, self.data)
+    }
+
+    /// Returns the elements of an output of a module. Those are f32: the runtime refuses others.
+    ///
+    /// # Panics
+    ///
+    /// Panics when the elements are not f32.
+    pub fn floats(&self) -> &[f32] {
+        self.as_f32().expect("outputs of modules are f32")
     }
 
     /// Returns the elements, or `None` if they are not `FP32`.
@@ -127,10 +142,7 @@ impl TensorSpec {
 
     /// Returns the shape as the protocol writes it, with −1 for an axis of any extent.
     pub fn protocol_shape(&self) -> Vec<i64> {
-        self.shape
-            .iter()
-            .map(|extent| extent.map_or(-1, |extent| i64::try_from(extent).unwrap_or(i64::MAX)))
-            .collect()
+        self.shape.iter().map(|extent| extent.map_or(-1, signed)).collect()
     }
 }
 

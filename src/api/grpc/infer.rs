@@ -23,7 +23,7 @@ use crate::{
         },
     },
     serve::ServeError,
-    tensor::{Tensor, TensorData},
+    tensor::{Tensor, TensorData, signed},
 };
 
 /// Checks a message that arrived at `arrival`. By default, the outputs are raw if the inputs are.
@@ -75,7 +75,7 @@ pub(super) fn encode(answer: Answer) -> Result<ModelInferResponse, ApiError> {
     let is_raw = response.outputs.iter().all(|(name, _)| wanted.is_binary(name));
     let (mut outputs, mut raw_output_contents) = (Vec::new(), Vec::new());
     for (name, tensor) in response.outputs {
-        let shape = tensor.shape().iter().map(|extent| i64::try_from(*extent).unwrap_or(i64::MAX));
+        let shape = tensor.shape().iter().map(|extent| signed(*extent));
         let mut output = InferOutputTensor {
             name,
             datatype: tensor.data_type().name().to_owned(),

@@ -13,6 +13,7 @@ use crate::{
     },
     module::{Network, Precision},
     onnx::{Attribute, GraphBuilder, proto::data_type},
+    tensor::signed,
 };
 
 /// Projection of a block: its letter (`q`, `k` or `v`) and its number of heads.
@@ -107,9 +108,9 @@ impl Decoder {
         match norms {
             Norms::Whole if letter != 'v' => value = self.norm(graph, &value, &norm, width)?,
             Norms::Heads if letter != 'v' => {
-                let heads = reshaped(graph, &value, &[0, 0, int(num_heads), int(head_width)]);
+                let heads = reshaped(graph, &value, &[0, 0, signed(num_heads), signed(head_width)]);
                 let normed = self.norm(graph, &heads, &norm, head_width)?;
-                value = reshaped(graph, &normed, &[0, 0, int(width)]);
+                value = reshaped(graph, &normed, &[0, 0, signed(width)]);
             }
             Norms::None | Norms::Whole | Norms::Heads => {}
         }
@@ -147,7 +148,7 @@ pub(super) fn num_tokens(graph: &mut GraphBuilder, value: &str) -> String {
 /// - both: \[tokens, head width / 2\]
 fn turns(graph: &mut GraphBuilder, count: &str, shape: Attention) -> [String; 2] {
     let frequencies = shape.frequencies();
-    let frequencies = graph.floats(vec![1, int(frequencies.len())], &frequencies);
+    let frequencies = graph.floats(vec![1, signed(frequencies.len())], &frequencies);
     let positions = positions(graph, count);
     let to = [("to", Attribute::Int(i64::from(data_type::FLOAT)))];
     let positions = graph.node("Cast", &[&positions], &to);
@@ -179,8 +180,8 @@ fn mix(
     count: &str,
     shape: Attention,
 ) -> String {
-    let (shared, head) = (int(shape.num_shared_heads), int(shape.head_width));
-    let group = int(shape.num_heads / shape.num_shared_heads);
+    let (shared, head) = (signed(shape.num_shared_heads), signed(shape.head_width));
+    let group = signed(shape.num_heads / shape.num_shared_heads);
     // The heads that share keys are stacked, so that one product covers all of them.
     let queries = reshaped(graph, queries, &[0, 0, shared, group, head]);
     let queries = permuted(graph, &queries, &[0, 2, 3, 1, 4]);
@@ -221,7 +222,7 @@ pub(super) fn seen(graph: &mut GraphBuilder, count: &str, window: Option<usize>)
     let Some(window) = window else {
         return before;
     };
-    let window = graph.int(int(window));
+    let window = graph.int(signed(window));
     let end = graph.node("Add", &[&columns, &window], &[]);
     let near = graph.node("Less", &[&rows, &end], &[]);
     graph.node("And", &[&before, &near], &[])
@@ -261,9 +262,4 @@ pub(super) fn reshaped_to(
 
 pub(super) fn permuted(graph: &mut GraphBuilder, value: &str, order: &[i64]) -> String {
     graph.node("Transpose", &[value], &[("perm", Attribute::Ints(order.to_vec()))])
-}
-
-/// Returns an extent in ONNX's integer type.
-pub(super) fn int(extent: usize) -> i64 {
-    i64::try_from(extent).unwrap_or(i64::MAX)
 }

@@ -5,11 +5,7 @@
 //! the slots of the cache, `[slots, longest, width]`, and packed again. The operator writes the
 //! cache in place. A slot without tokens costs nothing.
 
-use super::{
-    Decoder,
-    attention::{int, reshaped},
-    config::Attention,
-};
+use super::{Decoder, attention::reshaped, config::Attention};
 use crate::{
     arch::{
         error::ArchError,
@@ -20,6 +16,7 @@ use crate::{
         PRESENT_VALUES, Precision, QUERY_LENGTHS, ROWS, SINES, TOTAL_LENGTH,
     },
     onnx::{Attribute, GraphBuilder, proto::data_type},
+    tensor::signed,
 };
 
 /// Divisor of the widths of heads that the operator takes.
@@ -60,7 +57,7 @@ impl Decoder {
         let values =
             [&turned[0], &turned[1], &values].map(|value| spread(&mut graph, value, &rows));
         let mixed = attend(&mut graph, &values, shape);
-        let flat = reshaped(&mut graph, &mixed, &[-1, int(shape.num_heads * shape.head_width)]);
+        let flat = reshaped(&mut graph, &mixed, &[-1, signed(shape.num_heads * shape.head_width)]);
         let places = graph.input(PLACES, data_type::INT64, &[None]);
         let packed = graph.node("Gather", &[&flat, &places], &[("axis", Attribute::Int(0))]);
         let zero = graph.ints(&[0]);
@@ -97,12 +94,12 @@ fn attend(graph: &mut GraphBuilder, values: &[String; 3], shape: Attention) -> S
     inputs.resize(QUERY_LENGTHS_AT, "");
     inputs.push(&queries);
     let mut attributes = vec![
-        ("num_heads", Attribute::Int(int(shape.num_heads))),
-        ("kv_num_heads", Attribute::Int(int(shape.num_shared_heads))),
+        ("num_heads", Attribute::Int(signed(shape.num_heads))),
+        ("kv_num_heads", Attribute::Int(signed(shape.num_shared_heads))),
         ("scale", Attribute::Float(shape.scale)),
     ];
     if let Some(window) = shape.window {
-        attributes.push(("local_window_size", Attribute::Int(int(window))));
+        attributes.push(("local_window_size", Attribute::Int(signed(window))));
     }
     let outputs = ["attended", PRESENT_KEYS, PRESENT_VALUES];
     graph.fused_outputs("GroupQueryAttention", &inputs, &outputs, &attributes);

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::dialects::{Biases, CountKey, Dialect, ExpertDialect, Norms, Renormalize, Shared};
-use crate::{arch::error::ArchError, module::Router, pool::parse_json};
+use crate::{arch::error::ArchError, family::Fault, module::Router, pool::parse_json};
 
 /// Sizes of a decoder, and the computation of its layers.
 #[derive(Debug, Clone)]
@@ -120,9 +120,6 @@ struct Rope {
     rope_type: Option<String>,
 }
 
-/// Name of a refused key, its value and the valid values.
-type Fault = (&'static str, String, String);
-
 /// Reads `text`, the configuration at `path`, for a decoder of `dialect`.
 ///
 /// # Errors
@@ -130,12 +127,7 @@ type Fault = (&'static str, String, String);
 /// Fails on a configuration that is malformed, contradicts itself or is not supported.
 pub(super) fn read(path: &Path, text: &str, dialect: &'static Dialect) -> Result<Shape, ArchError> {
     let config: Config = parse_json(path, text)?;
-    config.shape(dialect).map_err(|(key, value, expected)| ArchError::Config {
-        path: path.to_owned(),
-        key: key.into(),
-        value,
-        expected,
-    })
+    config.shape(dialect).map_err(|fault| ArchError::Config { path: path.to_owned(), fault })
 }
 
 impl Config {
@@ -167,17 +159,17 @@ impl Config {
             ("vocab_size", self.vocab_size),
         ];
         if let Some((key, value)) = sizes.into_iter().find(|(_, value)| *value == 0) {
-            return Err((key, value.to_string(), "at least 1 is needed".into()));
+            return Err(Fault::new(key, value, "at least 1 is needed"));
         }
         if !(1..=1_000).contains(&self.num_hidden_layers) {
-            let found = self.num_hidden_layers.to_string();
-            return Err(("num_hidden_layers", found, "1 to 1000 is supported".into()));
+            let found = self.num_hidden_layers;
+            return Err(Fault::new("num_hidden_layers", found, "1 to 1000 is supported"));
         }
         if self.mlp_bias == Some(true) {
-            return Err(("mlp_bias", "true".into(), "`false` is supported".into()));
+            return Err(Fault::new("mlp_bias", true, "`false` is supported"));
         }
         if let Some(other) = self.hidden_act.as_ref().filter(|name| *name != "silu") {
-            return Err(("hidden_act", other.clone(), "`silu` is supported".into()));
+            return Err(Fault::new("hidden_act", other, "`silu` is supported"));
         }
         Ok(())
     }
@@ -187,17 +179,17 @@ impl Config {
         let num_shared_heads = self.num_key_value_heads.unwrap_or(num_heads);
         if num_shared_heads == 0 || !num_heads.is_multiple_of(num_shared_heads) {
             let expected = format!("it must divide the {num_heads} heads of queries");
-            return Err(("num_key_value_heads", num_shared_heads.to_string(), expected));
+            return Err(Fault::new("num_key_value_heads", num_shared_heads, expected));
         }
         let head_width = self.head_dim.unwrap_or(self.hidden_size / num_heads);
         if head_width == 0 || !head_width.is_multiple_of(2) {
-            let expected = "halves of heads are turned, so an even number is needed".into();
-            return Err(("head_dim", head_width.to_string(), expected));
+            let expected = "halves of heads are turned, so an even number is needed";
+            return Err(Fault::new("head_dim", head_width, expected));
         }
         let is_windowed = self.use_sliding_window == Some(true);
         if is_windowed && !dialect.has_window {
-            let expected = "a window is supported for `mixtral`".into();
-            return Err(("use_sliding_window", "true".into(), expected));
+            let expected = "a window is supported for `mixtral`";
+            return Err(Fault::new("use_sliding_window", true, expected));
         }
         let is_biased = self.attention_bias.unwrap_or(false);
         Ok(Attention {
@@ -228,7 +220,7 @@ impl Config {
         for (key, rope) in ropes {
             let other = rope.as_ref().and_then(|rope| rope.rope_type.clone());
             if let Some(other) = other.filter(|name| name != "default") {
-                return Err((key, other, "the type `default` is supported".into()));
+                return Err(Fault::new(key, other, "the type `default` is supported"));
             }
         }
         let given = self.rope_parameters.as_ref().and_then(|rope| rope.rope_theta);
@@ -241,11 +233,11 @@ impl Config {
             CountKey::Global => ("num_experts", self.num_experts.or(self.num_local_experts)),
         };
         let count = given.filter(|count| *count > 0);
-        let count = count.ok_or((key, "0".to_owned(), "at least 1 is needed".to_owned()))?;
+        let count = count.ok_or_else(|| Fault::new(key, 0, "at least 1 is needed"))?;
         let top_k = self.num_experts_per_tok.unwrap_or(0);
         if !(1..=count).contains(&top_k) {
             let expected = format!("it must be 1 to the number of experts, {count}");
-            return Err(("num_experts_per_tok", top_k.to_string(), expected));
+            return Err(Fault::new("num_experts_per_tok", top_k, expected));
         }
         let mut router = Router::new(count, top_k, own.order);
         router.renormalize = match own.renormalize {

@@ -11,7 +11,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::{
-    attention::{int, num_tokens, permuted, reshaped, reshaped_to, seen},
+    attention::{num_tokens, permuted, reshaped, reshaped_to, seen},
     config::inverse_root,
     embedded, finish_head, scaled, token_scores,
 };
@@ -22,7 +22,7 @@ use crate::{
         layout::{Axes, Layout, PartId, PartSpec, Reads},
         ops::{extent, float_weight, linear, token_input, with_hidden},
     },
-    family::{ModuleKind, SpaceSpec},
+    family::{Fault, ModuleKind, SpaceSpec},
     module::{
         Body, INPUT_IDS, KEYS, Network, Order, Precision, QUERIES, Routed, Router, SCORES, TOKENS,
         VALUES, Ways,
@@ -32,6 +32,7 @@ use crate::{
         proto::{TensorProto, data_type},
     },
     pool::{Checkpoint, PoolError, parse_json},
+    tensor::signed,
 };
 
 /// Epsilon of the layer norms. The original code ignores the configuration's value.
@@ -96,26 +97,24 @@ pub(crate) fn open(
     config: &str,
     checkpoint: Checkpoint,
 ) -> Result<ModuleFormer, ArchError> {
-    let path = || config_path.to_owned();
     let config: Config = parse_json(config_path, config)?;
-    if let Some((key, value, expected)) = config.fault() {
-        return Err(ArchError::Config { path: path(), key: key.into(), value, expected });
+    if let Some(fault) = config.fault() {
+        return Err(ArchError::Config { path: config_path.to_owned(), fault });
     }
     let layout = config.layout();
     Ok(ModuleFormer { config, checkpoint, layout })
 }
 
 impl Config {
-    /// Returns the first unsupported key, its value and the valid values, or `None` if there is
-    /// none.
-    fn fault(&self) -> Option<(&'static str, String, String)> {
+    /// Returns the first fault, or `None` if there is none.
+    fn fault(&self) -> Option<Fault> {
         let names = [
             ("gate_type", &self.gate_type, "mlp"),
             ("activation_function", &self.activation_function, "gelu_new"),
         ];
         for (key, value, known) in names {
             if value != known {
-                return Some((key, value.clone(), format!("`{known}` is supported")));
+                return Some(Fault::new(key, value, format!("`{known}` is supported")));
             }
         }
         let takes =
@@ -123,16 +122,15 @@ impl Config {
         for (key, top_k, count) in takes {
             if !(1..=count).contains(&top_k) {
                 let expected = format!("it must be 1 to the number of experts, {count}");
-                return Some((key, top_k.to_string(), expected));
+                return Some(Fault::new(key, top_k, expected));
             }
         }
         let heads = self.n_head;
         if heads == 0 || self.att_hidden == 0 || !self.att_hidden.is_multiple_of(heads) {
-            return Some(("n_head", heads.to_string(), "it must divide att_hidden".into()));
+            return Some(Fault::new("n_head", heads, "it must divide att_hidden"));
         }
         if !(1..=1_000).contains(&self.n_layer) {
-            let expected = "1 to 1000 is supported".into();
-            return Some(("n_layer", self.n_layer.to_string(), expected));
+            return Some(Fault::new("n_layer", self.n_layer, "1 to 1000 is supported"));
         }
         None
     }
@@ -336,7 +334,7 @@ impl Bank {
 /// - queries, output: \[batch, tokens, experts per token, width\]
 /// - keys, values: \[batch, tokens, width\]
 fn break_stick(num_heads: usize, width: usize) -> Network {
-    let (heads, head) = (int(num_heads), int(width / num_heads));
+    let (heads, head) = (signed(num_heads), signed(width / num_heads));
     let mut graph = GraphBuilder::default();
     let queries = graph.input(QUERIES, data_type::FLOAT, &[None, None, None, extent(width)]);
     let keys = graph.input(KEYS, data_type::FLOAT, &[None, None, extent(width)]);
@@ -367,7 +365,7 @@ fn break_stick(num_heads: usize, width: usize) -> Network {
     let last = graph.ints(&[head]);
     let mixed = reshaped_to(&mut graph, &mixed, &[0, heads, -1], &[&count, &last]);
     let mixed = permuted(&mut graph, &mixed, &[0, 3, 2, 1, 4]);
-    let mixed = reshaped(&mut graph, &mixed, &[0, 0, 0, int(width)]);
+    let mixed = reshaped(&mut graph, &mixed, &[0, 0, 0, signed(width)]);
     let shape = [None, None, None, extent(width)];
     Network::new(graph.finish(&mixed, "output", &shape), Precision::F32)
 }

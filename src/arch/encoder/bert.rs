@@ -7,6 +7,7 @@ use serde::Deserialize;
 use super::{Encoder, Names, Shape};
 use crate::{
     arch::error::ArchError,
+    family::Fault,
     pool::{Checkpoint, parse_json},
 };
 
@@ -49,12 +50,9 @@ pub(crate) fn open(
 ) -> Result<Encoder, ArchError> {
     let config: Config = parse_json(config_path, config)?;
     if config.position_embedding_type != "absolute" {
-        return Err(ArchError::Config {
-            path: config_path.to_owned(),
-            key: "position_embedding_type".into(),
-            value: config.position_embedding_type,
-            expected: "`absolute` is supported".into(),
-        });
+        let found = config.position_embedding_type;
+        let fault = Fault::new("position_embedding_type", found, "`absolute` is supported");
+        return Err(ArchError::Config { path: config_path.to_owned(), fault });
     }
     let shape = Shape {
         width: config.hidden_size,

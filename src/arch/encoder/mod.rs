@@ -19,13 +19,14 @@ use super::{
     ops::{extent, float_weight, layer_norm, linear, token_input, with_hidden},
 };
 use crate::{
-    family::{ModuleKind, SpaceSpec},
+    family::{Fault, ModuleKind, SpaceSpec},
     module::{ATTENTION_MASK, Body, INPUT_IDS, Network, Precision},
     onnx::{
         Attribute, GraphBuilder,
         proto::{TensorProto, data_type},
     },
     pool::{Checkpoint, PoolError},
+    tensor::signed,
 };
 
 /// Sizes of an encoder, and the computation of its layers.
@@ -194,7 +195,7 @@ impl Encoder {
         let scores = self.relative_scores(&mut graph, &hidden)?;
         let mut inputs = vec![&*projected[0], &projected[1], &projected[2], &bias, &mask];
         inputs.extend(scores.as_deref());
-        let heads = i64::try_from(self.shape.num_heads).unwrap_or(i64::MAX);
+        let heads = signed(self.shape.num_heads);
         let heads = [("num_heads", Attribute::Int(heads))];
         let context = graph.fused("MultiHeadAttention", &inputs, &heads);
         let dense = format!("{layer}.{}", self.names.output);
@@ -240,7 +241,7 @@ impl Encoder {
         let axis = [("start", Attribute::Int(1)), ("end", Attribute::Int(2))];
         let mut end = graph.node("Shape", &[ids], &axis);
         let axis = graph.ints(&[0]);
-        let first = i64::try_from(self.shape.first_position).unwrap_or(i64::MAX);
+        let first = signed(self.shape.first_position);
         let mut start = axis.clone();
         if first > 0 {
             start = graph.ints(&[first]);
@@ -303,28 +304,19 @@ impl Encoder {
 impl Shape {
     /// Checks the limits shared by all architectures; `path` is the path of the configuration.
     pub(super) fn validate(&self, path: PathBuf) -> Result<(), ArchError> {
-        let refuse = |key: &str, value: String, expected: &str| {
-            Err(ArchError::Config { path, key: key.into(), value, expected: expected.into() })
-        };
-        if !matches!(self.activation.as_str(), "gelu" | "gelu_new") {
-            let expected = "`gelu` and `gelu_new` are supported";
-            return refuse("hidden_act", self.activation.clone(), expected);
-        }
         let heads = self.num_heads;
-        if heads == 0 || !self.width.is_multiple_of(heads) {
-            return refuse("num_attention_heads", heads.to_string(), "it must divide hidden_size");
-        }
-        if self.num_blocks == 0 || self.num_blocks > 1_000 {
-            return refuse(
-                "num_hidden_layers",
-                self.num_blocks.to_string(),
-                "1 to 1000 is supported",
-            );
-        }
-        if self.num_positions <= self.first_position {
+        let fault = if !matches!(self.activation.as_str(), "gelu" | "gelu_new") {
+            Fault::new("hidden_act", &self.activation, "`gelu` and `gelu_new` are supported")
+        } else if heads == 0 || !self.width.is_multiple_of(heads) {
+            Fault::new("num_attention_heads", heads, "it must divide hidden_size")
+        } else if !(1..=1_000).contains(&self.num_blocks) {
+            Fault::new("num_hidden_layers", self.num_blocks, "1 to 1000 is supported")
+        } else if self.num_positions <= self.first_position {
             let expected = format!("more than {} are needed", self.first_position);
-            return refuse("max_position_embeddings", self.num_positions.to_string(), &expected);
-        }
-        Ok(())
+            Fault::new("max_position_embeddings", self.num_positions, expected)
+        } else {
+            return Ok(());
+        };
+        Err(ArchError::Config { path, fault })
     }
 }

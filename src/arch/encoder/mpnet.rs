@@ -10,6 +10,7 @@ use serde::Deserialize;
 use super::{Encoder, Names, Shape};
 use crate::{
     arch::error::ArchError,
+    family::Fault,
     pool::{Checkpoint, parse_json},
 };
 
@@ -47,12 +48,9 @@ pub(crate) fn open(
     let config: Config = parse_json(config_path, config)?;
     let num_buckets = config.relative_attention_num_buckets;
     if num_buckets < 4 || !num_buckets.is_multiple_of(4) {
-        return Err(ArchError::Config {
-            path: config_path.to_owned(),
-            key: "relative_attention_num_buckets".into(),
-            value: num_buckets.to_string(),
-            expected: "a multiple of 4 is supported".into(),
-        });
+        let expected = "a multiple of 4 is supported";
+        let fault = Fault::new("relative_attention_num_buckets", num_buckets, expected);
+        return Err(ArchError::Config { path: config_path.to_owned(), fault });
     }
     let shape = Shape {
         width: config.hidden_size,

@@ -3,6 +3,7 @@
 use crate::{
     arch::ops::float_weight,
     onnx::{Attribute, GraphBuilder, proto::TensorProto},
+    tensor::signed,
 };
 
 /// Distance from which all tokens share a bucket.
@@ -13,8 +14,8 @@ const MAX_DISTANCE: f32 = 128.0;
 /// One half of the buckets is for keys after the query. In either half, each bucket of the first
 /// half holds one distance. The other buckets widen logarithmically.
 pub(super) fn buckets(max_tokens: usize, num_buckets: usize) -> Vec<i64> {
-    let last = i64::try_from(max_tokens).unwrap_or(i64::MAX) - 1;
-    let half = i64::try_from(num_buckets / 2).unwrap_or(i64::MAX);
+    let last = signed(max_tokens) - 1;
+    let half = signed(num_buckets / 2);
     (-last..=last)
         .map(|distance| {
             let side = if distance > 0 { half } else { 0 };
@@ -67,7 +68,7 @@ fn distances(graph: &mut GraphBuilder, hidden: &str, zero: usize) -> String {
     let (start, step) = (graph.int(0), graph.int(1));
     let tokens = graph.node("Gather", &[&shape, &step], &[]);
     let keys = graph.node("Range", &[&start, &tokens, &step], &[]);
-    let zero = graph.int(i64::try_from(zero).unwrap_or(i64::MAX));
+    let zero = graph.int(signed(zero));
     let moved = graph.node("Add", &[&keys, &zero], &[]);
     let axis = graph.ints(&[1]);
     let queries = graph.node("Unsqueeze", &[&keys, &axis], &[]);

@@ -13,6 +13,7 @@ use crate::{
     module::{Network, Precision},
     onnx::{Attribute, GraphBuilder, proto::data_type},
     pool::Checkpoint,
+    tensor::signed,
 };
 
 /// Channels, height and width that a map reads, and its reach to each side in positions.
@@ -81,15 +82,14 @@ pub(super) fn network(
     let name = format!("{}.weight", parts.map.features[0].name());
     let weight = weights.weight(&name, &[outputs, field.num_inputs()])?;
     let weight = float_weight(&mut graph, weight);
-    let number = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
     // The regression read the positions row by row, each with its channels.
-    let side = number(field.side());
-    let shape = graph.ints(&[number(outputs), side, side, number(field.channels)]);
+    let side = signed(field.side());
+    let shape = graph.ints(&[signed(outputs), side, side, signed(field.channels)]);
     let kernel = graph.node("Reshape", &[&weight, &shape], &[]);
     let order = [("perm", Attribute::Ints(vec![0, 3, 1, 2]))];
     let kernel = graph.node("Transpose", &[&kernel], &order);
     let bias = float_weight(&mut graph, weights.weight("bias", &[outputs])?);
-    let pads = [("pads", Attribute::Ints(vec![number(field.reach); 4]))];
+    let pads = [("pads", Attribute::Ints(vec![signed(field.reach); 4]))];
     let output = graph.node("Conv", &[&hidden, &kernel, &bias], &pads);
     let shape = [None, extent(outputs), extent(field.height), extent(field.width)];
     Ok(Network::new(graph.finish(&output, "output", &shape), precision))
@@ -99,16 +99,15 @@ pub(super) fn network(
 pub(super) fn feature_network(parts: &MapParts<'_>) -> Result<Network, ArchError> {
     let field = Field::of(parts)?;
     let (mut graph, hidden) = field.with_hidden();
-    let number = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
-    let reach = number(field.reach);
+    let reach = signed(field.reach);
     let pads = graph.ints(&[0, 0, reach, reach, 0, 0, reach, reach]);
     let padded = graph.node("Pad", &[&hidden, &pads], &[]);
     let axes = graph.ints(&[2, 3]);
     let mut seen = Vec::new();
-    for row in 0..number(field.side()) {
-        for column in 0..number(field.side()) {
+    for row in 0..signed(field.side()) {
+        for column in 0..signed(field.side()) {
             let start = graph.ints(&[row, column]);
-            let end = graph.ints(&[row + number(field.height), column + number(field.width)]);
+            let end = graph.ints(&[row + signed(field.height), column + signed(field.width)]);
             seen.push(graph.node("Slice", &[&padded, &start, &end, &axes], &[]));
         }
     }
@@ -122,6 +121,6 @@ pub(super) fn feature_network(parts: &MapParts<'_>) -> Result<Network, ArchError
 fn as_rows(graph: &mut GraphBuilder, map: &str, channels: usize) -> String {
     let order = [("perm", Attribute::Ints(vec![0, 2, 3, 1]))];
     let last = graph.node("Transpose", &[map], &order);
-    let shape = graph.ints(&[0, -1, i64::try_from(channels).unwrap_or(i64::MAX)]);
+    let shape = graph.ints(&[0, -1, signed(channels)]);
     graph.node("Reshape", &[&last, &shape], &[])
 }

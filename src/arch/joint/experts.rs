@@ -15,7 +15,7 @@ use crate::{
         error::ArchError,
         ops::{extent, float_weight, layer_norm, linear, taken_weight, transposed, with_hidden},
     },
-    family::{ExpertsSpec, FamilyError, RouterForm},
+    family::{ExpertsSpec, FamilyError, Fault, RouterForm},
     module::{
         Network, Order, Precision, REST, Routed, Router, SCORES, SUM, TOKENS, Ways, Weighting,
     },
@@ -24,6 +24,7 @@ use crate::{
         proto::{ModelProto, TensorProto, data_type},
     },
     pool::{Checkpoint, FitRecords, PoolError, open_verified},
+    tensor::signed,
 };
 
 /// Networks from which the experts of one block are fitted.
@@ -171,8 +172,8 @@ pub(crate) fn check(folder: &Path, spec: &ExpertsSpec, dense: &Dense) -> Result<
         return Ok(());
     }
     let expected = format!("must divide the {} hidden units of a block", dense.num_units);
-    let value = spec.num_experts.to_string();
-    Err(FamilyError::value(folder, &spec.key("num_experts"), value, expected).into())
+    let fault = Fault::new(spec.key("num_experts"), spec.num_experts, expected);
+    Err(FamilyError::value(folder, fault).into())
 }
 
 impl Dense {
@@ -279,8 +280,7 @@ impl Split<'_> {
         let order = graph.ints(&self.order);
         let units = self.dense.expand(graph, tokens, Some(&order));
         let positive = graph.node("Relu", &[&units], &[]);
-        let number = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
-        let shape = graph.ints(&[0, 0, number(self.num_experts()), -1]);
+        let shape = graph.ints(&[0, 0, signed(self.num_experts()), -1]);
         let grouped = graph.node("Reshape", &[&positive, &shape], &[]);
         let axis = graph.ints(&[3]);
         graph.node("ReduceSum", &[&grouped, &axis], &[("keepdims", Attribute::Int(0))])
@@ -302,7 +302,7 @@ impl Split<'_> {
     fn less_dropped(&self, graph: &mut GraphBuilder, made: String, expert: usize) -> String {
         let Some(dropped) = &self.dropped else { return made };
         let dropped = float_weight(graph, dropped.clone());
-        let index = graph.int(i64::try_from(expert).unwrap_or(i64::MAX));
+        let index = graph.int(signed(expert));
         let own = graph.node("Gather", &[&dropped, &index], &[("axis", Attribute::Int(0))]);
         let own = graph.node("Neg", &[&own], &[]);
         graph.node("Add", &[&made, &own], &[])

@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use crate::{
     arch::error::ArchError,
+    family::Fault,
     pool::{Checkpoint, PoolError, parse_json},
 };
 
@@ -161,9 +162,7 @@ pub(crate) fn read(
     let config: Config = parse_json(path, config)?;
     let refuse = |key: &str, value: String, expected: &str| ArchError::Config {
         path: path.to_owned(),
-        key: key.into(),
-        value,
-        expected: expected.into(),
+        fault: Fault::new(key, value, expected),
     };
     let taught = checkpoint.has("cls_classifier.weight");
     let head = if taught { "cls_classifier" } else { "classifier" };

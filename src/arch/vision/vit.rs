@@ -20,6 +20,7 @@ use crate::{
         proto::{TensorProto, data_type},
     },
     pool::{Checkpoint, PoolError},
+    tensor::signed,
 };
 
 /// Vision transformer whose weights lie in a checkpoint.
@@ -123,10 +124,10 @@ impl VisionTransformer {
         let weight = self.weight(&format!("{name}.weight"), &[width, image[0], patch, patch])?;
         let weight = float_weight(&mut graph, weight);
         let bias = float_weight(&mut graph, self.weight(&format!("{name}.bias"), &[width])?);
-        let side = i64::try_from(patch).unwrap_or(i64::MAX);
+        let side = signed(patch);
         let strides = [("strides", Attribute::Ints(vec![side, side]))];
         let map = graph.node("Conv", &[&pixels, &weight, &bias], &strides);
-        let rows = graph.ints(&[0, i64::try_from(width).unwrap_or(i64::MAX), -1]);
+        let rows = graph.ints(&[0, signed(width), -1]);
         let patches = graph.node("Reshape", &[&map, &rows], &[]);
         let patches = graph.node("Transpose", &[&patches], &[("perm", ints(&[0, 2, 1]))]);
         let tokens = self.add_tokens(&mut graph, &pixels, &patches)?;
@@ -175,7 +176,7 @@ impl VisionTransformer {
         }
         let batch = [("start", Attribute::Int(0)), ("end", Attribute::Int(1))];
         let batch = graph.node("Shape", &[pixels], &batch);
-        let rest = graph.ints(&[1, i64::try_from(width).unwrap_or(i64::MAX)]);
+        let rest = graph.ints(&[1, signed(width)]);
         let shape = graph.node("Concat", &[&batch, &rest], &[("axis", Attribute::Int(0))]);
         let mut parts = Vec::new();
         for part in [Part::ClassToken, Part::DistillationToken].into_iter().take(extra) {
@@ -218,7 +219,7 @@ impl VisionTransformer {
             inputs.push(graph.node("Concat", &biases, &[("axis", Attribute::Int(0))]));
         }
         let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
-        let heads = i64::try_from(heads).unwrap_or(i64::MAX);
+        let heads = signed(heads);
         let mixed =
             graph.fused("MultiHeadAttention", &inputs, &[("num_heads", Attribute::Int(heads))]);
         let last = Last { index, part: BlockPart::Projection, columns: width, inner };
@@ -254,7 +255,7 @@ impl VisionTransformer {
         let weight = self.weight(&format!("{name}.weight"), &[width, columns])?;
         let mut weight = float_weight(&mut graph, weight);
         if inner < columns {
-            let end = i64::try_from(inner).unwrap_or(i64::MAX);
+            let end = signed(inner);
             let (start, end, axis) = (graph.ints(&[0]), graph.ints(&[end]), graph.ints(&[1]));
             weight = graph.node("Slice", &[&weight, &start, &end, &axis], &[]);
         }

@@ -8,6 +8,7 @@ use std::{
 use serde::Deserialize;
 
 use super::{experts::ExpertSet, onnx_source::OnnxSource};
+use crate::family::{Fault, INT8, SKIP};
 
 /// A pretrained network.
 #[derive(Debug, Clone, Deserialize)]
@@ -73,12 +74,10 @@ pub struct WidthSpec {
 }
 
 impl AnchorSpec {
-    /// Checks the constraints that the types do not express. An error is the key, its value and the
-    /// valid values.
-    pub(super) fn validate(&self, name: &str) -> Result<(), (String, String, String)> {
-        let refuse = |key: &str, value: String, expected: &str| {
-            Err((key.to_owned(), value, expected.to_owned()))
-        };
+    /// Checks the constraints that the types do not express.
+    pub(super) fn validate(&self, name: &str) -> Result<(), Fault> {
+        let refuse =
+            |key: &str, value: String, expected: &str| Err(Fault::new(key, value, expected));
         let plain = |text: &str| {
             !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
         };
@@ -113,8 +112,8 @@ impl AnchorSpec {
                 "a set has a name of its own, and at least one expert, in ascending order";
             return refuse("expert_sets", format!("{}, {:?}", set.name, set.experts), expected);
         }
-        if let Some((key, value, expected)) = self.onnx.as_ref().and_then(OnnxSource::fault) {
-            return refuse(key, value, &expected);
+        if let Some(fault) = self.onnx.as_ref().and_then(OnnxSource::fault) {
+            return Err(fault);
         }
         let onnx = self.onnx.as_ref().map(|onnx| &onnx.file);
         let part = self.part.iter().flat_map(|part| [&part.file, &part.config]);
@@ -131,7 +130,7 @@ impl AnchorSpec {
 
 /// Returns whether `name` already has a meaning in plan ids.
 fn is_reserved(name: &str) -> bool {
-    matches!(name, "int8" | "skip" | "via" | "exit")
+    matches!(name, INT8 | SKIP | "via" | "exit")
 }
 
 /// Returns whether `path` stays inside the folder to which it is relative.

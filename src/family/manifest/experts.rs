@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::family::ModuleKind;
+use crate::family::{Fault, ModuleKind};
 
 /// Split of an anchor's dense feed-forward parts into experts (EMoE, section 3; MoEfication,
 /// section 3). An expert is a group of hidden units; every token uses some of the groups. Each
@@ -51,21 +51,20 @@ impl ExpertsSpec {
         self.blocks.as_ref().is_none_or(|blocks| blocks.contains(&block))
     }
 
-    /// Returns the first invalid key with its value and the valid values, or `None` if all are
-    /// valid.
-    pub(super) fn fault(&self) -> Option<(&'static str, String, String)> {
+    /// Returns the first fault, or `None` if there is none.
+    pub(super) fn fault(&self) -> Option<Fault> {
         let num_experts = self.num_experts;
         if num_experts < 2 {
-            let expected = "there must be 2 experts at least".to_owned();
-            return Some(("num_experts", num_experts.to_string(), expected));
+            let expected = "there must be 2 experts at least";
+            return Some(Fault::new("num_experts", num_experts, expected));
         }
         if self.top_k.is_empty() {
-            let expected = "there must be one number of experts at least".to_owned();
-            return Some(("top_k", "[]".into(), expected));
+            let expected = "there must be one number of experts at least";
+            return Some(Fault::new("top_k", "[]", expected));
         }
         let outside = self.top_k.iter().find(|k| **k == 0 || **k > num_experts)?;
         let expected = format!("a token takes 1 to {num_experts} experts");
-        Some(("top_k", outside.to_string(), expected))
+        Some(Fault::new("top_k", outside, expected))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::family::FamilyError;
+use crate::family::{FamilyError, Fault};
 
 /// Number of the format that this version writes. Manifests without a number are of format 0.
 pub const FORMAT: u32 = 1;
@@ -31,7 +31,7 @@ pub(super) fn check(path: &Path, found: u32) -> Result<(), FamilyError> {
         return Ok(());
     }
     let expected = format!("this version reads formats up to {FORMAT}; a newer tessera wrote it");
-    Err(FamilyError::at(path, KEY, found.to_string(), expected))
+    Err(FamilyError::at(path, Fault::new(KEY, found, expected)))
 }
 
 /// Adds the number before the first key: the only step from format 0 to format 1.

@@ -1,5 +1,6 @@
 //! The manifest's image settings, by which a picture becomes the tensor that stems read.
 
+use crate::family::Fault;
 use serde::Deserialize;
 
 /// Settings of image preprocessing. An image is resized, cropped, scaled to \[0, 1\] and normalized
@@ -53,28 +54,31 @@ pub enum Filter {
 }
 
 impl ImageSpec {
-    /// Returns the first invalid key with its value and the valid values, or `None` if all are
-    /// valid.
-    pub(super) fn fault(&self) -> Option<(&'static str, String, String)> {
+    /// Returns the first fault, or `None` if there is none.
+    pub(super) fn fault(&self) -> Option<Fault> {
         let extents = [("height", self.height), ("width", self.width)];
         if let Some((key, value)) = extents.into_iter().find(|e| !(1..=4_096).contains(&e.1)) {
-            return Some((key, value.to_string(), "it must lie in 1..=4096".into()));
+            return Some(Fault::new(key, value, "it must lie in 1..=4096"));
         }
         if !matches!(self.channels, 1 | 3) {
-            return Some(("channels", self.channels.to_string(), "1 and 3 are supported".into()));
+            return Some(Fault::new("channels", self.channels, "1 and 3 are supported"));
         }
         let lists = [("mean", &self.mean), ("std", &self.std)];
         if let Some((key, list)) = lists.iter().find(|list| list.1.len() != self.channels) {
             let expected = format!("there must be one for each of the {} channels", self.channels);
-            return Some((key, format!("{list:?}"), expected));
+            return Some(Fault::new(*key, format!("{list:?}"), expected));
         }
         if self.std.iter().any(|value| !value.is_normal()) {
-            return Some(("std", format!("{:?}", self.std), "it must be finite and not 0".into()));
+            return Some(Fault::new(
+                "std",
+                format!("{:?}", self.std),
+                "it must be finite and not 0",
+            ));
         }
         match self.resize {
             Resize::Shorter(side) if side < self.height.max(self.width) || side > 8_192 => {
                 let expected = "the shorter side must cover what is cut out, and be at most 8192";
-                Some(("resize.shorter", side.to_string(), expected.into()))
+                Some(Fault::new("resize.shorter", side, expected))
             }
             _ => None,
         }

@@ -26,8 +26,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{FamilyError, files::MANIFEST_FILE};
-use crate::tensor::read_text;
+use super::{FamilyError, fault::Fault, files::MANIFEST_FILE};
+use crate::{family::INT8, tensor::read_text};
 use anchor::{is_inside, is_plain};
 
 /// A parsed and validated `family.toml`. Unknown keys are errors.
@@ -172,7 +172,7 @@ impl Manifest {
 
     fn validate(&self, path: &Path, folder: &str) -> Result<(), FamilyError> {
         let refuse = |key: &str, value: &dyn Display, expected: String| {
-            Err(FamilyError::at(path, key, value.to_string(), expected))
+            Err(FamilyError::at(path, Fault::new(key, value, expected)))
         };
         format::check(path, self.format)?;
         if self.name != folder {
@@ -205,17 +205,17 @@ impl Manifest {
             return refuse("quality.floor", &self.quality.floor, "must lie in [0, 1]".into());
         }
         for (name, anchor) in &self.anchors {
-            anchor.validate(name).or_else(|(key, value, expected)| {
-                refuse(&format!("anchors.{name}.{key}"), &value, expected)
-            })?;
+            let refuse =
+                |fault: Fault| FamilyError::at(path, fault.below(&format!("anchors.{name}")));
+            anchor.validate(name).map_err(refuse)?;
         }
         let labels = self.output.labels.len();
         if labels != 0 && labels != self.output.width {
             let expected = format!("there must be one for each of the {}", self.output.width);
             return refuse("output.labels", &format!("{labels} labels"), expected);
         }
-        if let Some((key, value, expected)) = self.image.as_ref().and_then(ImageSpec::fault) {
-            return refuse(&format!("image.{key}"), &value, expected);
+        if let Some(fault) = self.image.as_ref().and_then(ImageSpec::fault) {
+            return Err(FamilyError::at(path, fault.below("image")));
         }
         self.validate_experts(path)?;
         self.validate_maps(path)
@@ -227,15 +227,15 @@ impl Manifest {
                 (&other.anchor, other.num_experts) == (&spec.anchor, spec.num_experts)
             };
             let fault = if !self.anchors.contains_key(&spec.anchor) {
-                Some(("anchor", spec.anchor.clone(), "must be an anchor".to_owned()))
+                Some(Fault::new("anchor", &spec.anchor, "must be an anchor"))
             } else if self.experts[..index].iter().any(same) {
-                let expected = "an anchor is split into as many experts once".to_owned();
-                Some(("num_experts", spec.num_experts.to_string(), expected))
+                let expected = "an anchor is split into as many experts once";
+                Some(Fault::new("num_experts", spec.num_experts, expected))
             } else {
                 spec.fault()
             };
-            if let Some((key, value, expected)) = fault {
-                return Err(FamilyError::at(path, &spec.key(key), value, expected));
+            if let Some(fault) = fault {
+                return Err(FamilyError::at(path, Fault { key: spec.key(&fault.key), ..fault }));
             }
         }
         Ok(())
@@ -243,14 +243,14 @@ impl Manifest {
 
     fn validate_maps(&self, path: &Path) -> Result<(), FamilyError> {
         let refuse = |key: &str, value: &dyn Display, expected: String| {
-            Err(FamilyError::at(path, key, value.to_string(), expected))
+            Err(FamilyError::at(path, Fault::new(key, value, expected)))
         };
         for map in &self.maps {
             if let Some(label) = map.label.as_ref().filter(|label| !is_plain(label)) {
                 let key = format!("maps ({} to {}).label", map.from, map.to);
                 return refuse(&key, label, "a label is letters, digits, `_` and `-`".into());
             }
-            if let Some(variant) = map.variants.iter().find(|variant| *variant != "int8") {
+            if let Some(variant) = map.variants.iter().find(|variant| *variant != INT8) {
                 let key = format!("maps ({} to {}).variants", map.from, map.to);
                 return refuse(&key, variant, "maps have the variant `int8`".into());
             }

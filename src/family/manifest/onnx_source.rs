@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::family::Fault;
 use serde::Deserialize;
 
 /// An ONNX file and the tensors that separate its modules.
@@ -57,19 +58,22 @@ impl BlockEnds {
 }
 
 impl OnnxSource {
-    /// Returns the first invalid key with its value and the valid values, or `None` if all are
-    /// valid.
-    pub(super) fn fault(&self) -> Option<(&'static str, String, String)> {
+    /// Returns the first fault, or `None` if there is none.
+    pub(super) fn fault(&self) -> Option<Fault> {
         match (&self.image, self.width) {
             (Some(image), None) if image.shapes.len() != self.blocks.len() + 1 => {
                 let expected =
                     format!("there must be {}, one more than blocks", self.blocks.len() + 1);
-                Some(("onnx.image.shapes", format!("{} shapes", image.shapes.len()), expected))
+                Some(Fault::new(
+                    "onnx.image.shapes",
+                    format!("{} shapes", image.shapes.len()),
+                    expected,
+                ))
             }
             (Some(_), None) | (None, Some(_)) => None,
             _ => {
                 let expected = "exactly one of `width` (texts) and `image` (images) is needed";
-                Some(("onnx.width", format!("{:?}", self.width), expected.into()))
+                Some(Fault::new("onnx.width", format!("{:?}", self.width), expected))
             }
         }
     }

@@ -4,7 +4,7 @@ use super::{
     anchor::{AnchorSpec, WidthSpec},
     experts::ExpertSet,
 };
-use crate::family::ModuleKind;
+use crate::family::{INT8, ModuleKind, SKIP};
 
 /// Variant of a block's part, beside the form in which it was trained.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -58,7 +58,7 @@ impl AnchorSpec {
     /// what another part chose.
     fn variant(&self, name: &str) -> Option<VariantSpec<'_>> {
         let mut variant = VariantSpec { name: name.to_owned(), ..VariantSpec::default() };
-        if name == "skip" {
+        if name == SKIP {
             return Some(VariantSpec { is_identity: true, ..variant });
         }
         for part in name.split(AND) {
@@ -69,7 +69,7 @@ impl AnchorSpec {
                 (Some(width), ..) => variant.width.replace(width).is_some(),
                 (_, Some(set), _) => variant.experts.replace(set).is_some(),
                 (.., Some(k)) => variant.top_k.replace(*k).is_some(),
-                _ if part == "int8" => std::mem::replace(&mut variant.is_int8, true),
+                _ if part == INT8 => std::mem::replace(&mut variant.is_int8, true),
                 _ => return None,
             };
             if was_chosen {

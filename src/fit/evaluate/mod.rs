@@ -227,8 +227,8 @@ fn singles(graph: &FamilyGraph) -> BTreeSet<Plan> {
 /// Returns paths that take a variant wherever it exists, for each variant and each exit or head.
 /// They avoid bridges and stitches.
 fn uniform(graph: &FamilyGraph) -> BTreeSet<Plan> {
-    let variants = graph.modules().iter().filter_map(|module| module.variant.as_deref());
-    let variants: BTreeSet<&str> = variants.filter(|variant| *variant != "skip").collect();
+    let modules = graph.modules().iter().filter(|module| !module.is_skip());
+    let variants: BTreeSet<&str> = modules.filter_map(|module| module.variant.as_deref()).collect();
     let exits = graph.modules().iter().enumerate().filter(|(_, m)| m.to == graph.output());
     let exits: Vec<usize> = exits.map(|(index, _)| index).collect();
     let mut plans = BTreeSet::new();
@@ -296,7 +296,7 @@ fn shortest(
 /// the least, so that paths prefer them.
 fn departure(module: &Module) -> i64 {
     use ModuleKind::{Bridge, Exit, Head, Stem, Stitch};
-    let is_int8 = module.variant.as_deref().is_some_and(|variant| variant.ends_with("int8"));
+    let is_int8 = module.is_int8();
     match (module.kind, &module.variant) {
         (Stem | Head, _) => 0,
         (Bridge | Stitch | Exit, _) if is_int8 => 1_000,
@@ -399,7 +399,7 @@ impl<'a> Tree<'a> {
         }
         let last = self.states.iter().rev().find_map(Option::as_ref);
         let output = last.ok_or_else(|| FitError::Family("a path computes nothing".into()))?;
-        Ok(output.to_tensor()?.as_f32().unwrap_or_default().to_vec())
+        Ok(output.to_tensor()?.floats().to_vec())
     }
 }
 

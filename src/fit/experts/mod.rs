@@ -159,7 +159,7 @@ fn group<'f>(
     let sides = SideInputs::default();
     let mut read = |name: &str, network| {
         let tensor = scratch.run(&format!("{}.{name}", part.space), network, None, &sides)?;
-        Ok::<_, FitError>(tensor.as_f32().unwrap_or_default().to_vec())
+        Ok::<_, FitError>(tensor.floats().to_vec())
     };
     let keys = read("keys", &part.keys)?;
     let values = read("values", &part.values)?;

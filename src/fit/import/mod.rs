@@ -364,11 +364,11 @@ fn compare(
         batches.iter().map(|batch| random_images(*batch, anchor.image)).collect();
     for images in random.iter().chain(&options.probes) {
         let expected = whole.run(&[(&anchor.input, images)], &wanted)?.pop();
-        let values = images.as_f32().unwrap_or_default().to_vec();
+        let values = images.floats().to_vec();
         let pixels = ModelInput::Pixels(Pixels { shape: anchor.image, values });
         let found = executor.run(&plan, &SideInputs::of_input(pixels)?, &mut ())?;
-        let expected = expected.as_ref().and_then(Tensor::as_f32).unwrap_or_default();
-        let found = found.first().and_then(Tensor::as_f32).unwrap_or_default();
+        let expected = expected.as_ref().map_or(&[][..], Tensor::floats);
+        let found = found.first().map_or(&[][..], Tensor::floats);
         let scale = expected.iter().fold(1.0_f32, |scale, score| scale.max(score.abs()));
         let differences = found.iter().zip(expected);
         let differences =

@@ -4,7 +4,10 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 
-use crate::onnx::proto::{AttributeProto, NodeProto, TensorProto, attribute_type, data_type};
+use crate::{
+    onnx::proto::{AttributeProto, NodeProto, TensorProto, attribute_type, data_type},
+    tensor::signed,
+};
 
 /// Domain of ONNX Runtime's own operators.
 const MICROSOFT: &str = "com.microsoft";
@@ -59,7 +62,7 @@ impl Rows {
             self.add("Shape", &[&factor], &shape);
             self.add("Expand", &[ZERO, &shape], &zeros);
             let node = self.add("QuantizeLinear", &[x, &factor, &zeros], &uint8);
-            let width = i64::try_from(width).unwrap_or(i64::MAX);
+            let width = signed(width);
             node.attribute = vec![int("axis", -1), int("block_size", width)];
         } else {
             let level = named("level");

@@ -1,5 +1,6 @@
 //! Layout of a step's tokens among the slots of a slab. Pure.
 
+use crate::tensor::signed;
 /// Tokens of one sequence in a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Share {
@@ -43,8 +44,8 @@ impl Layout {
         for Share { slot, past, num_tokens } in shares {
             let start = slot * longest;
             for token in 0..*num_tokens {
-                layout.rows[start + token] = integer(layout.places.len());
-                layout.places.push(integer(start + token));
+                layout.rows[start + token] = signed(layout.places.len());
+                layout.places.push(signed(start + token));
                 layout.positions.push(past + token);
             }
             layout.lengths[*slot] = small((past + num_tokens).saturating_sub(1));
@@ -52,10 +53,6 @@ impl Layout {
         }
         layout
     }
-}
-
-fn integer(index: usize) -> i64 {
-    i64::try_from(index).unwrap_or(i64::MAX)
 }
 
 /// Returns a length in the operator's integer type.

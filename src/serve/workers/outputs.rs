@@ -25,7 +25,7 @@ pub(crate) fn concatenate(mut runs: Vec<Outputs>) -> Outputs {
         let parts: Vec<Tensor> = parts.collect();
         let mut shape = parts[0].shape().to_vec();
         shape[0] = parts.iter().map(batch).sum();
-        let values = parts.iter().flat_map(|part| part.as_f32().unwrap_or_default());
+        let values = parts.iter().flat_map(|part| part.floats());
         tensor(shape, values.copied().collect())
     };
     (0..count).map(joined).collect()
@@ -79,13 +79,13 @@ impl Places {
 /// that are not finite to 0. `first` is the request's first sequence among those of `places`.
 pub(crate) fn check(outputs: &mut Outputs, first: usize, places: Option<&Places>) -> bool {
     outputs.iter_mut().all(|output| {
-        if are_finite(output.as_f32().unwrap_or_default()) {
+        if are_finite(output.floats()) {
             return true;
         }
         let Some(places) = places.filter(|_| has_tokens(output)) else { return false };
         let (shape, num_places) = (output.shape().to_vec(), tokens(output));
         let width = shape.last().copied().unwrap_or(1).max(1);
-        let mut values = output.as_f32().unwrap_or_default().to_vec();
+        let mut values = output.floats().to_vec();
         for (row, values) in values.chunks_exact_mut(width).enumerate() {
             if !are_finite(values) && places.is_token(first + row / num_places, row % num_places) {
                 return false;
@@ -100,7 +100,7 @@ pub(crate) fn check(outputs: &mut Outputs, first: usize, places: Option<&Places>
 /// Returns the sequences `rows` of an output. Outputs with a row for each token get `length`
 /// rows a sequence.
 fn rows(output: &Tensor, rows: Range<usize>, length: usize) -> Tensor {
-    let values = output.as_f32().unwrap_or_default();
+    let values = output.floats();
     let mut shape = output.shape().to_vec();
     shape[0] = rows.len();
     let sequence: usize = output.shape()[1..].iter().product();
