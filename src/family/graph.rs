@@ -6,7 +6,7 @@ use super::{
     FamilyError,
     space::{Space, SpaceKind},
 };
-use crate::plan::{ModuleId, Offers};
+use crate::plan::{Ends, ModuleId, Offers, topological_order};
 
 /// Names of the variants that every architecture has.
 pub(crate) const INT8: &str = "int8";
@@ -238,33 +238,13 @@ impl FamilyGraph {
         space == self.output
     }
 
-    /// Checks for cycles with Kahn's algorithm. A space that cannot be ordered is on a cycle or
-    /// behind one.
     fn check_acyclic(&self) -> Result<(), FamilyError> {
-        let mut incoming = vec![0_usize; self.spaces.len()];
-        for module in &self.modules {
-            incoming[module.to.0] += 1;
-        }
-        let mut ready: Vec<usize> =
-            (0..self.spaces.len()).filter(|space| incoming[*space] == 0).collect();
-        while let Some(space) = ready.pop() {
-            for id in &self.outgoing[space] {
-                let to = self.modules[id.0].to.0;
-                incoming[to] -= 1;
-                if incoming[to] == 0 {
-                    ready.push(to);
-                }
-            }
-        }
-        let Some(mut space) = incoming.iter().position(|count| *count > 0) else {
-            return Ok(());
-        };
-        // The remaining spaces are on a cycle or behind one, so enough steps back end on the cycle.
-        for _ in 0..self.spaces.len() {
-            let before = self.modules.iter().find(|m| m.to.0 == space && incoming[m.from.0] > 0);
-            space = before.map_or(space, |module| module.from.0);
-        }
-        Err(FamilyError::Cycle { space: self.spaces[space].name.clone() })
+        let ends = |module: &Module| Ends { from: module.from.0, to: module.to.0 };
+        let ends: Vec<Ends> = self.modules.iter().map(ends).collect();
+        topological_order(&ends, self.spaces.len()).map(drop).map_err(|edge| {
+            let space = self.spaces[ends[edge].from].name.clone();
+            FamilyError::Cycle { space }
+        })
     }
 
     fn reaches_output(&self) -> bool {

@@ -32,8 +32,8 @@ pub use error::{BudgetError, PlanError};
 pub use grid::Grid;
 pub use limits::{MAX_LATENCY_BUDGET_MS, MAX_MEMORY_BUDGET_MB, MAX_PLAN_ID_BYTES};
 pub use search::{
-    CostedEdge, CostedGraph, EdgeCost, Front, FrontPath, PathCost, SearchOptions, cheapest_path,
-    pareto_front,
+    CostedEdge, CostedGraph, EdgeCost, Ends, Front, FrontPath, PathCost, SearchOptions,
+    cheapest_path, pareto_front, topological_order,
 };
 pub use shape::Shape;
 pub use table::{PlanEntry, PlanTable, Quality, QualitySource};

@@ -2,7 +2,10 @@
 //!
 //! The graph does not know names. Spaces and edges are indices, which the caller maps back.
 
-use super::cost::EdgeCost;
+use super::{
+    cost::EdgeCost,
+    order::{Ends, topological_order},
+};
 use crate::plan::error::PlanError;
 
 /// A module as the search sees it: its two spaces and its cost.
@@ -48,7 +51,10 @@ impl CostedGraph {
             }
         }
         check_edges(&edges, num_spaces)?;
-        let sorted = sort_topologically(&edges, num_spaces)?;
+        let ends = |edge: &CostedEdge| Ends { from: edge.from, to: edge.to };
+        let ends: Vec<Ends> = edges.iter().map(ends).collect();
+        let sorted =
+            topological_order(&ends, num_spaces).map_err(|edge| PlanError::Cycle { edge })?;
         let useful = find_useful_spaces(&edges, &sorted, input, output);
         if !useful[input] {
             return Err(PlanError::OutputUnreachable { input, output });
@@ -132,49 +138,6 @@ fn check_edges(edges: &[CostedEdge], num_spaces: usize) -> Result<(), PlanError>
         }
     }
     Ok(())
-}
-
-/// Returns all spaces in topological order (Kahn's algorithm).
-fn sort_topologically(edges: &[CostedEdge], num_spaces: usize) -> Result<Vec<usize>, PlanError> {
-    let mut num_waiting = vec![0_usize; num_spaces];
-    let mut outgoing = vec![Vec::new(); num_spaces];
-    for edge in edges {
-        num_waiting[edge.to] += 1;
-        outgoing[edge.from].push(edge.to);
-    }
-    let mut sorted: Vec<usize> = (0..num_spaces).filter(|space| num_waiting[*space] == 0).collect();
-    let mut next = 0;
-    while next < sorted.len() {
-        for &target in &outgoing[sorted[next]] {
-            num_waiting[target] -= 1;
-            if num_waiting[target] == 0 {
-                sorted.push(target);
-            }
-        }
-        next += 1;
-    }
-    match find_cycle_edge(edges, &num_waiting) {
-        Some(edge) => Err(PlanError::Cycle { edge }),
-        None => Ok(sorted),
-    }
-}
-
-/// Returns an edge of a cycle, or `None` if there are no cycles. `num_waiting` is positive for the
-/// spaces that the sort could not place.
-///
-/// Each of these spaces has a predecessor among them, so enough steps back end on a cycle.
-fn find_cycle_edge(edges: &[CostedEdge], num_waiting: &[usize]) -> Option<usize> {
-    let mut back = vec![None; num_waiting.len()];
-    for (index, edge) in edges.iter().enumerate() {
-        if num_waiting[edge.from] > 0 {
-            back[edge.to] = Some(index);
-        }
-    }
-    let mut edge = back[num_waiting.iter().position(|waiting| *waiting > 0)?]?;
-    for _ in 0..num_waiting.len() {
-        edge = back[edges[edge].from]?;
-    }
-    Some(edge)
 }
 
 /// Returns, for each space, whether it lies on a path from `input` to `output`.

@@ -11,11 +11,13 @@
 
 mod cost;
 mod graph;
+mod order;
 #[cfg(test)]
 mod search_tests;
 
 pub use cost::{EdgeCost, PathCost};
 pub use graph::{CostedEdge, CostedGraph};
+pub use order::{Ends, topological_order};
 
 use std::{cmp::Ordering, collections::BTreeSet};
 
