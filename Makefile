@@ -38,6 +38,7 @@ test: setup ## Check the format, the lints and every test
 	$(CARGO) clippy --release --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --no-deps --quiet
 	$(PYTHON) -m unittest discover -q -s tools
+	$(PYTHON) -m unittest discover -q -s tests/support -t tests
 	$(CARGO) test --release --locked
 	$(MAKE) conformance-quick
 
@@ -88,7 +89,7 @@ soak: setup build ## Ask a server a great many things at once, and check that al
 
 cases: setup build ## Run the long cases: runs that are killed, load, limits (each a script of tests/cases)
 	@failed=; for case in $(filter-out tests/cases/case.py,$(wildcard tests/cases/*.py)); do \
-		TESSERA=$(BINARY) $(PYTHON) $$case || failed="$$failed $$case"; \
+		TESSERA_BINARY=$(BINARY) $(PYTHON) $$case || failed="$$failed $$case"; \
 	done; test -z "$$failed" || { echo "wrong:$$failed"; exit 1; }
 
 json: ## Compare JSON parsers on a large request
@@ -100,7 +101,7 @@ fuzz: ## Feed every reader of requests and files a million wrong inputs (FUZZ_CA
 # Crates that check the manifest: licences and sources, and dependencies without a use.
 DENY := .tessera/lint/bin/cargo-deny
 MACHETE := .tessera/lint/bin/cargo-machete
-PYTHON_FOLDERS := tools tools/train benches examples tests/cases tests/conformance
+PYTHON_FOLDERS := tools tools/train benches examples tests/cases tests/conformance tests/support
 
 $(DENY): ; $(CARGO) install --quiet --locked --root .tessera/lint cargo-deny@0.20.2
 $(MACHETE): ; $(CARGO) install --quiet --locked --root .tessera/lint cargo-machete@0.9.2

@@ -1,9 +1,11 @@
 """What the cases share, of the standard library alone: a pool to work on, texts, and runs that are killed.
 
 A case is a script beside this file. It exits 0 where everything is right and prints one line.
-TESSERA is the binary (default: target/release/tessera). Ports start at CASE_PORT (default: 18300).
+Environment: TESSERA_BINARY (the binary), TESSERA_CACHE (the folder of profiles), CASE_CACHE (that of
+the runs that are killed).
 """
 
+import http.client
 import json
 import os
 import random
@@ -15,9 +17,11 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-BINARY = Path(os.environ.get("TESSERA", ROOT / "target/release/tessera")).resolve()
-PORT = int(os.environ.get("CASE_PORT", "18300"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from support import BINARY, CACHE, ROOT, Server, eventually
+
+__all__ = ["BINARY", "CACHE", "ROOT", "Pool", "Server", "Wrong", "ask", "eventually", "main"]
+
 WORDS = [
     "server",
     "mail",
@@ -69,7 +73,7 @@ class Pool:
         ]
         self.texts.write_text("\n".join(map(json.dumps, lines)))
         cache = os.environ.get("CASE_CACHE", self.place / "cache")
-        self.options = ["--pool", str(self.pool), "--cache", str(cache)]
+        self.cache = ["--cache", str(cache)]
 
     def __enter__(self):
         return self
@@ -77,11 +81,15 @@ class Pool:
     def __exit__(self, *_):
         shutil.rmtree(self.place, ignore_errors=True)
 
-    def start(self, command, *arguments, log="log"):
+    def serve(self, *options):
+        """Starts a server over the pool."""
+        return Server(self.pool, *self.cache, *options)
+
+    def start(self, command, *arguments):
         """Starts the binary."""
-        with (self.place / log).open("wb") as output:
+        with (self.place / "log").open("wb") as output:
             return subprocess.Popen(
-                [BINARY, command, *self.options, *map(str, arguments)],
+                [BINARY, command, "--pool", self.pool, *self.cache, *map(str, arguments)],
                 cwd=ROOT,
                 stdout=output,
                 stderr=output,
@@ -119,6 +127,18 @@ class Pool:
             for name in names
             if "/." in f"/{name}" or (name.startswith("fits/") and name not in used)
         )
+
+
+def ask(server, path, body=None):
+    """Returns the status and the answer of one request; one with a body is posted."""
+    connection = http.client.HTTPConnection(server.http_address, timeout=300)
+    try:
+        connection.request("POST" if body else "GET", path, body and json.dumps(body))
+        response = connection.getresponse()
+        content = response.read()
+        return response.status, json.loads(content) if content else None
+    finally:
+        connection.close()
 
 
 class Wrong(Exception):

@@ -2,124 +2,38 @@
 
 For each share of the pool's weights a server runs under a limit of what an empty server holds and
 that share. Clients ask both families for every plan on the fronts, in batches of 1 to 64, with
-short and long texts, pixels and image files. The resident memory, sampled every 20 ms, is at most
+short and long texts, pixels and image files. The most memory that the process ever holds is at most
 1.1 times the limit, and every request is answered.
-
-Environment: TESSERA (the binary), TESSERA_CACHE (the folder of profiles), CASE_PORT.
 """
 
 import argparse
 import base64
-import http.client
-import json
-import os
 import random
-import re
 import struct
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 import zlib
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-BINARY = Path(os.environ.get("TESSERA", ROOT / "target/release/tessera"))
-CACHE = Path(os.environ.get("TESSERA_CACHE", ROOT / ".tessera/conformance-cache"))
-PORT = int(os.environ.get("CASE_PORT", "18320"))
+from case import CACHE, ROOT, Server, ask
+
 POOL = ROOT / "models"
 SHARES = (1 / 3, 1 / 2, 0.7)
 BATCHES = (1, 1, 1, 2, 4, 8, 16, 32, 64)
 MOST = 1.1
-PAGE = os.sysconf("SC_PAGE_SIZE")
 SYLLABLES = ("ba", "ne", "ti", "lo", "ru", "sha", "king", "port", "er", "ing", "view", "mo", "st")
 
 
-class Server:
-    """A server over the default pool whose resident memory is watched."""
-
-    def __init__(self, folder, *options):
-        self.log = open(Path(folder) / "log", "w+")  # noqa: SIM115
-        command = [
-            BINARY,
-            "serve",
-            "--pool",
-            POOL,
-            "--port",
-            str(PORT),
-            "--no-grpc",
-            "--cache",
-            CACHE,
-            *options,
-        ]
-        self.process = subprocess.Popen(command, stderr=self.log, stdout=self.log, cwd=ROOT)
-        self.peak, self.is_over = 0, threading.Event()
-        self.watcher = threading.Thread(target=self.watch)
-        self.watcher.start()
-        self.wait()
-
-    def resident_bytes(self):
-        """Returns the memory that the process holds now."""
-        try:
-            fields = Path(f"/proc/{self.process.pid}/statm").read_text().split()
-        except OSError:
-            return 0
-        return int(fields[1]) * PAGE if len(fields) > 1 else 0
-
-    def watch(self):
-        while not self.is_over.wait(0.02):
-            self.peak = max(self.peak, self.resident_bytes())
-
-    def wait(self):
-        """Waits until every family is served."""
-        deadline = time.monotonic() + 600
-        while time.monotonic() < deadline:
-            try:
-                if ask("GET", "/v2/health/ready", None)[0] == 200:
-                    return
-            except OSError:
-                pass
-            if self.process.poll() is not None:
-                break
-            time.sleep(0.1)
-        self.stop()
-        self.log.seek(0)
-        sys.exit(f"the server is not ready:\n{self.log.read()}")
-
-    def stop(self):
-        self.is_over.set()
-        self.watcher.join()
-        self.process.terminate()
-        self.process.wait(60)
+def serve(*options):
+    """Starts a server over the default pool."""
+    return Server(POOL, "--no-grpc", "--cache", CACHE, *options)
 
 
-def ask(method, path, body):
-    """Returns the status and the parsed answer of one request."""
-    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=300)
-    try:
-        connection.request(method, path, json.dumps(body) if body else None)
-        answer = connection.getresponse()
-        content = answer.read()
-        return answer.status, json.loads(content) if content else None
-    finally:
-        connection.close()
-
-
-def metric(name):
-    """Returns the sum of a metric over its labels."""
-    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=60)
-    connection.request("GET", "/metrics")
-    text = connection.getresponse().read().decode()
-    connection.close()
-    return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (.*)$", text, re.M))
-
-
-def plans(family):
+def plans(server, family):
     """Returns the ids of the plans on the family's fronts for small and for large batches."""
     found = set()
     for shape in ("batch=1&tokens=16", "batch=8&tokens=128", "batch=16&tokens=256"):
-        listed = ask("GET", f"/v2/models/{family}/plans?{shape}", None)[1]["plans"]
+        listed = ask(server, f"/v2/models/{family}/plans?{shape}")[1]["plans"]
         found.update(plan["plan"] for plan in listed)
     return sorted(found)
 
@@ -171,9 +85,9 @@ def question(rng, known):
     return f"/v2/models/{family}/infer", body, batch
 
 
-def mix(seed, count, num_clients):
+def mix(server, seed, count, num_clients):
     """Asks `count` questions from `num_clients` clients; returns the statuses and the rows."""
-    known = {family: plans(family) for family in ("text", "fashion")}
+    known = {family: plans(server, family) for family in ("text", "fashion")}
     rng = random.Random(seed)
     questions = [question(rng, known) for _ in range(count)]
     statuses, rows, lock = {}, [0], threading.Lock()
@@ -184,7 +98,7 @@ def mix(seed, count, num_clients):
                 if not questions:
                     return
                 path, body, batch = questions.pop()
-            status, answer = ask("POST", path, body)
+            status, answer = ask(server, path, body)
             with lock:
                 rows[0] += batch
                 statuses[status] = statuses.get(status, 0) + 1
@@ -199,15 +113,15 @@ def mix(seed, count, num_clients):
     return statuses, rows[0]
 
 
-def long_batches():
+def long_batches(server):
     """Asks each of the dearest plans for 8 long texts, three times."""
     texts = ["the quick brown fox jumps over the lazy dog and runs through a field " * 14] * 8
     tensor = {"name": "text", "shape": [8], "datatype": "BYTES", "data": texts}
     statuses = {}
-    for plan in plans("text")[-8:]:
+    for plan in plans(server, "text")[-8:]:
         for _ in range(3):
             body = {"inputs": [tensor], "parameters": {"plan": plan}}
-            status = ask("POST", "/v2/models/text/infer", body)[0]
+            status = ask(server, "/v2/models/text/infer", body)[0]
             statuses[status] = statuses.get(status, 0) + 1
     return statuses
 
@@ -227,31 +141,27 @@ def main():
     parser.add_argument("--options", default="", help="further options of the server")
     arguments = parser.parse_args()
     figures, is_right = [], True
-    with tempfile.TemporaryDirectory() as folder:
-        # Measures what is not in the cache, which takes memory that serving does not.
-        Server(folder, "--no-preload").stop()
-        empty = Server(folder, "--no-preload")
-        base = empty.resident_bytes()
-        empty.stop()
-        for share in arguments.shares:
-            limit = int(base + share * pool_bytes())
-            server = Server(folder, "--memory-limit", f"{limit}B", *arguments.options.split())
-            try:
-                long = long_batches()
-                peak_of_long = server.peak
-                start = time.monotonic()
-                statuses, rows = mix(arguments.seed, arguments.requests, arguments.clients)
-                seconds = time.monotonic() - start
-                loads = metric("tessera_runtime_module_loads_total")
-            finally:
-                server.stop()
-            is_right &= server.peak <= MOST * limit and set(statuses) == {200} == set(long)
-            figures.append(
-                f"{share:.2f} of the pool, {limit / 1e6:.0f} MB: peak {server.peak / limit:.2f} "
-                f"(long batches {peak_of_long / limit:.2f}), {statuses | {}} {rows / seconds:.0f} "
-                f"rows/s, {loads:.0f} loads"
-            )
-            print(figures[-1], file=sys.stderr, flush=True)
+    # Measures what is not in the cache, which takes memory that serving does not.
+    serve("--no-preload").stop()
+    with serve("--no-preload") as empty:
+        base = empty.memory_bytes()
+    for share in arguments.shares:
+        limit = int(base + share * pool_bytes())
+        with serve("--memory-limit", f"{limit}B", *arguments.options.split()) as server:
+            long = long_batches(server)
+            peak_of_long = server.memory_bytes("VmHWM")
+            start = time.monotonic()
+            statuses, rows = mix(server, arguments.seed, arguments.requests, arguments.clients)
+            seconds = time.monotonic() - start
+            loads = server.metric("tessera_runtime_module_loads_total")
+            peak = server.memory_bytes("VmHWM")
+        is_right &= peak <= MOST * limit and set(statuses) == {200} == set(long)
+        figures.append(
+            f"{share:.2f} of the pool, {limit / 1e6:.0f} MB: peak {peak / limit:.2f} "
+            f"(long batches {peak_of_long / limit:.2f}), {statuses} {rows / seconds:.0f} "
+            f"rows/s, {loads:.0f} loads"
+        )
+        print(figures[-1], file=sys.stderr, flush=True)
     print(("right: " if is_right else "FAULT: ") + "; ".join(figures))
     sys.exit(0 if is_right else 1)
 
