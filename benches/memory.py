@@ -8,8 +8,7 @@ import argparse
 import time
 from statistics import median
 
-from served_pool import POOL, serve
-from test_memory import PIXELS, TEXT, ask, metric, peak
+from served_pool import PIXELS, POOL, TEXT, post, serve
 
 PLANS = [
     ("text", TEXT, "l6[0..6]"),
@@ -32,11 +31,11 @@ def pool_bytes():
 def rate(server, repeats):
     """Returns answers a second when each plan is asked for `repeats` times before the next."""
     start = time.perf_counter()
-    for question in PLANS:
+    for family, tensor, plan in PLANS:
         for _ in range(repeats):
-            status, answer = ask(server, *question)
+            status, answer = post(server, family, tensor, plan=plan)
             if status != 200:
-                raise RuntimeError(f"{question[2]}: {status}, {answer}")
+                raise RuntimeError(f"{plan}: {status}, {answer}")
     return len(PLANS) * repeats / (time.perf_counter() - start)
 
 
@@ -48,7 +47,7 @@ def main():
     # What is not profiled yet takes memory that serving does not.
     serve("--no-preload").stop()
     free = serve("--no-preload")
-    base = metric(free, "process_resident_memory_bytes")
+    base = free.memory_bytes()
     rate(free, 1)
     weights = pool_bytes()
     limit = int(base + weights * arguments.share)
@@ -68,10 +67,11 @@ def main():
             flush=True,
         )
     loads, gone = (
-        metric(tight, f"tessera_runtime_module_{name}_total") for name in ("loads", "evictions")
+        tight.metric(f"tessera_runtime_module_{name}_total") for name in ("loads", "evictions")
     )
+    peak = tight.memory_bytes("VmHWM")
     print(
-        f"peak {peak(tight) / 1e6:.0f} MB ({peak(tight) / limit:.2f} of the limit), "
+        f"peak {peak / 1e6:.0f} MB ({peak / limit:.2f} of the limit), "
         f"{loads:.0f} loads, {gone:.0f} evictions, no failed request"
     )
     for server in (free, tight):

@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("TESSERA_CACHE", str(Path.home() / ".cache/tessera"))
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "conformance"))
-from served import Served  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from support import CACHE, PIXELS, ROOT, TEXT, Served, post
+
+__all__ = ["PIXELS", "POOL", "TEXT", "post", "serve"]
 
 POOL = ROOT / "models"
 FAMILIES = {name: POOL / name for name in ("text", "fashion")}
@@ -15,4 +16,4 @@ FAMILIES = {name: POOL / name for name in ("text", "fashion")}
 
 def serve(*options):
     """Starts a server over the default pool."""
-    return Served(*options, others=FAMILIES)
+    return Served(FAMILIES, "--cache", CACHE, *options)

@@ -13,8 +13,7 @@ import statistics
 import threading
 import time
 
-from served_pool import serve
-from test_memory import PIXELS, TEXT, metric
+from served_pool import PIXELS, TEXT, serve
 
 TEXT_128 = TEXT | {"data": [" ".join(["server"] * 126)]}
 SETTINGS = [(1, 2), (2, 1), (2, 2), (1, 1)]
@@ -111,7 +110,7 @@ def main():
         print(f"| {name}, {count} client{'s' if count > 1 else ''} | {row} |", flush=True)
     for server in servers:
         os.kill(server.process.pid, signal.SIGCONT)
-    sizes = [metric(server, "process_resident_memory_bytes") / 1e6 for server in servers]
+    sizes = [server.memory_bytes() / 1e6 for server in servers]
     print(f"| resident after all of it | {' | '.join(f'{size:.0f} MB' for size in sizes)} |")
     for server in servers:
         server.stop()

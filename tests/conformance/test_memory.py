@@ -1,16 +1,11 @@
 """A pool that does not fit into the memory that the server may take."""
 
 import concurrent.futures
-import re
 import unittest
 import urllib.request
-from pathlib import Path
 
-from served import Served, post
+from served import FASHION, PIXELS, TEXT, Served, post
 
-MEGABYTE = 10**6
-PIXELS = {"name": "pixel_values", "shape": [1, 1, 28, 28], "datatype": "FP32", "data": [0.5] * 784}
-TEXT = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["It does not fit."]}
 QUESTIONS = [
     ("text", TEXT, "l6[0..6]"),
     ("text", TEXT, "l3[0..3]"),
@@ -22,21 +17,7 @@ QUESTIONS = [
 
 def ask(server, family, tensor, plan):
     """Returns the status and the answer of a request."""
-    return post(server, family, tensor, {"plan": plan})
-
-
-def metric(server, name):
-    """Returns the sum of a metric over its labels, or the one of the labels given."""
-    with urllib.request.urlopen(f"http://{server.http_address}/metrics") as response:
-        text = response.read().decode()
-    pattern = re.escape(name) + ("" if "{" in name else "(?:{.*})?")
-    return sum(float(value) for value in re.findall(rf"^{pattern} (.*)$", text, re.M))
-
-
-def peak(server):
-    """Returns the most memory that the server's process has held, in bytes."""
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
+    return post(server, family, tensor, plan=plan)
 
 
 class MemoryLimit(unittest.TestCase):
@@ -46,10 +27,10 @@ class MemoryLimit(unittest.TestCase):
     def setUpClass(cls):
         free = Served("--no-preload")
         try:
-            base = metric(free, "process_resident_memory_bytes")
+            base = free.memory_bytes()
             cls.expected = [ask(free, *question) for question in QUESTIONS]
-            cls.weights = metric(free, "tessera_runtime_resident_bytes")
-            cls.evictions = metric(free, "tessera_runtime_module_evictions_total")
+            cls.weights = free.metric("tessera_runtime_resident_bytes")
+            cls.evictions = free.metric("tessera_runtime_module_evictions_total")
         finally:
             free.stop()
         # The largest module, the word embeddings, takes 48 MB and is read from the file as needed.
@@ -68,9 +49,9 @@ class MemoryLimit(unittest.TestCase):
         try:
             for _ in range(4):
                 self.check_answers(server)
-            self.assertGreater(metric(server, "tessera_runtime_module_evictions_total"), 10)
-            self.assertLess(metric(server, "tessera_runtime_resident_bytes"), self.weights / 2)
-            self.assertLess(peak(server), 1.1 * self.limit)
+            self.assertGreater(server.metric("tessera_runtime_module_evictions_total"), 10)
+            self.assertLess(server.metric("tessera_runtime_resident_bytes"), self.weights / 2)
+            self.assertLess(server.memory_bytes("VmHWM"), 1.1 * self.limit)
         finally:
             server.stop()
 
@@ -87,8 +68,8 @@ class MemoryLimit(unittest.TestCase):
                 for (question, answer), (status, reply) in zip(asked, found, strict=False):
                     self.assertEqual(status, 200, (question, reply))
                     self.assertEqual(reply["parameters"]["plan"], answer["parameters"]["plan"])
-            self.assertGreater(metric(server, "tessera_runtime_module_evictions_total"), 10)
-            self.assertLess(peak(server), 1.1 * self.limit)
+            self.assertGreater(server.metric("tessera_runtime_module_evictions_total"), 10)
+            self.assertLess(server.memory_bytes("VmHWM"), 1.1 * self.limit)
         finally:
             server.stop()
 
@@ -98,10 +79,10 @@ class MemoryLimit(unittest.TestCase):
             self.check_answers(server)
             ask(server, "text", TEXT, "l3[0..3]")
             ask(server, "text", TEXT, "l6[0..6]")
-            self.assertGreater(metric(server, "tessera_runtime_module_evictions_total"), 0)
-            loads = metric(server, 'tessera_runtime_module_loads_total{family="fashion"}')
+            self.assertGreater(server.metric("tessera_runtime_module_evictions_total"), 0)
+            loads = server.metric("tessera_runtime_module_loads_total", family="fashion")
             self.assertEqual(ask(server, "fashion", PIXELS, "s[0..6]")[0], 200)
-            after = metric(server, 'tessera_runtime_module_loads_total{family="fashion"}')
+            after = server.metric("tessera_runtime_module_loads_total", family="fashion")
             self.assertEqual(after, loads)
         finally:
             server.stop()
@@ -112,19 +93,19 @@ class MemoryLimit(unittest.TestCase):
             ("fashion", "is not a FAMILY/NAME"),
         ]:
             with self.assertRaisesRegex(RuntimeError, reason):
-                Served("--pin", pin, families=["fashion"])
+                Served("--pin", pin, families=FASHION)
 
     def test_what_was_changed_while_it_was_evicted_is_not_used(self):
         server = Served("--memory-limit", f"{self.limit}B", copied=True)
         try:
             self.assertEqual(ask(server, "fashion", PIXELS, "l[0..6]")[0], 200)
-            resident = 'tessera_runtime_resident_modules{family="fashion"}'
+            resident = lambda: server.metric("tessera_runtime_resident_modules", family="fashion")
             for _ in range(10):
-                if metric(server, resident) == 0:
+                if resident() == 0:
                     break
                 for plan in ("l6[0..6]", "l3[0..3]", "l6[0..6]{int8:0..5}"):
                     self.assertEqual(ask(server, "text", TEXT, plan)[0], 200)
-            self.assertEqual(metric(server, resident), 0)
+            self.assertEqual(resident(), 0)
             files = {
                 path: path.read_bytes() for path in (server.pool / "fashion").rglob("*.safetensors")
             }
@@ -150,7 +131,7 @@ class MemoryLimit(unittest.TestCase):
         self.assertIn("its files were changed", answer["error"])
 
     def test_what_does_not_fit_by_itself_is_told(self):
-        server = Served("--memory-limit", "1MB", families=["fashion"])
+        server = Served("--memory-limit", "1MB", families=FASHION)
         try:
             for _ in range(2):
                 status, answer = ask(server, "fashion", PIXELS, "s[0..6]")

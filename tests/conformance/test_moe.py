@@ -13,7 +13,6 @@ import numpy
 import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
 from served import Served
-from test_memory import metric, peak
 
 WORDS, WIDTH, INNER, EXPERTS, LAYERS, CHOSEN = 256, 512, 1536, 8, 5, 2
 EXPERT_BYTES = 3 * WIDTH * INNER * 4
@@ -142,13 +141,13 @@ class Experts(unittest.TestCase):
         return [answer["outputs"] for answer, _ in made], [time for _, time in made], wanted
 
     def test_experts_that_do_not_fit_under_the_memory_limit_answer_as_without_it(self):
-        free = Served("--no-preload", others={"language": self.folder})
+        free = Served("--no-preload", families={"language": self.folder})
         try:
-            base = metric(free, "process_resident_memory_bytes")
+            base = free.memory_bytes()
             expected, _, _ = self.answers(free)
             again, fast, _ = self.answers(free)
             self.assertEqual(again, expected)
-            self.assertGreater(metric(free, "tessera_runtime_resident_bytes"), 0.9 * ALL_BYTES)
+            self.assertGreater(free.metric("tessera_runtime_resident_bytes"), 0.9 * ALL_BYTES)
             self.check_both_protocols(free)
         finally:
             free.stop()
@@ -163,17 +162,17 @@ class Experts(unittest.TestCase):
     def check_under(self, limit, expected, fast):
         """Compares answers under a memory limit with those without, which take `fast` seconds."""
         server = Served(
-            "--no-preload", "--memory-limit", f"{limit}B", others={"language": self.folder}
+            "--no-preload", "--memory-limit", f"{limit}B", families={"language": self.folder}
         )
         try:
-            before = metric(server, "tessera_runtime_module_loads_total")
+            before = server.metric("tessera_runtime_module_loads_total")
             found, times, wanted = self.answers(server)
-            loads = metric(server, "tessera_runtime_module_loads_total") - before
+            loads = server.metric("tessera_runtime_module_loads_total") - before
             self.assertEqual(found, expected)
-            self.assertGreater(metric(server, "tessera_runtime_module_evictions_total"), 10)
-            self.assertLess(metric(server, "tessera_runtime_resident_bytes"), limit)
+            self.assertGreater(server.metric("tessera_runtime_module_evictions_total"), 10)
+            self.assertLess(server.metric("tessera_runtime_resident_bytes"), limit)
             # What is being loaded is there twice for a moment: as it is read, and as it is packed.
-            most = peak(server)
+            most = server.memory_bytes("VmHWM")
             self.assertLess(most, limit + 3 * EXPERT_BYTES)
         finally:
             server.stop()

@@ -1,34 +1,23 @@
 """A pool whose files change under a running server."""
 
+import re
 import shutil
-import time
 import unittest
 import urllib.request
 
-from served import Served, post
-
-PIXELS = {"name": "pixel_values", "shape": [1, 1, 28, 28], "datatype": "FP32", "data": [0.5] * 784}
-POLL_SECONDS = 1
+from served import FASHION, PIXELS, Served, eventually, post
 
 
 def infer(server, **parameters):
     """Returns the status and the answer of a request."""
-    return post(server, "fashion", PIXELS, parameters)
-
-
-def wait_for(condition, seconds=30):
-    """Waits until a condition holds, and tells whether it does."""
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return condition()
+    return post(server, "fashion", PIXELS, **parameters)
 
 
 class ChangedFiles(unittest.TestCase):
     """Weights that are changed or removed before a module is loaded."""
 
     def test_a_changed_file_is_not_used(self):
-        server = Served("--no-preload", families=["fashion"], copied=True)
+        server = Served("--no-preload", families=FASHION, copied=True)
         try:
             loaded, other = "s[0..6]", "l[0..6]"
             self.assertEqual(infer(server, plan=loaded)[0], 200)
@@ -59,7 +48,7 @@ class Polled(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls):
-        cls.server = Served("--poll-pool", str(POLL_SECONDS), families=["fashion"], copied=True)
+        cls.server = Served("--poll-pool", "1", families=FASHION, copied=True)
         cls.folder = cls.server.pool / "fashion"
 
     @classmethod
@@ -72,22 +61,35 @@ class Polled(unittest.TestCase):
     def test_families_come_change_break_and_go(self):
         self.assertEqual(self.status(), 200)
         manifest = (self.folder / "family.toml").read_text()
-        self.ready = self.count("ready")
         # Broken: what was served before still is, and it is tried once.
         (self.folder / "family.toml").write_text("name = 1")
-        self.assertTrue(wait_for(lambda: self.count("not loaded: ")))
-        time.sleep(3 * POLL_SECONDS)
-        self.assertEqual(self.count("not loaded: "), 1)
+        eventually(lambda: self.count_failures("fashion"))
+        for number in range(3):
+            self.wait_for_another_look(f"broken-{number}")
+        self.assertEqual(self.count_failures("fashion"), 1)
         self.assertEqual(self.status(), 200)
         # Mended: it is loaded anew.
+        num_ready = self.count("ready")
         (self.folder / "family.toml").write_text(manifest)
-        self.assertTrue(wait_for(lambda: self.count("ready") > self.ready))
+        eventually(lambda: self.count("ready") > num_ready)
         # Gone, and back.
         aside = self.server.pool.parent / "aside"
         shutil.move(self.folder, aside)
-        self.assertTrue(wait_for(lambda: self.status() == 404))
+        eventually(lambda: self.status() == 404)
         shutil.move(aside, self.folder)
-        self.assertTrue(wait_for(lambda: self.status() == 200))
+        eventually(lambda: self.status() == 200)
+
+    def wait_for_another_look(self, name):
+        """Adds a broken family, and waits until the server has found it and all the others."""
+        (self.server.pool / name).mkdir()
+        (self.server.pool / name / "family.toml").write_text("name = 1")
+        eventually(lambda: self.count_failures(name))
+
+    def count_failures(self, family):
+        """Returns how often the server has logged that a family is not loaded."""
+        # The reason has several lines, and the family follows it.
+        failed = re.findall(r'not loaded: .*? family="([^"]+)"', self.server.messages(), re.S)
+        return failed.count(family)
 
     def count(self, words):
         """Returns how often the server has logged these words."""

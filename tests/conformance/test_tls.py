@@ -15,7 +15,7 @@ import numpy
 import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
 import trustme
-from served import BINARY, ROOT, Served
+from served import BINARY, FASHION, ROOT, Served
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 PIXELS = numpy.zeros((1, 1, 28, 28), numpy.float32)
@@ -68,7 +68,7 @@ class Encrypted(unittest.TestCase):
         cls.folder = tempfile.TemporaryDirectory()
         cls.certificates = Certificates(cls.folder.name)
         cls.server = Served(
-            *cls.certificates.options(), families=["fashion"], tls=cls.certificates.context()
+            *cls.certificates.options(), families=FASHION, tls=cls.certificates.context()
         )
 
     @classmethod
@@ -79,13 +79,13 @@ class Encrypted(unittest.TestCase):
     def test_triton_over_https(self):
         context = self.certificates.context
         client = httpclient.InferenceServerClient(
-            f"localhost:{self.server.http}", ssl=True, ssl_context_factory=context
+            f"localhost:{self.server.http_port}", ssl=True, ssl_context_factory=context
         )
         self.assertEqual(infer(httpclient, client), (1, 10))
 
     def test_triton_over_encrypted_grpc(self):
         client = grpcclient.InferenceServerClient(
-            f"localhost:{self.server.grpc}",
+            f"localhost:{self.server.grpc_port}",
             ssl=True,
             root_certificates=self.certificates.path("ca.pem"),
         )
@@ -102,14 +102,14 @@ class Encrypted(unittest.TestCase):
 
     def serial_number(self):
         """Returns the serial number of the certificate that the server shows."""
-        pem = ssl.get_server_certificate(("127.0.0.1", self.server.http))
+        pem = ssl.get_server_certificate(("127.0.0.1", self.server.http_port))
         from cryptography import x509
 
         return x509.load_pem_x509_certificate(pem.encode()).serial_number
 
     def test_certificates_are_read_again(self):
         before = self.serial_number()
-        url = f"localhost:{self.server.http}"
+        url = f"localhost:{self.server.http_port}"
         kept = http.client.HTTPSConnection(url, context=self.certificates.context(), timeout=30)
         kept.request("GET", "/v2")
         kept.getresponse().read()
@@ -141,7 +141,7 @@ class ClientCertificates(unittest.TestCase):
             *self.certificates.options(),
             "--tls-client-ca",
             self.certificates.path("ca.pem"),
-            families=["fashion"],
+            families=FASHION,
             tls=self.trusted,
         )
 
@@ -167,7 +167,7 @@ class ClientCertificates(unittest.TestCase):
             read(f"{name}.key") if name else None,
             read(f"{name}.pem") if name else None,
         )
-        with grpc.secure_channel(f"localhost:{self.server.grpc}", credentials) as channel:
+        with grpc.secure_channel(f"localhost:{self.server.grpc_port}", credentials) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             try:
                 return stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=10).live

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 import unittest
 import urllib.request
 from concurrent import futures
@@ -10,7 +9,7 @@ from concurrent import futures
 import grpc
 import numpy
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
-from served import Served, free_ports
+from served import FASHION, Served, eventually
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 PARENT = "00f067aa0ba902b7"
@@ -21,11 +20,11 @@ PIXELS = numpy.zeros((1, 1, 28, 28), numpy.float32)
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     """Keeps the spans that it gets."""
 
-    def __init__(self, port):
+    def __init__(self):
         self.spans, self.services, self.lock = [], set(), threading.Lock()
         self.server = grpc.server(futures.ThreadPoolExecutor(2))
         trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self.server)
-        self.server.add_insecure_port(f"127.0.0.1:{port}")
+        self.port = self.server.add_insecure_port("127.0.0.1:0")
         self.server.start()
 
     def Export(self, request, context):
@@ -40,13 +39,13 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
     def trace(self, trace_id, count):
         """Returns the spans of a trace by name once there are so many."""
-        deadline = time.monotonic() + 20
-        while True:
+
+        def found():
             with self.lock:
-                found = [s for s in self.spans if s.trace_id.hex() == trace_id]
-            if len(found) >= count or time.monotonic() > deadline:
-                return {span.name: span for span in found}
-            time.sleep(0.1)
+                spans = {s.name: s for s in self.spans if s.trace_id.hex() == trace_id}
+            return spans if len(spans) >= count else None
+
+        return eventually(found)
 
 
 class Traces(unittest.TestCase):
@@ -54,12 +53,11 @@ class Traces(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls):
-        (port,) = free_ports(1)
-        cls.collector = Collector(port)
+        cls.collector = Collector()
         cls.server = Served(
             "--otlp-endpoint",
-            f"http://127.0.0.1:{port}",
-            families=["fashion"],
+            f"http://127.0.0.1:{cls.collector.port}",
+            families=FASHION,
             environment={"OTEL_BSP_SCHEDULE_DELAY": "200"},
         )
 

@@ -1,16 +1,12 @@
 """Clients that go in the middle of a request, while it waits, or in the middle of the answer."""
 
 import json
-import re
 import socket
 import threading
-import time
 import unittest
-import urllib.request
 
-from served import Served
+from served import PIXELS, Served, eventually
 
-PIXELS = {"name": "pixel_values", "shape": [1, 1, 28, 28], "datatype": "FP32", "data": [0.5] * 784}
 TEXTS = {
     "name": "text",
     "shape": [16],
@@ -46,7 +42,7 @@ class Vanishing(unittest.TestCase):
     @classmethod
     def send(cls, data):
         """Sends bytes on a connection of their own, and returns it."""
-        connection = socket.create_connection(("127.0.0.1", cls.server.http), 60)
+        connection = socket.create_connection(("127.0.0.1", cls.server.http_port), 60)
         connection.sendall(data)
         return connection
 
@@ -56,61 +52,48 @@ class Vanishing(unittest.TestCase):
         with cls.send(message(family, tensor, **parameters)) as connection:
             return int(connection.makefile("rb").readline().split()[1])
 
-    def metric(self, name):
-        """Returns the sum of the metrics whose name and labels match."""
-        with urllib.request.urlopen(f"http://{self.server.http_address}/metrics") as response:
-            text = response.read().decode()
-        return sum(float(value) for value in re.findall(rf"^{name} (.*)$", text, re.M))
+    def has_settled(self):
+        """Returns whether every request that was accepted has ended, and nothing waits."""
+        metrics = self.server.metrics()
+        accepted = metrics.total("tessera_api_requests_accepted_total")
+        # A place in the queue is left when an inference thread looks at it next.
+        waiting = metrics.total("tessera_serve_queue_depth")
+        return accepted == metrics.total("tessera_api_requests_total") and waiting == 0
 
     def assert_settled(self):
-        """Waits until every request that was accepted has ended, and nothing waits."""
-        deadline = time.monotonic() + 30
-        while True:
-            accepted = self.metric("tessera_api_requests_accepted_total{.*}")
-            ended = self.metric("tessera_api_requests_total{.*}")
-            # A place in the queue is left when an inference thread looks at it next.
-            waiting = self.metric("tessera_serve_queue_depth{.*}")
-            if (accepted == ended and waiting == 0) or time.monotonic() > deadline:
-                break
-            time.sleep(0.05)
-        self.assertEqual(accepted, ended)
-        self.assertEqual(waiting, 0)
+        """Waits until nothing is left of the requests, and asks one more."""
+        eventually(self.has_settled)
         self.assertEqual(self.ask("fashion", PIXELS), 200)
 
     def test_who_goes_in_the_middle_of_a_request_leaves_nothing(self):
-        before = self.metric("tessera_api_requests_accepted_total{.*}")
+        before = self.server.metric("tessera_api_requests_accepted_total")
         whole = message("fashion", PIXELS)
         for length in range(1, len(whole), len(whole) // NUM_CLIENTS):
             self.send(whole[:length]).close()
-        self.assertEqual(self.metric("tessera_api_requests_accepted_total{.*}"), before)
+        self.assertEqual(self.server.metric("tessera_api_requests_accepted_total"), before)
         self.assert_settled()
 
     def test_who_goes_while_it_waits_costs_no_compute(self):
-        ran = 'tessera_serve_batch_size_sum{family="fashion"}'
-        before = self.metric(ran)
-        cancelled = 'tessera_api_requests_total{code="cancelled",family="fashion"}'
-        gone = self.metric(cancelled)
-        text = 'tessera_api_requests_accepted_total{family="text"}'
-        texts = self.metric(text)
+        metric = self.server.metric
+        num_ran = lambda: metric("tessera_serve_batch_size_sum", family="fashion")
+        num_waiting = lambda: metric("tessera_serve_queue_depth", family="fashion")
+        num_gone = lambda: metric("tessera_api_requests_total", code="cancelled", family="fashion")
+        text_modules = lambda: metric(
+            "tessera_runtime_module_duration_seconds_count", family="text"
+        )
+        ran, gone, modules = num_ran(), num_gone(), text_modules()
         long = threading.Thread(target=self.ask, args=("text", TEXTS), kwargs={"plan": "l6[0..6]"})
         long.start()
-        deadline = time.monotonic() + 30
-        # It is taken out of the queue when it begins to run.
-        while self.metric(text) == texts and time.monotonic() < deadline:
-            time.sleep(0.001)
-        time.sleep(0.05)
+        # It has the only inference thread once the first of its modules has run.
+        eventually(lambda: text_modules() > modules, pause=0.001)
         connections = [self.send(message("fashion", PIXELS)) for _ in range(NUM_CLIENTS)]
-        waiting = 'tessera_serve_queue_depth{family="fashion"}'
-        while self.metric(waiting) < NUM_CLIENTS and long.is_alive():
-            time.sleep(0.001)
-        self.assertEqual(self.metric(waiting), NUM_CLIENTS, "the long request was too short")
+        eventually(lambda: num_waiting() == NUM_CLIENTS or not long.is_alive(), pause=0.001)
+        self.assertEqual(num_waiting(), NUM_CLIENTS, "the long request was too short")
         for connection in connections:
             connection.close()
         long.join()
-        while self.metric(cancelled) < gone + NUM_CLIENTS and time.monotonic() < deadline:
-            time.sleep(0.01)
-        self.assertEqual(self.metric(cancelled), gone + NUM_CLIENTS)
-        self.assertEqual(self.metric(ran), before)
+        eventually(lambda: num_gone() == gone + NUM_CLIENTS)
+        self.assertEqual(num_ran(), ran)
         self.assert_settled()
 
     def test_who_goes_in_the_middle_of_the_answer_leaves_nothing(self):
