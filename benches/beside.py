@@ -43,14 +43,14 @@ def main():
     options.pool = protocols.prepare(options)
     values = numpy.random.default_rng(0).normal(size=network.SHAPE).astype(numpy.float32)
     with serving.served(options) as server:
-        bare = protocols.Bare(server.port, values)
+        bare = protocols.Bare(server.http_port, values)
         print("| beside it | reached | inference p50 without | with | ratio |")
         print("|---|---|---|---|---|")
         for name, message, rate in [
             ("health checks", HEALTH, options.health),
             ("metrics scrapes", METRICS, options.metrics),
         ]:
-            report(f"{rate:,} {name} a second", *compare(bare, server.port, message, rate))
+            report(f"{rate:,} {name} a second", *compare(bare, server.http_port, message, rate))
         idle(options.idle, bare, server)
 
 
@@ -127,7 +127,7 @@ def idle(count, bare, server):
         connection = socket.socket()
         connection.bind((address, 0))
         try:
-            connection.connect(("127.0.0.1", server.port))
+            connection.connect(("127.0.0.1", server.http_port))
             opened.append(connection)
         except OSError:
             failed += 1
@@ -138,7 +138,7 @@ def idle(count, bare, server):
     for connection in opened:
         selector.register(connection, selectors.EVENT_READ)
     closed = len(selector.select(0)) if opened else 0
-    memory = server.memory()["VmRSS"]
+    memory = server.megabytes()["VmRSS"]
     report(
         f"{count:,} idle connections in {seconds:.0f} s",
         f"{len(opened) - closed:,} open, {closed:,} refused, {failed} failed; {memory:.0f} MB",

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -40,7 +41,7 @@ class Server:
     def __init__(self, name, tensors, folder):
         self.name, self.folder = name, Path(folder) / name
         self.input, self.output = tensors
-        self.http_port, self.grpc_port = serving.free_port(), serving.free_port()
+        self.http_port, self.grpc_port = free_port(), free_port()
         self.folder.mkdir()
         self.paused_seconds, self.seconds_before = 0.0, None
         self.process = self.watch = None
@@ -145,6 +146,12 @@ class Server:
     def is_alive(self):
         """Tells whether any process of the group runs."""
         return any(state not in "ZX" for state, _ in self.members())
+
+
+def free_port():
+    """Returns a port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        return one.getsockname()[1]
 
 
 def start_tessera(options, folder):

@@ -59,7 +59,7 @@ def main():
     values = numpy.random.default_rng(0).normal(size=network.SHAPE).astype(numpy.float32)
     with serving.served(options) as server:
         ways = {RAW: lambda: session.run(None, {network.INPUT: values})}
-        bare = Bare(server.port, values)
+        bare = Bare(server.http_port, values)
         ways |= {BARE: bare.ask} | clients(server, values)
         check(ways, server, values)
         times = measure(ways, options.rounds)
@@ -82,8 +82,8 @@ def prepare(options):
 
 def clients(server, values):
     """Returns the ways of asking the server; each returns the output."""
-    over_http = httpclient.InferenceServerClient(f"127.0.0.1:{server.port}")
-    over_grpc = grpcclient.InferenceServerClient(f"127.0.0.1:{server.grpc_port}")
+    over_http = httpclient.InferenceServerClient(server.http_address)
+    over_grpc = grpcclient.InferenceServerClient(server.grpc_address)
 
     def ask(module, client, **options):
         tensor = module.InferInput("pixel_values", network.SHAPE, "FP32")
@@ -169,7 +169,7 @@ def measure(ways, rounds):
 
 def stages_of(server, values):
     """Returns the medians of the stages of a bare request, and the client's time around them."""
-    bare, found = Bare(server.port, values), []
+    bare, found = Bare(server.http_port, values), []
     for _ in range(20 * BLOCK):
         start = time.perf_counter()
         bare.ask()

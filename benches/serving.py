@@ -5,7 +5,7 @@
     python3 benches/serving.py --only budgets    one of the sections
     python3 benches/serving.py --transcript      three curl commands and their answers
 
-Starts the server itself, one per section, and stops it with SIGTERM. Needs Python 3.8 and nothing
+Starts the server itself, one per section, and stops it with SIGTERM. Needs Python 3.9 and nothing
 else. Figures are of this machine; let nothing else run on it.
 """
 
@@ -18,69 +18,35 @@ import os
 import random
 import re
 import shlex
-import signal
-import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from support import ROOT, Server
+
 INFER = "/v2/models/text/infer"
 REFERENCE_PLAN = "l6[0..6]"
-# The first start measures every module of the pool.
-MAX_START_SECONDS = 1800
-LOADED_MODULES = re.compile(r"^tessera_runtime_resident_modules\{.*\} (\d+)", re.M)
-LOADED_BYTES = re.compile(r"^tessera_runtime_resident_bytes\{.*\} (\d+)", re.M)
-RAN_MODULE = re.compile(r'^tessera_runtime_module_duration_seconds_count\{.*module="([^"]+)"', re.M)
+ANSWER_SECONDS = 600
 
 
-class Server:
-    """A server process and one keep-alive connection to it."""
+class Connected(Server):
+    """A server and one keep-alive connection to it."""
 
     def __init__(self, options):
-        self.port, self.grpc_port = free_port(), free_port()
-        self.log = tempfile.TemporaryFile()  # noqa: SIM115
-        command = [
-            *command_of(options, "serve"),
-            "--port",
-            str(self.port),
-            "--grpc-port",
-            str(self.grpc_port),
-        ]
-        self.start = time.perf_counter()
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=self.log, stderr=self.log)
-        self.connection = None
+        super().__init__(
+            options.pool,
+            "--cache",
+            options.cache.resolve(),
+            "--threads",
+            options.threads,
+            binary=options.binary.resolve(),
+        )
+        self.connection = http.client.HTTPConnection(self.http_address, timeout=ANSWER_SECONDS)
 
-    def wait_until_ready(self):
-        while time.perf_counter() - self.start < MAX_START_SECONDS:
-            if self.process.poll() is not None:
-                sys.exit(f"the server ended with {self.process.returncode}:\n{self.log_text()}")
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                self.connect()
-                if self.request("GET", "/v2/health/ready")[0] == 200:
-                    return
-            time.sleep(0.002)
-        sys.exit(f"the server is not ready:\n{self.log_text()}")
-
-    def wait_until_loaded(self):
-        """Waits until no modules have been loaded ahead of their use for a second."""
-        known, since = None, time.perf_counter()
-        while time.perf_counter() - since < 1.0:
-            num_loaded = LOADED_MODULES.findall(self.metrics())
-            if num_loaded != known:
-                known, since = num_loaded, time.perf_counter()
-            time.sleep(0.1)
-
-    def connect(self):
-        if self.connection:
-            self.connection.close()
-        timeout = MAX_START_SECONDS
-        self.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
-
-    def request(self, method, path, body=None):
+    def ask(self, method, path, body=None):
         """Returns the status, the headers, the body and the milliseconds it took."""
         headers = {"content-type": "application/json"} if body else {}
         start = time.perf_counter()
@@ -92,55 +58,27 @@ class Server:
     def infer(self, text, **parameters):
         """Returns the status, the decoded answer, the stages' milliseconds and the client's."""
         body = infer_body(text, parameters).encode()
-        status, headers, answer, elapsed = self.request("POST", INFER, body)
+        status, headers, answer, elapsed = self.ask("POST", INFER, body)
         return status, json.loads(answer), stages_of(headers.get("server-timing", "")), elapsed
 
     def front(self, batch=1, tokens=128):
         path = f"/v2/models/text/plans?batch={batch}&tokens={tokens}"
-        status, _, answer, _ = self.request("GET", path)
+        status, _, answer, _ = self.ask("GET", path)
         if status != 200:
             sys.exit(f"GET {path}: {status} {answer.decode(errors='replace')}")
         return json.loads(answer)["plans"]
 
-    def metrics(self):
-        return self.request("GET", "/metrics")[2].decode()
-
-    def memory(self):
+    def megabytes(self):
         """Returns the resident megabytes by kind."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return {
-            kind: int(re.search(rf"^{kind}:\s+(\d+) kB", status, re.M)[1]) * 1024 / 1e6
-            for kind in ("VmRSS", "RssAnon", "RssFile")
-        }
-
-    def log_text(self):
-        self.log.seek(0)
-        return self.log.read().decode(errors="replace")[-4000:]
-
-    def stop(self):
-        if self.connection:
-            self.connection.close()
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            code = self.process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            sys.exit("the server does not stop on SIGTERM")
-        if code != 0:
-            sys.exit(f"the server ended with {code}:\n{self.log_text()}")
+        return {kind: self.memory_bytes(kind) / 1e6 for kind in ("VmRSS", "RssAnon", "RssFile")}
 
 
 @contextlib.contextmanager
 def served(options, loaded=True):
-    server = Server(options)
-    try:
-        server.wait_until_ready()
+    with Connected(options) as server, contextlib.closing(server.connection):
         if loaded:
             server.wait_until_loaded()
         yield server
-    finally:
-        server.stop()
 
 
 def command_of(options, command):
@@ -154,12 +92,6 @@ def command_of(options, command):
         "--threads",
         str(options.threads),
     ]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def infer_body(text, parameters):
@@ -210,9 +142,9 @@ def measure_cold_start(options, texts):
     ready, answered = [], []
     for _ in range(options.starts):
         with served(options, loaded=False) as server:
-            ready.append(time.perf_counter() - server.start)
+            ready.append(time.perf_counter() - server.started)
             expect_ok(server.infer(texts[0], plan=REFERENCE_PLAN))
-            answered.append(time.perf_counter() - server.start)
+            answered.append(time.perf_counter() - server.started)
     for what, seconds in (("ready", ready), (f"the first answer of `{REFERENCE_PLAN}`", answered)):
         spread = f"{min(seconds) * 1e3:.0f} to {max(seconds) * 1e3:.0f}"
         row(
@@ -328,16 +260,17 @@ def measure_impossible_budgets(options, texts):
 
 def measure_memory(options, texts):
     with served(options, loaded=False) as server:
-        at_start = server.memory()
+        at_start = server.megabytes()
         server.wait_until_loaded()
         shapes = [(batch, tokens) for batch in (1, 8, 32) for tokens in (16, 64, 128, 256)]
         plans = {plan["plan"] for shape in shapes for plan in server.front(*shape)}
         text = text_of_length(server, texts, 128)
         for plan in sorted(plans):
             expect_ok(server.infer(text, plan=plan))
-        metrics, after = server.metrics(), server.memory()
-    weights = weights_of(options, set(RAN_MODULE.findall(metrics)))
-    loaded = sum(int(value) for value in LOADED_BYTES.findall(metrics)) / 1e6
+        metrics, after = server.metrics(), server.megabytes()
+    ran = metrics.by("module", "tessera_runtime_module_duration_seconds_count")
+    weights = weights_of(options, set(ran))
+    loaded = metrics.total("tessera_runtime_resident_bytes") / 1e6
     split = lambda memory: f"anonymous {memory['RssAnon']:.0f}, file {memory['RssFile']:.0f}"
     total = weights["f32"] + weights["int8"]
     grown = after["VmRSS"] - at_start["VmRSS"]
@@ -377,7 +310,7 @@ def show_transcript(options, texts):
         for cost in (costs[0], math.sqrt(costs[0] * costs[-1]), costs[-1]):
             # Half a millisecond is left for tokenization.
             body = infer_body(text, {"latency_budget_ms": round(1.25 * cost + 0.5, 1)})
-            command = ["curl", "-s", f"127.0.0.1:{server.port}{INFER}", "-d", body]
+            command = ["curl", "-s", f"{server.http_address}{INFER}", "-d", body]
             answer = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
             print("$ " + " ".join(map(shlex.quote, command)))
             print(shortened(json.loads(answer)) + "\n")

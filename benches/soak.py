@@ -6,34 +6,34 @@
 Random budgets, priorities and plans; clients that go in the middle of a request or before the
 answer; what is no request at all. Counts must add up, by the server's own metrics: accepted =
 answered + refused + cancelled; every request that was waited for has an answer; memory stays flat.
-Needs Python 3.8 and nothing else. Ends with 1 where something does not hold.
+Needs Python 3.9 and nothing else. Ends with 1 where something does not hold.
 """
 
 import argparse
 import collections
+import contextlib
 import http.client
 import json
 import random
-import re
 import socket
 import struct
-import subprocess
 import sys
-import tempfile
 import threading
 import time
-import urllib.request
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from support import ROOT, Served, eventually
+
 INFER = "/v2/models/fashion/infer"
 PIXELS = struct.pack("<784f", *(index % 7 / 7 for index in range(784)))
 PLANS = ["s[0..3]", "s[0..6]", "m[0..6]{int8:0..6}", "l[0..6]", "s[0..2]>m[2..6]"]
 # What is asked, of a hundred.
 KINDS = {"budget": 62, "plan": 10, "quality": 8, "gone": 8, "cut": 4, "bad": 8}
-MAX_START_SECONDS = 600
 # How much more memory than after the first fifth may be held at the end.
 MAX_GROWTH = 0.05
+# The second says where the server listens.
+LOG = "error,tessera::api::transport::server=info"
 
 
 def request(parameters, pixels=PIXELS, shape=(1, 1, 28, 28)):
@@ -124,63 +124,24 @@ class Client(threading.Thread):
         self.counts[response.status] += 1
 
 
-def metrics(port):
-    """Returns what the server counts."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
-        return response.read().decode()
-
-
-def resident(port):
-    """Returns the bytes that the server holds."""
-    return int(re.search(r"^process_resident_memory_bytes (\S+)", metrics(port), re.M)[1])
-
-
-def ended(text):
+def ended(metrics):
     """Returns how many requests were accepted, and how many ended by code."""
-    accepted = sum(
-        map(int, re.findall(r"^tessera_api_requests_accepted_total{.*} (\d+)", text, re.M))
-    )
-    codes = collections.Counter()
-    pattern = r'^tessera_api_requests_total{code="(\w+)",.*} (\d+)'
-    for code, count in re.findall(pattern, text, re.M):
-        codes[code] += int(count)
-    return accepted, codes
+    accepted = metrics.total("tessera_api_requests_accepted_total")
+    codes = metrics.by("code", "tessera_api_requests_total")
+    return int(accepted), collections.Counter({code: int(n) for code, n in codes.items()})
 
 
-def free_port():
-    """Returns a port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        return one.getsockname()[1]
+def has_ended(server):
+    """Returns whether every request that was accepted has ended."""
+    accepted, codes = ended(server.metrics())
+    return accepted == sum(codes.values())
 
 
-def wait_until_ready(port, process, log):
-    """Waits until the server is ready."""
-    deadline = time.monotonic() + MAX_START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready").close()
-            return
-        except OSError:
-            time.sleep(0.2)
-    log.seek(0)
-    sys.exit(f"the server is not ready:\n{log.read()}")
-
-
-def wait_until_loaded(port):
-    """Waits until no module has been loaded ahead of its use for two seconds."""
-    pattern = r"^tessera_runtime_resident_modules{.*} (\d+)"
-    known, since = None, time.monotonic()
-    while time.monotonic() - since < 2:
-        loaded = re.findall(pattern, metrics(port), re.M)
-        if loaded != known:
-            known, since = loaded, time.monotonic()
-        time.sleep(0.1)
-
-
-def soak(port, options):
+def soak(server, options):
     """Asks everything; returns what clients counted and what was held at first and at the end."""
     clients = [
-        Client(port, options.requests // options.clients, seed) for seed in range(options.clients)
+        Client(server.http_port, options.requests // options.clients, seed)
+        for seed in range(options.clients)
     ]
     start = time.monotonic()
     for client in clients:
@@ -190,26 +151,23 @@ def soak(port, options):
         time.sleep(0.5)
         left = sum(client.left for client in clients)
         if first is None and left < 0.8 * options.requests:
-            first = resident(port)
+            first = server.memory_bytes()
         print(f"\r{left} left, {time.monotonic() - start:.0f} s ", end="", file=sys.stderr)
     counts = sum((client.counts for client in clients), collections.Counter())
     print(f"\r{sum(counts.values())} requests in {time.monotonic() - start:.0f} s", file=sys.stderr)
     if any(client.left for client in clients):
         sys.exit("a client did not get all its answers")
-    return counts, first, resident(port)
+    return counts, first, server.memory_bytes()
 
 
-def check(port, counts, first, last):
+def check(server, counts, first, last):
     """Prints what was found; tells whether everything holds."""
-    deadline = time.monotonic() + 30
-    accepted, codes = ended(metrics(port))
-    while accepted != sum(codes.values()) and time.monotonic() < deadline:
-        time.sleep(0.2)
-        accepted, codes = ended(metrics(port))
+    # Where a request does not end, the figures below say so.
+    with contextlib.suppress(AssertionError):
+        eventually(lambda: has_ended(server))
+    accepted, codes = ended(server.metrics())
     waited = sum(count for kind, count in counts.items() if isinstance(kind, int))
-    depth = sum(
-        map(int, re.findall(r"^tessera_serve_queue_depth{.*} (-?\d+)", metrics(port), re.M))
-    )
+    depth = int(server.metric("tessera_serve_queue_depth"))
     growth = last / first - 1
     print(f"clients: {dict(sorted(counts.items(), key=str))}")
     print(f"server: {accepted} accepted = {' + '.join(f'{n} {code}' for code, n in codes.items())}")
@@ -239,35 +197,23 @@ def main():
     parser.add_argument("--threads", default="1")
     parser.add_argument("--workers", default="1")
     options = parser.parse_args()
-    port = free_port()
-    with tempfile.TemporaryDirectory() as pool, tempfile.TemporaryFile("w+") as log:
-        (Path(pool) / "fashion").symlink_to(ROOT / "models" / "fashion")
-        command = [
-            options.binary,
-            "serve",
-            "--pool",
-            pool,
-            "--port",
-            str(port),
-            "--no-grpc",
-            "--threads",
-            options.threads,
-            "--workers",
-            options.workers,
-            "--log",
-            "error",
-        ]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
-        try:
-            wait_until_ready(port, process, log)
-            wait_until_loaded(port)
-            holds = check(port, *soak(port, options))
-        finally:
-            process.terminate()
-            holds_end = process.wait(60) == 0
-        log.seek(0)
-        print(log.read(), end="")
-    sys.exit(0 if holds and holds_end else 1)
+    families = {"fashion": ROOT / "models" / "fashion"}
+    server = Served(
+        families,
+        "--no-grpc",
+        "--threads",
+        options.threads,
+        "--workers",
+        options.workers,
+        "--log",
+        LOG,
+        binary=Path(options.binary).resolve(),
+    )
+    with server:
+        server.wait_until_loaded()
+        holds = check(server, *soak(server, options))
+    print("".join(line for line in server.messages().splitlines(True) if " ERROR " in line), end="")
+    sys.exit(0 if holds else 1)
 
 
 if __name__ == "__main__":

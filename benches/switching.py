@@ -5,7 +5,7 @@
 
 Two plans of the family `fashion` are asked for in runs of one plan and in turns, block by block, so
 that the machine's wandering speed meets both alike. The extra cost is what a request takes in turns
-minus what the same plan takes in runs, by the server's own clock. Needs Python 3.8 and nothing else.
+minus what the same plan takes in runs, by the server's own clock. Needs Python 3.9 and nothing else.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def body(plan, pixels):
 
 def ask(server, request):
     """Returns the server's total in microseconds."""
-    status, headers, answer, _ = server.request("POST", INFER, request)
+    status, headers, answer, _ = server.ask("POST", INFER, request)
     if status != 200:
         raise SystemExit(f"{status}: {answer.decode(errors='replace')}")
     return serving.stages_of(headers.get("server-timing", ""))["total"] * 1e3
