@@ -11,14 +11,24 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 import unittest
 import zipfile
 from pathlib import Path
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import setup
+from support import eventually
+
+
+def is_running(process_id):
+    """Returns whether there is such a process."""
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def make_wheel(folder, content, requires_python=">=3.8"):
@@ -185,13 +195,11 @@ class SetupTest(unittest.TestCase):
         script += f"sys.argv = ['setup.py', '--root', {str(self.root)!r}]; "
         script += f"runpy.run_path({setup.__file__!r}, run_name='__main__')"
         process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 30
-        while not (started.exists() and started.read_text()) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        eventually(lambda: started.exists() and started.read_text().endswith("\n"))
         process.send_signal(signal.SIGTERM)
         self.assertEqual(process.wait(timeout=30), 130)
-        with self.assertRaises(ProcessLookupError):
-            os.kill(int(started.read_text()), 0)
+        # It is killed, and may be there a moment longer than who killed it.
+        eventually(lambda: not is_running(int(started.read_text())))
         self.assertEqual(list((self.root / ".tessera/downloads").glob(".fetching-*")), [])
 
     def write_folder_recipe(self):
