@@ -4,9 +4,9 @@ use axum::{Router, body::Body};
 use serde_json::{Value, json};
 use tessera::api::{ApiConfig, ApiState, router};
 
-use crate::{
+use crate::support::{
     http::{Reply, app, infer, send, text_request},
-    support::{metrics, repository},
+    metrics, repository,
 };
 
 const INFER: &str = "/v2/models/text/infer";

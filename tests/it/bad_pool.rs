@@ -17,12 +17,13 @@ use tessera::{
     runtime::{Executor, RuntimeError, SideInputs},
 };
 
-use crate::{
-    support::{root, runtime, text_family},
+use crate::support::{
+    root, runtime,
     synthetic::{
         CONFIG, EXIT, EXPORT, MLP, Rows, STITCH, Synthetic, TOKENIZER, WEIGHTS, WIDTH, WORDS,
         put_export, to_safetensors, with_export,
     },
+    text_family,
 };
 
 #[test]

@@ -1,10 +1,7 @@
 //! Dense feed-forward parts as experts: all of them are the dense part again, and wrong ones are
 //! refused.
 
-use std::{
-    fs,
-    sync::{Arc, OnceLock},
-};
+use std::{fs, sync::Arc};
 
 use proptest::prelude::*;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
@@ -13,51 +10,25 @@ use sha2::{Digest, Sha256};
 use tessera::{
     assembly::Family,
     family::{Manifest, ModuleId, ModuleKind, PlanId},
-    fit::{Dataset, ExpertOptions, fit_experts},
+    fit::Dataset,
     input::{Encoding, ModelInput, Pixels},
-    pool::FamilyWriter,
     runtime::{Activation, Executor, SideInputs},
 };
 
 use crate::{
-    pool::{Pool, text_manifest},
-    support::{Reference, assert_close, root, runtime, text_family},
-    synthetic::{Synthetic, WIDTH},
+    pool::Pool,
+    support::{
+        Reference, assert_close,
+        experts::{fit, l6, text_pool},
+        root, runtime,
+        synthetic::{Synthetic, WIDTH},
+        text_family,
+    },
 };
-
-fn fit(pool: &Pool, data: &Dataset) {
-    let mut writer = FamilyWriter::begin(&pool.path()).expect("nobody else writes");
-    let count = fit_experts(&runtime(), &mut writer, data, &ExpertOptions::default(), &());
-    assert!(count.expect("fitted") > 0);
-}
 
 fn executor(pool: &Pool) -> Executor {
     let family = Family::load(&pool.path()).unwrap_or_else(|e| panic!("{e}"));
     Executor::new(runtime(), Arc::new(family))
-}
-
-/// Splits one anchor of the text family.
-fn text_pool(anchor: &str, experts: &str) -> Pool {
-    let source = root().join("models/text");
-    let manifest = text_manifest(&source, anchor).expect("an anchor");
-    let pool = Pool::new(&source, &manifest, experts).expect("a pool");
-    fit(&pool, &texts(&pool));
-    pool
-}
-
-fn texts(pool: &Pool) -> Dataset {
-    let words = ["server", "mail", "invoice", "garden", "meeting", "price", "night", "question"];
-    let lines: Vec<String> = (0..360)
-        .map(|number| {
-            let word = |step: usize| words[(number / step + number) % words.len()];
-            let text = format!("The {} of {} number {number} came late.", word(1), word(8));
-            json!({"id": number.to_string(), "text": text}).to_string()
-        })
-        .collect();
-    let file = pool.path().with_file_name("texts.jsonl");
-    fs::write(&file, lines.join("\n")).expect("written");
-    let manifest = Manifest::read(&pool.path()).expect("read");
-    Dataset::read(&file, None, &manifest, None).expect("texts")
 }
 
 /// Runs the plain path and at every feed-forward part its `variant` as well; returns the largest
@@ -97,17 +68,6 @@ fn difference(one: Option<&Activation>, other: Option<&Activation>, _: &SideInpu
     let [one, other] = [one, other].map(|state| state.expect("states").to_tensor().expect("f32"));
     let pairs = one.as_f32().expect("f32").iter().zip(other.as_f32().expect("f32"));
     pairs.map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max)
-}
-
-const L6: &str = "[[experts]]\nanchor = \"l6\"\nnum_experts = 16\ntop_k = [4, 16]\n\
-                  router = \"learned\"\n\n\
-                  [[experts]]\nanchor = \"l6\"\nnum_experts = 8\ntop_k = [2, 8]\n\
-                  router = \"average\"\nblocks = [0, 3]\n";
-
-/// The real l6 with experts, fitted once.
-pub(crate) fn l6() -> &'static Pool {
-    static POOL: OnceLock<Pool> = OnceLock::new();
-    POOL.get_or_init(|| text_pool("l6", L6))
 }
 
 /// Returns a text of the reference's batch without its padding.

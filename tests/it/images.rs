@@ -12,9 +12,10 @@ use tessera::{
     tensor::{Tensor, TensorData},
 };
 
-use crate::{
+use crate::support::{
+    Reference, assert_close, fashion_family,
     http::{app, get, send},
-    support::{Reference, assert_close, fashion_family, runtime},
+    runtime,
 };
 
 const INFER: &str = "/v2/models/fashion/infer";

@@ -18,9 +18,10 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::{
+use crate::support::{
+    Families,
     http::{app, send, state, text_request, transport},
-    support::{Families, metrics, repository, start},
+    metrics, repository, start,
 };
 
 const TOKEN: &str = "Bearer a token of alice";

@@ -23,11 +23,10 @@ use tessera::{
     tensor::{Tensor, TensorData},
 };
 
-use crate::{
+use crate::support::{
+    CONFIG, Families, fashion_family, fashion_profile,
     http::{app, get, send},
-    support::{
-        CONFIG, Families, fashion_family, fashion_profile, loaded, metrics, start, start_with,
-    },
+    loaded, metrics, start, start_with,
 };
 
 const NUM_REQUESTS: usize = 800;

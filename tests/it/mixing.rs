@@ -16,10 +16,10 @@ use tessera::{
     tensor::{Tensor, TensorData},
 };
 
-use crate::{
-    mixing_apart::{APART, KEEPS},
-    mixing_ways::{SIDE, WAYS, WIDTH, network, operator},
-    support::runtime,
+use crate::support::{
+    runtime,
+    ways::{SIDE, WAYS, WIDTH, network, operator},
+    ways_apart::{APART, KEEPS},
 };
 
 fn options(file: &Path, one_by_one: bool) -> ImportOptions {

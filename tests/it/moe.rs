@@ -1,172 +1,18 @@
 //! Language models with experts against what transformers computes, or, for ModuleFormer, against
 //! what its formulas give in float64: `tools/moe_reference.py`.
 
-use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc};
-
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
-use tempfile::TempDir;
 use tessera::{
-    assembly::Family,
     family::PlanId,
     input::Encoding,
     runtime::{Executor, SideInputs},
     tensor::Tensor,
 };
 
-use crate::support::{Reference, root, runtime};
+use crate::support::language::{CHECKPOINTS, Model, WEIGHTS, reference, rows};
 
 /// What differences may be: so much, and so much times the value expected.
 const TOLERANCE: f64 = 1e-4;
-
-/// Every case but those of ModuleFormer, with its number of blocks.
-pub(crate) const CHECKPOINTS: [(&str, usize); 15] = [
-    ("mixtral", 2),
-    ("mixtral-fused", 2),
-    ("mixtral-k1-odd", 3),
-    ("mixtral-sliding", 2),
-    ("mixtral-sharded-bf16", 2),
-    ("olmoe", 2),
-    ("olmoe-clip", 2),
-    ("qwen2_moe", 4),
-    ("qwen2_moe-fused", 4),
-    ("qwen2_moe-norm", 2),
-    ("qwen3_moe", 2),
-    ("qwen3_moe-f16", 3),
-    ("granitemoe", 3),
-    ("granitemoe-fused", 3),
-    ("granitemoeshared", 2),
-];
-
-/// A family of one language model in a pool that ends with it.
-pub(crate) struct Model {
-    pool: TempDir,
-    /// The anchor's files.
-    files: BTreeMap<String, Vec<u8>>,
-    top_k: Vec<usize>,
-    /// More lines of the anchor's part of the manifest.
-    more: String,
-}
-
-/// A tensor's element type, shape and bytes.
-type Stored = (Dtype, Vec<usize>, Vec<u8>);
-
-fn case(name: &str) -> PathBuf {
-    root().join("tests/references/moe").join(name)
-}
-
-pub(crate) fn reference(name: &str) -> Reference {
-    Reference::open(&case(name).join("reference.safetensors"))
-}
-
-impl Model {
-    /// Reads a case's checkpoint.
-    pub(crate) fn read(name: &str) -> Self {
-        let entries = fs::read_dir(case(name)).expect("the case is there");
-        let paths = entries.map(|entry| entry.expect("an entry").path());
-        let files = paths.map(|path| {
-            let name = path.file_name().and_then(|name| name.to_str()).expect("a name").to_owned();
-            (name, fs::read(&path).expect("read"))
-        });
-        Self::of_files(files.filter(|(name, _)| name != "reference.safetensors"))
-    }
-
-    /// Creates a model of an anchor's files.
-    pub(crate) fn of_files(files: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
-        let pool = tempfile::tempdir().expect("a temporary folder");
-        let files = files.into_iter().collect();
-        Self { pool, files, top_k: Vec::new(), more: String::new() }
-    }
-
-    /// Adds lines to the anchor's part of the manifest.
-    pub(crate) fn more(&mut self, lines: &str) {
-        self.more.push_str(lines);
-    }
-
-    /// Offers other numbers of experts as well.
-    pub(crate) fn with_top_k(mut self, top_k: &[usize]) -> Self {
-        self.top_k = top_k.to_vec();
-        self
-    }
-
-    /// Offers some experts of every block by themselves, as `set`.
-    fn with_experts(mut self, experts: &[usize]) -> Self {
-        self.more = format!("expert_sets = [{{ name = \"set\", experts = {experts:?} }}]\n");
-        self
-    }
-
-    /// Sets a key of the configuration.
-    fn set(&mut self, key: &str, value: Value) {
-        let config = self.files.get_mut("config.json").expect("a configuration");
-        let mut parsed: Value = serde_json::from_slice(config).expect("JSON");
-        parsed[key] = value;
-        *config = parsed.to_string().into_bytes();
-    }
-
-    /// Changes the tensors of a file.
-    pub(crate) fn change(
-        &mut self,
-        file: &str,
-        change: impl FnOnce(&mut BTreeMap<String, Stored>),
-    ) {
-        let stored = self.files.get_mut(file).expect("a file");
-        let parsed = SafeTensors::deserialize(stored).expect("safetensors");
-        let tensors = parsed.tensors().into_iter();
-        let mut tensors: BTreeMap<String, Stored> = tensors
-            .map(|(name, view)| (name, (view.dtype(), view.shape().to_vec(), view.data().to_vec())))
-            .collect();
-        change(&mut tensors);
-        let views = tensors.iter().map(|(name, (dtype, shape, bytes))| {
-            (name, TensorView::new(*dtype, shape.clone(), bytes).expect("a tensor"))
-        });
-        *stored = safetensors::serialize(views, None).expect("serialized");
-    }
-
-    /// Returns the number of token ids, as the configuration says.
-    fn num_words(&self) -> u64 {
-        let config: Value = serde_json::from_slice(&self.files["config.json"]).expect("JSON");
-        config["vocab_size"].as_u64().expect("a number")
-    }
-
-    /// Writes the family and loads it.
-    pub(crate) fn load(&self) -> Result<Arc<Family>, String> {
-        let folder = self.pool.path().join("language");
-        fs::create_dir_all(folder.join("anchors/a")).expect("created");
-        let mut digests = String::new();
-        for (name, content) in &self.files {
-            let digest = Sha256::digest(content);
-            let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-            digests.push_str(&format!("\"anchors/a/{name}\" = \"{digest}\"\n"));
-            fs::write(folder.join("anchors/a").join(name), content).expect("written");
-        }
-        let manifest = format!(
-            "name = \"language\"\ntask = \"language-model\"\ndescription = \"Random weights.\"\n\
-             license = \"Apache-2.0\"\nreference = \"a\"\n\
-             [limits]\nmax_tokens = 20\nmax_batch = 8\n\
-             [output]\nname = \"logits\"\nwidth = {}\nper_token = true\n\
-             states = \"last_hidden_state\"\n\
-             [quality]\nmetric = \"recall@10\"\nfile = \"quality.json\"\n\
-             [anchors.a]\nfolder = \"anchors/a\"\ntop_k = {:?}\n{}\
-             [anchors.a.sha256]\n{digests}",
-            self.num_words(),
-            self.top_k,
-            self.more,
-        );
-        fs::write(folder.join("family.toml"), manifest).expect("written");
-        let loaded = Family::load(&folder);
-        loaded.map(Arc::new).map_err(|error| format!("{:#}", anyhow::Error::new(error)))
-    }
-
-    /// Loads the family and creates its executor. The model must outlive it.
-    pub(crate) fn executor(&self) -> Executor {
-        Executor::new(runtime(), self.load().unwrap_or_else(|e| panic!("{e}")))
-    }
-
-    fn refusal(&self) -> String {
-        self.load().expect_err("it is refused")
-    }
-}
 
 /// Runs a plan; returns logits and last hidden states.
 fn run(executor: &mut Executor, plan: &str, encoding: Encoding) -> [Tensor; 2] {
@@ -175,13 +21,6 @@ fn run(executor: &mut Executor, plan: &str, encoding: Encoding) -> [Tensor; 2] {
     let sides = SideInputs::of_encoding(encoding).expect("tokens");
     let outputs = executor.run(&path, &sides, &mut ()).unwrap_or_else(|e| panic!("{plan}: {e}"));
     outputs.try_into().expect("two outputs")
-}
-
-/// Returns the rows of the tokens that are no padding.
-pub(crate) fn rows<T: Copy>(values: &[T], mask: &[i64]) -> Vec<Vec<T>> {
-    let width = values.len() / mask.len();
-    let rows = values.chunks_exact(width).zip(mask);
-    rows.filter(|(_, mask)| **mask == 1).map(|(row, _)| row.to_vec()).collect()
 }
 
 fn best<T: Copy + PartialOrd>(row: &[T]) -> usize {
@@ -373,8 +212,6 @@ fn the_experts_of_a_fused_tensor_are_places_in_its_file() {
     }
 }
 
-/// The file of a checkpoint that is one.
-pub(crate) const WEIGHTS: &str = "model.safetensors";
 const ROUTER: &str = "model.layers.1.block_sparse_moe.gate.weight";
 
 #[test]

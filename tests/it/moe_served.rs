@@ -14,10 +14,11 @@ use tessera::{
     telemetry::Metrics,
 };
 
-use crate::{
+use crate::support::{
+    assert_close,
     http::{Reply, get, send},
-    moe::{Model, WEIGHTS, reference, rows},
-    support::{assert_close, measured, start},
+    language::{Model, WEIGHTS, reference, rows},
+    measured, start,
 };
 
 /// Loads one language model.

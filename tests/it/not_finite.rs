@@ -10,9 +10,9 @@ use tessera::{
     serve::{InferenceThreads, LoadedFamily, Loader, Registry},
 };
 
-use crate::{
+use crate::support::{
     http::send,
-    support::{loaded, measured, metrics, start},
+    loaded, measured, metrics, start,
     synthetic::{Synthetic, WEIGHTS, WIDTH},
 };
 

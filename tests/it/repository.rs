@@ -15,9 +15,10 @@ use tessera::{
     serve::{LoadedFamily, Loader, Registry},
 };
 
-use crate::{
+use crate::support::{
+    Families,
     http::{Reply, app, get, send},
-    support::{Families, metrics, start},
+    metrics, start,
 };
 
 fn picture() -> Value {

@@ -10,10 +10,7 @@ use tessera::{
     tensor::{Tensor, TensorData},
 };
 
-use crate::{
-    experts, moe,
-    support::{Reference, fashion_family, root, runtime, text_family},
-};
+use crate::support::{Reference, experts, fashion_family, language, root, runtime, text_family};
 
 /// The most that an f32 edge may change with the length of the padding, over the largest value.
 const TOLERANCE: f64 = 1e-5;
@@ -225,9 +222,9 @@ fn texts_routed_among_experts_do_not_depend_on_what_is_beside_them() {
 #[test]
 fn language_models_with_experts_do_not_depend_on_what_is_beside() {
     for name in ["mixtral-sliding", "olmoe", "qwen2_moe", "granitemoeshared", "moduleformer"] {
-        let model = moe::Model::read(name);
+        let model = language::Model::read(name);
         let family = model.load().expect("loaded");
-        let input = ModelInput::Tokens(moe::reference(name).encoding());
+        let input = ModelInput::Tokens(language::reference(name).encoding());
         let kinds = Trial { beside: ORDER, ..Trial::new(family, input) }.check();
         assert_has(&kinds, &["Stem plain", "Mlp plain", "Head plain"]);
     }

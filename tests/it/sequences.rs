@@ -13,9 +13,9 @@ use tessera::{
     },
 };
 
-use crate::{
-    moe::{CHECKPOINTS, Model, reference},
-    support::runtime,
+use crate::support::{
+    language::{CHECKPOINTS, Model, reference},
+    runtime,
 };
 
 /// Largest difference of a logit step by step from the same at once.

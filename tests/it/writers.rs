@@ -18,9 +18,9 @@ use tessera::{
     runtime::{Executor, SideInputs},
 };
 
-use crate::{
-    support::runtime,
-    synthetic::{EXIT, MLP, STITCH, Synthetic, WORDS},
+use crate::support::{
+    runtime,
+    synthetic::{EXIT, MLP, STITCH, Synthetic, WEIGHTS, WORDS},
 };
 
 /// A disk that a process reaches for some steps before it is killed. What follows has no effect.
@@ -251,7 +251,7 @@ fn sessions_of_the_version_before_can_be_made_until_the_next_commit_but_one() {
 fn a_fit_of_values_that_overflow_is_refused_and_changes_nothing() {
     let family = Synthetic::new();
     let before: Value = serde_json::from_str(&family.text("fits.json")).expect("JSON");
-    family.change(crate::synthetic::WEIGHTS, |tensors| {
+    family.change(WEIGHTS, |tensors| {
         let (_, values) = tensors.get_mut("embeddings.word_embeddings.weight").expect("a table");
         values.fill(f32::INFINITY);
     });

@@ -5,7 +5,7 @@ use tessera::onnx::{
     proto::data_type,
 };
 
-use crate::mixing_ways::{
+use super::ways::{
     SIDE, WIDTH,
     Way::{self, Maps, Rows},
     constant,

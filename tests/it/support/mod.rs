@@ -1,0 +1,21 @@
+//! Parts that the tests share.
+
+pub(crate) mod experts;
+mod families;
+pub(crate) mod http;
+pub(crate) mod language;
+mod profiles;
+mod reference;
+mod runtime;
+mod serving;
+pub(crate) mod synthetic;
+pub(crate) mod ways;
+pub(crate) mod ways_apart;
+
+pub(crate) use families::{fashion_family, text_executor, text_family};
+pub(crate) use profiles::{fashion_profile, machine_key, measured, measured_cache, short_profile};
+pub(crate) use reference::{Reference, assert_close};
+pub(crate) use runtime::{root, runtime};
+pub(crate) use serving::{
+    CONFIG, Families, loaded, metrics, registry, repository, start, start_with,
+};
