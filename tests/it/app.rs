@@ -14,7 +14,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{CONFIG, fashion_family, machine_key, measured_cache, root, runtime};
+use crate::support::{CONFIG, computed_cache, fashion_family, machine_key, root, runtime};
 
 fn config(pool: &Path) -> Config {
     let seconds = Duration::from_secs;
@@ -60,7 +60,7 @@ async fn status_of(address: SocketAddr, path: &str) -> io::Result<String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_answers_on_its_ports_and_drains() {
     let cache = tempfile::tempdir().expect("a folder");
-    measured_cache(&fashion_family(), 1).write(cache.path()).expect("written");
+    computed_cache(&fashion_family()).write(cache.path()).expect("written");
     let app = build(config(&root().join("tests/pool")), cache.path()).await.expect("built");
     let (http, grpc) = (app.http_address().expect("bound"), app.grpc_address().expect("bound"));
     assert!(http.port() != 0 && grpc.port() != 0 && http != grpc);

@@ -24,7 +24,7 @@ use tessera::{
 };
 
 use crate::support::{
-    CONFIG, Families, fashion_family, fashion_profile,
+    CONFIG, Families, computed, fashion_family,
     http::{app, get, send},
     loaded, metrics, start, start_with,
 };
@@ -202,7 +202,8 @@ impl Loader for Misjudging {
     }
 
     fn load(&self, _name: &str) -> Result<LoadedFamily, String> {
-        let (family, mut profile) = (fashion_family(), fashion_profile());
+        let family = fashion_family();
+        let mut profile = computed(&family);
         let modules = family.graph.modules().iter();
         let index = modules.map(|module| &*module.name).position(|name| name == MISJUDGED);
         let latency = index.and_then(|index| profile.latency_mut(ModuleId(index)));

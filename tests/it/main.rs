@@ -18,6 +18,7 @@ mod images;
 mod import;
 mod limits;
 mod load;
+mod measuring;
 mod mixing;
 mod moe;
 mod moe_served;

@@ -15,10 +15,10 @@ use tessera::{
 };
 
 use crate::support::{
-    assert_close,
+    assert_close, computed,
     http::{Reply, get, send},
     language::{Model, WEIGHTS, reference, rows},
-    measured, start,
+    start,
 };
 
 /// Loads one language model.
@@ -34,7 +34,7 @@ impl Loader for One {
     }
 
     fn load(&self, _name: &str) -> Result<LoadedFamily, String> {
-        let (profile, quality) = (measured(&self.0), QualityRecords::default());
+        let (profile, quality) = (computed(&self.0), QualityRecords::default());
         LoadedFamily::new(self.0.clone(), profile, quality, 0.05).map_err(|e| e.to_string())
     }
 }

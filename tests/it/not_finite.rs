@@ -11,8 +11,9 @@ use tessera::{
 };
 
 use crate::support::{
+    computed,
     http::send,
-    loaded, measured, metrics, start,
+    loaded, metrics, start,
     synthetic::{Synthetic, WEIGHTS, WIDTH},
 };
 
@@ -34,7 +35,7 @@ impl Loader for Tiny {
 
     fn load(&self, _name: &str) -> Result<LoadedFamily, String> {
         let family = self.0.load();
-        let profile = measured(&family);
+        let profile = computed(&family);
         loaded(family, profile)
     }
 }

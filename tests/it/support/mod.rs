@@ -13,7 +13,7 @@ pub(crate) mod ways;
 pub(crate) mod ways_apart;
 
 pub(crate) use families::{fashion_family, text_executor, text_family};
-pub(crate) use profiles::{fashion_profile, machine_key, measured, measured_cache, short_profile};
+pub(crate) use profiles::{computed, computed_cache, machine_key};
 pub(crate) use reference::{Reference, assert_close};
 pub(crate) use runtime::{root, runtime};
 pub(crate) use serving::{

@@ -1,55 +1,85 @@
-//! Profiles of families, measured here and now.
+//! Profiles that are computed, not measured: the same on every machine, and there at once.
 
-use std::{
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
-
+use sha2::{Digest, Sha256};
 use tessera::{
     assembly::Family,
-    fit::{ProfileOptions, measure_profile},
-    offer::{MachineKey, Profile, ProfileCache},
-    runtime::Executor,
+    family::{ModuleId, ModuleKind},
+    offer::{MachineKey, ModuleProfile, Profile, ProfileCache},
+    plan::Grid,
 };
 
-use super::{fashion_family, runtime, text_family};
+/// Batches and lengths of a computed profile; lengths end at the family's longest text.
+const BATCHES: [usize; 2] = [1, 4];
+const TOKENS: [usize; 3] = [8, 64, 256];
 
-pub(crate) fn fashion_profile() -> Profile {
-    static PROFILE: OnceLock<Profile> = OnceLock::new();
-    // One run may meet a pause that is longer than all modules take, and its median is that pause.
-    PROFILE.get_or_init(|| measured_with(&fashion_family(), 5)).clone()
+/// Time of any run in seconds, and what each byte of weights adds to it for each token.
+const SECONDS: f64 = 5e-5;
+const SECONDS_PER_BYTE: f64 = 1e-11;
+
+/// Bytes of activations for each token.
+const ACTIVATION_BYTES: f64 = 16_384.0;
+
+/// Version of the measuring method, as in `src/offer/profile.rs`.
+const VERSION: u8 = 2;
+
+/// Returns the profile of `family`.
+pub(crate) fn computed(family: &Family) -> Profile {
+    computed_cache(family).profile_of(family).unwrap_or_else(|missing| {
+        panic!(
+            "{missing:?} are looked for under other digests: `digest_of` in this file must do \
+             what `module_digest` does in src/offer/profile.rs"
+        )
+    })
 }
 
-/// Measures the text family's modules quickly and roughly.
-pub(crate) fn short_profile() -> Profile {
-    static PROFILE: OnceLock<Profile> = OnceLock::new();
-    PROFILE.get_or_init(|| measured(&text_family())).clone()
-}
-
-pub(crate) fn measured(family: &Arc<Family>) -> Profile {
-    measured_with(family, 1)
-}
-
-fn measured_with(family: &Arc<Family>, min_runs: usize) -> Profile {
-    let cache = measured_cache(family, min_runs);
-    cache.profile_of(family).expect("every module was measured")
-}
-
-/// Returns the key of the machine that the tests measure.
-pub(crate) fn machine_key() -> MachineKey {
-    MachineKey { processor: "this one".into(), num_threads: 2, spin: false, runtime: "any".into() }
-}
-
-/// Measures the modules of `family`, each at least `min_runs` times.
-pub(crate) fn measured_cache(family: &Arc<Family>, min_runs: usize) -> ProfileCache {
+/// Returns a cache with the profile of `family`. Networks from outside count as proven.
+pub(crate) fn computed_cache(family: &Family) -> ProfileCache {
     let mut cache = ProfileCache::empty(machine_key());
-    let options = ProfileOptions {
-        batches: vec![1, 4],
-        tokens: vec![8, 64, 256],
-        time_per_cell: Duration::from_millis(1),
-        min_runs,
-    };
-    let mut executor = Executor::new(runtime(), family.clone());
-    measure_profile(&mut executor, &options, &mut cache, &(), &mut |_| Ok(())).expect("measured");
+    for id in (0..family.graph.modules().len()).map(ModuleId) {
+        if let Some(digest) = digest_of(family, id) {
+            cache.modules.insert(digest, costs_of(family, id));
+        }
+    }
+    let networks = (0..family.num_networks()).map(|index| family.network(index));
+    let proven = networks.filter(|network| network.needs_proof());
+    cache.proven.extend(proven.map(|network| sha256(&network.fingerprint())));
     cache
+}
+
+/// Returns the key of the machine of computed profiles.
+pub(crate) fn machine_key() -> MachineKey {
+    let (processor, runtime) = ("computed".into(), "any".into());
+    MachineKey { processor, num_threads: 2, spin: false, runtime }
+}
+
+/// Returns the costs of module `id`. A stem looks rows up and does not multiply by its weights.
+fn costs_of(family: &Family, id: ModuleId) -> ModuleProfile {
+    let limits = &family.manifest.limits;
+    let max_tokens = if family.manifest.image.is_some() { 1 } else { limits.max_tokens };
+    let mut tokens = TOKENS.map(|tokens| tokens.min(max_tokens)).to_vec();
+    tokens.dedup();
+    let is_stem = family.graph.module(id).kind == ModuleKind::Stem;
+    let weights = if is_stem { 0.0 } else { family.weight_bytes(id) as f64 };
+    let grid = |cost: &dyn Fn(f64) -> f64| {
+        let cells = BATCHES.iter().flat_map(|batch| tokens.iter().map(move |token| batch * token));
+        let values = cells.map(|cell| cost(cell as f64)).collect();
+        Grid::new(BATCHES.to_vec(), tokens.clone(), values).expect("a grid")
+    };
+    ModuleProfile {
+        latency_seconds: grid(&|cell| SECONDS + SECONDS_PER_BYTE * weights * cell),
+        activation_bytes: grid(&|cell| ACTIVATION_BYTES * cell),
+    }
+}
+
+/// Returns the digest under which module `id` is cached, or None if it is the identity.
+fn digest_of(family: &Family, id: ModuleId) -> Option<String> {
+    let mut key = family.cost_key(id)?;
+    key.extend(family.manifest.limits.max_tokens.to_le_bytes());
+    key.push(VERSION);
+    Some(sha256(&key))
+}
+
+/// Returns the SHA-256 of `bytes`.
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }

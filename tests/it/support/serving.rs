@@ -16,10 +16,9 @@ use tessera::{
     telemetry::Metrics,
 };
 
-use super::{fashion_family, fashion_profile, runtime, short_profile, text_family};
+use super::{computed, fashion_family, runtime, text_family};
 
-/// The text family of the default pool and the small image family as they are served, with
-/// profiles taken here and now.
+/// The text family of the default pool and the small image family as they are served.
 struct Served {
     repository: Arc<Repository>,
     metrics: Arc<Metrics>,
@@ -78,10 +77,8 @@ impl Loader for Families {
     }
 
     fn load(&self, name: &str) -> Result<LoadedFamily, String> {
-        let (family, profile) = match name {
-            "text" => (text_family(), short_profile()),
-            _ => (fashion_family(), fashion_profile()),
-        };
+        let family = if name == "text" { text_family() } else { fashion_family() };
+        let profile = computed(&family);
         loaded(family, profile)
     }
 }
