@@ -192,12 +192,13 @@ fn only_the_last_token_has_a_row_if_no_other_is_wanted() {
 
 #[test]
 fn every_decoder_gives_the_same_step_by_step() {
+    let mut narrow = Vec::new();
     for (name, depth) in CHECKPOINTS {
         let model = Model::read(name);
         let executor = model.executor();
         let plan = plan_of(&executor, &format!("a[0..{depth}]"));
         if executor.caches_of(&plan).len() < depth {
-            println!("{name}: its heads are too narrow for a cache");
+            narrow.push(name);
             continue;
         }
         let encoding = reference(name).encoding();
@@ -213,6 +214,8 @@ fn every_decoder_gives_the_same_step_by_step() {
         }
         check(name, &found, &expected);
     }
+    let too_narrow_for_a_cache = ["mixtral-k1-odd", "qwen3_moe", "qwen3_moe-f16"];
+    assert_eq!(narrow, too_narrow_for_a_cache);
 }
 
 #[test]
