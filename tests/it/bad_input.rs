@@ -2,11 +2,12 @@
 
 use axum::{Router, body::Body};
 use serde_json::{Value, json};
-use tessera::api::{ApiConfig, ApiState, router};
+use tessera::api::{ApiConfig, router};
 
 use crate::support::{
-    http::{Reply, app, infer, send, text_request},
-    metrics, repository,
+    api_config,
+    http::{Reply, app, infer, send, state, text_request},
+    synthetic::{WIDTH, WORDS},
 };
 
 const INFER: &str = "/v2/models/text/infer";
@@ -42,7 +43,7 @@ fn integers(name: &str, shape: Value, data: Value) -> Value {
 #[tokio::test]
 async fn inputs_of_wrong_names_are_refused() {
     let app = app();
-    let ids = || integers("input_ids", json!([1, 1]), json!([101]));
+    let ids = || integers("input_ids", json!([1, 1]), json!([2]));
     let mask = || integers("attention_mask", json!([1, 1]), json!([1]));
     let hello = || text(json!([1]), json!(["a"]));
     let unknown = json!([{"name": "txt", "shape": [1], "datatype": "BYTES", "data": ["a"]}]);
@@ -83,13 +84,13 @@ async fn inputs_of_wrong_shapes_are_refused() {
     refuse(&app, json!([text(json!([2]), json!(["a"]))]), 400, "has 1 elements").await;
     refuse(&app, json!([text(json!([1]), json!(["a", "b"]))]), 400, "has 2 elements").await;
     refuse(&app, json!([text(json!([1, 1, 1]), json!(["a"]))]), 400, "shape").await;
-    refuse(&app, ids(json!([1]), json!([101])), 400, "[batch, tokens]").await;
-    refuse(&app, ids(json!([-1, 1]), json!([101])), 400, "0 or more").await;
-    refuse(&app, ids(json!([i64::MAX, i64::MAX]), json!([101])), 400, "more elements").await;
-    refuse(&app, ids(json!([usize::MAX, 1]), json!([101])), 400, "18446744073709551615").await;
+    refuse(&app, ids(json!([1]), json!([2])), 400, "[batch, tokens]").await;
+    refuse(&app, ids(json!([-1, 1]), json!([2])), 400, "0 or more").await;
+    refuse(&app, ids(json!([i64::MAX, i64::MAX]), json!([2])), 400, "more elements").await;
+    refuse(&app, ids(json!([usize::MAX, 1]), json!([2])), 400, "18446744073709551615").await;
     refuse(&app, ids(json!([1, 0]), json!([])), 400, "no token").await;
-    refuse(&app, ids(json!([2, 1]), json!([[101, 102]])), 400, "nested").await;
-    refuse(&app, ids(json!([2, 2]), json!([[101, 102], [101]])), 400, "ragged").await;
+    refuse(&app, ids(json!([2, 1]), json!([[2, 3]])), 400, "nested").await;
+    refuse(&app, ids(json!([2, 2]), json!([[2, 3], [2]])), 400, "ragged").await;
     refuse(&app, json!([text(json!([0]), json!([]))]), 400, "batch").await;
 }
 
@@ -98,7 +99,7 @@ async fn token_ids_and_masks_that_cannot_be_are_refused() {
     let app = app();
     let with_mask = |shape: Value, mask: Value| {
         json!([
-            integers("input_ids", json!([1, 2]), json!([101, 102])),
+            integers("input_ids", json!([1, 2]), json!([2, 3])),
             integers("attention_mask", shape, mask),
         ])
     };
@@ -108,7 +109,7 @@ async fn token_ids_and_masks_that_cannot_be_are_refused() {
     refuse(&app, with_mask(pair.clone(), json!([1, 2])), 400, "attention_mask").await;
     refuse(&app, with_mask(pair.clone(), json!([0, 0])), 400, "attention_mask").await;
     refuse(&app, with_mask(pair, json!([0, 1])), 400, "attention_mask").await;
-    for id in [-1, 30_522, i64::MAX] {
+    for id in [-1, WORDS.len() as i64, i64::MAX] {
         let ids = json!([integers("input_ids", json!([1, 1]), json!([id]))]);
         refuse(&app, ids, 400, "input_ids").await;
     }
@@ -138,7 +139,7 @@ async fn parameters_that_make_no_sense_are_refused() {
 #[tokio::test]
 async fn plans_that_do_not_exist_are_not_found() {
     let app = app();
-    for plan in ["l9[0..6]", "l6[0..7]", "l6", "]", "l6[0..6]{warp:1}", "l6[5..2]"] {
+    for plan in ["c[0..2]", "a[0..3]", "a", "]", "a[0..2]{warp:1}", "a[2..1]"] {
         refuse_parameters(&app, json!({"plan": plan}), 404, "").await;
     }
 }
@@ -149,8 +150,8 @@ async fn budgets_that_no_plan_meets_name_the_cheapest() {
     for parameters in [
         json!({"latency_budget_ms": 0.001}),
         json!({"memory_budget_mb": 0}),
-        json!({"memory_budget_mb": 0.5}),
-        json!({"plan": "l6[0..6]", "memory_budget_mb": 0.5}),
+        json!({"memory_budget_mb": 0.005}),
+        json!({"plan": "a[0..2]", "memory_budget_mb": 0.005}),
     ] {
         let reply = infer(&app, &text_request(parameters.clone())).await;
         let error = reply.expect(422);
@@ -200,7 +201,7 @@ async fn what_is_too_large_is_refused() {
     refuse(&app, json!([texts]), 413, "10000, over the limit of 64").await;
     let inputs = vec![text(json!([1]), json!(["a"])); 10_000];
     refuse(&app, json!(inputs), 413, "10000, over the limit of 64").await;
-    let ids = integers("input_ids", json!([1, 10_000]), json!(vec![101; 10_000]));
+    let ids = integers("input_ids", json!([1, 10_000]), json!(vec![2; 10_000]));
     refuse(&app, json!([ids]), 413, "tokens").await;
     let reply = send(&app, "POST", INFER, " ".repeat((16 << 20) + 1)).await;
     assert_refused(&app, reply, 413, "16777216 bytes").await;
@@ -208,9 +209,8 @@ async fn what_is_too_large_is_refused() {
 
 #[tokio::test]
 async fn the_body_limit_is_the_configured_one() {
-    let config = ApiConfig { max_body: "1KiB".parse().expect("a size"), ..ApiConfig::default() };
-    let render = std::sync::Arc::new(|| metrics().render());
-    let app = router(ApiState::new(repository(), metrics(), render), &config);
+    let config = ApiConfig { max_body: "1KiB".parse().expect("a size"), ..api_config() };
+    let app = router(state(), &config);
     let reply = send(&app, "POST", INFER, " ".repeat(1025)).await;
     assert_refused(&app, reply, 413, "1024 bytes").await;
 }
@@ -234,5 +234,5 @@ async fn shapes_that_plans_are_asked_for_are_checked() {
 async fn an_empty_text_is_embedded() {
     let request = json!({"inputs": [text(json!([1]), json!([""]))]});
     let answer = infer(&app(), &request).await.expect(200);
-    assert_eq!(answer["outputs"][0]["shape"], json!([1, 384]));
+    assert_eq!(answer["outputs"][0]["shape"], json!([1, WIDTH]));
 }

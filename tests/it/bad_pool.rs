@@ -186,7 +186,7 @@ fn parts_that_contradict_one_another_are_refused() {
     let family = with_export(&EXPORT);
     family.edit("family.toml", "width = 8\n\n[quality]", "width = 9\n\n[quality]");
     assert_refused(&family, &["output.width", "9"]);
-    let family = Synthetic::with_rows(Rows { words: WORDS.len() - 1, positions: 32 });
+    let family = Synthetic::with_rows("tiny", Rows { words: WORDS.len() - 1, positions: 32 });
     assert_refused(&family, &[TOKENIZER]);
     let family = Synthetic::new();
     family.edit("family.toml", "to = \"out\"", "to = \"out\"\nlabel = \"../../x,y\"");
@@ -333,7 +333,7 @@ fn pieces_that_do_not_read_the_cut_before_them_are_refused_by_their_tensors() {
 
 #[test]
 fn broken_families_do_not_keep_good_ones_from_serving() {
-    let good = Synthetic::with_rows(PROFILED);
+    let good = Synthetic::with_rows("tiny", PROFILED);
     let altered = good.beside("altered");
     altered.write(WEIGHTS, b"altered");
     let no_manifest = good.beside("no_manifest");
@@ -359,7 +359,7 @@ fn broken_families_do_not_keep_good_ones_from_serving() {
 
 #[test]
 fn qualities_that_cannot_be_do_not_keep_other_families_from_serving() {
-    let good = Synthetic::with_rows(PROFILED);
+    let good = Synthetic::with_rows("tiny", PROFILED);
     let record = |quality: f64| {
         json!({ "metric": "", "data": "", "num_texts": 0, "max_tokens": 0, "date": "",
             "command": "", "plans": { "a[0..2]": quality }, "losses": {}, "prediction_error": 0 })

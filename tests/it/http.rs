@@ -1,11 +1,11 @@
-//! The HTTP edge over the real pool: every route, budgets, versions, metrics, draining.
+//! The HTTP edge over small families: every route, budgets, versions, metrics, draining.
 
 use std::{sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 use tessera::{
     api::{ApiConfig, ApiState, router, serve_http},
-    serve::{FamilyState, InferenceThreads, Registry, Repository},
+    serve::{FamilyState, Registry},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -14,18 +14,17 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{
-    Families, Reference, assert_close,
+    Families, Reference, Served, api_config, assert_close,
     http::{app, get, infer, send, state, text_request, transport},
-    metrics, registry, repository, start,
+    synthetic::WIDTH,
+    text_family,
 };
 
 /// A plan that needs no fitted map.
-const NAMED: &str = "l6[0..6]{skip.attn:4}";
+const NAMED: &str = "a[0..2]{skip.attn:1}";
 
-/// Returns a repository that offers what `registry` does.
-fn offering(registry: Registry) -> (Arc<Repository>, InferenceThreads) {
-    start(registry, metrics(), Box::new(Families))
-}
+/// A budget that no machine exceeds, in milliseconds.
+const AN_HOUR: u32 = 3_600_000;
 
 fn embedding(answer: &Value) -> Vec<f32> {
     let data = answer["outputs"][0]["data"].as_array().expect("an output");
@@ -60,7 +59,7 @@ async fn a_model_tells_its_tensors_and_limits() {
             {"name": "attention_mask", "datatype": "INT64", "shape": [-1, -1]},
         ])
     );
-    let output = json!([{"name": "embedding", "datatype": "FP32", "shape": [-1, 384]}]);
+    let output = json!([{"name": "embedding", "datatype": "FP32", "shape": [-1, 8]}]);
     assert_eq!(model["outputs"], output);
     assert_eq!(model["parameters"]["metric"], "recall@10");
     assert_eq!(model["parameters"]["max_tokens"], 256);
@@ -76,7 +75,7 @@ async fn a_text_is_embedded_and_the_answer_says_how() {
     assert_eq!(answer["model_version"], "1");
     assert_eq!(answer["id"], "mail-7");
     assert_eq!(answer["outputs"][0]["name"], "embedding");
-    assert_eq!(answer["outputs"][0]["shape"], json!([1, 384]));
+    assert_eq!(answer["outputs"][0]["shape"], json!([1, WIDTH]));
     let norm: f32 = embedding(&answer).iter().map(|value| value * value).sum();
     assert!((norm - 1.0).abs() < 1e-4, "{norm}");
     let parameters = &answer["parameters"];
@@ -107,7 +106,8 @@ async fn token_ids_are_embedded_like_the_reference() {
         ],
         "outputs": [{"name": "embedding", "parameters": {"binary_data": false}}],
     });
-    let answer = infer(&app(), &request).await.expect(200);
+    let app = Served::new(Families::of(text_family())).app();
+    let answer = infer(&app, &request).await.expect(200);
     let (_, expected) = reference.tensor("embeddings");
     assert_close(&embedding(&answer), expected, 1e-4, "l6 over HTTP");
     assert_eq!(answer["parameters"]["plan"], "l6[0..6]");
@@ -123,15 +123,15 @@ async fn every_budget_is_met_by_the_plan_it_gets() {
     let memory_mb = least("memory_mb") * 1.05;
     let quality = plans.iter().map(|plan| number(plan, "quality")).fold(0.0, f64::max);
     for parameters in [
-        json!({"latency_budget_ms": 10_000}),
-        json!({"timeout": 10_000_000}),
+        json!({"latency_budget_ms": AN_HOUR}),
+        json!({"timeout": 1_000 * u64::from(AN_HOUR)}),
         json!({"memory_budget_mb": memory_mb}),
         json!({"min_quality": quality}),
-        json!({"min_quality": quality / 2.0, "latency_budget_ms": 10_000.0}),
+        json!({"min_quality": quality / 2.0, "latency_budget_ms": AN_HOUR}),
     ] {
         let answer = infer(&app, &text_request(parameters.clone())).await.expect(200);
         let done = &answer["parameters"];
-        assert!(number(done, "predicted_latency_ms") <= 10_000.0, "{parameters}: {done}");
+        assert!(number(done, "predicted_latency_ms") <= f64::from(AN_HOUR), "{parameters}: {done}");
         if parameters.get("memory_budget_mb").is_some() {
             assert!(number(done, "memory_mb") <= memory_mb, "{parameters}: {done}");
         }
@@ -145,7 +145,7 @@ async fn every_budget_is_met_by_the_plan_it_gets() {
 async fn a_generous_latency_budget_gets_the_plan_that_no_budget_gets() {
     let app = app();
     let free = infer(&app, &text_request(json!({}))).await.expect(200);
-    let generous = text_request(json!({"latency_budget_ms": 10_000}));
+    let generous = text_request(json!({"latency_budget_ms": AN_HOUR}));
     let generous = infer(&app, &generous).await.expect(200);
     assert_eq!(generous["parameters"]["plan"], free["parameters"]["plan"]);
 }
@@ -153,12 +153,12 @@ async fn a_generous_latency_budget_gets_the_plan_that_no_budget_gets() {
 #[tokio::test]
 async fn the_plan_of_a_budget_is_told_without_running_it() {
     let app = app();
-    let question = json!({"batch": 2, "tokens": 16, "parameters": {"latency_budget_ms": 10_000}});
+    let question = json!({"batch": 2, "tokens": 16, "parameters": {"latency_budget_ms": AN_HOUR}});
     let path = "/v2/models/text/plan";
     let plan = send(&app, "POST", path, question.to_string()).await.expect(200);
     assert_eq!((&plan["batch"], &plan["tokens"]), (&json!(2), &json!(16)));
     assert_eq!(plan["model"], "text");
-    assert!(plan["predicted_latency_ms"].as_f64().expect("a number") <= 10_000.0);
+    assert!(plan["predicted_latency_ms"].as_f64().expect("a number") <= f64::from(AN_HOUR));
     let named = json!({"parameters": {"plan": NAMED}}).to_string();
     let plan = send(&app, "POST", path, named).await.expect(200);
     assert_eq!(plan["plan"], NAMED);
@@ -198,11 +198,11 @@ async fn versions_are_one_and_the_digest() {
 #[tokio::test]
 async fn metrics_show_what_happened() {
     let app = app();
-    // The first loads its modules, the second shows what they take.
-    for _ in 0..2 {
+    // The first loads its modules, and the second has been learned from before the third runs.
+    for _ in 0..3 {
         infer(&app, &text_request(json!({"plan": NAMED}))).await.expect(200);
     }
-    infer(&app, &text_request(json!({"plan": "l9[0..3]"}))).await.expect(404);
+    infer(&app, &text_request(json!({"plan": "c[0..3]"}))).await.expect(404);
     infer(&app, &json!({"inputs": 3})).await.expect(400);
     let reply = get(&app, "/metrics").await;
     assert_eq!(reply.header("content-type"), "text/plain; version=0.0.4");
@@ -215,9 +215,9 @@ async fn metrics_show_what_happened() {
         r#"tessera_plan_prediction_ratio_count{family="text"}"#,
         r#"tessera_runtime_resident_bytes{family="text"}"#,
         r#"tessera_runtime_module_loads_total{family="text"}"#,
-        r#"tessera_runtime_module_duration_seconds_count{family="text",module="l6.stem"}"#,
+        r#"tessera_runtime_module_duration_seconds_count{family="text",module="a.stem"}"#,
         r#"tessera_plan_correction_ratio{family="text"}"#,
-        r#"tessera_runtime_module_correction_ratio{family="text",module="l6.stem"}"#,
+        r#"tessera_runtime_module_correction_ratio{family="text",module="a.stem"}"#,
         "process_resident_memory_bytes",
     ] {
         assert!(reply.text.lines().any(|found| found.starts_with(line)), "{line}\n{}", reply.text);
@@ -241,8 +241,8 @@ async fn unknown_paths_and_wrong_methods_are_answered_in_json() {
 #[tokio::test]
 async fn a_family_that_did_not_load_is_unavailable_without_the_reason() {
     let failed = FamilyState::Failed { reason: "secret".to_owned() };
-    let (offered, _thread) = offering(Registry::new([("image".to_owned(), failed)]));
-    let app = router(state(offered), &ApiConfig::default());
+    let registry = Registry::new([("image".to_owned(), failed)]);
+    let app = Served::offering(registry, Families::small()).app();
     for path in ["/v2/models/image", "/v2/models/image/ready"] {
         let reply = get(&app, path).await;
         assert_eq!(reply.expect(503)["code"], "unavailable");
@@ -254,8 +254,8 @@ async fn a_family_that_did_not_load_is_unavailable_without_the_reason() {
 
 #[tokio::test]
 async fn a_request_that_takes_too_long_is_answered_504() {
-    let config = ApiConfig { request_timeout: Duration::ZERO, ..ApiConfig::default() };
-    let app = router(state(repository()), &config);
+    let config = ApiConfig { request_timeout: Duration::ZERO, ..api_config() };
+    let app = router(state(), &config);
     let texts = vec!["a text that takes a while ".repeat(40); 32];
     let slow = json!({"inputs": [
         {"name": "text", "shape": [32], "datatype": "BYTES", "data": texts}]});
@@ -265,8 +265,8 @@ async fn a_request_that_takes_too_long_is_answered_504() {
 
 #[tokio::test]
 async fn a_panic_is_an_internal_error_without_details() {
-    let state = ApiState::new(repository(), metrics(), Arc::new(|| panic!("secret")));
-    let app = router(state, &ApiConfig::default());
+    let state = ApiState { render_metrics: Arc::new(|| panic!("secret")), ..state() };
+    let app = router(state, &api_config());
     let reply = get(&app, "/metrics").await;
     let error = reply.expect(500);
     assert_eq!(error["error"], "internal error");
@@ -283,12 +283,12 @@ async fn read_to_end(mut connection: TcpStream) -> String {
 
 #[tokio::test]
 async fn draining_ends_what_runs_and_takes_nothing_new() {
-    let (offered, _thread) = offering(Registry::new(registry().families()));
-    let registry = offered.registry().clone();
+    let served = Served::new(Families::small());
+    let registry = served.repository.registry().clone();
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let stop = CancellationToken::new();
-    let app = router(state(offered), &ApiConfig::default());
+    let app = served.app();
     let server = tokio::spawn(serve_http(listener, app.clone(), transport(8), stop.clone()));
 
     let body = text_request(json!({})).to_string();

@@ -8,20 +8,19 @@ use flate2::{Compression, write::GzEncoder};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tessera::{
-    api::{ApiConfig, ApiState, Clients, Gate, router, serve_grpc, serve_http},
+    api::{ApiState, Clients, Gate, router, serve_grpc, serve_http},
     serve::{FamilyState, Registry},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    time::{Duration, sleep, timeout},
+    time::timeout,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::support::{
-    Families,
+    Families, PATIENCE, Served, api_config,
     http::{app, send, state, text_request, transport},
-    metrics, repository, start,
 };
 
 const TOKEN: &str = "Bearer a token of alice";
@@ -39,7 +38,7 @@ fn guarded() -> ApiState {
                 [clients.bob]\ntoken = \"a token of bob's\"\nrequests_per_second = 1\n";
     std::fs::write(file.path(), text).expect("written");
     let clients = Clients::read(file.path()).expect("valid");
-    ApiState { gate: Arc::new(Gate::new(Some(clients))), ..state(repository()) }
+    ApiState { gate: Arc::new(Gate::new(Some(clients))), ..state() }
 }
 
 async fn bound() -> (TcpListener, SocketAddr) {
@@ -52,7 +51,7 @@ async fn bound() -> (TcpListener, SocketAddr) {
 async fn http_server(state: ApiState) -> (SocketAddr, DropGuard) {
     let (listener, address) = bound().await;
     let stop = CancellationToken::new();
-    let routes = router(state, &ApiConfig::default());
+    let routes = router(state, &api_config());
     tokio::spawn(serve_http(listener, routes, transport(8), stop.clone()));
     (address, stop.drop_guard())
 }
@@ -79,7 +78,7 @@ async fn rows_of_tokens_are_bounded_before_they_are_padded() {
 
 #[tokio::test]
 async fn many_small_values_are_counted_before_they_are_read() {
-    let (address, _server) = http_server(state(repository())).await;
+    let (address, _server) = http_server(state()).await;
     let many = "1,".repeat(4 << 20);
     for (path, body) in [
         ("/v1/embeddings", format!("{{\"model\":\"text\",\"input\":[{many}1]}}")),
@@ -110,7 +109,7 @@ async fn many_small_values_are_counted_before_they_are_read() {
 async fn grpc_server(state: ApiState) -> (SocketAddr, DropGuard) {
     let (listener, address) = bound().await;
     let stop = CancellationToken::new();
-    let config = ApiConfig::default();
+    let config = api_config();
     tokio::spawn(serve_grpc(Some(listener), state, config, transport(8), stop.clone()));
     (address, stop.drop_guard())
 }
@@ -195,21 +194,18 @@ async fn streams_and_names_need_a_token_over_grpc() {
     for name in ["ServerLive", "ServerReady"] {
         assert_eq!(call(address, &service(name), None, Message::plain(b"")).await, OK);
     }
-    // The states are looked at a few times a second.
+    // The states are told once the server runs.
     let health = "grpc.health.v1.Health/Check";
-    let known = async {
-        while call(address, health, Some(TOKEN), Message::plain(text)).await != OK {
-            sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(Duration::from_secs(60), known).await.expect("the model's health");
+    let known =
+        async { while call(address, health, Some(TOKEN), Message::plain(text)).await != OK {} };
+    timeout(PATIENCE, known).await.expect("the model's health");
     assert_eq!(call(address, health, None, Message::plain(text)).await, NOT_FOUND);
     assert_eq!(call(address, health, None, Message::plain(b"")).await, OK);
 }
 
-/// Sends a request whose body comes after its answer. The connection must go on, or end with what
-/// it was said to.
-async fn assert_goes_on(address: SocketAddr, status: u16, head: &str) {
+/// Sends a request whose body comes after its answer, and returns the answer's status. The
+/// connection must go on.
+async fn status_of(address: SocketAddr, head: &str) -> u16 {
     let body = text_request(serde_json::json!({})).to_string();
     let mut connection = TcpStream::connect(address).await.expect("connected");
     let start = format!("{head}host: x\r\ncontent-length: {}\r\n\r\n", body.len());
@@ -217,13 +213,14 @@ async fn assert_goes_on(address: SocketAddr, status: u16, head: &str) {
     let mut answer = vec![0; 4096];
     let length = connection.read(&mut answer).await.expect("an answer");
     let answer = String::from_utf8_lossy(&answer[..length]);
-    assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{head}: {answer}");
+    let status = answer.strip_prefix("HTTP/1.1 ").and_then(|rest| rest[..3].parse().ok());
     assert!(!answer.contains("connection: close"), "{head}: {answer}");
     let next = "GET /v2/health/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
     connection.write_all((body + next).as_bytes()).await.expect("sent");
     let mut rest = String::new();
     connection.read_to_string(&mut rest).await.expect("the next answer");
     assert!(rest.contains("{\"live\":true}"), "{head}: {rest}");
+    status.unwrap_or_else(|| panic!("{head}: {answer}"))
 }
 
 #[tokio::test]
@@ -245,22 +242,25 @@ async fn a_connection_goes_on_after_an_error_that_came_before_the_body() {
         (405, alice("/v2/health/live")),
         (415, alice("/v2/models/text/infer") + "content-encoding: zstd\r\n"),
     ] {
-        assert_goes_on(guarded, status, &head).await;
+        assert_eq!(status_of(guarded, &head).await, status, "{head}");
     }
     let bob = post("/nowhere", "a token of bob's");
-    assert_goes_on(guarded, 404, &bob).await;
-    assert_goes_on(guarded, 429, &bob).await;
+    assert_eq!(status_of(guarded, &bob).await, 404);
+    // He may ask once a second, which is enough for few machines to ask twice.
+    let refused = async { while status_of(guarded, &bob).await != 429 {} };
+    timeout(PATIENCE, refused).await.expect("he asks too often");
 
     let failed = FamilyState::Failed { reason: "secret".to_owned() };
     let registry = Registry::new([("image".to_owned(), failed)]);
-    let (offered, _thread) = start(registry, metrics(), Box::new(Families));
-    let (failing, _server) = http_server(state(offered)).await;
-    assert_goes_on(failing, 503, "POST /v2/models/image/infer HTTP/1.1\r\n").await;
+    let failing = Served::offering(registry, Families::small()).state();
+    let (failing, _server) = http_server(failing).await;
+    let head = "POST /v2/models/image/infer HTTP/1.1\r\n";
+    assert_eq!(status_of(failing, head).await, 503);
 }
 
 #[tokio::test]
 async fn a_large_body_is_refused_before_it_is_asked_for() {
-    let (address, _server) = http_server(state(repository())).await;
+    let (address, _server) = http_server(state()).await;
     let mut connection = TcpStream::connect(address).await.expect("connected");
     let head = "POST /v2/models/text/infer HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\n\
                 content-length: 99999999\r\n\r\n";

@@ -1,53 +1,18 @@
 //! Language models as they are served: whole requests over HTTP, and what is refused.
 
-use std::sync::Arc;
-
 use axum::Router;
 use serde_json::{Value, json};
-use tessera::{
-    api::{ApiConfig, ApiState, router},
-    assembly::Family,
-    input::Encoding,
-    offer::QualityRecords,
-    pool::Stamps,
-    serve::{InferenceThreads, LoadedFamily, Loader, Registry},
-    telemetry::Metrics,
-};
+use tessera::input::Encoding;
 
 use crate::support::{
-    assert_close, computed,
+    Families, Served, assert_close,
     http::{Reply, get, send},
     language::{Model, WEIGHTS, reference, rows},
-    start,
 };
 
-/// Loads one language model.
-struct One(Arc<Family>);
-
-impl Loader for One {
-    fn names(&self) -> Result<Vec<String>, String> {
-        Ok(vec!["language".to_owned()])
-    }
-
-    fn stamps(&self, _name: &str) -> Option<Stamps> {
-        None
-    }
-
-    fn load(&self, _name: &str) -> Result<LoadedFamily, String> {
-        let (profile, quality) = (computed(&self.0), QualityRecords::default());
-        LoadedFamily::new(self.0.clone(), profile, quality, 0.05).map_err(|e| e.to_string())
-    }
-}
-
-/// Serves `model` over HTTP; the app lasts as long as what comes with it.
-fn serve(model: &Model) -> (Router, Arc<Metrics>, InferenceThreads) {
-    let metrics = Arc::new(Metrics::new().expect("metrics"));
-    let loader = Box::new(One(model.load().unwrap_or_else(|e| panic!("{e}"))));
-    let (repository, thread) = start(Registry::default(), metrics.clone(), loader);
-    repository.load("language").expect("loaded");
-    let rendered = metrics.clone();
-    let state = ApiState::new(repository, metrics.clone(), Arc::new(move || rendered.render()));
-    (router(state, &ApiConfig::default()), metrics, thread)
+/// Serves `model`, which must outlive the result.
+fn serve(model: &Model) -> Served {
+    Served::new(Families::of(model.load().unwrap_or_else(|e| panic!("{e}"))))
 }
 
 async fn ask(app: &Router, request: Value) -> Reply {
@@ -69,7 +34,8 @@ fn numbers(output: &Value) -> Vec<f32> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_language_model_is_served_over_http() {
     let model = Model::read("qwen2_moe").with_top_k(&[1]);
-    let (app, metrics, _thread) = serve(&model);
+    let served = serve(&model);
+    let app = served.app();
     let metadata = get(&app, "/v2/models/language").await.expect(200);
     let names = |key: &str| {
         let tensors = metadata[key].as_array().expect("tensors").clone();
@@ -104,13 +70,13 @@ async fn a_language_model_is_served_over_http() {
     let parameters = json!({"plan": "a[0..4]{k1.mlp:3}"});
     let cheap = ask(&app, json!({"inputs": inputs, "parameters": parameters})).await.expect(200);
     assert_ne!(cheap["outputs"][0]["data"], answer["outputs"][0]["data"]);
-    assert!(metrics.render().contains("family=\"language\""));
+    assert!(served.metrics.render().contains("family=\"language\""));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_language_model_cannot_read_is_refused_by_name() {
     let model = Model::read("mixtral");
-    let (app, _, _thread) = serve(&model);
+    let app = serve(&model).app();
     for (request, message) in [
         (about(&[1, 2, 101]), "101 is not a token id; they are 0 to 100"),
         (about(&[1; 21]), "the number of tokens is 21, over the limit of 20"),
@@ -140,7 +106,8 @@ async fn a_score_that_is_no_number_fails_its_request_alone_and_is_counted() {
         let (_, _, bytes) = tensors.get_mut("model.embed_tokens.weight").expect("embeddings");
         bytes[7 * 32 * 4..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
     });
-    let (app, metrics, _thread) = serve(&model);
+    let served = serve(&model);
+    let app = served.app();
     let expected = ask(&app, about(&[1, 2, 3])).await.expect(200)["outputs"].clone();
     for _ in 0..3 {
         let (good, bad, other) = tokio::join!(
@@ -155,7 +122,7 @@ async fn a_score_that_is_no_number_fails_its_request_alone_and_is_counted() {
         assert_eq!((bad.status, other.status), (500, 200), "{}", bad.text);
         assert!(!bad.text.contains("score"), "details are for the log: {}", bad.text);
     }
-    let text = metrics.render();
+    let text = served.metrics.render();
     let counted = "tessera_runtime_router_failures_total{family=\"language\",\
                    module=\"a.block.0.mlp\"} ";
     let line = text.lines().find_map(|line| line.strip_prefix(counted));

@@ -1,19 +1,11 @@
 //! Answers that are not numbers: an error for the request that has them, and for no other.
 
-use std::sync::Arc;
-
 use axum::Router;
 use serde_json::{Value, json};
-use tessera::{
-    api::{ApiConfig, ApiState, router},
-    pool::Stamps,
-    serve::{InferenceThreads, LoadedFamily, Loader, Registry},
-};
 
 use crate::support::{
-    computed,
+    Families, Served,
     http::send,
-    loaded, metrics, start,
     synthetic::{Synthetic, WEIGHTS, WIDTH},
 };
 
@@ -22,35 +14,14 @@ const GOOD: &str = "the mail server";
 /// Has the word whose embedding overflows.
 const BAD: &str = "the answer";
 
-struct Tiny(Synthetic);
-
-impl Loader for Tiny {
-    fn names(&self) -> Result<Vec<String>, String> {
-        Ok(vec!["tiny".to_owned()])
-    }
-
-    fn stamps(&self, _name: &str) -> Option<Stamps> {
-        None
-    }
-
-    fn load(&self, _name: &str) -> Result<LoadedFamily, String> {
-        let family = self.0.load();
-        let profile = computed(&family);
-        loaded(family, profile)
-    }
-}
-
 /// Serves a family in which one word overflows.
-fn tiny() -> (Router, InferenceThreads) {
+fn tiny() -> Router {
     let family = Synthetic::new();
     family.change(WEIGHTS, |tensors| {
         let (_, values) = tensors.get_mut("embeddings.word_embeddings.weight").expect("a table");
         values[7 * WIDTH..8 * WIDTH].fill(f32::INFINITY);
     });
-    let (repository, threads) = start(Registry::default(), metrics(), Box::new(Tiny(family)));
-    repository.load("tiny").expect("loaded");
-    let state = ApiState::new(repository, metrics(), Arc::new(String::new));
-    (router(state, &ApiConfig::default()), threads)
+    Served::new(Families::synthetic(family)).app()
 }
 
 fn request(texts: &[&str], parameters: &Value) -> String {
@@ -60,7 +31,7 @@ fn request(texts: &[&str], parameters: &Value) -> String {
 
 #[tokio::test]
 async fn what_is_not_a_number_is_an_error_on_every_route() {
-    let (app, _threads) = tiny();
+    let app = tiny();
     let raw = json!({"plan": "a[0..2]", "binary_data_output": true});
     let openai = |text: &str, encoding: &str| {
         json!({"model": "tiny", "input": text, "encoding_format": encoding}).to_string()
@@ -82,7 +53,7 @@ async fn what_is_not_a_number_is_an_error_on_every_route() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn those_that_run_beside_it_are_answered_as_alone() {
-    let (app, _threads) = tiny();
+    let app = tiny();
     let plan = json!({"plan": "a[0..2]"});
     let values = |answer: &Value| -> Vec<f64> {
         let data = answer["outputs"][0]["data"].as_array().expect("an output");

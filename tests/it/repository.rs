@@ -1,24 +1,21 @@
 //! Families that are loaded, loaded anew and unloaded while requests run.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
 use serde_json::{Value, json};
 use tessera::{
-    api::{ApiConfig, ApiState, router},
     pool::Stamps,
     serve::{LoadedFamily, Loader, Registry},
 };
 
+use tokio::{sync::mpsc, time::timeout};
+
 use crate::support::{
-    Families,
+    Families, PATIENCE, Served,
     http::{Reply, app, get, send},
-    metrics, start,
 };
 
 fn picture() -> Value {
@@ -28,74 +25,77 @@ fn picture() -> Value {
     }]})
 }
 
-/// Loads the families, but breaks when told to.
-struct Breaking(Arc<AtomicBool>);
+/// Loader of two families that breaks when it is told to.
+struct Breaking {
+    families: Families,
+    is_broken: Arc<AtomicBool>,
+}
 
 impl Loader for Breaking {
     fn names(&self) -> Result<Vec<String>, String> {
-        Families.names()
+        self.families.names()
     }
 
     fn stamps(&self, name: &str) -> Option<Stamps> {
-        Families.stamps(name)
+        self.families.stamps(name)
     }
 
     fn load(&self, name: &str) -> Result<LoadedFamily, String> {
-        match self.0.load(Ordering::Relaxed) {
+        match self.is_broken.load(Ordering::Relaxed) {
             true => Err("a secret path".to_owned()),
-            false => Families.load(name),
+            false => self.families.load(name),
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_requests_outlive_twenty_reloads() {
-    let (repository, _thread) = start(Registry::default(), metrics(), Box::new(Families));
-    repository.load("fashion").expect("loaded");
-    let state = ApiState::new(repository.clone(), metrics(), Arc::new(String::new));
-    let app = router(state, &ApiConfig::default());
+    let app = Served::new(Families::images()).app();
     let body = picture().to_string();
     let expected = send(&app, "POST", "/v2/models/fashion/infer", body.clone()).await;
     let expected = expected.expect(200)["outputs"].clone();
-    let is_over = Arc::new(AtomicBool::new(false));
-    let num_answers = Arc::new(AtomicUsize::new(0));
+    let (answered, mut answers) = mpsc::channel(1_000);
     let clients: Vec<_> = (0..4)
         .map(|_| {
             let (app, body, expected) = (app.clone(), body.clone(), expected.clone());
-            let (is_over, num_answers) = (is_over.clone(), num_answers.clone());
+            let answered = answered.clone();
             tokio::spawn(async move {
-                while !is_over.load(Ordering::Relaxed) {
+                let mut num_answers = 0;
+                loop {
                     let path = "/v2/models/fashion/infer";
                     let reply: Reply = send(&app, "POST", path, body.clone()).await;
                     assert_eq!(reply.expect(200)["outputs"], expected);
-                    num_answers.fetch_add(1, Ordering::Relaxed);
+                    num_answers += 1;
+                    if answered.send(()).await.is_err() {
+                        return num_answers;
+                    }
                 }
             })
         })
         .collect();
+    drop(answered);
     for _ in 0..20 {
-        let before = num_answers.load(Ordering::Relaxed);
         let reply = send(&app, "POST", "/v2/repository/models/fashion/load", "{}").await;
         assert_eq!(reply.status, 200, "{}", reply.text);
         get(&app, "/v2/health/ready").await.expect(200);
-        while num_answers.load(Ordering::Relaxed) < before + 500 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+        for _ in 0..500 {
+            let answer = timeout(PATIENCE, answers.recv()).await.expect("clients go on");
+            answer.expect("a client is left");
         }
     }
-    is_over.store(true, Ordering::Relaxed);
+    drop(answers);
+    let mut num_answers = 0;
     for client in clients {
-        client.await.expect("every request was answered");
+        num_answers += client.await.expect("every request was answered");
     }
-    assert!(num_answers.load(Ordering::Relaxed) >= 10_000);
+    assert!(num_answers >= 10_000, "{num_answers}");
 }
 
 #[tokio::test]
 async fn a_reload_that_fails_leaves_the_old_version_serving() {
     let is_broken = Arc::new(AtomicBool::new(true));
-    let loader = Box::new(Breaking(is_broken.clone()));
-    let (repository, _thread) = start(Registry::default(), metrics(), loader);
-    let state = ApiState::new(repository, metrics(), Arc::new(String::new));
-    let app = router(state, &ApiConfig::default());
+    let loader = Breaking { families: Families::small(), is_broken: is_broken.clone() };
+    let app = Served::offering(Registry::default(), loader).app();
     let load = "/v2/repository/models/fashion/load";
     let infer = || send(&app, "POST", "/v2/models/fashion/infer", picture().to_string());
 
@@ -117,10 +117,9 @@ async fn a_reload_that_fails_leaves_the_old_version_serving() {
 
 #[tokio::test]
 async fn an_unloaded_family_is_unavailable_until_it_is_loaded() {
-    let (repository, _thread) = start(Registry::default(), metrics(), Box::new(Families));
-    repository.load("fashion").expect("loaded");
-    let state = ApiState::new(repository, metrics(), Arc::new(String::new));
-    let app = router(state, &ApiConfig::default());
+    let served = Served::offering(Registry::default(), Families::small());
+    served.repository.load("fashion").expect("loaded");
+    let app = served.app();
     let index = |app: axum::Router, body: &'static str| async move {
         let index = send(&app, "POST", "/v2/repository/index", body).await.expect(200);
         let state = |entry: &Value| (entry["name"].clone(), entry["state"].clone());

@@ -18,7 +18,7 @@ const TOLERANCE: f64 = 1e-5;
 const LEAST_COSINE: f64 = 0.9999;
 
 /// The most that an edge of a decoder may change beside others at equal length, over the largest
-/// value: ONNX Runtime sums some of its unpacked products in another order when there are more rows.
+/// value. ONNX Runtime sums some of its unpacked products in another order if there are more rows.
 const ORDER: f64 = 1e-6;
 
 /// A batch on which edges are tried.

@@ -1,6 +1,6 @@
 //! The routes of the server in this process, and answers read to their end.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use axum::{
     Router,
@@ -10,12 +10,12 @@ use axum::{
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tessera::{
-    api::{ApiConfig, ApiState, Limits, Transport, router},
-    serve::Repository,
+    api::{ApiState, Limits, Transport},
+    telemetry::Metrics,
 };
 use tower::ServiceExt;
 
-use super::{metrics, repository};
+use super::{Families, PATIENCE, Served};
 
 /// An answer, read to its end.
 #[derive(Debug)]
@@ -44,9 +44,9 @@ impl Reply {
     }
 }
 
-/// Returns the state of routes over `repository`.
-pub(crate) fn state(repository: Arc<Repository>) -> ApiState {
-    ApiState::new(repository, metrics(), Arc::new(|| metrics().render()))
+/// Returns the state of routes over two small families.
+pub(crate) fn state() -> ApiState {
+    Served::new(Families::small()).state()
 }
 
 /// Returns a transport that takes at most `max_connections` connections.
@@ -54,17 +54,17 @@ pub(crate) fn transport(max_connections: usize) -> Transport {
     let limits = Limits {
         max_connections,
         max_streams: 8,
-        header_timeout: Duration::from_millis(300),
-        idle_timeout: Duration::from_secs(30),
-        write_timeout: Duration::from_secs(30),
-        drain_timeout: Duration::from_secs(30),
+        header_timeout: PATIENCE,
+        idle_timeout: PATIENCE,
+        write_timeout: PATIENCE,
+        drain_timeout: PATIENCE,
     };
-    Transport::new(limits, None, metrics())
+    Transport::new(limits, None, Arc::new(Metrics::new().expect("metrics")))
 }
 
-/// Returns the routes over the shared repository.
+/// Returns the routes over two small families.
 pub(crate) fn app() -> Router {
-    router(state(repository()), &ApiConfig::default())
+    Served::new(Families::small()).app()
 }
 
 /// Sends a request and reads the answer.

@@ -9,6 +9,7 @@ mod reference;
 mod runtime;
 mod serving;
 pub(crate) mod synthetic;
+pub(crate) mod watching;
 pub(crate) mod ways;
 pub(crate) mod ways_apart;
 
@@ -16,6 +17,4 @@ pub(crate) use families::{fashion_family, text_executor, text_family};
 pub(crate) use profiles::{computed, computed_cache, machine_key};
 pub(crate) use reference::{Reference, assert_close};
 pub(crate) use runtime::{root, runtime};
-pub(crate) use serving::{
-    CONFIG, Families, loaded, metrics, registry, repository, start, start_with,
-};
+pub(crate) use serving::{CONFIG, Families, PATIENCE, Served, api_config};

@@ -111,7 +111,7 @@ pub(crate) struct Rows {
 }
 
 /// Two small encoders `a` and `b`, a stitch, a bridge and an exit, in a pool that ends with them.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Synthetic {
     /// The family's folder.
     pub(crate) folder: PathBuf,
@@ -122,12 +122,12 @@ pub(crate) struct Synthetic {
 impl Synthetic {
     /// Writes a valid family.
     pub(crate) fn new() -> Self {
-        Self::with_rows(Rows { words: WORDS.len(), positions: 32 })
+        Self::with_rows("tiny", Rows { words: WORDS.len(), positions: 32 })
     }
 
-    /// Writes a valid family whose anchors have tables of `rows`.
-    pub(crate) fn with_rows(rows: Rows) -> Self {
-        Self::write_family(Arc::new(tempfile::tempdir().expect("a folder")), "tiny", rows)
+    /// Writes a valid family `name` whose anchors have tables of `rows`.
+    pub(crate) fn with_rows(name: &str, rows: Rows) -> Self {
+        Self::write_family(Arc::new(tempfile::tempdir().expect("a folder")), name, rows)
     }
 
     /// Writes another valid family into the same pool.
