@@ -1,81 +1,64 @@
 //! The server in this process: built, asked over its sockets, and drained.
 
-use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use serde_json::json;
+use tessera::{app::AppError, serve::FamilyState};
+use tokio::net::{TcpListener, TcpStream};
 
-use tessera::{
-    api::{ApiConfig, Limits},
-    app::{App, AppError, Config, Machine, NetworkConfig, PoolConfig},
-    serve::ServiceConfig,
-    telemetry::Metrics,
+use crate::support::{
+    fashion_family, root,
+    server::{Server, build, config},
+    synthetic::Synthetic,
 };
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-};
-use tokio_util::sync::CancellationToken;
 
-use crate::support::{CONFIG, computed_cache, fashion_family, machine_key, root, runtime};
-
-fn config(pool: &Path) -> Config {
-    let seconds = Duration::from_secs;
-    let limits = Limits {
-        max_connections: 16,
-        max_streams: 16,
-        header_timeout: seconds(10),
-        idle_timeout: seconds(10),
-        write_timeout: seconds(10),
-        drain_timeout: seconds(10),
-    };
-    Config {
-        pool: PoolConfig { folder: pool.to_owned(), pins: Vec::new(), poll: Duration::ZERO },
-        service: ServiceConfig { preload: false, ..CONFIG },
-        api: ApiConfig::default(),
-        network: NetworkConfig {
-            http: "127.0.0.1:0".into(),
-            grpc: Some("127.0.0.1:0".into()),
-            limits,
-            clients: None,
-            tls: None,
-        },
-    }
-}
-
-/// Builds a server that finds its profiles in `cache`.
-async fn build(config: Config, cache: &Path) -> Result<App, AppError> {
-    let machine = Machine::new(runtime(), machine_key(), Some(cache.to_owned()));
-    let metrics = Arc::new(Metrics::new().expect("metrics"));
-    App::build(config, machine, metrics, Arc::new(())).await
-}
-
-/// Returns the status line of the answer to a GET of `path`.
-async fn status_of(address: SocketAddr, path: &str) -> io::Result<String> {
-    let mut stream = TcpStream::connect(address).await?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    Ok(answer.lines().next().unwrap_or_default().to_owned())
-}
+/// A request that the synthetic family answers.
+const TEXT: &str =
+    r#"{"inputs":[{"name":"text","shape":[1],"datatype":"BYTES","data":["hello server"]}]}"#;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_answers_on_its_ports_and_drains() {
-    let cache = tempfile::tempdir().expect("a folder");
-    computed_cache(&fashion_family()).write(cache.path()).expect("written");
-    let app = build(config(&root().join("tests/pool")), cache.path()).await.expect("built");
-    let (http, grpc) = (app.http_address().expect("bound"), app.grpc_address().expect("bound"));
+    let server = Server::start(&root().join("tests/pool"), &fashion_family()).await;
+    let (http, grpc, registry) = (server.http, server.grpc, server.registry.clone());
     assert!(http.port() != 0 && grpc.port() != 0 && http != grpc);
-    let registry = app.repository().registry().clone();
-    let shutdown = CancellationToken::new();
-    let running = tokio::spawn(app.run(shutdown.clone()));
-    while registry.families().is_empty() || !registry.is_ready() {
-        tokio::task::yield_now().await;
-    }
-    assert_eq!(status_of(http, "/v2/health/ready").await.expect("asked"), "HTTP/1.1 200 OK");
-    assert_eq!(status_of(http, "/v2/models/fashion").await.expect("asked"), "HTTP/1.1 200 OK");
-    shutdown.cancel();
-    running.await.expect("no panic").expect("drained");
+    TcpStream::connect(grpc).await.expect("gRPC is served");
+    assert_eq!(server.status("GET", "/v2/health/ready", "").await.expect("asked"), 200);
+    assert_eq!(server.status("GET", "/v2/models/fashion", "").await.expect("asked"), 200);
+    server.stop().await.expect("drained");
     assert!(registry.is_draining());
     assert!(TcpStream::connect(http).await.is_err(), "the port is free again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_family_of_few_words_and_positions_is_served() {
+    let small = Synthetic::new();
+    let server = Server::start(small.pool(), &small.load()).await;
+    let path = "/v2/models/tiny/infer";
+    assert_eq!(server.status("POST", path, TEXT).await.expect("asked"), 200);
+    server.stop().await.expect("drained");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn qualities_that_cannot_be_do_not_keep_other_families_from_serving() {
+    let good = Synthetic::new();
+    let record = |quality: f64| {
+        json!({ "metric": "", "data": "", "num_texts": 0, "max_tokens": 0, "date": "",
+            "command": "", "plans": { "a[0..2]": quality }, "losses": {}, "prediction_error": 0 })
+    };
+    let misjudged = good.beside("misjudged");
+    misjudged.write("quality.json", record(1.5).to_string().as_bytes());
+    let worthless = good.beside("worthless");
+    worthless.write("quality.json", record(0.5).to_string().as_bytes());
+    let floor = "\"quality.json\"\nfloor = 0.9";
+    worthless.edit("family.toml", "\"quality.json\"", floor);
+    let server = Server::start(good.pool(), &good.load()).await;
+    let path = "/v2/models/tiny/infer";
+    assert_eq!(server.status("POST", path, TEXT).await.expect("asked"), 200);
+    for name in ["misjudged", "worthless"] {
+        let state = server.registry.state(name);
+        assert!(matches!(state, Some(FamilyState::Failed { .. })), "{name}: {state:?}");
+        let path = format!("/v2/models/{name}/ready");
+        assert_eq!(server.status("GET", &path, "").await.expect("asked"), 503, "{name}");
+    }
+    server.stop().await.expect("drained");
 }
 
 #[tokio::test]

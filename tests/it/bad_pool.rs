@@ -9,7 +9,6 @@ use std::{
 };
 
 use prost::Message;
-use serde_json::json;
 use tessera::{
     family::{ModuleId, PlanId},
     input::Encoding,
@@ -333,7 +332,7 @@ fn pieces_that_do_not_read_the_cut_before_them_are_refused_by_their_tensors() {
 
 #[test]
 fn broken_families_do_not_keep_good_ones_from_serving() {
-    let good = Synthetic::with_rows("tiny", PROFILED);
+    let good = Synthetic::new();
     let altered = good.beside("altered");
     altered.write(WEIGHTS, b"altered");
     let no_manifest = good.beside("no_manifest");
@@ -355,34 +354,6 @@ fn broken_families_do_not_keep_good_ones_from_serving() {
         assert!(server.log.iter().any(told), "{name}: {:?}", server.log);
     }
     assert_eq!(server.stop(), Some(0), "drains and ends in order");
-}
-
-#[test]
-fn qualities_that_cannot_be_do_not_keep_other_families_from_serving() {
-    let good = Synthetic::with_rows("tiny", PROFILED);
-    let record = |quality: f64| {
-        json!({ "metric": "", "data": "", "num_texts": 0, "max_tokens": 0, "date": "",
-            "command": "", "plans": { "a[0..2]": quality }, "losses": {}, "prediction_error": 0 })
-    };
-    let misjudged = good.beside("misjudged");
-    misjudged.write("quality.json", record(1.5).to_string().as_bytes());
-    let worthless = good.beside("worthless");
-    worthless.write("quality.json", record(0.5).to_string().as_bytes());
-    let floor = "\"quality.json\"\nfloor = 0.9";
-    worthless.edit("family.toml", "\"quality.json\"", floor);
-    let mut server = Server::start(good.pool());
-    assert_eq!(server.status("POST", "/v2/models/tiny/infer", TEXT), 200);
-    assert_eq!(server.status("GET", "/v2/models/misjudged/ready", ""), 503);
-    assert_eq!(server.status("GET", "/v2/models/worthless/ready", ""), 503);
-    assert_eq!(server.stop(), Some(0));
-}
-
-#[test]
-fn a_family_of_few_words_and_positions_is_served() {
-    let small = Synthetic::new();
-    let mut server = Server::start(small.pool());
-    assert_eq!(server.status("POST", "/v2/models/tiny/infer", TEXT), 200, "{:?}", server.log);
-    assert_eq!(server.stop(), Some(0));
 }
 
 #[test]
@@ -409,9 +380,6 @@ fn an_input_that_nothing_gives_is_refused_by_name() {
     let in_block = [stem, product, ("Add", ["product", "extra"].as_slice(), "a"), mlp];
     assert_refused(&with_export(&in_block), &["module `b.block.0", "`extra`", "`s`"]);
 }
-
-/// As many rows as measuring modules needs today.
-const PROFILED: Rows = Rows { words: 21_000, positions: 256 };
 
 /// A request that the synthetic family answers.
 const TEXT: &str =

@@ -7,6 +7,7 @@ pub(crate) mod language;
 mod profiles;
 mod reference;
 mod runtime;
+pub(crate) mod server;
 mod serving;
 pub(crate) mod synthetic;
 pub(crate) mod watching;
