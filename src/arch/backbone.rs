@@ -5,6 +5,7 @@ use std::fmt::Debug;
 use super::{
     ArchError,
     layout::{Layout, PartId},
+    nonlinearity::Nonlinearity,
 };
 use crate::{
     family::WidthSpec,
@@ -76,8 +77,8 @@ pub(crate) struct Expansion {
     pub(crate) weight: TensorProto,
     /// Bias of the expansion, `[hidden]`.
     pub(crate) bias: TensorProto,
-    /// Name of ONNX Runtime's operator for the activation with its bias.
-    pub(crate) activation: &'static str,
+    /// Nonlinearity behind the bias.
+    pub(crate) nonlinearity: Nonlinearity,
 }
 
 /// Pieces of a feed-forward part.

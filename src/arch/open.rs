@@ -1,6 +1,6 @@
 //! Opening a pretrained network of any known architecture.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::{
     ArchError,
@@ -8,6 +8,7 @@ use super::{
     decoder::{self, dialects, moduleformer},
     encoder::{bert, mpnet},
     exported::Exported,
+    keys::ConfigFile,
     vision::{names, vit::VisionTransformer},
 };
 use crate::{
@@ -47,35 +48,32 @@ pub(crate) fn open(
         true => Checkpoint::open(folder, &weights, digest(folder, spec, &weights)?)?,
         false => Checkpoint::open_sharded(folder, &index, |file| digest(folder, spec, file))?,
     };
-    of_config(path, &text, checkpoint.part(prefix))
+    let file = ConfigFile { path: &path, text: &text, ignored: &spec.ignored_keys };
+    of_config(file, checkpoint.part(prefix))
 }
 
 /// Opens an anchor of the architecture that its configuration names.
-fn of_config(
-    path: PathBuf,
-    text: &str,
-    checkpoint: Checkpoint,
-) -> Result<Box<dyn Backbone>, ArchError> {
-    let value: serde_json::Value = parse_json(&path, text)?;
+fn of_config(file: ConfigFile<'_>, checkpoint: Checkpoint) -> Result<Box<dyn Backbone>, ArchError> {
+    let value: serde_json::Value = parse_json(file.path, file.text)?;
     let architecture = value["architecture"].as_str();
     let is_timm = architecture.is_some_and(|name| {
         ["vit_", "deit_", "deit3_"].iter().any(|known| name.starts_with(known))
     });
     let model_type = value["model_type"].as_str();
     if let Some(dialect) = model_type.and_then(dialects::of_model_type) {
-        return Ok(Box::new(decoder::open(&path, text, dialect, checkpoint)?));
+        return Ok(Box::new(decoder::open(file, dialect, checkpoint)?));
     }
     match model_type {
-        Some("moduleformer") => Ok(Box::new(moduleformer::open(&path, text, checkpoint)?)),
-        Some("bert") => Ok(Box::new(bert::open(&path, text, checkpoint)?)),
-        Some("mpnet") => Ok(Box::new(mpnet::open(&path, text, checkpoint)?)),
+        Some("moduleformer") => Ok(Box::new(moduleformer::open(file, checkpoint)?)),
+        Some("bert") => Ok(Box::new(bert::open(file, checkpoint)?)),
+        Some("mpnet") => Ok(Box::new(mpnet::open(file, checkpoint)?)),
         model_type if matches!(model_type, Some("vit" | "deit")) || is_timm => {
-            let (names, shape) = names::read(&path, text, &checkpoint)?;
+            let (names, shape) = names::read(file, is_timm, &checkpoint)?;
             Ok(Box::new(VisionTransformer::new(shape, names, checkpoint)))
         }
         other => {
             let found = other.or(architecture).unwrap_or_default();
-            Err(ArchError::Config { path, fault: Fault::new("model_type", found, SUPPORTED) })
+            Err(file.refuse(Fault::new("model_type", found, SUPPORTED)))
         }
     }
 }

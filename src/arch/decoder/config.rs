@@ -1,11 +1,16 @@
 //! Configurations of decoders, from `config.json` with the keys of transformers 4 and 5.
 
-use std::path::Path;
-
 use serde::Deserialize;
 
 use super::dialects::{Biases, CountKey, Dialect, ExpertDialect, Norms, Renormalize, Shared};
-use crate::{arch::error::ArchError, family::Fault, module::Router, pool::parse_json};
+use crate::{
+    arch::{
+        error::ArchError,
+        keys::{ConfigFile, Keys, TRANSFORMERS},
+    },
+    family::Fault,
+    module::Router,
+};
 
 /// Sizes of a decoder, and the computation of its layers.
 #[derive(Debug, Clone)]
@@ -85,7 +90,6 @@ struct Config {
     num_experts_per_tok: Option<usize>,
     num_key_value_heads: Option<usize>,
     head_dim: Option<usize>,
-    hidden_act: Option<String>,
     rms_norm_eps: Option<f32>,
     max_position_embeddings: Option<usize>,
     rope_theta: Option<f64>,
@@ -93,9 +97,9 @@ struct Config {
     rope_scaling: Option<Rope>,
     sliding_window: Option<usize>,
     use_sliding_window: Option<bool>,
+    layer_types: Option<Vec<String>>,
     attention_bias: Option<bool>,
     qkv_bias: Option<bool>,
-    mlp_bias: Option<bool>,
     clip_qkv: Option<f32>,
     num_local_experts: Option<usize>,
     num_experts: Option<usize>,
@@ -114,20 +118,64 @@ struct Config {
 
 /// Settings of rotary positions.
 #[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Rope {
     rope_theta: Option<f64>,
     #[serde(alias = "type")]
     rope_type: Option<String>,
 }
 
-/// Reads `text`, the configuration at `path`, for a decoder of `dialect`.
+/// Keys of `config.json` beside those of every configuration.
+const KEYS: Keys = Keys {
+    honoured: &[
+        "attention_bias",
+        "attention_multiplier",
+        "clip_qkv",
+        "decoder_sparse_step",
+        "embedding_multiplier",
+        "head_dim",
+        "hidden_size",
+        "intermediate_size",
+        "layer_types",
+        "logits_scaling",
+        "max_position_embeddings",
+        "mlp_only_layers",
+        "moe_intermediate_size",
+        "norm_topk_prob",
+        "num_attention_heads",
+        "num_experts",
+        "num_experts_per_tok",
+        "num_hidden_layers",
+        "num_key_value_heads",
+        "num_local_experts",
+        "qkv_bias",
+        "residual_multiplier",
+        "rms_norm_eps",
+        "rope_parameters",
+        "rope_scaling",
+        "rope_theta",
+        "shared_expert_intermediate_size",
+        "shared_intermediate_size",
+        "sliding_window",
+        "tie_word_embeddings",
+        "use_sliding_window",
+        "vocab_size",
+    ],
+    only: &[("hidden_act", &["\"silu\"", "\"swish\""]), ("mlp_bias", &["false"])],
+    ignored: &[(
+        "only windows of attention read it, and `layer_types` says them",
+        &["max_window_layers"],
+    )],
+};
+
+/// Reads the configuration `file` of a decoder of `dialect`.
 ///
 /// # Errors
 ///
 /// Fails on a configuration that is malformed, contradicts itself or is not supported.
-pub(super) fn read(path: &Path, text: &str, dialect: &'static Dialect) -> Result<Shape, ArchError> {
-    let config: Config = parse_json(path, text)?;
-    config.shape(dialect).map_err(|fault| ArchError::Config { path: path.to_owned(), fault })
+pub(super) fn read(file: ConfigFile<'_>, dialect: &'static Dialect) -> Result<Shape, ArchError> {
+    let config: Config = file.read(&[TRANSFORMERS, KEYS])?;
+    config.shape(dialect).map_err(|fault| file.refuse(fault))
 }
 
 impl Config {
@@ -165,11 +213,9 @@ impl Config {
             let found = self.num_hidden_layers;
             return Err(Fault::new("num_hidden_layers", found, "1 to 1000 is supported"));
         }
-        if self.mlp_bias == Some(true) {
-            return Err(Fault::new("mlp_bias", true, "`false` is supported"));
-        }
-        if let Some(other) = self.hidden_act.as_ref().filter(|name| *name != "silu") {
-            return Err(Fault::new("hidden_act", other, "`silu` is supported"));
+        let types = self.layer_types.iter().flatten();
+        if let Some(other) = types.into_iter().find(|name| *name != "full_attention") {
+            return Err(Fault::new("layer_types", other, "`full_attention` is supported"));
         }
         Ok(())
     }
@@ -196,9 +242,9 @@ impl Config {
             num_heads,
             num_shared_heads,
             head_width,
-            scale: match self.attention_multiplier {
-                Some(multiplier) if dialect.has_multipliers => multiplier,
-                _ => inverse_root(head_width),
+            scale: match dialect.has_multipliers {
+                true => self.attention_multiplier.unwrap_or(1.0),
+                false => inverse_root(head_width),
             },
             theta: self.theta(dialect)?,
             has_biases: match dialect.biases {
@@ -253,12 +299,15 @@ impl Config {
             true => self.moe_intermediate_size.unwrap_or(self.intermediate_size),
             false => self.intermediate_size,
         };
+        let key = "shared_expert_intermediate_size";
         let shared_inner = match own.shared {
-            Shared::None => None,
-            Shared::Gated(_) => self.shared_expert_intermediate_size,
-            Shared::Fused(_) => self.shared_intermediate_size,
+            Shared::None => 0,
+            Shared::Gated(_) => self
+                .shared_expert_intermediate_size
+                .ok_or_else(|| Fault::new(key, "missing", "a number is needed"))?,
+            Shared::Fused(_) => self.shared_intermediate_size.unwrap_or(0),
         };
-        Ok(Experts { dialect: own, router, inner, shared_inner: shared_inner.unwrap_or(0) })
+        Ok(Experts { dialect: own, router, inner, shared_inner })
     }
 
     /// Returns for each block whether it has no experts.

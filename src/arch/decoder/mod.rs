@@ -13,11 +13,10 @@ pub(super) mod dialects;
 mod experts;
 pub(super) mod moduleformer;
 
-use std::path::Path;
-
 use super::{
     ArchError,
     backbone::{Backbone, Form},
+    keys::ConfigFile,
     layout::{Axes, Layout, PartId, PartSpec, Reads},
     ops::{extent, float_weight, linear, taken_weight, token_input, with_hidden},
 };
@@ -41,18 +40,17 @@ pub(super) struct Decoder {
     layout: Layout,
 }
 
-/// Reads `config`, the text of `config_path`, and finds the tensors in `checkpoint`.
+/// Reads the configuration `file`, and finds the tensors in `checkpoint`.
 ///
 /// # Errors
 ///
 /// Fails on a configuration that is not supported.
 pub(super) fn open(
-    config_path: &Path,
-    config: &str,
+    file: ConfigFile<'_>,
     dialect: &'static Dialect,
     checkpoint: Checkpoint,
 ) -> Result<Decoder, ArchError> {
-    let shape = config::read(config_path, config, dialect)?;
+    let shape = config::read(file, dialect)?;
     let layout = layout(&shape);
     Ok(Decoder { shape, checkpoint, layout })
 }

@@ -6,8 +6,6 @@
 //! cache of them would not depend on the experts of a token. There are no positions: attention
 //! breaks a stick from each token back (section 3.2).
 
-use std::path::Path;
-
 use serde::Deserialize;
 
 use super::{
@@ -19,6 +17,7 @@ use crate::{
     arch::{
         backbone::{Backbone, Form},
         error::ArchError,
+        keys::{ConfigFile, Keys, TRANSFORMERS},
         layout::{Axes, Layout, PartId, PartSpec, Reads},
         ops::{extent, float_weight, linear, token_input, with_hidden},
     },
@@ -31,7 +30,7 @@ use crate::{
         Attribute, GraphBuilder,
         proto::{TensorProto, data_type},
     },
-    pool::{Checkpoint, PoolError, parse_json},
+    pool::{Checkpoint, PoolError},
     tensor::signed,
 };
 
@@ -60,10 +59,6 @@ struct Config {
     k_att: usize,
     n_mlp_experts: usize,
     k_mlp: usize,
-    #[serde(default = "mlp")]
-    gate_type: String,
-    #[serde(default = "gelu_new")]
-    activation_function: String,
     block_size: Option<usize>,
     history_length: Option<usize>,
     #[serde(default)]
@@ -79,27 +74,54 @@ struct Bank {
     inner: usize,
 }
 
-fn mlp() -> String {
-    "mlp".into()
-}
+/// Keys of `config.json` beside those of every configuration.
+const CONFIG_KEYS: Keys = Keys {
+    honoured: &[
+        "att_hidden",
+        "block_size",
+        "ffd_hidden",
+        "gating_size",
+        "history_length",
+        "k_att",
+        "k_mlp",
+        "n_att_experts",
+        "n_embd",
+        "n_head",
+        "n_layer",
+        "n_mlp_experts",
+        "tie_word_embeddings",
+        "vocab_size",
+    ],
+    only: &[("activation_function", &["\"gelu_new\""]), ("gate_type", &["\"mlp\""])],
+    ignored: &[
+        ("the original code has an epsilon of its own", &["layer_norm_epsilon"]),
+        (
+            "they are about training",
+            &[
+                "attn_pdrop",
+                "embd_pdrop",
+                "moe_pdrop",
+                "resid_pdrop",
+                "sample_topk",
+                "aux_loss_type",
+                "aux_loss_weight",
+            ],
+        ),
+    ],
+};
 
-fn gelu_new() -> String {
-    "gelu_new".into()
-}
-
-/// Reads `config`, the text of `config_path`, and finds the tensors in `checkpoint`.
+/// Reads the configuration `file`, and finds the tensors in `checkpoint`.
 ///
 /// # Errors
 ///
 /// Fails on a configuration that is not supported.
 pub(crate) fn open(
-    config_path: &Path,
-    config: &str,
+    file: ConfigFile<'_>,
     checkpoint: Checkpoint,
 ) -> Result<ModuleFormer, ArchError> {
-    let config: Config = parse_json(config_path, config)?;
+    let config: Config = file.read(&[TRANSFORMERS, CONFIG_KEYS])?;
     if let Some(fault) = config.fault() {
-        return Err(ArchError::Config { path: config_path.to_owned(), fault });
+        return Err(file.refuse(fault));
     }
     let layout = config.layout();
     Ok(ModuleFormer { config, checkpoint, layout })
@@ -108,15 +130,6 @@ pub(crate) fn open(
 impl Config {
     /// Returns the first fault, or `None` if there is none.
     fn fault(&self) -> Option<Fault> {
-        let names = [
-            ("gate_type", &self.gate_type, "mlp"),
-            ("activation_function", &self.activation_function, "gelu_new"),
-        ];
-        for (key, value, known) in names {
-            if value != known {
-                return Some(Fault::new(key, value, format!("`{known}` is supported")));
-            }
-        }
         let takes =
             [("k_att", self.k_att, self.n_att_experts), ("k_mlp", self.k_mlp, self.n_mlp_experts)];
         for (key, top_k, count) in takes {

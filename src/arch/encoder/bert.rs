@@ -1,14 +1,14 @@
 //! BERT encoders from Hugging Face checkpoints (`model_type = "bert"`).
 
-use std::path::Path;
-
 use serde::Deserialize;
 
-use super::{Encoder, Names, Shape};
+use super::{Encoder, Names, Shape, nonlinearity};
 use crate::{
-    arch::error::ArchError,
-    family::Fault,
-    pool::{Checkpoint, parse_json},
+    arch::{
+        error::ArchError,
+        keys::{ConfigFile, Keys, TRANSFORMERS},
+    },
+    pool::Checkpoint,
 };
 
 /// BERT's tensor names of an attention sub-layer.
@@ -30,30 +30,45 @@ struct Config {
     type_vocab_size: usize,
     layer_norm_eps: f32,
     hidden_act: String,
-    #[serde(default = "absolute")]
-    position_embedding_type: String,
 }
 
-fn absolute() -> String {
-    "absolute".into()
-}
+/// Keys of `config.json` beside those of every configuration.
+const KEYS: Keys = Keys {
+    honoured: &[
+        "hidden_act",
+        "hidden_size",
+        "intermediate_size",
+        "layer_norm_eps",
+        "max_position_embeddings",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "type_vocab_size",
+        "vocab_size",
+    ],
+    only: &[("is_decoder", &["false"]), ("position_embedding_type", &["\"absolute\""])],
+    ignored: &[
+        (
+            "they are about BERT's pooler, which embeddings do not use",
+            &[
+                "directionality",
+                "pooler_fc_size",
+                "pooler_num_attention_heads",
+                "pooler_num_fc_layers",
+                "pooler_size_per_head",
+                "pooler_type",
+            ],
+        ),
+        ("there is no head on the vocabulary", &["tie_word_embeddings"]),
+    ],
+};
 
-/// Reads `config`, the text of `config_path`, and finds the tensors in `checkpoint`.
+/// Reads the configuration `file`, and finds the tensors in `checkpoint`.
 ///
 /// # Errors
 ///
 /// Fails on a configuration that is not supported.
-pub(crate) fn open(
-    config_path: &Path,
-    config: &str,
-    checkpoint: Checkpoint,
-) -> Result<Encoder, ArchError> {
-    let config: Config = parse_json(config_path, config)?;
-    if config.position_embedding_type != "absolute" {
-        let found = config.position_embedding_type;
-        let fault = Fault::new("position_embedding_type", found, "`absolute` is supported");
-        return Err(ArchError::Config { path: config_path.to_owned(), fault });
-    }
+pub(crate) fn open(file: ConfigFile<'_>, checkpoint: Checkpoint) -> Result<Encoder, ArchError> {
+    let config: Config = file.read(&[TRANSFORMERS, KEYS])?;
     let shape = Shape {
         width: config.hidden_size,
         inner_width: config.intermediate_size,
@@ -65,9 +80,9 @@ pub(crate) fn open(
         num_token_types: config.type_vocab_size,
         num_buckets: 0,
         epsilon: config.layer_norm_eps,
-        activation: config.hidden_act,
+        nonlinearity: nonlinearity(file, &config.hidden_act)?,
     };
-    shape.validate(config_path.to_owned())?;
+    shape.validate(file)?;
     let is_prefixed = checkpoint.has("bert.embeddings.word_embeddings.weight");
     let prefix = if is_prefixed { "bert." } else { "" };
     Ok(Encoder::new(shape, NAMES, checkpoint, prefix))

@@ -9,13 +9,13 @@ pub(super) mod bert;
 pub(super) mod mpnet;
 mod relative;
 
-use std::path::PathBuf;
-
 use super::{
     ArchError,
     backbone::{Backbone, Dense, Expansion, Form},
     joint::pooling::mean_head,
+    keys::ConfigFile,
     layout::{Axes, Layout, PartId, PartSpec, Reads},
+    nonlinearity::Nonlinearity,
     ops::{extent, float_weight, layer_norm, linear, token_input, with_hidden},
 };
 use crate::{
@@ -52,8 +52,8 @@ pub(super) struct Shape {
     pub(super) num_buckets: usize,
     /// Epsilon of the layer norms.
     pub(super) epsilon: f32,
-    /// Name of the activation in `config.json`.
-    pub(super) activation: String,
+    /// Nonlinearity of the feed-forward parts.
+    pub(super) nonlinearity: Nonlinearity,
 }
 
 /// Tensor names of an attention sub-layer, after `encoder.layer.{index}.attention.`.
@@ -212,7 +212,7 @@ impl Encoder {
         Ok(Expansion {
             weight: self.weight(&format!("{dense}.weight"), &[inner, width])?,
             bias: self.weight(&format!("{dense}.bias"), &[inner])?,
-            activation: if self.shape.activation == "gelu" { "BiasGelu" } else { "FastGelu" },
+            nonlinearity: self.shape.nonlinearity,
         })
     }
 
@@ -227,7 +227,7 @@ impl Encoder {
         let expansion = self.expand(index)?;
         let expanded = linear(&mut graph, &hidden, expansion.weight);
         let bias = float_weight(&mut graph, expansion.bias);
-        let expanded = graph.fused(expansion.activation, &[&expanded, &bias], &[]);
+        let expanded = expansion.nonlinearity.add(&mut graph, &expanded, Some(&bias));
         let output = format!("encoder.layer.{index}.output");
         let weight = self.weight(&format!("{output}.dense.weight"), &[width, inner])?;
         let product = linear(&mut graph, &expanded, weight);
@@ -302,12 +302,10 @@ impl Encoder {
 }
 
 impl Shape {
-    /// Checks the limits shared by all architectures; `path` is the path of the configuration.
-    pub(super) fn validate(&self, path: PathBuf) -> Result<(), ArchError> {
+    /// Checks the limits shared by all architectures; `file` is the configuration.
+    pub(super) fn validate(&self, file: ConfigFile<'_>) -> Result<(), ArchError> {
         let heads = self.num_heads;
-        let fault = if !matches!(self.activation.as_str(), "gelu" | "gelu_new") {
-            Fault::new("hidden_act", &self.activation, "`gelu` and `gelu_new` are supported")
-        } else if heads == 0 || !self.width.is_multiple_of(heads) {
+        let fault = if heads == 0 || !self.width.is_multiple_of(heads) {
             Fault::new("num_attention_heads", heads, "it must divide hidden_size")
         } else if !(1..=1_000).contains(&self.num_blocks) {
             Fault::new("num_hidden_layers", self.num_blocks, "1 to 1000 is supported")
@@ -317,6 +315,12 @@ impl Shape {
         } else {
             return Ok(());
         };
-        Err(ArchError::Config { path, fault })
+        Err(file.refuse(fault))
     }
+}
+
+/// Returns the nonlinearity that `file` calls `name`.
+fn nonlinearity(file: ConfigFile<'_>, name: &str) -> Result<Nonlinearity, ArchError> {
+    let fault = || file.refuse(Fault::new("hidden_act", name, Nonlinearity::SUPPORTED));
+    Nonlinearity::named(name).ok_or_else(fault)
 }

@@ -3,15 +3,16 @@
 //! They have BERT's blocks without token types. Token positions start after the padding's position.
 //! Attention uses the distance between tokens as T5 does.
 
-use std::path::Path;
-
 use serde::Deserialize;
 
-use super::{Encoder, Names, Shape};
+use super::{Encoder, Names, Shape, nonlinearity};
 use crate::{
-    arch::error::ArchError,
+    arch::{
+        error::ArchError,
+        keys::{ConfigFile, Keys, TRANSFORMERS},
+    },
     family::Fault,
-    pool::{Checkpoint, parse_json},
+    pool::Checkpoint,
 };
 
 /// MPNet's tensor names of an attention sub-layer.
@@ -35,22 +36,35 @@ struct Config {
     hidden_act: String,
 }
 
-/// Reads `config`, the text of `config_path`, and finds the tensors in `checkpoint`.
+/// Keys of `config.json` beside those of every configuration.
+const KEYS: Keys = Keys {
+    honoured: &[
+        "hidden_act",
+        "hidden_size",
+        "intermediate_size",
+        "layer_norm_eps",
+        "max_position_embeddings",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "relative_attention_num_buckets",
+        "vocab_size",
+    ],
+    only: &[],
+    ignored: &[("there is no head on the vocabulary", &["tie_word_embeddings"])],
+};
+
+/// Reads the configuration `file`, and finds the tensors in `checkpoint`.
 ///
 /// # Errors
 ///
 /// Fails on a configuration that is not supported.
-pub(crate) fn open(
-    config_path: &Path,
-    config: &str,
-    checkpoint: Checkpoint,
-) -> Result<Encoder, ArchError> {
-    let config: Config = parse_json(config_path, config)?;
+pub(crate) fn open(file: ConfigFile<'_>, checkpoint: Checkpoint) -> Result<Encoder, ArchError> {
+    let config: Config = file.read(&[TRANSFORMERS, KEYS])?;
     let num_buckets = config.relative_attention_num_buckets;
     if num_buckets < 4 || !num_buckets.is_multiple_of(4) {
         let expected = "a multiple of 4 is supported";
         let fault = Fault::new("relative_attention_num_buckets", num_buckets, expected);
-        return Err(ArchError::Config { path: config_path.to_owned(), fault });
+        return Err(file.refuse(fault));
     }
     let shape = Shape {
         width: config.hidden_size,
@@ -63,9 +77,9 @@ pub(crate) fn open(
         num_token_types: 0,
         num_buckets,
         epsilon: config.layer_norm_eps,
-        activation: config.hidden_act,
+        nonlinearity: nonlinearity(file, &config.hidden_act)?,
     };
-    shape.validate(config_path.to_owned())?;
+    shape.validate(file)?;
     let is_prefixed = checkpoint.has("mpnet.embeddings.word_embeddings.weight");
     let prefix = if is_prefixed { "mpnet." } else { "" };
     Ok(Encoder::new(shape, NAMES, checkpoint, prefix))

@@ -205,7 +205,7 @@ impl Dense {
 
     /// Adds the first half for `tokens`; `units` names a list of hidden units, or `None` for all.
     fn expand(&self, graph: &mut GraphBuilder, tokens: &str, units: Option<&str>) -> String {
-        let Expansion { weight, bias, activation } = &self.expansion;
+        let Expansion { weight, bias, nonlinearity } = &self.expansion;
         let take = |graph: &mut GraphBuilder, whole: &TensorProto| match units {
             Some(units) => taken_weight(graph, whole.clone(), units, 0),
             None => float_weight(graph, whole.clone()),
@@ -214,20 +214,19 @@ impl Dense {
         let weight = transposed(graph, &weight);
         let bias = take(graph, bias);
         let product = graph.node("MatMul", &[tokens, &weight], &[]);
-        graph.fused(activation, &[&product, &bias], &[])
+        nonlinearity.add(graph, &product, Some(&bias))
     }
 
     /// Adds the output of the hidden units `units` for `rows`.
     fn expert(&self, graph: &mut GraphBuilder, rows: &str, units: &[i64]) -> String {
         let units = graph.ints(units);
-        let Expansion { weight, bias, activation } = &self.expansion;
+        let Expansion { weight, bias, nonlinearity } = &self.expansion;
         let weight = taken_weight(graph, weight.clone(), &units, 0);
         let bias = taken_weight(graph, bias.clone(), &units, 0);
         // Rows are a matrix, so that the bias is part of the product.
         let transposed = [("transB", Attribute::Int(1))];
         let product = graph.node("Gemm", &[rows, &weight, &bias], &transposed);
-        let activation = activation.strip_prefix("Bias").unwrap_or(activation);
-        let expanded = graph.fused(activation, &[&product], &[]);
+        let expanded = nonlinearity.add(graph, &product, None);
         let weight = taken_weight(graph, self.contraction.clone(), &units, 1);
         graph.node("Gemm", &[&expanded, &weight], &transposed)
     }

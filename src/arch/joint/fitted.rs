@@ -261,7 +261,7 @@ fn expand(
     })?;
     let product = linear(graph, hidden, expansion.weight.clone());
     let bias = float_weight(graph, expansion.bias.clone());
-    Ok(graph.fused(expansion.activation, &[&product, &bias], &[]))
+    Ok(expansion.nonlinearity.add(graph, &product, Some(&bias)))
 }
 
 /// Moves every token one place on, so that it stands at the token that sees it as its neighbour.

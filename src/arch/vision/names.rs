@@ -3,14 +3,17 @@
 //! Sizes come from the tensors if possible. The number of heads comes from the configuration,
 //! because the tensors do not determine it.
 
-use std::path::Path;
-
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use crate::{
-    arch::error::ArchError,
+    arch::{
+        error::ArchError,
+        keys::{ConfigFile, Keys, TRANSFORMERS},
+        nonlinearity::Nonlinearity,
+    },
     family::Fault,
-    pool::{Checkpoint, PoolError, parse_json},
+    pool::{Checkpoint, PoolError},
 };
 
 /// Sizes of a vision transformer.
@@ -32,6 +35,21 @@ pub(crate) struct VitShape {
     pub(super) num_classes: usize,
     /// Epsilon of the layer norms.
     pub(super) epsilon: f32,
+    /// Nonlinearity of the feed-forward parts.
+    pub(super) nonlinearity: Nonlinearity,
+    /// What the classifier reads of the tokens.
+    pub(super) pooling: Pooling,
+}
+
+/// What a classifier reads of the tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pooling {
+    /// The class token.
+    ClassToken,
+    /// The mean of the patches, each after the final norm.
+    MeanOfNormed,
+    /// The final norm of the mean of the patches.
+    NormOfMean,
 }
 
 impl VitShape {
@@ -63,6 +81,7 @@ pub(super) enum Part {
     Positions,
     Patches,
     Norm,
+    NormOfMean,
     Head,
     DistillationHead,
 }
@@ -86,6 +105,7 @@ impl VitNames {
             Part::Positions => ("pos_embed", "embeddings.position_embeddings"),
             Part::Patches => ("patch_embed.proj", "embeddings.patch_embeddings.projection"),
             Part::Norm => ("norm", "layernorm"),
+            Part::NormOfMean => ("fc_norm", "fc_norm"),
             Part::Head => ("head", "head"),
             Part::DistillationHead => ("head_dist", "distillation_classifier"),
         };
@@ -132,81 +152,247 @@ struct Config {
     num_attention_heads: Option<usize>,
     layer_norm_eps: Option<f32>,
     hidden_act: Option<String>,
+    image_size: Option<Size>,
+    patch_size: Option<Size>,
+    num_channels: Option<usize>,
+    hidden_size: Option<usize>,
+    intermediate_size: Option<usize>,
+    num_hidden_layers: Option<usize>,
+    qkv_bias: Option<bool>,
     architecture: Option<String>,
+    global_pool: Option<String>,
     #[serde(default)]
-    model_args: ModelArguments,
+    model_args: Map<String, Value>,
 }
 
 /// Arguments of timm's constructors that affect the network.
 #[derive(Debug, Default, Deserialize)]
 struct ModelArguments {
     num_heads: Option<usize>,
-    img_size: Option<usize>,
+    img_size: Option<Size>,
+    patch_size: Option<Size>,
+    in_chans: Option<usize>,
+    embed_dim: Option<usize>,
+    depth: Option<usize>,
+    num_classes: Option<usize>,
     global_pool: Option<String>,
+    act_layer: Option<String>,
 }
+
+/// Side of a square, or height and width.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+enum Size {
+    Side(usize),
+    Extents([usize; 2]),
+}
+
+impl Size {
+    fn extents(self) -> [usize; 2] {
+        match self {
+            Self::Side(side) => [side; 2],
+            Self::Extents(extents) => extents,
+        }
+    }
+}
+
+/// Keys of transformers' `config.json` beside those of every configuration.
+const KEYS: Keys = Keys {
+    honoured: &[
+        "hidden_act",
+        "hidden_size",
+        "image_size",
+        "intermediate_size",
+        "layer_norm_eps",
+        "num_attention_heads",
+        "num_channels",
+        "num_hidden_layers",
+        "patch_size",
+        "qkv_bias",
+    ],
+    only: &[],
+    ignored: &[
+        ("the pooler is not used for classes", &["pooler_act", "pooler_output_size"]),
+        ("only masked images read it", &["encoder_stride"]),
+    ],
+};
+
+/// Keys of timm's `config.json`.
+const TIMM: Keys = Keys {
+    honoured: &["architecture", "global_pool", "model_args"],
+    only: &[],
+    ignored: &[
+        ("the head's matrix has them", &["num_classes", "num_features"]),
+        ("the manifest says how images are prepared", &["pretrained_cfg"]),
+        ("the manifest names classes", &["label_descriptions", "label_names"]),
+    ],
+};
+
+/// Keys of timm's `model_args`.
+const TIMM_ARGUMENTS: Keys = Keys {
+    honoured: &[
+        "act_layer",
+        "depth",
+        "embed_dim",
+        "global_pool",
+        "img_size",
+        "in_chans",
+        "num_classes",
+        "num_heads",
+        "patch_size",
+    ],
+    only: &[
+        ("class_token", &["true"]),
+        ("dynamic_img_pad", &["false"]),
+        ("final_norm", &["true"]),
+        ("pool_include_prefix", &["false"]),
+        ("pos_embed", &["\"learn\""]),
+        ("pre_norm", &["false"]),
+        ("proj_bias", &["true"]),
+        ("qk_norm", &["false"]),
+        ("reg_tokens", &["0"]),
+        ("scale_attn_norm", &["false"]),
+        ("scale_mlp_norm", &["false"]),
+    ],
+    ignored: &[
+        (
+            "the tensors say it",
+            &["fc_norm", "init_values", "mlp_ratio", "no_embed_class", "qkv_bias"],
+        ),
+        ("images have one size", &["dynamic_img_size"]),
+        (
+            "they are about training",
+            &[
+                "attn_drop_rate",
+                "drop_path_rate",
+                "drop_rate",
+                "fix_init",
+                "patch_drop_rate",
+                "pos_drop_rate",
+                "proj_drop_rate",
+                "weight_init",
+            ],
+        ),
+    ],
+};
 
 /// Number of heads for the sizes in timm's architecture names.
 const TIMM_HEADS: [(&str, usize); 5] =
     [("_tiny_", 3), ("_small_", 6), ("_base_", 12), ("_large_", 16), ("_huge_", 16)];
 
-/// Reads a configuration and finds the sizes in the checkpoint.
+/// Reads the configuration `file` and finds the sizes in the checkpoint.
 ///
 /// # Errors
 ///
-/// Fails on a configuration or tensors that do not belong to a vision transformer.
+/// Fails on a configuration or tensors that do not belong to a vision transformer, and where both
+/// contradict each other.
 pub(crate) fn read(
-    path: &Path,
-    config: &str,
+    file: ConfigFile<'_>,
+    is_timm: bool,
     checkpoint: &Checkpoint,
 ) -> Result<(VitNames, VitShape), ArchError> {
-    let config: Config = parse_json(path, config)?;
-    let refuse = |key: &str, value: String, expected: &str| ArchError::Config {
-        path: path.to_owned(),
-        fault: Fault::new(key, value, expected),
+    let tables: &[Keys] = if is_timm { &[TIMM] } else { &[TRANSFORMERS, KEYS] };
+    let config: Config = file.read(tables)?;
+    let arguments: ModelArguments =
+        file.nested("model_args", &config.model_args, &[TIMM_ARGUMENTS])?;
+    let names = names_of(&config, checkpoint);
+    let refuse =
+        |key: &str, value: &str, expected: &str| file.refuse(Fault::new(key, value, expected));
+    let nonlinearity = match (&config.hidden_act, &arguments.act_layer) {
+        (Some(name), _) => Nonlinearity::named(name).ok_or(("hidden_act", name)),
+        (None, Some(name)) => Nonlinearity::named(name).ok_or(("model_args.act_layer", name)),
+        (None, None) => Ok(Nonlinearity::Gelu),
     };
-    let taught = checkpoint.has("cls_classifier.weight");
-    let head = if taught { "cls_classifier" } else { "classifier" };
-    let names = match config.model_type.as_deref() {
-        Some("vit") => VitNames::HuggingFace { root: "vit", head },
-        Some("deit") => VitNames::HuggingFace { root: "deit", head },
-        _ => VitNames::Timm,
+    let nonlinearity =
+        nonlinearity.map_err(|(key, name)| refuse(key, name, Nonlinearity::SUPPORTED))?;
+    let pool = arguments.global_pool.as_ref().or(config.global_pool.as_ref());
+    let pooling = match pool.map(String::as_str) {
+        None | Some("token") => Pooling::ClassToken,
+        Some("avg") if checkpoint.has("fc_norm.weight") => Pooling::NormOfMean,
+        Some("avg") => Pooling::MeanOfNormed,
+        Some(other) => return Err(refuse("global_pool", other, "`token` and `avg` are supported")),
     };
-    check_names(names, checkpoint)?;
-    if let Some(other) = config.hidden_act.as_ref().filter(|act| *act != "gelu") {
-        return Err(refuse("hidden_act", other.clone(), "`gelu` is supported"));
-    }
-    if let Some(other) = config.model_args.global_pool.as_ref().filter(|pool| *pool != "token") {
-        return Err(refuse("model_args.global_pool", other.clone(), "`token` is supported"));
-    }
+    check_names(names, pooling, checkpoint)?;
     let named = config.architecture.as_deref().unwrap_or_default();
     let by_name = TIMM_HEADS.iter().find(|known| named.contains(known.0)).map(|known| known.1);
-    let num_heads = config.num_attention_heads.or(config.model_args.num_heads).or(by_name);
+    let num_heads = config.num_attention_heads.or(arguments.num_heads).or(by_name);
     let num_heads = num_heads.ok_or_else(|| {
         let expected = "give model_args.num_heads, or an architecture that tells the size";
-        refuse("architecture", named.into(), expected)
+        refuse("architecture", named, expected)
     })?;
     let default_epsilon = if names == VitNames::Timm { 1e-6 } else { 1e-12 };
     let epsilon = config.layer_norm_eps.unwrap_or(default_epsilon);
-    let shape = measure(names, checkpoint, num_heads, epsilon)?;
-    if num_heads == 0 || !shape.width.is_multiple_of(num_heads) {
-        let expected = format!("it must divide the width, {}", shape.width);
-        return Err(refuse("num_heads", num_heads.to_string(), &expected));
-    }
-    if let Some(size) = config.model_args.img_size.filter(|size| *size != shape.image[1]) {
-        let expected = format!("the positions are those of {} pixels", shape.image[1]);
-        return Err(refuse("model_args.img_size", size.to_string(), &expected));
+    let shape = measure(names, checkpoint, num_heads)?;
+    let shape = VitShape { epsilon, nonlinearity, pooling, ..shape };
+    check_sizes(&shape, &config, &arguments).map_err(|fault| file.refuse(fault))?;
+    let has_bias = checkpoint.has(&format!("{}.bias", names.query_key_value(0, 0).0));
+    if let Some(other) = config.qkv_bias.filter(|bias| *bias != has_bias) {
+        let expected = format!("the tensors say {has_bias}");
+        return Err(file.refuse(Fault::new("qkv_bias", other, expected)));
     }
     Ok((names, shape))
+}
+
+fn names_of(config: &Config, checkpoint: &Checkpoint) -> VitNames {
+    let taught = checkpoint.has("cls_classifier.weight");
+    let head = if taught { "cls_classifier" } else { "classifier" };
+    match config.model_type.as_deref() {
+        Some("vit") => VitNames::HuggingFace { root: "vit", head },
+        Some("deit") => VitNames::HuggingFace { root: "deit", head },
+        _ => VitNames::Timm,
+    }
+}
+
+/// Checks that the sizes that the configuration says are those of the tensors.
+fn check_sizes(shape: &VitShape, config: &Config, arguments: &ModelArguments) -> Result<(), Fault> {
+    let VitShape { image, patch, width, num_blocks, num_heads, hidden, num_classes, .. } = *shape;
+    if num_heads == 0 || !width.is_multiple_of(num_heads) {
+        let expected = format!("it must divide the width, {width}");
+        return Err(Fault::new("num_heads", num_heads, expected));
+    }
+    let numbers = [
+        ("num_channels", config.num_channels, image[0]),
+        ("hidden_size", config.hidden_size, width),
+        ("intermediate_size", config.intermediate_size, hidden),
+        ("num_hidden_layers", config.num_hidden_layers, num_blocks),
+        ("model_args.in_chans", arguments.in_chans, image[0]),
+        ("model_args.embed_dim", arguments.embed_dim, width),
+        ("model_args.depth", arguments.depth, num_blocks),
+        ("model_args.num_classes", arguments.num_classes, num_classes),
+    ];
+    for (key, found, is) in numbers {
+        if let Some(found) = found.filter(|found| *found != is) {
+            return Err(Fault::new(key, found, format!("the tensors have {is}")));
+        }
+    }
+    let sizes = [
+        ("image_size", config.image_size, [image[1], image[2]]),
+        ("patch_size", config.patch_size, [patch, patch]),
+        ("model_args.img_size", arguments.img_size, [image[1], image[2]]),
+        ("model_args.patch_size", arguments.patch_size, [patch, patch]),
+    ];
+    for (key, found, is) in sizes {
+        if let Some(found) = found.map(Size::extents).filter(|found| *found != is) {
+            let expected = format!("the tensors are those of {} by {} pixels", is[0], is[1]);
+            return Err(Fault::new(key, format!("{found:?}"), expected));
+        }
+    }
+    Ok(())
 }
 
 /// Checks that the checkpoint has only tensors of the supported vision transformers.
 ///
 /// Tensors of a normalization of queries or of registers are examples of others. Without them the
 /// answers would be wrong.
-fn check_names(names: VitNames, checkpoint: &Checkpoint) -> Result<(), ArchError> {
+fn check_names(
+    names: VitNames,
+    pooling: Pooling,
+    checkpoint: &Checkpoint,
+) -> Result<(), ArchError> {
     use BlockPart::{Contract, Expand, NormAfter, NormBefore, Projection};
     use Part::{ClassToken, DistillationHead, DistillationToken, Head, Norm, Patches, Positions};
-    let parts = [ClassToken, DistillationToken, Positions, Patches, Norm, Head, DistillationHead];
+    let norm = if pooling == Pooling::NormOfMean { Part::NormOfMean } else { Norm };
+    let parts = [ClassToken, DistillationToken, Positions, Patches, norm, Head, DistillationHead];
     let parts = parts.map(|part| names.part(part));
     let layers = [NormBefore, Projection, NormAfter, Expand, Contract];
     let layers = layers.map(|part| names.block(0, part));
@@ -224,7 +410,8 @@ fn check_names(names: VitNames, checkpoint: &Checkpoint) -> Result<(), ArchError
         Some(name) => Err(ArchError::UnknownTensor {
             path: checkpoint.path().to_owned(),
             name: name.into(),
-            architecture: "vision transformers without registers, with the class token's head",
+            architecture: "vision transformers without registers, with a linear head on the class token \
+                           or on the mean of the patches",
         }),
     }
 }
@@ -243,7 +430,6 @@ fn measure(
     names: VitNames,
     checkpoint: &Checkpoint,
     num_heads: usize,
-    epsilon: f32,
 ) -> Result<VitShape, PoolError> {
     let extents = |name: &str| checkpoint.tensor(name).map(|tensor| tensor.shape.clone());
     let patches = format!("{}.weight", names.part(Part::Patches));
@@ -286,5 +472,16 @@ fn measure(
     let (_, grid) = grid.ok_or_else(|| wrong(&positions, table, &[1, extra + 196, width]))?;
     let size = grid * patch;
     let image = [channels, size, size];
-    Ok(VitShape { image, patch, width, num_blocks, num_heads, hidden, num_classes, epsilon })
+    Ok(VitShape {
+        image,
+        patch,
+        width,
+        num_blocks,
+        num_heads,
+        hidden,
+        num_classes,
+        epsilon: 0.0,
+        nonlinearity: Nonlinearity::Gelu,
+        pooling: Pooling::ClassToken,
+    })
 }

@@ -5,11 +5,12 @@
 //! of its heads and hidden units (MatFormer, DynaBERT). Rows of a matrix are then a shorter place
 //! in the same file. Columns are sliced when the session is created. The tokens keep their width.
 
-use super::names::{BlockPart, Part, VitNames, VitShape};
+use super::names::{BlockPart, Part, Pooling, VitNames, VitShape};
 use crate::{
     arch::{
         backbone::{Backbone, Dense, Expansion, Form},
         error::ArchError,
+        joint::pooling::mean_of_all,
         layout::{Axes, Layout, PartId, PartSpec, Reads, Widest},
         ops::{extent, float_weight, linear, transposed, with_hidden},
     },
@@ -67,7 +68,7 @@ impl Backbone for VisionTransformer {
             expansion: Expansion {
                 weight: self.weight(&format!("{first}.weight"), &[units, width])?,
                 bias: self.weight(&format!("{first}.bias"), &[units])?,
-                activation: "BiasGelu",
+                nonlinearity: self.shape.nonlinearity,
             },
             contraction: self.weight(&format!("{second}.weight"), &[width, units])?,
             bias: self.weight(&format!("{second}.bias"), &[width])?,
@@ -134,7 +135,8 @@ impl VisionTransformer {
         Ok(self.network(graph, &tokens, Precision::F32))
     }
 
-    /// Builds the classifier: the first token, the final norm if `has_norm`, and the head.
+    /// Builds the classifier: the class token or the mean of the patches, the final norm if
+    /// `has_norm`, and the head.
     ///
     /// # Shapes
     ///
@@ -142,17 +144,42 @@ impl VisionTransformer {
     /// - output: \[batch, classes\]
     fn head(&self, has_norm: bool) -> Result<Network, ArchError> {
         let (mut graph, hidden) = with_hidden(self.shape.width);
-        let mut logits = self.classify(&mut graph, &hidden, Part::Head, has_norm)?;
+        let pooled = self.pooled(&mut graph, &hidden, has_norm)?;
+        let mut logits = self.scores(&mut graph, &pooled, Part::Head)?;
         let teacher = self.names.part(Part::DistillationHead);
         if self.num_extra == 2 && self.checkpoint.has(&format!("{teacher}.weight")) {
-            let head = Part::DistillationHead;
-            let taught = self.classify(&mut graph, &hidden, head, has_norm)?;
+            let token = self.token(&mut graph, &hidden, 1, has_norm)?;
+            let taught = self.scores(&mut graph, &token, Part::DistillationHead)?;
             let sum = graph.node("Add", &[&logits, &taught], &[]);
             let two = graph.float(2.0);
             logits = graph.node("Div", &[&sum, &two], &[]);
         }
         let shape = [None, extent(self.shape.num_classes)];
         Ok(Network::new(graph.finish(&logits, "output", &shape), Precision::F32))
+    }
+
+    /// Adds what the head reads of `hidden`, `[batch, width]`.
+    fn pooled(
+        &self,
+        graph: &mut GraphBuilder,
+        hidden: &str,
+        has_norm: bool,
+    ) -> Result<String, ArchError> {
+        if self.shape.pooling == Pooling::ClassToken {
+            return self.token(graph, hidden, 0, has_norm);
+        }
+        let (start, end, axis) =
+            (signed(self.num_extra), signed(self.num_extra + self.shape.num_patches()), 1);
+        let [start, end, axis] = [start, end, axis].map(|value| graph.ints(&[value]));
+        let mut patches = graph.node("Slice", &[hidden, &start, &end, &axis], &[]);
+        if has_norm && self.shape.pooling == Pooling::MeanOfNormed {
+            patches = self.layer_norm(graph, &patches, &self.names.part(Part::Norm))?;
+        }
+        let mean = mean_of_all(graph, &patches);
+        match has_norm && self.shape.pooling == Pooling::NormOfMean {
+            true => self.layer_norm(graph, &mean, &self.names.part(Part::NormOfMean)),
+            false => Ok(mean),
+        }
     }
 
     /// Puts the extra tokens before `patches` and adds the positions. Some position tables cover
@@ -236,7 +263,7 @@ impl VisionTransformer {
         let expanded = linear(&mut graph, &normed, weight);
         let bias = self.checkpoint.rows(&format!("{name}.bias"), &[units], 0..inner)?;
         let bias = float_weight(&mut graph, bias);
-        let expanded = graph.fused("BiasGelu", &[&expanded, &bias], &[]);
+        let expanded = self.shape.nonlinearity.add(&mut graph, &expanded, Some(&bias));
         let last = Last { index, part: BlockPart::Contract, columns: units, inner };
         self.end_part(graph, [&expanded, &hidden], last, form)
     }
@@ -301,23 +328,32 @@ impl VisionTransformer {
         Ok(graph.node("LayerNormalization", &[value, &gamma, &beta], &attributes))
     }
 
-    /// Adds the scores of the classes: `head` reads the class token or the distillation token.
-    fn classify(
+    /// Adds the token at `position`, after the final norm if `has_norm`.
+    fn token(
         &self,
         graph: &mut GraphBuilder,
         hidden: &str,
-        head: Part,
+        position: i64,
         has_norm: bool,
     ) -> Result<String, ArchError> {
-        let position = i64::from(matches!(head, Part::DistillationHead));
         let index = graph.int(position);
-        let mut token = graph.node("Gather", &[hidden, &index], &[("axis", Attribute::Int(1))]);
-        if has_norm {
-            token = self.layer_norm(graph, &token, &self.names.part(Part::Norm))?;
+        let token = graph.node("Gather", &[hidden, &index], &[("axis", Attribute::Int(1))]);
+        match has_norm {
+            true => self.layer_norm(graph, &token, &self.names.part(Part::Norm)),
+            false => Ok(token),
         }
+    }
+
+    /// Adds the scores of the classes that `head` gives for `pooled`, `[batch, width]`.
+    fn scores(
+        &self,
+        graph: &mut GraphBuilder,
+        pooled: &str,
+        head: Part,
+    ) -> Result<String, ArchError> {
         let name = self.names.part(head);
         let shape = [self.shape.num_classes, self.shape.width];
-        let scores = linear(graph, &token, self.weight(&format!("{name}.weight"), &shape)?);
+        let scores = linear(graph, pooled, self.weight(&format!("{name}.weight"), &shape)?);
         let bias = self.weight(&format!("{name}.bias"), &[self.shape.num_classes])?;
         let bias = float_weight(graph, bias);
         Ok(graph.node("Add", &[&scores, &bias], &[]))

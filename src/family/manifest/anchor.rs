@@ -44,6 +44,10 @@ pub struct AnchorSpec {
     /// Depths after which the anchor's own norm and head may follow, as trained by SortedNet.
     #[serde(default)]
     pub depths: Vec<usize>,
+    /// Keys of the configuration that this version does not know, and that do not change answers.
+    /// They count as absent.
+    #[serde(default)]
+    pub ignored_keys: Vec<String>,
     /// SHA-256 of every file of the anchor, by path.
     pub sha256: BTreeMap<PathBuf, String>,
 }
