@@ -62,12 +62,20 @@ def main():
     hub_case(out / "hf-deit", hub.DeiTForImageClassification(hub.DeiTConfig(**HUB)))
     taught = hub.DeiTForImageClassificationWithTeacher(hub.DeiTConfig(**HUB))
     hub_case(out / "hf-deit-teacher", taught)
+    mean = {"global_pool": "avg"}
+    timm_case(out / "timm-mean", VisionTransformer(**SMALL, **mean), "vit_test", mean)
+    normed = VisionTransformer(**SMALL, **mean, fc_norm=False)
+    timm_case(out / "timm-mean-of-normed", normed, "vit_test", mean | {"fc_norm": False})
+    for name in ["quick_gelu", "gelu_tanh", "silu", "relu"]:
+        other = {"act_layer": name}
+        timm_case(out / f"timm-{name}", VisionTransformer(**SMALL, **other), "vit_test", other)
     snnet(out / "snnet")
 
 
-def timm_case(folder, model, architecture):
-    """Saves a model of timm."""
+def timm_case(folder, model, architecture, others=None):
+    """Saves a model of timm, made with `others` besides the sizes."""
     arguments = {key: value for key, value in SMALL.items() if key != "num_classes"}
+    arguments |= others or {}
     config = {"architecture": architecture, "num_classes": 5, "model_args": arguments}
     shake(model)
     save(folder, config, model.eval(), lambda images: model(images))

@@ -15,6 +15,8 @@ pub(crate) struct Layout {
     /// Parts in the order in which the network runs them: the stem, the parts of each block, and
     /// the head if the network has its own.
     pub(crate) parts: Vec<PartSpec>,
+    /// Text before each text, or `None`.
+    pub(crate) prompt: Option<String>,
 }
 
 /// Input of a network.
@@ -77,7 +79,7 @@ impl Layout {
         gives: SpaceSpec,
         blocks: impl IntoIterator<Item = Vec<(ModuleKind, Axes)>>,
     ) -> Self {
-        let mut layout = Self { reads, gives, parts: Vec::new() };
+        let mut layout = Self { reads, gives, parts: Vec::new(), prompt: None };
         layout.add(ModuleKind::Stem, None, hidden, Axes::default());
         for (block, parts) in blocks.into_iter().enumerate() {
             for (kind, axes) in parts {

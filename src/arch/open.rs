@@ -6,7 +6,7 @@ use super::{
     ArchError,
     backbone::Backbone,
     decoder::{self, dialects, moduleformer},
-    encoder::{bert, mpnet},
+    encoder::{bert, mpnet, sentence::Sentence},
     exported::Exported,
     keys::ConfigFile,
     vision::{names, vit::VisionTransformer},
@@ -49,11 +49,15 @@ pub(crate) fn open(
         false => Checkpoint::open_sharded(folder, &index, |file| digest(folder, spec, file))?,
     };
     let file = ConfigFile { path: &path, text: &text, ignored: &spec.ignored_keys };
-    of_config(file, checkpoint.part(prefix))
+    of_config(file, checkpoint.part(prefix), || Sentence::read(folder, spec))
 }
 
 /// Opens an anchor of the architecture that its configuration names.
-fn of_config(file: ConfigFile<'_>, checkpoint: Checkpoint) -> Result<Box<dyn Backbone>, ArchError> {
+fn of_config(
+    file: ConfigFile<'_>,
+    checkpoint: Checkpoint,
+    sentence: impl FnOnce() -> Result<Sentence, ArchError>,
+) -> Result<Box<dyn Backbone>, ArchError> {
     let value: serde_json::Value = parse_json(file.path, file.text)?;
     let architecture = value["architecture"].as_str();
     let is_timm = architecture.is_some_and(|name| {
@@ -65,8 +69,8 @@ fn of_config(file: ConfigFile<'_>, checkpoint: Checkpoint) -> Result<Box<dyn Bac
     }
     match model_type {
         Some("moduleformer") => Ok(Box::new(moduleformer::open(file, checkpoint)?)),
-        Some("bert") => Ok(Box::new(bert::open(file, checkpoint)?)),
-        Some("mpnet") => Ok(Box::new(mpnet::open(file, checkpoint)?)),
+        Some("bert") => Ok(Box::new(bert::open(file, &checkpoint, sentence()?)?)),
+        Some("mpnet") => Ok(Box::new(mpnet::open(file, &checkpoint, sentence()?)?)),
         model_type if matches!(model_type, Some("vit" | "deit")) || is_timm => {
             let (names, shape) = names::read(file, is_timm, &checkpoint)?;
             Ok(Box::new(VisionTransformer::new(shape, names, checkpoint)))

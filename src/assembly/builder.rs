@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     arch::{
-        ArchError, Backbone, Form, PartId, PartSpec, SplitFile, SplitPart,
+        ArchError, Backbone, Form, Layout, PartId, PartSpec, SplitFile, SplitPart,
         joint::{experts, trained},
         open,
     },
@@ -120,7 +120,7 @@ impl<'a> FamilyBuilder<'a> {
         let layout = anchor.layout();
         promises::check(self.folder, self.manifest, name, layout)?;
         let num_words = layout.num_words().unwrap_or(usize::MAX);
-        self.add_tokenizer(name, spec, num_words)?;
+        self.add_tokenizer(name, spec, layout)?;
         self.words.insert(name.into(), num_words);
         let side = Side { name, spec, index: self.anchors.len(), is_stitched: false };
         self.add_blocks(side, &*anchor)?;
@@ -373,7 +373,7 @@ impl<'a> FamilyBuilder<'a> {
         &mut self,
         name: &str,
         spec: &AnchorSpec,
-        num_words: usize,
+        layout: &Layout,
     ) -> Result<(), ArchError> {
         let Some(location) = &spec.tokenizer else {
             return Ok(());
@@ -384,9 +384,10 @@ impl<'a> FamilyBuilder<'a> {
         let malformed =
             |message: String| PoolError::Malformed { path: file.path().to_owned(), message };
         let tokenizer = Tokenizer::from_bytes(file.bytes(), max_tokens)
-            .map_err(|error| malformed(error.to_string()))?;
-        let words = tokenizer.vocabulary_size();
-        if words > num_words {
+            .map_err(|error| malformed(error.to_string()))?
+            .with_prompt(layout.prompt.clone());
+        let (words, num_words) = (tokenizer.vocabulary_size(), layout.num_words());
+        if let Some(num_words) = num_words.filter(|num_words| words > *num_words) {
             let message = format!("has {words} words, but `{name}` knows {num_words}");
             return Err(malformed(message).into());
         }

@@ -264,8 +264,10 @@ impl Family {
     /// sizes.
     pub fn share_tokenizer(&self, one: &str, other: &str) -> bool {
         let location = |name| self.manifest.anchors.get(name).map(|anchor| &anchor.tokenizer);
+        let prompt = |name| self.tokenizer(name).map(|tokenizer| tokenizer.prompt());
         location(one).is_some()
             && location(one) == location(other)
+            && prompt(one) == prompt(other)
             && self.vocabulary_size(one) == self.vocabulary_size(other)
     }
 }

@@ -12,6 +12,8 @@ pub struct TokenizeError(#[from] tokenizers::Error);
 pub struct Tokenizer {
     tokenizer: tokenizers::Tokenizer,
     pad_id: i64,
+    /// Text before each text; empty for none.
+    prompt: String,
 }
 
 impl Tokenizer {
@@ -24,10 +26,25 @@ impl Tokenizer {
         let mut tokenizer = tokenizers::Tokenizer::from_bytes(json)?;
         let pad_id = tokenizer.get_padding().map_or(0, |padding| i64::from(padding.pad_id));
         tokenizer.with_padding(None);
-        let truncation =
-            tokenizers::TruncationParams { max_length: max_tokens, ..Default::default() };
+        let direction = tokenizer.get_truncation().map(|own| own.direction).unwrap_or_default();
+        let truncation = tokenizers::TruncationParams {
+            max_length: max_tokens,
+            direction,
+            ..Default::default()
+        };
         tokenizer.with_truncation(Some(truncation))?;
-        Ok(Self { tokenizer, pad_id })
+        Ok(Self { tokenizer, pad_id, prompt: String::new() })
+    }
+
+    /// Returns the tokenizer with `prompt` before each text.
+    #[must_use]
+    pub fn with_prompt(self, prompt: Option<String>) -> Self {
+        Self { prompt: prompt.unwrap_or_default(), ..self }
+    }
+
+    /// Returns the text before each text; empty for none.
+    pub fn prompt(&self) -> &str {
+        &self.prompt
     }
 
     /// Encodes `texts`, padding all to the longest.
@@ -52,7 +69,10 @@ impl Tokenizer {
     ) -> Result<Encoding, TokenizeError> {
         let encodings: Vec<tokenizers::Encoding> = texts
             .iter()
-            .map(|text| self.tokenizer.encode_fast(*text, true))
+            .map(|text| match self.prompt.is_empty() {
+                true => self.tokenizer.encode_fast(*text, true),
+                false => self.tokenizer.encode_fast(format!("{}{text}", self.prompt), true),
+            })
             .collect::<Result<_, _>>()?;
         let rows: Vec<Vec<i64>> = encodings
             .iter()

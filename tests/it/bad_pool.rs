@@ -115,7 +115,7 @@ fn missing_and_misshapen_tensors_are_named() {
 #[test]
 fn configurations_that_cannot_be_name_the_key() {
     for (from, to, named) in [
-        ("\"hidden_act\": \"gelu\"", "\"hidden_act\": \"relu\"", "`hidden_act` is `relu`"),
+        ("\"hidden_act\": \"gelu\"", "\"hidden_act\": \"mish\"", "`hidden_act` is `mish`"),
         (
             "\"num_attention_heads\": 2",
             "\"num_attention_heads\": 3",

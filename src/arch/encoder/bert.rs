@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{Encoder, Names, Shape, nonlinearity};
+use super::{Encoder, Names, Shape, nonlinearity, sentence::Sentence};
 use crate::{
     arch::{
         error::ArchError,
@@ -62,12 +62,16 @@ const KEYS: Keys = Keys {
     ],
 };
 
-/// Reads the configuration `file`, and finds the tensors in `checkpoint`.
+/// Reads the configuration `file`, and finds the tensors in `checkpoint`. `sentence` is the head.
 ///
 /// # Errors
 ///
 /// Fails on a configuration that is not supported.
-pub(crate) fn open(file: ConfigFile<'_>, checkpoint: Checkpoint) -> Result<Encoder, ArchError> {
+pub(crate) fn open(
+    file: ConfigFile<'_>,
+    checkpoint: &Checkpoint,
+    sentence: Sentence,
+) -> Result<Encoder, ArchError> {
     let config: Config = file.read(&[TRANSFORMERS, KEYS])?;
     let shape = Shape {
         width: config.hidden_size,
@@ -85,5 +89,5 @@ pub(crate) fn open(file: ConfigFile<'_>, checkpoint: Checkpoint) -> Result<Encod
     shape.validate(file)?;
     let is_prefixed = checkpoint.has("bert.embeddings.word_embeddings.weight");
     let prefix = if is_prefixed { "bert." } else { "" };
-    Ok(Encoder::new(shape, NAMES, checkpoint, prefix))
+    Ok(Encoder::new(shape, NAMES, checkpoint.part(prefix), sentence))
 }

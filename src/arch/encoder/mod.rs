@@ -8,11 +8,11 @@
 pub(super) mod bert;
 pub(super) mod mpnet;
 mod relative;
+pub(super) mod sentence;
 
 use super::{
     ArchError,
     backbone::{Backbone, Dense, Expansion, Form},
-    joint::pooling::mean_head,
     keys::ConfigFile,
     layout::{Axes, Layout, PartId, PartSpec, Reads},
     nonlinearity::Nonlinearity,
@@ -28,6 +28,7 @@ use crate::{
     pool::{Checkpoint, PoolError},
     tensor::signed,
 };
+use sentence::Sentence;
 
 /// Sizes of an encoder, and the computation of its layers.
 #[derive(Debug, Clone)]
@@ -76,8 +77,8 @@ pub(super) struct Encoder {
     names: Names,
     /// Checkpoint that holds the weights.
     checkpoint: Checkpoint,
-    /// Prefix of the names of all tensors.
-    prefix: &'static str,
+    /// Head, and preparation of texts.
+    sentence: Sentence,
     layout: Layout,
 }
 
@@ -97,7 +98,7 @@ impl Backbone for Encoder {
         let block = block.unwrap_or_default();
         let network = match kind {
             ModuleKind::Stem => self.stem(),
-            ModuleKind::Head => Ok(mean_head(self.shape.width)),
+            ModuleKind::Head => return Ok(self.sentence.head(self.shape.width)?.into()),
             ModuleKind::Attention => self.attention(block, form.precision),
             _ => self.mlp(block, form.precision),
         };
@@ -123,23 +124,27 @@ impl Backbone for Encoder {
 }
 
 impl Encoder {
-    /// Creates an encoder of `shape`, whose tensors in `checkpoint` begin with `prefix`.
+    /// Creates an encoder of `shape`, whose weights lie in `checkpoint`.
     pub(super) fn new(
         shape: Shape,
         names: Names,
         checkpoint: Checkpoint,
-        prefix: &'static str,
+        sentence: Sentence,
     ) -> Self {
         let hidden = SpaceSpec::of_extents(&[None, Some(shape.width)]);
         let reads = Reads::Tokens {
             num_words: Some(shape.num_words),
-            max_tokens: Some(shape.num_positions - shape.first_position),
+            max_tokens: [Some(shape.num_positions - shape.first_position), sentence.max_tokens]
+                .into_iter()
+                .flatten()
+                .min(),
         };
         let block = || [ModuleKind::Attention, ModuleKind::Mlp].map(|kind| (kind, Axes::default()));
         let blocks = (0..shape.num_blocks).map(|_| block().to_vec());
-        let gives = SpaceSpec::of_extents(&[Some(shape.width)]);
-        let layout = Layout::uniform(reads, &hidden, gives, blocks);
-        Self { shape, names, checkpoint, prefix, layout }
+        let gives = SpaceSpec::of_extents(&[Some(sentence.width(shape.width))]);
+        let mut layout = Layout::uniform(reads, &hidden, gives, blocks);
+        layout.prompt.clone_from(&sentence.prompt);
+        Self { shape, names, checkpoint, sentence, layout }
     }
 
     /// Builds the embeddings: token ids to hidden states.
@@ -297,7 +302,7 @@ impl Encoder {
     }
 
     fn weight(&self, name: &str, shape: &[usize]) -> Result<TensorProto, PoolError> {
-        self.checkpoint.weight(&format!("{}{name}", self.prefix), shape)
+        self.checkpoint.weight(name, shape)
     }
 }
 

@@ -5,7 +5,7 @@
 
 use serde::Deserialize;
 
-use super::{Encoder, Names, Shape, nonlinearity};
+use super::{Encoder, Names, Shape, nonlinearity, sentence::Sentence};
 use crate::{
     arch::{
         error::ArchError,
@@ -53,12 +53,16 @@ const KEYS: Keys = Keys {
     ignored: &[("there is no head on the vocabulary", &["tie_word_embeddings"])],
 };
 
-/// Reads the configuration `file`, and finds the tensors in `checkpoint`.
+/// Reads the configuration `file`, and finds the tensors in `checkpoint`. `sentence` is the head.
 ///
 /// # Errors
 ///
 /// Fails on a configuration that is not supported.
-pub(crate) fn open(file: ConfigFile<'_>, checkpoint: Checkpoint) -> Result<Encoder, ArchError> {
+pub(crate) fn open(
+    file: ConfigFile<'_>,
+    checkpoint: &Checkpoint,
+    sentence: Sentence,
+) -> Result<Encoder, ArchError> {
     let config: Config = file.read(&[TRANSFORMERS, KEYS])?;
     let num_buckets = config.relative_attention_num_buckets;
     if num_buckets < 4 || !num_buckets.is_multiple_of(4) {
@@ -82,5 +86,5 @@ pub(crate) fn open(file: ConfigFile<'_>, checkpoint: Checkpoint) -> Result<Encod
     shape.validate(file)?;
     let is_prefixed = checkpoint.has("mpnet.embeddings.word_embeddings.weight");
     let prefix = if is_prefixed { "mpnet." } else { "" };
-    Ok(Encoder::new(shape, NAMES, checkpoint, prefix))
+    Ok(Encoder::new(shape, NAMES, checkpoint.part(prefix), sentence))
 }

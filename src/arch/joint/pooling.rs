@@ -6,7 +6,50 @@ use crate::{
     onnx::{Attribute, GraphBuilder, proto::data_type},
 };
 
-/// Builds the head of sentence-transformers models: the mean over tokens, divided by its L2 norm.
+/// How the hidden states of a text become one vector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pooling {
+    /// The first token.
+    First,
+    /// The mean over tokens.
+    Mean,
+    /// The largest value of each element over tokens.
+    Max,
+    /// The last token before the padding.
+    Last,
+}
+
+/// Adds the vector of each text, `[batch, width]`; padding does not count.
+pub(crate) fn pooled(graph: &mut GraphBuilder, hidden: &str, pooling: Pooling) -> String {
+    if pooling == Pooling::First {
+        let first = graph.int(0);
+        return graph.node("Gather", &[hidden, &first], &[("axis", Attribute::Int(1))]);
+    }
+    let mask = token_input(graph, ATTENTION_MASK);
+    let mask = float_mask(graph, &mask);
+    match pooling {
+        Pooling::First | Pooling::Mean => mean(graph, hidden, &mask),
+        Pooling::Max => {
+            let (one, least, axis) = (graph.float(1.0), graph.float(-1e9), graph.ints(&[1]));
+            let is_token = graph.node("Equal", &[&mask, &one], &[]);
+            let kept = graph.node("Where", &[&is_token, hidden, &least], &[]);
+            reduce(graph, "ReduceMax", &kept, &axis, false)
+        }
+        Pooling::Last => {
+            // A token is the last one if the next place is padding, or beyond the end.
+            let turned = [("perm", Attribute::Ints(vec![0, 2, 1]))];
+            let mask = graph.node("Transpose", &[&mask], &turned);
+            let [start, end, axis] = [1, i64::MAX, 2].map(|value| graph.ints(&[value]));
+            let next = graph.node("Slice", &[&mask, &start, &end, &axis], &[]);
+            let pads = graph.ints(&[0, 0, 0, 0, 0, 1]);
+            let next = graph.node("Pad", &[&next, &pads], &[]);
+            let is_last = graph.node("Sub", &[&mask, &next], &[]);
+            sum_tokens(graph, hidden, &is_last)
+        }
+    }
+}
+
+/// Builds the usual head of embeddings: the mean over tokens, divided by its L2 norm.
 ///
 /// # Shapes
 ///
@@ -14,9 +57,7 @@ use crate::{
 /// - output: \[batch, width\]
 pub(crate) fn mean_head(width: usize) -> Network {
     let (mut graph, hidden) = with_hidden(width);
-    let mask = token_input(&mut graph, ATTENTION_MASK);
-    let mask = float_mask(&mut graph, &mask);
-    let mean = mean(&mut graph, &hidden, &mask);
+    let mean = pooled(&mut graph, &hidden, Pooling::Mean);
     let unit = normalize(&mut graph, &mean);
     let shape = [None, extent(width)];
     Network::new(graph.finish(&unit, "output", &shape), Precision::F32)

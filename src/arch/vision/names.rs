@@ -410,8 +410,8 @@ fn check_names(
         Some(name) => Err(ArchError::UnknownTensor {
             path: checkpoint.path().to_owned(),
             name: name.into(),
-            architecture: "vision transformers without registers, with a linear head on the class token \
-                           or on the mean of the patches",
+            architecture: "vision transformers without registers, with a linear head on the class \
+                           token or on the mean of the patches",
         }),
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod experts;
 mod families;
+mod folder;
 pub(crate) mod http;
 pub(crate) mod language;
 mod profiles;
@@ -15,6 +16,7 @@ pub(crate) mod ways;
 pub(crate) mod ways_apart;
 
 pub(crate) use families::{fashion_family, text_executor, text_family};
+pub(crate) use folder::{Folder, names_in};
 pub(crate) use profiles::{computed, computed_cache, machine_key};
 pub(crate) use reference::{Reference, assert_close};
 pub(crate) use runtime::{root, runtime};
