@@ -1,15 +1,12 @@
 //! Tests of int8 products against f32. `make test-haswell` runs them as on a processor without
 //! VNNI.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::OnceLock,
-};
+use std::path::Path;
 
 use bytes::Bytes;
 use ort::value::{DynValue, Tensor as OrtTensor};
 
-use super::{Runtime, RuntimeConfig, SideInputs, find_library, session::ModuleSession};
+use super::{SideInputs, session::ModuleSession, support_tests::runtime};
 use crate::{
     module::{Network, Precision},
     onnx::{
@@ -24,18 +21,6 @@ const INNER: usize = 96;
 /// ONNX operator set versions. Some quantize by block, directly or after being raised, and some do
 /// not.
 const OPSETS: [i64; 4] = [12, 17, 18, 21];
-
-fn runtime() -> Runtime {
-    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
-    let start = || {
-        let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-        let environment = std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from);
-        let library = find_library(None, environment.as_deref(), &[root]).expect("`make setup`");
-        let config = RuntimeConfig { library, num_threads: 1, spin: false, memory_limit: None };
-        Runtime::start(&config).expect("ONNX Runtime starts")
-    };
-    RUNTIME.get_or_init(start).clone()
-}
 
 /// Returns pseudorandom values between −1 and 1.
 fn noise(seed: u64) -> impl Iterator<Item = f32> {

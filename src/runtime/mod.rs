@@ -20,6 +20,8 @@ mod residents;
 mod routed;
 mod rows;
 mod session;
+#[cfg(test)]
+pub(crate) mod support_tests;
 
 pub use activation::{Activation, Routing, SideInputs};
 pub use cache::{Sequence, StepBatch, StepRow, Tokens};
