@@ -1,7 +1,7 @@
 //! Runs of a plan on an input that may be larger than the largest batch, and the experts that its
 //! tokens took.
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use super::outputs::{Outputs, Places, concatenate};
 use crate::{
@@ -48,26 +48,51 @@ pub(super) fn run_chunks(
     let places = Places::of(&work.input);
     let Work { plan, input, max_batch } = work;
     let (batch, tokens) = (input.batch(), input.tokens());
-    let mut most = executor.rows_at_once(&plan.path, Shape::new(batch.min(max_batch), tokens));
-    let (mut outputs, mut start) = (Vec::new(), 0);
-    while start < batch {
-        let rows = start..batch.min(start + most);
-        let (num_rows, num_ran) = (rows.len(), heard.num_ran);
+    let most = executor.rows_at_once(&plan.path, Shape::new(batch.min(max_batch), tokens));
+    let run = |rows: Range<usize>| {
+        let num_ran = heard.num_ran;
         // Texts are cut to the longest of the chunk.
-        let sides = SideInputs::of_input(input.rows(rows))?;
-        match executor.run(plan, &sides, &mut heard) {
-            Ok(found) => {
-                outputs.push(found);
-                start += num_rows;
-            }
-            Err(RuntimeError::MemoryLimit { .. }) if num_rows > 1 && num_ran == heard.num_ran => {
-                most = num_rows / 2;
-            }
-            Err(error) => return Err(error),
-        }
-    }
+        let sides = SideInputs::of_input(input.rows(rows));
+        let outputs = sides.and_then(|sides| executor.run(plan, &sides, &mut heard));
+        outputs.map_err(|error| Failed { error, has_begun: heard.num_ran > num_ran })
+    };
+    let outputs = in_chunks(batch, most, run)?;
     let Recorder { routed, times, .. } = heard;
     Ok(Ran { outputs: concatenate(outputs), places, routed, times })
+}
+
+/// Chunk that failed.
+#[derive(Debug)]
+struct Failed {
+    error: RuntimeError,
+    /// Whether a module of the chunk has run.
+    has_begun: bool,
+}
+
+/// Runs `num_rows` rows by `run`, in chunks of at most `most`. A chunk that does not fit into
+/// memory is halved, unless a module of it has run.
+fn in_chunks(
+    num_rows: usize,
+    mut most: usize,
+    mut run: impl FnMut(Range<usize>) -> Result<Outputs, Failed>,
+) -> Result<Vec<Outputs>, RuntimeError> {
+    let (mut outputs, mut start) = (Vec::new(), 0);
+    while start < num_rows {
+        let rows = start..num_rows.min(start + most);
+        match run(rows.clone()) {
+            Ok(found) => {
+                outputs.push(found);
+                start = rows.end;
+            }
+            Err(Failed { error: RuntimeError::MemoryLimit { .. }, has_begun: false })
+                if rows.len() > 1 =>
+            {
+                most = rows.len() / 2;
+            }
+            Err(Failed { error, .. }) => return Err(error),
+        }
+    }
+    Ok(outputs)
 }
 
 /// Observer that collects a plan's times and routings, and passes them on under the modules' names.
