@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use ort::environment::Environment;
 
+#[cfg(test)]
+use super::residents::{Held, Process};
 use super::{
     RuntimeConfig, RuntimeError,
     environment::{self},
@@ -31,6 +33,15 @@ impl Runtime {
     /// Returns the sessions of all executors.
     pub(super) fn residents(&self) -> &Arc<Residents> {
         &self.residents
+    }
+
+    /// Returns a runtime on the same pool, with sessions of its own. Its memory is simulated: the
+    /// process holds nothing but these sessions.
+    #[cfg(test)]
+    pub(crate) fn apart(&self, memory_limit: Option<u64>) -> Self {
+        let process = Process { held: Held::default, give_back: || () };
+        let residents = Arc::new(Residents::of_process(memory_limit, process));
+        Self { environment: self.environment.clone(), residents }
     }
 
     /// Returns the bytes of the caches of all sequences.

@@ -1,7 +1,8 @@
-//! Helpers of the tests: a planner with made-up costs, jobs, and an observer.
+//! Helpers of the tests: families with made-up costs, jobs, and observers.
 
 use std::{
-    path::Path,
+    collections::BTreeMap,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, Weak},
     time::{Duration, Instant},
 };
@@ -23,9 +24,10 @@ use super::{
 use crate::{
     assembly::Family,
     family::ModuleId,
+    input::{ModelInput, Pixels},
     offer::{MachineKey, ModuleProfile, ProfileCache, QualityRecords, module_digest},
     plan::{Budget, Grid, Shape},
-    runtime::Residency,
+    runtime::{Executor, Residency, support_tests::runtime},
 };
 
 /// Observer that remembers how requests ended; `None` for an answer.
@@ -56,10 +58,93 @@ impl Observer for Endings {
     fn connection_refused(&self, _: &str) {}
 }
 
+/// Observer that remembers what ran.
+#[derive(Debug, Default)]
+pub(super) struct Runs {
+    /// Number of rows of each batch.
+    pub(super) batches: Mutex<Vec<usize>>,
+    /// Modules that ran, with their times.
+    pub(super) modules: Mutex<Vec<(String, Duration)>>,
+    /// Modules whose latency was learned.
+    pub(super) learned: Mutex<Vec<String>>,
+    /// Modules whose router failed.
+    pub(super) routers: Mutex<Vec<String>>,
+    /// Last residency of each family.
+    pub(super) residency: Mutex<BTreeMap<String, Residency>>,
+}
+
+impl Runs {
+    /// Returns the numbers of rows of the batches so far.
+    pub(super) fn rows(&self) -> Vec<usize> {
+        self.batches.lock().expect("no panic").clone()
+    }
+
+    /// Returns the number of times that a module's latency was learned.
+    pub(super) fn num_learned(&self) -> usize {
+        self.learned.lock().expect("no panic").len()
+    }
+
+    /// Returns the residency of the images' family that was reported last.
+    pub(super) fn residency(&self) -> Residency {
+        let known = self.residency.lock().expect("no panic");
+        known.get("fashion").copied().unwrap_or_default()
+    }
+}
+
+impl Observer for Runs {
+    fn accepted(&self, _: &str) {}
+    fn finished(&self, _: &str, _: &Outcome<'_>) {}
+
+    fn batch_ran(&self, _: &str, rows: usize, _: f64) {
+        self.batches.lock().expect("no panic").push(rows);
+    }
+
+    fn module_ran(&self, _: &str, module: &str, time: Duration) {
+        self.modules.lock().expect("no panic").push((module.to_owned(), time));
+    }
+
+    fn module_corrected(&self, _: &str, module: &str, _: f64) {
+        self.learned.lock().expect("no panic").push(module.to_owned());
+    }
+
+    fn router_failed(&self, _: &str, module: &str) {
+        self.routers.lock().expect("no panic").push(module.to_owned());
+    }
+
+    fn residency_changed(&self, family: &str, residency: &Residency) {
+        self.residency.lock().expect("no panic").insert(family.to_owned(), *residency);
+    }
+
+    fn queue_changed(&self, _: &str, _: i64) {}
+    fn connections_changed(&self, _: &str, _: i64) {}
+    fn connection_refused(&self, _: &str) {}
+}
+
 /// Returns the family of the default pool's images; a module takes 2 ns for each weight.
-pub(super) fn planner() -> Arc<Planner> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/fashion");
-    let family = Arc::new(Family::load(&folder).expect("the family is committed"));
+pub(super) fn loaded() -> LoadedFamily {
+    let quality = folder().join("quality.json");
+    loaded_with(QualityRecords::read(&quality).expect("qualities"))
+}
+
+/// Plans that [`small`] offers, the cheaper one first.
+pub(super) const CHEAP: &str = "s[0..1]";
+pub(super) const BEST: &str = "m[0..6]";
+
+/// Returns the same family with two plans, which load and run within milliseconds.
+pub(super) fn small() -> LoadedFamily {
+    let plans = [(CHEAP.to_owned(), 0.9), (BEST.to_owned(), 0.95)].into();
+    // Plans of the third anchor are not measured, and are made too bad to be offered.
+    let losses = [("l.stem".to_owned(), 9.0)].into();
+    let metric = "accuracy".to_owned();
+    loaded_with(QualityRecords { metric, plans, losses, ..QualityRecords::default() })
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models/fashion")
+}
+
+fn loaded_with(quality: QualityRecords) -> LoadedFamily {
+    let family = Arc::new(Family::load(&folder()).expect("the family is committed"));
     let key = MachineKey {
         processor: "simulated".into(),
         num_threads: 1,
@@ -76,9 +161,25 @@ pub(super) fn planner() -> Arc<Planner> {
         cache.modules.insert(digest, module);
     }
     let profile = cache.profile_of(&family).expect("every module has a cost");
-    let quality = QualityRecords::read(&folder.join("quality.json")).expect("qualities");
-    let loaded = LoadedFamily::new(family, profile, quality, 0.05).expect("plans");
-    Arc::new(Planner::new(loaded, Weak::new()))
+    LoadedFamily::new(family, profile, quality, 0.05).expect("plans")
+}
+
+/// Returns a planner for [`loaded`].
+pub(super) fn planner() -> Arc<Planner> {
+    Arc::new(Planner::new(loaded(), Weak::new()))
+}
+
+/// Returns a planner for [`small`], and the executor that runs its plans.
+pub(super) fn running() -> (Arc<Planner>, Arc<Executor>) {
+    let loaded = small();
+    let executor = Arc::new(Executor::new(runtime(), loaded.family.clone()));
+    (Arc::new(Planner::new(loaded, Arc::downgrade(&executor))), executor)
+}
+
+/// Returns images of one grey each.
+pub(super) fn images(greys: &[f32]) -> ModelInput {
+    let values = greys.iter().flat_map(|grey| [*grey; 784]).collect();
+    ModelInput::Pixels(Pixels { shape: [1, 28, 28], values })
 }
 
 /// Request of a test.
@@ -126,17 +227,22 @@ pub(super) fn job(planner: &Arc<Planner>, now: Instant, asked: &Asked) -> (Job, 
 /// Longest wait of a request without a budget.
 pub(super) const MAX_WAIT: Duration = Duration::from_secs(30);
 
+/// Returns settings for one thread and four requests.
+pub(super) fn config() -> ServiceConfig {
+    ServiceConfig {
+        preload: false,
+        num_workers: 1,
+        queue_limit: 4,
+        max_wait: MAX_WAIT,
+        latency_margin: 0.05,
+    }
+}
+
 /// Service of images whose one inference thread is the test.
 pub(super) fn service() -> (Arc<FamilyService>, Receiver, Arc<Endings>) {
     let (queue, mut receivers) = queue(4, 1);
     let observer = Arc::new(Endings::default());
-    let config = ServiceConfig {
-        preload: false,
-        num_workers: 1,
-        queue_limit: 4,
-        max_wait: Duration::from_secs(30),
-        latency_margin: 0.05,
-    };
+    let config = config();
     let (preparing, pulse) = (PreparingThreads::default(), Pulse::default());
     let parts = SharedParts { queue, config, observer: observer.clone(), preparing, pulse };
     let service = FamilyService::new(planner(), FamilyKey(0), parts);

@@ -275,3 +275,7 @@ fn refuse(jobs: Vec<Job>, error: ServeError) {
         drop(job.reply.send(Err(error)));
     }
 }
+
+#[cfg(test)]
+#[path = "worker_tests.rs"]
+mod tests;
