@@ -284,3 +284,7 @@ fn check_limit(what: &str, found: usize, limit: usize) -> Result<(), ServeError>
 pub(crate) fn refuse(name: &str, reason: &str) -> ServeError {
     ServeError::Input { name: name.into(), reason: reason.into() }
 }
+
+#[cfg(test)]
+#[path = "inputs_tests.rs"]
+mod tests;
