@@ -11,7 +11,8 @@ use tokio::sync::oneshot;
 use tracing::Span;
 
 use super::{
-    ErrorCode, FamilyService, LoadedFamily, Observer, Outcome, ServeError, ServiceConfig,
+    DEFAULT_PRIORITY, ErrorCode, FamilyService, InferRequest, LoadedFamily, Observer, Outcome,
+    ServeError, ServiceConfig,
     admission::{
         job::{Done, FamilyKey, Job},
         queue::{Receiver, queue},
@@ -28,6 +29,7 @@ use crate::{
     offer::{MachineKey, ModuleProfile, ProfileCache, QualityRecords, module_digest},
     plan::{Budget, Grid, Shape},
     runtime::{Executor, Residency, support_tests::runtime},
+    tensor::{Tensor, TensorData},
 };
 
 /// Observer that remembers how requests ended; `None` for an answer.
@@ -247,4 +249,12 @@ pub(super) fn service() -> (Arc<FamilyService>, Receiver, Arc<Endings>) {
     let parts = SharedParts { queue, config, observer: observer.clone(), preparing, pulse };
     let service = FamilyService::new(planner(), FamilyKey(0), parts);
     (Arc::new(service), receivers.pop().expect("one"), observer)
+}
+
+/// Returns a request for the scores of an image of this grey, within `budget`.
+pub(super) fn request(grey: f32, budget: Budget) -> InferRequest {
+    let values = TensorData::F32(vec![grey; 784]);
+    let image = Tensor::new(vec![1, 1, 28, 28], values).expect("an image");
+    let inputs = vec![("pixel_values".to_owned(), image)];
+    InferRequest { inputs, budget, priority: DEFAULT_PRIORITY, arrival: Instant::now() }
 }

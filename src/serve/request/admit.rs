@@ -230,3 +230,7 @@ fn other_vocabulary(anchor: &str) -> ServeError {
     let reason = format!("anchor `{anchor}` has another vocabulary; give text instead");
     inputs::refuse(INPUT_IDS, &reason)
 }
+
+#[cfg(test)]
+#[path = "admit_tests.rs"]
+mod tests;
