@@ -232,30 +232,5 @@ impl<T> Fastest<T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_was_found_is_remembered_while_the_plans_cost_the_same() {
-        let fastest = Fastest::default();
-        let (tables, budget) = (Arc::new("tables"), Budget::default());
-        let get = |tables, rows, budget, found| {
-            fastest.seconds(tables, Shape::new(rows, 8), budget, || found)
-        };
-        assert_eq!(get(&tables, 1, &budget, Some(1.0)), Some(1.0));
-        assert_eq!(get(&tables, 1, &budget, Some(2.0)), Some(1.0));
-        assert_eq!(get(&tables, 2, &budget, Some(2.0)), Some(2.0));
-        let better = Budget { min_quality: Some(0.9), ..Budget::default() };
-        assert_eq!(get(&tables, 1, &better, None), None);
-        assert_eq!(get(&Arc::new("tables"), 1, &budget, Some(3.0)), Some(3.0));
-    }
-
-    #[test]
-    fn no_more_is_remembered_than_a_bound() {
-        let (fastest, tables) = (Fastest::default(), Arc::new(()));
-        for rows in 0..2 * MAX_CACHED {
-            fastest.seconds(&tables, Shape::new(rows, 1), &Budget::default(), || None);
-            assert!(fastest.known.lock().expect("no panic").seconds.len() <= MAX_CACHED);
-        }
-    }
-}
+#[path = "learned_tests.rs"]
+mod tests;
