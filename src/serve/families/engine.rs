@@ -79,3 +79,61 @@ impl std::fmt::Debug for Engine {
         formatter.debug_struct("Engine").field("config", &self.parts.config).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        plan::Budget,
+        runtime::support_tests::runtime,
+        serve::support_tests::{CHEAP, Runs, config, request, small},
+    };
+
+    fn start(preload: bool) -> (Engine, InferenceThreads, Arc<Runs>) {
+        let runs = Arc::new(Runs::default());
+        let config = ServiceConfig { preload, ..config() };
+        let (engine, threads) = Engine::start(runtime(), config, runs.clone()).expect("started");
+        (engine, threads, runs)
+    }
+
+    /// Asks `service` for an answer by the cheap plan, whose path has four modules.
+    async fn ask(service: &Arc<FamilyService>) {
+        let budget = Budget { plan: Some(CHEAP.into()), ..Budget::default() };
+        let response = service.infer(request(0.5, budget)).await.expect("answered");
+        assert_eq!(response.outputs[0].0, "logits");
+        assert_eq!(response.report.plan.plan, CHEAP);
+    }
+
+    #[tokio::test]
+    async fn sessions_are_released_with_the_last_reference_to_their_service() {
+        let (engine, _threads, runs) = start(false);
+        let first = engine.serve(small());
+        ask(&first).await;
+        assert_eq!(runs.residency().num_modules, 4);
+        drop(first);
+        let second = engine.serve(small());
+        ask(&second).await;
+        let found = runs.residency();
+        assert_eq!((found.num_modules, found.num_loads), (4, 8), "the second family's alone");
+    }
+
+    #[tokio::test]
+    async fn two_versions_of_a_family_answer_beside_one_another() {
+        let (engine, _threads, runs) = start(false);
+        let (old, new) = (engine.serve(small()), engine.serve(small()));
+        ask(&new).await;
+        ask(&old).await;
+        assert_eq!(runs.residency().num_modules, 8);
+        assert_eq!((old.name(), old.digest()), (new.name(), new.digest()));
+    }
+
+    #[test]
+    fn with_preloading_the_machine_is_measured_before_the_family_is_ready() {
+        let (engine, _threads, runs) = start(false);
+        let _service = engine.serve(small());
+        assert_eq!(runs.num_learned(), 0);
+        let (engine, _threads, runs) = start(true);
+        let _service = engine.serve(small());
+        assert!(runs.num_learned() > 0);
+    }
+}

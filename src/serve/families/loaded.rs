@@ -97,3 +97,64 @@ fn tokenizer_of<'a>(family: &'a Family, path: &[ModuleId]) -> Option<&'a Path> {
     let anchor = family.graph.stem_anchor(path).unwrap_or_default();
     family.manifest.anchors.get(anchor)?.tokenizer.as_deref()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::support_tests::{BEST, CHEAP, small};
+
+    /// Returns the names of the modules of `ids`.
+    fn names<'a>(loaded: &'a LoadedFamily, ids: &[ModuleId]) -> Vec<&'a str> {
+        ids.iter().map(|id| loaded.family.graph.module(*id).name.as_str()).collect()
+    }
+
+    #[test]
+    fn a_name_pins_an_anchor_or_a_module_or_the_whole_family() {
+        let pinned = |name: &str| {
+            let loaded = small().pin(&[name]).expect(name);
+            let names = names(&loaded, &loaded.pinned);
+            names.into_iter().map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(pinned("s.stem"), ["s.stem"]);
+        let anchor = pinned("s");
+        for module in ["s.stem", "s.block.0.attn", "s.block.5.mlp", "s.head"] {
+            assert!(anchor.iter().any(|name| name == module), "{module}: {anchor:?}");
+        }
+        assert!(anchor.iter().all(|name| name.starts_with("s.")), "no stitch: {anchor:?}");
+        let block = pinned("s.block.1");
+        assert!(block.iter().all(|name| name.starts_with("s.block.1.")), "{block:?}");
+        assert_eq!(pinned("*").len(), small().family.graph.modules().len());
+    }
+
+    #[test]
+    fn names_add_to_one_another_and_one_that_means_nothing_is_refused() {
+        let loaded = small().pin(&["s.stem", "m.head"]).expect("both exist");
+        assert_eq!(names(&loaded, &loaded.pinned), ["s.stem", "m.head"]);
+        for wrong in ["x", "s.ste", "s.stem.", ""] {
+            let error = small().pin(&["s", wrong]).expect_err(wrong);
+            assert_eq!(error, format!("`{wrong}` is not an anchor or module of `fashion`"));
+        }
+    }
+
+    #[test]
+    fn modules_are_listed_once_and_those_of_the_best_plan_first() {
+        let loaded = small();
+        let best = loaded.table.find(BEST).expect("it is offered").plan.path.clone();
+        let cheap = loaded.table.find(CHEAP).expect("it is offered").plan.path.clone();
+        let modules = loaded.modules();
+        assert_eq!(modules[..best.len()], best);
+        let mut once = modules.clone();
+        once.sort();
+        once.dedup();
+        assert_eq!(once.len(), modules.len());
+        assert!(cheap.iter().all(|id| modules.contains(id)));
+    }
+
+    #[test]
+    fn plans_for_images_all_read_the_same() {
+        let loaded = small();
+        assert_eq!(loaded.alike.keys().collect::<Vec<_>>(), [&None]);
+        assert_eq!(loaded.alike[&None].entries().len(), loaded.table.entries().len());
+        assert_eq!(loaded.tokenizer(&loaded.table.entries()[0].plan.path), None);
+    }
+}

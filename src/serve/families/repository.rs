@@ -186,3 +186,7 @@ impl std::fmt::Debug for Repository {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+#[path = "repository_tests.rs"]
+mod tests;

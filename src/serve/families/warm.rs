@@ -126,3 +126,79 @@ fn blank(manifest: &Manifest) -> ModelInput {
     let (input_ids, attention_mask) = (vec![0; tokens], vec![1; tokens]);
     ModelInput::Tokens(Encoding { batch: 1, tokens, input_ids, attention_mask })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        family::PlanId,
+        serve::{
+            admission::queue::queue,
+            support_tests::{BEST, CHEAP, Runs, images, loaded, running},
+        },
+    };
+
+    #[test]
+    fn the_cheapest_and_the_best_plan_are_the_likeliest_and_none_is_run_twice() {
+        let loaded = loaded();
+        let front = loaded.table.front(Shape::new(1, 1));
+        let plans: Vec<&str> = likely(&loaded).iter().map(|entry| entry.id.as_str()).collect();
+        assert!(front.len() > 3, "the extremes are not all");
+        let middle = &front[1..front.len() - 1];
+        let expected = [front[0], front[front.len() - 1]].into_iter().chain(middle.iter().copied());
+        assert_eq!(plans, expected.map(|entry| entry.id.as_str()).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn likely_plans_are_loaded_and_run_in_their_order() {
+        let (planner, executor) = running();
+        let plan = |id: &str| PlanId::parse(&executor.family().graph, id).expect("a plan");
+        let front = planner.loaded.table.front(Shape::new(1, 1));
+        let ran = warm_up(&executor, &planner.loaded);
+        assert_eq!(ran[0], plan(CHEAP), "the cheapest comes first");
+        assert_eq!(ran[1], plan(BEST));
+        assert_eq!(ran.len(), front.len());
+        let load_times = executor.load_times();
+        let modules = ran.iter().flat_map(|plan| &plan.path);
+        assert!(modules.into_iter().all(|id| load_times[id.0].is_zero()), "they stay loaded");
+    }
+
+    #[test]
+    fn nothing_is_run_ahead_that_memory_has_no_room_for() {
+        let (planner, executor) = running();
+        let full = executor.runtime().apart(Some(1));
+        let full = Executor::new(full, executor.family().clone());
+        assert_eq!(warm_up(&full, &planner.loaded), []);
+        assert_eq!(full.residency().num_loads, 0);
+    }
+
+    #[test]
+    fn the_machine_s_speed_is_learned_while_nothing_else_runs() {
+        let (planner, executor) = running();
+        let plans = warm_up(&executor, &planner.loaded);
+        let (queue, receivers) = queue(1, 1);
+        let busy = Runs::default();
+        let begun = receivers[0].begin(Duration::from_secs(1));
+        measure(&executor, &plans, &planner, &queue, &busy);
+        assert_eq!(busy.num_learned(), 0, "a batch runs beside it");
+        receivers[0].end(begun, &[]);
+        let quiet = Runs::default();
+        measure(&executor, &plans, &planner, &queue, &quiet);
+        assert!(quiet.num_learned() >= plans[0].path.len(), "at least one run is measured");
+    }
+
+    #[test]
+    fn a_blank_input_is_one_image_or_one_text_of_bounded_length() {
+        let (_, executor) = running();
+        let mut manifest = executor.family().manifest.clone();
+        assert_eq!(blank(&manifest), images(&[0.0]));
+        manifest.image = None;
+        for (max_tokens, expected) in [(0, 1), (8, 8), (512, MAX_TOKENS)] {
+            manifest.limits.max_tokens = max_tokens;
+            let ModelInput::Tokens(text) = blank(&manifest) else { panic!("a text") };
+            assert_eq!((text.batch, text.tokens), (1, expected));
+            assert_eq!(text.input_ids, vec![0; expected]);
+            assert_eq!(text.attention_mask, vec![1; expected]);
+        }
+    }
+}
