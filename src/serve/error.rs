@@ -191,3 +191,57 @@ impl ServeError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        plan::{Budget, BudgetParameters, Shape},
+        serve::support_tests::loaded,
+    };
+
+    #[test]
+    fn every_failure_has_one_kind() {
+        use ErrorCode::{
+            Cancelled, DeadlineExceeded, Internal, InvalidArgument, NotFound, Overloaded, TooLarge,
+            Unavailable,
+        };
+        let text = String::new;
+        let (waited, retry_after) = (Duration::ZERO, Duration::ZERO);
+        let budget = BudgetParameters { min_quality: Some(2.0), ..BudgetParameters::default() };
+        for (error, code) in [
+            (ServeError::UnknownFamily { name: text(), known: text() }, NotFound),
+            (ServeError::UnknownPlan { reason: text() }, NotFound),
+            (ServeError::Unavailable { name: text(), state: "" }, Unavailable),
+            (ServeError::LoadFailed { name: text(), reason: text() }, Unavailable),
+            (ServeError::Draining, Unavailable),
+            (ServeError::Input { name: text(), reason: text() }, InvalidArgument),
+            (budget.parse().expect_err("over 1").into(), InvalidArgument),
+            (ServeError::TooLarge { what: text(), found: 2, limit: 1 }, TooLarge),
+            (ServeError::QueueFull { limit: 1, retry_after }, Overloaded),
+            (ServeError::Late { retry_after }, Overloaded),
+            (ServeError::Cancelled, Cancelled),
+            (ServeError::DeadlineExceeded { waited }, DeadlineExceeded),
+            (ServeError::NotFinite { plan: text() }, Internal),
+            (RuntimeError::NoOutput.into(), Internal),
+            (ServeError::Panicked, Internal),
+            (ServeError::Broken { what: "" }, Internal),
+            (ServeError::WorkerGone, Internal),
+        ] {
+            assert_eq!(error.code(), code, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_plan_that_does_not_exist_is_not_one_that_costs_too_much() {
+        let table = loaded().table;
+        let code = |budget: &Budget| {
+            let error = table.choose(Shape::new(1, 1), budget).expect_err("no plan");
+            ServeError::from(error).code()
+        };
+        let named = Budget { plan: Some("no such".into()), ..Budget::default() };
+        assert_eq!(code(&named), ErrorCode::NotFound);
+        let tight = Budget { memory_bytes: Some(1), ..Budget::default() };
+        assert_eq!(code(&tight), ErrorCode::BudgetInfeasible);
+    }
+}
