@@ -74,14 +74,18 @@ impl Repository {
         names
     }
 
-    /// Loads the families of `names` one after another. The log names those that do not load.
+    /// Loads the families of `names` one after another, except those that someone loads or unloads
+    /// before their turn. The log names those that do not load.
     pub fn load_all(&self, names: &[String]) {
         for name in names {
             self.registry.set(name, FamilyState::Loading);
         }
         for name in names {
-            // The log has the error, and so does the registry.
-            drop(self.load(name));
+            let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+            if matches!(self.registry.state(name), Some(FamilyState::Loading)) {
+                // The log has the error, and so does the registry.
+                drop(self.load_in_turn(name));
+            }
         }
         tracing::info!("every family is loaded or failed");
     }
@@ -95,6 +99,11 @@ impl Repository {
     /// Fails when the pool has no such family, or the family cannot be loaded.
     pub fn load(&self, name: &str) -> Result<(), ServeError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.load_in_turn(name)
+    }
+
+    /// Loads the family `name` while the caller holds the turn.
+    fn load_in_turn(&self, name: &str) -> Result<(), ServeError> {
         let known = self.names();
         if !known.iter().any(|other| other == name) {
             return Err(ServeError::UnknownFamily {

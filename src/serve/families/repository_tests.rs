@@ -21,6 +21,8 @@ struct Pool {
     /// Reasons why families cannot be loaded.
     broken: BTreeMap<&'static str, &'static str>,
     stamps: BTreeMap<&'static str, Stamps>,
+    /// Family that someone takes out of service while another one is loaded.
+    unloaded: Option<&'static str>,
     /// Names of the families that were loaded, and the states of all at that time.
     loads: Vec<(String, String)>,
 }
@@ -41,6 +43,9 @@ impl Loader for Fake {
     fn load(&self, name: &str) -> Result<LoadedFamily, String> {
         let mut pool = self.pool.lock().expect("no panic");
         pool.loads.push((name.to_owned(), states(&self.registry)));
+        if let Some(other) = pool.unloaded.filter(|other| *other != name) {
+            self.registry.set(other, FamilyState::Unloaded);
+        }
         pool.broken.get(name).map_or_else(|| Ok(small()), |reason| Err((*reason).to_owned()))
     }
 
@@ -129,6 +134,14 @@ fn families_are_loaded_one_after_another_while_the_rest_wait() {
             ("c", "a: ready, b: failed, c: loading"),
         ]
     );
+}
+
+#[test]
+fn a_family_that_someone_unloads_before_its_turn_is_not_loaded() {
+    let bench = Bench::new(&["a", "b"]);
+    bench.change(|pool| pool.unloaded = Some("b"));
+    bench.repository.load_all(&["a", "b"].map(str::to_owned));
+    assert_eq!(bench.states(), "a: ready, b: unloaded");
 }
 
 #[test]
