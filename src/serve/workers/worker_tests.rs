@@ -137,13 +137,17 @@ fn a_batch_that_fails_runs_again_job_by_job() {
 #[test]
 fn jobs_run_again_on_their_own_plans() {
     let bench = Bench::new();
-    let (first, first_reply) = bench.job(CHEAP, &[0.2]);
+    let (mut first, first_reply) = bench.job(CHEAP, &[0.2]);
     let (second, second_reply) = bench.job(BEST, &[0.2]);
     let mut chosen = first.chosen.clone();
     chosen.plan = Plan::default();
+    let hour = Duration::from_secs(3_600);
+    first.chosen.summary.predicted_latency += hour;
     bench.worker.perform(Next::Batch(Batch { jobs: vec![first, second], chosen: Ok(chosen) }));
-    let plan = |reply| ended(reply).expect("answered").chosen.summary.plan;
-    assert_eq!([plan(first_reply), plan(second_reply)], [CHEAP, BEST]);
+    let summary = |reply| ended(reply).expect("answered").chosen.summary;
+    let (first, second) = (summary(first_reply), summary(second_reply));
+    assert_eq!([first.plan, second.plan], [CHEAP, BEST]);
+    assert!(first.predicted_latency < hour, "the time before the queue is added once");
 }
 
 #[test]
