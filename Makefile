@@ -163,6 +163,7 @@ train: data $(TRAINING) ## Train the family fashion (about two hours on 2 cores)
 references: setup data $(TRAINING) ## Make the reference outputs of the tests anew
 	$(TRAINING) tools/reference.py --pool models --out tests/references
 	$(TRAINING) tools/vision_reference.py --out tests/references/vit
+	$(TRAINING) tools/sentence_reference.py --out tests/references/sentence
 	$(TRAINING) tools/moe_reference.py --out tests/references/moe
 	$(TRAINING) tools/train/reference.py --family tests/pool/fashion --new --data $(IMAGES) \
 		--out tests/references/fashion.safetensors

@@ -187,7 +187,13 @@ impl<'a> FamilyBuilder<'a> {
         let plain = anchor.build(part, &Form::PLAIN)?;
         self.add(plain_name.clone(), ends, kind, Some(plain.clone()))?;
         self.add_cached(anchor, part, &Form::PLAIN)?;
+        let spec =
+            |name: &str| self.spaces.iter().find(|space| space.name == name).map(|s| &s.spec);
+        let keeps_shape = spec(ends[0]) == spec(ends[1]);
         for variant in variants(side.spec, anchor.layout().part(part)) {
+            if variant.is_identity && !keeps_shape {
+                continue;
+            }
             let name = format!("{plain_name}.{}", variant.name);
             let form = variants::form(&variant);
             let body = form.map(|form| variants::body(&form, anchor, part, &plain)).transpose()?;

@@ -75,7 +75,8 @@ impl Family {
         let records = records.map_or_else(|| FitRecords::read(folder), Ok)?;
         let parts = FamilyBuilder::build(folder, &manifest, records)?;
         let graph = FamilyGraph::new(parts.anchors, parts.spaces, parts.modules)
-            .map_err(|source| ArchError::Graph { path: folder.join(MANIFEST_FILE), source })?;
+            .map_err(|source| ArchError::Graph { path: folder.join(MANIFEST_FILE), source })?
+            .with_reference(&manifest.reference);
         let mut networks = Networks::default();
         let named = graph.modules().iter().zip(parts.bodies);
         let keep = |(module, body): (&Module, Option<Body>)| {

@@ -95,6 +95,8 @@ pub struct FamilyGraph {
     input: SpaceId,
     output: SpaceId,
     offers: Offers,
+    /// Index of the anchor that defines the outputs, or `None` if none is stated.
+    reference: Option<usize>,
 }
 
 impl FamilyGraph {
@@ -120,12 +122,25 @@ impl FamilyGraph {
             outgoing[module.from.0].push(ModuleId(index));
         }
         let offers = Offers::default();
-        let graph = Self { anchors, spaces, modules, outgoing, input, output, offers };
+        let graph =
+            Self { anchors, spaces, modules, outgoing, input, output, offers, reference: None };
         graph.check_acyclic()?;
         if !graph.reaches_output() {
             return Err(FamilyError::NoPath);
         }
         Ok(graph)
+    }
+
+    /// Returns the graph with `anchor` as the one that defines the outputs.
+    #[must_use]
+    pub fn with_reference(self, anchor: &str) -> Self {
+        let reference = self.anchors.iter().position(|name| name == anchor);
+        Self { reference, ..self }
+    }
+
+    /// Returns the index of the anchor that defines the outputs, or `None` if none is stated.
+    pub fn reference(&self) -> Option<usize> {
+        self.reference
     }
 
     /// Returns the graph with bricks and extents from which plans may choose.

@@ -86,6 +86,7 @@ pub fn decoding_bytes(
     let rows = match spec.resize {
         Resize::Stretch => spec.height as u64,
         Resize::Shorter(side) => u64::from(shorter([width, height], side)[1]),
+        Resize::Exact([height, _]) => height as u64,
     };
     let resized = u64::from(width.max(height)).saturating_mul(rows).saturating_mul(16);
     let picture = decoder.total_bytes().saturating_mul(2);
@@ -157,6 +158,9 @@ fn bring_to_size(mut picture: DynamicImage, spec: &ImageSpec) -> DynamicImage {
     let [width, height] = match spec.resize {
         Resize::Stretch => target,
         Resize::Shorter(side) => shorter([picture.width(), picture.height()], side),
+        Resize::Exact([height, width]) => {
+            [width, height].map(|side| u32::try_from(side).unwrap_or(u32::MAX))
+        }
     };
     if [width, height] != [picture.width(), picture.height()] {
         picture = resize(&picture, [width, height], filter_type(spec.filter));

@@ -105,7 +105,7 @@ impl QualityRecords {
     }
 }
 
-/// Returns whether a module is a plain part of the anchor that has its own head.
+/// Returns whether a module is a plain part of the reference.
 fn is_reference(graph: &FamilyGraph, id: ModuleId) -> bool {
     use ModuleKind::{Attention, Block, Head, Mlp, Stem};
     let anchor = |space: SpaceId| match graph.spaces()[space.0].kind {
@@ -113,10 +113,10 @@ fn is_reference(graph: &FamilyGraph, id: ModuleId) -> bool {
         SpaceKind::Input | SpaceKind::Output => None,
     };
     let module = graph.module(id);
-    let reference = graph.modules().iter().find(|m| m.kind == Head).and_then(|m| anchor(m.from));
     module.variant.is_none()
         && matches!(module.kind, Stem | Block | Attention | Mlp | Head)
-        && anchor(module.to).or(anchor(module.from)) == reference
+        && graph.reference().is_some()
+        && anchor(module.to).or(anchor(module.from)) == graph.reference()
 }
 
 /// Returns the non-negative losses that explain the measured qualities best. The fit is least

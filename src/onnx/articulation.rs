@@ -71,6 +71,8 @@ pub fn articulations(model: &ModelProto, input: &str) -> Result<Articulations, O
 /// Tensors and nodes of a graph that depend on the input and lead to the output.
 struct Flow<'a> {
     graph: &'a GraphProto,
+    /// Name of the main input.
+    input: &'a str,
     /// Names of the tensors whose elements depend on the input.
     depends: HashSet<&'a str>,
     /// Whether each node, by position, carries a dependent value towards the output.
@@ -110,14 +112,15 @@ impl<'a> Flow<'a> {
                 *readers.entry(name).or_default() += 1;
             }
         }
-        Ok(Self { graph, depends, carries, readers })
+        Ok(Self { graph, input, depends, carries, readers })
     }
 
     /// Returns the articulations: tensors that are the only unread dependent value after their
     /// node.
     fn articulations(&self, output: &str) -> Vec<String> {
         let mut left = self.readers.clone();
-        let mut open: HashSet<&str> = HashSet::new();
+        // What still reads the input itself cannot lie behind a cut.
+        let mut open: HashSet<&str> = HashSet::from([self.input]);
         let mut found = Vec::new();
         for (node, _) in self.graph.node.iter().zip(&self.carries).filter(|(_, carries)| **carries)
         {

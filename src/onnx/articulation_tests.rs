@@ -89,3 +89,29 @@ fn inputs_that_do_not_exist_or_lead_nowhere_are_refused() {
         assert!(articulations(&model, input).is_err(), "{input}");
     }
 }
+
+#[test]
+fn no_cut_comes_before_the_last_reader_of_the_input() {
+    // Two branches read the input, as RepVGG's first block does.
+    let (mut graph, x, w) = start();
+    let left = graph.node("MatMul", &[&x, &w], &[]);
+    let right = graph.node("MatMul", &[&x, &w], &[]);
+    let stem = graph.node("Add", &[&left, &right], &[]);
+    let inner = graph.node("MatMul", &[&stem, &w], &[]);
+    let block = graph.node("Add", &[&inner, &stem], &[]);
+    let head = graph.node("MatMul", &[&block, &w], &[]);
+    let found = articulations(&finish(graph, &head), "x").expect("valid");
+    assert_eq!(found.all, [stem.clone(), block.clone(), head]);
+    assert_eq!(found.cuts, [stem, block]);
+    // The input is read once more behind the first block.
+    let (mut graph, x, w) = start();
+    let stem = graph.node("MatMul", &[&x, &w], &[]);
+    let inner = graph.node("MatMul", &[&stem, &w], &[]);
+    let block = graph.node("Add", &[&inner, &stem], &[]);
+    let late = graph.node("Add", &[&block, &x], &[]);
+    let inner = graph.node("MatMul", &[&late, &w], &[]);
+    let end = graph.node("Add", &[&inner, &late], &[]);
+    let head = graph.node("MatMul", &[&end, &w], &[]);
+    let found = articulations(&finish(graph, &head), "x").expect("valid");
+    assert_eq!(found.all, [late, end, head]);
+}

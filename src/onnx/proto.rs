@@ -19,6 +19,20 @@ pub mod data_type {
     pub const INT64: i32 = 7;
     pub const FLOAT16: i32 = 10;
     pub const BFLOAT16: i32 = 16;
+
+    /// Returns the standard's name of a type, for messages.
+    pub fn name(data_type: i32) -> String {
+        match data_type {
+            FLOAT => "FLOAT".into(),
+            UINT8 => "UINT8".into(),
+            INT8 => "INT8".into(),
+            INT32 => "INT32".into(),
+            INT64 => "INT64".into(),
+            FLOAT16 => "FLOAT16".into(),
+            BFLOAT16 => "BFLOAT16".into(),
+            other => format!("of type {other}"),
+        }
+    }
 }
 
 /// Values of `AttributeProto.type`.
@@ -196,6 +210,12 @@ pub mod dimension {
 }
 
 impl ValueInfoProto {
+    /// Returns the type of the elements, or `None` if none is declared.
+    pub fn element_type(&self) -> Option<i32> {
+        let tensor = self.r#type.as_ref()?.tensor_type.as_ref()?;
+        Some(tensor.elem_type).filter(|elem_type| *elem_type != 0)
+    }
+
     /// Returns the extent of each axis, or `None` if no shape is declared. An axis is `None` if its
     /// extent may vary.
     pub fn extents(&self) -> Option<Vec<Option<usize>>> {

@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use proptest::prelude::{ProptestConfig, Strategy, any, prop_assert_eq, proptest};
+
 use super::{
     ErrorCode,
     admission::{
@@ -69,6 +71,8 @@ struct Simulation {
     threads: Vec<Option<Running>>,
     /// Time that a batch takes, as a multiple of what was profiled.
     slowness: f64,
+    /// Largest deviation of a batch's time, as a fraction of it.
+    noise: f64,
     random: Random,
     tally: Tally,
     /// Plan of the last batch.
@@ -84,6 +88,7 @@ impl Simulation {
             scheduler: Scheduler::new(now, 256, num_threads),
             threads: (0..num_threads).map(|_| None).collect(),
             slowness: 1.0,
+            noise: 0.05,
             random: Random(seed),
             tally: Tally::default(),
             last: String::new(),
@@ -93,8 +98,13 @@ impl Simulation {
 
     /// Lets a request for one image arrive at `now`. Returns whether it was admitted.
     fn arrive(&mut self, now: Instant, latency: Option<Duration>) -> bool {
+        self.arrive_with(now, latency, 1)
+    }
+
+    /// Lets a request for `rows` images arrive at `now`. Returns whether it was admitted.
+    fn arrive_with(&mut self, now: Instant, latency: Option<Duration>, rows: usize) -> bool {
         self.tally.arrived += 1;
-        let (shape, budget) = (Shape::new(1, 1), Budget { latency, ..Budget::default() });
+        let (shape, budget) = (Shape::new(rows, 1), Budget { latency, ..Budget::default() });
         let question = Question { shape, budget: &budget, now };
         let need = self.planner.need(&question).unwrap_or_default();
         let rank = Rank { priority: 1, deadline: now + latency.unwrap_or(MAX_WAIT) };
@@ -104,7 +114,7 @@ impl Simulation {
             return false;
         };
         let in_time = self.planner.plan_in_time(&question, Duration::ZERO);
-        let (job, reply) = job(&self.planner, now, &Asked { rows: 1, tokens: 1, budget });
+        let (job, reply) = job(&self.planner, now, &Asked { rows, tokens: 1, budget });
         let chosen = in_time.unwrap_or(job.chosen);
         self.replies.insert(now, reply);
         self.scheduler.push(now, reserved, Job { chosen, promise, ..job });
@@ -127,8 +137,9 @@ impl Simulation {
                 continue;
             };
             let begun = self.scheduler.begin(now, thread, chosen.conservative);
-            let speed = self.slowness * (0.95 + 0.1 * self.random.next());
-            let rows = jobs.len();
+            let deviation = self.noise * (2.0 * self.random.next() - 1.0);
+            let speed = self.slowness * (1.0 + deviation);
+            let rows = jobs.iter().map(|job| job.shape.batch).sum();
             let time = |id: &ModuleId| {
                 let module = self.planner.loaded.profile.module(*id)?;
                 let seconds = module.latency_seconds.at(rows, 1) * speed;
@@ -154,7 +165,7 @@ impl Simulation {
                 return;
             };
             let is_alone = self.scheduler.end(now, thread, begun, &jobs);
-            let shape = Shape::new(jobs.len(), 1);
+            let shape = Shape::new(jobs.iter().map(|job| job.shape.batch).sum(), 1);
             let whole = times.iter().map(|(_, time)| *time).sum();
             let run = Run { shape, times: &times, whole, is_alone, ended: now };
             self.planner.learn(&run, &Endings::default());
@@ -232,5 +243,87 @@ fn a_machine_that_becomes_slower_is_learned_and_forgotten() {
         simulation.run_until(now);
         assert!(simulation.arrive(now, Some(Duration::from_secs(1))), "second {second}");
         assert_eq!(simulation.last, idle, "second {second}");
+    }
+}
+
+/// Load on a server, from a calm one to many times its capacity.
+#[derive(Debug, Clone)]
+struct Load {
+    seed: u64,
+    num_threads: usize,
+    /// Requests a second.
+    rate: f64,
+    /// Shortest latency budget in milliseconds; others are up to eight times as long.
+    shortest: f64,
+    most_rows: f64,
+}
+
+fn load() -> impl Strategy<Value = Load> {
+    let numbers = (any::<u64>(), 1..3_usize, 5.0..800.0, 1.0..60.0, 1.0..8.0);
+    numbers.prop_map(|(seed, num_threads, rate, shortest, most_rows)| Load {
+        seed,
+        num_threads,
+        rate,
+        shortest,
+        most_rows,
+    })
+}
+
+/// Sends `load` for `length`.
+fn send(simulation: &mut Simulation, load: &Load, start: Instant, length: Duration) -> Instant {
+    let mut now = start;
+    while now < start + length {
+        now += simulation.random.gap(load.rate);
+        simulation.run_until(now);
+        let latency = load.shortest * (1.0 + 7.0 * simulation.random.next());
+        let rows = 1.0 + simulation.random.next() * (load.most_rows - 1.0);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 to 8")]
+        let rows = rows as usize;
+        let latency =
+            (simulation.random.next() < 0.9).then(|| Duration::from_secs_f64(latency / 1e3));
+        simulation.arrive_with(now, latency, rows);
+    }
+    now
+}
+
+/// Asks an idle server with budgets of every size, one after the other; returns what it decides.
+fn decisions(simulation: &mut Simulation, start: Instant) -> Vec<(bool, String)> {
+    let budgets = [1, 2, 3, 5, 8, 12, 20, 40, 80, 200].map(|ms| Some(Duration::from_millis(ms)));
+    let ask = |(index, latency): (u32, Option<Duration>)| {
+        let now = start + index * Duration::from_secs(1);
+        simulation.run_until(now);
+        simulation.last.clear();
+        (simulation.arrive(now, latency), simulation.last.clone())
+    };
+    (0..).zip(budgets.into_iter().chain([None])).map(ask).collect()
+}
+
+/// Returns the number of loads that are tried; `PROPTEST_CASES` asks for another.
+fn cases() -> u32 {
+    let asked = std::env::var("PROPTEST_CASES").ok();
+    asked.and_then(|cases| cases.parse().ok()).unwrap_or(20)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_few_seconds_after_any_load_a_server_decides_as_if_there_had_been_none(load in load()) {
+        let start = Instant::now();
+        let server = |seed| {
+            let mut server = Simulation::new(start, planner(), load.num_threads, seed);
+            server.noise = 0.0;
+            server
+        };
+        let mut loaded = server(load.seed);
+        let end = send(&mut loaded, &load, start, Duration::from_secs(1));
+        let quiet = end + MAX_WAIT;
+        loaded.run_until(quiet);
+        let tally = loaded.tally;
+        let ended = tally.in_time + tally.late + tally.refused + tally.expired;
+        prop_assert_eq!(tally.arrived, ended, "what is admitted ends: {:?}", tally);
+        let rested = quiet + Duration::from_secs(3);
+        let expected = decisions(&mut server(1), rested);
+        prop_assert_eq!(decisions(&mut loaded, rested), expected, "{:?}", tally);
     }
 }

@@ -12,7 +12,7 @@ use tessera::{
     fit::{FitError, ImportOptions, import},
     onnx::{
         Attribute, GraphBuilder,
-        proto::{ModelProto, StringStringEntry, data_type},
+        proto::{GraphProto, ModelProto, StringStringEntry, ValueInfoProto, data_type},
     },
 };
 
@@ -126,6 +126,22 @@ fn exports_that_cannot_be_taken_apart_are_refused_by_file_and_reason() {
     let mut model = network(2, 4, 8);
     model.opset_import[0].version = 99;
     let future = write(folder, "future.onnx", &model);
+    let changed = |name: &str, change: &dyn Fn(&mut GraphProto)| {
+        let mut model = network(2, 4, 8);
+        change(model.graph.as_mut().expect("a graph"));
+        write(folder, name, &model)
+    };
+    let shape = [None, Some(8), Some(8), Some(3)];
+    let half = changed("half.onnx", &|graph| {
+        let shape = [None, Some(3), Some(8), Some(8)];
+        graph.input[0] = ValueInfoProto::tensor("images", data_type::FLOAT16, &shape);
+    });
+    let last = changed("last.onnx", &|graph| {
+        graph.input[0] = ValueInfoProto::tensor("images", data_type::FLOAT, &shape);
+    });
+    let classes = changed("classes.onnx", &|graph| {
+        graph.output[0] = ValueInfoProto::tensor("logits", data_type::INT64, &[None]);
+    });
     let noise = folder.join("noise.onnx");
     fs::write(&noise, b"\x08\xffno model").expect("written");
     for (files, reason) in [
@@ -134,6 +150,9 @@ fn exports_that_cannot_be_taken_apart_are_refused_by_file_and_reason() {
         (vec![good.clone(), other_size], "maps [3, 16, 16]"),
         (vec![single], "usable cuts"),
         (vec![future], "opset 99"),
+        (vec![half], "half.onnx: input `images` is FLOAT16, but FLOAT is needed"),
+        (vec![last], "last.onnx: input `images` has 8 channels"),
+        (vec![classes], "classes.onnx: output `logits` is INT64, but scores in FLOAT"),
         (vec![noise], "is not an ONNX model"),
         (vec![good.clone(), good.clone()], "which another file gives"),
         (vec![folder.join("none.onnx")], "cannot be read"),

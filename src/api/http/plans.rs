@@ -58,7 +58,7 @@ pub(crate) struct WireChoice<'a> {
 
 /// Lists the plans of the Pareto front at a shape, cheapest first.
 pub(crate) async fn front(model: Model, RawQuery(query): RawQuery) -> Result<Response, ApiError> {
-    let shape = parse_query(query.as_deref().unwrap_or_default())?;
+    let shape = parse_query(query.as_deref().unwrap_or_default(), default_shape(&model))?;
     check(shape, &model.service)?;
     let front = model.service.front(shape);
     let body = WireFront {
@@ -74,7 +74,7 @@ pub(crate) async fn front(model: Model, RawQuery(query): RawQuery) -> Result<Res
 /// Returns the plan that a budget gets at a shape; an empty body asks without a budget.
 pub(crate) async fn choose(model: Model, Body(body): Body) -> Result<Response, ApiError> {
     let question: WireQuestion = read_or_default(body).await?;
-    let default = Shape::default();
+    let default = default_shape(&model);
     let shape = Shape {
         batch: question.batch.unwrap_or(default.batch),
         tokens: question.tokens.unwrap_or(default.tokens),
@@ -98,9 +98,15 @@ fn to_json(body: &impl Serialize) -> Result<Response, ApiError> {
     Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
 }
 
-/// Returns the shape that a query names.
-fn parse_query(query: &str) -> Result<Shape, ApiError> {
-    let mut shape = Shape::default();
+/// Returns the shape of a question that names none: the usual one, within the model's limits.
+fn default_shape(model: &Model) -> Shape {
+    let most = model.service.manifest().limits.max_tokens;
+    Shape { tokens: Shape::DEFAULT.tokens.min(most), ..Shape::DEFAULT }
+}
+
+/// Returns the shape that a query names; what it does not name is that of `default`.
+fn parse_query(query: &str, default: Shape) -> Result<Shape, ApiError> {
+    let mut shape = default;
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let slot = match name {

@@ -36,6 +36,8 @@ pub enum Resize {
     Stretch,
     /// The shorter side is resized to the given number of pixels, and the centre is cropped.
     Shorter(usize),
+    /// Both sides are stretched to the given height and width, and the centre is cropped.
+    Exact([usize; 2]),
 }
 
 /// Interpolation filter for resizing.
@@ -79,6 +81,12 @@ impl ImageSpec {
             Resize::Shorter(side) if side < self.height.max(self.width) || side > 8_192 => {
                 let expected = "the shorter side must cover what is cut out, and be at most 8192";
                 Some(Fault::new("resize.shorter", side, expected))
+            }
+            Resize::Exact([height, width])
+                if height < self.height || width < self.width || height.max(width) > 8_192 =>
+            {
+                let expected = "it must cover what is cut out, and be at most 8192 by 8192";
+                Some(Fault::new("resize.exact", format!("[{height}, {width}]"), expected))
             }
             _ => None,
         }

@@ -68,8 +68,21 @@ impl ImageSet {
             let message = format!("has the label {label}, but there are {classes} classes");
             return Err(FitError::Malformed { path: path.to_owned(), message });
         }
-        set.labels.truncate(limit);
+        set.keep(limit);
         Ok(set)
+    }
+
+    /// Keeps at most `limit` images: the first of a file, and of a folder as many of each class.
+    fn keep(&mut self, limit: usize) {
+        if let Pictures::Files(files) = &mut self.pictures
+            && limit < files.len()
+        {
+            let kept = (0..limit).map(|index| index * files.len() / limit);
+            let kept: Vec<usize> = kept.collect();
+            *files = kept.iter().map(|index| files[*index].clone()).collect();
+            self.labels = kept.iter().map(|index| self.labels[*index]).collect();
+        }
+        self.labels.truncate(limit);
     }
 
     /// Returns the file's or folder's name without its parent folder.
@@ -122,13 +135,18 @@ impl ImageSet {
         let classes: Vec<PathBuf> = classes.collect();
         let named = &manifest.output.labels;
         let (mut files, mut labels) = (Vec::new(), Vec::new());
-        for (index, class) in classes.iter().enumerate() {
+        for class in &classes {
             let name = class.file_name().unwrap_or_default().to_string_lossy();
             let label = named.iter().position(|label| *label == name);
-            let label = if named.is_empty() { Some(index) } else { label };
+            // Without names of classes, a folder is called by its class's number.
+            let number = || name.parse().ok().filter(|number| *number < manifest.output.width);
+            let label = if named.is_empty() { number() } else { label };
             let label = label.ok_or_else(|| FitError::Malformed {
                 path: class.clone(),
-                message: format!("is not a class; there are {}", named.join(", ")),
+                message: match named.is_empty() {
+                    true => format!("is not a class; they are 0 to {}", manifest.output.width - 1),
+                    false => format!("is not a class; there are {}", named.join(", ")),
+                },
             })?;
             for file in entries(class)?.into_iter().filter(|file| is_picture(file)) {
                 files.push(file);

@@ -1,10 +1,8 @@
 //! Writing the manifest of an imported family, with the stitches that it proposes.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use serde::Deserialize;
-
-use super::options::ImportOptions;
+use super::{options::ImportOptions, preprocessor::preprocessing};
 use crate::{family::FORMAT, fit::error::FitError};
 
 /// Export with the results of taking it apart.
@@ -34,23 +32,6 @@ pub(super) struct Imported {
     pub(super) num_nodes: usize,
     /// Whether images run one at a time.
     pub(super) one_by_one: bool,
-}
-
-/// Keys of `preprocessor_config.json` that the import reads.
-#[derive(Debug, Deserialize)]
-struct Preprocessor {
-    image_mean: Option<Vec<f32>>,
-    image_std: Option<Vec<f32>>,
-    size: Option<serde_json::Value>,
-    resample: Option<u8>,
-}
-
-/// Preprocessing of images for the manifest.
-struct Preprocessing {
-    mean: Vec<f32>,
-    std: Vec<f32>,
-    resize: String,
-    filter: &'static str,
 }
 
 /// Returns the text of the manifest.
@@ -164,45 +145,6 @@ fn place(shape: &[usize]) -> Place {
         [ref places @ .., _] => Place::Tokens(places.to_vec()),
         [] => Place::Tokens(Vec::new()),
     }
-}
-
-fn preprocessing(path: Option<&Path>, image: [usize; 3]) -> Result<Preprocessing, FitError> {
-    let [channels, height, width] = image;
-    let defaults = if channels == 1 {
-        (vec![0.5], vec![0.5])
-    } else {
-        (vec![0.485, 0.456, 0.406], vec![0.229, 0.224, 0.225])
-    };
-    let side = height.max(width);
-    let shorter = |side: usize| format!("{{ shorter = {side} }}");
-    // Most networks for ImageNet are evaluated this way: an eighth of the image is cut off.
-    let mut found = Preprocessing {
-        mean: defaults.0,
-        std: defaults.1,
-        resize: shorter(side + side / 7),
-        filter: "bilinear",
-    };
-    let Some(path) = path else {
-        return Ok(found);
-    };
-    let malformed = |message: String| FitError::Malformed { path: path.to_owned(), message };
-    let text = std::fs::read_to_string(path)
-        .map_err(|reason| FitError::File { path: path.to_owned(), reason })?;
-    let given: Preprocessor = serde_json::from_str(&text).map_err(|e| malformed(e.to_string()))?;
-    found.mean = given.image_mean.unwrap_or(found.mean);
-    found.std = given.image_std.unwrap_or(found.std);
-    found.filter = match given.resample.unwrap_or(2) {
-        0 => "nearest",
-        1 => "lanczos",
-        2 => "bilinear",
-        3 => "bicubic",
-        other => return Err(malformed(format!("`resample` is {other}, but 0 to 3 are supported"))),
-    };
-    if let Some(size) = given.size {
-        let edge = size["shortest_edge"].as_u64().and_then(|edge| usize::try_from(edge).ok());
-        found.resize = edge.map_or("\"stretch\"".into(), shorter);
-    }
-    Ok(found)
 }
 
 fn quoted(texts: &[String]) -> String {

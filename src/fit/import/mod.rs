@@ -6,6 +6,7 @@
 
 mod manifest;
 mod options;
+mod preprocessor;
 
 pub use options::ImportOptions;
 use std::{
@@ -32,7 +33,8 @@ use crate::{
     input::{ModelInput, Pixels},
     onnx::{
         Extents, OnnxError, articulations, check_repeatable, embed_weights, fix_shapes,
-        proto::ModelProto, read_model, shape_reads,
+        proto::{ModelProto, ValueInfoProto, data_type},
+        read_model, shape_reads,
     },
     pool::{Disk, FileSystem, lock, sweep, sync},
     runtime::{Executor, Runtime, SideInputs, WholeModel},
@@ -171,6 +173,7 @@ fn take_apart(
     let wrap = |e: OnnxError| malformed(file, &e);
     let name = anchor_name(file);
     let (input, image) = image_input(&model, file, options.one_by_one)?;
+    check_output(&model, file)?;
     check_repeatable(&model).map_err(wrap)?;
     check_independence(runtime, &model, &input, file, options.one_by_one)?;
     let proposed = proposed_cuts(&model, &input, file, options.cuts.get(&name))?;
@@ -196,7 +199,7 @@ fn take_apart(
         );
         return Err(FitError::Malformed { path: file.to_owned(), message });
     }
-    let width = known.get(&output).and_then(|[one, _]| one.last().copied()).unwrap_or_default();
+    let width = num_classes(&output, &known, file)?;
     declare(&mut model, &output, width);
     embed_weights(&mut model, source).map_err(wrap)?;
     let num_nodes = model.graph.as_ref().map_or(0, |graph| graph.node.len());
@@ -219,6 +222,36 @@ fn take_apart(
         num_nodes,
         one_by_one: options.one_by_one,
     })
+}
+
+/// Checks that the output of an export is declared to be f32, or of no type.
+fn check_output(model: &ModelProto, file: &Path) -> Result<(), FitError> {
+    let declared = model.graph.iter().flat_map(|graph| &graph.output).next();
+    let other = declared.and_then(|output| Some((&output.name, output.element_type()?)));
+    let Some((name, other)) = other.filter(|(_, other)| *other != data_type::FLOAT) else {
+        return Ok(());
+    };
+    let found = data_type::name(other);
+    let message = format!("output `{name}` is {found}, but scores in FLOAT are needed");
+    Err(FitError::Malformed { path: file.to_owned(), message })
+}
+
+/// Returns the number of classes for which `output` has scores.
+fn num_classes(
+    output: &str,
+    known: &HashMap<String, Extents>,
+    file: &Path,
+) -> Result<usize, FitError> {
+    match known.get(output).map(|[one, _]| one.as_slice()) {
+        Some([_, classes]) => Ok(*classes),
+        other => {
+            let found = other.unwrap_or_default();
+            let message = format!(
+                "output `{output}` is {found:?} for one image, but [batch, classes] is needed"
+            );
+            Err(FitError::Malformed { path: file.to_owned(), message })
+        }
+    }
 }
 
 /// Returns the tensors at which an export is to be cut: those in `named`, or those found.
@@ -284,7 +317,20 @@ fn image_input(
         let names: Vec<&str> = inputs.iter().map(|input| input.name.as_str()).collect();
         return Err(refuse(format!("has the inputs {}, but one is needed", names.join(", "))));
     };
+    if let Some(other) = input.element_type().filter(|other| *other != data_type::FLOAT) {
+        let found = data_type::name(other);
+        return Err(refuse(format!("input `{}` is {found}, but FLOAT is needed", input.name)));
+    }
     let extents = input.extents().unwrap_or_default();
+    if let [_, Some(channels), _, _] = extents[..]
+        && !matches!(channels, 1 | 3)
+    {
+        return Err(refuse(format!(
+            "input `{}` has {channels} channels in {extents:?}, but [batch, channels, height, \
+             width] with 1 or 3 channels is needed",
+            input.name
+        )));
+    }
     match extents[..] {
         [None, Some(channels), Some(height), Some(width)] => {
             Ok((input.name.clone(), [channels, height, width]))
@@ -324,7 +370,6 @@ fn usable(
 
 /// Writes the output's shape into the model, because some exports lack it.
 fn declare(model: &mut ModelProto, output: &str, width: usize) {
-    use crate::onnx::proto::{ValueInfoProto, data_type};
     let shape = [None, i64::try_from(width).ok()];
     if let Some(graph) = &mut model.graph {
         graph.output = vec![ValueInfoProto::tensor(output, data_type::FLOAT, &shape)];

@@ -95,7 +95,6 @@ impl FamilyService {
         };
         self.queue.admit(candidate).map_err(|error| {
             let is_hopeless = matches!(error, QueueError::Refused(Refusal::Late { .. }))
-                && asked.budget.plan.is_none()
                 && !self.planner.is_feasible(&question);
             // Other requests are not the reason, so a retry does not help.
             let hopeless = is_hopeless.then(|| self.planner.plan_for(&question).err());
