@@ -145,8 +145,8 @@ fit: setup build data ## Fit stitches, bridges and exits in closed form
 	./$(BINARY) fit --family fashion --data $(IMAGES)/train-images-idx3-ubyte.gz --examples 4000 $(ARGS)
 
 profile: setup build ## Measure the modules on this machine
-	./$(BINARY) profile --family text $(ARGS)
-	./$(BINARY) profile --family fashion $(ARGS)
+	./$(BINARY) profile --family text --out models/profile.json $(ARGS)
+	./$(BINARY) profile --family fashion --out models/profile.json $(ARGS)
 
 evaluate: setup build data ## Measure the plans' quality on held-out mails and images
 	./$(BINARY) evaluate --family text --data $(MAILS)/heldout.jsonl --examples 1000 $(ARGS)

@@ -25,6 +25,8 @@ pub struct Config {
 pub struct PoolConfig {
     /// Folder of families.
     pub folder: PathBuf,
+    /// File of costs from other machines, or `None` for the one in the pool's folder.
+    pub profile: Option<PathBuf>,
     /// Modules that are never evicted, as FAMILY/NAME.
     pub pins: Vec<String>,
     /// Time between two looks at the folder; zero for none.

@@ -13,7 +13,7 @@ use crate::{
     assembly::Family,
     family::MANIFEST_FILE,
     fit::Progress,
-    offer::QualityRecords,
+    offer::{QualityRecords, SHIPPED_FILE, ShippedProfiles},
     pool::{FamilyWriter, Stamps},
     serve::{LoadedFamily, Loader},
     tensor::chain,
@@ -30,13 +30,29 @@ pub(super) struct PoolLoader {
 }
 
 impl PoolLoader {
+    /// Returns the costs from other machines: those of the file that the settings name, or of the
+    /// one in the pool's folder. The latter is optional, so a fault of it is a warning.
+    fn shipped(&self) -> Result<ShippedProfiles, AppError> {
+        if let Some(path) = &self.pool.profile {
+            return Ok(ShippedProfiles::read(path)?);
+        }
+        let path = self.pool.folder.join(SHIPPED_FILE);
+        Ok(ShippedProfiles::read(&path).unwrap_or_else(|error| {
+            tracing::warn!("costs of other machines are not used: {}", chain(&error));
+            ShippedProfiles::default()
+        }))
+    }
+
     fn try_load(&self, name: &str) -> Result<LoadedFamily, AppError> {
         if self.stop.is_cancelled() {
             return Err(AppError::Stopping);
         }
         let family = family_of(&self.pool.folder, name)?;
         let profiles = Profiles { machine: &self.machine, progress: &*self.progress };
-        let profile = profiles.of(&family, &self.stop)?;
+        let profile = match profiles.known(&family, &self.shipped()?)? {
+            Some(profile) => profile,
+            None => profiles.of(&family, &self.stop)?,
+        };
         let quality = quality_of(&family)?;
         let pins: Vec<&str> = pins_of(&self.pool.pins, name).collect();
         let loaded = LoadedFamily::new(family, profile, quality, self.margin)?;
@@ -91,7 +107,8 @@ pub fn quality_of(family: &Family) -> Result<QualityRecords, AppError> {
     Ok(QualityRecords::read(&family.folder.join(&family.manifest.quality.file))?)
 }
 
-/// Returns the names of the folders of `pool` that hold a manifest, sorted.
+/// Returns the names of the folders of `pool` that hold a manifest, sorted. Hidden folders are not
+/// families.
 ///
 /// # Errors
 ///
@@ -134,6 +151,7 @@ fn found_families(pool: &Path) -> Result<Vec<String>, AppError> {
         .filter_map(Result::ok)
         .filter(|entry| entry.path().join(MANIFEST_FILE).is_file())
         .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| !name.starts_with('.'))
         .collect();
     names.sort();
     Ok(names)
@@ -146,4 +164,24 @@ fn pins_of<'a>(pins: &'a [String], family: &str) -> impl Iterator<Item = &'a str
         (of == family).then_some(name)
     };
     pins.iter().filter_map(own)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn families_are_folders_with_a_manifest_that_are_not_hidden() {
+        let pool = tempfile::tempdir().expect("a folder");
+        for name in ["b", "a", ".import-x", "no-manifest"] {
+            fs::create_dir(pool.path().join(name)).expect("created");
+        }
+        for name in ["a", "b", ".import-x"] {
+            fs::write(pool.path().join(name).join(MANIFEST_FILE), "").expect("written");
+        }
+        fs::write(pool.path().join("profile.json"), "{}").expect("written");
+        assert_eq!(family_names(pool.path()).expect("names"), ["a", "b"]);
+    }
 }

@@ -1,11 +1,15 @@
 //! The runtime on this machine.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::OnceLock,
+    time::Duration,
+};
 
 use super::AppError;
 use crate::{
     offer::MachineKey,
-    runtime::{Runtime, RuntimeConfig, find_library},
+    runtime::{Runtime, RuntimeConfig, calibrate, find_library},
 };
 
 /// Settings of the runtime.
@@ -30,6 +34,8 @@ pub struct Machine {
     pub(super) key: MachineKey,
     /// Folder of profiles; `None` if there is no folder for them.
     pub(super) cache: Option<PathBuf>,
+    /// Time of the calibration's work, once it was measured.
+    calibration: OnceLock<Duration>,
 }
 
 impl Machine {
@@ -47,12 +53,21 @@ impl Machine {
         let key = MachineKey::of_this_machine(&library, num_threads, spin)?;
         let config = RuntimeConfig { library, num_threads: key.num_threads, spin, memory_limit };
         let runtime = Runtime::start(&config)?;
-        Ok(Self { runtime, key, cache: cache.or_else(default_cache) })
+        Ok(Self::new(runtime, key, cache.or_else(default_cache)))
     }
 
     /// Creates a machine around a runtime that has started.
     pub fn new(runtime: Runtime, key: MachineKey, cache: Option<PathBuf>) -> Self {
-        Self { runtime, key, cache }
+        Self { runtime, key, cache, calibration: OnceLock::new() }
+    }
+
+    /// Returns the time of the calibration's work on this machine, which is measured once.
+    pub(super) fn calibration(&self) -> Result<Duration, AppError> {
+        if let Some(known) = self.calibration.get() {
+            return Ok(*known);
+        }
+        let measured = calibrate(&self.runtime)?;
+        Ok(*self.calibration.get_or_init(|| measured))
     }
 
     /// Returns the runtime.

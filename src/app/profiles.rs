@@ -8,7 +8,7 @@ use super::{AppError, Machine};
 use crate::{
     assembly::Family,
     fit::{FitError, ProfileOptions, Progress, measure_profile},
-    offer::{Profile, ProfileCache},
+    offer::{OfferError, Profile, ProfileCache, ShippedProfile, ShippedProfiles},
     runtime::Executor,
     tensor::{chain, give_back_freed_memory},
 };
@@ -32,6 +32,48 @@ pub struct Measured {
 }
 
 impl Profiles<'_> {
+    /// Returns the profile of `family` without measuring: from the machine's cache, or from the
+    /// costs in `shipped`, scaled by the speed of this machine. Returns `None` if a module is in
+    /// neither.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the machine's speed cannot be measured.
+    pub fn known(
+        &self,
+        family: &Arc<Family>,
+        shipped: &ShippedProfiles,
+    ) -> Result<Option<Profile>, AppError> {
+        let mut cache = self.cached();
+        if let Ok(profile) = cache.profile_of(family) {
+            return Ok(Some(profile));
+        }
+        let Some(nearest) = shipped.nearest(&self.machine.key) else { return Ok(None) };
+        let ratio = self.machine.calibration()?.as_secs_f64() / nearest.calibration_seconds;
+        nearest.complete(&mut cache, ratio).map_err(OfferError::from)?;
+        let profile = cache.profile_of(family).ok();
+        if profile.is_some() {
+            tracing::info!(
+                family = family.manifest.name,
+                of = nearest.machine.processor,
+                ratio = format!("{ratio:.2}"),
+                "costs are those of another machine, scaled; `tessera profile` measures them here"
+            );
+        }
+        Ok(profile)
+    }
+
+    /// Returns what the machine's cache has of `family`, to be shipped to other machines.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the machine's speed cannot be measured.
+    pub fn shipped(&self, family: &Family) -> Result<ShippedProfile, AppError> {
+        let calibration_seconds = self.machine.calibration()?.as_secs_f64();
+        let ProfileCache { machine, modules, proven } = self.cached().of(family);
+        Ok(ShippedProfile { machine, calibration_seconds, modules, proven })
+    }
+
     /// Returns the profile of `family`; measures the modules that the machine's cache lacks, until
     /// `stop` is cancelled.
     ///

@@ -9,7 +9,7 @@ use crate::{
     app::{Measured, family_of, quality_of, writer_of},
     family::Manifest,
     fit::{Dataset, EvaluateOptions, ExpertOptions, FitOptions},
-    offer::QualityRecords,
+    offer::{QualityRecords, ShippedProfiles},
     runtime::Executor,
     telemetry,
 };
@@ -57,6 +57,12 @@ pub(super) fn profile(common: &Common, arguments: &ProfileArguments) -> anyhow::
     let Measured { profile, unkept } = setup::profile_again(&machine, &family, arguments.again)?;
     if let Some(folder) = machine.cache().filter(|_| unkept.is_none()) {
         say(&format!("{}", machine.key().file(folder).display()));
+    }
+    if let Some(out) = &arguments.out {
+        let mut shipped = ShippedProfiles::read(out)?;
+        shipped.add(setup::shipped(&machine, &family)?);
+        shipped.write(out)?;
+        say(&format!("{}", out.display()));
     }
     let is_image = family.manifest.image.is_some();
     let shapes = if is_image { [(1, 1), (4, 1), (16, 1)] } else { [(1, 32), (1, 128), (16, 128)] };

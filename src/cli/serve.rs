@@ -68,6 +68,7 @@ fn config_of(common: &Common, arguments: &ServeArguments) -> Config {
     Config {
         pool: PoolConfig {
             folder: common.pool.clone(),
+            profile: arguments.profile.clone(),
             pins: arguments.pin.clone(),
             poll: Duration::from_secs(arguments.poll_pool),
         },

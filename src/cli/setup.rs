@@ -8,7 +8,7 @@ use super::{args::Common, progress::Bars};
 use crate::{
     app::{AppError, Machine, MachineConfig, Measured, Profiles},
     assembly::Family,
-    offer::Profile,
+    offer::{Profile, ShippedProfile},
 };
 
 /// Returns the settings of the runtime that `common` names.
@@ -41,4 +41,9 @@ pub(super) fn profile_again(
 ) -> Result<Measured, AppError> {
     let progress = Bars::default();
     Profiles { machine, progress: &progress }.measured(family, again)
+}
+
+/// Returns the costs of `family` on this machine, to be shipped to others.
+pub(super) fn shipped(machine: &Machine, family: &Family) -> Result<ShippedProfile, AppError> {
+    Profiles { machine, progress: &Bars::default() }.shipped(family)
 }

@@ -6,9 +6,11 @@ mod error;
 mod front;
 mod profile;
 mod quality;
+mod shipped;
 
 pub use error::OfferError;
 pub use front::{candidate_plans, costed_graph, entry, plan_table};
 pub use profile::{MachineKey, ModuleProfile, Profile, ProfileCache};
 pub(crate) use profile::{module_digest, network_digest};
 pub use quality::{QualityRecords, losses_of};
+pub use shipped::{SHIPPED_FILE, ShippedProfile, ShippedProfiles};

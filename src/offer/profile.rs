@@ -159,6 +159,20 @@ impl ProfileCache {
         write_atomically(&path, text.as_bytes())
     }
 
+    /// Returns a cache of what this one has of `family`.
+    #[must_use]
+    pub fn of(&self, family: &Family) -> Self {
+        let modules = (0..family.graph.modules().len()).filter_map(|index| {
+            let digest = module_digest(family, ModuleId(index))?;
+            let module = self.modules.get(&digest)?.clone();
+            Some((digest, module))
+        });
+        let networks =
+            (0..family.num_networks()).map(|index| network_digest(family.network(index)));
+        let proven = networks.filter(|digest| self.proven.contains(digest)).collect();
+        Self { machine: self.machine.clone(), modules: modules.collect(), proven }
+    }
+
     /// Removes the modules of `family`.
     pub fn forget(&mut self, family: &Family) {
         for index in 0..family.graph.modules().len() {

@@ -3,14 +3,17 @@
 use std::{sync::Arc, time::Duration};
 
 use tessera::{
+    app::{Machine, Profiles},
     assembly::Family,
     family::ModuleId,
     fit::{ProfileOptions, measure_profile},
-    offer::ProfileCache,
+    offer::{MachineKey, ProfileCache, ShippedProfile, ShippedProfiles},
     runtime::Executor,
 };
 
-use crate::support::{fashion_family, language::Model, machine_key, runtime, synthetic::Synthetic};
+use crate::support::{
+    computed_cache, fashion_family, language::Model, machine_key, runtime, synthetic::Synthetic,
+};
 
 /// Measures the modules of `family` that `cache` lacks. Returns how often it was saved.
 fn measure(family: &Arc<Family>, cache: &mut ProfileCache) -> usize {
@@ -55,4 +58,31 @@ fn every_module_is_measured_once_at_every_batch_and_length() {
         }
         assert_eq!(measure(&family, &mut cache), 0, "{name}: nothing is left to measure");
     }
+}
+
+#[test]
+fn a_family_that_was_never_measured_here_has_the_costs_of_another_machine() {
+    let family = fashion_family();
+    let machine = Machine::new(runtime(), machine_key(), None);
+    let profiles = Profiles { machine: &machine, progress: &() };
+    let mut shipped = ShippedProfiles::default();
+    assert!(profiles.known(&family, &shipped).expect("no file").is_none());
+    let ProfileCache { machine: known, modules, proven } = computed_cache(&family);
+    let other = MachineKey { processor: "another".into(), ..known };
+    // A millionth of a second is less than any machine takes for the calibration.
+    shipped.add(ShippedProfile { machine: other, calibration_seconds: 1e-6, modules, proven });
+    let found = profiles.known(&family, &shipped).expect("read").expect("every module is there");
+    let computed = computed_cache(&family).profile_of(&family).expect("complete");
+    let ratios = (0..family.graph.modules().len()).map(ModuleId).filter_map(|id| {
+        let (found, computed) = (found.module(id)?, computed.module(id)?);
+        assert_eq!(found.activation_bytes, computed.activation_bytes, "memory is the same");
+        Some(found.latency_seconds.at(1, 1) / computed.latency_seconds.at(1, 1))
+    });
+    let ratios: Vec<f64> = ratios.collect();
+    assert!(ratios[0] > 1.0, "this machine is slower: {}", ratios[0]);
+    assert!(ratios.iter().all(|ratio| (ratio / ratios[0] - 1.0).abs() < 1e-9), "{ratios:?}");
+    // Without one of its modules, the family must be measured.
+    let first = shipped.machines[0].modules.keys().next().expect("one").clone();
+    shipped.machines[0].modules.remove(&first);
+    assert!(profiles.known(&family, &shipped).expect("read").is_none());
 }

@@ -147,6 +147,10 @@ pub struct ServeArguments {
     /// File of clients with their tokens (TOML); SIGHUP reads it again [default: everybody may ask]
     #[arg(long, env = "TESSERA_CLIENTS")]
     pub clients: Option<PathBuf>,
+    /// File of costs from other machines, for families that were never measured on this one
+    /// [default: profile.json in the pool, if it is there]
+    #[arg(long, env = "TESSERA_PROFILE")]
+    pub profile: Option<PathBuf>,
     /// Largest request body or message
     #[arg(long, env = "TESSERA_MAX_BODY", default_value = "16MiB")]
     pub max_body: ByteSize,
@@ -260,6 +264,9 @@ pub struct ProfileArguments {
     /// Measure again the modules that the cache holds; the cache stays until all are measured
     #[arg(long)]
     pub again: bool,
+    /// File to which the costs are added, for machines on which the family was never measured
+    #[arg(long)]
+    pub out: Option<PathBuf>,
 }
 
 /// Options of `evaluate`.

@@ -1,8 +1,10 @@
 //! Measuring networks: their activations, and whole models.
 
 pub(super) mod activations;
+mod calibration;
 mod scratch;
 mod whole;
 
+pub use calibration::calibrate;
 pub use scratch::Scratch;
 pub use whole::{Elements, WholeModel};

@@ -81,7 +81,12 @@ pub(crate) fn config(pool: &Path) -> Config {
         drain_timeout: PATIENCE,
     };
     Config {
-        pool: PoolConfig { folder: pool.to_owned(), pins: Vec::new(), poll: Duration::ZERO },
+        pool: PoolConfig {
+            folder: pool.to_owned(),
+            profile: None,
+            pins: Vec::new(),
+            poll: Duration::ZERO,
+        },
         service: CONFIG,
         api: api_config(),
         network: NetworkConfig {
