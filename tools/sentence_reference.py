@@ -38,6 +38,7 @@ def main():
     linear = models.Dense(16, 12, bias=False, activation_function=identity)
     case(out / "dense", pooling("mean"), dense, linear, models.Normalize())
     case(out / "prompt", pooling("mean"), prompts={"query": "answer the "})
+    case(out / "dot", pooling("cls"), similarity="dot")
 
 
 def pooling(mode):
@@ -45,7 +46,7 @@ def pooling(mode):
     return models.Pooling(WIDTH, pooling_mode=mode)
 
 
-def case(folder, *modules, prompts=None):
+def case(folder, *modules, prompts=None, similarity=None):
     """Saves a model, and what it makes of the texts."""
     with tempfile.TemporaryDirectory() as place:
         sizes = {"num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 48}
@@ -61,7 +62,11 @@ def case(folder, *modules, prompts=None):
         first = models.Transformer(place, max_seq_length=MAX_TOKENS)
         name = next(iter(prompts)) if prompts else None
         model = SentenceTransformer(
-            modules=[first, *modules], prompts=prompts, default_prompt_name=name, device="cpu"
+            modules=[first, *modules],
+            prompts=prompts,
+            default_prompt_name=name,
+            similarity_fn_name=similarity,
+            device="cpu",
         )
         for module in modules:
             shake(module)

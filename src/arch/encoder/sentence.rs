@@ -143,19 +143,23 @@ struct TokenizerConfig {
 }
 
 #[derive(Debug, Default, Deserialize)]
-struct PromptConfig {
+struct FolderConfig {
     #[serde(default)]
     prompts: Map<String, Value>,
     default_prompt_name: Option<String>,
+    similarity_fn_name: Option<String>,
 }
 
-const PROMPT_KEYS: Keys = Keys {
+/// Name of the file about the whole folder.
+const FOLDER_FILE: &str = "config_sentence_transformers.json";
+
+const FOLDER_KEYS: Keys = Keys {
     honoured: &["default_prompt_name", "prompts"],
-    only: &[("model_type", &["\"SentenceTransformer\""])],
-    ignored: &[
-        ("they say who wrote the file", &["__version__"]),
-        ("clients compare embeddings", &["similarity_fn_name"]),
+    only: &[
+        ("model_type", &["\"SentenceTransformer\""]),
+        ("similarity_fn_name", &["\"cosine\"", "\"dot\"", "\"euclidean\"", "\"manhattan\""]),
     ],
+    ignored: &[("they say who wrote the file", &["__version__"])],
 };
 
 /// Files of an anchor's folder.
@@ -210,7 +214,14 @@ impl Sentence {
             let expected = "a Pooling is needed behind the Transformer";
             return Err(file.refuse(Fault::new("[1].type", "missing", expected)));
         }
-        found.prompt = files.prompt()?;
+        let folder: FolderConfig = files.read(Path::new(FOLDER_FILE), &[FOLDER_KEYS])?;
+        found.prompt = files.prompt(&folder)?;
+        // Vectors that are compared by their angle are given with length 1, as embeddings usually
+        // are; with a dot product or a distance, the length is part of the answer.
+        let by_angle = folder.similarity_fn_name.as_deref().is_none_or(|name| name == "cosine");
+        if by_angle && !matches!(found.layers.last(), Some(Layer::Normalize)) {
+            found.layers.push(Layer::Normalize);
+        }
         Ok(found)
     }
 
@@ -388,14 +399,12 @@ impl<'a> Files<'a> {
     }
 
     /// Returns the text that stands before each text by default.
-    fn prompt(&self) -> Result<Option<String>, ArchError> {
-        let location = Path::new("config_sentence_transformers.json");
-        let config: PromptConfig = self.read(location, &[PROMPT_KEYS])?;
-        let Some(name) = config.default_prompt_name else { return Ok(None) };
-        let prompt = config.prompts.get(&name).and_then(Value::as_str);
+    fn prompt(&self, folder: &FolderConfig) -> Result<Option<String>, ArchError> {
+        let Some(name) = &folder.default_prompt_name else { return Ok(None) };
+        let prompt = folder.prompts.get(name).and_then(Value::as_str);
         let prompt = prompt.ok_or_else(|| ArchError::Config {
-            path: self.path(location),
-            fault: Fault::new("default_prompt_name", &name, "it must be one of `prompts`"),
+            path: self.path(Path::new(FOLDER_FILE)),
+            fault: Fault::new("default_prompt_name", name, "it must be one of `prompts`"),
         })?;
         Ok(Some(prompt.to_owned()).filter(|prompt| !prompt.is_empty()))
     }
