@@ -10,7 +10,7 @@ TRAINING := .tessera/training/bin/python
 CLIENTS := .tessera/conformance/bin/python
 
 .PHONY: help setup setup-full data build serve test test-haswell conformance conformance-quick \
-	conformance-kserve \
+	conformance-kserve budgets \
 	schemathesis fuzz protocols beside peers soak cases json lint fmt bench fit profile evaluate \
 	train references clean msrv
 
@@ -80,6 +80,9 @@ protocols: setup build .tessera/benches/bin/python ## Measure each protocol agai
 
 peers: setup build .tessera/benches/bin/python ## Compare with PyTriton, MLServer and a raw session
 	.tessera/benches/bin/python benches/peers.py --binary $(BINARY) $(ARGS)
+
+budgets: setup build .tessera/benches/bin/python ## Measure whether the first budgets after a start are kept
+	.tessera/benches/bin/python benches/first_budgets.py --binary $(BINARY) $(ARGS)
 
 beside: setup build .tessera/benches/bin/python ## Measure inference beside health checks, scrapes, idle connections
 	.tessera/benches/bin/python benches/beside.py --binary $(BINARY) $(ARGS)

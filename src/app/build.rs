@@ -12,8 +12,7 @@ use super::{
 };
 use crate::{
     api::{self, ApiState, Transport},
-    fit::Progress,
-    serve::{Engine, InferenceThreads, Observer, Registry, Repository},
+    serve::{Engine, FamilyState, InferenceThreads, Observer, Registry, Repository},
     telemetry::{self, Metrics},
 };
 
@@ -43,7 +42,6 @@ impl App {
         config: Config,
         machine: Machine,
         metrics: Arc<Metrics>,
-        progress: Arc<dyn Progress + Send + Sync>,
     ) -> Result<Self, AppError> {
         let NetworkConfig { http, grpc, .. } = &config.network;
         let http = listen(http).await?;
@@ -62,7 +60,6 @@ impl App {
             pool: config.pool.clone(),
             machine,
             margin: config.service.latency_margin,
-            progress,
             stop: stop.clone(),
         };
         let registry = Arc::new(Registry::default());
@@ -111,7 +108,15 @@ impl App {
             ..ApiState::new(repository.clone(), observer, Arc::new(move || metrics.render()))
         };
         let following = follow_pool(repository.clone(), config.pool.poll, stop.clone());
-        let loading = spawn_blocking(move || repository.load_all(&names));
+        let loaded = Loaded {
+            registry: registry.clone(),
+            stop: stop.clone(),
+            exit_on_error: config.pool.exit_on_error,
+        };
+        let loading = spawn_blocking(move || {
+            repository.load_all(&names);
+            check_served(&loaded)
+        });
         tokio::spawn(following);
         let draining = stop.clone();
         tokio::spawn(async move {
@@ -125,9 +130,9 @@ impl App {
         let ended = tokio::try_join!(routes, calls).map_err(AppError::Serving);
         stop.cancel();
         // A family may still be loading inside ONNX Runtime; the process must not end before that.
-        drop(loading.await);
+        let loaded = loading.await.unwrap_or(Err(AppError::Panicked));
         drop(spawn_blocking(move || drop(threads)).await);
-        ended.map(|_| ())
+        ended.and(loaded)
     }
 }
 
@@ -135,6 +140,27 @@ impl std::fmt::Debug for App {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("App").field("config", &self.config).finish_non_exhaustive()
     }
+}
+
+/// State of a server whose families were loaded.
+struct Loaded {
+    registry: Arc<Registry>,
+    stop: CancellationToken,
+    exit_on_error: bool,
+}
+
+/// Stops the server if none of its families loaded.
+fn check_served(Loaded { registry, stop, exit_on_error }: &Loaded) -> Result<(), AppError> {
+    let families = registry.families();
+    let has_failed =
+        |(_, state): &(String, FamilyState)| matches!(state, FamilyState::Failed { .. });
+    if !exit_on_error || stop.is_cancelled() || !families.iter().all(has_failed) {
+        return Ok(());
+    }
+    stop.cancel();
+    let failures = registry.failures().into_iter();
+    let reasons: Vec<String> = failures.map(|(name, reason)| format!("{name}: {reason}")).collect();
+    Err(AppError::NothingServed { reasons: reasons.join("; ") })
 }
 
 async fn listen(address: &str) -> Result<TcpListener, AppError> {

@@ -31,6 +31,8 @@ pub struct PoolConfig {
     pub pins: Vec<String>,
     /// Time between two looks at the folder; zero for none.
     pub poll: Duration,
+    /// Whether the server ends with an error if none of the families loads.
+    pub exit_on_error: bool,
 }
 
 /// Settings of sockets and clients.

@@ -106,6 +106,12 @@ pub enum AppError {
     /// The files for TLS are wrong.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// None of the families loads.
+    #[error("nothing can be served: {reasons}; --exit-on-error=false serves on without it")]
+    NothingServed {
+        /// Names of the families with the reasons.
+        reasons: String,
+    },
     /// The server stops.
     #[error("the server is stopping")]
     Stopping,

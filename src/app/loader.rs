@@ -8,12 +8,15 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::{AppError, Machine, PoolConfig, Profiles};
+use super::{
+    AppError, Machine, PoolConfig, Profiles, idle::Refining, profiles::Known,
+    progress::LoadProgress,
+};
 use crate::{
     assembly::Family,
-    family::MANIFEST_FILE,
-    fit::Progress,
-    offer::{QualityRecords, SHIPPED_FILE, ShippedProfiles},
+    family::{MANIFEST_FILE, ModuleId},
+    fit::IdleMeasuring,
+    offer::{Profile, QualityRecords, SHIPPED_FILE, ShippedProfiles},
     pool::{FamilyWriter, Stamps},
     serve::{LoadedFamily, Loader},
     tensor::chain,
@@ -25,7 +28,6 @@ pub(super) struct PoolLoader {
     pub(super) machine: Machine,
     /// Fraction by which predictions are made larger.
     pub(super) margin: f64,
-    pub(super) progress: Arc<dyn Progress + Send + Sync>,
     pub(super) stop: CancellationToken,
 }
 
@@ -43,19 +45,33 @@ impl PoolLoader {
         }))
     }
 
+    /// Returns the measurements of the modules `estimated`, to be made in idle time.
+    fn refining(
+        &self,
+        family: &Arc<Family>,
+        profile: &Profile,
+        estimated: &[ModuleId],
+    ) -> Refining {
+        let measuring = IdleMeasuring::new(family.clone(), profile.clone(), estimated);
+        let Machine { key, cache, .. } = &self.machine;
+        Refining { measuring, key: key.clone(), cache: cache.clone() }
+    }
+
     fn try_load(&self, name: &str) -> Result<LoadedFamily, AppError> {
         if self.stop.is_cancelled() {
             return Err(AppError::Stopping);
         }
         let family = family_of(&self.pool.folder, name)?;
-        let profiles = Profiles { machine: &self.machine, progress: &*self.progress };
-        let profile = match profiles.known(&family, &self.shipped()?)? {
-            Some(profile) => profile,
-            None => profiles.of(&family, &self.stop)?,
-        };
+        let progress = LoadProgress::new(name, &self.stop);
+        let profiles = Profiles { machine: &self.machine, progress: &progress };
+        let Known { profile, estimated } = profiles.at_once(&family, &self.shipped()?)?;
         let quality = quality_of(&family)?;
         let pins: Vec<&str> = pins_of(&self.pool.pins, name).collect();
-        let loaded = LoadedFamily::new(family, profile, quality, self.margin)?;
+        let refining = self.refining(&family, &profile, &estimated);
+        let mut loaded = LoadedFamily::new(family, profile, quality, self.margin)?;
+        if !estimated.is_empty() {
+            loaded = loaded.with_idle_work(Box::new(refining));
+        }
         loaded.pin(&pins).map_err(|reason| AppError::PinnedModule { reason })
     }
 }

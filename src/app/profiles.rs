@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use tokio_util::sync::CancellationToken;
-
 use super::{AppError, Machine};
 use crate::{
     assembly::Family,
-    fit::{FitError, ProfileOptions, Progress, measure_profile},
+    family::ModuleId,
+    fit::{FitError, ProfileOptions, Progress, estimate_profile, measure_profile},
     offer::{OfferError, Profile, ProfileCache, ShippedProfile, ShippedProfiles},
     runtime::Executor,
     tensor::{chain, give_back_freed_memory},
@@ -22,6 +21,15 @@ pub struct Profiles<'a> {
     pub progress: &'a dyn Progress,
 }
 
+/// The costs of a family for serving.
+#[derive(Debug)]
+pub struct Known {
+    /// Costs of all modules.
+    pub profile: Profile,
+    /// Modules whose latencies are estimates.
+    pub estimated: Vec<ModuleId>,
+}
+
 /// A family's profile, and the error if it was not saved.
 #[derive(Debug)]
 pub struct Measured {
@@ -32,35 +40,51 @@ pub struct Measured {
 }
 
 impl Profiles<'_> {
-    /// Returns the profile of `family` without measuring: from the machine's cache, or from the
-    /// costs in `shipped`, scaled by the speed of this machine. Returns `None` if a module is in
-    /// neither.
+    /// Returns the costs of `family` for serving, within moments: from the machine's cache, or
+    /// else from the costs in `shipped`, scaled by the speed of this machine, or else estimated
+    /// from a few runs.
     ///
     /// # Errors
     ///
-    /// Fails when the machine's speed cannot be measured.
-    pub fn known(
+    /// Fails when modules do not run or the progress is stopped.
+    pub fn at_once(
         &self,
         family: &Arc<Family>,
         shipped: &ShippedProfiles,
-    ) -> Result<Option<Profile>, AppError> {
+    ) -> Result<Known, AppError> {
         let mut cache = self.cached();
-        if let Ok(profile) = cache.profile_of(family) {
-            return Ok(Some(profile));
+        if cache.profile_of(family).is_err() {
+            self.complete(family, shipped, &mut cache)?;
         }
-        let Some(nearest) = shipped.nearest(&self.machine.key) else { return Ok(None) };
+        if cache.profile_of(family).is_err() {
+            let mut executor = Executor::new(self.machine.runtime.clone(), family.clone());
+            estimate_profile(&mut executor, &mut cache, self.progress)?;
+            drop(executor);
+            give_back_freed_memory();
+        }
+        let profile = cache.profile_of(family).map_err(|_| AppError::Unmeasured)?;
+        Ok(Known { profile, estimated: cache.estimated_of(family) })
+    }
+
+    /// Adds to `cache` what it lacks of `family` and the nearest machine in `shipped` has.
+    fn complete(
+        &self,
+        family: &Family,
+        shipped: &ShippedProfiles,
+        cache: &mut ProfileCache,
+    ) -> Result<(), AppError> {
+        let Some(nearest) = shipped.nearest(&self.machine.key) else { return Ok(()) };
         let ratio = self.machine.calibration()?.as_secs_f64() / nearest.calibration_seconds;
-        nearest.complete(&mut cache, ratio).map_err(OfferError::from)?;
-        let profile = cache.profile_of(family).ok();
-        if profile.is_some() {
+        nearest.complete(cache, ratio).map_err(OfferError::from)?;
+        if cache.profile_of(family).is_ok() {
             tracing::info!(
                 family = family.manifest.name,
                 of = nearest.machine.processor,
                 ratio = format!("{ratio:.2}"),
-                "costs are those of another machine, scaled; `tessera profile` measures them here"
+                "costs are those of another machine, scaled, until they are measured"
             );
         }
-        Ok(profile)
+        Ok(())
     }
 
     /// Returns what the machine's cache has of `family`, to be shipped to other machines.
@@ -70,17 +94,16 @@ impl Profiles<'_> {
     /// Fails when the machine's speed cannot be measured.
     pub fn shipped(&self, family: &Family) -> Result<ShippedProfile, AppError> {
         let calibration_seconds = self.machine.calibration()?.as_secs_f64();
-        let ProfileCache { machine, modules, proven } = self.cached().of(family);
+        let ProfileCache { machine, modules, proven, .. } = self.cached().of(family);
         Ok(ShippedProfile { machine, calibration_seconds, modules, proven })
     }
 
-    /// Returns the profile of `family`; measures the modules that the machine's cache lacks, until
-    /// `stop` is cancelled.
+    /// Returns the profile of `family`; measures the modules that the machine's cache lacks.
     ///
     /// # Errors
     ///
-    /// Fails when modules do not run or `stop` is cancelled.
-    pub fn of(&self, family: &Arc<Family>, stop: &CancellationToken) -> Result<Profile, AppError> {
+    /// Fails when modules do not run or the progress is stopped.
+    pub fn of(&self, family: &Arc<Family>) -> Result<Profile, AppError> {
         let cache = self.cached();
         if let Ok(profile) = cache.profile_of(family) {
             return Ok(profile);
@@ -88,7 +111,7 @@ impl Profiles<'_> {
         let mut unkept = None;
         let mut save = |cache: &ProfileCache| {
             unkept = self.keep(cache).err();
-            if stop.is_cancelled() { Err(FitError::Stopped) } else { Ok(()) }
+            Ok(())
         };
         let profile = self.measure(family, cache, &mut save)?;
         if let Some(error) = unkept {
@@ -99,16 +122,18 @@ impl Profiles<'_> {
         Ok(profile)
     }
 
-    /// Returns the profile of `family`; measures all of its modules if `again` is true. Earlier
-    /// measurements stay in the cache until everything is measured.
+    /// Returns the profile of `family`; measures those modules that the cache lacks or has
+    /// estimates of, or all of them if `again` is true. Earlier measurements stay in the cache
+    /// until everything is measured.
     ///
     /// # Errors
     ///
     /// Fails when modules do not run.
     pub fn measured(&self, family: &Arc<Family>, again: bool) -> Result<Measured, AppError> {
         let mut cache = self.cached();
-        if again {
-            cache.forget(family);
+        match again {
+            true => cache.forget(family),
+            false => cache.forget_estimates(family),
         }
         let (mut last, mut unkept) = (None, None);
         let mut save = |cache: &ProfileCache| {

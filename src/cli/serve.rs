@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     args::{Common, ConnectionArguments, ServeArguments},
-    progress::{Bars, say},
+    progress::say,
     setup,
 };
 use crate::{
@@ -47,7 +47,7 @@ pub(super) fn run(common: &Common, arguments: &ServeArguments) -> anyhow::Result
     let machine = Machine::start(setup::machine_config(common))?;
     let metrics = Arc::new(Metrics::new()?);
     tokio.block_on(async {
-        let app = App::build(config, machine, metrics, Arc::new(Bars::default())).await?;
+        let app = App::build(config, machine, metrics).await?;
         let shutdown = CancellationToken::new();
         tokio::spawn(stop_on_signal(shutdown.clone()));
         tokio::spawn(reload_on_signal(app.secrets().clone()));
@@ -71,6 +71,7 @@ fn config_of(common: &Common, arguments: &ServeArguments) -> Config {
             profile: arguments.profile.clone(),
             pins: arguments.pin.clone(),
             poll: Duration::from_secs(arguments.poll_pool),
+            exit_on_error: arguments.exit_on_error,
         },
         service: ServiceConfig {
             preload: !arguments.no_preload,

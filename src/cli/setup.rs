@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use tokio_util::sync::CancellationToken;
-
 use super::{args::Common, progress::Bars};
 use crate::{
-    app::{AppError, Machine, MachineConfig, Measured, Profiles},
+    app::{AppError, Machine, MachineConfig, Measured, Profiles, default_memory_limit},
     assembly::Family,
     offer::{Profile, ShippedProfile},
+    tensor::ByteSize,
 };
 
 /// Returns the settings of the runtime that `common` names.
@@ -17,8 +16,22 @@ pub(super) fn machine_config(common: &Common) -> MachineConfig {
         library: common.onnxruntime.clone(),
         num_threads: common.threads,
         spin: !common.no_spin,
-        memory_limit: common.memory_limit.map(|limit| limit.0),
+        memory_limit: memory_limit(common.memory_limit),
         cache: common.cache.clone(),
+    }
+}
+
+/// Returns the memory in bytes that the process may hold, or `None` for no limit: what the option
+/// says, or else what the control group leaves.
+fn memory_limit(option: Option<ByteSize>) -> Option<u64> {
+    match option {
+        Some(ByteSize(0)) => None,
+        Some(ByteSize(bytes)) => Some(bytes),
+        None => {
+            let limit = default_memory_limit()?;
+            tracing::info!(bytes = limit, "the memory limit is that of the control group");
+            Some(limit)
+        }
     }
 }
 
@@ -30,7 +43,7 @@ pub(super) fn machine(common: &Common) -> Result<Machine, AppError> {
 /// Returns the profile of `family`; measures the modules that the machine's cache lacks.
 pub(super) fn profile(machine: &Machine, family: &Arc<Family>) -> Result<Profile, AppError> {
     let progress = Bars::default();
-    Profiles { machine, progress: &progress }.of(family, &CancellationToken::new())
+    Profiles { machine, progress: &progress }.of(family)
 }
 
 /// Returns the profile of `family`; measures all of its modules if `again` is true.

@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{
-    FitError,
+    FitError, Progress,
     probes::{self, COMPANIES, NUM_ROWS, ORDERS},
 };
 use crate::{
@@ -51,11 +51,13 @@ const TOKENS: usize = 6;
 ///
 /// # Errors
 ///
-/// Fails when a network cannot be run, and with the operator when it mixes rows.
+/// Fails when a network cannot be run, with the operator when it mixes rows, and when `progress` is
+/// stopped.
 pub(super) fn prove_family(
     runtime: &Runtime,
     family: &Family,
     proven: &mut BTreeSet<String>,
+    progress: &dyn Progress,
 ) -> Result<bool, FitError> {
     let words = family.graph.anchors().iter().map(|anchor| family.vocabulary_size(anchor));
     let words = words.min().unwrap_or(1);
@@ -66,6 +68,7 @@ pub(super) fn prove_family(
         if !network.needs_proof() || proven.contains(&digest) {
             continue;
         }
+        progress.go_on()?;
         let (name, model) = (family.network_name(index), network.model());
         let Some(graph) = &model.graph else { continue };
         let rows = graph

@@ -5,9 +5,11 @@
 
 mod data;
 mod error;
+mod estimate;
 mod evaluate;
 mod experts;
 mod export;
+mod idle;
 mod import;
 mod independence;
 mod maps;
@@ -18,9 +20,11 @@ mod wave;
 
 pub use data::{Corpus, Dataset, ImageSet, Text};
 pub use error::FitError;
+pub use estimate::estimate_profile;
 pub use evaluate::{EvaluateOptions, Evaluation, evaluate, measure_qualities};
 pub use experts::{ExpertOptions, Grouping, fit_experts};
 pub use export::export_plan;
+pub use idle::IdleMeasuring;
 pub use import::{ImportOptions, ImportReport, import};
 pub use maps::{FitOptions, fit_maps};
 pub use measure::{ProfileOptions, measure_profile};
@@ -35,6 +39,20 @@ pub trait Progress {
 
     /// Shows a message to the user.
     fn note(&self, message: &str);
+
+    /// Returns whether the work should stop, which is asked between any two runs of a network.
+    fn is_stopped(&self) -> bool {
+        false
+    }
+
+    /// Does nothing while the work goes on.
+    ///
+    /// # Errors
+    ///
+    /// Fails with [`FitError::Stopped`] when the work should stop.
+    fn go_on(&self) -> Result<(), FitError> {
+        if self.is_stopped() { Err(FitError::Stopped) } else { Ok(()) }
+    }
 }
 
 /// Ignores all reports.

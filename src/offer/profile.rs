@@ -56,6 +56,10 @@ pub struct ProfileCache {
     /// Digests of the networks from outside whose rows were proven to be independent.
     #[serde(default)]
     pub proven: BTreeSet<String>,
+    /// Digests of the modules whose latencies are not exact: scaled from another machine's,
+    /// computed from a few runs, or measured while others took much of the processor.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub estimated: BTreeSet<String>,
 }
 
 /// Content of the cache file.
@@ -110,7 +114,12 @@ impl MachineKey {
 impl ProfileCache {
     /// Creates an empty cache.
     pub fn empty(machine: MachineKey) -> Self {
-        Self { machine, modules: BTreeMap::new(), proven: BTreeSet::new() }
+        Self {
+            machine,
+            modules: BTreeMap::new(),
+            proven: BTreeSet::new(),
+            estimated: BTreeSet::new(),
+        }
     }
 
     /// Reads the cache of `machine` in `folder`, or creates an empty one if the file is missing.
@@ -148,6 +157,8 @@ impl ProfileCache {
     pub fn write(&self, folder: &Path) -> Result<(), PoolError> {
         let mut all = Self::read(folder, self.machine.clone())
             .unwrap_or_else(|_| Self::empty(self.machine.clone()));
+        all.estimated.retain(|digest| !self.modules.contains_key(digest));
+        all.estimated.extend(self.estimated.iter().cloned());
         all.modules.extend(self.modules.clone());
         all.proven.extend(self.proven.iter().cloned());
         let path = self.machine.file(folder);
@@ -159,18 +170,36 @@ impl ProfileCache {
         write_atomically(&path, text.as_bytes())
     }
 
-    /// Returns a cache of what this one has of `family`.
+    /// Returns a cache of what this one has of `family`, without estimates.
     #[must_use]
     pub fn of(&self, family: &Family) -> Self {
         let modules = (0..family.graph.modules().len()).filter_map(|index| {
             let digest = module_digest(family, ModuleId(index))?;
             let module = self.modules.get(&digest)?.clone();
-            Some((digest, module))
+            (!self.estimated.contains(&digest)).then_some((digest, module))
         });
         let networks =
             (0..family.num_networks()).map(|index| network_digest(family.network(index)));
         let proven = networks.filter(|digest| self.proven.contains(digest)).collect();
-        Self { machine: self.machine.clone(), modules: modules.collect(), proven }
+        let machine = self.machine.clone();
+        Self { modules: modules.collect(), proven, ..Self::empty(machine) }
+    }
+
+    /// Returns the modules of `family` whose latencies are estimates.
+    pub fn estimated_of(&self, family: &Family) -> Vec<ModuleId> {
+        let modules = (0..family.graph.modules().len()).map(ModuleId);
+        let is_estimated = |id: &ModuleId| {
+            module_digest(family, *id).is_some_and(|digest| self.estimated.contains(&digest))
+        };
+        modules.filter(is_estimated).collect()
+    }
+
+    /// Removes the modules of `family` whose latencies are estimates.
+    pub fn forget_estimates(&mut self, family: &Family) {
+        for digest in self.estimated_of(family).iter().filter_map(|id| module_digest(family, *id)) {
+            self.estimated.remove(&digest);
+            self.modules.remove(&digest);
+        }
     }
 
     /// Removes the modules of `family`.
@@ -178,6 +207,7 @@ impl ProfileCache {
         for index in 0..family.graph.modules().len() {
             if let Some(digest) = module_digest(family, ModuleId(index)) {
                 self.modules.remove(&digest);
+                self.estimated.remove(&digest);
             }
         }
     }
@@ -237,6 +267,20 @@ impl Profile {
     pub fn latency_mut(&mut self, id: ModuleId) -> Option<&mut Grid> {
         let module = self.modules.get_mut(id.0).and_then(Option::as_mut);
         module.map(|module| &mut module.latency_seconds)
+    }
+
+    /// Returns the costs on a machine that takes `factor` times as long.
+    ///
+    /// # Errors
+    ///
+    /// Fails when a latency is out of range after that.
+    pub fn scaled(&self, factor: f64) -> Result<Self, PlanError> {
+        let scale = |module: &ModuleProfile| {
+            let latency_seconds = module.latency_seconds.scale(factor)?;
+            Ok(ModuleProfile { latency_seconds, ..module.clone() })
+        };
+        let modules = self.modules.iter().map(|module| module.as_ref().map(scale).transpose());
+        Ok(Self { modules: modules.collect::<Result<_, PlanError>>()? })
     }
 
     /// Returns the latency of modules that run one after another.

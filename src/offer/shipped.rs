@@ -91,7 +91,8 @@ impl ShippedProfiles {
 }
 
 impl ShippedProfile {
-    /// Adds to `cache` the modules that it lacks. This machine takes `ratio` times as long.
+    /// Adds to `cache` the modules that it lacks, as estimates. This machine takes `ratio` times as
+    /// long.
     ///
     /// # Errors
     ///
@@ -102,6 +103,7 @@ impl ShippedProfile {
                 let latency_seconds = module.latency_seconds.scale(ratio)?;
                 let scaled = ModuleProfile { latency_seconds, ..module.clone() };
                 cache.modules.insert(digest.clone(), scaled);
+                cache.estimated.insert(digest.clone());
             }
         }
         cache.proven.extend(self.proven.iter().cloned());

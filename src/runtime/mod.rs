@@ -29,7 +29,7 @@ pub use environment::RuntimeConfig;
 pub use error::RuntimeError;
 pub use executor::{Executor, ModuleObserver, Room};
 pub use library::find_library;
-pub use probe::{Elements, Scratch, WholeModel, calibrate};
+pub use probe::{Competition, Elements, Scratch, WholeModel, calibrate};
 pub use process::Runtime;
 pub use residents::Residency;
 pub use routed::dispatch_and_combine;

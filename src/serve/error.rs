@@ -69,15 +69,23 @@ pub enum ServeError {
     Unavailable {
         /// Name of the family.
         name: String,
-        /// State of the family: for example, it is loading, did not load or is unloaded.
+        /// State of the family: for example, it is loading or unloaded.
         state: &'static str,
     },
+    /// The family did not load when the server started, or since then.
+    #[error("model `{name}` is not available: it did not load: {reason}")]
+    NotLoaded {
+        /// Name of the family.
+        name: String,
+        /// Reason why it did not load.
+        reason: String,
+    },
     /// The family cannot be loaded; the one that was served before is still served.
-    #[error("model `{name}` cannot be loaded; the log says why")]
+    #[error("model `{name}` cannot be loaded: {reason}")]
     LoadFailed {
         /// Name of the family.
         name: String,
-        /// Reason, for the log.
+        /// Reason why it cannot.
         reason: String,
     },
     /// An input is unknown, missing or malformed, or comes with one that excludes it.
@@ -171,9 +179,10 @@ impl ServeError {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::UnknownFamily { .. } | Self::UnknownPlan { .. } => ErrorCode::NotFound,
-            Self::Unavailable { .. } | Self::LoadFailed { .. } | Self::Draining => {
-                ErrorCode::Unavailable
-            }
+            Self::Unavailable { .. }
+            | Self::NotLoaded { .. }
+            | Self::LoadFailed { .. }
+            | Self::Draining => ErrorCode::Unavailable,
             Self::Input { .. } | Self::Budget(_) => ErrorCode::InvalidArgument,
             Self::TooLarge { .. } => ErrorCode::TooLarge,
             Self::Choose(error) => match **error {
@@ -213,6 +222,7 @@ mod tests {
             (ServeError::UnknownFamily { name: text(), known: text() }, NotFound),
             (ServeError::UnknownPlan { reason: text() }, NotFound),
             (ServeError::Unavailable { name: text(), state: "" }, Unavailable),
+            (ServeError::NotLoaded { name: text(), reason: text() }, Unavailable),
             (ServeError::LoadFailed { name: text(), reason: text() }, Unavailable),
             (ServeError::Draining, Unavailable),
             (ServeError::Input { name: text(), reason: text() }, InvalidArgument),

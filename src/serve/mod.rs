@@ -8,6 +8,7 @@ mod admission;
 mod config;
 mod error;
 mod families;
+mod idle;
 mod observe;
 mod planner;
 mod request;
@@ -23,6 +24,7 @@ pub use families::{
     BatchTally, Engine, FamilyState, LoadedFamily, Loader, Registry, Repository, Seen, Statistics,
     Tally,
 };
+pub use idle::{IdleTurn, IdleWork};
 pub use observe::{Observer, Outcome};
 pub use request::{
     Answer, DEFAULT_PRIORITY, Event, FamilyService, InferRequest, InferResponse, PlanSummary,

@@ -3,6 +3,7 @@
 use serde_json::json;
 use tessera::{app::AppError, serve::FamilyState};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
 
 use crate::support::{
     fashion_family, root,
@@ -59,6 +60,28 @@ async fn qualities_that_cannot_be_do_not_keep_other_families_from_serving() {
         assert_eq!(server.status("GET", &path, "").await.expect("asked"), 503, "{name}");
     }
     server.stop().await.expect("drained");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_without_a_family_that_loads_ends_unless_it_is_to_stay() {
+    let broken = Synthetic::new();
+    broken.write("quality.json", b"broken");
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = config(broken.pool());
+    let app = build(config.clone(), folder.path()).await.expect("built");
+    let ended = app.run(CancellationToken::new()).await;
+    let Err(AppError::NothingServed { reasons }) = ended else { panic!("{ended:?}") };
+    assert!(reasons.starts_with("tiny: ") && reasons.contains("quality.json"), "{reasons}");
+
+    config.pool.exit_on_error = false;
+    let app = build(config, folder.path()).await.expect("built");
+    let (repository, shutdown) = (app.repository().clone(), CancellationToken::new());
+    let running = tokio::spawn(app.run(shutdown.clone()));
+    let load = tokio::task::spawn_blocking(move || repository.load("tiny"));
+    load.await.expect("no panic").expect_err("it is broken still");
+    assert!(!running.is_finished(), "it serves on");
+    shutdown.cancel();
+    running.await.expect("no panic").expect("drained");
 }
 
 #[tokio::test]

@@ -239,16 +239,23 @@ async fn unknown_paths_and_wrong_methods_are_answered_in_json() {
 }
 
 #[tokio::test]
-async fn a_family_that_did_not_load_is_unavailable_without_the_reason() {
-    let failed = FamilyState::Failed { reason: "secret".to_owned() };
+async fn a_family_that_did_not_load_is_unavailable_for_a_reason() {
+    let failed = FamilyState::Failed { reason: "no weights".to_owned() };
     let registry = Registry::new([("image".to_owned(), failed)]);
     let app = Served::offering(registry, Families::small()).app();
     for path in ["/v2/models/image", "/v2/models/image/ready"] {
         let reply = get(&app, path).await;
         assert_eq!(reply.expect(503)["code"], "unavailable");
-        assert!(!reply.text.contains("secret"));
+        assert!(reply.text.contains("it did not load: no weights"), "{}", reply.text);
     }
-    get(&app, "/v2/health/ready").await.expect(503);
+    let index = send(&app, "POST", "/v2/repository/index", "{}").await.expect(200);
+    assert_eq!(index[0]["reason"], "no weights");
+    let page = get(&app, "/").await;
+    assert!(page.text.contains("model image: failed to load: no weights"), "{}", page.text);
+    let ready = get(&app, "/v2/health/ready").await.expect(503);
+    let reason = "no model is ready: 1 of 1 did not load";
+    let failed = json!({"image": "no weights"});
+    assert_eq!(ready, json!({"ready": false, "reason": reason, "failed": failed}));
     get(&app, "/v2/health/live").await.expect(200);
 }
 

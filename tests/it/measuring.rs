@@ -6,8 +6,8 @@ use tessera::{
     app::{Machine, Profiles},
     assembly::Family,
     family::ModuleId,
-    fit::{ProfileOptions, measure_profile},
-    offer::{MachineKey, ProfileCache, ShippedProfile, ShippedProfiles},
+    fit::{IdleMeasuring, ProfileOptions, measure_profile},
+    offer::{MachineKey, Profile, ProfileCache, ShippedProfile, ShippedProfiles},
     runtime::Executor,
 };
 
@@ -22,6 +22,7 @@ fn measure(family: &Arc<Family>, cache: &mut ProfileCache) -> usize {
         tokens: vec![8, 16, 256],
         time_per_cell: Duration::ZERO,
         min_runs: 1,
+        attempts: 1,
     };
     let mut num_saved = 0;
     let mut save = |_: &ProfileCache| {
@@ -66,23 +67,80 @@ fn a_family_that_was_never_measured_here_has_the_costs_of_another_machine() {
     let machine = Machine::new(runtime(), machine_key(), None);
     let profiles = Profiles { machine: &machine, progress: &() };
     let mut shipped = ShippedProfiles::default();
-    assert!(profiles.known(&family, &shipped).expect("no file").is_none());
-    let ProfileCache { machine: known, modules, proven } = computed_cache(&family);
+    let ProfileCache { machine: known, modules, proven, .. } = computed_cache(&family);
     let other = MachineKey { processor: "another".into(), ..known };
     // A millionth of a second is less than any machine takes for the calibration.
     shipped.add(ShippedProfile { machine: other, calibration_seconds: 1e-6, modules, proven });
-    let found = profiles.known(&family, &shipped).expect("read").expect("every module is there");
+    let found = profiles.at_once(&family, &shipped).expect("every module is there");
+    assert_eq!(found.estimated, timed(&found.profile));
     let computed = computed_cache(&family).profile_of(&family).expect("complete");
-    let ratios = (0..family.graph.modules().len()).map(ModuleId).filter_map(|id| {
-        let (found, computed) = (found.module(id)?, computed.module(id)?);
+    let ratios = timed(&found.profile).into_iter().filter_map(|id| {
+        let (found, computed) = (found.profile.module(id)?, computed.module(id)?);
         assert_eq!(found.activation_bytes, computed.activation_bytes, "memory is the same");
         Some(found.latency_seconds.at(1, 1) / computed.latency_seconds.at(1, 1))
     });
     let ratios: Vec<f64> = ratios.collect();
     assert!(ratios[0] > 1.0, "this machine is slower: {}", ratios[0]);
     assert!(ratios.iter().all(|ratio| (ratio / ratios[0] - 1.0).abs() < 1e-9), "{ratios:?}");
-    // Without one of its modules, the family must be measured.
-    let first = shipped.machines[0].modules.keys().next().expect("one").clone();
-    shipped.machines[0].modules.remove(&first);
-    assert!(profiles.known(&family, &shipped).expect("read").is_none());
+}
+
+/// Returns the modules that take time.
+fn timed(profile: &Profile) -> Vec<ModuleId> {
+    (0..1_000).map(ModuleId).filter(|id| profile.module(*id).is_some()).collect()
+}
+
+#[test]
+fn a_family_that_no_file_knows_is_served_with_estimates() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let machine = Machine::new(runtime(), machine_key(), Some(folder.path().to_owned()));
+    let profiles = Profiles { machine: &machine, progress: &() };
+    for family in [fashion_family(), Synthetic::new().load()] {
+        let name = &family.manifest.name;
+        let found = profiles.at_once(&family, &ShippedProfiles::default()).expect("estimated");
+        assert_eq!(found.estimated, timed(&found.profile), "{name}");
+        for id in found.estimated {
+            let module = found.profile.module(id).expect("it takes time");
+            let seconds = |batch| module.latency_seconds.at(batch, 1);
+            assert!(seconds(1) > 0.0 && seconds(16) >= seconds(1), "{name}: {id:?}");
+            assert!(module.activation_bytes.at(1, 1) > 0.0, "{name}: {id:?}");
+        }
+        // What is measured takes the place of estimates.
+        let cache = computed_cache(&family);
+        cache.write(folder.path()).expect("written");
+        let measured = profiles.at_once(&family, &ShippedProfiles::default()).expect("read");
+        assert_eq!(measured.estimated, [], "{name}");
+        let estimates =
+            ProfileCache { estimated: cache.modules.keys().cloned().collect(), ..cache };
+        estimates.write(folder.path()).expect("written");
+        let kept = profiles.at_once(&family, &ShippedProfiles::default()).expect("read");
+        assert_eq!(kept.estimated, timed(&kept.profile), "{name}: they are still estimates");
+    }
+}
+
+#[test]
+fn modules_are_measured_a_little_at_a_time_while_it_is_quiet() {
+    let family = fashion_family();
+    let known = computed_cache(&family).profile_of(&family).expect("complete");
+    let (modules, executor) = (timed(&known), Executor::new(runtime(), family.clone()));
+    let measure = |is_quiet: bool| {
+        let mut measuring = IdleMeasuring::new(family.clone(), known.clone(), &modules);
+        while !measuring.is_done() {
+            measuring.turn(&executor, &|| is_quiet).expect("it runs");
+        }
+        let num_measured = measuring.measured().count();
+        (num_measured, measuring.profile().expect("costs"))
+    };
+    let (num_measured, profile) = measure(true);
+    assert_eq!(num_measured, modules.len(), "every module takes less than a millisecond");
+    let seconds = |profile: &Profile, id, batch| {
+        profile.module(id).map_or(0.0, |module| module.latency_seconds.at(batch, 1))
+    };
+    for id in &modules {
+        let one = seconds(&profile, *id, 1);
+        assert!(one > 0.0 && one.to_bits() != seconds(&known, *id, 1).to_bits(), "{id:?}");
+        assert!(seconds(&profile, *id, 16) >= one, "{id:?}: batches follow");
+    }
+    let (num_measured, profile) = measure(false);
+    assert_eq!(num_measured, 0, "it was never quiet");
+    assert!(modules.iter().all(|id| profile.module(*id) == known.module(*id)));
 }

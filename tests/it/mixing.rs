@@ -90,6 +90,7 @@ fn measured(executor: &mut Executor) -> Result<ProfileCache, FitError> {
         tokens: vec![1],
         time_per_cell: Duration::ZERO,
         min_runs: 1,
+        attempts: 1,
     };
     measure_profile(executor, &options, &mut cache, &(), &mut |_| Ok(()))?;
     Ok(cache)

@@ -1,6 +1,6 @@
 //! Routes about the server as a whole.
 
-use std::{fmt::Write, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, fmt::Write, sync::Arc};
 
 use axum::{
     Json,
@@ -53,6 +53,12 @@ pub(crate) struct Liveness {
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Readiness {
     ready: bool,
+    /// Why the server is not ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    /// Models that did not load, with the reasons, for clients that may send requests.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    failed: BTreeMap<String, String>,
 }
 
 /// Answers that the process runs.
@@ -61,10 +67,21 @@ pub(crate) async fn live() -> Json<Liveness> {
 }
 
 /// Returns whether the server takes requests: no model is loading, and at least one is ready.
-pub(crate) async fn ready(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
-    let ready = shared.api.repository.registry().is_ready();
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(Readiness { ready }))
+pub(crate) async fn ready(
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+) -> impl IntoResponse {
+    let registry = shared.api.repository.registry();
+    let reason = registry.unready();
+    let (ready, status) = match reason {
+        None => (true, StatusCode::OK),
+        Some(_) => (false, StatusCode::SERVICE_UNAVAILABLE),
+    };
+    let failed = match shared.api.gate.identify(authorization(&headers)) {
+        Ok(_) => registry.failures().into_iter().collect(),
+        Err(_) => BTreeMap::new(),
+    };
+    (status, Json(Readiness { ready, reason, failed }))
 }
 
 /// Returns the metadata of the server.
@@ -86,10 +103,10 @@ pub(crate) async fn index(State(shared): State<Arc<Shared>>, headers: HeaderMap)
     }
     for (name, state) in shared.api.repository.registry().families() {
         let state = match state {
-            FamilyState::Ready(_) => "ready",
-            FamilyState::Loading => "loading",
-            FamilyState::Unloaded => "unloaded",
-            FamilyState::Failed { .. } => "failed to load; the log says why",
+            FamilyState::Ready(_) => Cow::from("ready"),
+            FamilyState::Loading => "loading".into(),
+            FamilyState::Unloaded => "unloaded".into(),
+            FamilyState::Failed { reason } => format!("failed to load: {reason}").into(),
         };
         writeln!(page, "model {name}: {state}").expect("writing to a string cannot fail");
     }

@@ -88,15 +88,15 @@ pub(crate) fn statistics(model: &Model) -> ModelStatistics {
 pub(crate) fn index(repository: &Repository, ready: bool) -> Vec<ModelIndex> {
     let entry = |name: String| {
         let (version, state, reason) = match repository.registry().state(&name) {
-            Some(FamilyState::Ready(service)) => (service.digest().to_owned(), "READY", ""),
-            Some(FamilyState::Loading) => (String::new(), "LOADING", ""),
-            Some(FamilyState::Unloaded) => (String::new(), "UNAVAILABLE", "unloaded"),
-            Some(FamilyState::Failed { .. }) => {
-                (String::new(), "UNAVAILABLE", "it did not load; the log says why")
+            Some(FamilyState::Ready(service)) => {
+                (service.digest().to_owned(), "READY", String::new())
             }
-            None => (String::new(), "UNAVAILABLE", "never loaded"),
+            Some(FamilyState::Loading) => (String::new(), "LOADING", String::new()),
+            Some(FamilyState::Unloaded) => (String::new(), "UNAVAILABLE", "unloaded".to_owned()),
+            Some(FamilyState::Failed { reason }) => (String::new(), "UNAVAILABLE", reason),
+            None => (String::new(), "UNAVAILABLE", "never loaded".to_owned()),
         };
-        ModelIndex { name, version, state: state.to_owned(), reason: reason.to_owned() }
+        ModelIndex { name, version, state: state.to_owned(), reason }
     };
     let entries = repository.names().into_iter().map(entry);
     entries.filter(|entry| !ready || entry.state == "READY").collect()

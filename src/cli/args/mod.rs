@@ -5,7 +5,7 @@ mod family;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, builder::RangedU64ValueParser, value_parser};
+use clap::{ArgAction, Args, Parser, Subcommand, builder::RangedU64ValueParser, value_parser};
 use serde::Serialize;
 
 use crate::{plan::Shape, telemetry::LogFormat, tensor::ByteSize};
@@ -110,8 +110,8 @@ pub struct Common {
     /// Let idle inference threads sleep at once: less processor time, slower answers
     #[arg(long, global = true, env = "TESSERA_NO_SPIN")]
     pub no_spin: bool,
-    /// Memory that the process may hold, such as 512MiB; modules that were not used for longest are
-    /// evicted [default: no limit]
+    /// Memory that the process may hold, such as 512MiB, or 0 for no limit; modules that were not
+    /// used for longest are evicted [default: 85 % of the control group's limit, if it has one]
     #[arg(long, global = true, env = "TESSERA_MEMORY_LIMIT")]
     pub memory_limit: Option<ByteSize>,
     /// Folder for this machine's profiles [default: $XDG_CACHE_HOME/tessera or ~/.cache/tessera]
@@ -168,6 +168,18 @@ pub struct ServeArguments {
     /// FAMILY/*; repeat it, or separate them by commas
     #[arg(long, env = "TESSERA_PIN", value_delimiter = ',')]
     pub pin: Vec<String>,
+    /// End with an error if no family loads; with `=false`, serve on, for families that are loaded
+    /// later
+    #[arg(
+        long,
+        env = "TESSERA_EXIT_ON_ERROR",
+        action = ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        default_value_t = true
+    )]
+    pub exit_on_error: bool,
     /// Load modules when a request first needs them, not ahead of it
     #[arg(long, env = "TESSERA_NO_PRELOAD")]
     pub no_preload: bool,

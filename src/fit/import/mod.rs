@@ -101,7 +101,7 @@ pub fn import(
     let path = folder.join(MANIFEST_FILE);
     fs::write(&path, text).map_err(|reason| FitError::File { path, reason })?;
     let family = Arc::new(Family::load(&folder)?);
-    prove_family(runtime, &family, &mut BTreeSet::new())?;
+    prove_family(runtime, &family, &mut BTreeSet::new(), progress)?;
     let mut reports = Vec::new();
     for anchor in &anchors {
         let difference = compare(runtime, &family, anchor, options)?;

@@ -22,7 +22,7 @@ use crate::{
         observe::Observer,
         planner::{Chosen, Planner},
         request::RoutedModule,
-        workers::outputs::Outputs,
+        workers::{idle::Idle, outputs::Outputs},
     },
 };
 
@@ -54,7 +54,12 @@ pub(crate) struct FamilyKey(pub(crate) u64);
 #[derive(Debug)]
 pub(crate) enum Task {
     /// Installation of a family.
-    Install { family: FamilyKey, executor: Arc<Executor>, preload: Vec<ModuleId> },
+    Install {
+        family: FamilyKey,
+        executor: Arc<Executor>,
+        preload: Vec<ModuleId>,
+        idle: Option<Idle>,
+    },
     /// Removal of a family, due when none of its requests waits.
     Remove(FamilyKey),
 }

@@ -12,7 +12,11 @@ use super::{
     scheduler::{Begun, Candidate, Capacity, Promise, Refusal, Scheduler, StepPlan},
     waiting::Reserved,
 };
-use crate::{family::ModuleId, runtime::Executor, serve::error::ServeError};
+use crate::{
+    family::ModuleId,
+    runtime::Executor,
+    serve::{error::ServeError, workers::idle::Idle},
+};
 
 /// Reason why a request is not queued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +54,21 @@ pub(crate) enum Next {
     /// The queue is closed; no work will come.
     Closed,
 }
+
+/// Time for which a thread waits for work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// It does not wait.
+    None,
+    /// It waits until no request came for a while.
+    Quiet,
+    /// It waits until there is work.
+    Endless,
+}
+
+/// Time without a request after which threads measure, and the time between two measurements.
+const QUIET: Duration = Duration::from_millis(100);
+const PACE: Duration = Duration::from_millis(20);
 
 #[derive(Debug)]
 struct Shared {
@@ -136,6 +155,23 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Waits for a change, or as long as `patience` says. Returns whether it was quiet for a while.
+    fn rest<'s>(
+        &'s self,
+        state: MutexGuard<'s, State>,
+        patience: Patience,
+    ) -> (MutexGuard<'s, State>, bool) {
+        if patience != Patience::Quiet {
+            return (self.changed.wait(state).unwrap_or_else(PoisonError::into_inner), false);
+        }
+        let waited = self.changed.wait_timeout(state, PACE);
+        let (state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let quiet = now.checked_sub(QUIET).unwrap_or(now);
+        let is_rested = waited.timed_out() && state.scheduler.was_quiet_since(quiet);
+        (state, is_rested)
+    }
+
     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let changed = change(&mut self.lock());
         self.changed.notify_all();
@@ -191,14 +227,16 @@ impl Queue {
         self.shared.lock().scheduler.was_quiet_since(begun)
     }
 
-    /// Hands over a family's executor. The modules of `preload` are loaded while no job waits.
+    /// Hands over a family's executor. The modules of `preload` are loaded while no job waits, and
+    /// `idle` is worked on when nothing else was to be done for a while.
     pub(crate) fn install(
         &self,
         family: FamilyKey,
         executor: Arc<Executor>,
         preload: Vec<ModuleId>,
+        idle: Option<Idle>,
     ) {
-        self.task(Task::Install { family, executor, preload });
+        self.task(Task::Install { family, executor, preload, idle });
     }
 
     /// Removes a family once the jobs queued before are done.
@@ -214,8 +252,8 @@ impl Queue {
 impl Receiver {
     /// Returns the thread's next work; waits for it if `may_wait`. The plan of a batch is chosen
     /// while the queue is free for others.
-    pub(crate) fn next(&self, may_wait: bool) -> Next {
-        let plan = match self.find(may_wait) {
+    pub(crate) fn next(&self, patience: Patience) -> Next {
+        let plan = match self.find(patience) {
             Found::Step(plan) => plan,
             Found::Next(next) => return next,
         };
@@ -238,8 +276,8 @@ impl Receiver {
     }
 
     /// Returns the next work, or the jobs among which a plan must choose.
-    fn find(&self, may_wait: bool) -> Found {
-        let mut state = self.shared.lock();
+    fn find(&self, patience: Patience) -> Found {
+        let (mut state, mut is_rested) = (self.shared.lock(), false);
         loop {
             if let Some(task) = state.next_task() {
                 return Found::Next(Next::Task(task));
@@ -252,13 +290,20 @@ impl Receiver {
             if state.is_closed {
                 return Found::Next(Next::Closed);
             }
-            if !may_wait {
-                return Found::Next(Next::Nothing);
+            match patience {
+                Patience::None => return Found::Next(Next::Nothing),
+                Patience::Quiet if is_rested => return Found::Next(Next::Nothing),
+                Patience::Quiet | Patience::Endless => {}
             }
             state.num_idle += 1;
-            state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            (state, is_rested) = self.shared.rest(state, patience);
             state.num_idle -= 1;
         }
+    }
+
+    /// Returns whether no request ran, waited or arrived since `begun`.
+    pub(crate) fn was_quiet_since(&self, begun: Instant) -> bool {
+        self.shared.lock().scheduler.was_quiet_since(begun)
     }
 
     /// Records the start of a batch that is expected to run for `expected`.

@@ -28,14 +28,14 @@ fn threads_are_told_when_the_queue_is_dropped_and_requests_when_the_threads_are(
     let (open, mut receivers) = queue(2, 2);
     let clone = open.clone();
     drop(open);
-    assert!(matches!(receivers[0].next(false), Next::Nothing), "a clone is left");
+    assert!(matches!(receivers[0].next(Patience::None), Next::Nothing), "a clone is left");
     drop(receivers.pop());
     clone.admit(candidate()).expect("a thread is left");
     drop(receivers);
     assert!(matches!(clone.admit(candidate()), Err(QueueError::Closed)));
     let (open, receivers) = queue(2, 1);
     drop(open);
-    assert!(matches!(receivers[0].next(true), Next::Closed));
+    assert!(matches!(receivers[0].next(Patience::Endless), Next::Closed));
 }
 
 #[test]
@@ -44,8 +44,8 @@ fn a_family_is_removed_when_no_plan_is_being_chosen_for_it() {
     queue.shared.lock().choosing.push(FamilyKey(7));
     queue.remove(FamilyKey(7));
     queue.remove(FamilyKey(8));
-    assert!(matches!(receivers[0].next(false), Next::Task(Task::Remove(FamilyKey(8)))));
-    assert!(matches!(receivers[0].next(false), Next::Nothing));
+    assert!(matches!(receivers[0].next(Patience::None), Next::Task(Task::Remove(FamilyKey(8)))));
+    assert!(matches!(receivers[0].next(Patience::None), Next::Nothing));
     queue.shared.lock().choosing.clear();
-    assert!(matches!(receivers[0].next(false), Next::Task(Task::Remove(FamilyKey(7)))));
+    assert!(matches!(receivers[0].next(Patience::None), Next::Task(Task::Remove(FamilyKey(7)))));
 }

@@ -19,7 +19,10 @@ use crate::{
             pulse::Pulse,
             service::{FamilyService, SharedParts},
         },
-        workers::worker::{self, InferenceThreads},
+        workers::{
+            idle::Idle,
+            worker::{self, InferenceThreads},
+        },
     },
 };
 
@@ -54,22 +57,30 @@ impl Engine {
     }
 
     /// Serves the family `loaded`. With `preload`, its likely plans run once before this returns.
-    /// Dropping the last reference to the service releases its sessions. Takes long; must not be
-    /// called on an async thread.
-    pub fn serve(&self, loaded: LoadedFamily) -> Arc<FamilyService> {
+    /// Dropping the last reference to the service releases its sessions. Takes long, unless
+    /// `is_stopped` returns true; must not be called on an async thread.
+    pub fn serve(
+        &self,
+        mut loaded: LoadedFamily,
+        is_stopped: &dyn Fn() -> bool,
+    ) -> Arc<FamilyService> {
         let key = FamilyKey(self.num_families.fetch_add(1, Ordering::Relaxed));
         let executor = Executor::new(self.runtime.clone(), loaded.family.clone());
         let executor = Arc::new(executor.with_activations(loaded.profile.activations()));
         executor.pin(&loaded.pinned);
         let others = if self.parts.config.preload { loaded.modules() } else { Vec::new() };
         let preload: Vec<ModuleId> = loaded.pinned.iter().copied().chain(others).collect();
+        let work = loaded.idle.take().filter(|_| self.parts.config.preload);
         let planner = Arc::new(Planner::new(loaded, Arc::downgrade(&executor)));
         if self.parts.config.preload {
-            let ran = warm::warm_up(&executor, &planner.loaded);
+            let ran = warm::warm_up(&executor, &planner.loaded, is_stopped);
             let SharedParts { queue, observer, .. } = &self.parts;
-            warm::measure(&executor, &ran, &planner, queue, &**observer);
+            if !is_stopped() {
+                warm::measure(&executor, &ran, &planner, queue, &**observer);
+            }
         }
-        self.parts.queue.install(key, executor, preload);
+        let idle = work.map(|work| Idle { work, planner: Arc::downgrade(&planner) });
+        self.parts.queue.install(key, executor, preload, idle);
         Arc::new(FamilyService::new(planner, key, self.parts.clone()))
     }
 }
@@ -107,11 +118,11 @@ mod tests {
     #[tokio::test]
     async fn sessions_are_released_with_the_last_reference_to_their_service() {
         let (engine, _threads, runs) = start(false);
-        let first = engine.serve(small());
+        let first = engine.serve(small(), &|| false);
         ask(&first).await;
         assert_eq!(runs.residency().num_modules, 4);
         drop(first);
-        let second = engine.serve(small());
+        let second = engine.serve(small(), &|| false);
         ask(&second).await;
         let found = runs.residency();
         assert_eq!((found.num_modules, found.num_loads), (4, 8), "the second family's alone");
@@ -120,7 +131,7 @@ mod tests {
     #[tokio::test]
     async fn two_versions_of_a_family_answer_beside_one_another() {
         let (engine, _threads, runs) = start(false);
-        let (old, new) = (engine.serve(small()), engine.serve(small()));
+        let (old, new) = (engine.serve(small(), &|| false), engine.serve(small(), &|| false));
         ask(&new).await;
         ask(&old).await;
         assert_eq!(runs.residency().num_modules, 8);
@@ -130,10 +141,10 @@ mod tests {
     #[test]
     fn with_preloading_the_machine_is_measured_before_the_family_is_ready() {
         let (engine, _threads, runs) = start(false);
-        let _service = engine.serve(small());
+        let _service = engine.serve(small(), &|| false);
         assert_eq!(runs.num_learned(), 0);
         let (engine, _threads, runs) = start(true);
-        let _service = engine.serve(small());
+        let _service = engine.serve(small(), &|| false);
         assert!(runs.num_learned() > 0);
     }
 }

@@ -11,6 +11,7 @@ use crate::{
     family::ModuleId,
     offer::{OfferError, Profile, QualityRecords, plan_table},
     plan::{PlanEntry, PlanTable},
+    serve::idle::IdleWork,
 };
 
 /// A family with its known costs and qualities.
@@ -26,6 +27,8 @@ pub struct LoadedFamily {
     pub table: PlanTable,
     /// Modules that are never evicted.
     pub(super) pinned: Vec<ModuleId>,
+    /// Measurements to be made while nothing else runs.
+    pub(super) idle: Option<Box<dyn IdleWork>>,
     /// Tables of the plans that read the same tokens, by tokenizer; images have no tokenizer.
     pub(crate) alike: BTreeMap<Option<PathBuf>, PlanTable>,
 }
@@ -50,7 +53,14 @@ impl LoadedFamily {
         }
         let group = |(tokenizer, entries)| Ok((tokenizer, PlanTable::new(entries, margin)?));
         let alike = groups.into_iter().map(group).collect::<Result<_, OfferError>>()?;
-        Ok(Self { family, profile, quality, table, pinned: Vec::new(), alike })
+        Ok(Self { family, profile, quality, table, pinned: Vec::new(), idle: None, alike })
+    }
+
+    /// Measures by `work` while nothing else runs.
+    #[must_use]
+    pub fn with_idle_work(mut self, work: Box<dyn IdleWork>) -> Self {
+        self.idle = Some(work);
+        self
     }
 
     /// Keeps modules in memory, even under a memory limit. A name is that of an anchor or of one

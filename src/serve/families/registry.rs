@@ -81,7 +81,9 @@ impl Registry {
             Some(FamilyState::Ready(family)) => Ok(family),
             Some(FamilyState::Loading) => Err(unavailable("it is loading")),
             Some(FamilyState::Unloaded) => Err(unavailable("it is unloaded")),
-            Some(FamilyState::Failed { .. }) => Err(unavailable("it did not load")),
+            Some(FamilyState::Failed { reason }) => {
+                Err(ServeError::NotLoaded { name: name.into(), reason })
+            }
             None => Err(ServeError::UnknownFamily {
                 name: name.chars().take(100).collect(),
                 known: self
@@ -94,11 +96,34 @@ impl Registry {
     /// Returns whether the server takes requests. No family is being loaded for the first time, at
     /// least one answers, and the server is not stopping.
     pub fn is_ready(&self) -> bool {
-        let is =
-            |wanted: fn(&FamilyState) -> bool| self.read(|families| families.values().any(wanted));
-        !self.is_draining()
-            && !is(|state| matches!(state, FamilyState::Loading))
-            && is(|state| matches!(state, FamilyState::Ready(_)))
+        self.unready().is_none()
+    }
+
+    /// Returns the names of the families that did not load, with the reasons.
+    pub fn failures(&self) -> Vec<(String, String)> {
+        let failures = self.families().into_iter().filter_map(|(name, state)| match state {
+            FamilyState::Failed { reason } => Some((name, reason)),
+            FamilyState::Loading | FamilyState::Ready(_) | FamilyState::Unloaded => None,
+        });
+        failures.collect()
+    }
+
+    /// Returns why the server takes no requests, without a name of a family; `None` if it does.
+    pub fn unready(&self) -> Option<String> {
+        if self.is_draining() {
+            return Some("the server is stopping".to_owned());
+        }
+        self.read(|families| {
+            let count = |is: fn(&FamilyState) -> bool| families.values().filter(|s| is(s)).count();
+            let of = families.len();
+            let loading = count(|state| matches!(state, FamilyState::Loading));
+            let failed = count(|state| matches!(state, FamilyState::Failed { .. }));
+            match (loading, count(|state| matches!(state, FamilyState::Ready(_)))) {
+                (0, 0) => Some(format!("no model is ready: {failed} of {of} did not load")),
+                (0, _) => None,
+                _ => Some(format!("{loading} of {of} models are loading")),
+            }
+        })
     }
 
     /// Returns whether the server is stopping.
@@ -124,9 +149,11 @@ mod tests {
     #[tokio::test]
     async fn a_server_is_ready_when_nothing_loads_and_something_answers() {
         let registry = Registry::new([("a".to_owned(), FamilyState::Loading)]);
-        assert!(!registry.is_ready(), "one loads");
+        assert_eq!(registry.unready().as_deref(), Some("1 of 1 models are loading"));
         registry.set("a", FamilyState::Failed { reason: "broken".into() });
-        assert!(!registry.is_ready(), "none answers");
+        let reason = registry.unready();
+        assert_eq!(reason.as_deref(), Some("no model is ready: 1 of 1 did not load"));
+        assert_eq!(registry.failures(), [("a".to_owned(), "broken".to_owned())]);
         let (answering, _receiver, _) = service();
         registry.set("b", FamilyState::Ready(answering));
         assert!(registry.is_ready(), "one answers, though another failed");
@@ -134,7 +161,8 @@ mod tests {
         assert!(!registry.is_ready());
         registry.remove("c");
         registry.start_draining();
-        assert!(!registry.is_ready() && registry.is_draining());
+        assert_eq!(registry.unready().as_deref(), Some("the server is stopping"));
+        assert!(registry.is_draining());
     }
 
     #[tokio::test]
@@ -144,13 +172,15 @@ mod tests {
             ("loading".to_owned(), FamilyState::Loading),
             ("ready".to_owned(), FamilyState::Ready(answering)),
             ("gone".to_owned(), FamilyState::Unloaded),
+            ("broken".to_owned(), FamilyState::Failed { reason: "no weights".to_owned() }),
         ];
         let registry = Registry::new(states);
         assert!(registry.family("ready").is_ok());
         for (name, expected) in [
             ("loading", "it is loading"),
             ("gone", "it is unloaded"),
-            ("other", "gone, loading, ready"),
+            ("broken", "it did not load: no weights"),
+            ("other", "broken, gone, loading, ready"),
         ] {
             let error = registry.family(name).expect_err(name).to_string();
             assert!(error.contains(expected), "{name}: {error}");

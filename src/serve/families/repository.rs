@@ -75,12 +75,15 @@ impl Repository {
     }
 
     /// Loads the families of `names` one after another, except those that someone loads or unloads
-    /// before their turn. The log names those that do not load.
+    /// before their turn. Stops when the server does. The log names those that do not load.
     pub fn load_all(&self, names: &[String]) {
         for name in names {
             self.registry.set(name, FamilyState::Loading);
         }
         for name in names {
+            if self.registry.is_draining() {
+                return;
+            }
             let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
             if matches!(self.registry.state(name), Some(FamilyState::Loading)) {
                 // The log has the error, and so does the registry.
@@ -113,7 +116,7 @@ impl Repository {
         }
         match self.loader.load(name) {
             Ok(loaded) => {
-                let service = self.engine.serve(loaded);
+                let service = self.engine.serve(loaded, &|| self.registry.is_draining());
                 tracing::info!(family = name, version = service.digest(), "ready");
                 self.registry.set(name, FamilyState::Ready(service));
                 Ok(())

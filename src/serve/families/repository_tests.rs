@@ -166,6 +166,14 @@ fn the_names_are_those_of_the_pool_and_of_what_is_offered() {
 }
 
 #[test]
+fn nothing_more_is_loaded_once_the_server_stops() {
+    let bench = Bench::new(&["a", "b"]);
+    bench.repository.registry().start_draining();
+    bench.repository.load_all(&["a".to_owned(), "b".to_owned()]);
+    assert_eq!(bench.num_loads(), 0);
+}
+
+#[test]
 fn a_family_that_does_not_load_says_why_until_it_loads() {
     let bench = Bench::new(&["a"]);
     bench.change(|pool| {
@@ -173,7 +181,7 @@ fn a_family_that_does_not_load_says_why_until_it_loads() {
     });
     let error = bench.repository.load("a").expect_err("it is broken");
     assert_eq!(error.code(), ErrorCode::Unavailable);
-    assert!(!error.to_string().contains("no weights"), "the log says why: {error}");
+    assert!(error.to_string().contains("no weights"), "{error}");
     assert!(matches!(&error, ServeError::LoadFailed { reason, .. } if reason == "no weights"));
     let state = bench.repository.registry().state("a");
     assert!(matches!(state, Some(FamilyState::Failed { reason }) if reason == "no weights"));

@@ -30,7 +30,11 @@ const MAX_TOKENS: usize = 64;
 
 /// Loads and runs the plans of every front once, and returns those that ran. The cheapest and
 /// the best plans come first. Both extremes have thus run when time or memory ends.
-pub(super) fn warm_up(executor: &Executor, loaded: &LoadedFamily) -> Vec<Plan> {
+pub(super) fn warm_up(
+    executor: &Executor,
+    loaded: &LoadedFamily,
+    is_stopped: &dyn Fn() -> bool,
+) -> Vec<Plan> {
     let start = Instant::now();
     let mut ran = Vec::new();
     for entry in likely(loaded) {
@@ -39,7 +43,7 @@ pub(super) fn warm_up(executor: &Executor, loaded: &LoadedFamily) -> Vec<Plan> {
             Ok(false) => break,
             Err(error) => tracing::warn!(plan = entry.id, %error, "a plan cannot be run ahead"),
         }
-        if start.elapsed() > LONGEST {
+        if start.elapsed() > LONGEST || is_stopped() {
             break;
         }
     }
@@ -154,7 +158,7 @@ mod tests {
         let (planner, executor) = running();
         let plan = |id: &str| PlanId::parse(&executor.family().graph, id).expect("a plan");
         let front = planner.loaded.table.front(Shape::new(1, 1));
-        let ran = warm_up(&executor, &planner.loaded);
+        let ran = warm_up(&executor, &planner.loaded, &|| false);
         assert_eq!(ran[0], plan(CHEAP), "the cheapest comes first");
         assert_eq!(ran[1], plan(BEST));
         assert_eq!(ran.len(), front.len());
@@ -164,18 +168,24 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_stops_runs_no_further_plan() {
+        let (planner, executor) = running();
+        assert_eq!(warm_up(&executor, &planner.loaded, &|| true).len(), 1);
+    }
+
+    #[test]
     fn nothing_is_run_ahead_that_memory_has_no_room_for() {
         let (planner, executor) = running();
         let full = executor.runtime().apart(Some(1));
         let full = Executor::new(full, executor.family().clone());
-        assert_eq!(warm_up(&full, &planner.loaded), []);
+        assert_eq!(warm_up(&full, &planner.loaded, &|| false), []);
         assert_eq!(full.residency().num_loads, 0);
     }
 
     #[test]
     fn the_machine_s_speed_is_learned_while_nothing_else_runs() {
         let (planner, executor) = running();
-        let plans = warm_up(&executor, &planner.loaded);
+        let plans = warm_up(&executor, &planner.loaded, &|| false);
         let (queue, receivers) = queue(1, 1);
         let busy = Runs::default();
         let begun = receivers[0].begin(Duration::from_secs(1));

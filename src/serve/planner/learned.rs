@@ -11,7 +11,7 @@ use super::follow::step;
 use crate::{
     family::ModuleId,
     offer::Profile,
-    plan::{Budget, Plan, PlanTable, Shape},
+    plan::{Budget, Plan, PlanError, PlanTable, Shape},
     serve::families::loaded::LoadedFamily,
 };
 
@@ -66,6 +66,8 @@ pub(crate) struct Learned {
 #[derive(Debug)]
 struct Learning {
     profile: Profile,
+    /// Latencies from which learning began, and near which it stays.
+    measured: Profile,
     /// Change of each module's latency since the last update of the plans, as a logarithm.
     moved: Vec<f64>,
     updated: Option<Instant>,
@@ -93,7 +95,8 @@ impl Learned {
     pub(crate) fn new(loaded: &LoadedFamily) -> Self {
         let profile = loaded.profile.clone();
         let moved = vec![0.0; loaded.family.graph.modules().len()];
-        let learning = Mutex::new(Learning { profile, moved, updated: None });
+        let measured = profile.clone();
+        let learning = Mutex::new(Learning { profile, measured, moved, updated: None });
         let tables = Tables { all: loaded.table.clone(), alike: loaded.alike.clone() };
         Self { learning, tables: RwLock::new(Arc::new(tables)), fastest: Fastest::default() }
     }
@@ -124,20 +127,35 @@ impl Learned {
         read(&self.lock().profile)
     }
 
+    /// Replaces all latencies by those of `measured`, on a machine that takes `factor` times as
+    /// long as they will say.
+    ///
+    /// # Errors
+    ///
+    /// Fails when a latency is out of range after that.
+    pub(crate) fn replace(&self, measured: &Profile, factor: f64) -> Result<(), PlanError> {
+        let measured = measured.scaled(1.0 / factor)?;
+        let mut learning = self.lock();
+        learning.profile = measured.clone();
+        learning.measured = measured;
+        drop(learning);
+        self.rebuild();
+        Ok(())
+    }
+
     /// Learns from `run` if it had no neighbours, and updates the plans. The machine now takes
-    /// `factor` times as long as when `measured` was profiled. Calls `hear` with each module that
+    /// `factor` times as long as when it was profiled. Calls `hear` with each module that
     /// was learned, and the ratio between its current and its profiled latency. Returns the time
     /// that the modules of `run` were known to take.
     pub(crate) fn learn(
         &self,
-        measured: &Profile,
         run: &Run<'_>,
         factor: f64,
         hear: &dyn Fn(ModuleId, f64),
     ) -> Duration {
         let Shape { batch, tokens } = run.shape;
         let mut learning = self.lock();
-        let Learning { profile, moved, .. } = &mut *learning;
+        let Learning { profile, measured, moved, .. } = &mut *learning;
         let mut known = 0.0;
         for (id, time) in run.times {
             let Some((grid, measured)) = profile.latency_mut(*id).zip(measured.module(*id)) else {
@@ -170,6 +188,13 @@ impl Learned {
             return;
         }
         learning.updated = Some(now);
+        drop(learning);
+        self.rebuild();
+    }
+
+    /// Gives the plans the latencies of their modules.
+    fn rebuild(&self) {
+        let mut learning = self.lock();
         learning.moved.fill(0.0);
         let profile = learning.profile.clone();
         drop(learning);

@@ -58,7 +58,7 @@ impl School {
         let whole = times.iter().map(|(_, time)| *time).sum();
         let ended = self.start + after;
         let run = Run { shape: ONE, times: &times, whole, is_alone, ended };
-        self.learned.learn(&self.loaded.profile, &run, 1.0, &|_, _| ())
+        self.learned.learn(&run, 1.0, &|_, _| ())
     }
 }
 
@@ -90,6 +90,24 @@ fn the_time_that_a_batch_was_known_to_take_is_that_of_its_modules() {
 }
 
 #[test]
+fn measured_costs_replace_what_was_profiled_and_learned() {
+    let school = School::new();
+    let module = school.modules[0];
+    school.teach(&[module], 2.0, TICK);
+    let before = school.learned.fastest_seconds(ONE, &Budget::default()).expect("a plan");
+    let measured = school.loaded.profile.scaled(6.0).expect("costs");
+    school.learned.replace(&measured, 2.0).expect("costs");
+    assert!(school.modules.iter().all(|module| is_near(school.ratio(*module), 3.0)));
+    let after = school.learned.fastest_seconds(ONE, &Budget::default()).expect("a plan");
+    assert!(after > 2.5 * before, "plans are as fast as their modules: {before} {after}");
+    // Lessons stay near what was measured now.
+    (1..2_000).for_each(|tick| {
+        school.teach(&[module], 1_000.0, tick * TICK);
+    });
+    assert!(is_near(school.ratio(module), 3.0 * MOST), "{}", school.ratio(module));
+}
+
+#[test]
 fn what_the_machine_s_speed_explains_is_no_lesson() {
     let school = School::new();
     let module = school.modules[0];
@@ -97,7 +115,7 @@ fn what_the_machine_s_speed_explains_is_no_lesson() {
     let (times, heard) = ([(module, time)], RefCell::new(Vec::new()));
     let hear = |id, ratio| heard.borrow_mut().push((id, ratio));
     let run = Run { shape: ONE, times: &times, whole: time, is_alone: true, ended: school.start };
-    school.learned.learn(&school.loaded.profile, &run, 3.0, &hear);
+    school.learned.learn(&run, 3.0, &hear);
     assert!(is_near(school.ratio(module), 1.0), "{}", school.ratio(module));
     let [(id, ratio)] = heard.into_inner()[..] else { panic!("one module is heard of") };
     assert!(id == module && is_near(ratio, 3.0), "it takes three times as long now: {ratio}");
@@ -194,9 +212,7 @@ fn a_module_that_costs_nothing_teaches_nothing() {
     let identity = identities.next().expect("blocks may be skipped");
     let times = [(identity, Duration::from_secs(1)), (ModuleId(usize::MAX), TICK)];
     let run = Run { shape: ONE, times: &times, whole: TICK, is_alone: true, ended: school.start };
-    let known = school
-        .learned
-        .learn(&school.loaded.profile, &run, 1.0, &|id, _| panic!("nothing is learned of {id:?}"));
+    let known = school.learned.learn(&run, 1.0, &|id, _| panic!("nothing is learned of {id:?}"));
     assert_eq!(known, Duration::ZERO);
 }
 

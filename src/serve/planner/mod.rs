@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     family::{FamilyError, ModuleId, PlanId},
-    offer::entry,
+    offer::{Profile, entry},
     plan::{Budget, ChooseError, Plan, PlanEntry, PlanTable, Shape},
     runtime::Executor,
 };
@@ -86,14 +86,23 @@ impl Planner {
 
     /// Learns from a batch. Modules' latencies are learned from a batch without neighbours only.
     pub(super) fn learn(&self, run: &Run<'_>, observer: &dyn Observer) {
-        let LoadedFamily { family, profile, .. } = &self.loaded;
+        let LoadedFamily { family, .. } = &self.loaded;
         let hear = |id: ModuleId, ratio| {
             let module = &family.graph.module(id).name;
             observer.module_corrected(&family.manifest.name, module, ratio);
         };
-        let known = self.learned.learn(profile, run, self.correction.machine(), &hear);
+        let known = self.learned.learn(run, self.correction.machine(), &hear);
         let lesson = Lesson { known, measured: run.whole, is_alone: run.is_alone };
         self.correction.learn(run.ended, lesson);
+    }
+
+    /// Replaces the costs of all modules by those of `profile`, which was measured just now.
+    pub(super) fn replace(&self, profile: &Profile) {
+        let name = &self.loaded.family.manifest.name;
+        match self.learned.replace(profile, self.correction.machine()) {
+            Ok(()) => tracing::info!(family = name, "costs are those measured on this machine"),
+            Err(error) => tracing::warn!(family = name, %error, "measured costs are not used"),
+        }
     }
 
     /// Returns the plans that no other plan beats at this shape, cheapest first.

@@ -4,7 +4,10 @@ use super::*;
 use crate::{
     offer::ModuleProfile,
     serve::{
-        admission::{queue::Next, waiting::Need},
+        admission::{
+            queue::{Next, Patience},
+            waiting::Need,
+        },
         planner::learned::Run,
         request::DEFAULT_PRIORITY,
         support_tests::{Endings, MAX_WAIT, images, request, service},
@@ -229,7 +232,7 @@ async fn a_queued_job_knows_what_its_request_asked_for() {
     let prepared = Prepared { input: given.clone(), chosen, least, preprocess: Duration::ZERO };
     let asked = Asked { priority: 7, ..asked(&budget, arrival) };
     let _reply = service.queue(prepared, asked, place).expect("queued");
-    let Next::Batch(batch) = receiver.next(false) else { panic!("a job waits") };
+    let Next::Batch(batch) = receiver.next(Patience::None) else { panic!("a job waits") };
     let job = &batch.jobs[0];
     assert_eq!((job.input.as_ref(), job.shape, job.least), (Some(&given), Shape::new(2, 1), least));
     assert_eq!((job.rank.priority, job.budget.as_ref()), (7, Some(&budget)));
@@ -242,7 +245,7 @@ async fn a_job_without_a_latency_budget_keeps_its_plan() {
     let budget = Budget { min_quality: Some(0.9), ..Budget::default() };
     let queued = service.enqueue(request(0.5, budget)).await.expect("queued");
     assert_eq!((queued.shape, queued.total_tokens), (ONE, 1));
-    let Next::Batch(batch) = receiver.next(false) else { panic!("a job waits") };
+    let Next::Batch(batch) = receiver.next(Patience::None) else { panic!("a job waits") };
     let job = &batch.jobs[0];
     assert!(job.budget.is_none(), "no choice depends on time");
     assert_eq!(job.rank.deadline, job.queued + MAX_WAIT);

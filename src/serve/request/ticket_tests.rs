@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     plan::Budget,
     serve::{
-        admission::queue::Next,
+        admission::queue::{Next, Patience},
         request::DEFAULT_PRIORITY,
         support_tests::{Endings, service},
     },
@@ -36,7 +36,7 @@ async fn a_request_ends_once_however_it_ends() {
     let waiting = service.arrive().submit(request("pixel_values")).await.expect("queued");
     assert_eq!(ended(&endings).len(), 3, "it waits");
     drop(waiting);
-    assert!(matches!(receiver.next(false), Next::Nothing), "no one waits for it");
+    assert!(matches!(receiver.next(Patience::None), Next::Nothing), "no one waits for it");
     let codes = [Cancelled, InvalidArgument, InvalidArgument, Cancelled].map(Some);
     assert_eq!(ended(&endings), codes);
     assert_eq!(*endings.num_accepted.lock().expect("no panic"), 4);
@@ -47,7 +47,7 @@ async fn a_request_ends_once_however_it_ends() {
 async fn an_answer_starts_gives_its_outputs_and_ends() {
     let (service, receiver, endings) = service();
     let mut answer = service.arrive().submit(request("pixel_values")).await.expect("queued");
-    let Next::Batch(batch) = receiver.next(false) else { panic!("a job waits") };
+    let Next::Batch(batch) = receiver.next(Patience::None) else { panic!("a job waits") };
     let chosen = batch.chosen.expect("a plan");
     let plan = chosen.summary.plan.clone();
     for job in batch.jobs {

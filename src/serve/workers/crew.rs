@@ -9,9 +9,14 @@ use crate::{
     family::ModuleId,
     runtime::{Executor, Residency},
     serve::{
-        admission::job::{FamilyKey, Task},
+        admission::{
+            job::{FamilyKey, Task},
+            queue::Patience,
+        },
         observe::Observer,
+        workers::idle::Idle,
     },
+    tensor::give_back_freed_memory,
 };
 
 /// Families that all threads run.
@@ -26,6 +31,10 @@ struct Families {
     /// Loads and evictions of removed families, by the family's name.
     past: HashMap<String, Residency>,
     preload: VecDeque<(FamilyKey, ModuleId)>,
+    /// Work for when there is nothing else to do.
+    idle: VecDeque<(FamilyKey, Idle)>,
+    /// Whether a family was removed whose memory the process still holds.
+    has_freed: bool,
 }
 
 impl Crew {
@@ -46,9 +55,10 @@ impl Crew {
     /// Installs or removes a family.
     pub(super) fn perform(&self, task: Task) {
         match task {
-            Task::Install { family, executor, preload } => {
+            Task::Install { family, executor, preload, idle } => {
                 let mut families = self.lock();
                 families.executors.insert(family, executor);
+                families.idle.extend(idle.map(|idle| (family, idle)));
                 families.preload.extend(preload.into_iter().map(|module| (family, module)));
             }
             Task::Remove(family) => self.remove(family),
@@ -58,9 +68,11 @@ impl Crew {
     fn remove(&self, family: FamilyKey) {
         let mut families = self.lock();
         families.preload.retain(|(key, _)| *key != family);
+        families.idle.retain(|(key, _)| *key != family);
         let Some(executor) = families.executors.remove(&family) else {
             return;
         };
+        families.has_freed = true;
         let name = executor.family().manifest.name.clone();
         let last = executor.residency();
         let past = families.past.entry(name).or_default();
@@ -72,9 +84,49 @@ impl Crew {
         self.report_residency();
     }
 
-    /// Returns whether no module is left to load ahead.
-    pub(super) fn is_loaded(&self) -> bool {
-        self.lock().preload.is_empty()
+    /// Returns how long a thread may wait for work: not while modules are left to load ahead, and
+    /// until it was quiet for a while if there is something to measure or memory to give back.
+    pub(super) fn patience(&self) -> Patience {
+        let families = self.lock();
+        match (families.preload.is_empty(), families.idle.is_empty() && !families.has_freed) {
+            (false, _) => Patience::None,
+            (true, false) => Patience::Quiet,
+            (true, true) => Patience::Endless,
+        }
+    }
+
+    /// Does what is left to do while there is no work: loads a module, or else gives memory back,
+    /// or else measures a little.
+    pub(super) fn use_time(&self, is_quiet: &dyn Fn() -> bool) {
+        match self.patience() {
+            Patience::None => self.load_next(),
+            Patience::Quiet if std::mem::take(&mut self.lock().has_freed) => {
+                // All threads allocate more slowly meanwhile, so it waits for a quiet moment.
+                give_back_freed_memory();
+            }
+            Patience::Quiet => self.measure_next(is_quiet),
+            Patience::Endless => {}
+        }
+    }
+
+    /// Goes on with the measurements of one family.
+    fn measure_next(&self, is_quiet: &dyn Fn() -> bool) {
+        let Some((family, mut idle)) = self.lock().idle.pop_front() else {
+            return;
+        };
+        let Some(executor) = self.executor(family) else {
+            return;
+        };
+        let before = executor.residency();
+        if idle.turn(&executor, is_quiet) {
+            let mut families = self.lock();
+            if families.executors.contains_key(&family) {
+                families.idle.push_front((family, idle));
+            }
+        }
+        if executor.residency() != before {
+            self.report_residency();
+        }
     }
 
     /// Loads the next module ahead of its use. If there is no room for it, no other module is
@@ -118,8 +170,14 @@ impl Crew {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
-    use crate::serve::support_tests::{CHEAP, Runs, running};
+    use crate::serve::{
+        idle::{IdleTurn, IdleWork},
+        planner::Planner,
+        support_tests::{CHEAP, Runs, running, small},
+    };
 
     const ONE: FamilyKey = FamilyKey(1);
     const TWO: FamilyKey = FamilyKey(2);
@@ -135,7 +193,11 @@ mod tests {
         let graph = &executor.family().graph;
         let path = crate::family::PlanId::parse(graph, CHEAP).expect("a plan").path;
         let preload = path[..num_ahead].to_vec();
-        Task::Install { family, executor: executor.clone(), preload }
+        Task::Install { family, executor: executor.clone(), preload, idle: None }
+    }
+
+    fn is_loaded(crew: &Crew) -> bool {
+        crew.patience() != Patience::None
     }
 
     #[test]
@@ -156,14 +218,14 @@ mod tests {
     fn modules_are_loaded_ahead_one_by_one_and_reported() {
         let (crew, runs) = crew();
         let (_planner, executor) = running();
-        assert!(crew.is_loaded());
+        assert!(is_loaded(&crew));
         crew.perform(install(ONE, &executor, 2));
         for num_modules in [1, 2] {
-            assert!(!crew.is_loaded());
+            assert!(!is_loaded(&crew));
             crew.load_next();
             assert_eq!(runs.residency().num_modules, num_modules);
         }
-        assert!(crew.is_loaded());
+        assert!(is_loaded(&crew));
         crew.load_next();
         assert_eq!(runs.residency().num_loads, 2, "nothing was left to load");
     }
@@ -176,7 +238,7 @@ mod tests {
         crew.perform(install(TWO, &second, 1));
         crew.perform(Task::Remove(ONE));
         crew.load_next();
-        assert!(crew.is_loaded());
+        assert!(is_loaded(&crew));
         assert_eq!((first.residency().num_loads, second.residency().num_loads), (0, 1));
         assert_eq!(runs.residency().num_loads, 1);
     }
@@ -189,8 +251,72 @@ mod tests {
         let full = Arc::new(Executor::new(full, executor.family().clone()));
         crew.perform(install(ONE, &full, 3));
         crew.load_next();
-        assert!(crew.is_loaded(), "the others would not fit either");
+        assert!(is_loaded(&crew), "the others would not fit either");
         assert_eq!(runs.residency(), Residency::default());
+    }
+
+    /// Work of three turns, which counts those after which it was quiet.
+    #[derive(Debug, Default)]
+    struct ThreeTurns {
+        num_turns: usize,
+        num_quiet: Arc<AtomicUsize>,
+    }
+
+    impl IdleWork for ThreeTurns {
+        fn turn(&mut self, _: &Executor, is_quiet: &dyn Fn() -> bool) -> IdleTurn {
+            assert!(self.num_turns < 3, "the work is done");
+            self.num_turns += 1;
+            self.num_quiet.fetch_add(usize::from(is_quiet()), Ordering::Relaxed);
+            match self.num_turns {
+                3 => IdleTurn::Done(Box::new(small().profile)),
+                _ => IdleTurn::More,
+            }
+        }
+    }
+
+    fn install_idle(
+        crew: &Crew,
+        planner: &Arc<Planner>,
+        executor: &Arc<Executor>,
+    ) -> Arc<AtomicUsize> {
+        let work = Box::<ThreeTurns>::default();
+        let num_quiet = work.num_quiet.clone();
+        let idle = Some(Idle { work, planner: Arc::downgrade(planner) });
+        let Task::Install { family, executor, preload, .. } = install(ONE, executor, 1) else {
+            panic!("it is installed");
+        };
+        crew.perform(Task::Install { family, executor, preload, idle });
+        num_quiet
+    }
+
+    #[test]
+    fn measuring_goes_on_after_all_modules_are_loaded_until_it_is_done() {
+        let (crew, _) = crew();
+        let (planner, executor) = running();
+        let num_quiet = install_idle(&crew, &planner, &executor);
+        assert_eq!(crew.patience(), Patience::None);
+        crew.use_time(&|| true);
+        for is_quiet in [true, false, true] {
+            assert_eq!(crew.patience(), Patience::Quiet);
+            crew.use_time(&|| is_quiet);
+        }
+        assert_eq!(crew.patience(), Patience::Endless);
+        assert_eq!(num_quiet.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn measuring_ends_with_its_family() {
+        let (crew, _) = crew();
+        let (planner, executor) = running();
+        install_idle(&crew, &planner, &executor);
+        crew.perform(Task::Remove(ONE));
+        assert_eq!(crew.patience(), Patience::Quiet, "memory is to be given back");
+        crew.use_time(&|| true);
+        assert_eq!(crew.patience(), Patience::Endless);
+        let num_quiet = install_idle(&crew, &planner, &executor);
+        drop(planner);
+        (0..4).for_each(|_| crew.use_time(&|| true));
+        assert_eq!(num_quiet.load(Ordering::Relaxed), 0, "nobody would get the costs");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Threads that run batches.
 
 mod crew;
+pub(super) mod idle;
 pub(super) mod outputs;
 mod run;
 pub(super) mod worker;

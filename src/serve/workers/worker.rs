@@ -93,7 +93,7 @@ impl Worker {
     fn run_until_closed(self) {
         give_way();
         loop {
-            let next = self.receiver.next(self.crew.is_loaded());
+            let next = self.receiver.next(self.crew.patience());
             let is_stopped = self.is_stopped.lock().unwrap_or_else(PoisonError::into_inner);
             if *is_stopped || matches!(next, Next::Closed) {
                 return;
@@ -108,7 +108,10 @@ impl Worker {
         match next {
             Next::Batch(batch) => self.answer(batch),
             Next::Task(task) => self.crew.perform(task),
-            Next::Nothing => self.crew.load_next(),
+            Next::Nothing => {
+                let begun = Instant::now();
+                self.crew.use_time(&|| self.receiver.was_quiet_since(begun));
+            }
             Next::Closed => {}
         }
     }

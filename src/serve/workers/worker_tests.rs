@@ -29,7 +29,8 @@ impl Bench {
         let (queue, mut receivers) = queue(8, 1);
         let runs = Arc::new(Runs::default());
         let crew = Arc::new(Crew::new(runs.clone()));
-        crew.perform(Task::Install { family: FamilyKey(0), executor, preload: Vec::new() });
+        let (family, preload) = (FamilyKey(0), Vec::new());
+        crew.perform(Task::Install { family, executor, preload, idle: None });
         let receiver = receivers.pop().expect("one thread");
         let worker = Worker { crew, receiver, is_stopped: Arc::default() };
         Self { worker, queue, planner, runs }

@@ -86,6 +86,7 @@ pub(crate) fn config(pool: &Path) -> Config {
             profile: None,
             pins: Vec::new(),
             poll: Duration::ZERO,
+            exit_on_error: true,
         },
         service: CONFIG,
         api: api_config(),
@@ -103,5 +104,5 @@ pub(crate) fn config(pool: &Path) -> Config {
 pub(crate) async fn build(config: Config, cache: &Path) -> Result<App, AppError> {
     let machine = Machine::new(runtime(), machine_key(), Some(cache.to_owned()));
     let metrics = Arc::new(Metrics::new().expect("metrics"));
-    App::build(config, machine, metrics, Arc::new(())).await
+    App::build(config, machine, metrics).await
 }
