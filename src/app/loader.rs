@@ -50,11 +50,11 @@ impl PoolLoader {
         &self,
         family: &Arc<Family>,
         profile: &Profile,
-        estimated: &[ModuleId],
+        estimated: Vec<ModuleId>,
     ) -> Refining {
         let measuring = IdleMeasuring::new(family.clone(), profile.clone(), estimated);
         let Machine { key, cache, .. } = &self.machine;
-        Refining { measuring, key: key.clone(), cache: cache.clone() }
+        Refining::new(measuring, key.clone(), cache.clone())
     }
 
     fn try_load(&self, name: &str) -> Result<LoadedFamily, AppError> {
@@ -67,9 +67,10 @@ impl PoolLoader {
         let Known { profile, estimated } = profiles.at_once(&family, &self.shipped()?)?;
         let quality = quality_of(&family)?;
         let pins: Vec<&str> = pins_of(&self.pool.pins, name).collect();
-        let refining = self.refining(&family, &profile, &estimated);
+        let is_exact = estimated.is_empty();
+        let refining = self.refining(&family, &profile, estimated);
         let mut loaded = LoadedFamily::new(family, profile, quality, self.margin)?;
-        if !estimated.is_empty() {
+        if !is_exact {
             loaded = loaded.with_idle_work(Box::new(refining));
         }
         loaded.pin(&pins).map_err(|reason| AppError::PinnedModule { reason })

@@ -37,6 +37,7 @@ const MAX_TURNS: usize = 20;
 pub struct IdleMeasuring {
     family: Arc<Family>,
     profile: Profile,
+    modules: Vec<ModuleId>,
     left: VecDeque<Cell>,
     /// Measured times in seconds, by module and length, for a batch of one.
     found: BTreeMap<ModuleId, BTreeMap<usize, f64>>,
@@ -53,22 +54,27 @@ struct Cell {
 
 impl IdleMeasuring {
     /// Creates the measurements of those of `modules` that `profile` expects to be short.
-    pub fn new(family: Arc<Family>, profile: Profile, modules: &[ModuleId]) -> Self {
-        let mut left = VecDeque::new();
-        for module in modules {
-            let Some(known) = profile.module(*module) else { continue };
+    pub fn new(family: Arc<Family>, profile: Profile, modules: Vec<ModuleId>) -> Self {
+        let (left, found) = (VecDeque::new(), BTreeMap::new());
+        let mut measuring = Self { family, profile, modules, left, found };
+        measuring.begin_again();
+        measuring
+    }
+
+    /// Forgets what was measured.
+    pub fn begin_again(&mut self) {
+        self.found.clear();
+        self.left.clear();
+        for module in &self.modules {
+            let Some(known) = self.profile.module(*module) else { continue };
             let latency = &known.latency_seconds;
-            let short = latency
-                .tokens()
-                .iter()
-                .filter(|tokens| latency.at(1, **tokens) <= LONGEST.as_secs_f64());
+            let is_short = |tokens: &&usize| latency.at(1, **tokens) <= LONGEST.as_secs_f64();
             let cell = |tokens: &usize| {
                 let (module, tokens, times) = (*module, *tokens, Vec::new());
                 Cell { module, tokens, num_turns: 0, times }
             };
-            left.extend(short.map(cell));
+            self.left.extend(latency.tokens().iter().filter(is_short).map(cell));
         }
-        Self { family, profile, left, found: BTreeMap::new() }
     }
 
     /// Returns whether everything is measured.

@@ -31,9 +31,6 @@ pub struct ProfileOptions {
     pub attempts: usize,
 }
 
-/// Largest fraction of the processor that others may take while modules are measured.
-const MOST_OTHERS: f64 = 0.15;
-
 impl Default for ProfileOptions {
     fn default() -> Self {
         Self {
@@ -105,7 +102,7 @@ pub fn measure_profile(
             let (batches, tokens) = (options.batches.clone(), options.tokens.clone());
             let latencies = monotone(latencies, tokens.len());
             let latency_seconds = Grid::new(batches, tokens, latencies)?;
-            match others > MOST_OTHERS {
+            match others > Competition::MOST {
                 true => cache.estimated.insert(digest.clone()),
                 false => cache.estimated.remove(&digest),
             };
@@ -152,7 +149,7 @@ fn measure_group(
         if best.as_ref().is_none_or(|best| others < best.others) {
             best = Some(Latencies { latencies, others });
         }
-        if others <= MOST_OTHERS {
+        if others <= Competition::MOST {
             break;
         }
         let next = match attempt < options.attempts {

@@ -123,7 +123,7 @@ fn modules_are_measured_a_little_at_a_time_while_it_is_quiet() {
     let known = computed_cache(&family).profile_of(&family).expect("complete");
     let (modules, executor) = (timed(&known), Executor::new(runtime(), family.clone()));
     let measure = |is_quiet: bool| {
-        let mut measuring = IdleMeasuring::new(family.clone(), known.clone(), &modules);
+        let mut measuring = IdleMeasuring::new(family.clone(), known.clone(), modules.clone());
         while !measuring.is_done() {
             measuring.turn(&executor, &|| is_quiet).expect("it runs");
         }

@@ -20,6 +20,9 @@ pub struct Competition {
 }
 
 impl Competition {
+    /// Largest fraction beside which measured times are those of this process alone.
+    pub const MOST: f64 = 0.15;
+
     /// Begins to count.
     pub fn begin() -> Self {
         Self { begun: Ticks::now() }
