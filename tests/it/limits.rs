@@ -259,6 +259,24 @@ async fn a_connection_goes_on_after_an_error_that_came_before_the_body() {
 }
 
 #[tokio::test]
+async fn connections_beyond_those_that_are_refused_at_once_wait_and_are_answered() {
+    const MAX_SERVED: usize = 8;
+    const MAX_REFUSED: usize = 64;
+    let (address, _server) = http_server(state()).await;
+    let mut silent = Vec::new();
+    for _ in 0..MAX_SERVED + MAX_REFUSED {
+        silent.push(TcpStream::connect(address).await.expect("connected"));
+    }
+    let mut last = TcpStream::connect(address).await.expect("connected");
+    last.write_all(b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sent");
+    drop(silent.pop().expect("one that is to be refused"));
+    let mut answer = String::new();
+    let read = timeout(PATIENCE, last.read_to_string(&mut answer)).await;
+    read.expect("in time").expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 503"), "it was not closed unanswered: {answer}");
+}
+
+#[tokio::test]
 async fn a_large_body_is_refused_before_it_is_asked_for() {
     let (address, _server) = http_server(state()).await;
     let mut connection = TcpStream::connect(address).await.expect("connected");

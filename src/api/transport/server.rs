@@ -1,6 +1,6 @@
 //! Sockets: connections are accepted within their limit, and drained in the end.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
 use axum::{Router, serve::Listener};
 use tokio::{
@@ -12,7 +12,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{Protocol, Tls, activity::Patience, connection::Connections, limits::Limits};
 use crate::serve::Observer;
 
-/// Most connections over the limit that are answered at once; further ones are closed unanswered.
+/// Most connections over the limit that are answered at once; further ones wait in the kernel.
 const MAX_REFUSALS: usize = 64;
 
 /// Time-outs of a connection over the limit, for its request and for reading the refusal.
@@ -89,11 +89,13 @@ impl Server {
             Arc::new(Connections::new(*protocol, &transport.limits, tls, shutdown.clone()));
         let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
         let tasks = TaskTracker::new();
-        while let Some((stream, _)) =
-            shutdown.run_until_cancelled(Listener::accept(&mut listener)).await
-        {
-            self.take(stream, &connections, &refusals, &tasks);
-        }
+        let accept = async {
+            loop {
+                let (stream, _) = Listener::accept(&mut listener).await;
+                self.take(stream, &connections, &refusals, &tasks).await;
+            }
+        };
+        let _: Option<Infallible> = shutdown.run_until_cancelled(accept).await;
         drop(listener);
         tasks.close();
         if tokio::time::timeout(drain_timeout, tasks.wait()).await.is_err() {
@@ -102,8 +104,9 @@ impl Server {
         Ok(())
     }
 
-    /// Serves a connection within the limit, and refuses one over it.
-    fn take(
+    /// Serves a connection within the limit, and refuses one over it. Waits while as many are being
+    /// refused as may be at once; further connections wait in the kernel meanwhile.
+    async fn take(
         &self,
         stream: TcpStream,
         connections: &Arc<Connections>,
@@ -120,24 +123,37 @@ impl Server {
             idle: limits.idle_timeout,
             unread: limits.write_timeout,
         };
-        if let Ok(permit) = self.transport.connections.clone().try_acquire_owned() {
-            let counted = Counted::new(self.transport.observer.clone(), self.protocol, permit);
-            let router = self.router.clone();
-            tasks.spawn(async move {
-                connections.serve(stream, router, patience).await;
-                drop(counted);
-            });
-            return;
-        }
-        self.transport.observer.connection_refused(self.protocol.name());
-        if let Ok(permit) = refusals.clone().try_acquire_owned() {
-            let router = self.refusal.clone();
-            tasks.spawn(async move {
-                connections.serve(stream, router, REFUSAL).await;
-                drop(permit);
-            });
+        let place = tokio::select! {
+            biased;
+            Ok(permit) = self.transport.connections.clone().acquire_owned() => Place::Served(permit),
+            Ok(permit) = refusals.clone().acquire_owned() => Place::Refused(permit),
+            else => return,
+        };
+        match place {
+            Place::Served(permit) => {
+                let counted = Counted::new(self.transport.observer.clone(), self.protocol, permit);
+                let router = self.router.clone();
+                tasks.spawn(async move {
+                    connections.serve(stream, router, patience).await;
+                    drop(counted);
+                });
+            }
+            Place::Refused(permit) => {
+                self.transport.observer.connection_refused(self.protocol.name());
+                let router = self.refusal.clone();
+                tasks.spawn(async move {
+                    connections.serve(stream, router, REFUSAL).await;
+                    drop(permit);
+                });
+            }
         }
     }
+}
+
+/// Place of a connection, which it holds while it is open.
+enum Place {
+    Served(OwnedSemaphorePermit),
+    Refused(OwnedSemaphorePermit),
 }
 
 /// An open connection that the observer counts.
