@@ -22,7 +22,7 @@ use crate::{
     tensor::chain,
 };
 
-/// Loader of families from the pool's folder; measures modules that have no profile yet.
+/// Loader of families from the pool's folder; estimates the costs of modules without a profile.
 pub(super) struct PoolLoader {
     pub(super) pool: PoolConfig,
     pub(super) machine: Machine,

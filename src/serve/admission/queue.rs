@@ -250,8 +250,8 @@ impl Queue {
 }
 
 impl Receiver {
-    /// Returns the thread's next work; waits for it if `may_wait`. The plan of a batch is chosen
-    /// while the queue is free for others.
+    /// Returns the thread's next work; waits for it as `patience` says. The plan of a batch is
+    /// chosen while the queue is free for others.
     pub(crate) fn next(&self, patience: Patience) -> Next {
         let plan = match self.find(patience) {
             Found::Step(plan) => plan,
