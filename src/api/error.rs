@@ -79,6 +79,9 @@ pub(crate) enum ApiError {
     /// No route has this path.
     #[error("there is nothing at {path}; GET / lists the routes")]
     NoRoute { path: String },
+    /// The path leads to a route, but a parameter in it cannot be read.
+    #[error("{path} cannot be read: {reason}")]
+    Path { path: String, reason: String },
     /// The route exists, but not for this method.
     #[error("{path} does not take {method}")]
     NoMethod { path: String, method: Method },
@@ -159,6 +162,7 @@ impl ApiError {
             | Self::UnknownParameter { .. }
             | Self::Parameter { .. }
             | Self::UnknownOutput { .. }
+            | Self::Path { .. }
             | Self::NoMethod { .. } => ErrorCode::InvalidArgument,
             Self::NoToken | Self::WrongToken => ErrorCode::Unauthenticated,
             Self::NoAdmin { .. } => ErrorCode::PermissionDenied,

@@ -2,10 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{
-    extract::{FromRequestParts, Path},
-    http::request::Parts,
-};
+use axum::{extract::FromRequestParts, http::request::Parts};
 use serde::Deserialize;
 use tracing::{Instrument, Span, debug_span};
 
@@ -19,6 +16,7 @@ use super::{
         specs::Specs,
     },
     error::ApiError,
+    path::InPath,
     state::Shared,
 };
 use crate::{
@@ -60,9 +58,7 @@ impl FromRequestParts<Arc<Shared>> for Model {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Self, ApiError> {
-        let Path(path) = Path::<ModelPath>::from_request_parts(parts, shared)
-            .await
-            .map_err(|_| ApiError::NoRoute { path: parts.uri.path().to_owned() })?;
+        let InPath(path) = InPath::<ModelPath>::from_request_parts(parts, shared).await?;
         Self::find(shared.api.repository.registry(), &path.model, path.version)
     }
 }

@@ -15,6 +15,7 @@ mod http;
 mod inference;
 mod layers;
 mod openapi;
+mod path;
 mod route;
 mod routes;
 mod serve_http;

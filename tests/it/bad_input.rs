@@ -222,12 +222,47 @@ async fn shapes_that_plans_are_asked_for_are_checked() {
         ("batch=0", 400),
         ("tokens=x", 400),
         ("width=3", 400),
+        ("batch=%ff", 400),
+        ("%ffbatch=1", 400),
         ("batch=65", 413),
+        ("batch=%36%35", 413),
         ("tokens=257", 413),
     ] {
         let reply = send(&app, "GET", &format!("/v2/models/text/plans?{query}"), "").await;
-        assert_refused(&app, reply, status, query.split('=').next().unwrap_or_default()).await;
+        let name = query.split('=').next().unwrap_or_default().trim_start_matches("%ff");
+        assert_refused(&app, reply, status, name).await;
     }
+}
+
+/// Asserts that `path`, which is not UTF-8, is refused.
+async fn refuse_path(app: &Router, method: &str, path: &str) {
+    let reply = send(app, &method.to_uppercase(), path, "").await;
+    let error = reply.expect(400);
+    // OpenAI's routes answer an object with a message.
+    let message = error["error"].get("message").unwrap_or(&error["error"]).as_str();
+    let message = message.expect("a message");
+    assert!(message.starts_with(&format!("{path} cannot be read: ")), "{message}");
+    assert!(message.contains("UTF-8"), "{message}");
+}
+
+#[tokio::test]
+async fn a_name_in_a_path_that_is_not_utf8_is_refused_with_the_path() {
+    let app = app();
+    let document = send(&app, "GET", "/openapi.json", "").await.expect(200);
+    let paths = document["paths"].as_object().expect("paths").iter();
+    let mut num_routes = 0;
+    for (path, methods) in paths.filter(|(path, _)| path.contains("{model}")) {
+        for method in methods.as_object().expect("methods").keys() {
+            refuse_path(&app, method, &path.replace("{model}", "a%ff")).await;
+            num_routes += 1;
+            if let Some(rest) = path.strip_prefix("/v2/models/{model}") {
+                for model in ["text/versions/%c3", "%ff/versions/1"] {
+                    refuse_path(&app, method, &format!("/v2/models/{model}{rest}")).await;
+                }
+            }
+        }
+    }
+    assert_eq!(num_routes, 10);
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Instant};
 
 use axum::{
     Extension, Json,
-    extract::{Path, State},
+    extract::State,
     response::{IntoResponse, Response},
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -29,6 +29,7 @@ use crate::{
         },
         error::ApiError,
         inference::{Model, accept, output_bytes},
+        path::InPath,
         state::Shared,
     },
     family::Limits,
@@ -147,7 +148,7 @@ pub(crate) async fn models(State(shared): State<Arc<Shared>>) -> Json<List> {
 /// Returns the model `name`.
 pub(crate) async fn model(
     State(shared): State<Arc<Shared>>,
-    Path(name): Path<String>,
+    InPath(name): InPath<String>,
 ) -> Result<Json<Listed>, ApiError> {
     let model = Model::find(shared.api.repository.registry(), &name, None)?;
     Ok(Json(Listed::new(&model)))

@@ -107,18 +107,17 @@ fn default_shape(model: &Model) -> Shape {
 /// Returns the shape that a query names; what it does not name is that of `default`.
 fn parse_query(query: &str, default: Shape) -> Result<Shape, ApiError> {
     let mut shape = default;
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let slot = match name {
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        let slot = match &*name {
             "batch" => &mut shape.batch,
             "tokens" => &mut shape.tokens,
             _ => {
-                let name = name.to_owned();
+                let name = name.into_owned();
                 return Err(ApiError::UnknownParameter { name, known: "batch, tokens" });
             }
         };
         *slot = value.parse().map_err(|_| ApiError::Parameter {
-            name: name.to_owned(),
+            name: name.into_owned(),
             found: format!("`{value}`"),
             expected: "an integer from 1 on",
         })?;

@@ -3,10 +3,7 @@
 
 use std::sync::Arc;
 
-use axum::{
-    Extension, Json,
-    extract::{Path, State},
-};
+use axum::{Extension, Json, extract::State};
 use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -21,6 +18,7 @@ use crate::{
         },
         error::ApiError,
         inference::Model,
+        path::InPath,
         state::Shared,
         triton::{
             describe,
@@ -86,7 +84,7 @@ pub(crate) async fn index(
 pub(crate) async fn load(
     State(shared): State<Arc<Shared>>,
     Extension(permit): Extension<Permit>,
-    Path(name): Path<String>,
+    InPath(name): InPath<String>,
     Body(body): Body,
 ) -> Result<(), ApiError> {
     check_call(&permit, body).await?;
@@ -97,7 +95,7 @@ pub(crate) async fn load(
 pub(crate) async fn unload(
     State(shared): State<Arc<Shared>>,
     Extension(permit): Extension<Permit>,
-    Path(name): Path<String>,
+    InPath(name): InPath<String>,
     Body(body): Body,
 ) -> Result<(), ApiError> {
     check_call(&permit, body).await?;
