@@ -1,14 +1,14 @@
 //! The `fit`, `profile` and `evaluate` commands.
 
 use super::{
-    args::{Common, EvaluateArguments, FitArguments, ProfileArguments},
-    progress::{Bars, say},
+    args::{Common, DataArguments, EvaluateArguments, FitArguments, ProfileArguments},
+    progress::{Bars, say, say_error},
     setup,
 };
 use crate::{
     app::{Measured, family_of, quality_of, writer_of},
     family::Manifest,
-    fit::{Dataset, EvaluateOptions, ExpertOptions, FitOptions},
+    fit::{Dataset, EvaluateOptions, ExpertOptions, FitOptions, check_enough},
     offer::{QualityRecords, ShippedProfiles},
     runtime::Executor,
     telemetry,
@@ -21,8 +21,7 @@ pub(super) fn fit(common: &Common, arguments: &FitArguments) -> anyhow::Result<(
     // The family need not load: its fits may be broken, and fitting replaces them.
     let mut writer = writer_of(&common.pool, &arguments.family.family)?;
     let manifest = Manifest::read(writer.folder())?;
-    let data =
-        Dataset::read(&arguments.data, arguments.labels.as_deref(), &manifest, arguments.examples)?;
+    let data = read(&arguments.source, &manifest)?;
     let bars = Bars::default();
     if arguments.experts {
         let options = ExpertOptions {
@@ -89,25 +88,15 @@ pub(super) fn evaluate(common: &Common, arguments: &EvaluateArguments) -> anyhow
     let machine = setup::machine(common)?;
     let writer = writer_of(&common.pool, &arguments.family.family)?;
     let family = family_of(&common.pool, &arguments.family.family)?;
+    let data = read(&arguments.source, &family.manifest)?;
+    check_enough(&data)?;
     let profile = setup::profile(&machine, &family)?;
-    let data = Dataset::read(
-        &arguments.data,
-        arguments.labels.as_deref(),
-        &family.manifest,
-        arguments.examples,
-    )?;
     let records = if arguments.again { QualityRecords::default() } else { quality_of(&family)? };
     let options = EvaluateOptions {
         max_tokens: arguments.max_tokens,
         plans_per_round: arguments.plans,
         max_rounds: arguments.rounds,
-        command: format!(
-            "tessera evaluate --family {} --data {} --examples {} --max-tokens {}",
-            arguments.family.family,
-            data.name(),
-            data.len(),
-            arguments.max_tokens
-        ),
+        command: command_of(arguments, &data),
     };
     let write = |records: &QualityRecords| {
         let text = serde_json::to_string_pretty(records).unwrap_or_default() + "\n";
@@ -129,10 +118,36 @@ pub(super) fn evaluate(common: &Common, arguments: &EvaluateArguments) -> anyhow
     write(&records)?;
     drop(bars);
     say(&format!(
-        "{} plans measured on {} examples; qualities are predicted to ±{:.3}",
+        "{} plans measured on {} {}; qualities are predicted to ±{:.3}",
         records.plans.len(),
-        records.num_texts,
+        records.num_examples,
+        data.examples(),
         records.prediction_error
     ));
     Ok(())
+}
+
+/// Reads texts or images, as the family of `manifest` needs, and says what of them is left out.
+fn read(source: &DataArguments, manifest: &Manifest) -> anyhow::Result<Dataset> {
+    let labels = source.labels.as_deref();
+    let data = Dataset::read(&source.data, labels, manifest, source.examples)?;
+    if let [first, ..] = data.left_out() {
+        say_error(&format!(
+            "{}: left out, since they are not images: {}, such as {}",
+            source.data.display(),
+            data.left_out().len(),
+            first.display()
+        ));
+    }
+    Ok(data)
+}
+
+/// Returns the command that measures the same qualities again.
+fn command_of(arguments: &EvaluateArguments, data: &Dataset) -> String {
+    let (family, name, count) = (&arguments.family.family, data.name(), data.len());
+    let command = format!("tessera evaluate --family {family} --data {name} --examples {count}");
+    match data {
+        Dataset::Texts(_) => format!("{command} --max-tokens {}", arguments.max_tokens),
+        Dataset::Images(_) => command,
+    }
 }

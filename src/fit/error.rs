@@ -29,15 +29,17 @@ pub enum FitError {
     /// The work was cancelled.
     #[error("stopped before it was done")]
     Stopped,
-    /// A corpus has too few texts for the work.
-    #[error("{what} needs at least {needed} texts, but there are {found}")]
-    TooFewTexts {
+    /// There are too few texts or images for the work.
+    #[error("{what} needs at least {needed} {examples}, but there are {found}")]
+    TooFew {
         /// Name of the work.
         what: String,
-        /// Number of texts that the work needs.
+        /// Number of texts or images that the work needs.
         needed: usize,
-        /// Number of texts in the corpus.
+        /// Number of texts or images that are there.
         found: usize,
+        /// Word for the examples: `texts` or `images`.
+        examples: &'static str,
     },
     /// A text cannot be tokenized.
     #[error("a text cannot be tokenized: {0}")]

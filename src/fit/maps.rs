@@ -27,6 +27,11 @@ use crate::{
 /// Number of batches of which one is held out to judge a fit.
 pub(super) const HELD_OUT: usize = 10;
 
+/// Returns the least number of texts or images of which a batch is held out, in batches of `rows`.
+pub(super) fn least_examples(rows: usize) -> usize {
+    (HELD_OUT - 1) * rows + 1
+}
+
 /// Settings for fitting maps.
 #[derive(Debug, Clone)]
 pub struct FitOptions {
@@ -182,6 +187,9 @@ fn gather(
     let reference = &family.manifest.reference;
     let all: Vec<ModuleId> = (0..family.graph.modules().len()).map(ModuleId).collect();
     let rows = executor.rows_at_once(&all, Shape::new(16, options.max_tokens));
+    for fit in fits.iter() {
+        data.require(&fit_file_name(&fit.map), least_examples(rows))?;
+    }
     let batches = data.batches(&family, reference, rows, options.max_tokens)?;
     // Maps of tokens use every nth batch, so that all text lengths occur.
     let every = data.len().div_ceil(options.max_token_texts.max(1)).max(1);
@@ -350,12 +358,9 @@ fn solve(
     fit: &Fit,
 ) -> Result<FitRecord, FitError> {
     let name = fit_file_name(&fit.map);
-    let few =
-        || FitError::TooFewTexts { what: name.clone(), needed: HELD_OUT * 16, found: data.len() };
-    let [sums, held_out] = fit.sums.as_ref().ok_or_else(few)?;
-    if held_out.rows() == 0 {
-        return Err(few());
-    }
+    let empty = || FitError::Family(format!("`{name}`: no batch has a row to fit and judge on"));
+    let sums = fit.sums.as_ref().filter(|sums| sums.iter().all(|part| part.rows() > 0));
+    let [sums, held_out] = sums.ok_or_else(empty)?;
     let (regularization, affine, explained) = options
         .regularizations
         .iter()

@@ -25,10 +25,12 @@ pub struct QualityRecords {
     pub metric: String,
     /// Name of the data on which qualities were measured.
     pub data: String,
-    /// Number of texts or images.
-    pub num_texts: usize,
-    /// Number of tokens after which texts were cut.
-    pub max_tokens: usize,
+    /// Number of texts or images; it was called `num_texts` before.
+    #[serde(alias = "num_texts")]
+    pub num_examples: usize,
+    /// Number of tokens after which texts were cut; `None` for images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<usize>,
     /// Date of the evaluation in UTC, `YYYY-MM-DD`.
     pub date: String,
     /// Command line of the evaluation.
@@ -163,4 +165,26 @@ fn leave_one_out_error(graph: &FamilyGraph, plans: &[(Vec<ModuleId>, f64)]) -> f
     #[expect(clippy::cast_precision_loss, reason = "plans are few")]
     let mean = squared / plans.len() as f64;
     mean.sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn files_of_images_name_no_tokens_and_older_files_are_read() {
+        let written = json!({ "metric": "accuracy", "data": "t10k", "num_examples": 3,
+            "date": "2026-11-26", "command": "", "plans": {}, "losses": {},
+            "prediction_error": 0.0 });
+        let mut old = written.clone();
+        let fields = old.as_object_mut().expect("an object");
+        let count = fields.remove("num_examples").expect("there");
+        fields.extend([("num_texts".to_owned(), count), ("max_tokens".to_owned(), json!(128))]);
+        let read = |file: Value| serde_json::from_value::<QualityRecords>(file).expect("valid");
+        assert_eq!((read(old.clone()).num_examples, read(old).max_tokens), (3, Some(128)));
+        assert_eq!(read(written.clone()).max_tokens, None);
+        assert_eq!(serde_json::to_value(read(written.clone())).expect("written"), written);
+    }
 }

@@ -10,8 +10,9 @@ use sha2::{Digest, Sha256};
 use tessera::{
     assembly::Family,
     family::{Manifest, ModuleId, ModuleKind, PlanId},
-    fit::Dataset,
+    fit::{Dataset, ExpertOptions, check_enough, fit_experts},
     input::{Encoding, ModelInput, Pixels},
+    pool::FamilyWriter,
     runtime::{Activation, Executor, SideInputs},
 };
 
@@ -20,6 +21,7 @@ use crate::{
     support::{
         Reference, assert_close,
         experts::{fit, l6, text_pool},
+        idle::Idle,
         root, runtime,
         synthetic::{Synthetic, WIDTH},
     },
@@ -126,6 +128,43 @@ fn all_experts_of_vision_transformers_are_their_dense_parts() {
     let sides = SideInputs::of_input(ModelInput::Pixels(pixels)).expect("images");
     assert!(largest_difference(&executor, "e8k8", &sides) <= 1e-5);
     assert!(largest_difference(&executor, "e8k2", &sides) > 1e-4, "nothing was left out");
+}
+
+/// Returns a pool with a family of images, of which one anchor is to be split.
+fn image_pool() -> Pool {
+    let source = root().join("tests/pool/fashion");
+    let manifest = fs::read_to_string(source.join("family.toml")).expect("read");
+    let (head, _) = manifest.split_once("[[maps]]").unwrap_or((&manifest, ""));
+    let experts = "[[experts]]\nanchor = \"s\"\nnum_experts = 8\ntop_k = [2]\n\
+                   router = \"learned\"\n";
+    Pool::new(&source, head, experts).expect("a pool")
+}
+
+#[test]
+fn too_few_images_are_refused_before_any_work() {
+    let pool = image_pool();
+    let data = write_images(&pool, &vec![0; 144 * 784], 144);
+    let mut writer = FamilyWriter::begin(&pool.path()).expect("nobody else writes");
+    let options = ExpertOptions::default();
+    let error = fit_experts(&runtime(), &mut writer, &data, &options, &Idle).expect_err("few");
+    let expected = "fitting the experts of `s` needs at least 145 images, but there are 144";
+    assert_eq!(error.to_string(), expected);
+    check_enough(&data).expect("20 are enough to evaluate");
+    let few = write_images(&pool, &vec![0; 19 * 784], 19);
+    let error = check_enough(&few).expect_err("19 are not");
+    let expected = "evaluation needs at least 20 images, but there are 19";
+    assert_eq!(error.to_string(), expected);
+}
+
+#[test]
+fn a_router_is_judged_however_few_images_are_asked_for() {
+    let pool = image_pool();
+    let images: Vec<u8> = (0..160 * 784_u32).map(|index| (index * 31 % 251) as u8).collect();
+    let data = write_images(&pool, &images, 160);
+    let mut writer = FamilyWriter::begin(&pool.path()).expect("nobody else writes");
+    let options = ExpertOptions { max_texts: 16, ..ExpertOptions::default() };
+    let count = fit_experts(&runtime(), &mut writer, &data, &options, &());
+    assert_eq!(count.expect("ten batches are run"), 1);
 }
 
 /// Writes images and labels as IDX files and reads them.

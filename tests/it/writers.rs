@@ -19,6 +19,7 @@ use tessera::{
 };
 
 use crate::support::{
+    idle::Idle,
     runtime,
     synthetic::{EXIT, MLP, STITCH, Synthetic, WEIGHTS, WORDS},
 };
@@ -119,6 +120,21 @@ fn litter(family: &Synthetic) {
     family.write(".writing-tessera-Ab3dEf", b"half");
     family.write("fits/.writing-Ab3dEf", b"half");
     family.write("fits/a.1-out.0123456789abcdef.safetensors", b"half");
+}
+
+#[test]
+fn too_few_texts_are_refused_before_any_work() {
+    let family = Synthetic::new();
+    let before = family.text("fits.json");
+    texts(&family);
+    let (file, manifest) = (family.pool().join("texts.jsonl"), Manifest::read(&family.folder));
+    let few = Dataset::read(&file, None, &manifest.expect("read"), Some(144)).expect("texts");
+    let mut writer = begin(&family).expect("nobody else writes");
+    let options = refitted(16);
+    let error = fit_maps(&runtime(), &mut writer, &few, &options, &Idle).expect_err("few");
+    let message = error.to_string();
+    assert!(message.ends_with("needs at least 145 texts, but there are 144"), "{message}");
+    assert_eq!(family.text("fits.json"), before);
 }
 
 #[test]

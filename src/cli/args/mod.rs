@@ -1,6 +1,7 @@
 //! The command line. Every option is a flag; most are an environment variable as well.
 
 pub(super) mod bench;
+mod data;
 mod family;
 
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use serde::Serialize;
 
 use crate::{plan::Shape, telemetry::LogFormat, tensor::ByteSize};
 use bench::BenchArguments;
+pub(super) use data::DataArguments;
 use family::FamilyArgument;
 
 /// Longest time in seconds that an option may give; about thirty years.
@@ -239,16 +241,9 @@ pub struct FitArguments {
     /// The family.
     #[command(flatten)]
     pub family: FamilyArgument,
-    /// Texts (JSON Lines of {"id": …, "text": …}), or images (a folder of class/name.png, an IDX or
-    /// NPY file)
-    #[arg(long, alias = "corpus")]
-    pub data: PathBuf,
-    /// Labels of an IDX or NPY file of images [default for IDX: the file beside it]
-    #[arg(long)]
-    pub labels: Option<PathBuf>,
-    /// Most texts or images; the first ones are taken
-    #[arg(long)]
-    pub examples: Option<usize>,
+    /// The texts or images.
+    #[command(flatten)]
+    pub source: DataArguments,
     /// Ridges to try, relative to the mean of the features' squares; held-out texts choose
     #[arg(long, value_delimiter = ',', default_value = "1e-4,1e-3,1e-2,1e-1,1")]
     pub regularizations: Vec<f64>,
@@ -287,19 +282,12 @@ pub struct EvaluateArguments {
     /// The family.
     #[command(flatten)]
     pub family: FamilyArgument,
-    /// Texts (JSON Lines of {"id": …, "text": …}) or labelled images (a folder of class/name.png,
-    /// an IDX or NPY file) that no fit has seen
-    #[arg(long, alias = "corpus")]
-    pub data: PathBuf,
-    /// Labels of an IDX or NPY file of images [default for IDX: the file beside it]
-    #[arg(long)]
-    pub labels: Option<PathBuf>,
+    /// The texts or images.
+    #[command(flatten)]
+    pub source: DataArguments,
     /// Tokens after which texts are cut
     #[arg(long, default_value_t = 128)]
     pub max_tokens: usize,
-    /// Most texts or images; the first ones are taken
-    #[arg(long, alias = "texts")]
-    pub examples: Option<usize>,
     /// Most plans measured in one round
     #[arg(long, default_value_t = 40)]
     pub plans: usize,

@@ -1,6 +1,6 @@
 //! Data for offline work: texts or labelled images.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{corpus::Corpus, images::ImageSet};
 use crate::{assembly::Family, family::Manifest, fit::error::FitError, input::ModelInput};
@@ -21,13 +21,22 @@ impl Dataset {
     ///
     /// # Errors
     ///
-    /// Fails like [`Corpus::read`] and [`ImageSet::read`].
+    /// Fails like [`Corpus::read`] and [`ImageSet::read`], and on labels that would not be read.
     pub fn read(
         path: &Path,
         labels: Option<&Path>,
         manifest: &Manifest,
         limit: Option<usize>,
     ) -> Result<Self, FitError> {
+        let is_file_of_images = manifest.image.is_some() && !path.is_dir();
+        if let Some(labels) = labels.filter(|_| !is_file_of_images) {
+            let found = if manifest.image.is_some() { "a folder of images" } else { "texts" };
+            let message = format!(
+                "labels go with a file of images, but {} is read as {found}",
+                path.display()
+            );
+            return Err(FitError::Malformed { path: labels.to_owned(), message });
+        }
         match manifest.image {
             None => Corpus::read(path, limit).map(Self::Texts),
             Some(_) => ImageSet::read(path, labels, manifest, limit).map(Self::Images),
@@ -53,6 +62,35 @@ impl Dataset {
     /// Returns whether there are no texts or images.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Returns the word for the examples: `texts` or `images`.
+    pub fn examples(&self) -> &'static str {
+        match self {
+            Self::Texts(_) => "texts",
+            Self::Images(_) => "images",
+        }
+    }
+
+    /// Returns the entries of a folder that are not images and were left out.
+    pub fn left_out(&self) -> &[PathBuf] {
+        match self {
+            Self::Texts(_) => &[],
+            Self::Images(images) => images.left_out(),
+        }
+    }
+
+    /// Checks that there are at least `needed` texts or images for `what`.
+    ///
+    /// # Errors
+    ///
+    /// Fails when there are fewer.
+    pub(in crate::fit) fn require(&self, what: &str, needed: usize) -> Result<(), FitError> {
+        let (found, examples) = (self.len(), self.examples());
+        if found < needed {
+            return Err(FitError::TooFew { what: what.to_owned(), needed, found, examples });
+        }
+        Ok(())
     }
 
     /// Returns the classes of the images, or `None` for texts.

@@ -2,10 +2,10 @@
 
 use std::{
     fs,
-    io::Read,
     path::{Path, PathBuf},
 };
 
+use super::arrays::Array;
 use crate::{
     family::Manifest,
     fit::error::FitError,
@@ -13,8 +13,14 @@ use crate::{
     tensor::read_bytes,
 };
 
-/// Maximum number of values in an IDX or NPY file.
-const MAX_VALUES: u64 = 1 << 33;
+/// Endings of image files that can be read.
+const READ: [&str; 5] = ["png", "jpg", "jpeg", "jpe", "jfif"];
+
+/// Endings of image files that cannot be read.
+const NOT_READ: [&str; 17] = [
+    "webp", "bmp", "dib", "tif", "tiff", "gif", "avif", "heic", "heif", "jp2", "jxl", "ppm", "pgm",
+    "pbm", "pnm", "ico", "tga",
+];
 
 /// Images with their classes.
 #[derive(Debug, Clone)]
@@ -22,6 +28,8 @@ pub struct ImageSet {
     path: PathBuf,
     pictures: Pictures,
     labels: Vec<usize>,
+    /// Entries of the folder that are not images.
+    left_out: Vec<PathBuf>,
 }
 
 #[derive(Debug, Clone)]
@@ -32,23 +40,17 @@ enum Pictures {
     Files(Vec<PathBuf>),
 }
 
-/// Array of bytes with its shape.
-struct Array {
-    shape: Vec<u64>,
-    values: Vec<u8>,
-}
-
 impl ImageSet {
     /// Reads images from a folder of `class/name.png` or `.jpg`, or from an IDX or NPY file of
-    /// bytes.
+    /// bytes. Entries of the folder that are not images are left out.
     ///
     /// `labels` is the file of labels for an IDX or NPY file. By default, the labels of an IDX file
     /// are read from the file beside it.
     ///
     /// # Errors
     ///
-    /// Fails when files cannot be read, have another form or contradict each other. Fails when a
-    /// class is missing in the family.
+    /// Fails when files cannot be read, have another form or contradict each other. Fails on image
+    /// files of other formats, and when a class is missing in the family.
     pub fn read(
         path: &Path,
         labels: Option<&Path>,
@@ -61,13 +63,8 @@ impl ImageSet {
         } else {
             let beside = path.to_string_lossy().replace("images-idx3", "labels-idx1");
             let labels = labels.map_or_else(|| PathBuf::from(beside), Path::to_owned);
-            Self::read_arrays(path, &labels)?
+            Self::read_arrays(path, &labels, manifest.output.width)?
         };
-        let classes = manifest.output.width;
-        if let Some(label) = set.labels.iter().find(|label| **label >= classes) {
-            let message = format!("has the label {label}, but there are {classes} classes");
-            return Err(FitError::Malformed { path: path.to_owned(), message });
-        }
         set.keep(limit);
         Ok(set)
     }
@@ -88,6 +85,11 @@ impl ImageSet {
     /// Returns the file's or folder's name without its parent folder.
     pub fn name(&self) -> String {
         self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// Returns the entries of the folder that are not images and were left out.
+    pub fn left_out(&self) -> &[PathBuf] {
+        &self.left_out
     }
 
     /// Returns the class of each image.
@@ -113,7 +115,7 @@ impl ImageSet {
                     let bytes = bytes.get(position * len..(position + 1) * len);
                     let pixels = bytes.and_then(|bytes| raw_picture(bytes, *shape, spec));
                     pixels.ok_or_else(|| {
-                        let message = format!("image {position} is not 1 or 3 channels of bytes");
+                        let message = format!("image {position} is not there");
                         FitError::Malformed { path: self.path.clone(), message }
                     })?
                 }
@@ -131,119 +133,94 @@ impl ImageSet {
     }
 
     fn read_folder(path: &Path, manifest: &Manifest) -> Result<Self, FitError> {
-        let classes = entries(path)?.into_iter().filter(|entry| entry.is_dir());
-        let classes: Vec<PathBuf> = classes.collect();
-        let named = &manifest.output.labels;
-        let (mut files, mut labels) = (Vec::new(), Vec::new());
-        for class in &classes {
-            let name = class.file_name().unwrap_or_default().to_string_lossy();
-            let label = named.iter().position(|label| *label == name);
-            // Without names of classes, a folder is called by its class's number.
-            let number = || name.parse().ok().filter(|number| *number < manifest.output.width);
-            let label = if named.is_empty() { number() } else { label };
-            let label = label.ok_or_else(|| FitError::Malformed {
-                path: class.clone(),
-                message: match named.is_empty() {
-                    true => format!("is not a class; they are 0 to {}", manifest.output.width - 1),
-                    false => format!("is not a class; there are {}", named.join(", ")),
-                },
-            })?;
-            for file in entries(class)?.into_iter().filter(|file| is_picture(file)) {
-                files.push(file);
-                labels.push(label);
+        let (mut files, mut labels, mut left_out) = (Vec::new(), Vec::new(), Vec::new());
+        for class in entries(path)? {
+            if !class.is_dir() {
+                if READ.contains(&&*ending(&class)) {
+                    let message = "is in no folder of a class".to_owned();
+                    return Err(FitError::Malformed { path: class, message });
+                }
+                left_out.push(not_an_image(class)?);
+                continue;
+            }
+            let label = class_of(&class, manifest)?;
+            for file in entries(&class)? {
+                if READ.contains(&&*ending(&file)) {
+                    files.push(file);
+                    labels.push(label);
+                } else {
+                    left_out.push(not_an_image(file)?);
+                }
             }
         }
-        Ok(Self { path: path.to_owned(), pictures: Pictures::Files(files), labels })
+        Ok(Self { path: path.to_owned(), pictures: Pictures::Files(files), labels, left_out })
     }
 
-    fn read_arrays(path: &Path, labels: &Path) -> Result<Self, FitError> {
+    fn read_arrays(path: &Path, labels: &Path, num_classes: usize) -> Result<Self, FitError> {
         let malformed =
             |path: &Path, message: String| FitError::Malformed { path: path.to_owned(), message };
         let images = Array::read(path)?;
+        let count = images.shape.first().copied().unwrap_or_default();
         let shape = match images.shape[..] {
-            [_, height, width] => [height, width, 1],
-            [_, height, width, channels] => [height, width, channels],
+            [_, height @ (1..), width @ (1..)] => [height, width, 1],
+            [_, height @ (1..), width @ (1..), channels @ (1 | 3)] => [height, width, channels],
             _ => {
-                let message = format!("is {:?}, but images are [n, height, width]", images.shape);
+                let expected = "[n, height, width], or that and 1 or 3 channels";
+                let message = format!("is {:?}, but images are {expected}", images.shape);
                 return Err(malformed(path, message));
             }
         };
         let shape = shape.map(|extent| u32::try_from(extent).unwrap_or(u32::MAX));
+        let not_byte = |value| malformed(path, format!("holds {value}, but images are of bytes"));
+        let bytes = images.into_bytes().map_err(not_byte)?;
         let classes = Array::read(labels)?;
-        if classes.shape.len() != 1 || classes.shape[0] != images.shape[0] {
-            let (found, count) = (&classes.shape, images.shape[0]);
+        if classes.shape != [count] {
+            let found = &classes.shape;
             let message = format!("is {found:?}, but one label for each of {count} is needed");
             return Err(malformed(labels, message));
         }
-        let labels = classes.values.iter().map(|label| usize::from(*label)).collect();
-        let pictures = Pictures::Raw { bytes: images.values, shape };
-        Ok(Self { path: path.to_owned(), pictures, labels })
+        let class = |label: i64| {
+            let class = usize::try_from(label).ok().filter(|class| *class < num_classes);
+            class.ok_or_else(|| {
+                let message = format!("has the label {label}, but there are {num_classes} classes");
+                malformed(labels, message)
+            })
+        };
+        let labels = classes.into_integers().into_iter().map(class).collect::<Result<_, _>>()?;
+        let pictures = Pictures::Raw { bytes, shape };
+        Ok(Self { path: path.to_owned(), pictures, labels, left_out: Vec::new() })
     }
 }
 
-impl Array {
-    /// Reads an IDX or NPY file of bytes, which may be compressed with gzip.
-    fn read(path: &Path) -> Result<Self, FitError> {
-        let wrap = |reason| FitError::File { path: path.to_owned(), reason };
-        let mut bytes = fs::read(path).map_err(wrap)?;
-        if bytes.starts_with(&[0x1f, 0x8b]) {
-            let mut unpacked = Vec::new();
-            let decoder = flate2::read::GzDecoder::new(&bytes[..]);
-            decoder.take(MAX_VALUES).read_to_end(&mut unpacked).map_err(wrap)?;
-            bytes = unpacked;
-        }
-        let parsed = if bytes.starts_with(b"\x93NUMPY") { npy(&bytes) } else { idx(&bytes) };
-        parsed.map_err(|message| FitError::Malformed { path: path.to_owned(), message })
-    }
-}
-
-/// Parses IDX: two zeros, the element type, the number of axes, their extents, the elements.
-fn idx(bytes: &[u8]) -> Result<Array, String> {
-    let [0, 0, 8, axes @ 1..=4, rest @ ..] = bytes else {
-        return Err("is neither NPY nor IDX of unsigned bytes".into());
+/// Returns the class of the images in `folder`, which its name says.
+fn class_of(folder: &Path, manifest: &Manifest) -> Result<usize, FitError> {
+    let (named, width) = (&manifest.output.labels, manifest.output.width);
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let label = match named.is_empty() {
+        // Without names of classes, a folder is called by its class's number.
+        true => name.parse().ok().filter(|number| *number < width),
+        false => named.iter().position(|label| *label == name),
     };
-    let axes = usize::from(*axes);
-    let Some((extents, values)) = rest.split_at_checked(4 * axes) else {
-        return Err("ends inside its header".into());
-    };
-    let extents = extents.as_chunks::<4>().0.iter();
-    let shape: Vec<u64> = extents.map(|extent| u64::from(u32::from_be_bytes(*extent))).collect();
-    checked(shape, values.to_vec())
+    label.ok_or_else(|| FitError::Malformed {
+        path: folder.to_owned(),
+        message: match named.is_empty() {
+            true => format!("is not a class; they are 0 to {}", width - 1),
+            false => format!("is not a class; there are {}", named.join(", ")),
+        },
+    })
 }
 
-/// Parses NPY of unsigned bytes, or of 32-bit or 64-bit integers that fit into bytes.
-fn npy(bytes: &[u8]) -> Result<Array, String> {
-    let file = npyz::NpyFile::new(bytes).map_err(|e| format!("is not a valid NPY file: {e}"))?;
-    if file.order() != npyz::Order::C {
-        return Err("is in Fortran's order, but rows must come first".into());
+/// Returns `path`, which leads to something other than an image.
+///
+/// # Errors
+///
+/// Fails on an image of a format that cannot be read.
+fn not_an_image(path: PathBuf) -> Result<PathBuf, FitError> {
+    if NOT_READ.contains(&&*ending(&path)) {
+        let message = "is an image of a format that is not supported; PNG and JPEG are".to_owned();
+        return Err(FitError::Malformed { path, message });
     }
-    let shape = file.shape().to_vec();
-    let count: Option<u64> = shape.iter().try_fold(1_u64, |n, extent| n.checked_mul(*extent));
-    if count.is_none_or(|count| count > MAX_VALUES) {
-        return Err(format!("holds too many elements: {shape:?}"));
-    }
-    let type_name = file.dtype().descr();
-    let values = match type_name.trim_matches('\'') {
-        "|u1" => file.into_vec::<u8>().map_err(|e| e.to_string()),
-        "<i8" => narrow(file.into_vec::<i64>()),
-        "<i4" => narrow(file.into_vec::<i32>().map(|v| v.into_iter().map(i64::from).collect())),
-        other => Err(format!("holds {other}, but |u1 is needed, or <i4 and <i8 for labels")),
-    }?;
-    checked(shape, values)
-}
-
-fn narrow(values: std::io::Result<Vec<i64>>) -> Result<Vec<u8>, String> {
-    let values = values.map_err(|e| e.to_string())?;
-    let byte = |value: i64| u8::try_from(value).map_err(|_| format!("{value} fits no byte"));
-    values.into_iter().map(byte).collect()
-}
-
-fn checked(shape: Vec<u64>, values: Vec<u8>) -> Result<Array, String> {
-    let count = shape.iter().try_fold(1_u64, |count, extent| count.checked_mul(*extent));
-    if count != Some(values.len() as u64) {
-        return Err(format!("holds {} bytes, but its shape is {shape:?}", values.len()));
-    }
-    Ok(Array { shape, values })
+    Ok(path)
 }
 
 /// Returns the paths in a folder, sorted.
@@ -258,41 +235,11 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>, FitError> {
     Ok(paths)
 }
 
-fn is_picture(path: &Path) -> bool {
-    let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-    matches!(extension.as_str(), "png" | "jpg" | "jpeg")
+/// Returns a file's ending in lower case, without its dot.
+fn ending(path: &Path) -> String {
+    path.extension().unwrap_or_default().to_string_lossy().to_lowercase()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn arrays_are_read_with_their_shape() {
-        let array = idx(&[0, 0, 8, 2, 0, 0, 0, 1, 0, 0, 0, 2, 7, 9]).expect("valid");
-        assert_eq!((array.shape, array.values), (vec![1, 2], vec![7, 9]));
-        let mut file = b"\x93NUMPY\x01\x00\x36\x00".to_vec();
-        let header = "{'descr': '<i8', 'fortran_order': False, 'shape': (1,)}";
-        file.truncate(8);
-        file.extend(u16::try_from(header.len() + 1).expect("short").to_le_bytes());
-        file.extend(header.as_bytes());
-        file.push(b'\n');
-        file.extend(5_i64.to_le_bytes());
-        let array = npy(&file).expect("valid");
-        assert_eq!((array.shape, array.values), (vec![1], vec![5]));
-    }
-
-    #[test]
-    fn broken_arrays_are_refused_by_reason() {
-        for (bytes, reason) in [
-            (&[0, 0, 8, 1, 0, 0, 0, 3, 1][..], "holds 1 bytes"),
-            (&[0, 0, 8, 3, 0, 0], "inside its header"),
-            (&[0, 0, 13, 1], "neither NPY nor IDX"),
-            (&[], "neither NPY nor IDX"),
-            (&[0, 0, 8, 2, 255, 255, 255, 255, 255, 255, 255, 255], "holds 0 bytes"),
-        ] {
-            let error = idx(bytes).err().expect(reason);
-            assert!(error.contains(reason), "{error}");
-        }
-    }
-}
+#[path = "images_tests.rs"]
+mod tests;

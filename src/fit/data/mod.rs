@@ -1,5 +1,6 @@
 //! Data sets that fitting and evaluating read.
 
+mod arrays;
 mod corpus;
 pub(super) mod dataset;
 mod images;

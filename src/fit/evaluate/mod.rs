@@ -48,7 +48,7 @@ pub struct Evaluation<'a> {
 const BATCH: usize = 16;
 
 /// Minimum number of texts or images for measuring a quality.
-const MIN_TEXTS: usize = 20;
+const MIN_EXAMPLES: usize = 20;
 
 /// Measures plans on `data` until all plans on the front are measured or the rounds end.
 ///
@@ -68,13 +68,7 @@ pub fn evaluate(
     let Evaluation { profile, mut records, options } = evaluation;
     let family = executor.family().clone();
     let graph = &family.graph;
-    if data.len() < MIN_TEXTS {
-        return Err(FitError::TooFewTexts {
-            what: "evaluation".into(),
-            needed: MIN_TEXTS,
-            found: data.len(),
-        });
-    }
+    check_enough(data)?;
     describe(&mut records, &family, data, options);
     let known = |id: &String, _: &mut f64| PlanId::parse(graph, id).is_ok();
     records.plans.retain(known);
@@ -113,6 +107,15 @@ pub fn evaluate(
     Ok(records)
 }
 
+/// Checks that `data` is large enough to measure qualities.
+///
+/// # Errors
+///
+/// Fails when there are fewer than 20 texts or images.
+pub fn check_enough(data: &Dataset) -> Result<(), FitError> {
+    data.require("evaluation", MIN_EXAMPLES)
+}
+
 fn describe(
     records: &mut QualityRecords,
     family: &Family,
@@ -121,8 +124,8 @@ fn describe(
 ) {
     records.metric = family.manifest.quality.metric.name().into();
     records.data = data.name();
-    records.num_texts = data.len();
-    records.max_tokens = options.max_tokens;
+    records.num_examples = data.len();
+    records.max_tokens = matches!(data, Dataset::Texts(_)).then_some(options.max_tokens);
     records.date = today(SystemTime::now());
     records.command.clone_from(&options.command);
 }

@@ -9,7 +9,7 @@ use safetensors::{Dtype, tensor::TensorView};
 use super::{
     FitError, Progress,
     data::dataset::Dataset,
-    maps::{HELD_OUT, Inputs, own_path, rows},
+    maps::{HELD_OUT, Inputs, least_examples, own_path, rows},
     ridge::{Affine, Regression},
 };
 use crate::{
@@ -125,11 +125,12 @@ pub fn fit_experts(
         let parts = family.split_parts().iter().filter(|part| part.entry == *entry);
         let mut blocks = Vec::new();
         let parts: Vec<&SplitPart> = parts.collect();
+        let way = Way::new(scratch.executor(), data, options, &parts)?;
         progress.phase(&format!("split {}", spec.anchor), parts.len() as u64 * max_rounds());
         for part in parts {
             blocks.push(group(&mut scratch, part, spec, options, progress)?);
         }
-        gather(&mut scratch, data, options, &mut blocks, progress)?;
+        way.gather(&mut scratch, data, &mut blocks, progress)?;
         let (name, record) = write(writer, data, options, &blocks)?;
         progress.note(&format!(
             "{name}: {} blocks, held-out R² {:.3}",
@@ -196,39 +197,70 @@ fn unit_rows(rows: Rows<'_>) -> Vec<f32> {
     rows.values.chunks(rows.width).flat_map(scale).collect()
 }
 
-/// Runs the data and adds up the sums for routers and mean outputs.
-fn gather(
-    scratch: &mut Scratch<'_>,
-    data: &Dataset,
-    options: &ExpertOptions,
-    blocks: &mut [Block<'_>],
-    progress: &dyn Progress,
-) -> Result<(), FitError> {
-    let executor = scratch.executor();
-    let family = executor.family().clone();
-    let spaces: BTreeMap<SpaceId, usize> = blocks
-        .iter()
-        .enumerate()
-        .filter_map(|(index, block)| Some((family.graph.space_named(&block.part.space)?, index)))
-        .collect();
-    let paths = spaces.keys().filter_map(|space| own_path(&family.graph, *space));
-    let Some(path) = paths.max_by_key(Vec::len) else { return Ok(()) };
-    let anchor = family.graph.stem_anchor(&path).unwrap_or_default().to_owned();
-    let rows = executor.rows_at_once(&path, Shape::new(16, options.max_tokens));
-    let batches = data.batches(&family, &anchor, rows, options.max_tokens)?;
-    // Every nth batch is used, so that all text lengths occur.
-    let every = data.len().div_ceil(options.max_texts.max(1)).max(1);
-    let kept = batches.iter().enumerate().filter(|(number, _)| number % every == 0);
-    let kept: Vec<&Vec<usize>> = kept.map(|(_, positions)| positions).collect();
-    progress.phase("fit routers", kept.len() as u64);
-    for (number, positions) in kept.into_iter().enumerate() {
-        let held_out = number % HELD_OUT == HELD_OUT - 1;
-        let inputs = Inputs::new(data.input(&family, &anchor, positions, options.max_tokens)?)?;
-        let mut pass = Pass { scratch: &mut *scratch, inputs: &inputs, held_out };
-        pass.run(&path, &spaces, blocks)?;
-        progress.step();
+/// Way of the data through an anchor whose blocks are split.
+struct Way {
+    anchor: String,
+    path: Vec<ModuleId>,
+    /// Positions of the blocks by their space.
+    spaces: BTreeMap<SpaceId, usize>,
+    max_tokens: usize,
+    batches: Vec<Vec<usize>>,
+}
+
+impl Way {
+    /// Plans the way of `data` to `parts`.
+    ///
+    /// # Errors
+    ///
+    /// Fails when there are too few texts or images to fit and judge a router.
+    fn new(
+        executor: &Executor,
+        data: &Dataset,
+        options: &ExpertOptions,
+        parts: &[&SplitPart],
+    ) -> Result<Self, FitError> {
+        let family = executor.family();
+        let space = |(index, part): (usize, &&SplitPart)| {
+            Some((family.graph.space_named(&part.space)?, index))
+        };
+        let spaces: BTreeMap<SpaceId, usize> = parts.iter().enumerate().filter_map(space).collect();
+        let paths = spaces.keys().filter_map(|space| own_path(&family.graph, *space));
+        let path = paths.max_by_key(Vec::len);
+        let path =
+            path.ok_or_else(|| FitError::Family("an anchor has no block to split".into()))?;
+        let anchor = family.graph.stem_anchor(&path).unwrap_or_default().to_owned();
+        let max_tokens = options.max_tokens;
+        let rows = executor.rows_at_once(&path, Shape::new(16, max_tokens));
+        data.require(&format!("fitting the experts of `{anchor}`"), least_examples(rows))?;
+        let mut batches = data.batches(family, &anchor, rows, max_tokens)?;
+        // Every nth batch is used, so that all text lengths occur; enough that one is held out.
+        let every = data.len().div_ceil(options.max_texts.max(1));
+        let every = every.min(batches.len() / HELD_OUT).max(1);
+        let mut number = 0_usize..;
+        batches.retain(|_| number.next().is_some_and(|number| number.is_multiple_of(every)));
+        Ok(Self { anchor, path, spaces, max_tokens, batches })
     }
-    Ok(())
+
+    /// Runs the data and adds up the sums for routers and mean outputs.
+    fn gather(
+        &self,
+        scratch: &mut Scratch<'_>,
+        data: &Dataset,
+        blocks: &mut [Block<'_>],
+        progress: &dyn Progress,
+    ) -> Result<(), FitError> {
+        let family = scratch.executor().family().clone();
+        progress.phase("fit routers", self.batches.len() as u64);
+        for (number, positions) in self.batches.iter().enumerate() {
+            let held_out = number % HELD_OUT == HELD_OUT - 1;
+            let inputs =
+                Inputs::new(data.input(&family, &self.anchor, positions, self.max_tokens)?)?;
+            let mut pass = Pass { scratch: &mut *scratch, inputs: &inputs, held_out };
+            pass.run(&self.path, &self.spaces, blocks)?;
+            progress.step();
+        }
+        Ok(())
+    }
 }
 
 /// Run of one batch through an anchor.
@@ -321,10 +353,9 @@ fn write(
         return Err(FitError::Family("an anchor has no block to split".into()));
     };
     let name = split_file_name(first.spec);
-    let needed = 2 * HELD_OUT * 16;
     let has_all = |block: &Block<'_>| block.mass.iter().all(|sums| sums.rows() > 0);
     if !blocks.iter().all(has_all) {
-        return Err(FitError::TooFewTexts { what: name, needed, found: data.len() });
+        return Err(FitError::Family(format!("`{name}`: no batch has a row to fit and judge on")));
     }
     let mut file = TensorFile::default();
     let mut explained = 0.0;

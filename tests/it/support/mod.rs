@@ -4,6 +4,7 @@ pub(crate) mod experts;
 mod families;
 mod folder;
 pub(crate) mod http;
+pub(crate) mod idle;
 pub(crate) mod language;
 mod profiles;
 mod reference;

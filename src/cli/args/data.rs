@@ -1,0 +1,20 @@
+//! The arguments that name texts or images.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+/// Texts or labelled images for offline work.
+#[derive(Debug, Args)]
+pub struct DataArguments {
+    /// Texts (JSON Lines of {"id": …, "text": …}) or labelled images (a folder of class/name.png,
+    /// an IDX or NPY file); evaluate on such as no fit has seen
+    #[arg(long, alias = "corpus")]
+    pub data: PathBuf,
+    /// Labels of an IDX or NPY file of images [default for IDX: the file beside it]
+    #[arg(long)]
+    pub labels: Option<PathBuf>,
+    /// Most texts or images; the first ones of a file, or as many of each class of a folder
+    #[arg(long, alias = "texts")]
+    pub examples: Option<usize>,
+}
