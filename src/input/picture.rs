@@ -5,7 +5,7 @@
 use std::io::Cursor;
 
 use image::{
-    DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits,
+    DynamicImage, GrayImage, ImageDecoder, ImageFormat, ImageReader, Limits, Luma, RgbImage,
     imageops::{self, FilterType},
 };
 
@@ -123,8 +123,8 @@ pub fn raw_picture(
 ) -> Option<Pixels> {
     let bytes = bytes.to_vec();
     let picture = match channels {
-        1 => DynamicImage::ImageLuma8(image::GrayImage::from_raw(width, height, bytes)?),
-        3 => DynamicImage::ImageRgb8(image::RgbImage::from_raw(width, height, bytes)?),
+        1 => DynamicImage::ImageLuma8(GrayImage::from_raw(width, height, bytes)?),
+        3 => DynamicImage::ImageRgb8(RgbImage::from_raw(width, height, bytes)?),
         _ => return None,
     };
     let picture = bring_to_size(as_eight_bits(picture, spec.channels), spec);
@@ -143,14 +143,29 @@ fn normalize(picture: &DynamicImage, spec: &ImageSpec) -> Pixels {
     Pixels { shape: [spec.channels, spec.height, spec.width], values }
 }
 
-/// Returns the image in grey or in red, green and blue, with 8 bits per channel. Transparent pixels
-/// are shown on black.
+/// Returns the image in grey or in red, green and blue, with 8 bits per channel.
+///
+/// Like Pillow's `convert`, which transformers and timm call, it drops transparency, so a
+/// transparent pixel keeps the colour that its file gives it.
 fn as_eight_bits(picture: DynamicImage, channels: usize) -> DynamicImage {
-    if channels == 1 {
-        DynamicImage::ImageLuma8(picture.into_luma8())
-    } else {
+    if channels == 3 {
         DynamicImage::ImageRgb8(picture.into_rgb8())
+    } else if picture.color().has_color() {
+        DynamicImage::ImageLuma8(grey(&picture.into_rgb8()))
+    } else {
+        DynamicImage::ImageLuma8(picture.into_luma8())
     }
+}
+
+/// Returns the luma of ITU-R BT.601 of each pixel, in Pillow's arithmetic.
+fn grey(picture: &RgbImage) -> GrayImage {
+    const WEIGHTS: [u32; 3] = [19_595, 38_470, 7_471];
+    GrayImage::from_fn(picture.width(), picture.height(), |x, y| {
+        let channels = picture.get_pixel(x, y).0.into_iter().map(u32::from);
+        let sum: u32 = channels.zip(WEIGHTS).map(|(channel, weight)| channel * weight).sum();
+        let [_, luma, ..] = (sum + (1 << 15)).to_be_bytes();
+        Luma([luma])
+    })
 }
 
 fn bring_to_size(mut picture: DynamicImage, spec: &ImageSpec) -> DynamicImage {
@@ -202,6 +217,8 @@ fn filter_type(filter: Filter) -> FilterType {
 
 #[cfg(test)]
 mod tests {
+    use image::{GrayAlphaImage, LumaA, Rgb, Rgba, RgbaImage};
+
     use super::*;
 
     fn spec(resize: Resize, channels: usize) -> ImageSpec {
@@ -218,9 +235,9 @@ mod tests {
 
     fn png(width: u32, height: u32) -> Vec<u8> {
         let byte = |value: u32| u8::try_from(value * 10).expect("a byte");
-        let paint = |x: u32, y: u32| image::Rgb([byte(x), byte(y), 255]);
+        let paint = |x: u32, y: u32| Rgb([byte(x), byte(y), 255]);
         let mut bytes = Cursor::new(Vec::new());
-        let picture = image::RgbImage::from_fn(width, height, paint);
+        let picture = RgbImage::from_fn(width, height, paint);
         picture.write_to(&mut bytes, ImageFormat::Png).expect("written");
         bytes.into_inner()
     }
@@ -232,6 +249,39 @@ mod tests {
         let expected = |byte: f32| (byte / 255.0 - 0.5) / 0.25;
         let close = |index: usize, byte: f32| (pixels.values[index] - expected(byte)).abs() < 1e-6;
         assert!(close(1, 10.0) && close(16 + 4, 10.0) && close(32, 255.0));
+    }
+
+    /// Returns the bytes of a PNG of one pixel after decoding to `channels` channels.
+    fn decoded(picture: impl Into<DynamicImage>, channels: usize) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        picture.into().write_to(&mut bytes, ImageFormat::Png).expect("written");
+        let (mean, std) = (vec![0.0; channels], vec![1.0 / 255.0; channels]);
+        let spec = ImageSpec { mean, std, ..spec(Resize::Stretch, channels) };
+        let spec = ImageSpec { height: 1, width: 1, ..spec };
+        let pixels = decode_picture(&bytes.into_inner(), &spec, 1).expect("decoded");
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bytes")]
+        pixels.values.iter().map(|value| value.round() as u8).collect()
+    }
+
+    // The values are those of Pillow 12: `image.convert("RGB")` and `image.convert("L")`.
+    #[test]
+    fn transparency_is_dropped_as_the_references_do() {
+        let colours = RgbaImage::from_pixel(1, 1, Rgba([200, 100, 50, 0]));
+        assert_eq!(decoded(colours.clone(), 3), [200, 100, 50]);
+        assert_eq!(decoded(colours, 1), [124]);
+        let grey = GrayAlphaImage::from_pixel(1, 1, LumaA([200, 10]));
+        assert_eq!(decoded(grey.clone(), 3), [200, 200, 200]);
+        assert_eq!(decoded(grey, 1), [200]);
+    }
+
+    #[test]
+    fn colours_are_brought_to_grey_as_the_references_do() {
+        for (colour, expected) in
+            [([255, 0, 0], 76), ([0, 255, 0], 150), ([0, 0, 255], 29), ([255, 255, 255], 255)]
+        {
+            let picture = RgbImage::from_pixel(1, 1, Rgb(colour));
+            assert_eq!(decoded(picture, 1), [expected], "{colour:?}");
+        }
     }
 
     #[test]
