@@ -54,6 +54,11 @@ pub(super) fn import(common: &Common, arguments: &ImportArguments) -> anyhow::Re
             "{}: {} nodes, {} blocks, joined again it differs by {:.1e}",
             report.anchor, report.num_nodes, report.num_blocks, report.difference
         ));
+        if !report.left_out.is_empty() {
+            let (anchor, output) = (&report.anchor, &report.output);
+            let left_out = report.left_out.join("`, `");
+            say(&format!("{anchor}: gives `{output}`; left out are its outputs `{left_out}`"));
+        }
     }
     let seconds = start.elapsed().as_secs_f64();
     let place = common.pool.join(&options.family);

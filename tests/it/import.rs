@@ -84,6 +84,21 @@ fn exports_are_taken_apart_and_stitches_proposed() {
     assert_eq!(ends, [("small.2", "large_net.1"), ("small.2", "large_net.3")]);
 }
 
+#[test]
+fn outputs_that_are_left_out_are_named() {
+    let pool = tempfile::tempdir().expect("a temporary folder");
+    let mut model = network(2, 4, 8);
+    let graph = model.graph.as_mut().expect("a graph");
+    let pooled = graph.node.iter().find(|node| node.op_type == "GlobalAveragePool");
+    let pooled = pooled.expect("a node").output[0].clone();
+    graph.output.push(ValueInfoProto::tensor(&pooled, data_type::FLOAT, &[None, Some(4)]));
+    let files =
+        [write(pool.path(), "two.onnx", &model), write(pool.path(), "one.onnx", &network(2, 4, 8))];
+    let reports = import(&runtime(), pool.path(), &options(&files), &()).expect("imported");
+    assert_eq!((reports[0].output.as_str(), reports[1].output.as_str()), ("logits", "logits"));
+    assert_eq!((&reports[0].left_out, &reports[1].left_out), (&vec![pooled], &Vec::new()));
+}
+
 /// Imports and returns what is said of the refusal; nothing may be left behind.
 fn refused(pool: &Path, files: &[PathBuf], change: impl Fn(&mut ImportOptions)) -> String {
     let mut options = options(files);

@@ -20,6 +20,8 @@ pub(super) struct Imported {
     pub(super) input: String,
     /// Name of the graph's output.
     pub(super) output: String,
+    /// Names of the graph's other outputs.
+    pub(super) left_out: Vec<String>,
     /// Channels, height and width of an image.
     pub(super) image: [usize; 3],
     /// Number of classes.
@@ -169,6 +171,7 @@ mod tests {
             sha256: "00".into(),
             input: "x".into(),
             output: "y".into(),
+            left_out: Vec::new(),
             image: [3, 8, 8],
             width: 2,
             cuts: (0..shapes.len()).map(|depth| format!("\"{depth}\"")).collect(),

@@ -58,6 +58,10 @@ pub struct ImportReport {
     pub num_nodes: usize,
     /// Number of blocks.
     pub num_blocks: usize,
+    /// Name of the output that the family gives, the first of the export.
+    pub output: String,
+    /// Names of the other outputs, which the family lacks.
+    pub left_out: Vec<String>,
     /// Largest difference between the joined pieces and the original, relative to the largest score
     /// or 1.
     pub difference: f64,
@@ -109,6 +113,8 @@ pub fn import(
             anchor: anchor.name.clone(),
             num_nodes: anchor.num_nodes,
             num_blocks: anchor.cuts.len() - 1,
+            output: anchor.output.clone(),
+            left_out: anchor.left_out.clone(),
             difference,
         });
         progress.step();
@@ -177,8 +183,10 @@ fn take_apart(
     check_repeatable(&model).map_err(wrap)?;
     check_independence(runtime, &model, &input, file, options.one_by_one)?;
     let proposed = proposed_cuts(&model, &input, file, options.cuts.get(&name))?;
-    let output = model.graph.iter().flat_map(|graph| &graph.output).next();
-    let output = output.map(|output| output.name.clone()).unwrap_or_default();
+    let outputs = model.graph.iter().flat_map(|graph| &graph.output);
+    let mut outputs = outputs.map(|output| output.name.clone());
+    let output = outputs.next().unwrap_or_default();
+    let left_out = outputs.collect();
     let reads = shape_reads(&model);
     let wanted: HashSet<&String> = reads.iter().chain(&proposed).chain([&output]).collect();
     let wanted: Vec<String> = wanted.into_iter().cloned().collect();
@@ -215,6 +223,7 @@ fn take_apart(
         sha256,
         input,
         output,
+        left_out,
         image,
         width,
         cuts,
