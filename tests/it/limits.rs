@@ -172,8 +172,14 @@ async fn a_message_is_bounded_and_needs_a_token_before_it_is_decoded() {
     // A bomb, and a message that says to be one.
     let bomb = Message::packed(&vec![0; 64 << 20]);
     assert_eq!(call(address, &infer, Some(TOKEN), bomb).await, RESOURCE_EXHAUSTED);
-    let large = Message::plain(&vec![0; (16 << 20) + 1]);
-    assert_eq!(call(address, &infer, Some(TOKEN), large).await, RESOURCE_EXHAUSTED);
+    let stream = format!("{service}/ModelStreamInfer");
+    for path in [&infer, &stream] {
+        for pack in [Message::plain, Message::packed] {
+            let large = pack(&vec![0; (16 << 20) + 1]);
+            let status = call(address, path, Some(TOKEN), large).await;
+            assert_eq!(status, RESOURCE_EXHAUSTED, "{path}");
+        }
+    }
     let load = format!("{service}/RepositoryModelLoad");
     let many = Message::packed(&[0x1a, 0].repeat(4 << 20));
     assert_eq!(call(address, &load, Some(TOKEN), many).await, RESOURCE_EXHAUSTED);

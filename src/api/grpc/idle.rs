@@ -16,7 +16,7 @@ use bytes::Bytes;
 use hyper::body::Frame;
 use tokio::time::{Sleep, sleep};
 
-use super::status::status_of;
+use super::status::{name_too_large, status_of};
 use crate::api::error::ApiError;
 
 /// Ends the answers of a call when there was none for `limit`.
@@ -30,7 +30,7 @@ pub(super) async fn limit_idle(
         .map(|body| Body::new(IdleBody { body, limit, timer: None, ended: false }))
 }
 
-/// Body that ends when it has had no data for `limit`.
+/// Body that ends when it has had no data for `limit`, and whose status has our codes.
 struct IdleBody {
     body: Body,
     limit: Duration,
@@ -59,8 +59,13 @@ impl HttpBody for IdleBody {
         if self.ended {
             return Poll::Ready(None);
         }
-        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
+        if let Poll::Ready(mut frame) = Pin::new(&mut self.body).poll_frame(context) {
             self.timer = None;
+            if let Some(Ok(frame)) = &mut frame
+                && let Some(trailers) = frame.trailers_mut()
+            {
+                name_too_large(trailers);
+            }
             return Poll::Ready(frame);
         }
         let limit = self.limit;

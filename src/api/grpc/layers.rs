@@ -13,7 +13,7 @@ use tonic::{Code, Status};
 use tower::ServiceExt;
 use tracing::{Instrument, field::Empty};
 
-use super::status::status_of;
+use super::status::{name_too_large, status_of};
 use crate::api::{
     access::clients::Gate,
     error::ApiError,
@@ -72,15 +72,6 @@ pub(super) async fn trace(
         response.headers_mut().insert(REQUEST_ID, id);
     }
     response
-}
-
-/// Gives a message over the limit the code of all failures for size.
-fn name_too_large(headers: &mut HeaderMap) {
-    if let Some(status) = headers.get_mut(Status::GRPC_STATUS)
-        && Code::from_bytes(status.as_bytes()) == Code::OutOfRange
-    {
-        *status = HeaderValue::from(i32::from(Code::ResourceExhausted));
-    }
 }
 
 /// Parts that the gate's layer works with.
@@ -257,16 +248,5 @@ mod tests {
         assert_eq!(called(&gate, &service("ModelInfer"), known).await, all);
         let (code, _) = called(&gate, &service("ModelInfer"), known).await;
         assert_eq!(code, Code::ResourceExhausted);
-    }
-
-    #[test]
-    fn a_message_over_the_limit_has_the_code_of_what_is_too_large() {
-        for (found, expected) in [(11, Code::ResourceExhausted), (3, Code::InvalidArgument)] {
-            let mut headers = HeaderMap::new();
-            headers.insert(Status::GRPC_STATUS, HeaderValue::from(found));
-            name_too_large(&mut headers);
-            let status = Status::from_header_map(&headers).expect("a status");
-            assert_eq!(status.code(), expected);
-        }
     }
 }

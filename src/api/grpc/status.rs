@@ -1,5 +1,6 @@
 //! The gRPC status of a failure.
 
+use axum::http::{HeaderMap, HeaderValue};
 use tonic::{Code, Status};
 
 use crate::{api::error::ApiError, serve::ErrorCode};
@@ -25,6 +26,16 @@ fn code_of(code: ErrorCode) -> Code {
     }
 }
 
+/// Gives the status in headers or trailers the code of all failures for size, if it is the one that
+/// tonic has for a message over the limit.
+pub(super) fn name_too_large(headers: &mut HeaderMap) {
+    if let Some(status) = headers.get_mut(Status::GRPC_STATUS)
+        && Code::from_bytes(status.as_bytes()) == Code::OutOfRange
+    {
+        *status = HeaderValue::from(i32::from(Code::ResourceExhausted));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -45,6 +56,17 @@ mod tests {
             (ErrorCode::DeadlineExceeded, Code::DeadlineExceeded),
         ] {
             assert_eq!(code_of(code), expected, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn a_message_over_the_limit_has_the_code_of_what_is_too_large() {
+        for (found, expected) in [(11, Code::ResourceExhausted), (3, Code::InvalidArgument)] {
+            let mut headers = HeaderMap::new();
+            headers.insert(Status::GRPC_STATUS, HeaderValue::from(found));
+            name_too_large(&mut headers);
+            let status = Status::from_header_map(&headers).expect("a status");
+            assert_eq!(status.code(), expected);
         }
     }
 
