@@ -107,6 +107,7 @@ impl Repository {
 
     /// Loads the family `name` while the caller holds the turn.
     fn load_in_turn(&self, name: &str) -> Result<(), ServeError> {
+        self.forget(name);
         let known = self.names();
         if !known.iter().any(|other| other == name) {
             return Err(ServeError::UnknownFamily {
@@ -132,10 +133,19 @@ impl Repository {
         }
     }
 
-    /// Follows the pool's folder. Loads families that are new or whose files have changed. Takes
-    /// families that are gone out of service. Files that change between two calls are left alone
-    /// until they rest, so that no family is loaded while it is copied. Takes long; must not be
-    /// called on an async thread.
+    /// Removes the family `name` if the pool no longer has it and it is not served.
+    fn forget(&self, name: &str) {
+        let is_served = || matches!(self.registry.state(name), Some(FamilyState::Ready(_)));
+        let is_gone = |names: &Vec<String>| !names.iter().any(|other| other == name);
+        if self.loader.names().is_ok_and(|names| is_gone(&names)) && !is_served() {
+            self.registry.remove(name);
+        }
+    }
+
+    /// Follows the pool's folder. Loads families that are new or whose files have changed. Removes
+    /// families that are gone, also if they failed or were unloaded. Files that change between two
+    /// calls are left alone until they rest, so that no family is loaded while it is copied. Takes
+    /// long; must not be called on an async thread.
     pub fn follow(&self, seen: &mut Seen) {
         let names = match self.loader.names() {
             Ok(names) => names,
@@ -156,7 +166,7 @@ impl Repository {
             }
         }
         for (name, state) in self.registry.families() {
-            if matches!(state, FamilyState::Ready(_)) && !names.contains(&name) {
+            if !matches!(state, FamilyState::Loading) && !names.contains(&name) {
                 tracing::info!(family = name, "the pool no longer has it");
                 self.registry.remove(&name);
             }

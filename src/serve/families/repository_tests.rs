@@ -286,6 +286,24 @@ fn what_someone_unloaded_or_loads_is_left_alone() {
 }
 
 #[test]
+fn a_family_that_leaves_the_pool_is_no_longer_listed_whatever_its_state() {
+    let states = [FamilyState::Unloaded, FamilyState::Failed { reason: "no weights".to_owned() }];
+    for state in states {
+        let mut bench = Bench::new(&["b"]);
+        bench.repository.registry().set("a", state.clone());
+        assert_eq!((bench.follow(1), bench.states().as_str()), (0, ""), "{state:?}");
+        assert_eq!(bench.repository.names(), ["b"]);
+        bench.repository.registry().set("a", state.clone());
+        let error = bench.repository.load("a").expect_err("it is gone");
+        assert!(matches!(error, ServeError::UnknownFamily { .. }), "{error}");
+        assert_eq!((bench.num_loads(), bench.states().as_str()), (0, ""), "{state:?}");
+    }
+    let mut bench = Bench::new(&[]);
+    bench.repository.registry().set("a", FamilyState::Loading);
+    assert_eq!((bench.follow(1), bench.states().as_str()), (0, "a: loading"));
+}
+
+#[test]
 fn a_family_that_leaves_the_pool_is_taken_out_of_service_and_may_return() {
     let (mut bench, folder) = (Bench::new(&["a"]), tempfile::tempdir().expect("a folder"));
     let stamps = version(folder.path(), 1);
