@@ -30,12 +30,15 @@ impl Secrets {
 
     /// Reads the files again. A wrong file changes nothing and is logged.
     pub fn reload(&self) {
-        match self.clients.as_deref().map(Clients::read).transpose() {
-            Ok(clients) => {
-                self.gate.replace(clients);
+        match self.clients.as_deref().map(Clients::read) {
+            Some(Ok(clients)) => {
+                self.gate.replace(Some(clients));
                 tracing::info!("clients were read again");
             }
-            Err(error) => tracing::error!("the clients stay as they were: {}", chain(&error)),
+            Some(Err(error)) => {
+                tracing::error!("the clients stay as they were: {}", chain(&error));
+            }
+            None => {}
         }
         match self.tls.as_ref().map(|tls| tls.reload()) {
             Some(Ok(())) => tracing::info!("certificates were read again"),
@@ -52,3 +55,7 @@ impl std::fmt::Debug for Secrets {
         formatter.debug_struct("Secrets").field("clients", &self.clients).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+#[path = "secrets_tests.rs"]
+mod tests;
