@@ -1,6 +1,16 @@
 //! Converting texts to token ids.
 
+use std::{borrow::Cow, iter::successors};
+
+use tokenizers::{NormalizerWrapper, PreTokenizerWrapper, TruncationDirection};
+
 use super::tokens::Encoding;
+
+/// Number of bytes per token in the first part of a text that is tokenized. Few texts have more.
+const BYTES_PER_TOKEN: usize = 8;
+
+/// Factor between the parts of a text that are tokenized.
+const GROWTH: usize = 4;
 
 /// Error of a tokenizer, in its own words.
 #[derive(Debug, thiserror::Error)]
@@ -11,6 +21,9 @@ pub struct TokenizeError(#[from] tokenizers::Error);
 #[derive(Debug)]
 pub struct Tokenizer {
     tokenizer: tokenizers::Tokenizer,
+    max_tokens: usize,
+    /// Whether a text up to a space has the tokens with which the whole text begins.
+    splits_at_spaces: bool,
     pad_id: i64,
     /// Text before each text; empty for none.
     prompt: String,
@@ -33,7 +46,8 @@ impl Tokenizer {
             ..Default::default()
         };
         tokenizer.with_truncation(Some(truncation))?;
-        Ok(Self { tokenizer, pad_id, prompt: String::new() })
+        let splits_at_spaces = splits_at_spaces(&tokenizer);
+        Ok(Self { tokenizer, max_tokens, splits_at_spaces, pad_id, prompt: String::new() })
     }
 
     /// Returns the tokenizer with `prompt` before each text.
@@ -45,6 +59,11 @@ impl Tokenizer {
     /// Returns the text before each text; empty for none.
     pub fn prompt(&self) -> &str {
         &self.prompt
+    }
+
+    /// Returns the number of bytes that are usually tokenized of a text, or None for all of it.
+    pub fn bytes_read(&self) -> Option<usize> {
+        self.splits_at_spaces.then(|| self.max_tokens.saturating_mul(BYTES_PER_TOKEN))
     }
 
     /// Encodes `texts`, padding all to the longest.
@@ -67,25 +86,54 @@ impl Tokenizer {
         texts: &[&str],
         max_tokens: usize,
     ) -> Result<Encoding, TokenizeError> {
-        let encodings: Vec<tokenizers::Encoding> = texts
-            .iter()
-            .map(|text| match self.prompt.is_empty() {
-                true => self.tokenizer.encode_fast(*text, true),
-                false => self.tokenizer.encode_fast(format!("{}{text}", self.prompt), true),
-            })
-            .collect::<Result<_, _>>()?;
-        let rows: Vec<Vec<i64>> = encodings
-            .iter()
-            .map(|encoding| {
-                let ids = encoding.get_ids();
-                let kept = ids.len().min(max_tokens);
-                let cut = kept < ids.len();
-                let last = ids.last().filter(|_| cut);
-                let first = ids[..kept - usize::from(cut)].iter();
-                first.chain(last).map(|id| i64::from(*id)).collect()
-            })
-            .collect();
-        Ok(Encoding::pad(&rows, self.pad_id))
+        let row = |text: &&str| {
+            let mut ids = self.encode_one(text)?;
+            if let Some(last) = ids.last().copied().filter(|_| max_tokens < ids.len()) {
+                ids.truncate(max_tokens.saturating_sub(1));
+                ids.push(last);
+            }
+            Ok::<_, TokenizeError>(ids)
+        };
+        let rows = texts.iter().map(row).collect::<Result<Vec<_>, _>>()?;
+        Ok(self.pad(&rows))
+    }
+
+    /// Returns the token ids of `text`.
+    ///
+    /// Of a long text, only a part is tokenized if that gives the same ids.
+    ///
+    /// # Errors
+    ///
+    /// Fails where the tokenizer does.
+    pub fn encode_one(&self, text: &str) -> Result<Vec<i64>, TokenizeError> {
+        let text = match self.prompt.is_empty() {
+            true => Cow::Borrowed(text),
+            false => Cow::Owned(format!("{}{text}", self.prompt)),
+        };
+        let mut read = 0;
+        for part in self.parts(&text) {
+            if part.len() > read {
+                read = part.len();
+                let encoding = self.tokenizer.encode_fast(part, true)?;
+                if encoding.len() >= self.max_tokens {
+                    return Ok(ids(&encoding));
+                }
+            }
+        }
+        Ok(ids(&self.tokenizer.encode_fast(&*text, true)?))
+    }
+
+    /// Joins rows of token ids into one batch, padded to the longest.
+    pub fn pad(&self, rows: &[Vec<i64>]) -> Encoding {
+        Encoding::pad(rows, self.pad_id)
+    }
+
+    /// Returns parts of `text`, each longer than the one before, with whose tokens it begins.
+    fn parts<'t>(&self, text: &'t str) -> impl Iterator<Item = &'t str> {
+        let lengths = successors(self.bytes_read(), |bytes| bytes.checked_mul(GROWTH));
+        lengths
+            .take_while(|bytes| *bytes <= text.len() / 2)
+            .filter_map(|bytes| up_to_space(text, bytes))
     }
 
     /// Returns the number of token ids that the tokenizer can make.
@@ -93,3 +141,36 @@ impl Tokenizer {
         self.tokenizer.get_vocab_size(true)
     }
 }
+
+fn ids(encoding: &tokenizers::Encoding) -> Vec<i64> {
+    encoding.get_ids().iter().map(|id| i64::from(*id)).collect()
+}
+
+/// Returns `text` up to the last space within its first `bytes`, or None if there is none.
+fn up_to_space(text: &str, bytes: usize) -> Option<&str> {
+    // A form feed is not among them: BERT's normalizer drops it and joins the words around it.
+    let is_space = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
+    let end = text.as_bytes()[..bytes].iter().rposition(is_space)?;
+    text.get(..end)
+}
+
+/// Returns whether a text up to a space always has the tokens with which the whole text begins.
+///
+/// This holds for BERT's way. Its normalizer changes characters regardless of those behind a
+/// space, and its pre-tokenizer splits at every space. No token may lead across a space.
+fn splits_at_spaces(tokenizer: &tokenizers::Tokenizer) -> bool {
+    let is_normalizer_local =
+        matches!(tokenizer.get_normalizer(), None | Some(NormalizerWrapper::BertNormalizer(_)));
+    let is_split =
+        matches!(tokenizer.get_pre_tokenizer(), Some(PreTokenizerWrapper::BertPreTokenizer(_)));
+    let keeps_start = tokenizer
+        .get_truncation()
+        .is_some_and(|truncation| truncation.direction == TruncationDirection::Right);
+    let mut added = tokenizer.get_added_tokens_decoder().into_values();
+    let is_plain = added.all(|token| token.content.bytes().all(|byte| byte.is_ascii_graphic()));
+    is_normalizer_local && is_split && keeps_start && is_plain
+}
+
+#[cfg(test)]
+#[path = "tokenizer_tests.rs"]
+mod tests;

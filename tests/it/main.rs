@@ -19,6 +19,7 @@ mod images;
 mod import;
 mod limits;
 mod load;
+mod long_texts;
 mod measuring;
 mod mixing;
 mod moe;

@@ -116,8 +116,13 @@ impl FamilyService {
             Inputs::Pictures(_) | Inputs::Ready(_) => None,
         };
         let reference = &self.manifest().reference;
-        let preparing = self.preparation.run(&self.planner, inputs, reference);
-        let mut input = preparing.instrument(debug_span!("preprocess")).await?;
+        let deadline = asked.budget.latency.map(|latency| asked.arrival + latency);
+        let expected = self.preparation.expect(start, &inputs, self.config.num_workers);
+        let preparing = self.preparation.run(&self.planner, inputs, reference, deadline);
+        let prepared = preparing.instrument(debug_span!("preprocess")).await?;
+        let Some(mut input) = prepared else {
+            return Err(self.too_late(expected.shape, asked, place));
+        };
         let question =
             Question { shape: input.shape(), budget: &asked.budget, now: Instant::now() };
         let chosen = self.plan_in_time(&question, asked.arrival, place)?;
@@ -125,9 +130,20 @@ impl FamilyService {
         let anchor = family.graph.stem_anchor(&chosen.plan.path).unwrap_or_default();
         if !family.share_tokenizer(anchor, reference) {
             let texts = texts.ok_or_else(|| other_vocabulary(anchor))?;
-            input = self.preparation.run(&self.planner, Inputs::Texts(texts), anchor).await?;
+            let shape = input.shape();
+            let again = self.preparation.run(&self.planner, Inputs::Texts(texts), anchor, deadline);
+            input = again.await?.ok_or_else(|| self.too_late(shape, asked, place))?;
         }
         Ok(Prepared { input, chosen, least: need.least, preprocess: start.elapsed() })
+    }
+
+    /// Returns the error for a request of `shape` whose time has passed before it was prepared.
+    fn too_late(&self, shape: Shape, asked: &Asked, place: &Reservation) -> ServeError {
+        let now = Instant::now();
+        let question = Question { shape, budget: &asked.budget, now };
+        let waited = now.saturating_duration_since(asked.arrival);
+        let refused = self.plan_in_time(&question, asked.arrival, place).err();
+        refused.unwrap_or(ServeError::DeadlineExceeded { waited })
     }
 
     /// Chooses the plan for the remaining time. If no plan is in time, the reason may be other

@@ -114,6 +114,22 @@ fn a_plan_is_chosen_for_the_time_that_is_left() {
 }
 
 #[test]
+fn a_request_whose_time_passes_while_it_is_prepared_is_told_as_if_it_were_ready() {
+    let (service, _receiver, _) = service();
+    let now = Instant::now();
+    let mut place = place(&service, now);
+    let second = Duration::from_secs(1);
+    let passed = asked(&within(second), now - second);
+    place.promise.is_alone = false;
+    let error = service.too_late(ONE, &passed, &place);
+    assert!(matches!(error, ServeError::Late { .. }), "a retry may help: {error}");
+    place.promise.is_alone = true;
+    let error = service.too_late(ONE, &passed, &place);
+    let is_told = matches!(error, ServeError::DeadlineExceeded { waited } if waited >= second);
+    assert!(is_told, "{error}");
+}
+
+#[test]
 fn an_idle_server_tries_the_fastest_plan_until_the_budget_has_passed() {
     let (service, _receiver, _) = service();
     let now = Instant::now();

@@ -59,15 +59,6 @@ fn reads_text(manifest: &Manifest) -> bool {
 }
 
 impl Inputs {
-    /// Returns the number of bytes that must be tokenized or decoded.
-    pub(crate) fn num_bytes(&self) -> usize {
-        match self {
-            Self::Texts(texts) => texts.iter().map(String::len).sum(),
-            Self::Pictures(files) => files.iter().map(Vec::len).sum(),
-            Self::Ready(_) => 0,
-        }
-    }
-
     /// Checks `tensors` against `manifest`. A family of texts takes `text` alone, or `input_ids`
     /// with or without `attention_mask`. Without a tokenizer it does not take `text`. A family of
     /// images takes `image` or `pixel_values`.

@@ -159,7 +159,6 @@ fn texts_are_taken_with_or_without_a_second_axis() {
     for shape in [&[2][..], &[2, 1]] {
         let inputs = parse("texts", &[("text", bytes(shape, &[b"", "öl".as_bytes()]))]);
         let inputs = inputs.expect("two texts");
-        assert_eq!(inputs.num_bytes(), 3, "`ö` has two bytes");
         let Inputs::Texts(texts) = inputs else { panic!("{inputs:?}") };
         assert_eq!(*texts, ["".to_owned(), "öl".to_owned()]);
     }
@@ -188,7 +187,6 @@ fn pixels_are_taken_as_they_are_and_files_are_kept_for_decoding() {
     assert_eq!(pixels, Pixels { shape: [1, 2, 3], values: vec![0.5; 12] });
     let inputs = parse("images", &[("image", bytes(&[2], &[b"one", b"three"]))]);
     let inputs = inputs.expect("two files");
-    assert_eq!(inputs.num_bytes(), 8);
     assert!(matches!(inputs, Inputs::Pictures(files) if files == [&b"one"[..], b"three"]));
 }
 

@@ -7,6 +7,7 @@ use std::{
 };
 
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use super::inputs::{self, IMAGE, Inputs, TEXT, refuse};
 use crate::{
@@ -55,6 +56,22 @@ pub(crate) struct Preparation {
     seconds_per_byte: Transient,
     /// Number of tokens at which texts are cut.
     max_tokens: usize,
+    /// Number of bytes of a text beyond which its length no longer matters.
+    bytes_read: usize,
+}
+
+/// Latest time for work to go on.
+#[derive(Debug)]
+struct Term {
+    /// Token that is cancelled when nobody waits for the result.
+    gone: CancellationToken,
+    deadline: Option<Instant>,
+}
+
+impl Term {
+    fn is_over(&self) -> bool {
+        self.gone.is_cancelled() || self.deadline.is_some_and(|deadline| Instant::now() > deadline)
+    }
 }
 
 /// Estimate of inputs before they are prepared.
@@ -77,10 +94,17 @@ impl Default for PreparingThreads {
 }
 
 impl Preparation {
-    /// Creates the preparation of texts that are cut at `max_tokens`, or of images.
-    pub(crate) fn new(threads: PreparingThreads, max_tokens: usize) -> Self {
+    /// Creates the preparation of texts that are cut at `max_tokens`, or of images. Of a text,
+    /// `bytes_read` bytes are usually read; None stands for all.
+    pub(crate) fn new(
+        threads: PreparingThreads,
+        max_tokens: usize,
+        bytes_read: Option<usize>,
+    ) -> Self {
         let tokens_per_byte = Follower::new(AT_FIRST);
-        Self { threads, tokens_per_byte, seconds_per_byte: Transient::new(PREPARING), max_tokens }
+        let seconds_per_byte = Transient::new(PREPARING);
+        let bytes_read = bytes_read.unwrap_or(usize::MAX);
+        Self { threads, tokens_per_byte, seconds_per_byte, max_tokens, bytes_read }
     }
 
     /// Estimates at `now` the shape of `inputs` and the time to prepare them beside `num_workers`
@@ -91,7 +115,12 @@ impl Preparation {
             Inputs::Pictures(files) => Shape::new(files.len(), 1),
             Inputs::Ready(input) => input.shape(),
         };
-        let seconds = self.seconds_per_byte.get(now) * bytes(inputs.num_bytes());
+        let num_bytes = match inputs {
+            Inputs::Texts(texts) => self.text_bytes(texts),
+            Inputs::Pictures(files) => files.iter().map(Vec::len).sum(),
+            Inputs::Ready(_) => 0,
+        };
+        let seconds = self.seconds_per_byte.get(now) * bytes(num_bytes);
         let time = Duration::from_secs_f64(seconds);
         // The inference threads use all cores together.
         let num_workers = u32::try_from(num_workers).unwrap_or(u32::MAX);
@@ -100,49 +129,63 @@ impl Preparation {
     }
 
     /// Tokenizes texts for `anchor`, decodes image files, or checks token ids against the
-    /// vocabulary of `anchor`. Learns the estimates from what the reference anchor needs.
+    /// vocabulary of `anchor`. Learns the estimates from what the reference anchor needs. Returns
+    /// None if `deadline` passes between two texts or images.
+    ///
+    /// # Cancel safety
+    ///
+    /// Work whose future is dropped ends before its next text or image.
     pub(crate) async fn run(
         &self,
         planner: &Planner,
         inputs: Inputs,
         anchor: &str,
-    ) -> Result<ModelInput, ServeError> {
+        deadline: Option<Instant>,
+    ) -> Result<Option<ModelInput>, ServeError> {
         let family = &planner.loaded.family;
-        let num_bytes = inputs.num_bytes();
         match inputs {
             Inputs::Ready(input) => {
                 if let ModelInput::Tokens(encoding) = &input {
                     inputs::check_vocabulary(encoding, family.vocabulary_size(anchor))?;
                 }
-                Ok(input)
+                Ok(Some(input))
             }
             Inputs::Texts(texts) => {
                 let tokenizer = tokenizer(family, anchor)?;
-                let strings = texts.clone();
-                let encode = move || {
-                    let texts: Vec<&str> = strings.iter().map(String::as_str).collect();
-                    tokenizer.encode(&texts)
-                };
-                let refused = |reason: TokenizeError| {
-                    refuse(TEXT, &format!("it cannot be tokenized: {reason}"))
-                };
-                let (encoded, took) = self.threads.run(encode).await?;
-                let input = encoded.map(ModelInput::Tokens).map_err(refused)?;
-                if anchor == family.manifest.reference {
+                let (reader, strings) = (tokenizer.clone(), texts.clone());
+                let encode = move |term: &Term| encode_all(&reader, &strings, term);
+                let (rows, took) = self.threads.run(deadline, encode).await?;
+                let rows = rows?;
+                let is_reference = anchor == family.manifest.reference;
+                if is_reference {
+                    let num_bytes = self.text_bytes(&texts[..rows.len()]);
                     self.learn_time(Instant::now(), num_bytes, took);
+                }
+                if rows.len() < texts.len() {
+                    return Ok(None);
+                }
+                let input = ModelInput::Tokens(tokenizer.pad(&rows));
+                if is_reference {
                     self.learn_tokens(&texts, input.tokens());
                 }
-                Ok(input)
+                Ok(Some(input))
             }
             Inputs::Pictures(files) => {
                 let executor = planner.executor().ok_or(ServeError::WorkerGone)?;
-                let decode = move || decode_all(&files, &executor);
-                let (decoded, took) = self.threads.run(decode).await?;
-                let input = ModelInput::Pixels(decoded?);
+                let sizes: Vec<usize> = files.iter().map(Vec::len).collect();
+                let decode = move |term: &Term| decode_all(&files, &executor, term);
+                let (decoded, took) = self.threads.run(deadline, decode).await?;
+                let pixels = decoded?;
+                let num_bytes = sizes.iter().take(pixels.batch()).sum();
                 self.learn_time(Instant::now(), num_bytes, took);
-                Ok(input)
+                Ok((pixels.batch() == sizes.len()).then_some(ModelInput::Pixels(pixels)))
             }
         }
+    }
+
+    /// Returns the number of bytes of `texts` that are usually tokenized.
+    fn text_bytes(&self, texts: &[String]) -> usize {
+        texts.iter().map(|text| text.len().min(self.bytes_read)).sum()
     }
 
     /// Learns at `now` that it took `time` to prepare `num_bytes`.
@@ -174,11 +217,15 @@ impl Preparation {
 }
 
 impl PreparingThreads {
-    /// Runs `work` on a blocking thread at its turn. Returns its result and the time it took.
+    /// Runs `work` on a blocking thread at its turn. Returns its result and the time it took. The
+    /// term that it is given ends at `deadline`, or when the caller no longer waits.
     async fn run<T: Send + 'static>(
         &self,
-        work: impl FnOnce() -> T + Send + 'static,
+        deadline: Option<Instant>,
+        work: impl FnOnce(&Term) -> T + Send + 'static,
     ) -> Result<(T, Duration), ServeError> {
+        let term = Term { gone: CancellationToken::new(), deadline };
+        let _gone = term.gone.clone().drop_guard();
         let turn = self.turns.clone().acquire_owned().await;
         let turn = turn.map_err(|_| ServeError::Broken { what: "the turns are closed" })?;
         // The turn ends with the work, even if the caller no longer waits for it.
@@ -186,7 +233,7 @@ impl PreparingThreads {
             let _turn = turn;
             give_way();
             let start = Instant::now();
-            let done = work();
+            let done = work(&term);
             (done, start.elapsed())
         };
         tokio::task::spawn_blocking(work).await.map_err(|_| ServeError::Panicked)
@@ -198,8 +245,21 @@ fn tokenizer(family: &Family, anchor: &str) -> Result<Arc<Tokenizer>, ServeError
     family.tokenizer(anchor).cloned().ok_or(broken)
 }
 
-/// Decodes image files one after another, each after reserving the memory for it.
-fn decode_all(files: &[Vec<u8>], executor: &Executor) -> Result<Pixels, ServeError> {
+/// Returns the token ids of `texts`, of the first ones only if `term` ends before the rest.
+fn encode_all(
+    tokenizer: &Tokenizer,
+    texts: &[String],
+    term: &Term,
+) -> Result<Vec<Vec<i64>>, ServeError> {
+    let refused =
+        |reason: TokenizeError| refuse(TEXT, &format!("it cannot be tokenized: {reason}"));
+    let in_time = texts.iter().enumerate().take_while(|(index, _)| *index == 0 || !term.is_over());
+    in_time.map(|(_, text)| tokenizer.encode_one(text).map_err(refused)).collect()
+}
+
+/// Decodes image files one after another, each after reserving the memory for it. Decodes the first
+/// ones only if `term` ends before the rest.
+fn decode_all(files: &[Vec<u8>], executor: &Executor, term: &Term) -> Result<Pixels, ServeError> {
     let manifest = &executor.family().manifest;
     let broken = ServeError::Broken { what: "a family of images has no section `image`" };
     let spec = manifest.image.as_ref().ok_or(broken)?;
@@ -207,6 +267,9 @@ fn decode_all(files: &[Vec<u8>], executor: &Executor) -> Result<Pixels, ServeErr
     let max_pixels = limits.max_pixels;
     let mut values = Vec::new();
     for (index, bytes) in files.iter().enumerate() {
+        if index > 0 && term.is_over() {
+            break;
+        }
         let file = inputs::image_file(bytes, limits)?;
         let refused = |error: PictureError| refuse(IMAGE, &format!("image {index}: {error}"));
         let bytes = decoding_bytes(&file, spec, max_pixels).map_err(refused)?;
@@ -234,7 +297,7 @@ mod tests {
     use super::*;
 
     fn preparation() -> Preparation {
-        Preparation::new(PreparingThreads::default(), 512)
+        Preparation::new(PreparingThreads::default(), 512, Some(1_000))
     }
 
     #[test]
@@ -247,6 +310,42 @@ mod tests {
         }
         let tokens = preparation.tokens(&text(200));
         assert!((30..=42).contains(&tokens), "{tokens}");
+    }
+
+    #[test]
+    fn bytes_of_a_text_that_are_not_read_take_no_time() {
+        let (preparation, now) = (preparation(), Instant::now());
+        let time = |lengths: &[usize]| {
+            let texts = lengths.iter().map(|length| "a".repeat(*length)).collect();
+            preparation.expect(now, &Inputs::Texts(texts), 1).time
+        };
+        assert_eq!(time(&[1_000_000, 10]), time(&[1_000, 10]));
+        assert!(time(&[999]) < time(&[1_000]));
+    }
+
+    #[tokio::test]
+    async fn work_ends_when_nobody_waits_for_it_or_its_time_has_passed() {
+        let threads = PreparingThreads::default();
+        let (begun, has_begun) = tokio::sync::oneshot::channel();
+        let (ended, has_ended) = tokio::sync::oneshot::channel();
+        let work = move |term: &Term| {
+            assert!(!term.is_over());
+            begun.send(()).expect("the test waits");
+            while !term.is_over() {
+                std::thread::yield_now();
+            }
+            ended.send(()).expect("the test waits");
+        };
+        let waiting = tokio::spawn({
+            let threads = threads.clone();
+            async move { threads.run(None, work).await.map(|_| ()) }
+        });
+        has_begun.await.expect("the work begins");
+        waiting.abort();
+        has_ended.await.expect("the work ends");
+        let past = Instant::now().checked_sub(Duration::from_nanos(1));
+        let (is_over, _) = threads.run(past, Term::is_over).await.expect("it runs");
+        assert!(is_over);
     }
 
     #[test]

@@ -56,8 +56,11 @@ impl FamilyService {
         let SharedParts { queue, config, observer, preparing, pulse } = parts;
         let digest = digest(&planner.loaded.family);
         let counter = Counter::default();
-        let max_tokens = planner.loaded.family.manifest.limits.max_tokens;
-        let preparation = Preparation::new(preparing, max_tokens);
+        let family = &planner.loaded.family;
+        let max_tokens = family.manifest.limits.max_tokens;
+        let tokenizer = family.tokenizer(&family.manifest.reference);
+        let bytes_read = tokenizer.and_then(|tokenizer| tokenizer.bytes_read());
+        let preparation = Preparation::new(preparing, max_tokens, bytes_read);
         Self { planner, digest, config, key, queue, observer, counter, preparation, pulse }
     }
 

@@ -1,0 +1,159 @@
+//! Tests of tokenizing long texts in parts.
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+
+/// Pieces of texts: words, scripts, punctuation, marks, control characters and spaces.
+const PIECES: [&str; 30] = [
+    "a", "b", "ab", "abab", "zz", "á", "e\u{301}", "\u{301}", "ß", "Σ", "ΑΣ", "中", "国", "e", ".",
+    "[", "]", "[MASK]", "MASK", "\u{ad}", "\u{0}", "\u{c}", "\u{85}", "\u{a0}", "\u{3000}", " ",
+    " ", "\n", "\t", "\r",
+];
+
+/// Returns the `tokenizer.json` of a small BERT tokenizer.
+fn bert() -> Value {
+    let words =
+        ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##a", "##b", "e", "中", ".", "["];
+    let vocabulary: serde_json::Map<String, Value> =
+        words.iter().enumerate().map(|(id, word)| ((*word).to_owned(), json!(id))).collect();
+    let added = |id: usize| {
+        json!({"id": id, "content": words[id], "single_word": false, "lstrip": id == 4,
+               "rstrip": false, "normalized": false, "special": true})
+    };
+    let special = |id: usize| json!({"SpecialToken": {"id": words[id], "type_id": 0}});
+    let named = |id: usize| json!({"id": words[id], "ids": [id], "tokens": [words[id]]});
+    json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [added(0), added(1), added(2), added(3), added(4)],
+        "normalizer": {"type": "BertNormalizer", "clean_text": true,
+            "handle_chinese_chars": true, "strip_accents": null, "lowercase": true},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {"type": "TemplateProcessing",
+            "single": [special(2), {"Sequence": {"id": "A", "type_id": 0}}, special(3)],
+            "pair": [special(2), {"Sequence": {"id": "A", "type_id": 0}}, special(3)],
+            "special_tokens": {"[CLS]": named(2), "[SEP]": named(3)}},
+        "decoder": null,
+        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 20, "vocab": vocabulary},
+    })
+}
+
+fn tokenizer(json: &Value, max_tokens: usize) -> Tokenizer {
+    Tokenizer::from_bytes(json.to_string().as_bytes(), max_tokens).expect("a tokenizer")
+}
+
+/// Returns the token ids of all of `text`.
+fn of_whole(tokenizer: &Tokenizer, text: &str) -> Vec<i64> {
+    ids(&tokenizer.tokenizer.encode_fast(text, true).expect("encoded"))
+}
+
+/// Returns the lengths of the parts of `text` that are tried before the whole.
+fn lengths(tokenizer: &Tokenizer, text: &str) -> Vec<usize> {
+    tokenizer.parts(text).map(str::len).collect()
+}
+
+#[test]
+fn long_texts_have_the_tokens_of_the_whole() {
+    let tokenizer = tokenizer(&bert(), 16);
+    for text in [
+        "ab ".repeat(10_000),
+        "a".repeat(50_000),
+        format!("{} ab", "a".repeat(50_000)),
+        format!("{} ab", "中".repeat(500)),
+        " ".repeat(50_000),
+        format!("a{}b", " ".repeat(50_000)),
+        format!("{}ab", "\u{ad} ".repeat(5_000)),
+        "[MASK] ".repeat(5_000),
+        "a\u{c}b ".repeat(5_000),
+        "é e\u{301} ".repeat(5_000),
+    ] {
+        let start: String = text.chars().take(20).collect();
+        let found = tokenizer.encode_one(&text).expect("encoded");
+        assert_eq!(found, of_whole(&tokenizer, &text), "{start}…");
+    }
+}
+
+#[test]
+fn only_the_start_of_a_long_text_is_tokenized() {
+    let tokenizer = tokenizer(&bert(), 16);
+    let text = "ab ".repeat(1_000);
+    assert_eq!(tokenizer.bytes_read(), Some(128));
+    assert_eq!(lengths(&tokenizer, &text), [125, 509]);
+    assert!(lengths(&tokenizer, &text[..255]).is_empty());
+    let enough = tokenizer.tokenizer.encode_fast(&text[..125], true).expect("encoded");
+    assert_eq!(enough.len(), 16, "the first part has enough");
+}
+
+#[test]
+fn a_prompt_counts_as_the_start_of_a_text() {
+    let tokenizer = tokenizer(&bert(), 16).with_prompt(Some("b a b: ".to_owned()));
+    let text = "ab ".repeat(1_000);
+    let whole = of_whole(&tokenizer, &format!("b a b: {text}"));
+    assert_eq!(tokenizer.encode_one(&text).expect("encoded"), whole);
+}
+
+#[test]
+fn other_tokenizers_read_the_whole_text() {
+    let change = |at: &str, value: Value| {
+        let mut json = bert();
+        *json.pointer_mut(at).expect(at) = value;
+        json
+    };
+    for (json, what) in [
+        (change("/normalizer", json!({"type": "NFKC"})), "a normalizer of another kind"),
+        (
+            change(
+                "/normalizer",
+                json!({"type": "Strip", "strip_left": true, "strip_right": true}),
+            ),
+            "",
+        ),
+        (
+            change(
+                "/pre_tokenizer",
+                json!({"type": "Metaspace", "replacement": "▁",
+            "prepend_scheme": "always", "split": true}),
+            ),
+            "words that begin with their space",
+        ),
+        (change("/pre_tokenizer", Value::Null), "no words"),
+        (
+            change(
+                "/truncation",
+                json!({"direction": "Left", "max_length": 16,
+            "strategy": "LongestFirst", "stride": 0}),
+            ),
+            "the end is kept",
+        ),
+        (change("/added_tokens/4/content", json!("a b")), "a token with a space"),
+        (change("/added_tokens/4/content", json!("中国")), "a token to which spaces are added"),
+    ] {
+        let tokenizer = tokenizer(&json, 16);
+        let text = "ab ".repeat(1_000);
+        assert_eq!(tokenizer.bytes_read(), None, "{what}");
+        assert!(lengths(&tokenizer, &text).is_empty(), "{what}");
+        assert_eq!(tokenizer.encode_one(&text).expect("encoded"), of_whole(&tokenizer, &text));
+    }
+}
+
+#[test]
+fn texts_are_cut_sooner_with_their_last_token() {
+    let tokenizer = tokenizer(&bert(), 16);
+    let encoding = tokenizer.encode_up_to(&["a b a b", "b"], 4).expect("encoded");
+    assert_eq!((encoding.batch, encoding.tokens), (2, 4));
+    assert_eq!(encoding.input_ids, [2, 5, 6, 3, 2, 6, 3, 0]);
+}
+
+proptest! {
+    #[test]
+    fn parts_have_the_tokens_of_the_whole(
+        pieces in prop::collection::vec(prop::sample::select(&PIECES[..]), 0..400),
+        max_tokens in 3_usize..24,
+    ) {
+        let (tokenizer, text) = (tokenizer(&bert(), max_tokens), pieces.concat());
+        let whole = of_whole(&tokenizer, &text);
+        prop_assert_eq!(tokenizer.encode_one(&text).expect("encoded"), whole);
+    }
+}
