@@ -180,6 +180,37 @@ fn exports_that_cannot_be_taken_apart_are_refused_by_file_and_reason() {
     assert!(message.contains("`Conv_9` is not a tensor that everything passes"), "{message}");
 }
 
+/// Returns a small network whose last layer reads its input again.
+fn network_with_late_input() -> ModelProto {
+    let mut model = network(2, 4, 8);
+    let graph = model.graph.as_mut().expect("a graph");
+    let place = |kind: &str| graph.node.iter().position(|node| node.op_type == kind);
+    let (pool, join) = (place("GlobalAveragePool"), place("Concat"));
+    let (pool, join) = (pool.expect("a node"), join.expect("a node"));
+    let mut late = graph.node[pool].clone();
+    let pooled = std::mem::replace(&mut late.output[0], "late".into());
+    (late.name, late.input[0]) = ("late".into(), "images".into());
+    let mut joined = graph.node[join].clone();
+    joined.input = vec![pooled, "late".into()];
+    (joined.name, joined.output[0]) = ("joined".into(), "joined".into());
+    joined.attribute[0].i = Some(1);
+    graph.node.last_mut().expect("a node").input[0] = "joined".into();
+    graph.node.splice(pool + 1..=pool, [late, joined]);
+    let classes = [None, Some(7)];
+    graph.output[0] = ValueInfoProto::tensor("logits", data_type::FLOAT, &classes);
+    model
+}
+
+#[test]
+fn an_export_that_reads_its_input_late_is_refused_for_it() {
+    let pool = tempfile::tempdir().expect("a temporary folder");
+    let file = write(pool.path(), "late.onnx", &network_with_late_input());
+    let message = refused(pool.path(), &[file], |_| ());
+    let reason = "late.onnx: has 0 usable cuts, but a stem and a block are needed; everything \
+                  passes through one of its tensors; its input may be read late";
+    assert!(message.contains(reason), "{message}");
+}
+
 #[test]
 #[ignore = "reads the exports of tools/exports.py in the folder that TESSERA_EXPORTS names"]
 fn real_exports_joined_again_are_what_they_were() {

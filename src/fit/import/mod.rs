@@ -32,7 +32,8 @@ use crate::{
     family::{MANIFEST_FILE, PlanId},
     input::{ModelInput, Pixels},
     onnx::{
-        Extents, OnnxError, articulations, check_repeatable, embed_weights, fix_shapes,
+        Articulations, Extents, OnnxError, articulations, check_repeatable, embed_weights,
+        fix_shapes,
         proto::{ModelProto, ValueInfoProto, data_type},
         read_model, shape_reads,
     },
@@ -182,7 +183,8 @@ fn take_apart(
     check_output(&model, file)?;
     check_repeatable(&model).map_err(wrap)?;
     check_independence(runtime, &model, &input, file, options.one_by_one)?;
-    let proposed = proposed_cuts(&model, &input, file, options.cuts.get(&name))?;
+    let Articulations { all, cuts: proposed } =
+        proposed_cuts(&model, &input, file, options.cuts.get(&name))?;
     let outputs = model.graph.iter().flat_map(|graph| &graph.output);
     let mut outputs = outputs.map(|output| output.name.clone());
     let output = outputs.next().unwrap_or_default();
@@ -201,11 +203,7 @@ fn take_apart(
     }
     let (cuts, shapes) = usable(&proposed, &known, options.one_by_one);
     if cuts.len() < 2 {
-        let message = format!(
-            "has {} usable cuts, but a stem and a block are needed; name cuts with --cut",
-            cuts.len()
-        );
-        return Err(FitError::Malformed { path: file.to_owned(), message });
+        return Err(too_few_cuts(file, cuts.len(), &all));
     }
     let width = num_classes(&output, &known, file)?;
     declare(&mut model, &output, width);
@@ -263,13 +261,28 @@ fn num_classes(
     }
 }
 
-/// Returns the tensors at which an export is to be cut: those in `named`, or those found.
+/// Returns the error for an export that is left with `num_cuts` cuts. All that its output depends
+/// on passes through each tensor in `all`.
+fn too_few_cuts(file: &Path, num_cuts: usize, all: &[String]) -> FitError {
+    let hint = match all {
+        [] | [_] => {
+            let known = if all.is_empty() { "none" } else { "one" };
+            format!("everything passes through {known} of its tensors; its input may be read late")
+        }
+        _ => "name cuts with --cut".to_owned(),
+    };
+    let message = format!("has {num_cuts} usable cuts, but a stem and a block are needed; {hint}");
+    FitError::Malformed { path: file.to_owned(), message }
+}
+
+/// Returns the tensors at which an export can be cut, and those at which it is to be: those in
+/// `named`, or those found.
 fn proposed_cuts(
     model: &ModelProto,
     input: &str,
     file: &Path,
     named: Option<&Vec<String>>,
-) -> Result<Vec<String>, FitError> {
+) -> Result<Articulations, FitError> {
     let found = articulations(model, input).map_err(|error| malformed(file, &error))?;
     let is_odd = |cut: &&String| !found.all.contains(*cut);
     if let Some(odd) = named.and_then(|cuts| cuts.iter().find(is_odd)) {
@@ -278,7 +291,8 @@ fn proposed_cuts(
             format!("`{odd}` is not a tensor that everything passes through; these are: {known}");
         return Err(FitError::Malformed { path: file.to_owned(), message });
     }
-    Ok(named.unwrap_or(&found.cuts).clone())
+    let cuts = named.unwrap_or(&found.cuts).clone();
+    Ok(Articulations { cuts, ..found })
 }
 
 /// Checks that no image changes the answer for another one of its batch, and that answers can be
