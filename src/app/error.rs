@@ -115,7 +115,4 @@ pub enum AppError {
     /// The server stops.
     #[error("the server is stopping")]
     Stopping,
-    /// A family panicked while it was loaded.
-    #[error("loading it panicked")]
-    Panicked,
 }

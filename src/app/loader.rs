@@ -1,7 +1,6 @@
 //! Families of the pool's folder.
 
 use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -87,9 +86,7 @@ impl Loader for PoolLoader {
     }
 
     fn load(&self, name: &str) -> Result<LoadedFamily, String> {
-        catch_unwind(AssertUnwindSafe(|| self.try_load(name)))
-            .unwrap_or(Err(AppError::Panicked))
-            .map_err(|error| chain(&error))
+        self.try_load(name).map_err(|error| chain(&error))
     }
 }
 

@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, Weak},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -73,6 +76,8 @@ pub(super) struct Runs {
     pub(super) routers: Mutex<Vec<String>>,
     /// Last residency of each family.
     pub(super) residency: Mutex<BTreeMap<String, Residency>>,
+    /// Whether the next module whose latency is learned panics.
+    panics: AtomicBool,
 }
 
 impl Runs {
@@ -84,6 +89,11 @@ impl Runs {
     /// Returns the number of times that a module's latency was learned.
     pub(super) fn num_learned(&self) -> usize {
         self.learned.lock().expect("no panic").len()
+    }
+
+    /// Makes the next module panic whose latency is learned.
+    pub(super) fn panic_when_learned(&self) {
+        self.panics.store(true, Ordering::Relaxed);
     }
 
     /// Returns the residency of the images' family that was reported last.
@@ -106,6 +116,7 @@ impl Observer for Runs {
     }
 
     fn module_corrected(&self, _: &str, module: &str, _: f64) {
+        assert!(!self.panics.swap(false, Ordering::Relaxed), "as the test wants");
         self.learned.lock().expect("no panic").push(module.to_owned());
     }
 

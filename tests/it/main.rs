@@ -25,6 +25,7 @@ mod mixing;
 mod moe;
 mod moe_served;
 mod not_finite;
+mod panics;
 mod pool;
 mod reference;
 mod repository;

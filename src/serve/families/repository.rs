@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -115,9 +116,13 @@ impl Repository {
                 known: known.join(", "),
             });
         }
-        match self.loader.load(name) {
-            Ok(loaded) => {
-                let service = self.engine.serve(loaded, &|| self.registry.is_draining());
+        let is_stopped = || self.registry.is_draining();
+        let serve = |loaded| self.engine.serve(loaded, &is_stopped);
+        let load = || self.loader.load(name).map(serve);
+        // A panic is about this family; the others go on, and it may be loaded again.
+        let loaded = catch_unwind(AssertUnwindSafe(load));
+        match loaded.unwrap_or_else(|_| Err("loading it panicked".to_owned())) {
+            Ok(service) => {
                 tracing::info!(family = name, version = service.digest(), "ready");
                 self.registry.set(name, FamilyState::Ready(service));
                 Ok(())

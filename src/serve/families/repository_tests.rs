@@ -21,6 +21,8 @@ struct Pool {
     /// Reasons why families cannot be loaded.
     broken: BTreeMap<&'static str, &'static str>,
     stamps: BTreeMap<&'static str, Stamps>,
+    /// Family whose load panics.
+    panics: Option<&'static str>,
     /// Family that someone takes out of service while another one is loaded.
     unloaded: Option<&'static str>,
     /// Names of the families that were loaded, and the states of all at that time.
@@ -45,6 +47,10 @@ impl Loader for Fake {
         pool.loads.push((name.to_owned(), states(&self.registry)));
         if let Some(other) = pool.unloaded.filter(|other| *other != name) {
             self.registry.set(other, FamilyState::Unloaded);
+        }
+        if pool.panics == Some(name) {
+            drop(pool);
+            panic!("as the test wants");
         }
         pool.broken.get(name).map_or_else(|| Ok(small()), |reason| Err((*reason).to_owned()))
     }
@@ -134,6 +140,19 @@ fn families_are_loaded_one_after_another_while_the_rest_wait() {
             ("c", "a: ready, b: failed, c: loading"),
         ]
     );
+}
+
+#[test]
+fn a_panic_while_a_family_is_loaded_fails_that_family() {
+    let bench = Bench::new(&["a", "b", "c"]);
+    bench.change(|pool| pool.panics = Some("b"));
+    bench.repository.load_all(&["a", "b", "c"].map(str::to_owned));
+    assert_eq!(bench.states(), "a: ready, b: failed, c: ready");
+    bench.change(|pool| pool.panics = Some("a"));
+    let error = bench.repository.load("a").expect_err("it panics");
+    assert!(matches!(&error, ServeError::LoadFailed { reason, .. } if reason.contains("panicked")));
+    assert_eq!(bench.states(), "a: ready, b: failed, c: ready", "the old version is served");
+    bench.repository.load("b").expect("it may be loaded again");
 }
 
 #[test]

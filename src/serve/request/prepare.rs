@@ -312,6 +312,16 @@ mod tests {
         assert!((30..=42).contains(&tokens), "{tokens}");
     }
 
+    #[tokio::test]
+    async fn a_panic_while_inputs_are_prepared_fails_one_request_and_gives_its_turn_back() {
+        let threads = PreparingThreads::default();
+        let num_turns = threads.turns.available_permits();
+        let failed = threads.run(|| panic!("as the test wants")).await.map(|((), _)| ());
+        assert!(matches!(failed, Err(ServeError::Panicked)), "{failed:?}");
+        assert_eq!(threads.turns.available_permits(), num_turns);
+        assert_eq!(threads.run(|| 7).await.expect("its turn comes").0, 7);
+    }
+
     #[test]
     fn bytes_of_a_text_that_are_not_read_take_no_time() {
         let (preparation, now) = (preparation(), Instant::now());

@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     sync::Arc,
+    thread::panicking,
     time::{Duration, Instant},
 };
 
@@ -19,7 +20,7 @@ use crate::{
 };
 
 /// Guard of a request that has arrived at a family. The request ends once in the metrics: with the
-/// outcome that it is given, or as cancelled when the guard is dropped.
+/// outcome that it is given, or when the guard is dropped, as cancelled or as failed by a panic.
 #[derive(Debug)]
 pub struct Ticket {
     service: Arc<FamilyService>,
@@ -125,7 +126,8 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         if !self.is_ended {
-            self.end(&Outcome::Failed { code: ErrorCode::Cancelled });
+            let code = if panicking() { ErrorCode::Internal } else { ErrorCode::Cancelled };
+            self.end(&Outcome::Failed { code });
         }
     }
 }

@@ -44,6 +44,18 @@ async fn a_request_ends_once_however_it_ends() {
 }
 
 #[tokio::test]
+async fn a_request_whose_handler_panics_has_failed() {
+    let (service, _receiver, endings) = service();
+    let ticket = service.arrive();
+    let handler = tokio::spawn(async move {
+        let _ticket = ticket;
+        panic!("as the test wants");
+    });
+    assert!(handler.await.is_err_and(|error| error.is_panic()));
+    assert_eq!(ended(&endings), [Some(ErrorCode::Internal)]);
+}
+
+#[tokio::test]
 async fn an_answer_starts_gives_its_outputs_and_ends() {
     let (service, receiver, endings) = service();
     let mut answer = service.arrive().submit(request("pixel_values")).await.expect("queued");

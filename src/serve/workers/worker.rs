@@ -11,7 +11,7 @@ use tracing::Span;
 
 use super::{
     crew::Crew,
-    outputs::{check, split},
+    outputs::{Outputs, check, split},
     run::{Ran, Work, run_chunks},
     yielding::give_way,
 };
@@ -29,6 +29,7 @@ use crate::{
         error::ServeError,
         observe::Observer,
         planner::{Chosen, Planner, learned::Run},
+        request::RoutedModule,
     },
 };
 
@@ -69,9 +70,18 @@ pub(crate) fn start(
 
 /// Results of a batch that ran.
 struct Computed {
-    ran: Ran,
+    /// Share of each job.
+    shares: Vec<Share>,
     planner: Arc<Planner>,
     lesson: Lesson,
+}
+
+/// Share that a job has of its batch's results.
+struct Share {
+    outputs: Outputs,
+    routed: Vec<RoutedModule>,
+    /// Whether every value of the outputs is a finite number.
+    is_finite: bool,
 }
 
 /// Times that a batch took.
@@ -143,10 +153,12 @@ impl Worker {
         let result = catch_unwind(compute).unwrap_or(Err(ServeError::Panicked));
         let is_alone = self.receiver.end(begun, &jobs);
         match result {
-            Ok(Computed { ran, planner, lesson }) => {
+            Ok(Computed { shares, planner, lesson }) => {
                 let is_shared = jobs.len() > 1;
-                let failed = reply(jobs, ran, chosen, start);
-                self.learn(&planner, &lesson, is_alone);
+                let failed = reply(jobs, shares, chosen, start);
+                // A panic loses only what would be learned; some jobs have yet to be answered.
+                let learn = AssertUnwindSafe(|| self.learn(&planner, &lesson, is_alone));
+                drop(catch_unwind(learn));
                 match is_shared {
                     true => self.run_alone(executor, failed),
                     false => {
@@ -208,7 +220,7 @@ impl Worker {
         let name = &executor.family().manifest.name;
         let factor = planner.correction.factor(Instant::now());
         self.crew.observer.batch_ran(name, shape.batch, factor);
-        Ok(Computed { ran, planner, lesson })
+        Ok(Computed { shares: share(ran, jobs), planner, lesson })
     }
 
     /// Runs a plan in chunks of at most the largest batch. Returns its results and whether modules
@@ -242,16 +254,26 @@ fn reported(observer: &dyn Observer, name: &str, error: RuntimeError) -> ServeEr
     ServeError::Unavailable { name: name.to_owned(), state }
 }
 
+/// Splits the results of a batch among its jobs.
+fn share(ran: Ran, jobs: &[Job]) -> Vec<Share> {
+    let shapes: Vec<Shape> = jobs.iter().map(|job| job.shape).collect();
+    let mut first_row = 0;
+    let own = |(outputs, shape): (Outputs, &Shape)| {
+        let mut share =
+            Share { outputs, routed: ran.routed.of_rows(first_row, shape.batch), is_finite: true };
+        share.is_finite = check(&mut share.outputs, first_row, ran.places.as_ref());
+        first_row += shape.batch;
+        share
+    };
+    split(ran.outputs, &shapes).into_iter().zip(&shapes).map(own).collect()
+}
+
 /// Answers every job of a batch that began at `start`, except those whose outputs are not finite.
 /// Returns those jobs.
-fn reply(jobs: Vec<Job>, ran: Ran, chosen: &Chosen, start: Instant) -> Vec<Job> {
+fn reply(jobs: Vec<Job>, shares: Vec<Share>, chosen: &Chosen, start: Instant) -> Vec<Job> {
     let compute = start.elapsed();
-    let shapes: Vec<Shape> = jobs.iter().map(|job| job.shape).collect();
-    let (mut first_row, mut failed) = (0, Vec::new());
-    for (job, mut outputs) in jobs.into_iter().zip(split(ran.outputs, &shapes)) {
-        let is_finite = check(&mut outputs, first_row, ran.places.as_ref());
-        let routed = ran.routed.of_rows(first_row, job.shape.batch);
-        first_row += job.shape.batch;
+    let mut failed = Vec::new();
+    for (job, Share { outputs, routed, is_finite }) in jobs.into_iter().zip(shares) {
         if !is_finite {
             failed.push(job);
             continue;

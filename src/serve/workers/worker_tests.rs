@@ -136,6 +136,35 @@ fn a_batch_that_fails_runs_again_job_by_job() {
 }
 
 #[test]
+fn a_batch_whose_outputs_cannot_be_split_runs_again_job_by_job() {
+    let bench = Bench::new();
+    let (first, first_reply) = bench.job(CHEAP, &[0.2]);
+    let (odd, odd_reply) = bench.job(CHEAP, &[0.2]);
+    // It says that it has more images than there are, so that splitting panics.
+    let odd = Job { shape: Shape::new(3, 1), ..odd };
+    bench.answer(vec![first, odd]);
+    assert!(ended(first_reply).is_ok() && ended(odd_reply).is_ok(), "alone, nothing is split");
+    assert_eq!(bench.runs.rows(), [2, 1, 1]);
+}
+
+#[test]
+fn a_panic_while_a_batch_is_learned_from_fails_no_job() {
+    let bench = Bench::new();
+    bench.scores(&[0.2]);
+    bench.runs.panic_when_learned();
+    let (first, first_reply) = bench.job(CHEAP, &[0.2]);
+    bench.answer(vec![first]);
+    assert!(ended(first_reply).is_ok());
+    let (broken, broken_reply) = bench.job(CHEAP, &[f32::NAN]);
+    let (last, last_reply) = bench.job(CHEAP, &[0.2]);
+    bench.runs.panic_when_learned();
+    bench.answer(vec![broken, last]);
+    assert!(ended(last_reply).is_ok());
+    let error = ended(broken_reply).expect_err("it is not a number");
+    assert!(matches!(error, ServeError::NotFinite { .. }), "{error}");
+}
+
+#[test]
 fn jobs_run_again_on_their_own_plans() {
     let bench = Bench::new();
     let (mut first, first_reply) = bench.job(CHEAP, &[0.2]);
