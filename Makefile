@@ -54,8 +54,8 @@ $(CLIENTS): tests/conformance/requirements.txt
 	.tessera/conformance/bin/pip install --quiet --require-hashes --requirement $<
 	@touch $@
 
-conformance-quick: setup build $(CLIENTS) ## Run Triton's and OpenAI's clients against the server
-	cd tests/conformance && ../../$(CLIENTS) -m unittest -q test_triton test_others
+conformance-quick: setup build $(CLIENTS) ## Run Triton's, OpenAI's and hostile clients against the server
+	cd tests/conformance && ../../$(CLIENTS) -m unittest -q test_triton test_others test_hostile
 
 conformance: setup build $(CLIENTS) ## Run other people's clients against the server, and attack it
 	cd tests/conformance && ../../$(CLIENTS) -m unittest -q
@@ -98,8 +98,13 @@ cases: setup build ## Run the long cases: runs that are killed, load, limits (ea
 json: ## Compare JSON parsers on a large request
 	CARGO_TARGET_DIR=.tessera/json $(CARGO) run --quiet --release --manifest-path benches/json/Cargo.toml
 
-fuzz: ## Feed every reader of requests and files a million wrong inputs (FUZZ_CASES)
-	$(CARGO) test --profile fuzz --locked --lib -- --ignored fuzz_tests
+# Number of wrong inputs for each reader.
+FUZZ_CASES ?= 1000000
+
+fuzz: setup build $(CLIENTS) ## Feed every reader of requests and files a million wrong inputs (FUZZ_CASES)
+	ulimit -v 8000000 && FUZZ_CASES=$(FUZZ_CASES) \
+		$(CARGO) test --profile fuzz --locked --lib -- fuzz
+	cd tests/conformance && HOSTILE_ROUNDS=200 ../../$(CLIENTS) -m unittest -q test_hostile
 
 # Crates that check the manifest: licences and sources, and dependencies without a use.
 DENY := .tessera/lint/bin/cargo-deny

@@ -8,6 +8,8 @@ mod decoder;
 mod encoder;
 mod error;
 mod exported;
+#[cfg(test)]
+mod fuzz_tests;
 pub(crate) mod joint;
 mod keys;
 mod layout;

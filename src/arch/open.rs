@@ -53,7 +53,7 @@ pub(crate) fn open(
 }
 
 /// Opens an anchor of the architecture that its configuration names.
-fn of_config(
+pub(super) fn of_config(
     file: ConfigFile<'_>,
     checkpoint: Checkpoint,
     sentence: impl FnOnce() -> Result<Sentence, ArchError>,

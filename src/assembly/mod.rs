@@ -3,6 +3,8 @@
 //! Knows no budgets and runs nothing. Start at [`Family::load`].
 
 mod builder;
+#[cfg(test)]
+mod fuzz_tests;
 mod loaded;
 mod maps;
 mod promises;

@@ -77,7 +77,7 @@ fn option_names(command: &Command) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::args::Command as Chosen;
+    use crate::{cli::args::Command as Chosen, tensor::mutate::feed_file};
 
     fn parsed(file: &str, line: &[&str]) -> anyhow::Result<Arguments> {
         let folder = tempfile::tempdir().expect("a folder");
@@ -102,6 +102,15 @@ mod tests {
     fn other_commands_take_their_part_of_the_file() {
         let arguments = parsed("port = 9000\nthreads = 1", &["tessera", "front"]).expect("valid");
         assert_eq!(arguments.common.threads, 1);
+    }
+
+    #[test]
+    fn fuzz_option_files() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("tessera.toml");
+        let seed = b"port = 9000\nqueue_limit = 7\nno_spin = true\npool = \"elsewhere\"\n";
+        let command = Arguments::command();
+        feed_file(&[seed.to_vec()], &path, || drop(with_defaults(command.clone(), &path)));
     }
 
     #[test]

@@ -4,6 +4,8 @@ mod args;
 mod bench;
 mod config;
 mod export;
+#[cfg(test)]
+mod fuzz_tests;
 mod import;
 mod inspect;
 mod migrate;

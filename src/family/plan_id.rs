@@ -357,4 +357,4 @@ fn check_options(segment: &Segment<'_>) -> Result<(), String> {
 
 #[cfg(test)]
 #[path = "plan_id_tests.rs"]
-mod tests;
+pub(super) mod tests;

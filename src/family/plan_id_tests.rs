@@ -8,7 +8,7 @@ use crate::{
 
 /// Returns a graph of two anchors with stitches, a bridge and exits. Anchor `a` has 2 blocks, and
 /// `b` has 3 blocks of two sub-layers each.
-fn graph() -> FamilyGraph {
+pub(in crate::family) fn graph() -> FamilyGraph {
     let mut spaces = vec![space("in", SpaceKind::Input), space("out", SpaceKind::Output)];
     for depth in 0..=2 {
         spaces.push(space(

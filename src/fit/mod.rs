@@ -9,6 +9,8 @@ mod estimate;
 mod evaluate;
 mod experts;
 mod export;
+#[cfg(test)]
+mod fuzz_tests;
 mod idle;
 mod import;
 mod independence;

@@ -3,6 +3,8 @@
 //! Knows no family's graph. Start at [`ModelInput`].
 
 mod batch;
+#[cfg(test)]
+mod fuzz_tests;
 mod picture;
 mod tokenizer;
 mod tokens;

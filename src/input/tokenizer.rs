@@ -1,7 +1,8 @@
 //! Converting texts to token ids.
 
-use std::{borrow::Cow, iter::successors};
+use std::{borrow::Cow, iter::successors, panic::catch_unwind};
 
+use serde::de::IgnoredAny;
 use tokenizers::{NormalizerWrapper, PreTokenizerWrapper, TruncationDirection};
 
 use super::tokens::Encoding;
@@ -36,7 +37,10 @@ impl Tokenizer {
     ///
     /// Fails when `json` is not a tokenizer.
     pub fn from_bytes(json: &[u8], max_tokens: usize) -> Result<Self, TokenizeError> {
-        let mut tokenizer = tokenizers::Tokenizer::from_bytes(json)?;
+        // The library panics on some files that it cannot read, such as those that are cut off.
+        serde_json::from_slice::<IgnoredAny>(json).map_err(tokenizers::Error::from)?;
+        let read = catch_unwind(|| tokenizers::Tokenizer::from_bytes(json));
+        let mut tokenizer = read.unwrap_or_else(|_| Err("it is not a tokenizer".into()))?;
         let pad_id = tokenizer.get_padding().map_or(0, |padding| i64::from(padding.pad_id));
         tokenizer.with_padding(None);
         let direction = tokenizer.get_truncation().map(|own| own.direction).unwrap_or_default();

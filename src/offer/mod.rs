@@ -4,6 +4,8 @@
 
 mod error;
 mod front;
+#[cfg(test)]
+mod fuzz_tests;
 mod profile;
 mod quality;
 mod shipped;

@@ -17,6 +17,8 @@ mod choose_tests;
 mod continuation;
 mod definition;
 mod error;
+#[cfg(test)]
+mod fuzz_tests;
 mod grid;
 mod limits;
 mod search;

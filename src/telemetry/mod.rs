@@ -5,6 +5,8 @@
 //! collector. None of them decides anything.
 
 mod error;
+#[cfg(test)]
+mod fuzz_tests;
 mod logging;
 mod makers;
 mod metrics;

@@ -6,6 +6,8 @@
 mod chain;
 mod data_type;
 mod file;
+#[cfg(test)]
+mod fuzz_tests;
 mod heap;
 mod hex;
 mod mapped;

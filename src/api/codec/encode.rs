@@ -120,8 +120,9 @@ pub(crate) struct Encoded {
     pub(crate) json_len: Option<usize>,
 }
 
+/// Elements of a tensor as an array.
 #[derive(Debug)]
-struct WireData<'a>(&'a TensorData);
+pub(crate) struct WireData<'a>(pub(crate) &'a TensorData);
 
 impl Serialize for WireData<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -2,14 +2,20 @@
 
 use std::time::Instant;
 
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use prost::Message;
 
-use super::{codec::encoded::Encoded, infer::decode};
+use super::{
+    codec::{Readable, encoded::Encoded},
+    infer::decode,
+    layers::wait_of,
+};
 use crate::{
     api::{
-        fuzz_tests::specs,
+        fuzz_tests::{accepted, specs},
         triton::messages::{
-            InferParameter, InferTensorContents, ModelInferRequest,
+            InferParameter, InferTensorContents, ModelInferRequest, ModelReadyRequest,
+            ModelRepositoryParameter, RepositoryIndexRequest, RepositoryModelLoadRequest,
             infer_parameter::ParameterChoice,
             model_infer_request::{InferInputTensor, InferRequestedOutputTensor},
         },
@@ -26,9 +32,8 @@ fn input(name: &str, datatype: &str, shape: &[i64]) -> InferInputTensor {
     }
 }
 
-#[test]
-#[ignore = "takes minutes: make fuzz"]
-fn grpc_messages() {
+/// Returns a request with raw contents, and one with typed contents.
+fn requests() -> [ModelInferRequest; 2] {
     let budget = InferParameter { parameter_choice: Some(ParameterChoice::DoubleParam(5.5)) };
     let output = InferRequestedOutputTensor { name: "scores".to_owned(), parameters: [].into() };
     let raw = ModelInferRequest {
@@ -48,11 +53,54 @@ fn grpc_messages() {
     typed.raw_input_contents.clear();
     typed.inputs =
         vec![InferInputTensor { contents: Some(contents), ..input("pixels", "FP32", &[1, 2]) }];
+    [raw, typed]
+}
+
+#[test]
+fn grpc_messages() {
     let specs = specs();
-    feed(&[raw.encode_to_vec(), typed.encode_to_vec()], |bytes| {
+    feed(&requests().map(|request| request.encode_to_vec()), |bytes| {
         let encoded = Encoded::new(bytes.into());
-        if let Ok(message) = encoded.open().and_then(|_| encoded.decode(&specs.bounds)) {
-            drop(decode(message, &specs, Instant::now()));
+        let Some(envelope) = accepted(encoded.open()) else { return };
+        let Some(message) = accepted(encoded.decode(&specs.bounds)) else { return };
+        assert_eq!(envelope.model_name, message.model_name);
+        let again = message.encode_to_vec();
+        // Numbers that are not equal to themselves have equal bytes; the order of parameters in
+        // their map is not kept.
+        let read = ModelInferRequest::decode(&again[..]).expect("as written");
+        assert_eq!(read.encoded_len(), again.len());
+        accepted(decode(message, &specs, Instant::now()));
+    });
+}
+
+#[test]
+fn small_messages() {
+    let choice = ModelRepositoryParameter::default();
+    let load = RepositoryModelLoadRequest {
+        repository_name: "a".to_owned(),
+        model_name: "text".to_owned(),
+        parameters: [("unload_dependents".to_owned(), choice)].into(),
+    };
+    let ready = ModelReadyRequest { name: "text".to_owned(), version: "1".to_owned() };
+    let index = RepositoryIndexRequest { repository_name: "a".to_owned(), ready: true };
+    feed(&[load.encode_to_vec(), ready.encode_to_vec(), index.encode_to_vec()], |bytes| {
+        accepted(RepositoryModelLoadRequest::read(bytes.clone().into()));
+        accepted(RepositoryIndexRequest::read(bytes.clone().into()));
+        if let Some(ready) = accepted(ModelReadyRequest::read(bytes.into())) {
+            let again = ModelReadyRequest::read(ready.encode_to_vec().into());
+            assert_eq!(again.expect("as written"), ready);
+        }
+    });
+}
+
+#[test]
+fn timeouts() {
+    let seeds = ["1S", "99999999H", "5m", "18446744073709551615n"];
+    feed(&seeds.map(|seed| seed.as_bytes().to_vec()), |bytes| {
+        let Ok(value) = HeaderValue::from_bytes(&bytes) else { return };
+        let name = HeaderName::from_static("grpc-timeout");
+        if let Some(wait) = wait_of(&HeaderMap::from_iter([(name, value)])) {
+            assert!(Instant::now().checked_add(wait).is_some(), "{wait:?}");
         }
     });
 }

@@ -49,7 +49,11 @@ pub(crate) async fn infer(
 }
 
 /// Returns the length of the JSON in a body of `limit` bytes, or None if `headers` do not give it.
-fn json_length(headers: &HeaderMap, limit: usize) -> Result<Option<usize>, ApiError> {
+///
+/// # Errors
+///
+/// Fails on a header that is not a number.
+pub(crate) fn json_length(headers: &HeaderMap, limit: usize) -> Result<Option<usize>, ApiError> {
     let Some(value) = headers.get(&JSON_LENGTH) else {
         return Ok(None);
     };

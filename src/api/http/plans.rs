@@ -105,7 +105,11 @@ fn default_shape(model: &Model) -> Shape {
 }
 
 /// Returns the shape that a query names; what it does not name is that of `default`.
-fn parse_query(query: &str, default: Shape) -> Result<Shape, ApiError> {
+///
+/// # Errors
+///
+/// Fails on unknown names, and on values that are not numbers.
+pub(crate) fn parse_query(query: &str, default: Shape) -> Result<Shape, ApiError> {
     let mut shape = default;
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
         let slot = match &*name {

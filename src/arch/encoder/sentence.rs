@@ -258,7 +258,7 @@ impl Sentence {
     ///
     /// - hidden: \[batch, tokens, width\]
     /// - output: \[batch, self.width(width)\]
-    pub(super) fn head(&self, width: usize) -> Result<Network, ArchError> {
+    pub(in crate::arch) fn head(&self, width: usize) -> Result<Network, ArchError> {
         let (mut graph, hidden) = with_hidden(width);
         let mut vector = pooled(&mut graph, &hidden, self.pooling);
         let mut num_columns = width;

@@ -7,6 +7,12 @@ use crate::fit::error::FitError;
 /// Maximum number of bytes of the values in a file.
 const MAX_BYTES: u64 = 1 << 33;
 
+/// Number of bytes in which an NPY file's header lies.
+const MAX_NPY_HEADER: usize = 1 << 17;
+
+/// Most brackets in an NPY file's header; those of numbers have two.
+const MAX_NPY_BRACKETS: usize = 8;
+
 /// Array of integers with its shape.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Array {
@@ -95,6 +101,13 @@ fn idx(bytes: &[u8]) -> Result<Array, String> {
 
 /// Parses NPY of integers of any type.
 fn npy(bytes: &[u8]) -> Result<Array, String> {
+    // The library takes exponentially long for brackets in brackets; headers here have few.
+    let header = &bytes[..bytes.len().min(MAX_NPY_HEADER)];
+    let header = header.split(|byte| *byte == b'\n').find(|line| line.contains(&b'{'));
+    let brackets = header.into_iter().flatten().filter(|byte| b"([{".contains(byte));
+    if brackets.count() > MAX_NPY_BRACKETS {
+        return Err("is not a valid NPY file: its header is nested".into());
+    }
     let file = npyz::NpyFile::new(bytes).map_err(|e| format!("is not a valid NPY file: {e}"))?;
     if file.order() != npyz::Order::C {
         return Err("is in Fortran's order, but rows must come first".into());

@@ -246,6 +246,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::tensor::mutate::feed_file;
 
     fn followed(config: &Value) -> Result<Preprocessing, String> {
         let read: Processor =
@@ -307,5 +308,29 @@ mod tests {
             let error = followed(&with(&config)).expect_err(reason);
             assert!(error.contains(reason), "{config}: {error}");
         }
+    }
+
+    #[test]
+    fn fuzz_preprocessors() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("preprocessor_config.json");
+        let seeds = [
+            json!({
+                "do_resize": true, "size": {"shortest_edge": 256}, "resample": 3,
+                "do_center_crop": true, "crop_size": {"height": 224, "width": 224},
+                "crop_pct": 0.875, "do_rescale": true, "rescale_factor": 1.0 / 255.0,
+                "do_normalize": true, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
+            }),
+            json!({"size": 224, "do_normalize": false, "image_processor_type": "ViT"}),
+            json!({
+                "size": {"height": 224, "width": 224}, "do_pad": false, "input_size": [3, 224, 224],
+                "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
+            }),
+        ]
+        .map(|seed| seed.to_string().into_bytes());
+        feed_file(&seeds, &path, || {
+            drop(preprocessing(Some(&path), [3, 224, 224]));
+            drop(preprocessing(Some(&path), [1, 28, 28]));
+        });
     }
 }

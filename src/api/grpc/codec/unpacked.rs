@@ -145,6 +145,7 @@ mod tests {
     use tonic::{Code, Status};
 
     use super::*;
+    use crate::tensor::mutate::feed;
 
     const LIMIT: ByteSize = ByteSize(1 << 10);
 
@@ -189,6 +190,18 @@ mod tests {
             let status = unpacked(&sent, 4096).await.expect_err("refused");
             assert_eq!(status.code(), code, "{status}");
         }
+    }
+
+    #[tokio::test]
+    async fn fuzz_frames() {
+        let seed = [packed(b"one"), message(false, b"two"), packed(&[7; 1024])].concat();
+        let handle = tokio::runtime::Handle::current();
+        let work = move || {
+            feed(&[seed, packed(&vec![0; 1 << 20])], |frames| {
+                drop(handle.block_on(unpacked(&frames, 512)));
+            });
+        };
+        tokio::task::spawn_blocking(work).await.expect("no panic");
     }
 
     #[tokio::test]
