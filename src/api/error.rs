@@ -16,6 +16,9 @@ use crate::{
     tensor::{ByteSize, chain},
 };
 
+/// Most characters of a message; names in a request may be as long as its body.
+const MAX_MESSAGE_CHARS: usize = 2000;
+
 /// Error for a request that is not answered.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApiError {
@@ -23,7 +26,7 @@ pub(crate) enum ApiError {
     #[error(transparent)]
     Serve(#[from] ServeError),
     /// The body is not JSON, or not of the form that the route takes.
-    #[error("the body is not a valid request: {reason}")]
+    #[error("the body is not a valid request: {}", without_value(&reason.to_string()))]
     Json { reason: serde_json::Error },
     /// The message is not one of the protocol's.
     #[error("the message is not a valid request: {reason}")]
@@ -140,12 +143,9 @@ struct WireCheapest<'a> {
 impl ApiError {
     /// Returns the error for a handler that panicked with `payload`.
     pub(super) fn of_panic(payload: &(dyn Any + Send)) -> Self {
-        let message = payload
-            .downcast_ref::<String>()
-            .cloned()
-            .or_else(|| payload.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-            .unwrap_or_else(|| "without a message".to_owned());
-        Self::Panicked { message }
+        // A message that was put together may hold a part of the request.
+        let message = payload.downcast_ref::<&str>().copied().unwrap_or("its message is withheld");
+        Self::Panicked { message: message.to_owned() }
     }
 
     /// Returns the code of the failure.
@@ -213,10 +213,21 @@ impl ApiError {
     /// Returns the message for the client; the details of an internal error go to the log.
     pub(super) fn message(&self) -> String {
         if self.code() != ErrorCode::Internal {
-            return self.to_string();
+            return self.shortened();
         }
         tracing::error!(error = chain(self), "internal error");
         "internal error".to_owned()
+    }
+
+    /// Returns the error in words, without the end of a long text that the request has in a name's
+    /// place.
+    pub(super) fn shortened(&self) -> String {
+        let mut text = self.to_string();
+        if let Some((end, _)) = text.char_indices().nth(MAX_MESSAGE_CHARS) {
+            text.truncate(end);
+            text.push('…');
+        }
+        text
     }
 
     /// Writes the body in the form that OpenAI's clients read.
@@ -285,6 +296,19 @@ impl IntoResponse for ApiError {
     }
 }
 
+/// Returns the `message` of a JSON parser without the value in it, which may be a text or a token
+/// that stands in a wrong place.
+fn without_value(message: &str) -> String {
+    for kind in ["invalid type: ", "invalid value: "] {
+        let parts = message.strip_prefix(kind).and_then(|rest| rest.rsplit_once(", expected "));
+        if let Some((value, expected)) = parts {
+            let form = value.split(['"', '`']).next().unwrap_or_default().trim_end();
+            return format!("{kind}{form}, expected {expected}");
+        }
+    }
+    message.to_owned()
+}
+
 /// Answers a request for a path that no route has.
 pub(super) async fn no_route(uri: Uri) -> ApiError {
     ApiError::NoRoute { path: uri.path().to_owned() }
@@ -332,6 +356,45 @@ mod tests {
             (ErrorCode::DeadlineExceeded, 504),
         ] {
             assert_eq!(status(code).as_u16(), expected, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn a_json_error_tells_the_form_of_a_value_and_its_place_but_not_the_value() {
+        for (message, told) in [
+            (
+                r#"invalid type: string "a, expected \"b\"", expected an array at line 1 column 9"#,
+                "invalid type: string, expected an array at line 1 column 9",
+            ),
+            (
+                "invalid value: integer `12345`, expected a string",
+                "invalid value: integer, expected a string",
+            ),
+            ("invalid type: map, expected i64", "invalid type: map, expected i64"),
+            ("invalid type: null, expected i64", "invalid type: null, expected i64"),
+            ("missing field `inputs` at line 1", "missing field `inputs` at line 1"),
+        ] {
+            assert_eq!(without_value(message), told);
+        }
+    }
+
+    #[test]
+    fn a_message_is_short_however_long_a_name_is() {
+        let error = ApiError::NoRoute { path: "/é".repeat(1 << 20) };
+        assert_eq!(error.message().chars().count(), MAX_MESSAGE_CHARS + 1);
+        let error = ApiError::NoRoute { path: "/v2".to_owned() };
+        assert_eq!(error.message(), error.to_string());
+    }
+
+    #[test]
+    fn a_panic_s_message_is_kept_only_if_it_was_not_put_together() {
+        let literal: &str = "a broken promise";
+        for (payload, expected) in [
+            (Box::new(literal) as Box<dyn Any + Send>, literal),
+            (Box::new("a text".to_owned()), "its message is withheld"),
+        ] {
+            let error = ApiError::of_panic(&*payload).to_string();
+            assert_eq!(error, format!("a handler panicked: {expected}"));
         }
     }
 

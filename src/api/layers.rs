@@ -71,7 +71,7 @@ async fn answer(request_id: String, request: Request, next: Next) -> Response {
     let is_openai = request.uri().path().starts_with("/v1/");
     let mut response = next.run(request).await;
     if let Some(error) = response.extensions_mut().remove::<Arc<ApiError>>() {
-        tracing::debug!(%error, "refused");
+        tracing::debug!(error = error.shortened(), "refused");
         *response.body_mut() = match is_openai {
             true => error.render_openai(&request_id),
             false => error.render(&request_id),

@@ -43,6 +43,7 @@ pub(super) fn run(common: &Common, arguments: &ServeArguments) -> anyhow::Result
         arguments.otlp_endpoint.as_deref().map(Traces::start).transpose()?
     };
     telemetry::start_logging(&common.log, common.log_format, traces.as_ref())?;
+    telemetry::log_panics();
     raise_open_files(arguments.connections.max_connections);
     let machine = Machine::start(setup::machine_config(common))?;
     let metrics = Arc::new(Metrics::new()?);

@@ -10,6 +10,7 @@ mod fuzz_tests;
 mod logging;
 mod makers;
 mod metrics;
+mod panics;
 mod routing;
 #[cfg(test)]
 mod tests;
@@ -18,4 +19,5 @@ mod traces;
 pub use error::TelemetryError;
 pub use logging::{LogFormat, start_logging};
 pub use metrics::Metrics;
+pub use panics::log_panics;
 pub use traces::{Traces, continue_trace};

@@ -72,7 +72,7 @@ async fn inputs_of_wrong_types_are_refused() {
     let ids = |datatype: &str, data: Value| with("input_ids", square.clone(), datatype, data);
     refuse(&app, ids("FP32", json!([1.0])), 400, "must be INT64").await;
     refuse(&app, ids("INT64", json!([0.5])), 400, "must be integers").await;
-    refuse(&app, ids("INT8", json!([300])), 400, "300 does not fit INT8").await;
+    refuse(&app, ids("INT8", json!([300])), 400, "element 0 does not fit INT8").await;
     refuse(&app, ids("INT64", json!([u64::MAX])), 400, "must be integers").await;
     refuse(&app, ids("INT64", json!([null])), 400, "null").await;
 }
@@ -87,7 +87,13 @@ async fn inputs_of_wrong_shapes_are_refused() {
     refuse(&app, ids(json!([1]), json!([2])), 400, "[batch, tokens]").await;
     refuse(&app, ids(json!([-1, 1]), json!([2])), 400, "0 or more").await;
     refuse(&app, ids(json!([i64::MAX, i64::MAX]), json!([2])), 400, "more elements").await;
-    refuse(&app, ids(json!([usize::MAX, 1]), json!([2])), 400, "18446744073709551615").await;
+    refuse(
+        &app,
+        ids(json!([usize::MAX, 1]), json!([2])),
+        400,
+        "invalid value: integer, expected i64",
+    )
+    .await;
     refuse(&app, ids(json!([1, 0]), json!([])), 400, "no token").await;
     refuse(&app, ids(json!([2, 1]), json!([[2, 3]])), 400, "nested").await;
     refuse(&app, ids(json!([2, 2]), json!([[2, 3], [2]])), 400, "ragged").await;

@@ -78,7 +78,7 @@ async fn what_a_language_model_cannot_read_is_refused_by_name() {
     let model = Model::read("mixtral");
     let app = serve(&model).app();
     for (request, message) in [
-        (about(&[1, 2, 101]), "101 is not a token id; they are 0 to 100"),
+        (about(&[1, 2, 101]), "element 2 is not a token id; they are 0 to 100"),
         (about(&[1; 21]), "the number of tokens is 21, over the limit of 20"),
         (json!({"inputs": []}), "input `input_ids`: it is missing"),
         (

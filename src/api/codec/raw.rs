@@ -109,17 +109,26 @@ fn decode_integers(raw: &[u8], found: DataType) -> Result<Vec<i64>, String> {
         DataType::U16 => elements(raw, |bytes| i64::from(u16::from_le_bytes(bytes))),
         DataType::U8 => elements(raw, |bytes| i64::from(u8::from_le_bytes(bytes))),
         DataType::Bool => elements(raw, |[byte]| i64::from(byte != 0)),
-        DataType::U64 => {
-            let values = elements(raw, u64::from_le_bytes).into_iter();
-            let narrow = |value| i64::try_from(value).map_err(|_| too_large(value));
-            values.map(narrow).collect::<Result<_, _>>()?
-        }
+        DataType::U64 => narrow(&elements(raw, u64::from_le_bytes))?,
         _ => return Err(format!("{found} cannot be read as INT64")),
     })
 }
 
-fn too_large(value: u64) -> String {
-    format!("{value} does not fit INT64")
+/// Converts integers to `INT64`.
+///
+/// # Errors
+///
+/// Fails if one of them does not fit.
+pub(crate) fn narrow(values: &[u64]) -> Result<Vec<i64>, String> {
+    let narrow = |(index, value): (usize, &u64)| {
+        i64::try_from(*value).map_err(|_| misfit(index, DataType::I64))
+    };
+    values.iter().enumerate().map(narrow).collect()
+}
+
+/// Returns the error for the element at `index`, without the element, which may be a token.
+pub(crate) fn misfit(index: usize, wanted: DataType) -> String {
+    format!("element {index} does not fit {wanted}")
 }
 
 fn decode_bytes(raw: &[u8], count: usize) -> Result<Vec<Vec<u8>>, String> {

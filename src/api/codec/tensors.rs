@@ -11,7 +11,7 @@ use super::{
     bounded,
     bounds::check,
     elements::{Elements, Values},
-    raw::decode_raw,
+    raw::{decode_raw, misfit},
     specs::Specs,
 };
 use crate::{
@@ -253,7 +253,9 @@ fn convert(values: Values, data_type: DataType) -> Result<TensorData, String> {
 fn to_floats(values: Values) -> Result<Vec<f32>, String> {
     match values {
         Values::Empty => Ok(Vec::new()),
-        Values::Floats(values) => values.into_iter().map(to_f32).collect(),
+        Values::Floats(values) => {
+            values.iter().enumerate().map(|(index, value)| to_f32(index, *value)).collect()
+        }
         #[expect(clippy::cast_precision_loss, reason = "FP32 holds what fits of an integer")]
         Values::Integers(values) => Ok(values.into_iter().map(|value| value as f32).collect()),
         Values::Booleans(_) | Values::Texts(_) => {
@@ -262,10 +264,10 @@ fn to_floats(values: Values) -> Result<Vec<f32>, String> {
     }
 }
 
-fn to_f32(value: f64) -> Result<f32, String> {
+fn to_f32(index: usize, value: f64) -> Result<f32, String> {
     #[expect(clippy::cast_possible_truncation, reason = "rounding to FP32 is what is asked for")]
     let narrow = value as f32;
-    if narrow.is_finite() { Ok(narrow) } else { Err(format!("{value:e} does not fit FP32")) }
+    if narrow.is_finite() { Ok(narrow) } else { Err(misfit(index, DataType::F32)) }
 }
 
 fn to_integers(values: Values, data_type: DataType) -> Result<Vec<i64>, String> {
@@ -276,9 +278,9 @@ fn to_integers(values: Values, data_type: DataType) -> Result<Vec<i64>, String> 
         Values::Booleans(values) if data_type == DataType::Bool => {
             Ok(values.into_iter().map(i64::from).collect())
         }
-        Values::Integers(values) => match values.iter().find(|value| !range.contains(value)) {
+        Values::Integers(values) => match values.iter().position(|value| !range.contains(value)) {
             None => Ok(values),
-            Some(value) => Err(format!("{value} does not fit {data_type}")),
+            Some(index) => Err(misfit(index, data_type)),
         },
         Values::Booleans(_) | Values::Floats(_) | Values::Texts(_) => Err(refused()),
     }

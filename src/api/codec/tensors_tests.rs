@@ -84,8 +84,8 @@ fn wrong_inputs_are_refused_with_what_would_be_right() {
         (ids(json!([1, 2]), "INT64", json!([[1], [2]])), "nested as [2, 1]"),
         (ids(json!([1, 1]), "INT64", json!([1.0])), "must be integers"),
         (ids(json!([1, 1]), "INT64", json!(["1"])), "must be integers"),
-        (ids(json!([1, 1]), "INT8", json!([128])), "128 does not fit INT8"),
-        (ids(json!([1, 1]), "UINT32", json!([-1])), "-1 does not fit UINT32"),
+        (ids(json!([1, 1]), "INT8", json!([128])), "element 0 does not fit INT8"),
+        (ids(json!([1, 1]), "UINT32", json!([-1])), "element 0 does not fit UINT32"),
         (
             json!({"name": "image", "shape": [1, 2], "datatype": "FP32", "data": [1e39, 0]}),
             "does not fit FP32",

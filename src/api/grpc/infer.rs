@@ -10,6 +10,7 @@ use crate::{
             decode::{Decoded, Parts, RequestedOutput},
             elements::Values,
             encode::{raw_bytes, report_parameters},
+            raw::narrow,
             specs::Specs,
             tensors::{Content, RequestTensor},
         },
@@ -127,7 +128,7 @@ fn typed(mut input: InferInputTensor) -> Result<RequestTensor, ServeError> {
         "INT8" | "INT16" | "INT32" => ("int_contents", integers(int_contents)),
         "INT64" => ("int64_contents", Content::Flat(Values::Integers(int64_contents))),
         "UINT8" | "UINT16" | "UINT32" => ("uint_contents", integers(uint_contents)),
-        "UINT64" => ("uint64_contents", large(&input.name, uint64_contents)?),
+        "UINT64" => ("uint64_contents", large(&input.name, &uint64_contents)?),
         "FP32" => ("fp32_contents", Content::Floats(fp32_contents)),
         "FP64" => ("fp64_contents", Content::Flat(Values::Floats(fp64_contents))),
         "BYTES" => {
@@ -164,11 +165,8 @@ fn integers<T: Into<i64>>(values: Vec<T>) -> Content {
     Content::Flat(Values::Integers(values.into_iter().map(Into::into).collect()))
 }
 
-fn large(name: &str, values: Vec<u64>) -> Result<Content, ServeError> {
-    let narrow = |value| {
-        i64::try_from(value).map_err(|_| refuse(name, format!("{value} does not fit INT64")))
-    };
-    let values = values.into_iter().map(narrow).collect::<Result<_, _>>()?;
+fn large(name: &str, values: &[u64]) -> Result<Content, ServeError> {
+    let values = narrow(values).map_err(|reason| refuse(name, reason))?;
     Ok(Content::Flat(Values::Integers(values)))
 }
 

@@ -113,7 +113,7 @@ async fn call<T>(work: impl Future<Output = Result<T, ApiError>>) -> Result<Resp
             Ok(Response::new(message))
         }
         Err(error) => {
-            tracing::debug!(%error, "refused");
+            tracing::debug!(error = error.shortened(), "refused");
             Err(status_of(&error))
         }
     }

@@ -140,7 +140,8 @@ pub(crate) fn image_file(bytes: &[u8], limits: &Limits) -> Result<Vec<u8>, Serve
     }
     // Four characters encode three bytes, of which the last two may be padding.
     check((bytes.len() / 4 * 3).saturating_sub(2))?;
-    let refused = |e| refuse(IMAGE, &format!("it is neither an image nor base64: {e}"));
+    // The decoder's own error has a byte of the image.
+    let refused = |_| refuse(IMAGE, "it is neither an image nor base64");
     let file = BASE64_STANDARD.decode(bytes).map_err(refused)?;
     check(file.len())?;
     Ok(file)
@@ -234,9 +235,10 @@ fn integers(name: &str, tensor: Tensor) -> Result<([usize; 2], Vec<i64>), ServeE
 /// Checks that every token id is at least 0 and less than `size`.
 pub(crate) fn check_vocabulary(encoding: &Encoding, size: usize) -> Result<(), ServeError> {
     let is_known = |id: &i64| usize::try_from(*id).is_ok_and(|id| id < size);
-    match encoding.input_ids.iter().find(|id| !is_known(id)) {
-        Some(id) => {
-            Err(refuse(INPUT_IDS, &format!("{id} is not a token id; they are 0 to {}", size - 1)))
+    match encoding.input_ids.iter().position(|id| !is_known(id)) {
+        Some(index) => {
+            let reason = format!("element {index} is not a token id; they are 0 to {}", size - 1);
+            Err(refuse(INPUT_IDS, &reason))
         }
         None => Ok(()),
     }

@@ -222,7 +222,7 @@ fn the_size_of_an_image_file_is_checked_before_base64_is_decoded() {
 }
 
 #[test]
-fn an_id_outside_of_the_vocabulary_is_named() {
+fn an_id_outside_of_the_vocabulary_is_named_by_its_place() {
     let encoding = |ids: &[i64]| Encoding {
         batch: 1,
         tokens: ids.len(),
@@ -232,7 +232,7 @@ fn an_id_outside_of_the_vocabulary_is_named() {
     assert!(check_vocabulary(&encoding(&[0, 9]), 10).is_ok());
     for id in [-1, 10, i64::MIN, i64::MAX] {
         let error = check_vocabulary(&encoding(&[0, id]), 10).expect_err("outside").to_string();
-        assert!(error.contains(&format!("{id} is not a token id")), "{error}");
+        assert!(error.contains("element 1 is not a token id"), "{error}");
         assert!(error.ends_with("0 to 9"), "{error}");
     }
 }
