@@ -18,6 +18,7 @@ __all__ = [
     "eventually",
     "post",
     "served",
+    "support",
 ]
 
 FASHION = {"fashion": ROOT / "tests" / "pool" / "fashion"}
