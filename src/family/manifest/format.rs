@@ -1,11 +1,20 @@
 //! Formats of the manifest, by number, and the steps from one to the next.
 
-use std::path::Path;
+use std::{path::Path, thread};
+
+use serde::de::DeserializeOwned;
 
 use crate::family::{FamilyError, Fault};
 
 /// Number of the format that this version writes. Manifests without a number are of format 0.
 pub const FORMAT: u32 = 1;
+
+/// Most bytes of a manifest.
+const MAX_BYTES: usize = 1 << 20;
+
+/// Size of the stack on which manifests are parsed. The parser recurses once for each line of some
+/// malformed tables, which takes up to 34 bytes of stack for each byte of the manifest.
+const STACK_BYTES: usize = 128 << 20;
 
 /// Name of the key of the number.
 const KEY: &str = "format";
@@ -17,12 +26,31 @@ const KEY: &str = "format";
 ///
 /// Fails on text that is not TOML, and on a format that is newer than this version.
 pub fn migrated(path: &Path, text: &str) -> Result<Option<String>, FamilyError> {
-    let syntax = |message: String| FamilyError::Syntax { path: path.to_owned(), message };
-    let table: toml::Table = toml::from_str(text).map_err(|e| syntax(e.to_string()))?;
+    let table: toml::Table = parse(path, text)?;
     let found = table.get(KEY).map_or(Some(0), toml::Value::as_integer);
     let found = found.and_then(|number| u32::try_from(number).ok()).unwrap_or(u32::MAX);
     check(path, found)?;
     Ok((found < FORMAT).then(|| numbered(text)))
+}
+
+/// Parses `text`, which lies at `path`, as TOML.
+///
+/// # Errors
+///
+/// Fails on text that is too long, and on text that is not TOML of this form.
+pub(super) fn parse<T: DeserializeOwned + Send>(path: &Path, text: &str) -> Result<T, FamilyError> {
+    let syntax = |message: String| FamilyError::Syntax { path: path.to_owned(), message };
+    let length = text.len();
+    if length > MAX_BYTES {
+        return Err(syntax(format!("it has {length} bytes, over the limit of {MAX_BYTES}")));
+    }
+    let parsed = thread::scope(|scope| {
+        let work = || toml::from_str(text).map_err(|error| error.to_string());
+        let thread = thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, work);
+        let ended = thread.map_err(|error| error.to_string())?.join();
+        ended.unwrap_or_else(|_| Err("parsing it panicked".to_owned()))
+    });
+    parsed.map_err(syntax)
 }
 
 /// Checks that this version reads the format `found`.
@@ -56,6 +84,15 @@ mod tests {
             "# A family.\n\nformat = 1\nname = \"a\" # its name\n[limits]\nmax_tokens = 8\n";
         assert_eq!(new, expected);
         assert_eq!(migrated(path, &new).expect("TOML"), None, "once is enough");
+    }
+
+    #[test]
+    fn a_table_that_is_not_closed_takes_no_more_stack_than_there_is() {
+        let path = Path::new("family.toml");
+        let text = "part = { file = \"a\", config = \"b\"s, 6 blocks.\n".repeat(20_000);
+        assert!(migrated(path, &text).is_err());
+        let error = migrated(path, &text.repeat(2)).expect_err("long").to_string();
+        assert!(error.contains("over the limit of 1048576"), "{error}");
     }
 
     #[test]

@@ -163,8 +163,7 @@ impl Manifest {
         let path = folder.join(MANIFEST_FILE);
         let text = read_text(&path)
             .map_err(|source| FamilyError::Unreadable { path: path.clone(), source })?;
-        let manifest: Self = toml::from_str(&text)
-            .map_err(|e| FamilyError::Syntax { path: path.clone(), message: e.to_string() })?;
+        let manifest: Self = format::parse(&path, &text)?;
         let folder_name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         manifest.validate(&path, folder_name)?;
         Ok(manifest)
