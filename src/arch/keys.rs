@@ -18,6 +18,9 @@ use crate::{
 /// Most characters of a value that an error shows.
 const MAX_SHOWN_CHARS: usize = 80;
 
+/// Keys whose `null` libraries take for another value than that of an absent key.
+const NOT_NULL: [&str; 3] = ["include_prompt", "model_type", "qkv_bias"];
+
 /// What a reader does with keys.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Keys {
@@ -49,9 +52,10 @@ impl ConfigFile<'_> {
     /// Fails on malformed JSON, unknown keys, and values that are not supported.
     pub(super) fn read<T: DeserializeOwned>(&self, tables: &[Keys]) -> Result<T, ArchError> {
         let mut config: Map<String, Value> = parse_json(self.path, self.text)?;
-        config.retain(|key, value| !value.is_null() && !self.ignored.contains(key));
+        config.retain(|key, _| !self.ignored.contains(key));
+        drop_nulls(&mut config).map_err(|fault| self.refuse(fault))?;
         check(&config, tables).map_err(|fault| self.refuse(fault))?;
-        self.typed(config)
+        self.typed("", config)
     }
 
     /// Reads `config`, which the configuration has under `key`, like [`read`](Self::read).
@@ -68,14 +72,28 @@ impl ConfigFile<'_> {
         let is_ignored =
             |own: &str| self.ignored.iter().any(|ignored| *ignored == format!("{key}.{own}"));
         let mut config = config.clone();
-        config.retain(|own, value| !value.is_null() && !is_ignored(own));
+        config.retain(|own, _| !is_ignored(own));
+        drop_nulls(&mut config).map_err(|fault| self.refuse(fault.below(key)))?;
         check(&config, tables).map_err(|fault| self.refuse(fault.below(key)))?;
-        self.typed(config)
+        self.typed(&format!("{key}."), config)
     }
 
-    fn typed<T: DeserializeOwned>(&self, config: Map<String, Value>) -> Result<T, ArchError> {
-        let read = serde_json::from_value(Value::Object(config));
-        read.map_err(|error| PoolError::malformed(self.path, &error).into())
+    /// Reads `config`, whose keys have `prefix`. An error names the key, not only the types.
+    fn typed<T: DeserializeOwned>(
+        &self,
+        prefix: &str,
+        config: Map<String, Value>,
+    ) -> Result<T, ArchError> {
+        serde_path_to_error::deserialize(Value::Object(config)).map_err(|error| {
+            let key = match error.path().to_string() {
+                all if all == "." => prefix.trim_end_matches('.').to_owned(),
+                key => format!("{prefix}{key}"),
+            };
+            let inner: serde_json::Error = error.into_inner();
+            let message =
+                if key.is_empty() { inner.to_string() } else { format!("{key}: {inner}") };
+            PoolError::malformed(self.path, &message).into()
+        })
     }
 
     /// Returns the error for `fault`.
@@ -201,6 +219,20 @@ pub(super) const TRANSFORMERS: Keys = Keys {
     ],
 };
 
+/// Drops the keys of `config` that are `null`.
+///
+/// # Errors
+///
+/// Fails on a key of [`NOT_NULL`].
+fn drop_nulls(config: &mut Map<String, Value>) -> Result<(), Fault> {
+    let is_null = |key: &&str| config.get(*key).is_some_and(Value::is_null);
+    if let Some(key) = NOT_NULL.into_iter().find(is_null) {
+        return Err(Fault::new(key, "null", "a value is needed, or no such key"));
+    }
+    config.retain(|_, value| !value.is_null());
+    Ok(())
+}
+
 /// Checks the keys of `config` against `tables`.
 ///
 /// # Errors
@@ -293,6 +325,29 @@ mod tests {
             let error = checked(&config, &[]).expect_err(reason);
             assert!(error.contains(reason), "{error}");
         }
+    }
+
+    #[test]
+    fn a_value_of_another_type_is_refused_by_key() {
+        #[derive(Debug, serde::Deserialize)]
+        struct Sizes {
+            #[expect(dead_code, reason = "only read")]
+            hidden_size: usize,
+        }
+        let config = json!({"hidden_size": "wide"});
+        let (text, path) = (config.to_string(), Path::new("config.json"));
+        let file = ConfigFile { path, text: &text, ignored: &[] };
+        let error = file.read::<Sizes>(&[OWN]).expect_err("a text").to_string();
+        assert!(error.contains("hidden_size: invalid type"), "{error}");
+        let nested = file.nested::<Sizes>("above", config.as_object().expect("a map"), &[OWN]);
+        let error = nested.expect_err("a text").to_string();
+        assert!(error.contains("above.hidden_size: invalid type"), "{error}");
+    }
+
+    #[test]
+    fn a_null_that_is_not_the_default_is_refused_by_key() {
+        let error = checked(&json!({"model_type": null}), &[]).expect_err("null");
+        assert!(error.contains("key `model_type` is `null`"), "{error}");
     }
 
     #[test]
