@@ -249,6 +249,24 @@ impl Checkpoint {
             .ok_or_else(|| PoolError::NoTensor { path: self.path.clone(), name: name.into() })
     }
 
+    /// Returns whether the tensors `one` and `other` have the same type, shape and bytes.
+    ///
+    /// # Errors
+    ///
+    /// Fails when one of them is missing, and when a file cannot be read.
+    pub(crate) fn is_same(&self, one: &str, other: &str) -> Result<bool, PoolError> {
+        let (one, other) = (self.tensor(one)?, self.tensor(other)?);
+        if (&one.shape, one.data_type) != (&other.shape, other.data_type) {
+            return Ok(false);
+        }
+        let open = |place: &TensorPlace| {
+            let path = self.folder.join(&place.file);
+            MappedFile::open(&path).map_err(|source| PoolError::Unreadable { path, source })
+        };
+        let files = [open(one)?, open(other)?];
+        Ok(bytes_of(&files[0], one) == bytes_of(&files[1], other))
+    }
+
     /// Returns whether the checkpoint has a tensor `name`.
     pub fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
@@ -296,6 +314,13 @@ impl Checkpoint {
             metadata: extra.into_iter().collect(),
         })
     }
+}
+
+/// Returns the bytes of a tensor, or `None` if the file is shorter than it was.
+fn bytes_of<'f>(file: &'f MappedFile, place: &TensorPlace) -> Option<&'f [u8]> {
+    let start = usize::try_from(place.offset).ok()?;
+    let end = start.checked_add(usize::try_from(place.length).ok()?)?;
+    file.bytes().get(start..end)
 }
 
 /// Maps `folder/location` and checks its digest.

@@ -270,6 +270,17 @@ fn an_expert_that_is_missing_or_of_another_shape_is_refused_by_name() {
 }
 
 #[test]
+fn a_head_beside_a_tied_one_is_read_if_it_is_the_embeddings() {
+    let mut model = Model::read("mixtral");
+    model.change(WEIGHTS, |tensors| {
+        let embeddings = tensors["model.embed_tokens.weight"].clone();
+        tensors.insert("lm_head.weight".into(), embeddings);
+    });
+    model.set("tie_word_embeddings", true.into());
+    model.load().expect("one matrix under two names");
+}
+
+#[test]
 fn more_experts_a_token_than_there_are_is_refused() {
     for (case, key, value) in [
         ("mixtral", "num_experts_per_tok", 9),
@@ -325,6 +336,10 @@ fn configurations_that_are_not_supported_are_refused_by_key() {
     for (case, key, value) in [
         ("qwen2_moe", "use_sliding_window", Value::from(true)),
         ("mixtral", "hidden_act", "gelu".into()),
+        ("mixtral", "tie_word_embeddings", true.into()),
+        ("moduleformer", "tie_word_embeddings", true.into()),
+        ("granitemoe", "logits_scaling", 0.into()),
+        ("olmoe", "rope_theta", 0.into()),
         ("mixtral", "num_key_value_heads", 3.into()),
         ("mixtral", "head_dim", 7.into()),
         ("moduleformer", "gate_type", "gmm".into()),
@@ -337,5 +352,5 @@ fn configurations_that_are_not_supported_are_refused_by_key() {
     }
     let mut model = Model::read("mixtral");
     model.set("rope_parameters", json!({"rope_type": "yarn", "rope_theta": 1e4}));
-    assert!(model.refusal().contains("key `rope_parameters` is `yarn`"));
+    assert!(model.refusal().contains("key `rope_parameters.rope_type` is `yarn`"));
 }

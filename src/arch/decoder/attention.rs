@@ -125,14 +125,7 @@ impl Decoder {
 impl Attention {
     /// Returns the angle between neighbouring positions of each pair of a head's elements.
     pub(super) fn frequencies(&self) -> Vec<f32> {
-        let half = self.head_width / 2;
-        #[expect(
-            clippy::cast_precision_loss,
-            clippy::cast_possible_truncation,
-            reason = "heads are narrow, and frequencies lie in [0, 1]"
-        )]
-        let frequency = |pair: usize| self.theta.powf(-(pair as f64) / half as f64) as f32;
-        (0..half).map(frequency).collect()
+        self.rope.frequencies(self.head_width / 2)
     }
 }
 

@@ -1,8 +1,12 @@
 //! Configurations of decoders, from `config.json` with the keys of transformers 4 and 5.
 
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
-use super::dialects::{Biases, CountKey, Dialect, ExpertDialect, Norms, Renormalize, Shared};
+use super::{
+    dialects::{Biases, CountKey, Dialect, ExpertDialect, Norms, Renormalize, Shared},
+    rope::{Defaults, Rope},
+};
 use crate::{
     arch::{
         error::ArchError,
@@ -52,8 +56,8 @@ pub(super) struct Attention {
     pub(super) head_width: usize,
     /// Factor on scores.
     pub(super) scale: f32,
-    /// Base of the rotations' wavelengths.
-    pub(super) theta: f64,
+    /// Angles of rotary positions.
+    pub(super) rope: Rope,
     /// Whether queries, keys and values have biases.
     pub(super) has_biases: bool,
     /// Whether the output projection has a bias.
@@ -93,8 +97,8 @@ struct Config {
     rms_norm_eps: Option<f32>,
     max_position_embeddings: Option<usize>,
     rope_theta: Option<f64>,
-    rope_parameters: Option<Rope>,
-    rope_scaling: Option<Rope>,
+    rope_parameters: Option<Map<String, Value>>,
+    rope_scaling: Option<Map<String, Value>>,
     sliding_window: Option<usize>,
     use_sliding_window: Option<bool>,
     layer_types: Option<Vec<String>>,
@@ -114,15 +118,6 @@ struct Config {
     residual_multiplier: Option<f32>,
     attention_multiplier: Option<f32>,
     logits_scaling: Option<f32>,
-}
-
-/// Settings of rotary positions.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Rope {
-    rope_theta: Option<f64>,
-    #[serde(alias = "type")]
-    rope_type: Option<String>,
 }
 
 /// Keys of `config.json` beside those of every configuration.
@@ -161,7 +156,13 @@ const KEYS: Keys = Keys {
         "use_sliding_window",
         "vocab_size",
     ],
-    only: &[("hidden_act", &["\"silu\"", "\"swish\""]), ("mlp_bias", &["false"])],
+    only: &[
+        ("hidden_act", &["\"silu\"", "\"swish\""]),
+        // SmolLM's files have both.
+        ("is_llama_config", &["true"]),
+        ("mlp_bias", &["false"]),
+        ("rope_interleaved", &["false"]),
+    ],
     ignored: &[(
         "only windows of attention read it, and `layer_types` says them",
         &["max_window_layers"],
@@ -175,11 +176,12 @@ const KEYS: Keys = Keys {
 /// Fails on a configuration that is malformed, contradicts itself or is not supported.
 pub(super) fn read(file: ConfigFile<'_>, dialect: &'static Dialect) -> Result<Shape, ArchError> {
     let config: Config = file.read(&[TRANSFORMERS, KEYS])?;
-    config.shape(dialect).map_err(|fault| file.refuse(fault))
+    let rope = config.rope(file, dialect)?;
+    config.shape(dialect, rope).map_err(|fault| file.refuse(fault))
 }
 
 impl Config {
-    fn shape(&self, dialect: &'static Dialect) -> Result<Shape, Fault> {
+    fn shape(&self, dialect: &'static Dialect, rope: Rope) -> Result<Shape, Fault> {
         self.check_sizes()?;
         // Only Granite's code reads the multipliers.
         let multiplier =
@@ -189,7 +191,7 @@ impl Config {
             num_words: self.vocab_size,
             max_tokens: self.max_position_embeddings,
             epsilon: self.rms_norm_eps.unwrap_or(dialect.epsilon),
-            attention: self.attention(dialect)?,
+            attention: self.attention(dialect, rope)?,
             experts: dialect.experts.as_ref().map(|own| self.experts(dialect, own)).transpose()?,
             dense: self.dense(dialect),
             dense_inner: self.intermediate_size,
@@ -213,6 +215,9 @@ impl Config {
             let found = self.num_hidden_layers;
             return Err(Fault::new("num_hidden_layers", found, "1 to 1000 is supported"));
         }
+        if let Some(value) = self.logits_scaling.filter(|value| !value.is_normal()) {
+            return Err(Fault::new("logits_scaling", value, "a number other than 0 is needed"));
+        }
         let types = self.layer_types.iter().flatten();
         if let Some(other) = types.into_iter().find(|name| *name != "full_attention") {
             return Err(Fault::new("layer_types", other, "`full_attention` is supported"));
@@ -220,16 +225,17 @@ impl Config {
         Ok(())
     }
 
-    fn attention(&self, dialect: &Dialect) -> Result<Attention, Fault> {
+    fn attention(&self, dialect: &Dialect, rope: Rope) -> Result<Attention, Fault> {
         let num_heads = self.num_attention_heads;
         let num_shared_heads = self.num_key_value_heads.unwrap_or(num_heads);
         if num_shared_heads == 0 || !num_heads.is_multiple_of(num_shared_heads) {
-            let expected = format!("it must divide the {num_heads} heads of queries");
+            let expected = format!("it must divide num_attention_heads, {num_heads}");
             return Err(Fault::new("num_key_value_heads", num_shared_heads, expected));
         }
         let head_width = self.head_dim.unwrap_or(self.hidden_size / num_heads);
         if head_width == 0 || !head_width.is_multiple_of(2) {
-            let expected = "halves of heads are turned, so an even number is needed";
+            let expected = "halves of heads are turned, so an even number is needed; without the \
+                            key, it is hidden_size by num_attention_heads";
             return Err(Fault::new("head_dim", head_width, expected));
         }
         let is_windowed = self.use_sliding_window == Some(true);
@@ -246,7 +252,7 @@ impl Config {
                 true => self.attention_multiplier.unwrap_or(1.0),
                 false => inverse_root(head_width),
             },
-            theta: self.theta(dialect)?,
+            rope,
             has_biases: match dialect.biases {
                 Biases::None => false,
                 Biases::Configured => is_biased,
@@ -259,18 +265,17 @@ impl Config {
         })
     }
 
-    /// Returns the base of the wavelengths of rotary positions.
-    fn theta(&self, dialect: &Dialect) -> Result<f64, Fault> {
+    /// Returns the angles of rotary positions, which `file` has under its earlier key or its own.
+    fn rope(&self, file: ConfigFile<'_>, dialect: &Dialect) -> Result<Rope, ArchError> {
         let ropes =
-            [("rope_parameters", &self.rope_parameters), ("rope_scaling", &self.rope_scaling)];
-        for (key, rope) in ropes {
-            let other = rope.as_ref().and_then(|rope| rope.rope_type.clone());
-            if let Some(other) = other.filter(|name| name != "default") {
-                return Err(Fault::new(key, other, "the type `default` is supported"));
-            }
-        }
-        let given = self.rope_parameters.as_ref().and_then(|rope| rope.rope_theta);
-        Ok(given.or(self.rope_theta).unwrap_or(dialect.theta))
+            [("rope_scaling", &self.rope_scaling), ("rope_parameters", &self.rope_parameters)];
+        let filled = |(key, rope): (&'static str, _)| Some((key, Option::as_ref(rope)?));
+        let found = ropes.into_iter().filter_map(filled).find(|(_, rope)| !rope.is_empty());
+        let defaults = Defaults {
+            theta: self.rope_theta.unwrap_or(dialect.theta),
+            max_tokens: self.max_position_embeddings,
+        };
+        Rope::read(file, found, defaults)
     }
 
     fn experts(&self, dialect: &Dialect, own: &'static ExpertDialect) -> Result<Experts, Fault> {
@@ -279,7 +284,8 @@ impl Config {
             CountKey::Global => ("num_experts", self.num_experts.or(self.num_local_experts)),
         };
         let count = given.filter(|count| *count > 0);
-        let count = count.ok_or_else(|| Fault::new(key, 0, "at least 1 is needed"))?;
+        let expected = "at least 1 is needed here, or under `num_experts` or `num_local_experts`";
+        let count = count.ok_or_else(|| Fault::new(key, 0, expected))?;
         let top_k = self.num_experts_per_tok.unwrap_or(0);
         if !(1..=count).contains(&top_k) {
             let expected = format!("it must be 1 to the number of experts, {count}");

@@ -12,6 +12,7 @@ mod config;
 pub(super) mod dialects;
 mod experts;
 pub(super) mod moduleformer;
+mod rope;
 
 use super::{
     ArchError,
@@ -21,7 +22,7 @@ use super::{
     ops::{extent, float_weight, linear, taken_weight, token_input, with_hidden},
 };
 use crate::{
-    family::{ModuleKind, SpaceSpec},
+    family::{Fault, ModuleKind, SpaceSpec},
     module::{Body, INPUT_IDS, Network, Precision},
     onnx::{
         Attribute, GraphBuilder,
@@ -31,6 +32,9 @@ use crate::{
 };
 use config::Shape;
 use dialects::Dialect;
+
+/// Name of the head's matrix.
+const HEAD: &str = "lm_head.weight";
 
 /// Decoder whose weights lie in a checkpoint.
 #[derive(Debug)]
@@ -51,8 +55,26 @@ pub(super) fn open(
     checkpoint: Checkpoint,
 ) -> Result<Decoder, ArchError> {
     let shape = config::read(file, dialect)?;
+    if shape.is_tied {
+        check_tied(file, &checkpoint, "model.embed_tokens.weight")?;
+    }
     let layout = layout(&shape);
     Ok(Decoder { shape, checkpoint, layout })
+}
+
+/// Checks that a matrix of a tied head, which the file may have as well, is the table `embeddings`.
+///
+/// transformers 4 replaces another matrix by the table, and transformers 5 keeps it.
+fn check_tied(
+    file: ConfigFile<'_>,
+    checkpoint: &Checkpoint,
+    embeddings: &str,
+) -> Result<(), ArchError> {
+    if !checkpoint.has(HEAD) || checkpoint.is_same(HEAD, embeddings)? {
+        return Ok(());
+    }
+    let expected = format!("the checkpoint has a `{HEAD}` that differs from `{embeddings}`");
+    Err(file.refuse(Fault::new("tie_word_embeddings", true, expected)))
 }
 
 /// Returns the layout of a decoder of `shape`.
@@ -129,7 +151,7 @@ impl Decoder {
         };
         let matrix = match is_tied {
             true => self.embeddings()?,
-            false => self.weight("lm_head.weight", &[num_words, width])?,
+            false => self.weight(HEAD, &[num_words, width])?,
         };
         let logits = linear(&mut graph, &states, matrix);
         let logits = scaled(&mut graph, &logits, logits_divisor.recip());

@@ -9,7 +9,9 @@
 use serde::Deserialize;
 
 use super::{
+    HEAD,
     attention::{num_tokens, permuted, reshaped, reshaped_to, seen},
+    check_tied,
     config::inverse_root,
     embedded, finish_head, scaled, token_scores,
 };
@@ -33,6 +35,9 @@ use crate::{
     pool::{Checkpoint, PoolError},
     tensor::signed,
 };
+
+/// Name of the table of embeddings.
+const EMBEDDINGS: &str = "transformer.wte.weight";
 
 /// Epsilon of the layer norms. The original code ignores the configuration's value.
 const EPSILON: f32 = 1e-5;
@@ -123,6 +128,9 @@ pub(crate) fn open(
     if let Some(fault) = config.fault() {
         return Err(file.refuse(fault));
     }
+    if config.tie_word_embeddings {
+        check_tied(file, &checkpoint, EMBEDDINGS)?;
+    }
     let layout = config.layout();
     Ok(ModuleFormer { config, checkpoint, layout })
 }
@@ -205,7 +213,7 @@ impl ModuleFormer {
         };
         let matrix = match tie_word_embeddings {
             true => self.embeddings()?,
-            false => self.checkpoint.weight("lm_head.weight", &[vocab_size, n_embd])?,
+            false => self.checkpoint.weight(HEAD, &[vocab_size, n_embd])?,
         };
         let logits = linear(&mut graph, &states, matrix);
         let model = finish_head(graph, [&logits, &states], [vocab_size, n_embd]);
@@ -214,7 +222,7 @@ impl ModuleFormer {
 
     fn embeddings(&self) -> Result<TensorProto, PoolError> {
         let Config { vocab_size, n_embd, .. } = self.config;
-        self.checkpoint.weight("transformer.wte.weight", &[vocab_size, n_embd])
+        self.checkpoint.weight(EMBEDDINGS, &[vocab_size, n_embd])
     }
 
     /// Builds the feed-forward experts of block `index` with their norm and residual.
