@@ -1,4 +1,5 @@
 //! Vision transformers.
 
 pub(super) mod names;
+mod timm;
 pub(super) mod vit;

@@ -6,6 +6,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::timm;
 use crate::{
     arch::{
         error::ArchError,
@@ -163,6 +164,7 @@ struct Config {
     global_pool: Option<String>,
     #[serde(default)]
     model_args: Map<String, Value>,
+    pretrained_cfg: Option<Map<String, Value>>,
 }
 
 /// Arguments of timm's constructors that affect the network.
@@ -217,69 +219,6 @@ const KEYS: Keys = Keys {
     ],
 };
 
-/// Keys of timm's `config.json`.
-const TIMM: Keys = Keys {
-    honoured: &["architecture", "global_pool", "model_args"],
-    only: &[],
-    ignored: &[
-        ("the head's matrix has them", &["num_classes", "num_features"]),
-        ("the manifest says how images are prepared", &["pretrained_cfg"]),
-        ("the manifest names classes", &["label_descriptions", "label_names"]),
-    ],
-};
-
-/// Keys of timm's `model_args`.
-const TIMM_ARGUMENTS: Keys = Keys {
-    honoured: &[
-        "act_layer",
-        "depth",
-        "embed_dim",
-        "global_pool",
-        "img_size",
-        "in_chans",
-        "num_classes",
-        "num_heads",
-        "patch_size",
-    ],
-    only: &[
-        ("class_token", &["true"]),
-        ("dynamic_img_pad", &["false"]),
-        ("final_norm", &["true"]),
-        ("pool_include_prefix", &["false"]),
-        ("pos_embed", &["\"learn\""]),
-        ("pre_norm", &["false"]),
-        ("proj_bias", &["true"]),
-        ("qk_norm", &["false"]),
-        ("reg_tokens", &["0"]),
-        ("scale_attn_norm", &["false"]),
-        ("scale_mlp_norm", &["false"]),
-    ],
-    ignored: &[
-        (
-            "the tensors say it",
-            &["fc_norm", "init_values", "mlp_ratio", "no_embed_class", "qkv_bias"],
-        ),
-        ("images have one size", &["dynamic_img_size"]),
-        (
-            "they are about training",
-            &[
-                "attn_drop_rate",
-                "drop_path_rate",
-                "drop_rate",
-                "fix_init",
-                "patch_drop_rate",
-                "pos_drop_rate",
-                "proj_drop_rate",
-                "weight_init",
-            ],
-        ),
-    ],
-};
-
-/// Number of heads for the sizes in timm's architecture names.
-const TIMM_HEADS: [(&str, usize); 5] =
-    [("_tiny_", 3), ("_small_", 6), ("_base_", 12), ("_large_", 16), ("_huge_", 16)];
-
 /// Reads the configuration `file` and finds the sizes in the checkpoint.
 ///
 /// # Errors
@@ -291,10 +230,10 @@ pub(crate) fn read(
     is_timm: bool,
     checkpoint: &Checkpoint,
 ) -> Result<(VitNames, VitShape), ArchError> {
-    let tables: &[Keys] = if is_timm { &[TIMM] } else { &[TRANSFORMERS, KEYS] };
+    let tables: &[Keys] = if is_timm { &[timm::KEYS] } else { &[TRANSFORMERS, KEYS] };
     let config: Config = file.read(tables)?;
     let arguments: ModelArguments =
-        file.nested("model_args", &config.model_args, &[TIMM_ARGUMENTS])?;
+        file.nested("model_args", &config.model_args, &[timm::ARGUMENTS])?;
     let names = names_of(&config, checkpoint);
     let refuse =
         |key: &str, value: &str, expected: &str| file.refuse(Fault::new(key, value, expected));
@@ -305,20 +244,24 @@ pub(crate) fn read(
     };
     let nonlinearity =
         nonlinearity.map_err(|(key, name)| refuse(key, name, Nonlinearity::SUPPORTED))?;
-    let pool = arguments.global_pool.as_ref().or(config.global_pool.as_ref());
-    let pooling = match pool.map(String::as_str) {
-        None | Some("token") => Pooling::ClassToken,
-        Some("avg") if checkpoint.has("fc_norm.weight") => Pooling::NormOfMean,
-        Some("avg") => Pooling::MeanOfNormed,
-        Some(other) => return Err(refuse("global_pool", other, "`token` and `avg` are supported")),
+    let (argument, top) = (arguments.global_pool.as_deref(), config.global_pool.as_deref());
+    let pool = timm::pooling(argument, top, config.pretrained_cfg.as_ref());
+    let pooling = match pool.map_err(|fault| file.refuse(fault))? {
+        "token" => Pooling::ClassToken,
+        "avg" if checkpoint.has("fc_norm.weight") => Pooling::NormOfMean,
+        "avg" => Pooling::MeanOfNormed,
+        other => return Err(refuse("global_pool", other, "`token` and `avg` are supported")),
     };
     check_names(names, pooling, checkpoint)?;
     let named = config.architecture.as_deref().unwrap_or_default();
-    let by_name = TIMM_HEADS.iter().find(|known| named.contains(known.0)).map(|known| known.1);
+    let by_name = timm::HEADS.iter().find(|known| named.contains(known.0)).map(|known| known.1);
     let num_heads = config.num_attention_heads.or(arguments.num_heads).or(by_name);
-    let num_heads = num_heads.ok_or_else(|| {
-        let expected = "give model_args.num_heads, or an architecture that tells the size";
-        refuse("architecture", named, expected)
+    let num_heads = num_heads.ok_or_else(|| match is_timm {
+        true => {
+            let expected = "give model_args.num_heads, or an architecture that tells the size";
+            refuse("architecture", named, expected)
+        }
+        false => refuse("num_attention_heads", "missing", "a number is needed"),
     })?;
     let default_epsilon = if names == VitNames::Timm { 1e-6 } else { 1e-12 };
     let epsilon = config.layer_norm_eps.unwrap_or(default_epsilon);
@@ -347,8 +290,12 @@ fn names_of(config: &Config, checkpoint: &Checkpoint) -> VitNames {
 fn check_sizes(shape: &VitShape, config: &Config, arguments: &ModelArguments) -> Result<(), Fault> {
     let VitShape { image, patch, width, num_blocks, num_heads, hidden, num_classes, .. } = *shape;
     if num_heads == 0 || !width.is_multiple_of(num_heads) {
-        let expected = format!("it must divide the width, {width}");
-        return Err(Fault::new("num_heads", num_heads, expected));
+        let (key, divided) = match config.num_attention_heads {
+            Some(_) => ("num_attention_heads", "hidden_size"),
+            None => ("model_args.num_heads", "model_args.embed_dim"),
+        };
+        let expected = format!("it must divide {divided}, {width}");
+        return Err(Fault::new(key, num_heads, expected));
     }
     let numbers = [
         ("num_channels", config.num_channels, image[0]),
