@@ -116,7 +116,14 @@ fn what_is_not_supported_in_such_a_folder_is_refused_by_file_and_key() {
         ("cls", "sentence_bert_config.json", "do_lower_case", json!(true), "false is supported"),
         ("cls", "sentence_bert_config.json", "max_seq_length", json!(4), "positions for 4"),
         ("cls", "tokenizer_config.json", "model_max_length", json!(7), "positions for 7"),
-        ("cls", "tokenizer_config.json", "truncation_side", json!("left"), "cut on the right"),
+        ("cls", "tokenizer_config.json", "truncation_side", json!("left"), "read with \"right\""),
+        ("cls", "tokenizer_config.json", "padding_side", json!("left"), "read with \"right\""),
+        ("cls", "tokenizer_config.json", "do_lower_case", json!(false), "read with true"),
+        ("cls", "tokenizer_config.json", "cls_token", json!("[MASK]"), "read with \"[CLS]\""),
+        ("prompt", pooling, "include_prompt", json!(false), "as a part of it"),
+        ("prompt", pooling, "include_prompt", json!(null), "a value is needed"),
+        ("cls", pooling, "pooling_mode", json!(["cls", "mean"]), "one of them"),
+        ("last", "2_Normalize/config.json", "module_input_name", json!("x"), "sentence_embedding"),
         ("dense", "2_Dense/config.json", "activation_function", json!("torch.Mish"), "Tanh"),
         ("dense", "2_Dense/config.json", "in_features", json!(12), "gives 24"),
         ("prompt", "config_sentence_transformers.json", "truncate_dim", json!(8), "not known"),
@@ -132,6 +139,32 @@ fn what_is_not_supported_in_such_a_folder_is_refused_by_file_and_key() {
         modules[1]["type"] = "sentence_transformers.models.CNN".into();
     });
     assert!(error.contains("`[1].type` is `sentence_transformers.models.CNN`"), "{error}");
+    let path = |index: usize| {
+        refused("cls", "modules.json", "", |modules| modules[index]["path"] = "elsewhere".into())
+    };
+    let error = path(0);
+    assert!(error.contains("`[0].path` is `elsewhere`"), "{error}");
+    let error = path(1);
+    assert!(error.contains("elsewhere/config.json"), "{error}");
+}
+
+#[test]
+fn a_folder_without_modules_is_refused_for_its_texts_as_well() {
+    let mut folder = Folder::new("texts");
+    copy(&mut folder, &case("cls"), "a");
+    fs::remove_file(folder.path().join("a/modules.json")).expect("removed");
+    folder.write("a/tokenizer_config.json", br#"{"do_lower_case": false}"#);
+    let error = folder.try_load(&manifest(&folder, 24, "")).err().map(|error| error.to_string());
+    assert!(error.is_some_and(|error| error.contains("`do_lower_case` is `false`")));
+}
+
+#[test]
+fn a_list_of_one_pooling_and_a_prompt_that_no_text_has_are_read() {
+    let pooling = "1_Pooling/config.json";
+    let one = |content: &mut Value| content["pooling_mode"] = json!(["mean"]);
+    assert_eq!(refused("cls", pooling, "", one), "");
+    let outside = |content: &mut Value| content["include_prompt"] = false.into();
+    assert_eq!(refused("cls", pooling, "", outside), "");
 }
 
 #[test]
@@ -143,29 +176,58 @@ fn a_null_is_an_absent_key_and_a_manifest_may_ignore_others() {
     assert_eq!(refused("cls", "config.json", more, scaled), "");
 }
 
+/// Loads the case `name` of `kind` with a change made to its configuration; returns the error.
+fn changed(kind: &str, name: &str, change: impl FnOnce(&mut Value)) -> Option<String> {
+    let case = root().join("tests/references").join(kind).join(name);
+    let config = fs::read(case.join("config.json")).ok()?;
+    let mut folder = Folder::new("texts");
+    copy(&mut folder, &case, "a");
+    let mut config: Value = serde_json::from_slice(&config).expect("JSON");
+    change(&mut config);
+    folder.write("a/config.json", config.to_string().as_bytes());
+    let mut text = manifest(&folder, 5, "").replace("tokenizer = \"a/tokenizer.json\"", "");
+    for file in names_in(&folder.path().join("a")) {
+        if !text.contains(&format!("\"a/{file}\"")) {
+            text.push_str(&format!("\"a/{file}\" = \"SHA256 a/{file}\"\n"));
+        }
+    }
+    Some(folder.try_load(&text).err().map(|error| error.to_string()).unwrap_or_default())
+}
+
 #[test]
 fn every_reader_of_checkpoints_refuses_a_key_that_it_does_not_know() {
     let mut readers = 0;
     for kind in ["moe", "vit"] {
-        let cases = root().join("tests/references").join(kind);
-        for name in names_in(&cases) {
-            let Ok(config) = fs::read(cases.join(&name).join("config.json")) else { continue };
-            let mut folder = Folder::new("texts");
-            copy(&mut folder, &cases.join(&name), "a");
-            let mut config: Value = serde_json::from_slice(&config).expect("JSON");
-            config["made_up"] = 3.into();
-            folder.write("a/config.json", config.to_string().as_bytes());
-            let mut text = manifest(&folder, 5, "").replace("tokenizer = \"a/tokenizer.json\"", "");
-            for file in names_in(&folder.path().join("a")) {
-                if !text.contains(&format!("\"a/{file}\"")) {
-                    text.push_str(&format!("\"a/{file}\" = \"SHA256 a/{file}\"\n"));
-                }
-            }
-            let error = folder.try_load(&text).err().map(|error| error.to_string());
-            let error = error.unwrap_or_default();
+        for name in names_in(&root().join("tests/references").join(kind)) {
+            let error = changed(kind, &name, |config| config["made_up"] = 3.into());
+            let Some(error) = error else { continue };
             assert!(error.contains("`made_up` is `3`"), "{name}: {error}");
             readers += 1;
         }
     }
     assert!(readers >= 25, "{readers}");
+}
+
+#[test]
+fn numbers_of_heads_that_do_not_fit_are_refused_by_the_key_of_their_library() {
+    let key = "`num_attention_heads`";
+    let wrong = |config: &mut Value| config["num_attention_heads"] = 5.into();
+    let error = changed("vit", "hf-vit", wrong).expect("a case");
+    assert!(error.contains(key) && error.contains("must divide hidden_size, 24"), "{error}");
+    let missing = |config: &mut Value| config["num_attention_heads"] = Value::Null;
+    let error = changed("vit", "hf-deit", missing).expect("a case");
+    assert!(error.contains(key) && error.contains("a number is needed"), "{error}");
+    let wrong = |config: &mut Value| config["model_args"]["num_heads"] = 5.into();
+    let error = changed("vit", "timm", wrong).expect("a case");
+    assert!(error.contains("`model_args.num_heads`"), "{error}");
+}
+
+#[test]
+fn a_pooling_that_timm_does_not_read_is_refused() {
+    let written = |config: &mut Value| {
+        config["global_pool"] = "avg".into();
+        config["pretrained_cfg"] = json!({"tag": "x"});
+    };
+    let error = changed("vit", "timm", written).expect("a case");
+    assert!(error.contains("`global_pool` is `avg`"), "{error}");
 }

@@ -9,6 +9,7 @@ pub(super) mod bert;
 pub(super) mod mpnet;
 mod relative;
 pub(super) mod sentence;
+mod texts;
 
 use super::{
     ArchError,

@@ -2,11 +2,15 @@
 //!
 //! A folder without `modules.json` gets the usual head: the mean over tokens, divided by its norm.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::texts::TextConfig;
 use crate::{
     arch::{
         error::ArchError,
@@ -73,13 +77,15 @@ const MODULE_KEYS: Keys = Keys {
 
 #[derive(Debug, Deserialize)]
 struct PoolingConfig {
-    pooling_mode: Option<String>,
+    pooling_mode: Option<Value>,
+    include_prompt: Option<Value>,
     #[serde(flatten)]
     modes: Map<String, Value>,
 }
 
 const POOLING_KEYS: Keys = Keys {
     honoured: &[
+        "include_prompt",
         "pooling_mode",
         "pooling_mode_cls_token",
         "pooling_mode_lasttoken",
@@ -90,10 +96,7 @@ const POOLING_KEYS: Keys = Keys {
         ("pooling_mode_mean_sqrt_len_tokens", &["false"]),
         ("pooling_mode_weightedmean_tokens", &["false"]),
     ],
-    ignored: &[
-        ("the configuration says it", &["embedding_dimension", "word_embedding_dimension"]),
-        ("a prompt is part of its text", &["include_prompt"]),
-    ],
+    ignored: &[("the configuration says it", &["embedding_dimension", "word_embedding_dimension"])],
 };
 
 /// Keys of `pooling_mode_*`, with the pooling that each turns on.
@@ -121,6 +124,8 @@ const DENSE_KEYS: Keys = Keys {
     ignored: &[],
 };
 
+const NORMALIZE_KEYS: Keys = Keys { honoured: &[], ..DENSE_KEYS };
+
 #[derive(Debug, Default, Deserialize)]
 struct TransformerConfig {
     max_seq_length: Option<usize>,
@@ -133,14 +138,11 @@ const TRANSFORMER_KEYS: Keys = Keys {
         ("module_output_name", &["\"token_embeddings\""]),
         ("transformer_task", &["\"feature-extraction\""]),
     ],
-    ignored: &[("texts are the only input", &["modality_config"])],
+    ignored: &[
+        ("texts are the only input", &["modality_config"]),
+        ("it chooses an implementation", &["unpad_inputs"]),
+    ],
 };
-
-#[derive(Debug, Default, Deserialize)]
-struct TokenizerConfig {
-    model_max_length: Option<Value>,
-    truncation_side: Option<String>,
-}
 
 #[derive(Debug, Default, Deserialize)]
 struct FolderConfig {
@@ -182,26 +184,39 @@ impl Sentence {
         let Some(anchor) = &spec.folder else { return Ok(Self::default()) };
         let files = Files { family, spec, anchor };
         let Some(text) = files.text(Path::new("modules.json"))? else {
+            files.texts()?;
             return Ok(Self::default());
         };
         let path = files.path(Path::new("modules.json"));
         let entries: Vec<Map<String, Value>> = parse_json(&path, &text)?;
         let file = files.config(&path, &text);
-        let mut found = Self { layers: Vec::new(), ..Self::default() };
+        let folder: FolderConfig = files.read(Path::new(FOLDER_FILE), &[FOLDER_KEYS])?;
+        let prompt = files.prompt(&folder)?;
+        let mut found = Self { layers: Vec::new(), prompt, ..Self::default() };
         let mut has_pooling = false;
         for (index, entry) in entries.iter().take(MAX_MODULES + 1).enumerate() {
             let entry: ModuleEntry = file.nested(&format!("[{index}]"), entry, &[MODULE_KEYS])?;
             let is_first = index == 0;
             match entry.class.rsplit('.').next().unwrap_or_default() {
-                "Transformer" if is_first => found.read_transformer(&files, &entry.path)?,
+                "Transformer" if is_first => {
+                    if !entry.path.as_os_str().is_empty() {
+                        let expected = "the checkpoint is read from the folder of this file";
+                        let fault = Fault::new("[0].path", entry.path.display(), expected);
+                        return Err(file.refuse(fault));
+                    }
+                    found.read_transformer(&files)?;
+                }
                 "Pooling" if index == 1 => {
-                    found.pooling = files.pooling(&entry.path)?;
+                    found.pooling = files.pooling(&entry.path, found.prompt.is_some())?;
                     has_pooling = true;
                 }
                 "Dense" if has_pooling && index < MAX_MODULES => {
                     found.layers.push(Layer::Dense(files.dense(&entry.path)?));
                 }
-                "Normalize" if has_pooling => found.layers.push(Layer::Normalize),
+                "Normalize" if has_pooling => {
+                    files.read::<Map<_, _>>(&entry.path.join("config.json"), &[NORMALIZE_KEYS])?;
+                    found.layers.push(Layer::Normalize);
+                }
                 _ => {
                     let expected = "a Transformer, a Pooling, and then Dense and Normalize are \
                                     supported";
@@ -214,8 +229,6 @@ impl Sentence {
             let expected = "a Pooling is needed behind the Transformer";
             return Err(file.refuse(Fault::new("[1].type", "missing", expected)));
         }
-        let folder: FolderConfig = files.read(Path::new(FOLDER_FILE), &[FOLDER_KEYS])?;
-        found.prompt = files.prompt(&folder)?;
         // Vectors that are compared by their angle are given with length 1, as embeddings usually
         // are; with a dot product or a distance, the length is part of the answer.
         let by_angle = folder.similarity_fn_name.as_deref().is_none_or(|name| name == "cosine");
@@ -225,20 +238,11 @@ impl Sentence {
         Ok(found)
     }
 
-    /// Reads the files of the module `Transformer`, which lie in `folder`.
-    fn read_transformer(&mut self, files: &Files<'_>, folder: &Path) -> Result<(), ArchError> {
+    /// Reads the files of the module `Transformer`.
+    fn read_transformer(&mut self, files: &Files<'_>) -> Result<(), ArchError> {
         let own: TransformerConfig =
-            files.read(&folder.join("sentence_bert_config.json"), &[TRANSFORMER_KEYS])?;
-        let location = folder.join("tokenizer_config.json");
-        let text = files.text(&location)?.unwrap_or_else(|| "{}".into());
-        let tokenizer: TokenizerConfig = parse_json(&files.path(&location), &text)?;
-        if let Some(side) = tokenizer.truncation_side.filter(|side| side != "right") {
-            let fault = Fault::new("truncation_side", side, "texts are cut on the right");
-            return Err(ArchError::Config { path: files.path(&location), fault });
-        }
-        // transformers writes 1e30 for no limit, which is no integer of 64 bits.
-        let most = tokenizer.model_max_length.as_ref().and_then(Value::as_u64);
-        let most = most.and_then(|most| usize::try_from(most).ok());
+            files.read(Path::new("sentence_bert_config.json"), &[TRANSFORMER_KEYS])?;
+        let most = files.texts()?.max_tokens();
         self.max_tokens = [own.max_seq_length, most].into_iter().flatten().min();
         Ok(())
     }
@@ -339,6 +343,15 @@ impl<'a> Files<'a> {
         text.map(Some).map_err(|source| PoolError::Unreadable { path, source }.into())
     }
 
+    /// Returns the text of the file at `location`.
+    fn required(&self, location: &Path) -> Result<String, ArchError> {
+        let missing = || PoolError::Unreadable {
+            path: self.path(location),
+            source: io::ErrorKind::NotFound.into(),
+        };
+        Ok(self.text(location)?.ok_or_else(missing)?)
+    }
+
     /// Reads the file at `location`, or returns the default if it does not exist.
     fn read<T>(&self, location: &Path, tables: &[Keys]) -> Result<T, ArchError>
     where
@@ -351,22 +364,54 @@ impl<'a> Files<'a> {
         }
     }
 
-    fn pooling(&self, folder: &Path) -> Result<Pooling, ArchError> {
+    /// Returns the digest that the manifest has for a file of the family.
+    fn digest(&self, file: &Path) -> Result<&str, PoolError> {
+        let found = self.spec.sha256.get(file).map(String::as_str);
+        found.ok_or_else(|| PoolError::NoDigest { path: self.family.join(file) })
+    }
+
+    /// Reads the settings of texts.
+    fn texts(&self) -> Result<TextConfig, ArchError> {
+        let location = Path::new("tokenizer_config.json");
+        let path = self.path(location);
+        let text = self.text(location)?.unwrap_or_else(|| "{}".into());
+        let tokenizer = match &self.spec.tokenizer {
+            Some(location) => {
+                let sha256 = self.digest(location)?;
+                let file = open_verified(self.family, location, sha256)?;
+                let text = String::from_utf8_lossy(file.bytes()).into_owned();
+                parse_json(&self.family.join(location), &text)?
+            }
+            None => Value::Null,
+        };
+        TextConfig::read(self.config(&path, &text), &tokenizer)
+    }
+
+    fn pooling(&self, folder: &Path, has_prompt: bool) -> Result<Pooling, ArchError> {
         let location = folder.join("config.json");
         let path = self.path(&location);
-        let text = self.text(&location)?.unwrap_or_else(|| "{}".into());
+        let text = self.required(&location)?;
         let file = self.config(&path, &text);
         let config: PoolingConfig = file.read(&[POOLING_KEYS])?;
         let refuse = |key: &str, value: &str, expected: &str| {
             Err(file.refuse(Fault::new(key, value, expected)))
         };
+        if config.include_prompt == Some(Value::Bool(false)) && has_prompt {
+            let expected = "a prompt before every text is supported as a part of it";
+            return refuse("include_prompt", "false", expected);
+        }
         if let Some(mode) = &config.pooling_mode {
-            return match mode.as_str() {
-                "cls" => Ok(Pooling::First),
-                "mean" => Ok(Pooling::Mean),
-                "max" => Ok(Pooling::Max),
-                "lasttoken" => Ok(Pooling::Last),
-                _ => refuse("pooling_mode", mode, "cls, mean, max and lasttoken are supported"),
+            // A list of one is written as well.
+            let only = mode.as_array().and_then(|modes| <&[Value; 1]>::try_from(&**modes).ok());
+            return match only.map_or(mode, |[only]| only).as_str() {
+                Some("cls") => Ok(Pooling::First),
+                Some("mean") => Ok(Pooling::Mean),
+                Some("max") => Ok(Pooling::Max),
+                Some("lasttoken") => Ok(Pooling::Last),
+                _ => {
+                    let expected = "cls, mean, max and lasttoken are supported, one of them";
+                    refuse("pooling_mode", &mode.to_string(), expected)
+                }
             };
         }
         let is_on = |key: &str| config.modes.get(key).is_some_and(|value| *value == true);
@@ -381,7 +426,7 @@ impl<'a> Files<'a> {
     fn dense(&self, folder: &Path) -> Result<Dense, ArchError> {
         let location = folder.join("config.json");
         let path = self.path(&location);
-        let text = self.text(&location)?.unwrap_or_else(|| "{}".into());
+        let text = self.required(&location)?;
         let file = self.config(&path, &text);
         let config: DenseConfig = file.read(&[DENSE_KEYS])?;
         let name = config.activation_function.rsplit('.').next().unwrap_or_default();
@@ -391,10 +436,7 @@ impl<'a> Files<'a> {
             return Err(file.refuse(fault));
         }
         let weights = self.anchor.join(folder).join("model.safetensors");
-        let sha256 = self.spec.sha256.get(&weights);
-        let sha256 =
-            sha256.ok_or_else(|| PoolError::NoDigest { path: self.family.join(&weights) })?;
-        let checkpoint = Checkpoint::open(self.family, &weights, sha256)?;
+        let checkpoint = Checkpoint::open(self.family, &weights, self.digest(&weights)?)?;
         Ok(Dense { checkpoint, config })
     }
 
