@@ -12,7 +12,7 @@ CLIENTS := .tessera/conformance/bin/python
 .PHONY: help setup setup-full data build serve test test-haswell conformance conformance-quick \
 	conformance-kserve budgets \
 	schemathesis fuzz protocols beside peers soak cases json lint fmt bench fit profile evaluate \
-	train references clean msrv
+	train references sweep clean msrv
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -177,6 +177,9 @@ references: setup data $(TRAINING) ## Make the reference outputs of the tests an
 		--out tests/references/fashion.safetensors
 	$(TRAINING) tools/train/reference.py --family models/fashion --data $(IMAGES) \
 		--out tests/references/fashion-trained.safetensors
+
+sweep: setup build $(TRAINING) ## Compare thousands of changed checkpoints with their libraries (ARGS="--reader bert")
+	HF_HUB_OFFLINE=1 $(TRAINING) -W ignore tools/sweep_configs.py --binary $(BINARY) $(ARGS)
 
 clean: ## Remove what was built; fetched files stay
 	$(CARGO) clean
