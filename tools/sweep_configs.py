@@ -161,6 +161,8 @@ def judge(case, is_served, found):
         # list by its file.
         names = {*keys, "tensor `", "the tensors ", "positions for", "output.width", "`image"}
         names |= {change.key.partition(":")[0] for change in case.changes if ":" in change.key}
+        # A file that is missing is refused by the name that the change gave it.
+        names |= {change.value for change in case.changes if change.value == "made_up"}
         is_named = any(name in case.detail for name in names) or "model_type" in keys
         case.outcome = "refused" if is_named else "unnamed"
     elif case.reference is None:

@@ -185,15 +185,15 @@ mod tests {
 
     const DEFAULTS: Defaults = Defaults { theta: 100.0, max_tokens: Some(64) };
 
-    fn read(found: Option<(&str, Value)>) -> Result<Rope, String> {
+    fn read(found: Option<(&str, &Value)>) -> Result<Rope, String> {
         let file = ConfigFile { path: Path::new("config.json"), text: "{}", ignored: &[] };
-        let found = found.as_ref().map(|(key, value)| (*key, value.as_object().expect("a map")));
+        let found = found.map(|(key, value)| (key, value.as_object().expect("a map")));
         Rope::read(file, found, DEFAULTS).map_err(|error| error.to_string())
     }
 
     /// Checks the frequencies of four pairs.
-    fn check(settings: Value, expected: [f32; 4]) {
-        let found = read(Some(("rope_scaling", settings.clone()))).expect("supported");
+    fn check(settings: &Value, expected: [f32; 4]) {
+        let found = read(Some(("rope_scaling", settings))).expect("supported");
         for (found, expected) in found.frequencies(4).iter().zip(expected) {
             assert!((found - expected).abs() < 1e-6 * expected, "{settings}: {found} {expected}");
         }
@@ -203,17 +203,20 @@ mod tests {
     fn angles_are_those_of_transformers() {
         let plain = read(None).expect("supported").frequencies(2);
         assert_eq!(plain, [1.0, 0.1]);
-        check(json!({"rope_type": "default", "rope_theta": 1e4}), [1.0, 0.1, 0.01, 1e-3]);
-        check(json!({"type": "linear", "factor": 4.0}), [0.25, 0.079_056_94, 0.025, 0.007_905_694]);
+        check(&json!({"rope_type": "default", "rope_theta": 1e4}), [1.0, 0.1, 0.01, 1e-3]);
+        check(
+            &json!({"type": "linear", "factor": 4.0}),
+            [0.25, 0.079_056_94, 0.025, 0.007_905_694],
+        );
         // From `_compute_llama3_parameters` of transformers 5.24.
         let llama = json!({"rope_type": "llama3", "factor": 8, "rope_theta": 1e4,
             "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 128});
-        check(llama, LLAMA3);
+        check(&llama, LLAMA3);
     }
 
     /// Frequencies below, between and above both wavelengths.
-    const LLAMA3: [f32; 4] = [1.0, 0.042_751_178, 0.001_25, 0.000_125];
+    const LLAMA3: [f32; 4] = [1.0, 0.042_751_18, 0.001_25, 0.000_125];
 
     #[test]
     fn what_depends_on_a_texts_length_is_refused_by_key() {
@@ -226,7 +229,7 @@ mod tests {
             (json!({"factor": "2"}), "rope_scaling.factor: "),
             (json!({"rope_theta": -1}), "`rope_theta` is `-1`"),
         ] {
-            let error = read(Some(("rope_scaling", settings))).expect_err(reason);
+            let error = read(Some(("rope_scaling", &settings))).expect_err(reason);
             assert!(error.contains(reason), "{error}");
         }
     }
