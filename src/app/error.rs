@@ -115,4 +115,7 @@ pub enum AppError {
     /// The server stops.
     #[error("the server is stopping")]
     Stopping,
+    /// The thread that loads the families panicked.
+    #[error("loading the families panicked")]
+    Panicked,
 }

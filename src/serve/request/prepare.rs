@@ -316,10 +316,10 @@ mod tests {
     async fn a_panic_while_inputs_are_prepared_fails_one_request_and_gives_its_turn_back() {
         let threads = PreparingThreads::default();
         let num_turns = threads.turns.available_permits();
-        let failed = threads.run(|| panic!("as the test wants")).await.map(|((), _)| ());
+        let failed = threads.run(None, |_| panic!("as the test wants")).await.map(|((), _)| ());
         assert!(matches!(failed, Err(ServeError::Panicked)), "{failed:?}");
         assert_eq!(threads.turns.available_permits(), num_turns);
-        assert_eq!(threads.run(|| 7).await.expect("its turn comes").0, 7);
+        assert_eq!(threads.run(None, |_| 7).await.expect("its turn comes").0, 7);
     }
 
     #[test]
