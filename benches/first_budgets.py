@@ -27,6 +27,8 @@ BUDGETS_MS = (2, 66)
 COUNTS = (40, 600)
 MOST_DISTURBED = 1.5
 MINUTE = 60.0
+# The server's threads spin as well.
+PAUSE = 0.01
 
 
 class Raw:
@@ -38,7 +40,10 @@ class Raw:
             command = serving.command_of(options, "export")
             plan = ["--family", "text", "--plan", serving.REFERENCE_PLAN, "-o", str(path)]
             subprocess.run(command + plan, check=True, cwd=serving.ROOT, capture_output=True)
-            self.session = onnxruntime.InferenceSession(str(path))
+            settings = onnxruntime.SessionOptions()
+            # Threads that spin after a run would take the processor from the server.
+            settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            self.session = onnxruntime.InferenceSession(str(path), settings)
         ids = numpy.arange(1000, 1000 + tokens, dtype=numpy.int64)[None]
         given = {"input_ids": ids, "attention_mask": numpy.ones_like(ids)}
         names = {port.name for port in self.session.get_inputs()}
@@ -60,13 +65,15 @@ class Raw:
 
 def rounds(options, count, chance):
     """Asks a server that has just started `count` times; returns a line of results."""
-    late, errors, raw_errors, excluded = 0, [], [], 0
+    late, late_there, errors, raw_errors, excluded = 0, 0, [], [], 0
     with serving.served(options, loaded=False) as server:
         draws = [chance.uniform(*BUDGETS_MS) for _ in range(count)]
         answers = []
         for budget in draws:
             status, answer, _, took = server.infer(TEXT, latency_budget_ms=budget)
+            time.sleep(PAUSE)
             answers.append((budget, status, answer, took, *options.raw.run()))
+            time.sleep(PAUSE)
     for budget, status, answer, took, raw, usual in answers:
         if raw > MOST_DISTURBED * usual:
             excluded += 1
@@ -76,12 +83,14 @@ def rounds(options, count, chance):
             predicted = answer["parameters"]["predicted_latency_ms"]
             own = answer["parameters"]["latency_ms"]
             errors.append(abs(predicted - own) / own)
-            late += took > budget
+            late += own > budget
+            late_there += took > budget
     worst = max(0.10, serving.percentile(raw_errors, 95) + 0.05)
     statuses = [status for _, status, *_ in answers]
     return (
         f"| {count} | {serving.counts_of(statuses)} "
-        f"| {late} ({late / max(1, len(errors)):.1%}) | {serving.percentile(errors, 95):.3f} "
+        f"| {late / max(1, len(errors)):.1%} | {late_there / max(1, len(errors)):.1%} "
+        f"| {serving.percentile(errors, 95):.3f} "
         f"| {worst:.3f} | {excluded / count:.1%} |"
     )
 
@@ -101,8 +110,8 @@ def main():
     with serving.served(options) as server:
         tokens = serving.num_tokens(server, TEXT)
     options.raw, chance = Raw(options, tokens), random.Random(options.seed)
-    print("| requests | answers | late | p95 error | may be | excluded |")
-    print("|---|---|---|---|---|---|")
+    print("| requests | answers | late | late with the client | p95 error | may be | excluded |")
+    print("|---|---|---|---|---|---|---|")
     for count in COUNTS:
         for _ in range(options.rounds):
             print(rounds(options, count, chance), flush=True)

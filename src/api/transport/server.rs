@@ -123,9 +123,10 @@ impl Server {
             idle: limits.idle_timeout,
             unread: limits.write_timeout,
         };
+        let served = self.transport.connections.clone();
         let place = tokio::select! {
             biased;
-            Ok(permit) = self.transport.connections.clone().acquire_owned() => Place::Served(permit),
+            Ok(permit) = served.acquire_owned() => Place::Served(permit),
             Ok(permit) = refusals.clone().acquire_owned() => Place::Refused(permit),
             else => return,
         };

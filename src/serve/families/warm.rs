@@ -23,7 +23,7 @@ const LONGEST: Duration = Duration::from_secs(2);
 /// Number of runs from which the machine's speed is learned. `LONGEST_MEASURED` is their longest
 /// time.
 const NUM_MEASURED: usize = 40;
-const LONGEST_MEASURED: Duration = Duration::from_millis(500);
+const LONGEST_MEASURED: Duration = Duration::from_millis(300);
 
 /// Longest text of these runs, in tokens.
 const MAX_TOKENS: usize = 64;
