@@ -61,6 +61,7 @@ impl Profiles<'_> {
             estimate_profile(&mut executor, &mut cache, self.progress)?;
             drop(executor);
             give_back_freed_memory();
+            self.keep_or_warn(&cache.of(family));
         }
         let profile = cache.profile_of(family).map_err(|_| AppError::Unmeasured)?;
         Ok(Known { profile, estimated: cache.estimated_of(family) })
@@ -87,14 +88,17 @@ impl Profiles<'_> {
         Ok(())
     }
 
-    /// Returns what the machine's cache has of `family`, to be shipped to other machines.
+    /// Returns what the machine's cache has of `family`, to be shipped to other machines. Estimates
+    /// are not shipped.
     ///
     /// # Errors
     ///
     /// Fails when the machine's speed cannot be measured.
     pub fn shipped(&self, family: &Family) -> Result<ShippedProfile, AppError> {
         let calibration_seconds = self.machine.calibration()?.as_secs_f64();
-        let ProfileCache { machine, modules, proven, .. } = self.cached().of(family);
+        let mut cache = self.cached();
+        cache.forget_estimates(family);
+        let ProfileCache { machine, modules, proven, .. } = cache.of(family);
         Ok(ShippedProfile { machine, calibration_seconds, modules, proven })
     }
 
@@ -116,8 +120,7 @@ impl Profiles<'_> {
         let profile = self.measure(family, cache, &mut save)?;
         if let Some(error) = unkept {
             // The family is served without a saved profile too.
-            let error = chain(&error);
-            tracing::warn!("profiles cannot be kept, so they are measured at every start: {error}");
+            warn_unkept(&error);
         }
         Ok(profile)
     }
@@ -167,6 +170,13 @@ impl Profiles<'_> {
         Ok(cache.write(folder)?)
     }
 
+    /// Saves `cache` for the next start. That it cannot be saved is a warning.
+    fn keep_or_warn(&self, cache: &ProfileCache) {
+        if let Err(error) = self.keep(cache) {
+            warn_unkept(&error);
+        }
+    }
+
     /// Measures the modules that `cache` lacks, and returns the profile of `family`.
     fn measure(
         &self,
@@ -183,4 +193,9 @@ impl Profiles<'_> {
         give_back_freed_memory();
         cache.profile_of(family).map_err(|_| AppError::Unmeasured)
     }
+}
+
+fn warn_unkept(error: &AppError) {
+    let error = chain(error);
+    tracing::warn!("profiles cannot be kept, so they are measured at every start: {error}");
 }

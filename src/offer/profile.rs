@@ -170,19 +170,21 @@ impl ProfileCache {
         write_atomically(&path, text.as_bytes())
     }
 
-    /// Returns a cache of what this one has of `family`, without estimates.
+    /// Returns a cache of what this one has of `family`.
     #[must_use]
     pub fn of(&self, family: &Family) -> Self {
         let modules = (0..family.graph.modules().len()).filter_map(|index| {
             let digest = module_digest(family, ModuleId(index))?;
             let module = self.modules.get(&digest)?.clone();
-            (!self.estimated.contains(&digest)).then_some((digest, module))
+            Some((digest, module))
         });
         let networks =
             (0..family.num_networks()).map(|index| network_digest(family.network(index)));
         let proven = networks.filter(|digest| self.proven.contains(digest)).collect();
-        let machine = self.machine.clone();
-        Self { modules: modules.collect(), proven, ..Self::empty(machine) }
+        let modules: BTreeMap<String, ModuleProfile> = modules.collect();
+        let estimated = self.estimated.iter().filter(|digest| modules.contains_key(*digest));
+        let estimated = estimated.cloned().collect();
+        Self { machine: self.machine.clone(), modules, proven, estimated }
     }
 
     /// Returns the modules of `family` whose latencies are estimates.

@@ -26,7 +26,7 @@ class Caches(unittest.TestCase):
 
     def test_a_profile_that_is_not_text(self):
         with tempfile.TemporaryDirectory() as cache:
-            self.check(cache, "measuring modules")
+            self.check(cache, "estimate")
             (profile,) = Path(cache).iterdir()
             profile.write_bytes(b"\xff\xfe\0broken")
             self.check(cache, "the cache of profiles is broken")

@@ -98,12 +98,14 @@ fn a_family_that_no_file_knows_is_served_with_estimates() {
         let name = &family.manifest.name;
         let found = profiles.at_once(&family, &ShippedProfiles::default()).expect("estimated");
         assert_eq!(found.estimated, timed(&found.profile), "{name}");
-        for id in found.estimated {
+        for id in found.estimated.iter().copied() {
             let module = found.profile.module(id).expect("it takes time");
             let seconds = |batch| module.latency_seconds.at(batch, 1);
             assert!(seconds(1) > 0.0 && seconds(16) >= seconds(1), "{name}: {id:?}");
             assert!(module.activation_bytes.at(1, 1) > 0.0, "{name}: {id:?}");
         }
+        let kept = ProfileCache::read(folder.path(), machine_key()).expect("it was kept");
+        assert_eq!(kept.estimated_of(&family), timed(&found.profile), "{name}");
         // What is measured takes the place of estimates.
         let cache = computed_cache(&family);
         cache.write(folder.path()).expect("written");

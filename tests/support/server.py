@@ -34,6 +34,7 @@ class Server:
     def __init__(self, pool, *options, binary=BINARY, tls=None, environment=None):
         """Starts the server; `tls` is the context of encrypted connections to it."""
         self.tls = tls
+        self.num_files = ("--clients" in options) + (tls is not None)
         self.protocols = {"HTTP"} if "--no-grpc" in options else {"HTTP", "gRPC"}
         self.log, self.last_messages = tempfile.NamedTemporaryFile(), ""  # noqa: SIM115
         command = [binary, "serve", "--pool", Path(pool).resolve(), "--port", 0, "--grpc-port", 0]
@@ -110,8 +111,8 @@ class Server:
 
     def reload(self):
         """Has the server read its files again, and waits until it has, well or not."""
-        # It says so of its clients, and of its certificate if it has one.
-        num_said = len(READ_AGAIN.findall(self.messages())) + (2 if self.tls else 1)
+        # It says so of its clients and of its certificate, where it has them.
+        num_said = len(READ_AGAIN.findall(self.messages())) + self.num_files
         self.process.send_signal(signal.SIGHUP)
         eventually(lambda: len(READ_AGAIN.findall(self.messages())) >= num_said)
 
