@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::{
     plan::{ChooseError, Infeasible},
     serve::{ErrorCode, ServeError},
-    tensor::{ByteSize, chain},
+    tensor::{ByteSize, chain, panic_literal},
 };
 
 /// Most characters of a message; names in a request may be as long as its body.
@@ -143,9 +143,7 @@ struct WireCheapest<'a> {
 impl ApiError {
     /// Returns the error for a handler that panicked with `payload`.
     pub(super) fn of_panic(payload: &(dyn Any + Send)) -> Self {
-        // A message that was put together may hold a part of the request.
-        let message = payload.downcast_ref::<&str>().copied().unwrap_or("its message is withheld");
-        Self::Panicked { message: message.to_owned() }
+        Self::Panicked { message: panic_literal(payload).to_owned() }
     }
 
     /// Returns the code of the failure.

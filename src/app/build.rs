@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     api::{self, ApiState, Transport},
-    serve::{Engine, FamilyState, InferenceThreads, Observer, Registry, Repository},
+    serve::{Engine, InferenceThreads, Observer, Registry, Repository},
     telemetry::{self, Metrics},
 };
 
@@ -151,15 +151,13 @@ struct Loaded {
 
 /// Stops the server if none of its families loaded.
 fn check_served(Loaded { registry, stop, exit_on_error }: &Loaded) -> Result<(), AppError> {
-    let families = registry.families();
-    let has_failed =
-        |(_, state): &(String, FamilyState)| matches!(state, FamilyState::Failed { .. });
-    if !exit_on_error || stop.is_cancelled() || !families.iter().all(has_failed) {
+    let failures = registry.failures();
+    if !exit_on_error || stop.is_cancelled() || failures.len() < registry.families().len() {
         return Ok(());
     }
     stop.cancel();
-    let failures = registry.failures().into_iter();
-    let reasons: Vec<String> = failures.map(|(name, reason)| format!("{name}: {reason}")).collect();
+    let reasons = failures.iter().map(|(name, reason)| format!("{name}: {reason}"));
+    let reasons: Vec<String> = reasons.collect();
     Err(AppError::NothingServed { reasons: reasons.join("; ") })
 }
 

@@ -20,7 +20,7 @@ pub(super) struct Refining {
     key: MachineKey,
     /// Folder in which the costs are kept; `None` if there is none.
     cache: Option<PathBuf>,
-    /// What others take since the measurements began; `None` before.
+    /// Competition since the measurements began; `None` before.
     competition: Option<Competition>,
     num_attempts: usize,
 }

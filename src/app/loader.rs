@@ -66,10 +66,9 @@ impl PoolLoader {
         let Known { profile, estimated } = profiles.at_once(&family, &self.shipped()?)?;
         let quality = quality_of(&family)?;
         let pins: Vec<&str> = pins_of(&self.pool.pins, name).collect();
-        let is_exact = estimated.is_empty();
-        let refining = self.refining(&family, &profile, estimated);
+        let refining = (!estimated.is_empty()).then(|| self.refining(&family, &profile, estimated));
         let mut loaded = LoadedFamily::new(family, profile, quality, self.margin)?;
-        if !is_exact {
+        if let Some(refining) = refining {
             loaded = loaded.with_idle_work(Box::new(refining));
         }
         loaded.pin(&pins).map_err(|reason| AppError::PinnedModule { reason })

@@ -53,31 +53,30 @@ impl Profiles<'_> {
         shipped: &ShippedProfiles,
     ) -> Result<Known, AppError> {
         let mut cache = self.cached();
-        if cache.profile_of(family).is_err() {
-            self.complete(family, shipped, &mut cache)?;
-        }
-        if cache.profile_of(family).is_err() {
-            let mut executor = Executor::new(self.machine.runtime.clone(), family.clone());
-            estimate_profile(&mut executor, &mut cache, self.progress)?;
-            drop(executor);
-            give_back_freed_memory();
-            self.keep_or_warn(&cache.of(family));
-        }
-        let profile = cache.profile_of(family).map_err(|_| AppError::Unmeasured)?;
+        let known = match cache.profile_of(family) {
+            Ok(profile) => Some(profile),
+            Err(_) => self.scaled(family, shipped, &mut cache)?,
+        };
+        let profile = match known {
+            Some(profile) => profile,
+            None => self.estimated(family, &mut cache)?,
+        };
         Ok(Known { profile, estimated: cache.estimated_of(family) })
     }
 
-    /// Adds to `cache` what it lacks of `family` and the nearest machine in `shipped` has.
-    fn complete(
+    /// Adds to `cache` the modules that it lacks and the nearest machine in `shipped` has. Returns
+    /// the profile of `family`, or `None` if a module is in neither.
+    fn scaled(
         &self,
         family: &Family,
         shipped: &ShippedProfiles,
         cache: &mut ProfileCache,
-    ) -> Result<(), AppError> {
-        let Some(nearest) = shipped.nearest(&self.machine.key) else { return Ok(()) };
+    ) -> Result<Option<Profile>, AppError> {
+        let Some(nearest) = shipped.nearest(&self.machine.key) else { return Ok(None) };
         let ratio = self.machine.calibration()?.as_secs_f64() / nearest.calibration_seconds;
         nearest.complete(cache, ratio).map_err(OfferError::from)?;
-        if cache.profile_of(family).is_ok() {
+        let profile = cache.profile_of(family).ok();
+        if profile.is_some() {
             tracing::info!(
                 family = family.manifest.name,
                 of = nearest.machine.processor,
@@ -85,7 +84,23 @@ impl Profiles<'_> {
                 "costs are those of another machine, scaled, until they are measured"
             );
         }
-        Ok(())
+        Ok(profile)
+    }
+
+    /// Returns the profile of `family`; estimates the modules that `cache` lacks, and keeps them.
+    fn estimated(
+        &self,
+        family: &Arc<Family>,
+        cache: &mut ProfileCache,
+    ) -> Result<Profile, AppError> {
+        let mut executor = Executor::new(self.machine.runtime.clone(), family.clone());
+        estimate_profile(&mut executor, cache, self.progress)?;
+        drop(executor);
+        give_back_freed_memory();
+        if let Err(error) = self.keep(&cache.of(family)) {
+            warn_unkept(&error);
+        }
+        cache.profile_of(family).map_err(|_| AppError::Unmeasured)
     }
 
     /// Returns what the machine's cache has of `family`, to be shipped to other machines. Estimates
@@ -168,13 +183,6 @@ impl Profiles<'_> {
     fn keep(&self, cache: &ProfileCache) -> Result<(), AppError> {
         let folder = self.machine.cache.as_ref().ok_or(AppError::NoCache)?;
         Ok(cache.write(folder)?)
-    }
-
-    /// Saves `cache` for the next start. That it cannot be saved is a warning.
-    fn keep_or_warn(&self, cache: &ProfileCache) {
-        if let Err(error) = self.keep(cache) {
-            warn_unkept(&error);
-        }
     }
 
     /// Measures the modules that `cache` lacks, and returns the profile of `family`.

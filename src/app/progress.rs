@@ -7,7 +7,7 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use crate::fit::Progress;
+use crate::fit::{Progress, ends_a_tenth};
 
 /// Progress of one family, which is stopped with the server.
 pub(super) struct LoadProgress<'a> {
@@ -45,8 +45,7 @@ impl Progress for LoadProgress<'_> {
         let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
         phase.done += 1;
         let Phase { name, length, done, begun } = &*phase;
-        let tenth = |done: u64| (10 * done).checked_div(*length).unwrap_or(0);
-        if tenth(*done) > tenth(done - 1) {
+        if ends_a_tenth(*done, *length) {
             let seconds = format!("{:.1}", begun.elapsed().as_secs_f64());
             tracing::info!(family = self.family, phase = name, done, of = length, seconds);
         }

@@ -21,7 +21,7 @@ const MAX_SHOWN_CHARS: usize = 80;
 /// Keys whose `null` libraries take for another value than that of an absent key.
 const NOT_NULL: [&str; 3] = ["include_prompt", "model_type", "qkv_bias"];
 
-/// What a reader does with keys.
+/// Keys of a configuration by what a reader does with them.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Keys {
     /// Keys that are honoured.

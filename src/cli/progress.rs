@@ -4,7 +4,7 @@ use std::{io::IsTerminal, sync::Mutex};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::fit::Progress;
+use crate::fit::{Progress, ends_a_tenth};
 
 /// Progress that is shown as bars on a terminal, and as lines elsewhere.
 #[derive(Debug, Default)]
@@ -36,8 +36,7 @@ impl Progress for Bars {
         let Some(bar) = bar.as_ref() else { return };
         bar.inc(1);
         let (position, length) = (bar.position(), bar.length().unwrap_or(0));
-        let tenth = |position: u64| (10 * position).checked_div(length).unwrap_or(0);
-        if bar.is_hidden() && tenth(position) > tenth(position.saturating_sub(1)) {
+        if bar.is_hidden() && ends_a_tenth(position, length) {
             say_error(&format!("{position} of {length} after {:.0?}", bar.elapsed()));
         }
     }

@@ -1,17 +1,15 @@
 //! Estimates of the costs of modules from a few runs, so that a family can be served at once.
 
-use std::time::Instant;
-
 use super::{
     FitError, ProfileOptions, Progress,
     independence::prove_family,
-    measure::{activations, full_input, median, monotone, state, state_shape},
+    measure::{activations, inputs_of, median, monotone, timed},
 };
 use crate::{
     family::ModuleId,
     offer::{ModuleProfile, ProfileCache, module_digest},
-    plan::{Grid, Shape},
-    runtime::{Executor, SideInputs},
+    plan::Grid,
+    runtime::Executor,
 };
 
 /// Longest text of the runs, in tokens.
@@ -74,17 +72,10 @@ fn estimate(
 
 /// Returns the median time of a module in seconds, for one sequence.
 fn time(executor: &Executor, id: ModuleId, tokens: usize) -> Result<f64, FitError> {
-    let shape = Shape::new(1, tokens);
-    let sides = SideInputs::of_input(full_input(executor.family(), shape))?;
-    let state = state_shape(executor, id, shape).map(state).transpose()?;
-    let mut times = Vec::new();
-    for run in 0..=NUM_RUNS {
-        let begun = Instant::now();
-        drop(executor.advance(id, state.as_ref(), &sides)?);
-        if run > 0 {
-            times.push(begun.elapsed().as_secs_f64());
-        }
-    }
+    let (sides, state) = inputs_of(executor, id, tokens)?;
+    let run = || timed(executor, id, state.as_ref(), &sides);
+    run()?;
+    let times = (0..NUM_RUNS).map(|_| run()).collect::<Result<_, _>>()?;
     Ok(median(times))
 }
 

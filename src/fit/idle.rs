@@ -11,15 +11,9 @@ use std::{
 
 use super::{
     FitError,
-    measure::{full_input, median, monotone, state, state_shape},
+    measure::{inputs_of, median, monotone, timed},
 };
-use crate::{
-    assembly::Family,
-    family::ModuleId,
-    offer::Profile,
-    plan::{Grid, Shape},
-    runtime::{Activation, Executor, SideInputs},
-};
+use crate::{assembly::Family, family::ModuleId, offer::Profile, plan::Grid, runtime::Executor};
 
 /// Longest expected run that is measured. A request that arrives meanwhile waits for it.
 const LONGEST: Duration = Duration::from_millis(1);
@@ -136,19 +130,15 @@ impl IdleMeasuring {
 impl Cell {
     /// Runs the module once to warm up, and then until the turn is over.
     fn run(&mut self, executor: &Executor, is_quiet: &dyn Fn() -> bool) -> Result<(), FitError> {
-        let shape = Shape::new(1, self.tokens);
-        let sides = SideInputs::of_input(full_input(executor.family(), shape))?;
-        let state: Option<Activation> =
-            state_shape(executor, self.module, shape).map(state).transpose()?;
+        let (sides, state) = inputs_of(executor, self.module, self.tokens)?;
+        let run = || timed(executor, self.module, state.as_ref(), &sides);
         self.num_turns += 1;
-        executor.advance(self.module, state.as_ref(), &sides)?;
+        run()?;
         let turn = Instant::now();
         while is_quiet() && self.times.len() < MIN_RUNS && turn.elapsed() < TURN {
-            let begun = Instant::now();
-            drop(executor.advance(self.module, state.as_ref(), &sides)?);
-            let time = begun.elapsed();
+            let time = run()?;
             if is_quiet() {
-                self.times.push(time.as_secs_f64());
+                self.times.push(time);
             }
         }
         Ok(())

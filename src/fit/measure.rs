@@ -209,10 +209,9 @@ fn measure_cell(
             progress.go_on()?;
             // The module may have been unloaded for others of the group.
             executor.load(&[*id])?;
-            let start = Instant::now();
-            drop(executor.advance(*id, state, &sides)?);
+            let time = timed(executor, *id, state, &sides)?;
             if round > 0 {
-                times[index].push(start.elapsed().as_secs_f64());
+                times[index].push(time);
             }
         }
         round += 1;
@@ -221,13 +220,25 @@ fn measure_cell(
     Ok(times.into_iter().map(|times| median(times) * num_chunks).collect())
 }
 
+/// Returns the time in seconds of one run of module `id`.
+pub(super) fn timed(
+    executor: &Executor,
+    id: ModuleId,
+    state: Option<&Activation>,
+    sides: &SideInputs,
+) -> Result<f64, FitError> {
+    let start = Instant::now();
+    drop(executor.advance(id, state, sides)?);
+    Ok(start.elapsed().as_secs_f64())
+}
+
 #[expect(clippy::cast_precision_loss, reason = "batches are small")]
 fn fraction(part: usize, whole: usize) -> f64 {
     part as f64 / whole as f64
 }
 
 /// Returns the shape of the hidden states that module `id` reads, or `None` if it reads none.
-pub(super) fn state_shape(
+fn state_shape(
     executor: &Executor,
     id: ModuleId,
     Shape { batch, tokens }: Shape,
@@ -240,11 +251,24 @@ pub(super) fn state_shape(
 }
 
 /// Creates hidden states with values of the size that a layer norm gives.
-pub(super) fn state(shape: Vec<usize>) -> Result<Activation, FitError> {
+fn state(shape: Vec<usize>) -> Result<Activation, FitError> {
     let values = (0..shape.iter().product()).map(wave).collect();
     let tensor =
         Tensor::new(shape, TensorData::F32(values)).map_err(|e| FitError::Family(e.to_string()))?;
     Ok(Activation::of_tensor(tensor)?)
+}
+
+/// Returns the inputs of module `id` for one sequence: the request's, and the hidden states if it
+/// reads any.
+pub(super) fn inputs_of(
+    executor: &Executor,
+    id: ModuleId,
+    tokens: usize,
+) -> Result<(SideInputs, Option<Activation>), FitError> {
+    let shape = Shape::new(1, tokens);
+    let sides = SideInputs::of_input(full_input(executor.family(), shape))?;
+    let state = state_shape(executor, id, shape).map(state).transpose()?;
+    Ok((sides, state))
 }
 
 /// Returns token ids without padding, or images of noise.
@@ -270,10 +294,7 @@ pub(super) fn activations(
 ) -> Result<Vec<f64>, FitError> {
     let mut per_sequence = Vec::new();
     for &tokens in &options.tokens {
-        let shape = Shape::new(1, tokens);
-        let sides = SideInputs::of_input(full_input(executor.family(), shape))?;
-        let state = state_shape(executor, id, shape).map(state).transpose()?;
-        per_sequence.push((sides, state));
+        per_sequence.push(inputs_of(executor, id, tokens)?);
     }
     let bytes = match executor.measure_activations(id, &per_sequence) {
         Err(error @ RuntimeError::Scratch { .. }) => {

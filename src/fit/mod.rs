@@ -57,6 +57,12 @@ pub trait Progress {
     }
 }
 
+/// Returns whether the step `done` of `length` ends a tenth of them, which is worth a line.
+pub fn ends_a_tenth(done: u64, length: u64) -> bool {
+    let tenth = |done: u64| (10 * done).checked_div(length).unwrap_or(0);
+    tenth(done) > tenth(done.saturating_sub(1))
+}
+
 /// Ignores all reports.
 impl Progress for () {
     fn phase(&self, _name: &str, _length: u64) {}

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ModuleId(pub usize);
 
-/// What runs for a request. Requests of equal plans run as one batch.
+/// Sub-network that runs for a request. Requests of equal plans run as one batch.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Plan {
     /// Modules to run, from the input to the output.

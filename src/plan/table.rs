@@ -45,7 +45,7 @@ pub struct Quality {
 pub struct PlanEntry {
     /// Readable, stable id.
     pub id: String,
-    /// What runs.
+    /// Plan that runs.
     pub plan: Plan,
     /// Predicted latency by batch and tokens, in seconds.
     pub latency_seconds: Grid,

@@ -13,6 +13,7 @@ mod hex;
 mod mapped;
 #[cfg(test)]
 pub(crate) mod mutate;
+mod panic;
 mod units;
 mod value;
 
@@ -22,5 +23,6 @@ pub use file::{open_file, read_bytes, read_text};
 pub use heap::{MappedApart, give_back_freed_memory, reuse_freed_memory};
 pub use hex::hex;
 pub use mapped::MappedFile;
+pub use panic::panic_literal;
 pub use units::{ByteSize, ParseByteSizeError};
 pub use value::{Tensor, TensorData, TensorError, TensorSpec, signed};

@@ -53,7 +53,7 @@ pub(crate) struct Liveness {
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Readiness {
     ready: bool,
-    /// Why the server is not ready.
+    /// Reason why the server is not ready.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
     /// Models that did not load, with the reasons, for clients that may send requests.

@@ -6,7 +6,7 @@ use crate::{
     onnx::{Attribute, GraphBuilder, proto::data_type},
 };
 
-/// How the hidden states of a text become one vector.
+/// Reduction of the hidden states of a text to one vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pooling {
     /// The first token.

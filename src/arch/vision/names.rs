@@ -38,11 +38,11 @@ pub(crate) struct VitShape {
     pub(super) epsilon: f32,
     /// Nonlinearity of the feed-forward parts.
     pub(super) nonlinearity: Nonlinearity,
-    /// What the classifier reads of the tokens.
+    /// Tokens that the classifier reads.
     pub(super) pooling: Pooling,
 }
 
-/// What a classifier reads of the tokens.
+/// Tokens that a classifier reads, and their reduction to one vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pooling {
     /// The class token.

@@ -1,4 +1,4 @@
-//! How much of the processor others take while something is measured.
+//! The share of the processor that others take while something is measured.
 
 use std::fs;
 

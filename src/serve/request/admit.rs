@@ -117,11 +117,11 @@ impl FamilyService {
         };
         let reference = &self.manifest().reference;
         let deadline = asked.budget.latency.map(|latency| asked.arrival + latency);
-        let expected = self.preparation.expect(start, &inputs, self.config.num_workers);
+        let expected = self.preparation.shape(&inputs);
         let preparing = self.preparation.run(&self.planner, inputs, reference, deadline);
         let prepared = preparing.instrument(debug_span!("preprocess")).await?;
         let Some(mut input) = prepared else {
-            return Err(self.too_late(expected.shape, asked, place));
+            return Err(self.too_late(expected, asked, place));
         };
         let question =
             Question { shape: input.shape(), budget: &asked.budget, now: Instant::now() };

@@ -110,11 +110,7 @@ impl Preparation {
     /// Estimates at `now` the shape of `inputs` and the time to prepare them beside `num_workers`
     /// inference threads.
     pub(crate) fn expect(&self, now: Instant, inputs: &Inputs, num_workers: usize) -> Expected {
-        let shape = match inputs {
-            Inputs::Texts(texts) => Shape::new(texts.len(), self.tokens(texts)),
-            Inputs::Pictures(files) => Shape::new(files.len(), 1),
-            Inputs::Ready(input) => input.shape(),
-        };
+        let shape = self.shape(inputs);
         let num_bytes = match inputs {
             Inputs::Texts(texts) => self.text_bytes(texts),
             Inputs::Pictures(files) => files.iter().map(Vec::len).sum(),
@@ -126,6 +122,15 @@ impl Preparation {
         let num_workers = u32::try_from(num_workers).unwrap_or(u32::MAX);
         let share = time * num_workers.min(self.threads.num_cores) / self.threads.num_cores;
         Expected { shape, time, share }
+    }
+
+    /// Estimates the shape of `inputs`.
+    pub(crate) fn shape(&self, inputs: &Inputs) -> Shape {
+        match inputs {
+            Inputs::Texts(texts) => Shape::new(texts.len(), self.tokens(texts)),
+            Inputs::Pictures(files) => Shape::new(files.len(), 1),
+            Inputs::Ready(input) => input.shape(),
+        }
     }
 
     /// Tokenizes texts for `anchor`, decodes image files, or checks token ids against the
