@@ -59,15 +59,20 @@ pub(crate) enum Next {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Patience {
     /// It does not wait.
+    #[cfg_attr(not(test), expect(dead_code, reason = "threads of a server always wait"))]
     None,
-    /// It waits until no request came for a while.
+    /// It waits until no request came for a while, and then takes the whole time for other work.
+    Busy,
+    /// It waits until no request came for a while, and then takes little time for other work.
     Quiet,
     /// It waits until there is work.
     Endless,
 }
 
-/// Time without a request after which threads measure, and the time between two measurements.
+/// Time without a request after which threads load modules ahead or measure.
 const QUIET: Duration = Duration::from_millis(100);
+/// Time between two modules, and between two measurements.
+const BREATH: Duration = Duration::from_millis(1);
 const PACE: Duration = Duration::from_millis(20);
 
 #[derive(Debug)]
@@ -161,10 +166,14 @@ impl Shared {
         state: MutexGuard<'s, State>,
         patience: Patience,
     ) -> (MutexGuard<'s, State>, bool) {
-        if patience != Patience::Quiet {
-            return (self.changed.wait(state).unwrap_or_else(PoisonError::into_inner), false);
-        }
-        let waited = self.changed.wait_timeout(state, PACE);
+        let pace = match patience {
+            Patience::Busy => BREATH,
+            Patience::Quiet => PACE,
+            Patience::None | Patience::Endless => {
+                return (self.changed.wait(state).unwrap_or_else(PoisonError::into_inner), false);
+            }
+        };
+        let waited = self.changed.wait_timeout(state, pace);
         let (state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let quiet = now.checked_sub(QUIET).unwrap_or(now);
@@ -227,8 +236,8 @@ impl Queue {
         self.shared.lock().scheduler.was_quiet_since(begun)
     }
 
-    /// Hands over a family's executor. The modules of `preload` are loaded while no job waits, and
-    /// `idle` is worked on when nothing else was to be done for a while.
+    /// Hands over a family's executor. When no request came for a while, the modules of `preload`
+    /// are loaded, and then `idle` is worked on.
     pub(crate) fn install(
         &self,
         family: FamilyKey,
@@ -292,8 +301,10 @@ impl Receiver {
             }
             match patience {
                 Patience::None => return Found::Next(Next::Nothing),
-                Patience::Quiet if is_rested => return Found::Next(Next::Nothing),
-                Patience::Quiet | Patience::Endless => {}
+                Patience::Busy | Patience::Quiet if is_rested => {
+                    return Found::Next(Next::Nothing);
+                }
+                Patience::Busy | Patience::Quiet | Patience::Endless => {}
             }
             state.num_idle += 1;
             (state, is_rested) = self.shared.rest(state, patience);

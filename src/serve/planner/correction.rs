@@ -21,6 +21,9 @@ const CONSERVATIVE: Rates = Rates { rise: 0.1, fall: 0.025 };
 /// Rates of a reserve, which settles at the 98th percentile of batches.
 const RESERVE: Rates = Rates { rise: 0.3, fall: 0.002 };
 
+/// Reserve before a batch has run: nothing is known of how much their times differ.
+const UNKNOWN: f64 = 1.25;
+
 /// Bounds of a margin and of a reserve.
 const SPREAD: Bounds = Bounds { least: 1.0, most: 2.0 };
 
@@ -79,7 +82,7 @@ impl Default for Correction {
     fn default() -> Self {
         let (kept, passing) = (|| Follower::new(1.0), || Transient::new(1.0));
         Self {
-            machine: Machine { factor: kept(), margin: kept(), reserve: kept() },
+            machine: Machine { factor: kept(), margin: kept(), reserve: Follower::new(UNKNOWN) },
             load: Load { factor: passing(), margin: passing(), reserve: passing() },
             answering: Transient::new(ANSWERING),
             measured: Mutex::default(),

@@ -113,8 +113,9 @@ impl Planner {
         front.map(|entry| summary_of(entry, shape, factor)).collect()
     }
 
-    /// Chooses the plan for the remaining `budget` after `elapsed`. Every plan would have spent
-    /// `elapsed` as well, so predictions and the costs in an error include it.
+    /// Chooses the plan for the remaining `budget` after `elapsed`, with the reserve for batches
+    /// that take longer than usual if a plan leaves it. Every plan would have spent `elapsed` as
+    /// well, so predictions and the costs in an error include it.
     pub(super) fn plan_in_time(
         &self,
         question: &Question<'_>,
@@ -122,8 +123,13 @@ impl Planner {
     ) -> Result<Chosen, ServeError> {
         let budget = question.budget;
         let left = budget.latency.map(|latency| latency.saturating_sub(elapsed));
-        let budget_left = Budget { latency: left, ..budget.clone() };
-        match self.plan_for(&Question { budget: &budget_left, ..*question }) {
+        let plan_within = |latency| {
+            let budget = Budget { latency, ..budget.clone() };
+            self.plan_for(&Question { budget: &budget, ..*question })
+        };
+        let reserve = self.correction.reserve(question.now);
+        let reserved = left.map(|left| plan_within(Some(left.div_f64(reserve))));
+        match reserved.and_then(Result::ok).map_or_else(|| plan_within(left), Ok) {
             Ok(mut chosen) => {
                 chosen.summary.predicted_latency += elapsed;
                 Ok(chosen)

@@ -46,6 +46,30 @@ fn time_that_has_passed_is_part_of_what_is_predicted() {
 }
 
 #[test]
+fn a_plan_leaves_the_reserve_that_was_learned_if_any_can() {
+    let (planner, now) = (planner(), Instant::now());
+    let seconds = |chosen: &Chosen| planner.with_margin(chosen.conservative).as_secs_f64();
+    let reserve = planner.correction.reserve(now);
+    assert!(reserve > 1.0, "nothing has run, so nothing is known of the times");
+    let mut num_reserved = 0;
+    for tenths in 20..640_u32 {
+        let latency = Duration::from_micros(u64::from(tenths) * 100);
+        let budget = Budget { latency: Some(latency), ..Budget::default() };
+        let question = Question { shape: ONE, budget: &budget, now };
+        let Ok(chosen) = planner.plan_in_time(&question, Duration::ZERO) else {
+            continue;
+        };
+        let fastest = planner.plan_for(&Question { budget: &budget.fastest(), ..question });
+        let least = seconds(&fastest.expect("a plan is in time")) * reserve;
+        if least < latency.as_secs_f64() {
+            assert!(seconds(&chosen) * reserve <= latency.as_secs_f64() + 1e-6, "{latency:?}");
+            num_reserved += 1;
+        }
+    }
+    assert!(num_reserved > 100, "{num_reserved}");
+}
+
+#[test]
 fn the_least_time_is_the_part_of_a_full_batch() {
     let (planner, now) = (planner(), Instant::now());
     let budget = within(1);

@@ -84,12 +84,13 @@ impl Crew {
         self.report_residency();
     }
 
-    /// Returns how long a thread may wait for work: not while modules are left to load ahead, and
-    /// until it was quiet for a while if there is something to measure or memory to give back.
+    /// Returns how long a thread may wait for work: until it was quiet for a while if modules are
+    /// left to load ahead, or if there is something to measure or memory to give back. A request
+    /// waits for what has begun, so nothing begins between the requests of one client.
     pub(super) fn patience(&self) -> Patience {
         let families = self.lock();
         match (families.preload.is_empty(), families.idle.is_empty() && !families.has_freed) {
-            (false, _) => Patience::None,
+            (false, _) => Patience::Busy,
             (true, false) => Patience::Quiet,
             (true, true) => Patience::Endless,
         }
@@ -99,13 +100,13 @@ impl Crew {
     /// or else measures a little.
     pub(super) fn use_time(&self, is_quiet: &dyn Fn() -> bool) {
         match self.patience() {
-            Patience::None => self.load_next(),
+            Patience::Busy => self.load_next(),
             Patience::Quiet if std::mem::take(&mut self.lock().has_freed) => {
                 // All threads allocate more slowly meanwhile, so it waits for a quiet moment.
                 give_back_freed_memory();
             }
             Patience::Quiet => self.measure_next(is_quiet),
-            Patience::Endless => {}
+            Patience::None | Patience::Endless => {}
         }
     }
 
@@ -197,7 +198,7 @@ mod tests {
     }
 
     fn is_loaded(crew: &Crew) -> bool {
-        crew.patience() != Patience::None
+        crew.patience() != Patience::Busy
     }
 
     #[test]
@@ -294,7 +295,7 @@ mod tests {
         let (crew, _) = crew();
         let (planner, executor) = running();
         let num_quiet = install_idle(&crew, &planner, &executor);
-        assert_eq!(crew.patience(), Patience::None);
+        assert_eq!(crew.patience(), Patience::Busy);
         crew.use_time(&|| true);
         for is_quiet in [true, false, true] {
             assert_eq!(crew.patience(), Patience::Quiet);
