@@ -13,7 +13,8 @@ use super::{
 };
 use crate::{
     family::{AnchorSpec, Fault},
-    pool::{Checkpoint, PoolError, open_verified, parse_json},
+    pool::{Checkpoint, PoolError, parse_json, read_verified},
+    tensor::FileKind,
 };
 
 /// Supported values of `model_type`, for errors.
@@ -39,8 +40,9 @@ pub(crate) fn open(
             (anchor.join("config.json"), anchor.join("model.safetensors"), "")
         }
     };
-    let file = open_verified(folder, &config, digest(folder, spec, &config)?)?;
-    let text = String::from_utf8_lossy(file.bytes()).into_owned();
+    let sha256 = digest(folder, spec, &config)?;
+    let text = read_verified(folder, &config, sha256, FileKind::Config)?;
+    let text = String::from_utf8_lossy(&text);
     let path = folder.join(&config);
     let index = weights.with_extension("safetensors.index.json");
     let is_whole = spec.sha256.contains_key(&weights) || !folder.join(&index).exists();

@@ -18,7 +18,8 @@ use crate::{
     },
     input::Tokenizer,
     module::{Body, Network},
-    pool::{Checkpoint, FitRecords, PoolError, open_verified},
+    pool::{Checkpoint, FitRecords, PoolError, read_verified},
+    tensor::FileKind,
 };
 
 /// Builder of a family's spaces, modules and networks.
@@ -386,10 +387,10 @@ impl<'a> FamilyBuilder<'a> {
         };
         let sha256 = open::digest(self.folder, spec, location)?;
         let max_tokens = self.manifest.limits.max_tokens;
-        let file = open_verified(self.folder, location, sha256)?;
+        let bytes = read_verified(self.folder, location, sha256, FileKind::Tokenizer)?;
         let malformed =
-            |message: String| PoolError::Malformed { path: file.path().to_owned(), message };
-        let tokenizer = Tokenizer::from_bytes(file.bytes(), max_tokens)
+            |message: String| PoolError::Malformed { path: self.folder.join(location), message };
+        let tokenizer = Tokenizer::from_bytes(&bytes, max_tokens)
             .map_err(|error| malformed(error.to_string()))?
             .with_prompt(layout.prompt.clone());
         let (words, num_words) = (tokenizer.vocabulary_size(), layout.num_words());

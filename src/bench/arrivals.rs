@@ -6,6 +6,7 @@ use rand::{SeedableRng, rngs::StdRng};
 use rand_distr::{Distribution, Gamma};
 
 use super::BenchError;
+use crate::tensor::{FileKind, read_text};
 
 /// Distribution of the times between requests.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,7 +30,7 @@ impl Arrivals {
     /// Fails when the file cannot be read, or a line is not a time or is before the previous one.
     pub fn read_trace(path: &Path) -> Result<Self, BenchError> {
         let wrap = |source| BenchError::Trace { path: path.to_owned(), source };
-        let text = std::fs::read_to_string(path).map_err(wrap)?;
+        let text = read_text(path, FileKind::Trace).map_err(wrap)?;
         let mut times: Vec<f64> = Vec::new();
         for (index, line) in text.lines().map(str::trim).enumerate() {
             if line.is_empty() || line.starts_with('#') {

@@ -9,6 +9,7 @@ use anyhow::Context;
 use clap::{ArgMatches, Command, CommandFactory, FromArgMatches};
 
 use super::args::Arguments;
+use crate::tensor::{FileKind, read_text};
 
 /// Command whose options a file may hold, beside the options of all commands.
 const SERVE: &str = "serve";
@@ -42,7 +43,8 @@ fn config_path(line: &[OsString]) -> Option<PathBuf> {
 /// Sets the options in the file at `path` as defaults of `command`.
 fn with_defaults(mut command: Command, path: &Path) -> anyhow::Result<Command> {
     let shown = path.display();
-    let text = std::fs::read_to_string(path).with_context(|| format!("{shown}: cannot be read"))?;
+    let text =
+        read_text(path, FileKind::Options).with_context(|| format!("{shown}: cannot be read"))?;
     let table: toml::Table = text.parse().with_context(|| format!("{shown}: is not valid TOML"))?;
     // Both lists of names are read before `command` is changed.
     let common = option_names(&command);

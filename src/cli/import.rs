@@ -9,7 +9,11 @@ use super::{
     progress::{Bars, say},
     setup,
 };
-use crate::{fit::ImportOptions, telemetry};
+use crate::{
+    fit::ImportOptions,
+    telemetry,
+    tensor::{FileKind, read_text},
+};
 
 /// Makes a family from ONNX exports.
 pub(super) fn import(common: &Common, arguments: &ImportArguments) -> anyhow::Result<()> {
@@ -29,7 +33,7 @@ pub(super) fn import(common: &Common, arguments: &ImportArguments) -> anyhow::Re
     let labels = match &arguments.labels {
         None => Vec::new(),
         Some(path) => {
-            let text = std::fs::read_to_string(path)
+            let text = read_text(path, FileKind::Labels)
                 .with_context(|| format!("{}: cannot be read", path.display()))?;
             text.lines().map(|line| line.trim().to_owned()).collect()
         }

@@ -8,7 +8,7 @@ use crate::{
     app::{family_names, writer_of},
     family::{FORMAT, MANIFEST_FILE, migrated},
     telemetry,
-    tensor::read_text,
+    tensor::{FileKind, read_text},
 };
 
 /// Brings manifests of older formats up to date. Comments and order are kept.
@@ -21,7 +21,7 @@ pub(super) fn migrate(common: &Common, arguments: &MigrateArguments) -> anyhow::
     for name in names {
         let writer = writer_of(&common.pool, &name)?;
         let path = writer.folder().join(MANIFEST_FILE);
-        match migrated(&path, &read_text(&path)?)? {
+        match migrated(&path, &read_text(&path, FileKind::Manifest)?)? {
             Some(_) if arguments.dry_run => say(&format!("{name}: would be of format {FORMAT}")),
             Some(text) => {
                 writer.replace(&path, text.as_bytes())?;

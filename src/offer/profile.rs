@@ -15,7 +15,7 @@ use crate::{
     module::Network,
     plan::{Grid, PlanError},
     pool::{PoolError, parse_json, write_atomically},
-    tensor::{hex, read_text},
+    tensor::{FileKind, hex, read_text},
 };
 
 /// Version of the cache file's format; the file's name depends on it.
@@ -129,7 +129,7 @@ impl ProfileCache {
     /// Fails when there is something else in its place, and when it is not as it was written.
     pub fn read(folder: &Path, machine: MachineKey) -> Result<Self, PoolError> {
         let path = machine.file(folder);
-        let text = match read_text(&path) {
+        let text = match read_text(&path, FileKind::Records) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 return Ok(Self::empty(machine));

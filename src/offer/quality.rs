@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     family::{FamilyGraph, Metric, ModuleId, ModuleKind, PlanId, SpaceId, SpaceKind},
     pool::{PoolError, parse_json},
-    tensor::read_text,
+    tensor::{FileKind, read_text},
 };
 
 /// Least quality whose logarithm is taken.
@@ -52,7 +52,7 @@ impl QualityRecords {
     ///
     /// Fails when the file is there but does not parse.
     pub fn read(path: &Path) -> Result<Self, PoolError> {
-        let text = match read_text(path) {
+        let text = match read_text(path, FileKind::Records) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(reason) => {

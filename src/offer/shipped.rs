@@ -12,7 +12,7 @@ use super::profile::{MachineKey, ModuleProfile, ProfileCache};
 use crate::{
     plan::PlanError,
     pool::{PoolError, parse_json, write_atomically},
-    tensor::read_text,
+    tensor::{FileKind, read_text},
 };
 
 /// Name of the file in a pool.
@@ -47,7 +47,7 @@ impl ShippedProfiles {
     ///
     /// Fails when the file cannot be read or is malformed.
     pub fn read(path: &Path) -> Result<Self, PoolError> {
-        let text = match read_text(path) {
+        let text = match read_text(path, FileKind::Records) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(reason) => return Err(PoolError::File { path: path.to_owned(), reason }),

@@ -10,6 +10,7 @@ use std::{
 
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 
 use super::error::PoolError;
 use crate::{
@@ -17,7 +18,7 @@ use crate::{
         external::{Place, initializer, read_floats},
         proto::{TensorProto, data_type},
     },
-    tensor::{MappedFile, signed},
+    tensor::{FileKind, MappedFile, hex, read_bytes, signed},
 };
 
 /// One or several open safetensors files.
@@ -76,10 +77,10 @@ impl Checkpoint {
         location: &Path,
         sha256: impl Fn(&Path) -> Result<&'d str, PoolError>,
     ) -> Result<Self, PoolError> {
-        let file = open_verified(folder, location, sha256(location)?)?;
+        let index = read_verified(folder, location, sha256(location)?, FileKind::ShardIndex)?;
         let path = folder.join(location);
         let malformed = |message| PoolError::Malformed { path: path.clone(), message };
-        let index: Index = serde_json::from_slice(file.bytes())
+        let index: Index = serde_json::from_slice(&index)
             .map_err(|e| malformed(format!("is not an index of safetensors files: {e}")))?;
         let beside = location.parent().unwrap_or(Path::new(""));
         let mut shards: BTreeMap<&str, Self> = BTreeMap::new();
@@ -336,11 +337,33 @@ pub(crate) fn open_verified(
     let path = folder.join(location);
     let file = MappedFile::open(&path)
         .map_err(|source| PoolError::Unreadable { path: path.clone(), source })?;
-    let found = file.sha256();
-    if !found.eq_ignore_ascii_case(sha256) {
-        return Err(PoolError::Digest { path, expected: sha256.into(), found });
-    }
+    verify(path, sha256, file.sha256())?;
     Ok(file)
+}
+
+/// Reads `folder/location`, a small file of the kind `kind`, and checks its digest.
+///
+/// # Errors
+///
+/// Fails when the file cannot be read, is too large for its kind or has another digest.
+pub(crate) fn read_verified(
+    folder: &Path,
+    location: &Path,
+    sha256: &str,
+    kind: FileKind,
+) -> Result<Vec<u8>, PoolError> {
+    let path = folder.join(location);
+    let bytes = read_bytes(&path, kind)
+        .map_err(|source| PoolError::Unreadable { path: path.clone(), source })?;
+    verify(path, sha256, hex(&Sha256::digest(&bytes)))?;
+    Ok(bytes)
+}
+
+fn verify(path: PathBuf, sha256: &str, found: String) -> Result<(), PoolError> {
+    if found.eq_ignore_ascii_case(sha256) {
+        return Ok(());
+    }
+    Err(PoolError::Digest { path, expected: sha256.into(), found })
 }
 
 /// Returns extents in ONNX's integer type.

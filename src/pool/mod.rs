@@ -12,8 +12,8 @@ mod stamps;
 mod write;
 mod writer;
 
-pub(crate) use checkpoint::open_verified;
 pub use checkpoint::{Checkpoint, TensorPlace};
+pub(crate) use checkpoint::{open_verified, read_verified};
 pub use disk::{Disk, FileSystem};
 pub(crate) use disk::{lock, sweep, sync};
 pub use error::{PoolError, parse_json};

@@ -14,7 +14,10 @@ use super::{
     checkpoint::open_verified,
     error::{PoolError, parse_json},
 };
-use crate::{family::FITS_FOLDER, tensor::read_text};
+use crate::{
+    family::FITS_FOLDER,
+    tensor::{FileKind, read_text},
+};
 
 /// Name of the record in a family's folder.
 const RECORDS: &str = "fits.json";
@@ -115,7 +118,7 @@ impl FitRecords {
     /// Fails when the file is there but does not parse, or names a file outside of `fits/`.
     pub fn read(folder: &Path) -> Result<Self, PoolError> {
         let path = folder.join(RECORDS);
-        let text = match read_text(&path) {
+        let text = match read_text(&path, FileKind::Records) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(source) => return Err(PoolError::Unreadable { path, source }),

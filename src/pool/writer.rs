@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     family::{FITS_FOLDER, MANIFEST_FILE, name_with_digest, name_without_digest},
-    tensor::{chain, hex},
+    tensor::{FileKind, chain, hex, read_text},
 };
 
 /// Prefix of the names of files that are being written, by this and earlier versions.
@@ -148,7 +148,9 @@ impl FamilyWriter {
 
     /// Removes fitted files that are not in use and were not in use before the last commit.
     fn sweep_fits(&self, records: &FitRecords) {
-        let manifest = fs::read_to_string(self.folder.join(MANIFEST_FILE)).unwrap_or_default();
+        let manifest = self.folder.join(MANIFEST_FILE);
+        // Without the manifest it is not known what is in use.
+        let Ok(manifest) = read_text(&manifest, FileKind::Manifest) else { return };
         let is_replaced = |name: &String| {
             let maps = records.maps.get(name).map(|record| record.file.is_some());
             maps.or(records.experts.get(name).map(|record| record.file.is_some())) == Some(true)

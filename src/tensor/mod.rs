@@ -19,7 +19,7 @@ mod value;
 
 pub use chain::chain;
 pub use data_type::DataType;
-pub use file::{open_file, read_bytes, read_text};
+pub use file::{FileKind, open_file, read_bytes, read_text};
 pub use heap::{MappedApart, give_back_freed_memory, reuse_freed_memory};
 pub use hex::hex;
 pub use mapped::MappedFile;

@@ -17,6 +17,7 @@ mod experts;
 mod http;
 mod images;
 mod import;
+mod large_files;
 mod limits;
 mod load;
 mod long_texts;

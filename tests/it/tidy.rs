@@ -33,7 +33,7 @@ const NARROW: [(&str, &[&str]); 5] = [
     ("serve", &SERVED),
     ("telemetry", &["tensor", "plan", "runtime", "serve"]),
     ("api", &["tensor", "family", "plan", "serve", "telemetry"]),
-    ("bench", &[]),
+    ("bench", &["tensor"]),
 ];
 
 /// Rooms that serving needs: neither offline work nor architectures.
@@ -54,6 +54,24 @@ const CONFINED: [(&str, &[&str]); 11] = [
     ("dbg!", &["nowhere"]),
     ("SystemTime", &["src/pool/", "src/fit/", "src/serve/families/statistics.rs"]),
     ("UNIX_EPOCH", &["src/pool/", "src/serve/families/statistics.rs"]),
+];
+
+/// Functions that read files without a limit, or wait for what a named pipe is given.
+const UNBOUNDED: [&str; 5] =
+    ["fs::read", "read_to_string", "File::open", "from_reader", "from_pem_file"];
+
+/// Where such functions may stand: in the one that bounds them, on files of the kernel or of this
+/// process, and for locks of folders.
+const READERS: [&str; 9] = [
+    "src/tensor/",
+    "src/app/cgroup.rs",
+    "src/offer/profile.rs",
+    "src/runtime/probe/activations.rs",
+    "src/runtime/probe/competition.rs",
+    "src/runtime/residents/mod.rs",
+    "src/fit/import/mod.rs",
+    "src/pool/disk.rs",
+    "src/pool/writer.rs",
 ];
 
 /// Marks of work left to do.
@@ -237,6 +255,16 @@ fn every_source_file_is_tidy() {
         found.extend(complaints(&name, &text));
     }
     assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn files_are_read_by_the_function_that_bounds_them() {
+    for (name, text) in tested_sources() {
+        let code = code_of(&text);
+        let found = UNBOUNDED.iter().find(|word| has_word(&code, word));
+        let is_known = READERS.iter().any(|place| name.starts_with(place));
+        assert!(found.is_none() || is_known, "{name}: {found:?}, not `tensor::read_text`");
+    }
 }
 
 #[test]

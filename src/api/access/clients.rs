@@ -22,7 +22,7 @@ use subtle::ConstantTimeEq;
 use crate::{
     api::error::ApiError,
     plan::{Budget, MAX_LATENCY_BUDGET_MS, MAX_MEMORY_BUDGET_MB},
-    tensor::ByteSize,
+    tensor::{ByteSize, FileKind, read_text},
 };
 
 /// Scheme before a token in the `Authorization` header.
@@ -103,7 +103,7 @@ impl Clients {
     /// Fails on a file that cannot be read, is not TOML, or has unknown keys or invalid values. The
     /// error names the file and the client.
     pub fn read(path: &Path) -> Result<Self, ClientsError> {
-        let text = std::fs::read_to_string(path)
+        let text = read_text(path, FileKind::Clients)
             .map_err(|source| ClientsError::Unreadable { path: path.to_owned(), source })?;
         Self::parse(&text)
             .map_err(|message| ClientsError::Malformed { path: path.to_owned(), message })

@@ -18,6 +18,7 @@ use tokio_rustls::{
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{Protocol, TlsError};
+use crate::tensor::{FileKind, read_bytes};
 
 /// Paths of the files for TLS, all in PEM.
 #[derive(Debug, Clone)]
@@ -82,8 +83,7 @@ impl Configs {
         if let Some(own) = chain.first() {
             check_today(own, &files.certificate)?;
         }
-        let key = PrivateKeyDer::from_pem_file(&files.key)
-            .map_err(|error| unreadable(&files.key, error))?;
+        let key = private_key(&files.key)?;
         let verifier = match &files.client_authority {
             Some(path) => verifier(path, &provider)?,
             None => Arc::new(NoClientAuth),
@@ -108,12 +108,20 @@ impl Configs {
 
 /// Reads the certificates of a file, which must hold at least one.
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let found = CertificateDer::pem_file_iter(path).map_err(|error| unreadable(path, error))?;
-    let found: Vec<_> = found.collect::<Result<_, _>>().map_err(|e| unreadable(path, e))?;
+    let pem = read_bytes(path, FileKind::Pem).map_err(|error| unreadable(path, error))?;
+    let found: Vec<_> = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| unreadable(path, error))?;
     match found.is_empty() {
         true => Err(TlsError::NoCertificate { path: path.to_owned() }),
         false => Ok(found),
     }
+}
+
+/// Reads the first private key of a file.
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    let pem = read_bytes(path, FileKind::Pem).map_err(|error| unreadable(path, error))?;
+    PrivateKeyDer::from_pem_slice(&pem).map_err(|error| unreadable(path, error))
 }
 
 /// Checks that a certificate is valid now; every client would refuse it otherwise.

@@ -21,8 +21,8 @@ use crate::{
     family::{AnchorSpec, Fault},
     module::{Network, Precision},
     onnx::{GraphBuilder, proto::TensorProto},
-    pool::{Checkpoint, PoolError, open_verified, parse_json},
-    tensor::read_text,
+    pool::{Checkpoint, PoolError, parse_json, read_verified},
+    tensor::{FileKind, read_text},
 };
 
 /// Most files of one kind that `modules.json` may name.
@@ -336,10 +336,10 @@ impl<'a> Files<'a> {
             return Ok(None);
         }
         if let Some(sha256) = self.spec.sha256.get(&own) {
-            let file = open_verified(self.family, &own, sha256)?;
-            return Ok(Some(String::from_utf8_lossy(file.bytes()).into_owned()));
+            let bytes = read_verified(self.family, &own, sha256, FileKind::Config)?;
+            return Ok(Some(String::from_utf8_lossy(&bytes).into_owned()));
         }
-        let text = read_text(&path);
+        let text = read_text(&path, FileKind::Config);
         text.map(Some).map_err(|source| PoolError::Unreadable { path, source }.into())
     }
 
@@ -378,8 +378,8 @@ impl<'a> Files<'a> {
         let tokenizer = match &self.spec.tokenizer {
             Some(location) => {
                 let sha256 = self.digest(location)?;
-                let file = open_verified(self.family, location, sha256)?;
-                let text = String::from_utf8_lossy(file.bytes()).into_owned();
+                let bytes = read_verified(self.family, location, sha256, FileKind::Tokenizer)?;
+                let text = String::from_utf8_lossy(&bytes);
                 parse_json(&self.family.join(location), &text)?
             }
             None => Value::Null,

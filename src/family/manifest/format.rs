@@ -4,13 +4,13 @@ use std::{path::Path, thread};
 
 use serde::de::DeserializeOwned;
 
-use crate::family::{FamilyError, Fault};
+use crate::{
+    family::{FamilyError, Fault},
+    tensor::FileKind,
+};
 
 /// Number of the format that this version writes. Manifests without a number are of format 0.
 pub const FORMAT: u32 = 1;
-
-/// Most bytes of a manifest.
-const MAX_BYTES: usize = 1 << 20;
 
 /// Size of the stack on which manifests are parsed. The parser recurses once for each line of some
 /// malformed tables, which takes up to 34 bytes of stack for each byte of the manifest.
@@ -40,9 +40,9 @@ pub fn migrated(path: &Path, text: &str) -> Result<Option<String>, FamilyError> 
 /// Fails on text that is too long, and on text that is not TOML of this form.
 pub(super) fn parse<T: DeserializeOwned + Send>(path: &Path, text: &str) -> Result<T, FamilyError> {
     let syntax = |message: String| FamilyError::Syntax { path: path.to_owned(), message };
-    let length = text.len();
-    if length > MAX_BYTES {
-        return Err(syntax(format!("it has {length} bytes, over the limit of {MAX_BYTES}")));
+    let (length, max) = (text.len(), FileKind::Manifest.max_bytes());
+    if length as u64 > max {
+        return Err(syntax(format!("it has {length} bytes, over the limit of {max}")));
     }
     let parsed = thread::scope(|scope| {
         let work = || toml::from_str(text).map_err(|error| error.to_string());

@@ -27,7 +27,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{FamilyError, fault::Fault, files::MANIFEST_FILE};
-use crate::{family::INT8, tensor::read_text};
+use crate::{
+    family::INT8,
+    tensor::{FileKind, read_text},
+};
 use anchor::{is_inside, is_plain};
 
 /// A parsed and validated `family.toml`. Unknown keys are errors.
@@ -161,7 +164,7 @@ impl Manifest {
     /// values. The error names the file, the key, its value and the valid values.
     pub fn read(folder: &Path) -> Result<Self, FamilyError> {
         let path = folder.join(MANIFEST_FILE);
-        let text = read_text(&path)
+        let text = read_text(&path, FileKind::Manifest)
             .map_err(|source| FamilyError::Unreadable { path: path.clone(), source })?;
         let manifest: Self = format::parse(&path, &text)?;
         let folder_name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();

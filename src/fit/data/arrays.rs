@@ -1,8 +1,11 @@
 //! Arrays of integers in IDX and NPY files, which may be compressed with gzip.
 
-use std::{fs, io::Read, path::Path};
+use std::{io::Read, path::Path};
 
-use crate::fit::error::FitError;
+use crate::{
+    fit::error::FitError,
+    tensor::{FileKind, read_bytes},
+};
 
 /// Maximum number of bytes of the values in a file.
 const MAX_BYTES: u64 = 1 << 33;
@@ -38,7 +41,7 @@ impl Array {
     /// Fails when the file cannot be read or holds something other than integers.
     pub(super) fn read(path: &Path) -> Result<Self, FitError> {
         let wrap = |reason| FitError::File { path: path.to_owned(), reason };
-        let mut bytes = fs::read(path).map_err(wrap)?;
+        let mut bytes = read_bytes(path, FileKind::Examples).map_err(wrap)?;
         if bytes.starts_with(&[0x1f, 0x8b]) {
             let mut unpacked = Vec::new();
             let decoder = flate2::read::MultiGzDecoder::new(&bytes[..]);

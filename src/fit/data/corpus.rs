@@ -4,7 +4,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::{fit::error::FitError, input::Tokenizer};
+use crate::{
+    fit::error::FitError,
+    input::Tokenizer,
+    tensor::{FileKind, read_text},
+};
 
 /// Named text.
 #[derive(Debug, Clone, Deserialize)]
@@ -29,7 +33,7 @@ impl Corpus {
     ///
     /// Fails when the file cannot be read or a line does not parse; the error names the line.
     pub fn read(path: &Path, limit: Option<usize>) -> Result<Self, FitError> {
-        let content = std::fs::read_to_string(path)
+        let content = read_text(path, FileKind::Examples)
             .map_err(|reason| FitError::File { path: path.to_owned(), reason })?;
         let texts = content
             .lines()

@@ -10,7 +10,7 @@ use crate::{
     family::Manifest,
     fit::error::FitError,
     input::{Pixels, decode_picture, raw_picture},
-    tensor::read_bytes,
+    tensor::{FileKind, read_bytes},
 };
 
 /// Endings of image files that can be read.
@@ -121,7 +121,7 @@ impl ImageSet {
                 }
                 Pictures::Files(files) => {
                     let path = files[*position].clone();
-                    let bytes = read_bytes(&path)
+                    let bytes = read_bytes(&path, FileKind::Image)
                         .map_err(|reason| FitError::File { path: path.clone(), reason })?;
                     decode_picture(&bytes, spec, manifest.limits.max_pixels)
                         .map_err(|e| FitError::Malformed { path, message: e.to_string() })?

@@ -4,7 +4,11 @@ use std::path::Path;
 
 use serde::{Deserialize, de::IgnoredAny};
 
-use crate::{family::Fault, fit::error::FitError, tensor::read_text};
+use crate::{
+    family::Fault,
+    fit::error::FitError,
+    tensor::{FileKind, read_text},
+};
 
 /// Divisor that brings bytes to \[0, 1\]; a manifest's mean and deviation are of such values.
 const BYTE: f64 = 255.0;
@@ -95,8 +99,8 @@ pub(super) fn preprocessing(
     image: [usize; 3],
 ) -> Result<Preprocessing, FitError> {
     let Some(path) = path else { return Ok(usual(image)) };
-    let text =
-        read_text(path).map_err(|reason| FitError::File { path: path.to_owned(), reason })?;
+    let text = read_text(path, FileKind::Config)
+        .map_err(|reason| FitError::File { path: path.to_owned(), reason })?;
     let malformed = |message: String| FitError::Malformed { path: path.to_owned(), message };
     let read: Processor = serde_json::from_str(&text).map_err(|e| malformed(e.to_string()))?;
     read.follow(image).map_err(|fault| malformed(fault.to_string()))
