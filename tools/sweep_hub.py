@@ -2,12 +2,18 @@
 
 import copy
 import json
-import shutil
 
 import torch
 import transformers
 from sweep_changes import COMMON, CONFIG, Space
-from sweep_reference import Reference, Unreadable, draw_images, draw_tokens, shake
+from sweep_reference import (
+    Reference,
+    Unreadable,
+    draw_images,
+    draw_tokens,
+    shake,
+    write_checkpoint,
+)
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
@@ -63,19 +69,15 @@ class Hub:
         With `base`, the tensors are those of that folder.
         """
         raw = files[CONFIG]
-        if base:
-            shutil.copytree(base, folder, dirs_exist_ok=True)
-        else:
-            self.build(raw).save_pretrained(folder)
-        (folder / CONFIG).write_text(json.dumps(raw, indent=1))
+        write_checkpoint(folder, raw, base, self.save)
         if self.kind == "embedding":
             # An encoder needs one, but is asked by token ids.
             words = {f"word{number}": number for number in range(40)}
             Tokenizer(WordLevel(words, "word0")).save(str(folder / "tokenizer.json"))
         return self.run(folder, raw)
 
-    def build(self, raw):
-        """Returns a model of the configuration, with random weights."""
+    def save(self, folder, raw):
+        """Saves a model of the configuration, with random weights."""
         try:
             config = self.config_class.from_dict(copy.deepcopy(raw))
             with torch.device("meta"):
@@ -91,7 +93,7 @@ class Hub:
         except Exception as error:  # The library fails in any way on values that it does not know.
             raise Unreadable(f"{type(error).__name__}: {error}") from error
         shake(model)
-        return model
+        model.save_pretrained(folder)
 
     def run(self, folder, raw):
         """Returns what the library computes with the checkpoint in `folder`."""

@@ -1,13 +1,11 @@
 """The reader of ModuleFormer (MoLM), which no library has: references are its formulas."""
 
 import copy
-import json
-import shutil
 
 import moe_cases
 from moe_moduleformer import ModuleFormer, write_moduleformer
 from sweep_changes import COMMON, CONFIG, Space
-from sweep_reference import Reference, Unreadable, draw_tokens
+from sweep_reference import Reference, Unreadable, draw_tokens, write_checkpoint
 
 VALUES = {
     "activation_function": ["gelu", "relu"],
@@ -53,16 +51,7 @@ class Formulas:
         With `base`, the tensors are those of that folder.
         """
         raw = files[CONFIG]
-        if base:
-            shutil.copytree(base, folder, dirs_exist_ok=True)
-        else:
-            folder.rmdir()
-            try:
-                write_moduleformer(folder, moe_cases.replace(self.case, config=copy.deepcopy(raw)))
-            except Exception as error:  # Sizes may be missing, or of another type.
-                folder.mkdir(exist_ok=True)
-                raise Unreadable(f"{type(error).__name__}: {error}") from error
-        (folder / CONFIG).write_text(json.dumps(raw, indent=1))
+        write_checkpoint(folder, raw, base, self.save)
         known = {"activation_function": "gelu_new", "gate_type": "mlp"}
         if any(raw.get(key) not in (None, value) for key, value in known.items()):
             raise Unreadable("the formulas have no such value")
@@ -79,6 +68,15 @@ class Formulas:
         except Exception as error:
             raise Unreadable(f"{type(error).__name__}: {error}") from error
         return Reference({"input_ids": ids, "attention_mask": mask}, logits, mask)
+
+    def save(self, folder, raw):
+        """Saves random tensors of the configuration."""
+        folder.rmdir()
+        try:
+            write_moduleformer(folder, moe_cases.replace(self.case, config=copy.deepcopy(raw)))
+        except Exception as error:  # Sizes may be missing, or of another type.
+            folder.mkdir(exist_ok=True)
+            raise Unreadable(f"{type(error).__name__}: {error}") from error
 
 
 def readers():

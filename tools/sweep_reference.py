@@ -1,9 +1,12 @@
 """What a reference library computes with a checkpoint, and the inputs that it reads."""
 
+import json
+import shutil
 from dataclasses import dataclass, field
 
 import numpy
 import torch
+from sweep_changes import CONFIG
 
 
 class Unreadable(Exception):
@@ -20,6 +23,18 @@ class Reference:
     """Tokens that are no padding, if the output has a row for each token."""
     texts: list = field(default_factory=list)
     max_tokens: int = 10
+
+
+def write_checkpoint(folder, raw, base, save):
+    """Writes a checkpoint of the configuration `raw`.
+
+    Its tensors are those of the folder `base`, or without one those that `save(folder, raw)` writes.
+    """
+    if base:
+        shutil.copytree(base, folder, dirs_exist_ok=True)
+    else:
+        save(folder, raw)
+    (folder / CONFIG).write_text(json.dumps(raw, indent=1))
 
 
 def shake(model):
