@@ -72,8 +72,14 @@ def case(folder, *modules, prompts=None, similarity=None):
             shake(module)
         shutil.rmtree(folder, ignore_errors=True)
         model.save(str(folder), create_model_card=False)
-    found = model.encode(TEXTS, convert_to_numpy=True)
-    expected = {"texts": TEXTS, "embeddings": [[round(float(x), 8) for x in row] for row in found]}
+
+    def rows(name=None):
+        found = model.encode(TEXTS, prompt_name=name, convert_to_numpy=True)
+        return [[round(float(x), 8) for x in row] for row in found]
+
+    expected = {"texts": TEXTS, "embeddings": rows()}
+    if prompts:
+        expected["named"] = {name: rows(name) for name in sorted(model.prompts)}
     (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 
 

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     family::{ModuleKind, OnnxSource, SpaceSpec},
+    input::Prompts,
     module::{Batching, Body, Network, PIXEL_VALUES, Precision},
     onnx::{
         CutPoint, OnnxError, check_operators, check_repeatable, cut,
@@ -139,7 +140,7 @@ fn layout_of(source: &OnnxSource, image: Option<[usize; 3]>, output_width: usize
         None => SpaceSpec::of_extents(&[None, source.width]),
     };
     let gives = SpaceSpec::of_extents(&[Some(output_width)]);
-    let mut layout = Layout { reads, gives, parts: Vec::new(), prompt: None };
+    let mut layout = Layout { reads, gives, parts: Vec::new(), prompts: Prompts::default() };
     layout.add(ModuleKind::Stem, None, &hidden(0), Axes::default());
     for (index, block) in source.blocks.iter().enumerate() {
         let kinds: &[ModuleKind] = match block.tensors().len() {

@@ -2,6 +2,7 @@
 
 use crate::{
     family::{ModuleKind, SpaceSpec},
+    input::Prompts,
     module::CacheSpec,
 };
 
@@ -15,8 +16,8 @@ pub(crate) struct Layout {
     /// Parts in the order in which the network runs them: the stem, the parts of each block, and
     /// the head if the network has its own.
     pub(crate) parts: Vec<PartSpec>,
-    /// Text before each text, or `None`.
-    pub(crate) prompt: Option<String>,
+    /// Texts that may stand before each text.
+    pub(crate) prompts: Prompts,
 }
 
 /// Input of a network.
@@ -79,7 +80,7 @@ impl Layout {
         gives: SpaceSpec,
         blocks: impl IntoIterator<Item = Vec<(ModuleKind, Axes)>>,
     ) -> Self {
-        let mut layout = Self { reads, gives, parts: Vec::new(), prompt: None };
+        let mut layout = Self { reads, gives, parts: Vec::new(), prompts: Prompts::default() };
         layout.add(ModuleKind::Stem, None, hidden, Axes::default());
         for (block, parts) in blocks.into_iter().enumerate() {
             for (kind, axes) in parts {

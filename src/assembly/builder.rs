@@ -392,7 +392,7 @@ impl<'a> FamilyBuilder<'a> {
             |message: String| PoolError::Malformed { path: self.folder.join(location), message };
         let tokenizer = Tokenizer::from_bytes(&bytes, max_tokens)
             .map_err(|error| malformed(error.to_string()))?
-            .with_prompt(layout.prompt.clone());
+            .with_prompts(layout.prompts.clone());
         let (words, num_words) = (tokenizer.vocabulary_size(), layout.num_words());
         if let Some(num_words) = num_words.filter(|num_words| words > *num_words) {
             let message = format!("has {words} words, but `{name}` knows {num_words}");

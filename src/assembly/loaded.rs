@@ -261,11 +261,21 @@ impl Family {
         }
     }
 
-    /// Returns whether two anchors share one tokenizer, or both have none, with equal vocabulary
-    /// sizes.
-    pub fn share_tokenizer(&self, one: &str, other: &str) -> bool {
+    /// Returns the names of the prompts that every anchor with a tokenizer has.
+    pub fn prompt_names(&self) -> Vec<&str> {
+        let mut all = self.tokenizers.values().map(|tokenizer| &tokenizer.prompts().named);
+        let first = all.next().into_iter().flat_map(BTreeMap::keys);
+        let others: Vec<_> = all.collect();
+        let is_common = |name: &&String| others.iter().all(|named| named.contains_key(*name));
+        first.filter(is_common).map(String::as_str).collect()
+    }
+
+    /// Returns whether two anchors read the same tokens of a text behind the prompt `prompt_name`,
+    /// or behind the default for `None`: they share one tokenizer, or both have none, with equal
+    /// vocabulary sizes.
+    pub fn share_tokenizer(&self, one: &str, other: &str, prompt_name: Option<&str>) -> bool {
         let location = |name| self.manifest.anchors.get(name).map(|anchor| &anchor.tokenizer);
-        let prompt = |name| self.tokenizer(name).map(|tokenizer| tokenizer.prompt());
+        let prompt = |name| self.tokenizer(name).map(|own| own.prompts().find(prompt_name));
         location(one).is_some()
             && location(one) == location(other)
             && prompt(one) == prompt(other)

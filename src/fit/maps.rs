@@ -166,7 +166,7 @@ pub(super) fn own_path(graph: &FamilyGraph, space: SpaceId) -> Option<Vec<Module
 fn check_tokenizers(family: &Family, fit: &Fit) -> Result<(), FitError> {
     let stem = |path| family.graph.stem_anchor(path).unwrap_or_default();
     let is_pooled = fit.map.form == MapForm::Pooled;
-    if is_pooled || family.share_tokenizer(stem(&fit.prefix), stem(&fit.target)) {
+    if is_pooled || family.share_tokenizer(stem(&fit.prefix), stem(&fit.target), None) {
         return Ok(());
     }
     let (from, to) = (fit.map.from.clone(), fit.map.to.clone());

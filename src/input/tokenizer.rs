@@ -5,7 +5,7 @@ use std::{borrow::Cow, iter::successors, panic::catch_unwind};
 use serde::de::IgnoredAny;
 use tokenizers::{NormalizerWrapper, PreTokenizerWrapper, TruncationDirection};
 
-use super::tokens::Encoding;
+use super::{prompts::Prompts, tokens::Encoding};
 
 /// Number of bytes per token in the first part of a text that is tokenized. Few texts have more.
 const BYTES_PER_TOKEN: usize = 8;
@@ -26,8 +26,7 @@ pub struct Tokenizer {
     /// Whether a text up to a space has the tokens with which the whole text begins.
     splits_at_spaces: bool,
     pad_id: i64,
-    /// Text before each text; empty for none.
-    prompt: String,
+    prompts: Prompts,
 }
 
 impl Tokenizer {
@@ -51,18 +50,18 @@ impl Tokenizer {
         };
         tokenizer.with_truncation(Some(truncation))?;
         let splits_at_spaces = splits_at_spaces(&tokenizer);
-        Ok(Self { tokenizer, max_tokens, splits_at_spaces, pad_id, prompt: String::new() })
+        Ok(Self { tokenizer, max_tokens, splits_at_spaces, pad_id, prompts: Prompts::default() })
     }
 
-    /// Returns the tokenizer with `prompt` before each text.
+    /// Returns the tokenizer with `prompts`, of which the default stands before each text.
     #[must_use]
-    pub fn with_prompt(self, prompt: Option<String>) -> Self {
-        Self { prompt: prompt.unwrap_or_default(), ..self }
+    pub fn with_prompts(self, prompts: Prompts) -> Self {
+        Self { prompts, ..self }
     }
 
-    /// Returns the text before each text; empty for none.
-    pub fn prompt(&self) -> &str {
-        &self.prompt
+    /// Returns the texts that may stand before each text.
+    pub fn prompts(&self) -> &Prompts {
+        &self.prompts
     }
 
     /// Returns the number of bytes that are usually tokenized of a text, or None for all of it.
@@ -102,17 +101,26 @@ impl Tokenizer {
         Ok(self.pad(&rows))
     }
 
-    /// Returns the token ids of `text`.
+    /// Returns the token ids of `text` behind the default prompt.
+    ///
+    /// # Errors
+    ///
+    /// Fails where the tokenizer does.
+    pub fn encode_one(&self, text: &str) -> Result<Vec<i64>, TokenizeError> {
+        self.encode_behind(&self.prompts.default, text)
+    }
+
+    /// Returns the token ids of `text` behind `prompt`.
     ///
     /// Of a long text, only a part is tokenized if that gives the same ids.
     ///
     /// # Errors
     ///
     /// Fails where the tokenizer does.
-    pub fn encode_one(&self, text: &str) -> Result<Vec<i64>, TokenizeError> {
-        let text = match self.prompt.is_empty() {
+    pub fn encode_behind(&self, prompt: &str, text: &str) -> Result<Vec<i64>, TokenizeError> {
+        let text = match prompt.is_empty() {
             true => Cow::Borrowed(text),
-            false => Cow::Owned(format!("{}{text}", self.prompt)),
+            false => Cow::Owned(format!("{prompt}{text}")),
         };
         let mut read = 0;
         for part in self.parts(&text) {

@@ -88,10 +88,16 @@ fn only_the_start_of_a_long_text_is_tokenized() {
 
 #[test]
 fn a_prompt_counts_as_the_start_of_a_text() {
-    let tokenizer = tokenizer(&bert(), 16).with_prompt(Some("b a b: ".to_owned()));
+    let named = [("short".to_owned(), "a: ".to_owned())].into();
+    let prompts = Prompts { default: "b a b: ".to_owned(), named };
+    let tokenizer = tokenizer(&bert(), 16).with_prompts(prompts);
     let text = "ab ".repeat(1_000);
     let whole = of_whole(&tokenizer, &format!("b a b: {text}"));
     assert_eq!(tokenizer.encode_one(&text).expect("encoded"), whole);
+    let prompt = tokenizer.prompts().find(Some("short")).expect("a prompt");
+    let whole = of_whole(&tokenizer, &format!("a: {text}"));
+    assert_eq!(tokenizer.encode_behind(prompt, &text).expect("encoded"), whole);
+    assert_eq!(tokenizer.prompts().find(Some("long")), None);
 }
 
 #[test]

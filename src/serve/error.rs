@@ -96,6 +96,14 @@ pub enum ServeError {
         /// Reason, with a description of valid inputs.
         reason: String,
     },
+    /// The request names a prompt that its texts cannot have.
+    #[error("prompt_name is `{found}`, but {reason}")]
+    Prompt {
+        /// Name in the request.
+        found: String,
+        /// Reason, with the valid names.
+        reason: String,
+    },
     /// A part of the request is over its limit.
     #[error("{what} is {found}, over the limit of {limit}")]
     TooLarge {
@@ -183,7 +191,9 @@ impl ServeError {
             | Self::NotLoaded { .. }
             | Self::LoadFailed { .. }
             | Self::Draining => ErrorCode::Unavailable,
-            Self::Input { .. } | Self::Budget(_) => ErrorCode::InvalidArgument,
+            Self::Input { .. } | Self::Prompt { .. } | Self::Budget(_) => {
+                ErrorCode::InvalidArgument
+            }
             Self::TooLarge { .. } => ErrorCode::TooLarge,
             Self::Choose(error) => match **error {
                 ChooseError::NotFound { .. } => ErrorCode::NotFound,

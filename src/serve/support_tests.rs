@@ -267,5 +267,11 @@ pub(super) fn request(grey: f32, budget: Budget) -> InferRequest {
     let values = TensorData::F32(vec![grey; 784]);
     let image = Tensor::new(vec![1, 1, 28, 28], values).expect("an image");
     let inputs = vec![("pixel_values".to_owned(), image)];
-    InferRequest { inputs, budget, priority: DEFAULT_PRIORITY, arrival: Instant::now() }
+    InferRequest {
+        inputs,
+        prompt_name: None,
+        budget,
+        priority: DEFAULT_PRIORITY,
+        arrival: Instant::now(),
+    }
 }

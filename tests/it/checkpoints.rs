@@ -15,12 +15,12 @@ use crate::support::{Folder, assert_close, names_in, root, runtime};
 const TOLERANCE: f64 = 2e-6;
 
 /// Returns the folder of the case `name`.
-fn case(name: &str) -> std::path::PathBuf {
+pub(crate) fn case(name: &str) -> std::path::PathBuf {
     root().join("tests/references/sentence").join(name)
 }
 
 /// Copies the files below `from` to `to` in `folder`.
-fn copy(folder: &mut Folder, from: &Path, to: &str) {
+pub(crate) fn copy(folder: &mut Folder, from: &Path, to: &str) {
     for name in names_in(from) {
         let (path, to) = (from.join(&name), format!("{to}/{name}"));
         if path.is_dir() {
@@ -32,7 +32,7 @@ fn copy(folder: &mut Folder, from: &Path, to: &str) {
 }
 
 /// Returns the manifest of a family of the case's files, whose output is `width` wide.
-fn manifest(folder: &Folder, width: usize, more: &str) -> String {
+pub(crate) fn manifest(folder: &Folder, width: usize, more: &str) -> String {
     let anchor = folder.path().join("a");
     let mut text = format!(
         "name = \"texts\"\ntask = \"sentence-embedding\"\ndescription = \"A test.\"\n\
@@ -128,6 +128,7 @@ fn what_is_not_supported_in_such_a_folder_is_refused_by_file_and_key() {
         ("dense", "2_Dense/config.json", "in_features", json!(12), "gives 24"),
         ("prompt", "config_sentence_transformers.json", "truncate_dim", json!(8), "not known"),
         ("dot", "config_sentence_transformers.json", "similarity_fn_name", json!("l1"), "cosine"),
+        ("prompt", "config_sentence_transformers.json", "prompts", json!({"query": 1}), "a string"),
         ("prompt", "config_sentence_transformers.json", "default_prompt_name", json!("x"), "one"),
     ];
     for (name, file, key, value, reason) in wrong {
@@ -165,6 +166,22 @@ fn a_list_of_one_pooling_and_a_prompt_that_no_text_has_are_read() {
     assert_eq!(refused("cls", pooling, "", one), "");
     let outside = |content: &mut Value| content["include_prompt"] = false.into();
     assert_eq!(refused("cls", pooling, "", outside), "");
+}
+
+#[test]
+fn prompts_that_pooling_leaves_out_cannot_be_named() {
+    let names = |include: bool| {
+        let mut folder = Folder::new("texts");
+        copy(&mut folder, &case("prompt"), "a");
+        let about = json!({"prompts": {"query": "the ", "document": "", "none": null}});
+        folder.write("a/config_sentence_transformers.json", about.to_string().as_bytes());
+        let pooling = json!({"pooling_mode": "mean", "include_prompt": include});
+        folder.write("a/1_Pooling/config.json", pooling.to_string().as_bytes());
+        let family = folder.load(&manifest(&folder, 24, ""));
+        family.prompt_names().join(" ")
+    };
+    assert_eq!(names(true), "document none query");
+    assert_eq!(names(false), "document none");
 }
 
 #[test]

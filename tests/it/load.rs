@@ -247,6 +247,7 @@ async fn ask(
     let image = Tensor::new(vec![1, 1, 28, 28], TensorData::F32(vec![0.5; 784])).expect("an image");
     let request = InferRequest {
         inputs: vec![("pixel_values".to_owned(), image)],
+        prompt_name: None,
         budget,
         priority: 100,
         arrival: Instant::now().checked_sub(since).expect("a running clock"),

@@ -28,6 +28,7 @@ mod moe_served;
 mod not_finite;
 mod panics;
 mod pool;
+mod prompts;
 mod reference;
 mod repository;
 mod rows;

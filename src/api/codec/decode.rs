@@ -143,7 +143,8 @@ impl Decoded {
         let Parts { id, parameters, inputs, outputs } = parts;
         check("the number of inputs", inputs.len(), MAX_TENSORS)?;
         check("the number of outputs", outputs.len(), MAX_TENSORS)?;
-        let Parameters { budget, priority, explain, binary } = Parameters::parse(parameters)?;
+        let Parameters { budget, prompt_name, priority, explain, binary } =
+            Parameters::parse(parameters)?;
         let mut classification = None;
         let mut wanted = RequestedOutputs { outputs: Vec::new(), binary };
         for output in outputs {
@@ -154,7 +155,7 @@ impl Decoded {
         }
         let inputs = inputs.into_iter().map(|input| input.into_tensor(specs));
         let inputs = inputs.collect::<Result<_, _>>()?;
-        let request = InferRequest { inputs, budget, priority, arrival };
+        let request = InferRequest { inputs, prompt_name, budget, priority, arrival };
         Ok(Self { request, id, explain, classification, wanted })
     }
 }

@@ -10,8 +10,8 @@ use crate::{
 };
 
 /// Names of the known parameters, as error messages list them.
-const KNOWN: &str = "latency_budget_ms, memory_budget_mb, min_quality, plan, priority, timeout, \
-                     explain, binary_data_output";
+const KNOWN: &str = "latency_budget_ms, memory_budget_mb, min_quality, plan, prompt_name, \
+                     priority, timeout, explain, binary_data_output";
 
 /// Parameters of a request; each is read by [`Parameters::parse`].
 #[derive(Debug, JsonSchema)]
@@ -26,6 +26,8 @@ pub(crate) struct ParametersSchema {
     min_quality: Option<f64>,
     /// Id of the plan to run, in place of any other.
     plan: Option<String>,
+    /// Name of the prompt that stands before each text, in place of the default.
+    prompt_name: Option<String>,
     /// Priority in the queue as in Triton: 1 runs first. 0 stands for none, which counts as 100.
     priority: Option<u64>,
     /// Latency budget in microseconds, if there is no other.
@@ -41,6 +43,8 @@ pub(crate) struct ParametersSchema {
 pub(crate) struct Parameters {
     /// Budget of the request.
     pub(crate) budget: Budget,
+    /// Name of the prompt before each text; `None` for the model's default.
+    pub(crate) prompt_name: Option<String>,
     /// Priority in the queue; a request with a smaller number runs earlier.
     pub(crate) priority: u32,
     /// Whether the answer explains how it came about.
@@ -62,6 +66,7 @@ impl Parameters {
         let mut budget = BudgetParameters::default();
         let mut timeout_ms = None;
         let (mut explain, mut binary) = (false, false);
+        let mut prompt_name = None;
         let mut priority = DEFAULT_PRIORITY;
         for (name, value) in parameters {
             let parameter = Parameter { name, value };
@@ -70,6 +75,7 @@ impl Parameters {
                 "memory_budget_mb" => budget.memory_budget_mb = Some(parameter.number()?),
                 "min_quality" => budget.min_quality = Some(parameter.number()?),
                 "plan" => budget.plan = Some(parameter.text()?),
+                "prompt_name" => prompt_name = Some(parameter.text()?),
                 "timeout" => timeout_ms = parameter.timeout_ms()?,
                 "explain" => explain = parameter.switch()?,
                 "priority" => priority = parameter.priority()?,
@@ -82,7 +88,7 @@ impl Parameters {
         }
         budget.latency_budget_ms = budget.latency_budget_ms.or(timeout_ms);
         let budget = budget.parse().map_err(|error| ApiError::Serve(error.into()))?;
-        Ok(Self { budget, priority, explain, binary })
+        Ok(Self { budget, prompt_name, priority, explain, binary })
     }
 }
 
@@ -165,7 +171,7 @@ mod tests {
             "latency_budget_ms": 2.5, "memory_budget_mb": 100, "min_quality": 0.9,
             "plan": "l6[0..6]", "timeout": 1, "priority": 3, "explain": true,
             "sequence_id": 7, "sequence_start": true, "sequence_end": true,
-            "binary_data_output": true,
+            "binary_data_output": true, "prompt_name": "query",
         }));
         let budget = Budget {
             latency: Some(Duration::from_micros(2500)),
@@ -173,7 +179,9 @@ mod tests {
             min_quality: Some(0.9),
             plan: Some("l6[0..6]".to_owned()),
         };
-        assert_eq!(parsed, Ok(Parameters { budget, priority: 3, explain: true, binary: true }));
+        let prompt_name = Some("query".to_owned());
+        let expected = Parameters { budget, prompt_name, priority: 3, explain: true, binary: true };
+        assert_eq!(parsed, Ok(expected));
     }
 
     #[test]
@@ -205,6 +213,7 @@ mod tests {
             (json!({"min_quality": 1.5}), "min_quality is 1.5"),
             (json!({"min_quality": [0.5]}), "an array"),
             (json!({"plan": 6}), "must be a string"),
+            (json!({"prompt_name": null}), "must be a string"),
             (json!({"plan": ""}), "plan has 0 bytes"),
             (json!({"timeout": -5}), "an integer from 0 on"),
             (json!({"priority": "high"}), "an integer from 0 on"),

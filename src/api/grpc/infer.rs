@@ -323,6 +323,15 @@ mod tests {
     }
 
     #[test]
+    fn a_prompt_is_named_by_a_parameter() {
+        let mut message = request(vec![input("ids", "INT8", None)], &[&[1]]);
+        let parameter_choice = Some(ParameterChoice::StringParam("query".to_owned()));
+        message.parameters.insert("prompt_name".to_owned(), InferParameter { parameter_choice });
+        let decoded = decoded(message).expect("valid");
+        assert_eq!(decoded.request.prompt_name.as_deref(), Some("query"));
+    }
+
+    #[test]
     fn elements_that_are_nowhere_or_twice_are_refused() {
         let fp32 = InferTensorContents { fp32_contents: vec![0.5], ..Default::default() };
         let both = InferTensorContents { int64_contents: vec![1], ..fp32.clone() };

@@ -168,9 +168,9 @@ pub(crate) async fn embeddings(
     let model = Model::find(shared.api.repository.registry(), &question.model, None)?;
     let (ticket, asked) = accept(model.service.arrive(), Asked::new(&model, question))?;
     let Asked { inputs, parameters, form } = asked;
-    let Parameters { mut budget, mut priority, explain, .. } = parameters;
+    let Parameters { mut budget, prompt_name, mut priority, explain, .. } = parameters;
     permit.cap(&mut budget, &mut priority);
-    let request = InferRequest { inputs, budget, priority, arrival };
+    let request = InferRequest { inputs, prompt_name, budget, priority, arrival };
     let response = ticket.submit(request).await?.whole().await?;
     let num_bytes = response.outputs.iter().map(|(_, tensor)| output_bytes(tensor, false)).sum();
     let report = response.report.clone();

@@ -144,7 +144,7 @@ impl Encoder {
         let blocks = (0..shape.num_blocks).map(|_| block().to_vec());
         let gives = SpaceSpec::of_extents(&[Some(sentence.width(shape.width))]);
         let mut layout = Layout::uniform(reads, &hidden, gives, blocks);
-        layout.prompt.clone_from(&sentence.prompt);
+        layout.prompts.clone_from(&sentence.prompts);
         Self { shape, names, checkpoint, sentence, layout }
     }
 

@@ -3,6 +3,8 @@
 //! A folder without `modules.json` gets the usual head: the mean over tokens, divided by its norm.
 
 use std::{
+    collections::BTreeMap,
+    fmt::Display,
     io,
     path::{Path, PathBuf},
 };
@@ -19,6 +21,7 @@ use crate::{
         ops::{extent, float_weight, linear, with_hidden},
     },
     family::{AnchorSpec, Fault},
+    input::Prompts,
     module::{Network, Precision},
     onnx::{GraphBuilder, proto::TensorProto},
     pool::{Checkpoint, PoolError, parse_json, read_verified},
@@ -35,8 +38,8 @@ pub(crate) struct Sentence {
     layers: Vec<Layer>,
     /// Largest number of tokens of a text; longer texts are cut.
     pub(super) max_tokens: Option<usize>,
-    /// Text before each text.
-    pub(super) prompt: Option<String>,
+    /// Texts that may stand before each text.
+    pub(super) prompts: Prompts,
 }
 
 /// Layer behind the pooling.
@@ -57,7 +60,8 @@ struct Dense {
 impl Default for Sentence {
     fn default() -> Self {
         let layers = vec![Layer::Normalize];
-        Self { pooling: Pooling::Mean, layers, max_tokens: None, prompt: None }
+        let prompts = Prompts::default();
+        Self { pooling: Pooling::Mean, layers, max_tokens: None, prompts }
     }
 }
 
@@ -191,8 +195,8 @@ impl Sentence {
         let entries: Vec<Map<String, Value>> = parse_json(&path, &text)?;
         let file = files.config(&path, &text);
         let folder: FolderConfig = files.read(Path::new(FOLDER_FILE), &[FOLDER_KEYS])?;
-        let prompt = files.prompt(&folder)?;
-        let mut found = Self { layers: Vec::new(), prompt, ..Self::default() };
+        let prompts = files.prompts(&folder)?;
+        let mut found = Self { layers: Vec::new(), prompts, ..Self::default() };
         let mut has_pooling = false;
         for (index, entry) in entries.iter().take(MAX_MODULES + 1).enumerate() {
             let entry: ModuleEntry = file.nested(&format!("[{index}]"), entry, &[MODULE_KEYS])?;
@@ -207,7 +211,7 @@ impl Sentence {
                     found.read_transformer(&files)?;
                 }
                 "Pooling" if index == 1 => {
-                    found.pooling = files.pooling(&entry.path, found.prompt.is_some())?;
+                    found.pooling = files.pooling(&entry.path, &mut found.prompts)?;
                     has_pooling = true;
                 }
                 "Dense" if has_pooling && index < MAX_MODULES => {
@@ -387,7 +391,8 @@ impl<'a> Files<'a> {
         TextConfig::read(self.config(&path, &text), &tokenizer)
     }
 
-    fn pooling(&self, folder: &Path, has_prompt: bool) -> Result<Pooling, ArchError> {
+    /// Reads the module `Pooling`. Leaves out the named prompts that it does not support.
+    fn pooling(&self, folder: &Path, prompts: &mut Prompts) -> Result<Pooling, ArchError> {
         let location = folder.join("config.json");
         let path = self.path(&location);
         let text = self.required(&location)?;
@@ -396,9 +401,12 @@ impl<'a> Files<'a> {
         let refuse = |key: &str, value: &str, expected: &str| {
             Err(file.refuse(Fault::new(key, value, expected)))
         };
-        if config.include_prompt == Some(Value::Bool(false)) && has_prompt {
-            let expected = "a prompt before every text is supported as a part of it";
-            return refuse("include_prompt", "false", expected);
+        if config.include_prompt == Some(Value::Bool(false)) {
+            if !prompts.default.is_empty() {
+                let expected = "a prompt before every text is supported as a part of it";
+                return refuse("include_prompt", "false", expected);
+            }
+            prompts.named.retain(|_, prompt| prompt.is_empty());
         }
         if let Some(mode) = &config.pooling_mode {
             // A list of one is written as well.
@@ -440,14 +448,25 @@ impl<'a> Files<'a> {
         Ok(Dense { checkpoint, config })
     }
 
-    /// Returns the text that stands before each text by default.
-    fn prompt(&self, folder: &FolderConfig) -> Result<Option<String>, ArchError> {
-        let Some(name) = &folder.default_prompt_name else { return Ok(None) };
-        let prompt = folder.prompts.get(name).and_then(Value::as_str);
-        let prompt = prompt.ok_or_else(|| ArchError::Config {
+    /// Returns the texts that may stand before each text.
+    fn prompts(&self, folder: &FolderConfig) -> Result<Prompts, ArchError> {
+        let refuse = |key: &str, value: &dyn Display, expected: &str| ArchError::Config {
             path: self.path(Path::new(FOLDER_FILE)),
-            fault: Fault::new("default_prompt_name", name, "it must be one of `prompts`"),
-        })?;
-        Ok(Some(prompt.to_owned()).filter(|prompt| !prompt.is_empty()))
+            fault: Fault::new(key, value, expected),
+        };
+        let named = folder.prompts.iter().map(|(name, prompt)| match prompt {
+            Value::String(prompt) => Ok((name.clone(), prompt.clone())),
+            // The library reads it so.
+            Value::Null => Ok((name.clone(), String::new())),
+            _ => Err(refuse(&format!("prompts.{name}"), prompt, "a prompt is a string")),
+        });
+        let named = named.collect::<Result<BTreeMap<_, _>, _>>()?;
+        let Some(name) = &folder.default_prompt_name else {
+            return Ok(Prompts { default: String::new(), named });
+        };
+        let default = named.get(name).cloned();
+        let default = default
+            .ok_or_else(|| refuse("default_prompt_name", name, "it must be one of `prompts`"))?;
+        Ok(Prompts { default, named })
     }
 }

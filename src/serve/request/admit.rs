@@ -63,8 +63,11 @@ struct Prepared {
 impl FamilyService {
     /// Admits a request, prepares its inputs, chooses a plan and queues it.
     pub(super) async fn enqueue(&self, request: InferRequest) -> Result<Queued, ServeError> {
-        let InferRequest { inputs, budget, priority, arrival } = request;
-        let inputs = Inputs::parse(inputs, self.manifest())?;
+        let InferRequest { inputs, prompt_name, budget, priority, arrival } = request;
+        let mut inputs = Inputs::parse(inputs, self.manifest())?;
+        if let Some(name) = prompt_name {
+            inputs = inputs.behind(name, &self.planner.loaded.family.prompt_names())?;
+        }
         let asked = Asked { budget, priority, arrival };
         let place = self.admit(&inputs, &asked)?;
         let prepared = self.prepare(inputs, &asked, &place).await?;
@@ -128,7 +131,8 @@ impl FamilyService {
         let chosen = self.plan_in_time(&question, asked.arrival, place)?;
         let need = self.planner.need(&question).unwrap_or_default();
         let anchor = family.graph.stem_anchor(&chosen.plan.path).unwrap_or_default();
-        if !family.share_tokenizer(anchor, reference) {
+        let prompt_name = texts.as_ref().and_then(|texts| texts.prompt_name.as_deref());
+        if !family.share_tokenizer(anchor, reference, prompt_name) {
             let texts = texts.ok_or_else(|| other_vocabulary(anchor))?;
             let shape = input.shape();
             let again = self.preparation.run(&self.planner, Inputs::Texts(texts), anchor, deadline);

@@ -17,15 +17,33 @@ pub(crate) const TEXT: &str = "text";
 /// Name of the input of image files.
 pub(crate) const IMAGE: &str = "image";
 
+/// Most characters of a prompt's name that an error shows.
+const MAX_NAME_CHARS: usize = 100;
+
 /// Checked inputs of a request.
 #[derive(Debug, Clone)]
 pub(crate) enum Inputs {
     /// Texts to be tokenized.
-    Texts(Arc<[String]>),
+    Texts(Texts),
     /// Image files to be decoded.
     Pictures(Vec<Vec<u8>>),
     /// Tokens or pixels that plans read as they are.
     Ready(ModelInput),
+}
+
+/// Texts of a request.
+#[derive(Debug, Clone)]
+pub(crate) struct Texts {
+    /// Texts as the request has them.
+    pub(crate) strings: Arc<[String]>,
+    /// Name of the prompt before each text; `None` for the default.
+    pub(crate) prompt_name: Option<Arc<str>>,
+}
+
+impl FromIterator<String> for Texts {
+    fn from_iter<I: IntoIterator<Item = String>>(strings: I) -> Self {
+        Self { strings: strings.into_iter().collect(), prompt_name: None }
+    }
 }
 
 /// Returns the specs of the inputs that a family takes.
@@ -88,6 +106,29 @@ impl Inputs {
                 [None, _] => Err(refuse(INPUT_IDS, "it is missing")),
             },
             Some(image) => image_inputs([next(), next()], image, limits),
+        }
+    }
+}
+
+impl Inputs {
+    /// Returns the inputs with the prompt `name` before each text. `known` are the names of the
+    /// family's prompts.
+    pub(crate) fn behind(self, name: String, known: &[&str]) -> Result<Self, ServeError> {
+        let refuse = |reason: String| {
+            let found = name.chars().take(MAX_NAME_CHARS).collect();
+            Err(ServeError::Prompt { found, reason })
+        };
+        match self {
+            Self::Texts(_) if known.is_empty() => refuse("the model has no prompts".to_owned()),
+            Self::Texts(_) if !known.contains(&&*name) => {
+                refuse(format!("the prompts are {}", known.join(", ")))
+            }
+            Self::Texts(Texts { strings, .. }) => {
+                Ok(Self::Texts(Texts { strings, prompt_name: Some(name.into()) }))
+            }
+            Self::Pictures(_) | Self::Ready(_) => {
+                refuse(format!("only the input `{TEXT}` takes a prompt"))
+            }
         }
     }
 }

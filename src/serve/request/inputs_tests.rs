@@ -160,7 +160,7 @@ fn texts_are_taken_with_or_without_a_second_axis() {
         let inputs = parse("texts", &[("text", bytes(shape, &[b"", "öl".as_bytes()]))]);
         let inputs = inputs.expect("two texts");
         let Inputs::Texts(texts) = inputs else { panic!("{inputs:?}") };
-        assert_eq!(*texts, ["".to_owned(), "öl".to_owned()]);
+        assert_eq!(*texts.strings, ["".to_owned(), "öl".to_owned()]);
     }
 }
 

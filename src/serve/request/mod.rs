@@ -25,6 +25,8 @@ pub const DEFAULT_PRIORITY: u32 = 100;
 pub struct InferRequest {
     /// Input tensors by name.
     pub inputs: Vec<(String, Tensor)>,
+    /// Name of the prompt before each text; `None` for the family's default.
+    pub prompt_name: Option<String>,
     /// Limits on the cost and quality of the answer.
     pub budget: Budget,
     /// Priority from 1, the first; a waiting request with a smaller number runs before this one.

@@ -9,7 +9,7 @@ use std::{
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::inputs::{self, IMAGE, Inputs, TEXT, refuse};
+use super::inputs::{self, IMAGE, Inputs, TEXT, Texts, refuse};
 use crate::{
     assembly::Family,
     input::{
@@ -112,7 +112,7 @@ impl Preparation {
     pub(crate) fn expect(&self, now: Instant, inputs: &Inputs, num_workers: usize) -> Expected {
         let shape = self.shape(inputs);
         let num_bytes = match inputs {
-            Inputs::Texts(texts) => self.text_bytes(texts),
+            Inputs::Texts(texts) => self.text_bytes(&texts.strings),
             Inputs::Pictures(files) => files.iter().map(Vec::len).sum(),
             Inputs::Ready(_) => 0,
         };
@@ -127,7 +127,7 @@ impl Preparation {
     /// Estimates the shape of `inputs`.
     pub(crate) fn shape(&self, inputs: &Inputs) -> Shape {
         match inputs {
-            Inputs::Texts(texts) => Shape::new(texts.len(), self.tokens(texts)),
+            Inputs::Texts(Texts { strings, .. }) => Shape::new(strings.len(), self.tokens(strings)),
             Inputs::Pictures(files) => Shape::new(files.len(), 1),
             Inputs::Ready(input) => input.shape(),
         }
@@ -157,10 +157,11 @@ impl Preparation {
             }
             Inputs::Texts(texts) => {
                 let tokenizer = tokenizer(family, anchor)?;
-                let (reader, strings) = (tokenizer.clone(), texts.clone());
-                let encode = move |term: &Term| encode_all(&reader, &strings, term);
+                let (reader, given) = (tokenizer.clone(), texts.clone());
+                let encode = move |term: &Term| encode_all(&reader, &given, term);
                 let (rows, took) = self.threads.run(deadline, encode).await?;
                 let rows = rows?;
+                let texts = texts.strings;
                 let is_reference = anchor == family.manifest.reference;
                 if is_reference {
                     let num_bytes = self.text_bytes(&texts[..rows.len()]);
@@ -253,13 +254,16 @@ fn tokenizer(family: &Family, anchor: &str) -> Result<Arc<Tokenizer>, ServeError
 /// Returns the token ids of `texts`, of the first ones only if `term` ends before the rest.
 fn encode_all(
     tokenizer: &Tokenizer,
-    texts: &[String],
+    Texts { strings, prompt_name }: &Texts,
     term: &Term,
 ) -> Result<Vec<Vec<i64>>, ServeError> {
+    let broken = ServeError::Broken { what: "an anchor lacks a prompt of its family" };
+    let prompt = tokenizer.prompts().find(prompt_name.as_deref()).ok_or(broken)?;
     let refused =
         |reason: TokenizeError| refuse(TEXT, &format!("it cannot be tokenized: {reason}"));
-    let in_time = texts.iter().enumerate().take_while(|(index, _)| *index == 0 || !term.is_over());
-    in_time.map(|(_, text)| tokenizer.encode_one(text).map_err(refused)).collect()
+    let in_time =
+        strings.iter().enumerate().take_while(|(index, _)| *index == 0 || !term.is_over());
+    in_time.map(|(_, text)| tokenizer.encode_behind(prompt, text).map_err(refused)).collect()
 }
 
 /// Decodes image files one after another, each after reserving the memory for it. Decodes the first

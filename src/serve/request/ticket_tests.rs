@@ -15,6 +15,7 @@ fn request(name: &str) -> InferRequest {
     let image = Tensor::new(vec![1, 1, 28, 28], TensorData::F32(vec![0.0; 784])).expect("an image");
     InferRequest {
         inputs: vec![(name.to_owned(), image)],
+        prompt_name: None,
         budget: Budget::default(),
         priority: DEFAULT_PRIORITY,
         arrival: Instant::now(),
