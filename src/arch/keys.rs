@@ -51,11 +51,27 @@ impl ConfigFile<'_> {
     ///
     /// Fails on malformed JSON, unknown keys, and values that are not supported.
     pub(super) fn read<T: DeserializeOwned>(&self, tables: &[Keys]) -> Result<T, ArchError> {
+        let config = self.keys()?;
+        check(&config, tables).map_err(|fault| self.refuse(fault))?;
+        self.typed("", config)
+    }
+
+    /// Reads the keys of the configuration that `T` has, like [`read`](Self::read). Other keys do
+    /// not matter.
+    ///
+    /// # Errors
+    ///
+    /// Fails on malformed JSON and on values of other types.
+    pub(super) fn read_some<T: DeserializeOwned>(&self) -> Result<T, ArchError> {
+        self.typed("", self.keys()?)
+    }
+
+    /// Returns the keys that the manifest does not ignore, and whose values are not `null`.
+    fn keys(&self) -> Result<Map<String, Value>, ArchError> {
         let mut config: Map<String, Value> = parse_json(self.path, self.text)?;
         config.retain(|key, _| !self.ignored.contains(key));
         drop_nulls(&mut config).map_err(|fault| self.refuse(fault))?;
-        check(&config, tables).map_err(|fault| self.refuse(fault))?;
-        self.typed("", config)
+        Ok(config)
     }
 
     /// Reads `config`, which the configuration has under `key`, like [`read`](Self::read).

@@ -4,12 +4,11 @@
 //! so a file that says another thing is refused by its key.
 
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::{
     arch::{error::ArchError, keys::ConfigFile},
     family::Fault,
-    pool::{PoolError, parse_json},
 };
 
 /// Settings of texts that change embeddings.
@@ -33,10 +32,7 @@ impl TextConfig {
     ///
     /// Fails if texts would be read in another way than `tokenizer` says.
     pub(super) fn read(file: ConfigFile<'_>, tokenizer: &Value) -> Result<Self, ArchError> {
-        let mut config: Map<String, Value> = parse_json(file.path, file.text)?;
-        config.retain(|key, _| !file.ignored.contains(key));
-        let config = Self::deserialize(Value::Object(config));
-        let config = config.map_err(|error| PoolError::malformed(file.path, &error))?;
+        let config: Self = file.read_some()?;
         match config.fault(tokenizer) {
             Some(fault) => Err(file.refuse(fault)),
             None => Ok(config),
@@ -79,7 +75,7 @@ impl TextConfig {
         ];
         settings.into_iter().find_map(|(key, given, own)| {
             let (given, own) = (token(given.as_ref()?), token(own?));
-            let is_equal = given == own || given.is_null() || own.is_null();
+            let is_equal = given == own || own.is_null();
             let expected = format!("texts are read with {own}");
             (!is_equal).then(|| Fault::new(key, given, expected))
         })
