@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// Prompts of an anchor: one of them stands before each text.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Prompts {
     /// Prompt of a request that names none; empty for none.
     pub default: String,

@@ -9,6 +9,7 @@ use std::{
 use crate::{
     assembly::Family,
     family::ModuleId,
+    input::Prompts,
     offer::{OfferError, Profile, QualityRecords, plan_table},
     plan::{PlanEntry, PlanTable},
     serve::idle::IdleWork,
@@ -29,8 +30,8 @@ pub struct LoadedFamily {
     pub(super) pinned: Vec<ModuleId>,
     /// Measurements to be made while nothing else runs.
     pub(super) idle: Option<Box<dyn IdleWork>>,
-    /// Tables of the plans that read the same tokens, by tokenizer; images have no tokenizer.
-    pub(crate) alike: BTreeMap<Option<PathBuf>, PlanTable>,
+    /// Tables of the plans that read the same tokens, by tokenizer and prompts; `None` for images.
+    pub(crate) alike: BTreeMap<Option<(PathBuf, Prompts)>, PlanTable>,
 }
 
 impl LoadedFamily {
@@ -46,9 +47,10 @@ impl LoadedFamily {
         margin: f64,
     ) -> Result<Self, OfferError> {
         let table = plan_table(&family, &profile, &quality, margin)?;
-        let mut groups: BTreeMap<Option<PathBuf>, Vec<PlanEntry>> = BTreeMap::new();
+        let mut groups: BTreeMap<Option<(PathBuf, Prompts)>, Vec<PlanEntry>> = BTreeMap::new();
         for entry in table.entries() {
-            let tokenizer = tokenizer_of(&family, &entry.plan.path).map(Path::to_owned);
+            let tokenizer = tokenizer_of(&family, &entry.plan.path)
+                .map(|(location, prompts)| (location.to_owned(), prompts.clone()));
             groups.entry(tokenizer).or_default().push(entry.clone());
         }
         let group = |(tokenizer, entries)| Ok((tokenizer, PlanTable::new(entries, margin)?));
@@ -97,21 +99,28 @@ impl LoadedFamily {
         modules.filter(|id| seen.insert(*id)).collect()
     }
 
-    /// Returns the tokenizer of the texts that `path` reads, or `None` for images.
-    pub(crate) fn tokenizer(&self, path: &[ModuleId]) -> Option<&Path> {
+    /// Returns the tokenizer of the texts that `path` reads, and their prompts. Returns `None` for
+    /// images.
+    pub(crate) fn tokenizer(&self, path: &[ModuleId]) -> Option<(&Path, &Prompts)> {
         tokenizer_of(&self.family, path)
     }
 }
 
-fn tokenizer_of<'a>(family: &'a Family, path: &[ModuleId]) -> Option<&'a Path> {
+fn tokenizer_of<'a>(family: &'a Family, path: &[ModuleId]) -> Option<(&'a Path, &'a Prompts)> {
     let anchor = family.graph.stem_anchor(path).unwrap_or_default();
-    family.manifest.anchors.get(anchor)?.tokenizer.as_deref()
+    let location = family.manifest.anchors.get(anchor)?.tokenizer.as_deref()?;
+    Some((location, family.tokenizer(anchor)?.prompts()))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
-    use crate::serve::support_tests::{BEST, CHEAP, small};
+    use crate::{
+        serve::support_tests::{BEST, CHEAP, small},
+        tensor::MappedFile,
+    };
 
     /// Returns the names of the modules of `ids`.
     fn names<'a>(loaded: &'a LoadedFamily, ids: &[ModuleId]) -> Vec<&'a str> {
@@ -166,5 +175,49 @@ mod tests {
         assert_eq!(loaded.alike.keys().collect::<Vec<_>>(), [&None]);
         assert_eq!(loaded.alike[&None].entries().len(), loaded.table.entries().len());
         assert_eq!(loaded.tokenizer(&loaded.table.entries()[0].plan.path), None);
+    }
+
+    #[test]
+    fn plans_of_anchors_with_other_prompts_read_other_tokens() {
+        let pool = tempfile::tempdir().expect("a folder");
+        let folder = pool.path().join("texts");
+        let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/references/sentence/prompt");
+        let about = "config_sentence_transformers.json";
+        let mut digests = String::new();
+        for anchor in ["a", "b", "c"] {
+            let to = folder.join(anchor);
+            fs::create_dir_all(to.join("1_Pooling")).expect("created");
+            let signed = ["config.json", "model.safetensors", "tokenizer.json"];
+            for name in signed.iter().chain(&["modules.json", "1_Pooling/config.json", about]) {
+                fs::copy(case.join(name), to.join(name)).expect("copied");
+            }
+            let digest = |name: &str| MappedFile::open(&to.join(name)).expect("mapped").sha256();
+            digests
+                .extend(signed.map(|name| format!("\"{anchor}/{name}\" = \"{}\"\n", digest(name))));
+        }
+        fs::write(folder.join("b").join(about), "{}").expect("written");
+        let mut manifest =
+            "name = \"texts\"\ntask = \"sentence-embedding\"\ndescription = \"A.\"\n\
+            license = \"Apache-2.0\"\nreference = \"a\"\nlimits = { max_tokens = 8 }\n\
+            output = { name = \"embedding\", width = 24 }\n\
+            quality = { metric = \"recall@10\", file = \"quality.json\" }\n"
+                .to_owned();
+        for anchor in ["a", "b", "c"] {
+            manifest += &format!(
+                "[anchors.{anchor}]\nfolder = \"{anchor}\"\ntokenizer = \"a/tokenizer.json\"\n\
+                 [anchors.{anchor}.sha256]\n{digests}"
+            );
+        }
+        fs::write(folder.join("family.toml"), manifest).expect("written");
+        let family = Family::load(&folder).expect("it loads");
+        let reads = |stem: &str| {
+            let index = family.graph.modules().iter().position(|module| module.name == stem);
+            let path = [ModuleId(index.expect("a stem"))];
+            let (location, prompts) = tokenizer_of(&family, &path).expect("it reads texts");
+            (location.to_owned(), prompts.clone())
+        };
+        assert_eq!(reads("a.stem"), reads("c.stem"));
+        assert_ne!(reads("a.stem"), reads("b.stem"));
+        assert!(family.prompt_names().is_empty(), "`b` has none");
     }
 }

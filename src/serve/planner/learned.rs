@@ -10,6 +10,7 @@ use std::{
 use super::follow::step;
 use crate::{
     family::ModuleId,
+    input::Prompts,
     offer::Profile,
     plan::{Budget, Plan, PlanError, PlanTable, Shape},
     serve::families::loaded::LoadedFamily,
@@ -78,15 +79,18 @@ struct Learning {
 pub(crate) struct Tables {
     /// Table of all plans.
     pub(crate) all: PlanTable,
-    /// Tables of the plans that read the same tokens, by tokenizer.
-    alike: BTreeMap<Option<PathBuf>, PlanTable>,
+    /// Tables of the plans that read the same tokens, by tokenizer and prompts.
+    alike: BTreeMap<Option<(PathBuf, Prompts)>, PlanTable>,
 }
 
 impl Tables {
     /// Returns the plans that read the same tokens as `path`, or `None` if no plan does.
     pub(crate) fn alike(&self, loaded: &LoadedFamily, path: &[ModuleId]) -> Option<&PlanTable> {
         let tokenizer = loaded.tokenizer(path);
-        self.alike.iter().find(|(known, _)| known.as_deref() == tokenizer).map(|(_, table)| table)
+        let reads = |known: &Option<(PathBuf, Prompts)>| {
+            known.as_ref().map(|(location, prompts)| (location.as_path(), prompts)) == tokenizer
+        };
+        self.alike.iter().find(|(known, _)| reads(known)).map(|(_, table)| table)
     }
 }
 
