@@ -16,26 +16,10 @@ use crate::api::{Limits, TlsFiles};
 const CLIENTS: &str = "[clients.one]\ntoken = \"a token of the tests\"\n";
 
 /// Private key for these tests alone.
-const KEY: &str = "\
------BEGIN PRIVATE KEY-----
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg1H+gmSEbIQYNrHn4
-3YQ0mFElH7S+VIxf4qotbHa+r8ahRANCAATlC32SKNzej3K8zUM4bcHhWB0mEPmP
-+hPyByDSDaRovwQERjBNG7rABo4FHLU2TxRYvlVKK1E4l3sjLuTuFv2r
------END PRIVATE KEY-----
-";
+const KEY: &str = include_str!("../../tests/references/tls/key.pem");
 
 /// Certificate of [`KEY`], which signs itself and is valid until 2120.
-const CERTIFICATE: &str = "\
------BEGIN CERTIFICATE-----
-MIIBQTCB56ADAgECAgECMAoGCCqGSM49BAMCMA8xDTALBgNVBAMMBHRlc3QwIBcN
-MjAwMTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMA8xDTALBgNVBAMMBHRlc3Qw
-WTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAATlC32SKNzej3K8zUM4bcHhWB0mEPmP
-+hPyByDSDaRovwQERjBNG7rABo4FHLU2TxRYvlVKK1E4l3sjLuTuFv2rozIwMDAP
-BgNVHREECDAGggR0ZXN0MB0GA1UdDgQWBBQRBlVO1jLsFg1BAmihtvasJfXvfDAK
-BggqhkjOPQQDAgNJADBGAiEAyCWQGq4hI7m8pbT4qbDDIr9IiX+lpMfMYKky0JX/
-N5gCIQClKve8xaKUCWgGtB9gvy9+hs8ow4N+lSg+vZgsOJ0C6g==
------END CERTIFICATE-----
-";
+const CERTIFICATE: &str = include_str!("../../tests/references/tls/certificate.pem");
 
 /// Lines of the log of one thread.
 #[derive(Clone, Default)]

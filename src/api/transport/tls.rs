@@ -157,3 +157,7 @@ fn verifier(
 fn unreadable(path: &Path, error: impl Error + Send + Sync + 'static) -> TlsError {
     TlsError::Unreadable { path: path.to_owned(), source: Box::new(error) }
 }
+
+#[cfg(test)]
+#[path = "tls_tests.rs"]
+mod tests;
