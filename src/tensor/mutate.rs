@@ -92,6 +92,8 @@ pub(crate) fn feed(seeds: &[Vec<u8>], mut read: impl FnMut(Vec<u8>)) {
 /// Writes changed copies of `seeds` to the file `path` and calls `read` after each.
 pub(crate) fn feed_file(seeds: &[Vec<u8>], path: &Path, mut read: impl FnMut()) {
     feed(seeds, |bytes| {
+        // Some file systems put a file on disk that is written over, which takes milliseconds.
+        drop(std::fs::remove_file(path));
         std::fs::write(path, bytes).expect("written");
         read();
     });
