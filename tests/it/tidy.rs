@@ -242,6 +242,9 @@ fn complaints(name: &str, text: &str) -> Vec<String> {
     if !text.starts_with("//! ") {
         found.push("does not begin with what it is for".into());
     }
+    if ["/// ```", "//! ```"].iter().any(|example| text.contains(example)) {
+        found.push("has an example, which no test runs".into());
+    }
     if let Some(mark) = LEFT_TO_DO.iter().find(|mark| has_word(text, mark)) {
         found.push(format!("has a {mark}"));
     }
@@ -310,6 +313,7 @@ fn what_is_untidy_is_found() {
         ("src/cli/a.rs", "//! A.\nfn a() { dbg!(1); }\n", "`dbg!` belongs"),
         ("src/serve/a.rs", "//! A.\nuse std::time::SystemTime;\n", "`SystemTime` belongs"),
         ("src/plan/a.rs", "//! A.\nfn a() {} // TODO: b\n", "has a TODO"),
+        ("src/plan/a.rs", "//! A.\n/// ```\n/// b();\n/// ```\nfn b() {}\n", "has an example"),
         ("src/plan/a.rs", "fn a() {}\n", "does not begin"),
         ("src/plan/a.rs", "/// A.\nfn a() {}\n", "does not begin"),
         ("src/plan/a.rs", &long_file, "over 500 lines"),
