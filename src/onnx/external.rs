@@ -19,6 +19,10 @@ use crate::tensor::{MappedFile, open_file};
 /// smaller ones, which stay inside the model.
 const MIN_EXTERNAL_BYTES: usize = 256;
 
+/// Size of the parts in which the values of a weight are read, in bytes. It is a multiple of every
+/// element's size.
+const PART_BYTES: usize = 64 << 10;
+
 /// Byte range of a file in the family's folder.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Place {
@@ -176,33 +180,58 @@ fn refusal(tensor: &TensorProto, reason: &str) -> OnnxError {
 /// Fails when the values cannot be read, have another type, or do not match the shape's number of
 /// elements.
 pub fn read_floats(folder: &Path, tensor: &TensorProto) -> Result<Vec<f32>, OnnxError> {
-    let bytes = read_bytes(folder, tensor)?;
-    let values: Vec<f32> = match tensor.data_type {
-        data_type::FLOAT => {
-            bytes.as_chunks::<4>().0.iter().map(|chunk| f32::from_le_bytes(*chunk)).collect()
-        }
-        data_type::FLOAT16 => bytes
-            .as_chunks::<2>()
-            .0
-            .iter()
-            .map(|chunk| half::f16::from_le_bytes(*chunk).to_f32())
-            .collect(),
-        data_type::BFLOAT16 => bytes
-            .as_chunks::<2>()
-            .0
-            .iter()
-            .map(|chunk| half::bf16::from_le_bytes(*chunk).to_f32())
-            .collect(),
-        _ => Vec::new(),
+    let Some(place) = place_of(tensor) else {
+        let bytes = inline_bytes(tensor)?;
+        let mut values = floats_for(tensor, bytes.len() as u64)?;
+        extend(&mut values, tensor.data_type, &bytes);
+        return Ok(values);
     };
-    let elements = tensor.dims.iter().try_fold(1_i64, |product, dim| product.checked_mul(*dim));
-    if i64::try_from(values.len()).ok() != elements {
-        return Err(OnnxError::Initializer {
-            name: tensor.name.clone(),
-            reason: format!("{} bytes do not hold its {:?} elements", bytes.len(), tensor.dims),
-        });
+    let mut values = floats_for(tensor, place.length)?;
+    let path = folder.join(&place.file);
+    let read = || {
+        let mut file = open_file(&path)?;
+        file.seek(SeekFrom::Start(place.offset))?;
+        // A part stays in the processor's cache until its values are taken from it.
+        let (mut part, mut left) = (vec![0; PART_BYTES], place.length);
+        while left > 0 {
+            let length = usize::try_from(left).unwrap_or(PART_BYTES).min(PART_BYTES);
+            file.read_exact(&mut part[..length])?;
+            extend(&mut values, tensor.data_type, &part[..length]);
+            left -= length as u64;
+        }
+        Ok(values)
+    };
+    read().map_err(|source| OnnxError::Unreadable { path: path.clone(), source })
+}
+
+/// Returns room for the values of `tensor`. Fails unless `num_bytes` hold them.
+fn floats_for(tensor: &TensorProto, num_bytes: u64) -> Result<Vec<f32>, OnnxError> {
+    let size = match tensor.data_type {
+        data_type::FLOAT => 4,
+        data_type::FLOAT16 | data_type::BFLOAT16 => 2,
+        _ => 0,
+    };
+    let extents = tensor.dims.iter().map(|extent| u64::try_from(*extent).ok());
+    let mut elements = extents.chain([Some(1)]);
+    let elements = elements.try_fold(1_u64, |product, extent| product.checked_mul(extent?));
+    let fits = elements.filter(|count| count.checked_mul(size) == Some(num_bytes) && size > 0);
+    let count = fits.and_then(|count| usize::try_from(count).ok());
+    count.map(Vec::with_capacity).ok_or_else(|| OnnxError::Initializer {
+        name: tensor.name.clone(),
+        reason: format!("{num_bytes} bytes do not hold its {:?} elements", tensor.dims),
+    })
+}
+
+/// Appends the values in `bytes`, which hold whole elements.
+fn extend(values: &mut Vec<f32>, data_type: i32, bytes: &[u8]) {
+    let (pairs, fours) = (bytes.as_chunks::<2>().0.iter(), bytes.as_chunks::<4>().0.iter());
+    match data_type {
+        data_type::FLOAT => values.extend(fours.map(|bytes| f32::from_le_bytes(*bytes))),
+        data_type::FLOAT16 => {
+            values.extend(pairs.map(|bytes| half::f16::from_le_bytes(*bytes).to_f32()));
+        }
+        _ => values.extend(pairs.map(|bytes| half::bf16::from_le_bytes(*bytes).to_f32())),
     }
-    Ok(values)
 }
 
 /// Replaces the raw data of `tensor` by its place if it is a large enough slice of `file`.
@@ -243,4 +272,38 @@ fn check_order(graph: &GraphProto) -> Result<(), OnnxError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_read_from_a_file_part_by_part_and_only_if_they_are_all_there() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let count = PART_BYTES / 4 + 3;
+        let expected: Vec<f32> = (0_u16..).take(count).map(f32::from).collect();
+        let bytes: Vec<u8> = expected.iter().flat_map(|value| value.to_le_bytes()).collect();
+        std::fs::write(folder.path().join("w"), [&[7; 5], &bytes[..]].concat()).expect("written");
+        let tensor = |data_type, count: usize, length: usize| {
+            let place = Place { file: "w".into(), offset: 5, length: length as u64 };
+            initializer("w", data_type, vec![1, count as i64], &place)
+        };
+        let read = |tensor: &TensorProto| read_floats(folder.path(), tensor);
+        let whole = tensor(data_type::FLOAT, count, bytes.len());
+        assert_eq!(read(&whole).expect("read"), expected);
+        let halves = tensor(data_type::BFLOAT16, 2 * count, bytes.len());
+        let values = read(&halves).expect("read");
+        assert_eq!((values[0], values[3], values.len()), (0.0, 1.0, 2 * count));
+        for wrong in [
+            tensor(data_type::FLOAT, count + 1, bytes.len()),
+            tensor(data_type::FLOAT16, count, bytes.len()),
+            tensor(data_type::INT64, count, bytes.len()),
+        ] {
+            let error = read(&wrong).expect_err("refused").to_string();
+            assert!(error.contains("do not hold its [1, "), "{error}");
+        }
+        let beyond = tensor(data_type::FLOAT, count + 1, bytes.len() + 4);
+        assert!(matches!(read(&beyond), Err(OnnxError::Unreadable { .. })));
+    }
 }

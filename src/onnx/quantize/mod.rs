@@ -1,5 +1,6 @@
 //! Dynamic int8 quantization of a graph's matrix products.
 
+mod levels;
 mod rows;
 
 use std::{
@@ -7,14 +8,13 @@ use std::{
     path::Path,
 };
 
-use bytes::Bytes;
-
 use super::{
     OnnxError,
     external::read_floats,
     opset,
     proto::{GraphProto, ModelProto, NodeProto, TensorProto, data_type},
 };
+use levels::{Matrix, Quantized};
 use rows::Rows;
 
 /// Least number of elements of a matrix that is quantized.
@@ -71,17 +71,6 @@ pub fn quantize_weights(
     Ok(model)
 }
 
-/// Constant `[rows, columns]` matrix that a product reads.
-struct Matrix {
-    initializer: usize,
-    rows: usize,
-    columns: usize,
-    /// Number of elements between two rows in the file.
-    stride: usize,
-    /// Whether the file holds the matrix as `[columns, rows]`.
-    is_transposed: bool,
-}
-
 /// Leading columns of a constant matrix as the file holds it.
 #[derive(Clone, Copy)]
 struct Stored {
@@ -89,12 +78,6 @@ struct Stored {
     rows: usize,
     columns: usize,
     stride: usize,
-}
-
-struct Quantized {
-    levels: Vec<u8>,
-    scales: Vec<f32>,
-    rows: usize,
 }
 
 /// Finds the constant float matrices, by the name under which products read them.
@@ -158,54 +141,6 @@ fn kept(graph: &GraphProto, slice: &NodeProto) -> Option<usize> {
 /// Returns a node's first input and output, each empty if a malformed node lacks it.
 fn ends(node: &NodeProto) -> [&str; 2] {
     [&node.input, &node.output].map(|names| names.first().map_or("", String::as_str))
-}
-
-/// Returns the larger of two absolute values, or NaN if one is NaN.
-fn largest_or_nan(one: f32, other: f32) -> f32 {
-    if one > other || one.is_nan() { one } else { other }
-}
-
-impl Quantized {
-    #[expect(clippy::cast_possible_truncation, reason = "levels are clamped to an i8")]
-    fn new(values: &[f32], matrix: &Matrix, max_level: i8) -> Self {
-        let (rows, columns) = (matrix.rows, matrix.columns);
-        let at = |row: usize, column: usize| match matrix.is_transposed {
-            true => values[column * matrix.stride + row],
-            false => values[row * matrix.stride + column],
-        };
-        let max_level = f32::from(max_level);
-        let scales: Vec<f32> = (0..columns)
-            .map(|column| {
-                let largest = (0..rows).map(|row| at(row, column).abs()).fold(0.0, largest_or_nan);
-                if largest == 0.0 { 1.0 } else { largest / max_level }
-            })
-            .collect();
-        let mut levels = vec![0; rows * columns];
-        for row in 0..rows {
-            for column in 0..columns {
-                let level = (at(row, column) / scales[column]).round();
-                let level = level.clamp(-max_level, max_level) as i8;
-                levels[row * columns + column] = level.cast_unsigned();
-            }
-        }
-        Self { levels, scales, rows }
-    }
-
-    fn into_initializers(self, name: &str) -> [TensorProto; 2] {
-        let (rows, columns) = (self.rows as i64, self.scales.len() as i64);
-        let scales: Vec<u8> = self.scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
-        let tensor = |suffix: &str, data_type, dims, raw: Vec<u8>| TensorProto {
-            name: format!("{name}.{suffix}"),
-            data_type,
-            dims,
-            raw_data: Some(Bytes::from(raw)),
-            ..TensorProto::default()
-        };
-        [
-            tensor("int8", data_type::INT8, vec![rows, columns], self.levels),
-            tensor("scale", data_type::FLOAT, vec![columns], scales),
-        ]
-    }
 }
 
 /// Removes transposes, slices, casts and weights that are no longer read.
