@@ -17,6 +17,7 @@ use super::{
 pub struct Runtime {
     environment: Environment,
     residents: Arc<Residents>,
+    num_threads: usize,
 }
 
 impl Runtime {
@@ -27,7 +28,8 @@ impl Runtime {
     /// Fails when the library does not load or a runtime was started before.
     pub fn start(config: &RuntimeConfig) -> Result<Self, RuntimeError> {
         let environment = environment::start(config)?;
-        Ok(Self { environment, residents: Residents::new(config.memory_limit) })
+        let (residents, num_threads) = (Residents::new(config.memory_limit), config.num_threads);
+        Ok(Self { environment, residents, num_threads })
     }
 
     /// Returns the sessions of all executors.
@@ -41,7 +43,12 @@ impl Runtime {
     pub(crate) fn apart(&self, memory_limit: Option<u64>) -> Self {
         let process = Process { held: Held::default, give_back: || () };
         let residents = Arc::new(Residents::of_process(memory_limit, process));
-        Self { environment: self.environment.clone(), residents }
+        Self { environment: self.environment.clone(), residents, num_threads: self.num_threads }
+    }
+
+    /// Returns the number of threads of the pool.
+    pub fn num_threads(&self) -> usize {
+        self.num_threads
     }
 
     /// Returns the bytes of the caches of all sequences.

@@ -1,5 +1,7 @@
 //! Settings of the C library's allocator for freed memory.
 
+use std::sync::{Mutex, PoisonError};
+
 /// Smallest allocation that gets its own mapping while a [`MappedApart`] lives, in bytes.
 #[cfg(target_env = "gnu")]
 const APART: libc::c_int = 64 << 10;
@@ -39,25 +41,35 @@ pub fn reuse_freed_memory(bytes: u64) {
     let _ = bytes;
 }
 
+/// Number of guards that live. The threshold belongs to the process.
+static NUM_APART: Mutex<usize> = Mutex::new(0);
+
 /// Guard during whose life each large allocation gets its own mapping. Such memory returns to the
-/// system when it is freed. It never lies between shorter-lived allocations. At most one guard may
-/// live at a time.
+/// system when it is freed. It never lies between shorter-lived allocations.
 #[derive(Debug)]
 pub struct MappedApart(());
 
 impl MappedApart {
     /// Lowers the threshold for allocations with their own mapping.
     pub fn begin() -> Self {
+        let mut num_apart = NUM_APART.lock().unwrap_or_else(PoisonError::into_inner);
+        *num_apart += 1;
         #[cfg(target_env = "gnu")]
-        set(libc::M_MMAP_THRESHOLD, APART);
+        if *num_apart == 1 {
+            set(libc::M_MMAP_THRESHOLD, APART);
+        }
         Self(())
     }
 }
 
 impl Drop for MappedApart {
     fn drop(&mut self) {
+        let mut num_apart = NUM_APART.lock().unwrap_or_else(PoisonError::into_inner);
+        *num_apart -= 1;
         #[cfg(target_env = "gnu")]
-        set(libc::M_MMAP_THRESHOLD, TOGETHER);
+        if *num_apart == 0 {
+            set(libc::M_MMAP_THRESHOLD, TOGETHER);
+        }
     }
 }
 

@@ -26,6 +26,8 @@ pub(crate) struct Ledger {
     idle: u64,
     /// Bytes of the weights of sessions in use.
     leased: u64,
+    /// Bytes of the weights of sessions that are being created. The process holds a part of them.
+    loading: u64,
     /// Bytes of the caches of sequences.
     cached: u64,
     /// Sum of the needs of all runs.
@@ -44,7 +46,16 @@ impl Ledger {
     /// Creates a ledger without sessions and runs.
     pub(crate) fn new(limit: Option<u64>) -> Self {
         let reserved = Need::default();
-        Self { limit, others: None, idle: 0, leased: 0, cached: 0, reserved, num_reserved: 0 }
+        Self {
+            limit,
+            others: None,
+            idle: 0,
+            leased: 0,
+            loading: 0,
+            cached: 0,
+            reserved,
+            num_reserved: 0,
+        }
     }
 
     /// Returns the bytes of the weights of all sessions.
@@ -97,7 +108,8 @@ impl Ledger {
         };
         let needed = self.reserved.plus(next);
         // Sessions may also be in use outside of a run.
-        let running = needed.total.max(needed.activations + self.leased + weights);
+        let sessions = self.leased + self.loading + weights;
+        let running = needed.total.max(needed.activations + sessions);
         let others = self.others.unwrap_or(0);
         let kept = self.idle + self.cached;
         others.saturating_add(kept).saturating_add(running).saturating_sub(limit)
@@ -119,6 +131,16 @@ impl Ledger {
         self.reserved.activations = self.reserved.activations.saturating_sub(need.activations);
         self.reserved.total = self.reserved.total.saturating_sub(need.total);
         self.num_reserved -= 1;
+    }
+
+    /// Adds a session of `bytes` that is being created, until [`Ledger::end_load`].
+    pub(crate) fn begin_load(&mut self, bytes: u64) {
+        self.loading += bytes;
+    }
+
+    /// Removes a session of `bytes` that was being created.
+    pub(crate) fn end_load(&mut self, bytes: u64) {
+        self.loading -= bytes;
     }
 
     /// Adds a new session of `bytes`, which is in use.

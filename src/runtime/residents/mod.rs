@@ -32,10 +32,8 @@ pub(super) struct Residents<S = ModuleSession> {
     limit: Option<u64>,
     process: Process,
     state: Mutex<State<S>>,
-    /// Condition that is notified when a lease or a run ends.
+    /// Condition that is notified when a lease, a run or the creation of a session ends.
     returned: Condvar,
-    /// Lock held while a session is created, so that two at once cannot exceed the limit.
-    loading: Mutex<()>,
     /// Lock held while a run waits for memory, so that smaller runs do not overtake it forever.
     turn: Mutex<()>,
 }
@@ -68,6 +66,26 @@ pub(super) struct Reserve<'a, S = ModuleSession> {
 impl<S> Drop for Reserve<'_, S> {
     fn drop(&mut self) {
         self.residents.lock().ledger.end(self.need);
+        self.residents.returned.notify_all();
+    }
+}
+
+/// Creation of a session, whose weights count until the value is dropped.
+#[derive(Debug)]
+struct Creation<'a, S> {
+    residents: &'a Residents<S>,
+    key: Key,
+    bytes: u64,
+}
+
+impl<S> Drop for Creation<'_, S> {
+    fn drop(&mut self) {
+        let mut state = self.residents.lock();
+        state.ledger.end_load(self.bytes);
+        if let Some(index) = state.loading.iter().position(|key| *key == self.key) {
+            state.loading.swap_remove(index);
+        }
+        drop(state);
         self.residents.returned.notify_all();
     }
 }
@@ -118,8 +136,8 @@ impl Residents {
 impl<S> Residents<S> {
     /// Creates residents of a process that is asked through `process`.
     pub(in crate::runtime) fn of_process(limit: Option<u64>, process: Process) -> Self {
-        let (returned, loading, turn) = (Condvar::new(), Mutex::default(), Mutex::default());
-        Self { limit, process, state: Mutex::new(State::new(limit)), returned, loading, turn }
+        let (returned, turn) = (Condvar::new(), Mutex::default());
+        Self { limit, process, state: Mutex::new(State::new(limit)), returned, turn }
     }
 
     fn lock(&self) -> MutexGuard<'_, State<S>> {
@@ -154,9 +172,10 @@ impl<S> Residents<S> {
         self.foresee(&self.lock(), 0, need) == 0
     }
 
-    /// Returns whether a session of `key` is loaded.
+    /// Returns whether a session of `key` is loaded or being created.
     pub(super) fn has(&self, key: Key) -> bool {
-        self.lock().sessions.contains_key(&key)
+        let state = self.lock();
+        state.sessions.contains_key(&key) || state.loading.contains(&key)
     }
 
     /// Protects the last session of `key` from eviction.
@@ -201,13 +220,16 @@ impl<S> Residents<S> {
         if let Some(session) = self.take_or_wait(key, weights.bytes) {
             return Ok(lease(session));
         }
-        let _single = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
-        // Another thread may have created or returned a session in the meantime.
-        if let Some(session) = self.lock().take(key) {
+        let pages = Need { activations: 0, total: self.lock().pages(key) };
+        let mut state = self.make_room(weights.bytes, pages, false)?;
+        // Another thread may have returned a session in the meantime.
+        if let Some(session) = state.take(key) {
             return Ok(lease(session));
         }
-        let pages = Need { activations: 0, total: self.lock().pages(key) };
-        drop(self.make_room(weights.bytes, pages, false)?);
+        state.loading.push(key);
+        state.ledger.begin_load(weights.bytes);
+        drop(state);
+        let creation = Creation { residents: self, key, bytes: weights.bytes };
         let apart = self.limit.map(|_| MappedApart::begin());
         // The wait for other threads is not part of the load time, as it does not predict the next
         // one.
@@ -219,6 +241,7 @@ impl<S> Residents<S> {
         state.insert(key, weights, files);
         state.learn_load_time(key, weights.bytes, start.elapsed());
         drop(state);
+        drop(creation);
         Ok(lease(session))
     }
 
@@ -263,8 +286,8 @@ impl<S> Residents<S> {
         self.lock().ledger.caches()
     }
 
-    /// Takes an idle session of `key`, or returns `None` if one must be created. Waits for a
-    /// running session if there is no room for another.
+    /// Takes an idle session of `key`, or returns `None` if one must be created. Waits for one that
+    /// another thread creates, and for a running one if there is no room for another.
     fn take_or_wait(&self, key: Key, bytes: u64) -> Option<S> {
         let mut state = self.lock();
         loop {
@@ -272,14 +295,16 @@ impl<S> Residents<S> {
                 return Some(session);
             }
             let has_room = || self.foresee(&state, bytes, Need::default()) == 0;
-            if !state.sessions.contains_key(&key) || has_room() {
+            let is_loading = state.loading.contains(&key);
+            if !is_loading && (!state.sessions.contains_key(&key) || has_room()) {
                 return None;
             }
             state = self.wait_for_return(state)?;
         }
     }
 
-    /// Waits until a lease or a run ends, or returns `None` if that takes too long.
+    /// Waits until a lease, a run or the creation of a session ends, or returns `None` if that
+    /// takes too long.
     fn wait_for_return<'a>(
         &self,
         state: MutexGuard<'a, State<S>>,
@@ -290,7 +315,7 @@ impl<S> Residents<S> {
     }
 
     /// Evicts sessions until a session of `weights` bytes and the need `next` fit. If necessary,
-    /// waits for sessions in use, and for other runs if `is_run`.
+    /// waits for sessions in use or being created, and for other runs if `is_run`.
     fn make_room(
         &self,
         weights: u64,
@@ -320,7 +345,8 @@ impl<S> Residents<S> {
                 may_give_back = true;
                 continue;
             }
-            let waits = state.num_leased > 0 || is_run && state.ledger.has_runs();
+            let waits =
+                state.num_leased + state.loading.len() > 0 || is_run && state.ledger.has_runs();
             if !waits {
                 drop(state);
             } else if self.wait_for_return(state).is_some() {

@@ -1,5 +1,7 @@
 //! Tests of sessions under a memory limit.
 
+use std::sync::mpsc;
+
 use proptest::prelude::{prop_assert, prop_assert_eq, proptest};
 
 use super::*;
@@ -70,6 +72,54 @@ fn hits(residents: &Residents<usize>, own: u64, order: impl Iterator<Item = usiz
         usize::from(is_there)
     });
     found.sum()
+}
+
+/// Returns whether a caller that does the same at the same time is met through `other`.
+fn meets(other: &(mpsc::SyncSender<()>, mpsc::Receiver<()>)) -> bool {
+    let (here, there) = other;
+    here.send(()).is_ok() && there.recv_timeout(Duration::from_secs(20)).is_ok()
+}
+
+#[test]
+fn sessions_of_two_networks_are_created_at_the_same_time() {
+    let residents = residents(100);
+    let own = residents.join();
+    let (a, b) = (mpsc::sync_channel(1), mpsc::sync_channel(1));
+    let both = [(a.0, b.1), (b.0, a.1)];
+    std::thread::scope(|scope| {
+        for (network, other) in both.into_iter().enumerate() {
+            let residents = &residents;
+            scope.spawn(move || {
+                let load = || Ok(usize::from(meets(&other)));
+                let lease = residents.lease(key(own, network), weighing(10), load);
+                assert_eq!(*lease.expect("room").session(), 1, "the other one waited for it");
+            });
+        }
+    });
+    assert_eq!(residents.lock().loading, []);
+}
+
+#[test]
+fn what_is_being_created_counts_until_it_is_there_or_failed() {
+    let residents = residents(100);
+    let own = residents.join();
+    let has_room = |weights| residents.foresee(&residents.lock(), weights, Need::default()) == 0;
+    let look = || {
+        assert!(residents.has(key(own, 0)), "nobody creates it a second time");
+        assert!(has_room(40) && !has_room(41));
+    };
+    let fail = || {
+        look();
+        Err(RuntimeError::NoOutput)
+    };
+    assert!(residents.lease(key(own, 0), weighing(60), fail).is_err());
+    assert!(has_room(100) && !residents.has(key(own, 0)));
+    let load = || {
+        look();
+        Ok(0)
+    };
+    drop(residents.lease(key(own, 0), weighing(60), load).expect("room"));
+    assert!(has_room(40) && !has_room(41));
 }
 
 #[test]

@@ -51,6 +51,8 @@ pub(crate) struct Weights {
 pub(crate) struct State<S> {
     pub(crate) sessions: HashMap<Key, Sessions<S>>,
     pub(crate) num_leased: usize,
+    /// Keys of the sessions that are being created.
+    pub(crate) loading: Vec<Key>,
     /// Counters of each live executor.
     pub(crate) counts: HashMap<u64, Residency>,
     pub(crate) num_executors: u64,
@@ -106,6 +108,7 @@ impl<S> State<S> {
         Self {
             sessions: HashMap::new(),
             num_leased: 0,
+            loading: Vec::new(),
             counts: HashMap::new(),
             num_executors: 0,
             pinned: HashSet::new(),
