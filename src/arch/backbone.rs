@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Pretrained network that is built part by part.
-pub(crate) trait Backbone: Debug {
+pub(crate) trait Backbone: Debug + Send {
     /// Returns all that can be said of the network.
     fn layout(&self) -> &Layout;
 

@@ -1,6 +1,8 @@
 //! Building a family's spaces and modules from its manifest and its files.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap, num::NonZero, panic::resume_unwind, path::Path, sync::Arc, thread,
+};
 
 use super::{
     promises,
@@ -16,7 +18,7 @@ use crate::{
         AnchorSpec, ExitsSpec, ExpertsSpec, FamilyError, Fault, Manifest, Module, ModuleKind,
         Space, SpaceId, SpaceKind, SpaceSpec, StitchesSpec,
     },
-    input::Tokenizer,
+    input::{Prompts, Tokenizer},
     module::{Body, Network},
     pool::{Checkpoint, FitRecords, PoolError, read_verified},
     tensor::FileKind,
@@ -72,16 +74,20 @@ impl<'a> FamilyBuilder<'a> {
         records: FitRecords,
     ) -> Result<Self, ArchError> {
         let mut builder = Self::new(folder, manifest, records);
-        for (name, spec) in &manifest.anchors {
-            if spec.optional && is_missing(folder, spec) {
-                tracing::info!(
-                    family = manifest.name,
-                    anchor = name,
-                    "optional anchor is not there"
-                );
-                continue;
+        let is_there = |(name, spec): &(&String, &AnchorSpec)| {
+            let is_left_out = spec.optional && is_missing(folder, spec);
+            if is_left_out {
+                let family = &manifest.name;
+                tracing::info!(family, anchor = name, "optional anchor is not there");
             }
-            builder.add_anchor(name, spec)?;
+            !is_left_out
+        };
+        let anchors: Vec<_> = manifest.anchors.iter().filter(is_there).collect();
+        let together = thread::available_parallelism().map_or(1, NonZero::get);
+        for anchors in anchors.chunks(together) {
+            for ((name, spec), anchor) in anchors.iter().zip(opened(folder, anchors)) {
+                builder.add_anchor(name, spec, anchor?)?;
+            }
         }
         if let Some(stitches) = &manifest.stitches {
             builder.add_stitches(stitches)?;
@@ -116,8 +122,12 @@ impl<'a> FamilyBuilder<'a> {
         }
     }
 
-    fn add_anchor(&mut self, name: &str, spec: &AnchorSpec) -> Result<(), ArchError> {
-        let anchor = open::open(self.folder, name, spec)?;
+    fn add_anchor(
+        &mut self,
+        name: &str,
+        spec: &AnchorSpec,
+        anchor: Box<dyn Backbone>,
+    ) -> Result<(), ArchError> {
         let layout = anchor.layout();
         promises::check(self.folder, self.manifest, name, layout)?;
         let num_words = layout.num_words().unwrap_or(usize::MAX);
@@ -385,22 +395,58 @@ impl<'a> FamilyBuilder<'a> {
         let Some(location) = &spec.tokenizer else {
             return Ok(());
         };
+        let path = self.folder.join(location);
+        let malformed = |message: String| PoolError::Malformed { path: path.clone(), message };
         let sha256 = open::digest(self.folder, spec, location)?;
-        let max_tokens = self.manifest.limits.max_tokens;
-        let bytes = read_verified(self.folder, location, sha256, FileKind::Tokenizer)?;
-        let malformed =
-            |message: String| PoolError::Malformed { path: self.folder.join(location), message };
-        let tokenizer = Tokenizer::from_bytes(&bytes, max_tokens)
-            .map_err(|error| malformed(error.to_string()))?
-            .with_prompts(layout.prompts.clone());
+        let tokenizer = if let Some(known) = self.known_tokenizer(location, sha256, &layout.prompts)
+        {
+            known
+        } else {
+            let bytes = read_verified(self.folder, location, sha256, FileKind::Tokenizer)?;
+            let tokenizer = Tokenizer::from_bytes(&bytes, self.manifest.limits.max_tokens)
+                .map_err(|error| malformed(error.to_string()))?;
+            Arc::new(tokenizer.with_prompts(layout.prompts.clone()))
+        };
         let (words, num_words) = (tokenizer.vocabulary_size(), layout.num_words());
         if let Some(num_words) = num_words.filter(|num_words| words > *num_words) {
             let message = format!("has {words} words, but `{name}` knows {num_words}");
             return Err(malformed(message).into());
         }
-        self.tokenizers.insert(name.into(), Arc::new(tokenizer));
+        self.tokenizers.insert(name.into(), tokenizer);
         Ok(())
     }
+
+    /// Returns the tokenizer of an earlier anchor that was read from the same file, with the same
+    /// digest and prompts, or `None` if there is none.
+    fn known_tokenizer(
+        &self,
+        location: &Path,
+        sha256: &str,
+        prompts: &Prompts,
+    ) -> Option<Arc<Tokenizer>> {
+        self.tokenizers.iter().find_map(|(name, tokenizer)| {
+            let spec = self.manifest.anchors.get(name)?;
+            let is_same = spec.tokenizer.as_deref() == Some(location)
+                && spec.sha256.get(location).is_some_and(|other| other == sha256)
+                && tokenizer.prompts() == prompts;
+            is_same.then(|| tokenizer.clone())
+        })
+    }
+}
+
+/// Anchor that was opened, or the reason why it could not be.
+type Opened = Result<Box<dyn Backbone>, ArchError>;
+
+/// Opens `anchors` at the same time. Checking the digests of large files takes most of it.
+fn opened(folder: &Path, anchors: &[(&String, &AnchorSpec)]) -> Vec<Opened> {
+    thread::scope(|scope| {
+        let threads: Vec<_> = anchors
+            .iter()
+            .map(|(name, spec)| scope.spawn(move || open::open(folder, name, spec)))
+            .collect();
+        let ended = threads.into_iter().map(thread::ScopedJoinHandle::join);
+        ended.map(|ended| ended.unwrap_or_else(|panic| resume_unwind(panic))).collect()
+    })
 }
 
 /// Returns the names of `spaces`.

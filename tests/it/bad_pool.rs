@@ -6,6 +6,7 @@ use std::{
     net::TcpStream,
     path::Path,
     process::{Child, Command, Stdio},
+    sync::Arc,
 };
 
 use prost::Message;
@@ -32,6 +33,8 @@ fn the_family_is_good_before_it_is_broken() {
     let encoding = family.tokenizer("a").expect("a tokenizer").encode(&["the mail servers answer"]);
     let encoding = encoding.expect("encoded");
     assert_eq!(encoding.input_ids, [2, 4, 5, 6, 9, 7, 3]);
+    let tokenizers = ["a", "b"].map(|anchor| family.tokenizer(anchor).expect("a tokenizer"));
+    assert!(Arc::ptr_eq(tokenizers[0], tokenizers[1]), "a file that both name is read once");
     let executor = Executor::new(runtime(), family.clone());
     let plans = ["a[0..2]", "a[0..1]", "a[0..0+]>a[2..2]", "b[0..1]>a[1..2]", "b[0..1]>a[1..1]"];
     for id in plans {
