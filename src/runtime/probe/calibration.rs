@@ -18,7 +18,7 @@ const WIDTH: usize = 384;
 const COLUMNS: usize = 1_536;
 
 /// Time for which the work is repeated. The fastest of the runs counts: others met other work.
-const LENGTH: Duration = Duration::from_millis(150);
+const LENGTH: Duration = Duration::from_millis(60);
 
 /// Least number of runs.
 const MIN_RUNS: u32 = 20;
