@@ -54,12 +54,9 @@ pub(crate) struct FamilyKey(pub(crate) u64);
 #[derive(Debug)]
 pub(crate) enum Task {
     /// Installation of a family.
-    Install {
-        family: FamilyKey,
-        executor: Arc<Executor>,
-        preload: Vec<ModuleId>,
-        idle: Option<Idle>,
-    },
+    Install { family: FamilyKey, executor: Arc<Executor> },
+    /// Work for a family in the time that requests leave: modules to load, and then measurements.
+    Ahead { family: FamilyKey, preload: Vec<ModuleId>, idle: Option<Idle> },
     /// Removal of a family, due when none of its requests waits.
     Remove(FamilyKey),
 }

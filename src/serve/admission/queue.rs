@@ -236,16 +236,15 @@ impl Queue {
         self.shared.lock().scheduler.was_quiet_since(begun)
     }
 
-    /// Hands over a family's executor. When no request came for a while, the modules of `preload`
-    /// are loaded, and then `idle` is worked on.
-    pub(crate) fn install(
-        &self,
-        family: FamilyKey,
-        executor: Arc<Executor>,
-        preload: Vec<ModuleId>,
-        idle: Option<Idle>,
-    ) {
-        self.task(Task::Install { family, executor, preload, idle });
+    /// Hands over a family's executor.
+    pub(crate) fn install(&self, family: FamilyKey, executor: Arc<Executor>) {
+        self.task(Task::Install { family, executor });
+    }
+
+    /// Hands over work for an installed family. When no request came for a while, the modules of
+    /// `preload` are loaded, and then `idle` is worked on.
+    pub(crate) fn work_ahead(&self, family: FamilyKey, preload: Vec<ModuleId>, idle: Option<Idle>) {
+        self.task(Task::Ahead { family, preload, idle });
     }
 
     /// Removes a family once the jobs queued before are done.
@@ -339,7 +338,7 @@ impl StepPlan<Job> {
 impl State {
     fn next_task(&mut self) -> Option<Task> {
         let is_due = |task: &Task| match task {
-            Task::Install { .. } => true,
+            Task::Install { .. } | Task::Ahead { .. } => true,
             Task::Remove(family) => {
                 let waits = self.scheduler.items().any(|job| job.family == *family);
                 !waits && !self.choosing.contains(family)

@@ -33,6 +33,17 @@ pub struct Engine {
     num_families: AtomicU64,
 }
 
+/// Work for a served family in the time that requests leave. It would slow the loading of another
+/// family down, and be measured while that is loaded.
+#[derive(Debug)]
+pub(super) struct Ahead {
+    key: FamilyKey,
+    /// Modules to load.
+    preload: Vec<ModuleId>,
+    /// Measurements.
+    idle: Option<Idle>,
+}
+
 impl Engine {
     /// Starts the inference threads. The returned threads must be dropped before the process ends.
     ///
@@ -57,13 +68,14 @@ impl Engine {
     }
 
     /// Serves the family `loaded`. With `preload`, its likely plans run once before this returns.
-    /// Dropping the last reference to the service releases its sessions. Takes long, unless
+    /// Dropping the last reference to the service releases its sessions. Returns the service, and
+    /// the work that is to begin when no other family is being loaded. Takes long, unless
     /// `is_stopped` returns true; must not be called on an async thread.
-    pub fn serve(
+    pub(super) fn serve(
         &self,
         mut loaded: LoadedFamily,
         is_stopped: &dyn Fn() -> bool,
-    ) -> Arc<FamilyService> {
+    ) -> (Arc<FamilyService>, Ahead) {
         let key = FamilyKey(self.num_families.fetch_add(1, Ordering::Relaxed));
         let executor = Executor::new(self.runtime.clone(), loaded.family.clone());
         let executor = Arc::new(executor.with_activations(loaded.profile.activations()));
@@ -80,8 +92,14 @@ impl Engine {
             }
         }
         let idle = work.map(|work| Idle { work, planner: Arc::downgrade(&planner) });
-        self.parts.queue.install(key, executor, preload, idle);
-        Arc::new(FamilyService::new(planner, key, self.parts.clone()))
+        self.parts.queue.install(key, executor);
+        let service = Arc::new(FamilyService::new(planner, key, self.parts.clone()));
+        (service, Ahead { key, preload, idle })
+    }
+
+    /// Begins the work for a served family. It takes the time that requests leave.
+    pub(super) fn work_ahead(&self, Ahead { key, preload, idle }: Ahead) {
+        self.parts.queue.work_ahead(key, preload, idle);
     }
 }
 
@@ -118,11 +136,11 @@ mod tests {
     #[tokio::test]
     async fn sessions_are_released_with_the_last_reference_to_their_service() {
         let (engine, _threads, runs) = start(false);
-        let first = engine.serve(small(), &|| false);
+        let (first, _) = engine.serve(small(), &|| false);
         ask(&first).await;
         assert_eq!(runs.residency().num_modules, 4);
         drop(first);
-        let second = engine.serve(small(), &|| false);
+        let (second, _) = engine.serve(small(), &|| false);
         ask(&second).await;
         let found = runs.residency();
         assert_eq!((found.num_modules, found.num_loads), (4, 8), "the second family's alone");
@@ -131,7 +149,7 @@ mod tests {
     #[tokio::test]
     async fn two_versions_of_a_family_answer_beside_one_another() {
         let (engine, _threads, runs) = start(false);
-        let (old, new) = (engine.serve(small(), &|| false), engine.serve(small(), &|| false));
+        let [(old, _), (new, _)] = [(); 2].map(|()| engine.serve(small(), &|| false));
         ask(&new).await;
         ask(&old).await;
         assert_eq!(runs.residency().num_modules, 8);
@@ -146,5 +164,23 @@ mod tests {
         let (engine, _threads, runs) = start(true);
         let _service = engine.serve(small(), &|| false);
         assert!(runs.num_learned() > 0);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_loaded_ahead_before_the_engine_is_told() {
+        let (engine, _threads, runs) = start(true);
+        let (service, ahead) = engine.serve(small(), &|| false);
+        ask(&service).await;
+        let warm = runs.residency();
+        assert!(warm.num_modules < 4 + small().modules().len() as u64, "some are left");
+        ask(&service).await;
+        assert_eq!(runs.residency(), warm, "the thread had nothing else to do");
+        let modules: std::collections::HashSet<ModuleId> = ahead.preload.iter().copied().collect();
+        engine.work_ahead(ahead);
+        // A thread takes a task before it answers, and loads one module between two answers.
+        for _ in 0..=modules.len() {
+            ask(&service).await;
+        }
+        assert!(runs.residency().num_modules > warm.num_modules);
     }
 }

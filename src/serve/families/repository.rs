@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    engine::Engine,
+    engine::{Ahead, Engine},
     loaded::LoadedFamily,
     registry::{FamilyState, Registry},
 };
@@ -76,11 +76,13 @@ impl Repository {
     }
 
     /// Loads the families of `names` one after another, except those that someone loads or unloads
-    /// before their turn. Stops when the server does. The log names those that do not load.
+    /// before their turn. Stops when the server does. The log names those that do not load. Modules
+    /// are loaded ahead and measured once every family is loaded.
     pub fn load_all(&self, names: &[String]) {
         for name in names {
             self.registry.set(name, FamilyState::Loading);
         }
+        let mut ahead = Vec::new();
         for name in names {
             if self.registry.is_draining() {
                 return;
@@ -88,10 +90,11 @@ impl Repository {
             let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
             if matches!(self.registry.state(name), Some(FamilyState::Loading)) {
                 // The log has the error, and so does the registry.
-                drop(self.load_in_turn(name));
+                ahead.extend(self.load_in_turn(name).ok());
             }
         }
         tracing::info!("every family is loaded or failed");
+        ahead.into_iter().for_each(|ahead| self.engine.work_ahead(ahead));
     }
 
     /// Loads or reloads the family `name`. Requests that run on the old version end on it. If the
@@ -103,11 +106,12 @@ impl Repository {
     /// Fails when the pool has no such family, or the family cannot be loaded.
     pub fn load(&self, name: &str) -> Result<(), ServeError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        self.load_in_turn(name)
+        self.load_in_turn(name).map(|ahead| self.engine.work_ahead(ahead))
     }
 
-    /// Loads the family `name` while the caller holds the turn.
-    fn load_in_turn(&self, name: &str) -> Result<(), ServeError> {
+    /// Loads the family `name` while the caller holds the turn. Returns the work that is to begin
+    /// when no other family is being loaded.
+    fn load_in_turn(&self, name: &str) -> Result<Ahead, ServeError> {
         self.forget(name);
         let known = self.names();
         if !known.iter().any(|other| other == name) {
@@ -122,10 +126,10 @@ impl Repository {
         // A panic is about this family; the others go on, and it may be loaded again.
         let loaded = catch_unwind(AssertUnwindSafe(load));
         match loaded.unwrap_or_else(|_| Err("loading it panicked".to_owned())) {
-            Ok(service) => {
+            Ok((service, ahead)) => {
                 tracing::info!(family = name, version = service.digest(), "ready");
                 self.registry.set(name, FamilyState::Ready(service));
-                Ok(())
+                Ok(ahead)
             }
             Err(reason) => {
                 tracing::error!(family = name, "not loaded: {reason}");

@@ -2,7 +2,12 @@
 //! as much when it is created, and again when it first runs. The machine may also be slower now
 //! than when it was profiled. Even the first budgets are to be kept.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashSet,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
 
 use super::loaded::LoadedFamily;
 use crate::{
@@ -25,21 +30,61 @@ const LONGEST: Duration = Duration::from_secs(2);
 const NUM_MEASURED: usize = 40;
 const LONGEST_MEASURED: Duration = Duration::from_millis(300);
 
+/// Most threads that load modules of a family before it is ready.
+const MAX_LOADERS: usize = 4;
+
 /// Longest text of these runs, in tokens.
 const MAX_TOKENS: usize = 64;
 
-/// Loads and runs the plans of every front once, and returns those that ran. The cheapest and
-/// the best plans come first. Both extremes have thus run when time or memory ends.
+/// Loads the plans of every front, runs each of their modules once, and returns the plans. The
+/// cheapest and the best plans come first. Both extremes have thus run when time or memory ends.
+/// Further threads load modules of plans that come later, as many as inference has.
 pub(super) fn warm_up(
     executor: &Executor,
     loaded: &LoadedFamily,
     is_stopped: &dyn Fn() -> bool,
 ) -> Vec<Plan> {
-    let start = Instant::now();
-    let mut ran = Vec::new();
-    for entry in likely(loaded) {
-        match load_and_run(executor, loaded, &entry.plan) {
-            Ok(true) => ran.push(entry.plan.clone()),
+    let (plans, has_ended) = (likely(loaded), AtomicBool::new(false));
+    let num_helpers = executor.runtime().num_threads().min(MAX_LOADERS).saturating_sub(1);
+    thread::scope(|scope| {
+        for _ in 0..num_helpers {
+            let load = || load_ahead_of(executor, &plans, &has_ended);
+            // Without the thread it takes longer.
+            drop(thread::Builder::new().name("warm-up".into()).spawn_scoped(scope, load));
+        }
+        let ran = run_each(executor, loaded, &plans, is_stopped);
+        has_ended.store(true, Ordering::Relaxed);
+        ran
+    })
+}
+
+/// Loads the modules of `plans` that are not loaded yet, until `has_ended` or memory ends.
+fn load_ahead_of(executor: &Executor, plans: &[&PlanEntry], has_ended: &AtomicBool) {
+    for module in plans.iter().flat_map(|entry| &entry.plan.path) {
+        // The thread that runs the plan tells of an error.
+        let has_room = executor.load_ahead(*module).unwrap_or(true);
+        if !has_room || has_ended.load(Ordering::Relaxed) {
+            break;
+        }
+    }
+}
+
+/// Loads `plans` one after another, and runs those with a module that did not run yet.
+fn run_each(
+    executor: &Executor,
+    loaded: &LoadedFamily,
+    plans: &[&PlanEntry],
+    is_stopped: &dyn Fn() -> bool,
+) -> Vec<Plan> {
+    let (start, mut seen, mut ran) = (Instant::now(), HashSet::<ModuleId>::new(), Vec::new());
+    for entry in plans {
+        let plan = &entry.plan;
+        let is_new = plan.path.iter().any(|module| !seen.contains(module));
+        match if is_new { load_and_run(executor, loaded, plan) } else { Ok(true) } {
+            Ok(true) => {
+                seen.extend(&plan.path);
+                ran.push(plan.clone());
+            }
             Ok(false) => break,
             Err(error) => tracing::warn!(plan = entry.id, %error, "a plan cannot be run ahead"),
         }
@@ -82,7 +127,7 @@ fn likely(loaded: &LoadedFamily) -> Vec<&PlanEntry> {
         .map(|tokens| loaded.table.front(Shape::new(1, *tokens)));
     let fronts: Vec<Vec<&PlanEntry>> = fronts.collect();
     let extremes = fronts.iter().flat_map(|front| front.first().into_iter().chain(front.last()));
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     let all = extremes.chain(fronts.iter().flatten()).copied();
     all.filter(|entry| seen.insert(entry.id.as_str())).collect()
 }
@@ -165,6 +210,21 @@ mod tests {
         let load_times = executor.load_times();
         let modules = ran.iter().flat_map(|plan| &plan.path);
         assert!(modules.into_iter().all(|id| load_times[id.0].is_zero()), "they stay loaded");
+    }
+
+    #[test]
+    fn further_threads_load_modules_of_plans_until_the_plans_ran() {
+        let (planner, executor) = running();
+        let plans = likely(&planner.loaded);
+        load_ahead_of(&executor, &plans, &AtomicBool::new(true));
+        assert_eq!(executor.residency().num_loads, 1, "it looks after each module");
+        load_ahead_of(&executor, &plans, &AtomicBool::new(false));
+        let load_times = executor.load_times();
+        let modules = plans.iter().flat_map(|entry| &entry.plan.path);
+        assert!(modules.into_iter().all(|id| load_times[id.0].is_zero()));
+        let num_loads = executor.residency().num_loads;
+        assert_eq!(warm_up(&executor, &planner.loaded, &|| false).len(), plans.len());
+        assert_eq!(executor.residency().num_loads, num_loads, "each is loaded once");
     }
 
     #[test]

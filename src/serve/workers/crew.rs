@@ -52,14 +52,19 @@ impl Crew {
         self.lock().executors.get(&family).cloned()
     }
 
-    /// Installs or removes a family.
+    /// Installs or removes a family, or adds work for one.
     pub(super) fn perform(&self, task: Task) {
         match task {
-            Task::Install { family, executor, preload, idle } => {
+            Task::Install { family, executor } => {
+                self.lock().executors.insert(family, executor);
+            }
+            Task::Ahead { family, preload, idle } => {
                 let mut families = self.lock();
-                families.executors.insert(family, executor);
-                families.idle.extend(idle.map(|idle| (family, idle)));
-                families.preload.extend(preload.into_iter().map(|module| (family, module)));
+                // It may have been removed in the meantime.
+                if families.executors.contains_key(&family) {
+                    families.idle.extend(idle.map(|idle| (family, idle)));
+                    families.preload.extend(preload.into_iter().map(|module| (family, module)));
+                }
             }
             Task::Remove(family) => self.remove(family),
         }
@@ -188,13 +193,17 @@ mod tests {
         (Crew::new(runs.clone()), runs)
     }
 
-    /// Returns a task that installs `executor`, and loads the first `num_ahead` modules of the
-    /// cheap plan ahead.
-    fn install(family: FamilyKey, executor: &Arc<Executor>, num_ahead: usize) -> Task {
+    /// Installs `executor`, and has the first `num_ahead` modules of the cheap plan loaded ahead.
+    fn install(crew: &Crew, family: FamilyKey, executor: &Arc<Executor>, num_ahead: usize) {
+        crew.perform(Task::Install { family, executor: executor.clone() });
+        crew.perform(ahead(family, executor, num_ahead));
+    }
+
+    /// Returns a task that loads the first `num_ahead` modules of the cheap plan ahead.
+    fn ahead(family: FamilyKey, executor: &Executor, num_ahead: usize) -> Task {
         let graph = &executor.family().graph;
         let path = crate::family::PlanId::parse(graph, CHEAP).expect("a plan").path;
-        let preload = path[..num_ahead].to_vec();
-        Task::Install { family, executor: executor.clone(), preload, idle: None }
+        Task::Ahead { family, preload: path[..num_ahead].to_vec(), idle: None }
     }
 
     fn is_loaded(crew: &Crew) -> bool {
@@ -206,7 +215,7 @@ mod tests {
         let (crew, _) = crew();
         let (_planner, executor) = running();
         assert!(crew.executor(ONE).is_none());
-        crew.perform(install(ONE, &executor, 0));
+        install(&crew, ONE, &executor, 0);
         assert!(crew.executor(ONE).is_some_and(|found| Arc::ptr_eq(&found, &executor)));
         crew.perform(Task::Remove(TWO));
         assert!(crew.executor(ONE).is_some(), "another one was removed");
@@ -220,7 +229,7 @@ mod tests {
         let (crew, runs) = crew();
         let (_planner, executor) = running();
         assert!(is_loaded(&crew));
-        crew.perform(install(ONE, &executor, 2));
+        install(&crew, ONE, &executor, 2);
         for num_modules in [1, 2] {
             assert!(!is_loaded(&crew));
             crew.load_next();
@@ -235,8 +244,8 @@ mod tests {
     fn modules_of_a_removed_family_are_not_loaded() {
         let (crew, runs) = crew();
         let ((_, first), (_, second)) = (running(), running());
-        crew.perform(install(ONE, &first, 2));
-        crew.perform(install(TWO, &second, 1));
+        install(&crew, ONE, &first, 2);
+        install(&crew, TWO, &second, 1);
         crew.perform(Task::Remove(ONE));
         crew.load_next();
         assert!(is_loaded(&crew));
@@ -245,12 +254,20 @@ mod tests {
     }
 
     #[test]
+    fn work_for_a_family_that_is_gone_is_dropped() {
+        let (crew, _) = crew();
+        let (_planner, executor) = running();
+        crew.perform(ahead(ONE, &executor, 2));
+        assert!(is_loaded(&crew), "nothing is to be loaded");
+    }
+
+    #[test]
     fn without_room_for_a_module_no_other_is_tried() {
         let (crew, runs) = crew();
         let (_planner, executor) = running();
         let full = executor.runtime().apart(Some(1));
         let full = Arc::new(Executor::new(full, executor.family().clone()));
-        crew.perform(install(ONE, &full, 3));
+        install(&crew, ONE, &full, 3);
         crew.load_next();
         assert!(is_loaded(&crew), "the others would not fit either");
         assert_eq!(runs.residency(), Residency::default());
@@ -283,10 +300,8 @@ mod tests {
         let work = Box::<ThreeTurns>::default();
         let num_quiet = work.num_quiet.clone();
         let idle = Some(Idle { work, planner: Arc::downgrade(planner) });
-        let Task::Install { family, executor, preload, .. } = install(ONE, executor, 1) else {
-            panic!("it is installed");
-        };
-        crew.perform(Task::Install { family, executor, preload, idle });
+        install(crew, ONE, executor, 1);
+        crew.perform(Task::Ahead { family: ONE, preload: Vec::new(), idle });
         num_quiet
     }
 
@@ -324,8 +339,8 @@ mod tests {
     fn versions_of_a_family_are_reported_as_one_and_their_loads_are_remembered() {
         let (crew, runs) = crew();
         let ((_, old), (_, new)) = (running(), running());
-        crew.perform(install(ONE, &old, 2));
-        crew.perform(install(TWO, &new, 1));
+        install(&crew, ONE, &old, 2);
+        install(&crew, TWO, &new, 1);
         (0..3).for_each(|_| crew.load_next());
         let both = runs.residency();
         assert_eq!((both.num_modules, both.num_loads), (3, 3));

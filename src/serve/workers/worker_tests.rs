@@ -30,7 +30,8 @@ impl Bench {
         let runs = Arc::new(Runs::default());
         let crew = Arc::new(Crew::new(runs.clone()));
         let (family, preload) = (FamilyKey(0), Vec::new());
-        crew.perform(Task::Install { family, executor, preload, idle: None });
+        crew.perform(Task::Install { family, executor });
+        crew.perform(Task::Ahead { family, preload, idle: None });
         let receiver = receivers.pop().expect("one thread");
         let worker = Worker { crew, receiver, is_stopped: Arc::default() };
         Self { worker, queue, planner, runs }
