@@ -5,17 +5,19 @@
 
 /// Name of the packed row of each token of each slot, `[slots, longest]` INT64.
 pub const ROWS: &str = "rows";
-/// Name of the place of each packed token among the slots, `[tokens]` INT64.
+/// Name of the place of each packed token among the slots, `[1, tokens]` INT64.
 pub const PLACES: &str = "places";
+/// Name of the position of each packed token in its sequence, `[1, tokens]` INT64.
+pub const POSITIONS: &str = "positions";
 /// Name of the last position of each slot after the step, `[slots]` INT32.
 pub const LENGTHS: &str = "seqlens_k";
 /// Name of the capacity of a slot, a scalar of INT32.
 pub const TOTAL_LENGTH: &str = "total_sequence_length";
 /// Name of the number of tokens of each slot in the step, `[slots]` INT32.
 pub const QUERY_LENGTHS: &str = "query_seqlens";
-/// Name of the cosines of the tokens' rotations, `[tokens, head width / 2]` FP32.
+/// Name of the cosines of the positions' rotations, `[capacity, head width / 2]` FP32.
 pub const COSINES: &str = "cosines";
-/// Name of the sines of the tokens' rotations, `[tokens, head width / 2]` FP32.
+/// Name of the sines of the positions' rotations, `[capacity, head width / 2]` FP32.
 pub const SINES: &str = "sines";
 /// Name of the keys before the step.
 pub const PAST_KEYS: &str = "past_key";
@@ -27,8 +29,8 @@ pub const PRESENT_KEYS: &str = "present_key";
 pub const PRESENT_VALUES: &str = "present_value";
 
 /// Inputs that a step hands to a network with a cache.
-pub(super) const STEP_INPUTS: [&str; 7] =
-    [ROWS, PLACES, LENGTHS, TOTAL_LENGTH, QUERY_LENGTHS, COSINES, SINES];
+pub(super) const STEP_INPUTS: [&str; 8] =
+    [ROWS, PLACES, POSITIONS, LENGTHS, TOTAL_LENGTH, QUERY_LENGTHS, COSINES, SINES];
 
 /// Cache of an attention module: keys and values of each position of a sequence, in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

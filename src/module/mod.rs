@@ -10,7 +10,7 @@ mod port;
 mod routed;
 
 pub use cache::{
-    COSINES, CacheSpec, Cached, LENGTHS, PAST_KEYS, PAST_VALUES, PLACES, PRESENT_KEYS,
+    COSINES, CacheSpec, Cached, LENGTHS, PAST_KEYS, PAST_VALUES, PLACES, POSITIONS, PRESENT_KEYS,
     PRESENT_VALUES, QUERY_LENGTHS, ROWS, SINES, TOTAL_LENGTH,
 };
 pub use compute::Compute;

@@ -8,7 +8,9 @@ use super::cache::{Cached, STEP_INPUTS};
 use crate::{
     family::name_without_digest,
     onnx::{
-        OnnxError, external,
+        OnnxError,
+        blocks::BlockType,
+        dequantize_blocks, expand_blocks, external,
         proto::{GraphProto, ModelProto, NodeProto, TensorProto, data_type},
         quantize_weights, take_rows,
     },
@@ -38,8 +40,11 @@ pub struct Network {
 /// Precision of a network's matrix products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Precision {
-    /// 32-bit floating point.
+    /// Precision of the weights in their file: 32-bit floating point, or the levels of quantized
+    /// blocks, whose products quantize their left side block by block.
     F32,
+    /// 32-bit floating point, also for weights of quantized blocks.
+    Dequantized,
     /// 8-bit integers, with weights quantized per channel and inputs per row at run time.
     Int8,
 }
@@ -113,7 +118,7 @@ impl Network {
         self.given
     }
 
-    /// Returns the graph in f32.
+    /// Returns the graph as it was built.
     pub fn model(&self) -> &ModelProto {
         &self.model
     }
@@ -124,7 +129,7 @@ impl Network {
     }
 
     /// Returns the size of the weights when loaded, in bytes. An element takes four bytes, or one
-    /// if quantized.
+    /// if quantized; weights of quantized blocks take what their packed form takes.
     pub fn weight_bytes(&self) -> u64 {
         if let Some(bytes) = self.held_bytes {
             return bytes;
@@ -145,7 +150,9 @@ impl Network {
             return self.weight_bytes();
         };
         let is_mapped = |tensor: &&TensorProto| {
-            external::place_of(tensor).is_some() && is_looked_up(graph, &tensor.name)
+            let is_blocks = BlockType::of_data_type(tensor.data_type).is_some();
+            let is_external = external::place_of(tensor).is_some() && !is_blocks;
+            is_external && is_looked_up(graph, &tensor.name)
         };
         let mapped = graph.initializer.iter().filter(is_mapped);
         let mapped: u64 = mapped.map(|tensor| self.loaded_bytes(tensor)).sum();
@@ -160,10 +167,11 @@ impl Network {
     /// Returns the largest number of bytes in memory at once while the network is loaded.
     ///
     /// Matrices are reordered and packed one after another. Quantized weights are first read in
-    /// f32, and passed on as a message.
+    /// f32, and passed on as a message; weights of quantized blocks are passed on as well.
     pub fn loading_bytes(&self) -> u64 {
         let copies = match self.precision {
-            Precision::F32 => 2,
+            Precision::F32 | Precision::Dequantized if self.has_blocks() => 4,
+            Precision::F32 | Precision::Dequantized => 2,
             Precision::Int8 => 5,
         };
         self.resident_bytes().saturating_mul(copies)
@@ -183,8 +191,8 @@ impl Network {
 
     /// Returns the model for ONNX Runtime.
     ///
-    /// Its weights are places in files of `folder`. Weights that are taken in part are inside the
-    /// model.
+    /// Its weights are places in files of `folder`. Weights that are taken in part or consist of
+    /// quantized blocks are inside the model.
     ///
     /// # Errors
     ///
@@ -195,8 +203,11 @@ impl Network {
             None => self.model.clone(),
         };
         match self.precision {
-            Precision::F32 => Ok(model),
-            Precision::Int8 => quantize_weights(&model, folder, max_level()),
+            Precision::F32 => expand_blocks(&model, folder),
+            Precision::Dequantized => dequantize_blocks(&model, folder),
+            Precision::Int8 => {
+                dequantize_blocks(&quantize_weights(&model, folder, max_level())?, folder)
+            }
         }
     }
 
@@ -205,7 +216,9 @@ impl Network {
     pub fn fingerprint(&self) -> Vec<u8> {
         let mut bytes = self.model.encode_to_vec();
         match self.precision {
+            Precision::F32 if self.has_blocks() => bytes.push(BLOCKS),
             Precision::F32 => bytes.push(0),
+            Precision::Dequantized => bytes.push(DEQUANTIZED),
             Precision::Int8 => bytes.extend([BY_ROW, max_level().unsigned_abs()]),
         }
         if self.batching == Batching::OneByOne {
@@ -233,11 +246,18 @@ impl Network {
         let elements = extents.fold(1, u64::saturating_mul);
         let is_float =
             matches!(tensor.data_type, data_type::FLOAT | data_type::FLOAT16 | data_type::BFLOAT16);
-        match (is_float, self.precision) {
-            (true, Precision::Int8) if tensor.dims.len() == 2 => elements,
-            (true, _) => elements.saturating_mul(4),
-            (false, _) => external::place_of(tensor).map_or(0, |place| place.length),
+        match (BlockType::of_data_type(tensor.data_type), self.precision) {
+            (Some(block_type), Precision::F32) => block_type.packed_bytes(elements),
+            (None, _) if !is_float => external::place_of(tensor).map_or(0, |place| place.length),
+            (_, Precision::Int8) if tensor.dims.len() == 2 => elements,
+            _ => elements.saturating_mul(4),
         }
+    }
+
+    /// Returns whether a weight consists of quantized blocks.
+    fn has_blocks(&self) -> bool {
+        let mut tensors = self.model.graph.iter().flat_map(|graph| &graph.initializer);
+        tensors.any(|tensor| BlockType::of_data_type(tensor.data_type).is_some())
     }
 }
 
@@ -258,6 +278,10 @@ fn is_looked_up(graph: &GraphProto, name: &str) -> bool {
 /// Form of quantization in the fingerprints of quantized networks: one scale per row. The value 1
 /// meant one scale for a whole batch.
 const BY_ROW: u8 = 2;
+
+/// Form of weights of quantized blocks in fingerprints: their values, and packed levels.
+const DEQUANTIZED: u8 = 3;
+const BLOCKS: u8 = 4;
 
 /// Returns the largest quantized weight. 8-bit products saturate on x86 without VNNI unless a bit
 /// is left free.

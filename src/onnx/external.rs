@@ -10,6 +10,7 @@ use prost::Message;
 
 use super::{
     OnnxError,
+    blocks::{BlockType, dequantize},
     error::OPSETS,
     proto::{EXTERNAL, GraphProto, ModelProto, StringStringEntry, TensorProto, data_type},
 };
@@ -173,13 +174,17 @@ fn refusal(tensor: &TensorProto, reason: &str) -> OnnxError {
     OnnxError::Initializer { name: tensor.name.clone(), reason: reason.into() }
 }
 
-/// Reads the values of `tensor` (F32, F16 or BF16) from the model or from its file.
+/// Reads the values of `tensor` (F32, F16, BF16 or blocks) from the model or from its file.
 ///
 /// # Errors
 ///
 /// Fails when the values cannot be read, have another type, or do not match the shape's number of
 /// elements.
 pub fn read_floats(folder: &Path, tensor: &TensorProto) -> Result<Vec<f32>, OnnxError> {
+    if let Some(block_type) = BlockType::of_data_type(tensor.data_type) {
+        let values = dequantize(block_type, &read_bytes(folder, tensor)?);
+        return checked(tensor, values);
+    }
     let Some(place) = place_of(tensor) else {
         let bytes = inline_bytes(tensor)?;
         let mut values = floats_for(tensor, bytes.len() as u64)?;
@@ -202,6 +207,18 @@ pub fn read_floats(folder: &Path, tensor: &TensorProto) -> Result<Vec<f32>, Onnx
         Ok(values)
     };
     read().map_err(|source| OnnxError::Unreadable { path: path.clone(), source })
+}
+
+/// Returns `values` if they are as many as the shape of `tensor` says.
+fn checked(tensor: &TensorProto, values: Vec<f32>) -> Result<Vec<f32>, OnnxError> {
+    let extents = tensor.dims.iter().map(|extent| usize::try_from(*extent).ok());
+    let mut extents = extents.chain([Some(1)]);
+    let elements = extents.try_fold(1_usize, |product, extent| product.checked_mul(extent?));
+    if elements == Some(values.len()) {
+        return Ok(values);
+    }
+    let reason = format!("{} values are not its {:?} elements", values.len(), tensor.dims);
+    Err(OnnxError::Initializer { name: tensor.name.clone(), reason })
 }
 
 /// Returns room for the values of `tensor`. Fails unless `num_bytes` hold them.

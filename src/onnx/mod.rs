@@ -1,5 +1,5 @@
-//! Building, reading, cutting, joining and quantizing ONNX graphs, and taking rows of their
-//! weights. This module runs no graph.
+//! Building, reading, cutting, joining and quantizing ONNX graphs, taking rows of their weights,
+//! and expanding weights of quantized blocks. This module runs no graph.
 //!
 //! Every large initializer is *external data*, a place in a file of the family's folder (see
 //! [`external`]). A model here is therefore a few kilobytes, and the runtime maps the weights.
@@ -7,9 +7,11 @@
 
 mod articulation;
 mod batch;
+pub mod blocks;
 mod build;
 mod cut;
 mod error;
+mod expand;
 pub mod external;
 #[cfg(test)]
 mod fuzz_tests;
@@ -26,6 +28,7 @@ pub use batch::{Extents, fix_shapes, shape_reads};
 pub use build::{Attribute, GraphBuilder};
 pub use cut::{CutPoint, cut};
 pub use error::OnnxError;
+pub use expand::{dequantize_blocks, expand_blocks};
 pub use external::read_model;
 pub use join::{embed_weights, join, rename_tensor};
 pub use links::follow_links;

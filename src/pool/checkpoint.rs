@@ -1,6 +1,7 @@
-//! Safetensors files: names, shapes and places of tensors, never the weights themselves.
+//! Checkpoints: names, shapes and places of tensors, never the weights themselves.
 //!
-//! A checkpoint is one file, or several files with an index of the tensors in each.
+//! A checkpoint is one safetensors file, several of them with an index of the tensors in each, or
+//! the tensors of a GGUF file.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -21,7 +22,7 @@ use crate::{
     tensor::{FileKind, MappedFile, hex, read_bytes, signed},
 };
 
-/// One or several open safetensors files.
+/// Tensors of one or several open files.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
     /// Path of the family's folder.
@@ -45,7 +46,8 @@ pub struct TensorPlace {
     pub file: String,
     /// Extent of each axis.
     pub shape: Vec<usize>,
-    /// ONNX number of the element type, or `None` if networks cannot use it.
+    /// ONNX number of the element type, or that of a type of blocks (`onnx::blocks`). `None` if
+    /// networks cannot use it.
     pub data_type: Option<i32>,
     /// Offset of the first byte in the file.
     pub offset: u64,
@@ -101,6 +103,16 @@ impl Checkpoint {
         }
         let metadata = BTreeMap::new();
         Ok(Self { folder: folder.to_owned(), path, tensors, metadata })
+    }
+
+    /// Creates the checkpoint of the file at `path` with `tensors` by name.
+    pub(super) fn of_places(
+        folder: &Path,
+        path: &Path,
+        tensors: BTreeMap<String, TensorPlace>,
+    ) -> Self {
+        let (folder, path) = (folder.to_owned(), path.to_owned());
+        Self { folder, path, tensors, metadata: BTreeMap::new() }
     }
 
     /// Returns the tensor `name` of shape `shape` as a weight of the same name.

@@ -5,7 +5,7 @@ use std::path::Path;
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::json;
 
-use super::{FitRecords, checkpoint::Checkpoint};
+use super::{FitRecords, GgufFile, checkpoint::Checkpoint, gguf::tests::example};
 use crate::tensor::{
     MappedFile,
     mutate::{are_same, feed_file},
@@ -39,6 +39,32 @@ fn checkpoints() {
             if let [matrices, rows, columns] = place.shape[..] {
                 drop(checkpoint.matrix(name, [matrices, rows, columns], 1, 0..1));
             }
+        }
+    });
+}
+
+#[test]
+fn gguf_files() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("model.gguf");
+    feed_file(&[example().bytes()], &path, || {
+        let file = MappedFile::open(&path).expect("mapped");
+        let length = file.bytes().len() as u64;
+        let Ok(gguf) = GgufFile::parse(folder.path(), &file, Path::new("model.gguf")) else {
+            return;
+        };
+        for (key, value) in gguf.values() {
+            assert!(value.to_string().len() < 1_000, "{key}");
+            if let Some(list) = value.as_list() {
+                assert!(list.texts().is_none_or(|texts| texts.len() == list.len()));
+                assert!(list.values().is_none_or(|values| values.len() == list.len()));
+            }
+        }
+        let checkpoint = gguf.checkpoint(|name| Some(name.to_owned()));
+        for (name, place) in gguf.tensors() {
+            assert!(place.offset + place.length <= length, "{name} lies outside the file");
+            drop(checkpoint.finite_weight(name, &place.shape));
+            drop(checkpoint.rows(name, &place.shape, 0..1));
         }
     });
 }

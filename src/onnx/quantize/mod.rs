@@ -10,6 +10,7 @@ use std::{
 
 use super::{
     OnnxError,
+    blocks::BlockType,
     external::read_floats,
     opset,
     proto::{GraphProto, ModelProto, NodeProto, TensorProto, data_type},
@@ -119,7 +120,8 @@ fn stored_matrices(graph: &GraphProto) -> HashMap<&str, Stored> {
             tensor.dims.iter().filter_map(|extent| usize::try_from(*extent).ok()).collect();
         let [rows, columns] = dims[..] else { return None };
         let is_float =
-            matches!(tensor.data_type, data_type::FLOAT | data_type::FLOAT16 | data_type::BFLOAT16);
+            matches!(tensor.data_type, data_type::FLOAT | data_type::FLOAT16 | data_type::BFLOAT16)
+                || BlockType::of_data_type(tensor.data_type).is_some();
         is_float.then_some(Stored { initializer: index, rows, columns, stride: columns })
     };
     let tensors = graph.initializer.iter().enumerate();
