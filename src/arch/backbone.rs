@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     family::WidthSpec,
+    input::Language,
     module::{Body, Precision, Router},
     onnx::proto::TensorProto,
 };
@@ -24,6 +25,16 @@ pub(crate) trait Backbone: Debug + Send {
     ///
     /// Fails on weights that are missing or of another shape.
     fn build(&self, part: PartId, form: &Form<'_>) -> Result<Body, ArchError>;
+
+    /// Returns the tokenizer and the template of chats that the network's file has, or `None` if
+    /// they are in files of their own.
+    ///
+    /// # Errors
+    ///
+    /// Fails on a vocabulary that is not supported.
+    fn language(&self) -> Result<Option<Language>, ArchError> {
+        Ok(None)
+    }
 
     /// Returns the pieces of block `index`'s feed-forward part, or `None` if it cannot be taken
     /// apart.

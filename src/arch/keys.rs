@@ -74,6 +74,16 @@ impl ConfigFile<'_> {
         Ok(config)
     }
 
+    /// Returns whether the configuration has `key`, also with the value `null`.
+    ///
+    /// # Errors
+    ///
+    /// Fails on malformed JSON.
+    pub(super) fn has(&self, key: &str) -> Result<bool, ArchError> {
+        let config: Map<String, Value> = parse_json(self.path, self.text)?;
+        Ok(config.contains_key(key) && !self.ignored.iter().any(|ignored| ignored == key))
+    }
+
     /// Reads `config`, which the configuration has under `key`, like [`read`](Self::read).
     ///
     /// # Errors

@@ -10,6 +10,7 @@ mod error;
 mod exported;
 #[cfg(test)]
 mod fuzz_tests;
+mod gguf;
 pub(crate) mod joint;
 mod keys;
 mod layout;

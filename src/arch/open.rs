@@ -8,20 +8,21 @@ use super::{
     decoder::{self, dialects, moduleformer},
     encoder::{bert, mpnet, sentence::Sentence},
     exported::Exported,
+    gguf,
     keys::ConfigFile,
     vision::{names, vit::VisionTransformer},
 };
 use crate::{
     family::{AnchorSpec, Fault},
-    pool::{Checkpoint, PoolError, parse_json, read_verified},
+    pool::{Checkpoint, GgufFile, PoolError, parse_json, read_verified},
     tensor::FileKind,
 };
 
 /// Supported values of `model_type`, for errors.
-const SUPPORTED: &str = "`bert`, `mpnet`, `vit`, `deit`, `llama`, `mixtral`, `olmoe`, \
-                         `qwen2_moe`, `qwen3_moe`, `granitemoe`, `granitemoeshared` and \
-                         `moduleformer` are supported, and timm's architectures vit_*, deit_* \
-                         and deit3_*";
+const SUPPORTED: &str = "`bert`, `mpnet`, `vit`, `deit`, `llama`, `mistral`, `qwen2`, `qwen3`, \
+                         `mixtral`, `olmoe`, `qwen2_moe`, `qwen3_moe`, `granitemoe`, \
+                         `granitemoeshared` and `moduleformer` are supported, and timm's \
+                         architectures vit_*, deit_* and deit3_*";
 
 /// Opens the anchor `name` of the family in `folder`.
 pub(crate) fn open(
@@ -32,6 +33,10 @@ pub(crate) fn open(
     if let Some(onnx) = &spec.onnx {
         let sha256 = digest(folder, spec, &onnx.file)?;
         return Ok(Box::new(Exported::open(folder, name, onnx, sha256)?));
+    }
+    if let Some(file) = &spec.gguf {
+        let file = GgufFile::open(folder, file, digest(folder, spec, file)?)?;
+        return Ok(Box::new(gguf::open(file, &spec.ignored_keys)?));
     }
     let (config, weights, prefix) = match &spec.part {
         Some(part) => (part.config.clone(), part.file.clone(), part.prefix.as_str()),

@@ -5,7 +5,7 @@ use std::{
 };
 
 use super::{
-    promises,
+    language, promises,
     variants::{self, variants},
 };
 use crate::{
@@ -15,14 +15,17 @@ use crate::{
         open,
     },
     family::{
-        AnchorSpec, ExitsSpec, ExpertsSpec, FamilyError, Fault, Manifest, Module, ModuleKind,
+        AnchorSpec, ExitsSpec, ExpertsSpec, F32, FamilyError, Fault, Manifest, Module, ModuleKind,
         Space, SpaceId, SpaceKind, SpaceSpec, StitchesSpec,
     },
-    input::{Prompts, Tokenizer},
-    module::{Body, Network},
+    input::{Language, Prompts, Tokenizer},
+    module::{Body, Network, Precision},
     pool::{Checkpoint, FitRecords, PoolError, read_verified},
     tensor::FileKind,
 };
+
+/// Task of families that generate text.
+const TEXT_GENERATION: &str = "text-generation";
 
 /// Builder of a family's spaces, modules and networks.
 #[derive(Debug)]
@@ -42,6 +45,8 @@ pub(super) struct FamilyBuilder<'a> {
     pub(super) tokenizers: BTreeMap<String, Arc<Tokenizer>>,
     /// Number of token ids in each anchor's vocabulary.
     pub(super) words: BTreeMap<String, usize>,
+    /// Tokenizer and template of the reference, for a family that generates text.
+    pub(super) language: Option<Arc<Language>>,
 }
 
 /// Anchor while its modules are added. It is the anchor itself, or its twin behind stitches that
@@ -119,6 +124,7 @@ impl<'a> FamilyBuilder<'a> {
             splits: Vec::new(),
             tokenizers: BTreeMap::new(),
             words: BTreeMap::new(),
+            language: None,
         }
     }
 
@@ -133,6 +139,12 @@ impl<'a> FamilyBuilder<'a> {
         let num_words = layout.num_words().unwrap_or(usize::MAX);
         self.add_tokenizer(name, spec, layout)?;
         self.words.insert(name.into(), num_words);
+        if self.manifest.task == TEXT_GENERATION && name == self.manifest.reference {
+            let own = anchor.language()?;
+            let language =
+                own.map_or_else(|| language::read(self.folder, spec), |own| Ok(Some(own)));
+            self.language = language?.map(Arc::new);
+        }
         let side = Side { name, spec, index: self.anchors.len(), is_stitched: false };
         self.add_blocks(side, &*anchor)?;
         if let Some(stem) = layout.stem() {
@@ -279,11 +291,18 @@ impl<'a> FamilyBuilder<'a> {
         let Some(head) = layout.head() else {
             return Ok(());
         };
-        let head = anchor.build(head, &Form { has_norm, ..Form::PLAIN })?;
         let last = layout.num_blocks();
         let name = format!("{}.head", side.prefix());
         let from = side.space(last, 0);
+        let form = Form { has_norm, ..Form::PLAIN };
+        let values = Form { precision: Precision::Dequantized, ..form };
+        let values = side.spec.has_variant(F32).then(|| anchor.build(head, &values)).transpose()?;
+        let head = anchor.build(head, &form)?;
         self.add(name.clone(), [&from, "out"], ModuleKind::Head, Some(head.clone()))?;
+        if let Some(values) = values {
+            self.add(format!("{name}.{F32}"), [&from, "out"], ModuleKind::Head, Some(values))?;
+            self.name_variant(Some(F32.into()));
+        }
         for depth in side.spec.depths.iter().filter(|depth| **depth < last) {
             let from = side.space(*depth, 0);
             let name = format!("{name}.{depth}");

@@ -10,7 +10,7 @@ use super::builder::FamilyBuilder;
 use crate::{
     arch::{ArchError, SplitPart},
     family::{FamilyGraph, INT8, MANIFEST_FILE, Manifest, MapSpec, Module, ModuleId, SpaceId},
-    input::Tokenizer,
+    input::{Language, Tokenizer},
     module::{Batching, Body, Cached, Compute, ModuleError, Network, Port},
     pool::{FitRecords, PoolError, Stamps},
 };
@@ -33,6 +33,7 @@ pub struct Family {
     splits: Vec<SplitPart>,
     tokenizers: BTreeMap<String, Arc<Tokenizer>>,
     words: BTreeMap<String, usize>,
+    language: Option<Arc<Language>>,
     stamps: Stamps,
 }
 
@@ -100,6 +101,7 @@ impl Family {
             splits: parts.splits,
             tokenizers: parts.tokenizers,
             words: parts.words,
+            language: parts.language,
             manifest,
             stamps,
         })
@@ -250,6 +252,11 @@ impl Family {
     /// Returns the tokenizer of `anchor`, or `None` if it reads images or only token ids.
     pub fn tokenizer(&self, anchor: &str) -> Option<&Arc<Tokenizer>> {
         self.tokenizers.get(anchor)
+    }
+
+    /// Returns the language of a family that generates text.
+    pub fn language(&self) -> Option<&Arc<Language>> {
+        self.language.as_ref()
     }
 
     /// Returns the number of token ids that requests may name. It is the size of the tokenizer's

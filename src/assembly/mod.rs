@@ -5,6 +5,7 @@
 mod builder;
 #[cfg(test)]
 mod fuzz_tests;
+mod language;
 mod loaded;
 mod maps;
 mod promises;

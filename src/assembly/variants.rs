@@ -16,7 +16,11 @@ pub(super) fn variants<'a>(spec: &'a AnchorSpec, part: &PartSpec) -> Vec<Variant
 
 /// Returns the form of a variant, or `None` for the identity.
 pub(super) fn form<'a>(variant: &VariantSpec<'a>) -> Option<Form<'a>> {
-    let precision = if variant.is_int8 { Precision::Int8 } else { Precision::F32 };
+    let precision = match (variant.is_int8, variant.is_f32) {
+        (true, _) => Precision::Int8,
+        (_, true) => Precision::Dequantized,
+        _ => Precision::F32,
+    };
     let experts = variant.experts.map(|set| set.experts.as_slice());
     let (width, top_k) = (variant.width, variant.top_k);
     (!variant.is_identity).then_some(Form { precision, width, top_k, experts, ..Form::PLAIN })

@@ -10,6 +10,8 @@ use crate::plan::{Ends, ModuleId, Offers, topological_order};
 
 /// Names of the variants that every architecture has.
 pub(crate) const INT8: &str = "int8";
+/// Variant of a part whose quantized blocks run as their values in f32.
+pub(crate) const F32: &str = "f32";
 pub(crate) const SKIP: &str = "skip";
 
 /// Index of a [`Space`] in its graph.

@@ -18,8 +18,8 @@ pub use crate::plan::ModuleId;
 pub use error::FamilyError;
 pub use fault::Fault;
 pub use files::{FITS_FOLDER, MANIFEST_FILE, name_with_digest, name_without_digest};
+pub(crate) use graph::{F32, INT8, SKIP};
 pub use graph::{FamilyGraph, Module, ModuleKind, SpaceId};
-pub(crate) use graph::{INT8, SKIP};
 pub use manifest::{
     AnchorSpec, BlockEnds, ExitsSpec, ExpertSet, ExpertsSpec, FORMAT, Feature, Filter, ImageSpec,
     Limits, Manifest, MapForm, MapSpec, Metric, OnnxImage, OnnxSource, OutputSpec, PartSource,

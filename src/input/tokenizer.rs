@@ -36,10 +36,7 @@ impl Tokenizer {
     ///
     /// Fails when `json` is not a tokenizer.
     pub fn from_bytes(json: &[u8], max_tokens: usize) -> Result<Self, TokenizeError> {
-        // The library panics on some files that it cannot read, such as those that are cut off.
-        serde_json::from_slice::<IgnoredAny>(json).map_err(tokenizers::Error::from)?;
-        let read = catch_unwind(|| tokenizers::Tokenizer::from_bytes(json));
-        let mut tokenizer = read.unwrap_or_else(|_| Err("it is not a tokenizer".into()))?;
+        let mut tokenizer = read_json(json)?;
         let pad_id = tokenizer.get_padding().map_or(0, |padding| i64::from(padding.pad_id));
         tokenizer.with_padding(None);
         let direction = tokenizer.get_truncation().map(|own| own.direction).unwrap_or_default();
@@ -152,6 +149,18 @@ impl Tokenizer {
     pub fn vocabulary_size(&self) -> usize {
         self.tokenizer.get_vocab_size(true)
     }
+}
+
+/// Reads `json`, the content of a `tokenizer.json`.
+///
+/// # Errors
+///
+/// Fails when `json` is not a tokenizer.
+pub(super) fn read_json(json: &[u8]) -> Result<tokenizers::Tokenizer, tokenizers::Error> {
+    // The library panics on some files that it cannot read, such as those that are cut off.
+    serde_json::from_slice::<IgnoredAny>(json)?;
+    let read = catch_unwind(|| tokenizers::Tokenizer::from_bytes(json));
+    read.unwrap_or_else(|_| Err("it is not a tokenizer".into()))
 }
 
 fn ids(encoding: &tokenizers::Encoding) -> Vec<i64> {

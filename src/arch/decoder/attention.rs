@@ -16,6 +16,9 @@ use crate::{
     tensor::signed,
 };
 
+/// Letters of the projections in the names of tensors.
+pub(super) const LETTERS: [char; 3] = ['q', 'k', 'v'];
+
 /// Projection of a block: its letter (`q`, `k` or `v`) and its number of heads.
 #[derive(Debug, Clone, Copy)]
 struct Projection {
@@ -40,8 +43,9 @@ impl Decoder {
         let [queries, keys, values] = self.projected(&mut graph, &hidden, index)?;
         let count = num_tokens(&mut graph, &hidden);
         let turns = turns(&mut graph, &count, shape);
-        let queries = turn(&mut graph, &queries, &turns);
-        let keys = turn(&mut graph, &keys, &turns);
+        let first = graph.ints(&[0]);
+        let [queries, keys] =
+            [queries, keys].map(|value| turn(&mut graph, &value, &first, &turns, shape));
         let queries = scaled(&mut graph, &queries, shape.scale);
         let mixed = mix(&mut graph, [&queries, &keys, &values], &count, shape);
         let sum = self.end_attention(&mut graph, &hidden, &mixed, index)?;
@@ -56,14 +60,49 @@ impl Decoder {
         index: usize,
     ) -> Result<[String; 3], ArchError> {
         let Attention { num_heads, num_shared_heads, .. } = self.shape.attention;
-        let name = format!("model.layers.{index}.input_layernorm.weight");
-        let normed = self.norm(graph, hidden, &name, self.shape.width)?;
+        let normed = self.normed(graph, hidden, index)?;
         let mut project = |letter, num_heads| {
             self.project(graph, &normed, Projection { block: index, letter, num_heads })
         };
         let queries = project('q', num_heads)?;
         let keys = project('k', num_shared_heads)?;
         Ok([queries, keys, project('v', num_shared_heads)?])
+    }
+
+    /// Adds the norm before the attention of block `index`.
+    pub(super) fn normed(
+        &self,
+        graph: &mut GraphBuilder,
+        hidden: &str,
+        index: usize,
+    ) -> Result<String, ArchError> {
+        let name = format!("model.layers.{index}.input_layernorm.weight");
+        self.norm(graph, hidden, &name, self.shape.width)
+    }
+
+    /// Adds the product of block `index`'s queries, keys or values.
+    pub(super) fn product(
+        &self,
+        graph: &mut GraphBuilder,
+        normed: &str,
+        index: usize,
+        letter: char,
+    ) -> Result<String, ArchError> {
+        let width = self.shape.attention.width_of(letter);
+        let name = format!("model.layers.{index}.self_attn.{letter}_proj.weight");
+        Ok(linear(graph, normed, self.weight(&name, &[width, self.shape.width])?))
+    }
+
+    /// Adds the bias of block `index`'s queries, keys or values.
+    pub(super) fn bias(
+        &self,
+        graph: &mut GraphBuilder,
+        index: usize,
+        letter: char,
+    ) -> Result<String, ArchError> {
+        let width = self.shape.attention.width_of(letter);
+        let name = format!("model.layers.{index}.self_attn.{letter}_proj.bias");
+        Ok(float_weight(graph, self.weight(&name, &[width])?))
     }
 
     /// Adds the output projection of block `index`'s attention and the residual `hidden`.
@@ -96,15 +135,12 @@ impl Decoder {
     ) -> Result<String, ArchError> {
         let Attention { head_width, has_biases, norms, clip, .. } = self.shape.attention;
         let width = num_heads * head_width;
-        let prefix = format!("model.layers.{block}.self_attn.{letter}");
-        let name = format!("{prefix}_proj");
-        let matrix = self.weight(&format!("{name}.weight"), &[width, self.shape.width])?;
-        let mut value = linear(graph, normed, matrix);
+        let mut value = self.product(graph, normed, block, letter)?;
         if has_biases {
-            let bias = float_weight(graph, self.weight(&format!("{name}.bias"), &[width])?);
+            let bias = self.bias(graph, block, letter)?;
             value = graph.node("Add", &[&value, &bias], &[]);
         }
-        let norm = format!("{prefix}_norm.weight");
+        let norm = format!("model.layers.{block}.self_attn.{letter}_norm.weight");
         match norms {
             Norms::Whole if letter != 'v' => value = self.norm(graph, &value, &norm, width)?,
             Norms::Heads if letter != 'v' => {
@@ -115,18 +151,29 @@ impl Decoder {
             Norms::None | Norms::Whole | Norms::Heads => {}
         }
         if let Some(clip) = clip {
-            let (least, most) = (graph.float(-clip), graph.float(clip));
-            value = graph.node("Clip", &[&value, &least, &most], &[]);
+            value = clipped(graph, &value, clip);
         }
         Ok(value)
     }
 }
 
 impl Attention {
+    /// Returns the width of all queries, keys or values of a token.
+    fn width_of(&self, letter: char) -> usize {
+        let heads = if letter == 'q' { self.num_heads } else { self.num_shared_heads };
+        heads * self.head_width
+    }
+
     /// Returns the angle between neighbouring positions of each pair of a head's elements.
     pub(super) fn frequencies(&self) -> Vec<f32> {
         self.rope.frequencies(self.head_width / 2)
     }
+}
+
+/// Clamps absolute values to `most`.
+pub(super) fn clipped(graph: &mut GraphBuilder, value: &str, most: f32) -> String {
+    let (least, most) = (graph.float(-most), graph.float(most));
+    graph.node("Clip", &[value, &least, &most], &[])
 }
 
 /// Adds the number of tokens of `[batch, tokens, …]`, as a list of one element.
@@ -150,14 +197,18 @@ fn turns(graph: &mut GraphBuilder, count: &str, shape: Attention) -> [String; 2]
     ["Cos", "Sin"].map(|op| graph.node(op, &[&angles], &[]))
 }
 
-/// Rotates the heads of `value`, the first half of each against the second.
+/// Rotates the heads of `value` by `positions`, or by the positions from the one in it: the first
+/// half of each against the second, or neighbours.
 pub(super) fn turn(
     graph: &mut GraphBuilder,
     value: &str,
+    positions: &str,
     [cosines, sines]: &[String; 2],
+    shape: Attention,
 ) -> String {
-    let first = graph.ints(&[0]);
-    graph.fused("RotaryEmbedding", &[value, &first, cosines, sines], &[])
+    let interleaved = [("interleaved", Attribute::Int(1))];
+    let attributes: &[_] = if shape.is_interleaved { &interleaved } else { &[] };
+    graph.fused("RotaryEmbedding", &[value, positions, cosines, sines], attributes)
 }
 
 /// Mixes values by the softmax of the scores of queries and keys.

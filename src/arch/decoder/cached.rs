@@ -2,25 +2,32 @@
 //!
 //! The tokens of all sequences of a step lie packed in one row, `[1, tokens, width]`, so that no
 //! product is done for padding. Around ONNX Runtime's `GroupQueryAttention` they are spread over
-//! the slots of the cache, `[slots, longest, width]`, and packed again. The operator writes the
-//! cache in place. A slot without tokens costs nothing.
+//! the slots of the cache, `[slots, longest, width]`, and packed again. The operator gets a token's
+//! queries, keys and values as one row, turns them, and writes the cache in place. A slot without
+//! tokens costs nothing.
 
-use super::{Decoder, attention::reshaped, config::Attention};
+use super::{
+    Decoder,
+    attention::{LETTERS, clipped, reshaped, turn},
+    config::Attention,
+    dialects::Norms,
+};
 use crate::{
     arch::{
         error::ArchError,
         ops::{extent, with_hidden},
     },
     module::{
-        COSINES, CacheSpec, Cached, LENGTHS, Network, PAST_KEYS, PAST_VALUES, PLACES, PRESENT_KEYS,
-        PRESENT_VALUES, Precision, QUERY_LENGTHS, ROWS, SINES, TOTAL_LENGTH,
+        COSINES, CacheSpec, Cached, LENGTHS, Network, PAST_KEYS, PAST_VALUES, PLACES, POSITIONS,
+        PRESENT_KEYS, PRESENT_VALUES, Precision, QUERY_LENGTHS, ROWS, SINES, TOTAL_LENGTH,
     },
     onnx::{Attribute, GraphBuilder, proto::data_type},
     tensor::signed,
 };
 
-/// Divisor of the widths of heads that the operator takes.
+/// Divisor of the widths of heads that the operator takes, and of those that it turns.
 const HEAD_UNIT: usize = 8;
+const TURNED_UNIT: usize = 16;
 
 /// Number of inputs of the operator before the lengths of queries; those that are not used are
 /// empty.
@@ -32,6 +39,11 @@ impl Attention {
     pub(super) fn cache(&self) -> Option<CacheSpec> {
         let spec = CacheSpec { num_heads: self.num_shared_heads, head_width: self.head_width };
         self.head_width.is_multiple_of(HEAD_UNIT).then_some(spec)
+    }
+
+    /// Returns whether the operator turns queries and keys.
+    fn is_turned_inside(&self) -> bool {
+        self.head_width.is_multiple_of(TURNED_UNIT)
     }
 }
 
@@ -51,52 +63,92 @@ impl Decoder {
     ) -> Result<Network, ArchError> {
         let shape = self.shape.attention;
         let (mut graph, hidden) = with_hidden(self.shape.width);
-        let [queries, keys, values] = self.projected(&mut graph, &hidden, index)?;
-        let turned = turned(&mut graph, [&queries, &keys], shape);
+        let half = extent(shape.head_width / 2);
+        let turns = [COSINES, SINES].map(|name| graph.input(name, data_type::FLOAT, &[None, half]));
+        let joined = self.joined(&mut graph, &hidden, &turns, index)?;
         let rows = graph.input(ROWS, data_type::INT64, &[None, None]);
-        let values =
-            [&turned[0], &turned[1], &values].map(|value| spread(&mut graph, value, &rows));
-        let mixed = attend(&mut graph, &values, shape);
-        let flat = reshaped(&mut graph, &mixed, &[-1, signed(shape.num_heads * shape.head_width)]);
-        let places = graph.input(PLACES, data_type::INT64, &[None]);
-        let packed = graph.node("Gather", &[&flat, &places], &[("axis", Attribute::Int(0))]);
-        let zero = graph.ints(&[0]);
-        let packed = graph.node("Unsqueeze", &[&packed, &zero], &[]);
+        let heads = shape.num_heads + 2 * shape.num_shared_heads;
+        let spread = chosen(&mut graph, &joined, heads * shape.head_width, &rows);
+        let mixed = attend(&mut graph, &spread, &turns, shape);
+        let places = graph.input(PLACES, data_type::INT64, &[Some(1), None]);
+        let packed = chosen(&mut graph, &mixed, shape.num_heads * shape.head_width, &places);
         let sum = self.end_attention(&mut graph, &hidden, &packed, index)?;
         let cached = Cached { cache, frequencies: shape.frequencies() };
         Ok(self.network(graph, &sum, precision).with_cache(cached))
     }
 }
 
-/// Adds the rotation of queries and keys by the cosines and sines of their positions.
-fn turned(graph: &mut GraphBuilder, values: [&str; 2], shape: Attention) -> [String; 2] {
-    let half = extent(shape.head_width / 2);
-    let turns = [COSINES, SINES].map(|name| graph.input(name, data_type::FLOAT, &[None, half]));
-    values.map(|value| super::attention::turn(graph, value, &turns))
+impl Decoder {
+    /// Adds the norm before the attention of block `index`, and each token's queries, keys and
+    /// values in one row.
+    fn joined(
+        &self,
+        graph: &mut GraphBuilder,
+        hidden: &str,
+        turns: &[String; 2],
+        index: usize,
+    ) -> Result<String, ArchError> {
+        let axis = [("axis", Attribute::Int(-1))];
+        let shape = self.shape.attention;
+        if shape.norms != Norms::None || !shape.is_turned_inside() {
+            let [mut queries, mut keys, values] = self.projected(graph, hidden, index)?;
+            if !shape.is_turned_inside() {
+                let positions = graph.input(POSITIONS, data_type::INT64, &[Some(1), None]);
+                [queries, keys] =
+                    [queries, keys].map(|value| turn(graph, &value, &positions, turns, shape));
+            }
+            return Ok(graph.node("Concat", &[&queries, &keys, &values], &axis));
+        }
+        // Nothing is done for one of the three alone, so products of one form need no splitting.
+        let normed = self.normed(graph, hidden, index)?;
+        let mut parts = Vec::new();
+        for letter in LETTERS {
+            parts.push(self.product(graph, &normed, index, letter)?);
+        }
+        let [queries, keys, values] = &parts[..] else { return Ok(normed) };
+        let mut joined = graph.node("Concat", &[queries, keys, values], &axis);
+        if shape.has_biases {
+            let mut biases = Vec::new();
+            for letter in LETTERS {
+                biases.push(self.bias(graph, index, letter)?);
+            }
+            let biases: Vec<&str> = biases.iter().map(String::as_str).collect();
+            let bias = graph.node("Concat", &biases, &axis);
+            joined = graph.node("Add", &[&joined, &bias], &[]);
+        }
+        Ok(match shape.clip {
+            Some(clip) => clipped(graph, &joined, clip),
+            None => joined,
+        })
+    }
 }
 
-/// Spreads packed tokens over the slots of the cache, `[slots, longest, width]`.
-fn spread(graph: &mut GraphBuilder, value: &str, rows: &str) -> String {
-    let axis = graph.ints(&[0]);
-    let flat = graph.node("Squeeze", &[value, &axis], &[]);
+/// Chooses rows of `value`, which has rows of `width` behind its first two axes.
+fn chosen(graph: &mut GraphBuilder, value: &str, width: usize, rows: &str) -> String {
+    let flat = reshaped(graph, value, &[-1, signed(width)]);
     graph.node("Gather", &[&flat, rows], &[("axis", Attribute::Int(0))])
 }
 
 /// Adds attention over the cache, whose new state is an output of the graph.
-fn attend(graph: &mut GraphBuilder, values: &[String; 3], shape: Attention) -> String {
+fn attend(graph: &mut GraphBuilder, joined: &str, turns: &[String; 2], shape: Attention) -> String {
     let cache = [None, extent(shape.num_shared_heads), None, extent(shape.head_width)];
     let past = [PAST_KEYS, PAST_VALUES].map(|name| graph.input(name, data_type::FLOAT, &cache));
     let lengths = graph.input(LENGTHS, data_type::INT32, &[None]);
     let total = graph.input(TOTAL_LENGTH, data_type::INT32, &[]);
     let queries = graph.input(QUERY_LENGTHS, data_type::INT32, &[None]);
-    let mut inputs: Vec<&str> = values.iter().chain(&past).map(String::as_str).collect();
-    inputs.extend([&*lengths, &total]);
+    // Without keys and values of their own, they lie in the rows of the queries.
+    let mut inputs = vec![joined, "", "", &past[0], &past[1], &lengths, &total];
+    if shape.is_turned_inside() {
+        inputs.extend(turns.iter().map(String::as_str));
+    }
     inputs.resize(QUERY_LENGTHS_AT, "");
     inputs.push(&queries);
     let mut attributes = vec![
         ("num_heads", Attribute::Int(signed(shape.num_heads))),
         ("kv_num_heads", Attribute::Int(signed(shape.num_shared_heads))),
         ("scale", Attribute::Float(shape.scale)),
+        ("do_rotary", Attribute::Int(i64::from(shape.is_turned_inside()))),
+        ("rotary_interleaved", Attribute::Int(i64::from(shape.is_interleaved))),
     ];
     if let Some(window) = shape.window {
         attributes.push(("local_window_size", Attribute::Int(signed(window))));

@@ -68,6 +68,9 @@ pub(super) struct Attention {
     pub(super) clip: Option<f32>,
     /// Number of tokens that each token sees, itself included; `None` for all tokens before it.
     pub(super) window: Option<usize>,
+    /// Whether a head's neighbouring elements turn together, as in GGUF files of Llama. Otherwise
+    /// an element of the first half turns with one of the second.
+    pub(super) is_interleaved: bool,
 }
 
 /// Experts of a block.
@@ -175,7 +178,11 @@ const KEYS: Keys = Keys {
 ///
 /// Fails on a configuration that is malformed, contradicts itself or is not supported.
 pub(super) fn read(file: ConfigFile<'_>, dialect: &'static Dialect) -> Result<Shape, ArchError> {
-    let config: Config = file.read(&[TRANSFORMERS, KEYS])?;
+    let mut config: Config = file.read(&[TRANSFORMERS, KEYS])?;
+    // A window that is `null` is none, and one that is not there is the dialect's.
+    if dialect.window.is_some() && !file.has("sliding_window")? {
+        config.sliding_window = dialect.window;
+    }
     let rope = config.rope(file, dialect)?;
     config.shape(dialect, rope).map_err(|fault| file.refuse(fault))
 }
@@ -232,7 +239,8 @@ impl Config {
             let expected = format!("it must divide num_attention_heads, {num_heads}");
             return Err(Fault::new("num_key_value_heads", num_shared_heads, expected));
         }
-        let head_width = self.head_dim.unwrap_or(self.hidden_size / num_heads);
+        let head_width = self.head_dim.or(dialect.head_width);
+        let head_width = head_width.unwrap_or(self.hidden_size / num_heads);
         if head_width == 0 || !head_width.is_multiple_of(2) {
             let expected = "halves of heads are turned, so an even number is needed; without the \
                             key, it is hidden_size by num_attention_heads";
@@ -240,7 +248,7 @@ impl Config {
         }
         let is_windowed = self.use_sliding_window == Some(true);
         if is_windowed && !dialect.has_window {
-            let expected = "a window is supported for `mixtral`";
+            let expected = "a window is supported for `mistral` and `mixtral`";
             return Err(Fault::new("use_sliding_window", true, expected));
         }
         let is_biased = self.attention_bias.unwrap_or(false);
@@ -256,12 +264,14 @@ impl Config {
             has_biases: match dialect.biases {
                 Biases::None => false,
                 Biases::Configured => is_biased,
-                Biases::QueriesKeysValues => self.qkv_bias.unwrap_or(true),
+                Biases::QueriesKeysValues => true,
+                Biases::UnlessDisabled => self.qkv_bias.unwrap_or(true),
             },
             has_output_bias: is_biased && dialect.biases == Biases::Configured,
             norms: dialect.norms,
             clip: self.clip_qkv.filter(|_| dialect.has_clip),
             window: self.sliding_window.filter(|_| dialect.has_window),
+            is_interleaved: false,
         })
     }
 

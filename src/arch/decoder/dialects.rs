@@ -19,6 +19,12 @@ pub(crate) struct Dialect {
     pub(super) biases: Biases,
     /// Whether `sliding_window` bounds attention.
     pub(super) has_window: bool,
+    /// Number of tokens that each token sees if the configuration does not have `sliding_window`;
+    /// `None` for all tokens before it.
+    pub(super) window: Option<usize>,
+    /// Width of heads if the configuration has none; `None` for the width of hidden states by the
+    /// number of heads.
+    pub(super) head_width: Option<usize>,
     /// Whether `clip_qkv` bounds queries, keys and values.
     pub(super) has_clip: bool,
     /// Whether embeddings, residuals, scores and logits have multipliers.
@@ -45,8 +51,10 @@ pub(super) enum Biases {
     None,
     /// Biases of all four projections if `attention_bias` is set.
     Configured,
-    /// Biases of queries, keys and values unless `qkv_bias` is false.
+    /// Biases of queries, keys and values.
     QueriesKeysValues,
+    /// Biases of queries, keys and values unless `qkv_bias` is false.
+    UnlessDisabled,
 }
 
 /// Experts of an architecture.
@@ -134,10 +142,29 @@ pub(super) const LLAMA: Dialect = Dialect {
     norms: Norms::None,
     biases: Biases::Configured,
     has_window: false,
+    window: None,
+    head_width: None,
     has_clip: false,
     has_multipliers: false,
     experts: None,
 };
+
+/// Mistral (Jiang et al. 2023).
+const MISTRAL: Dialect = Dialect {
+    model_types: &["mistral"],
+    biases: Biases::None,
+    has_window: true,
+    window: Some(4_096),
+    ..LLAMA
+};
+
+/// Qwen2 (Yang et al. 2024), and Qwen2.5.
+const QWEN2: Dialect =
+    Dialect { model_types: &["qwen2"], biases: Biases::QueriesKeysValues, ..LLAMA };
+
+/// Qwen3 (Yang et al. 2025).
+const QWEN3: Dialect =
+    Dialect { model_types: &["qwen3"], norms: Norms::Heads, head_width: Some(128), ..LLAMA };
 
 /// Mixtral (Jiang et al. 2024).
 const MIXTRAL: Dialect = Dialect {
@@ -172,7 +199,7 @@ const OLMOE: Dialect = Dialect {
 /// Qwen1.5-MoE and Qwen2-MoE.
 const QWEN2_MOE: Dialect = Dialect {
     model_types: &["qwen2_moe"],
-    biases: Biases::QueriesKeysValues,
+    biases: Biases::UnlessDisabled,
     experts: Some(ExpertDialect {
         has_own_size: true,
         shared: Shared::Gated("mlp.shared_expert"),
@@ -210,7 +237,8 @@ const GRANITE_MOE: Dialect = Dialect {
 };
 
 /// Known dialects.
-static ALL: [Dialect; 6] = [LLAMA, MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE, GRANITE_MOE];
+static ALL: [Dialect; 9] =
+    [LLAMA, MISTRAL, QWEN2, QWEN3, MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE, GRANITE_MOE];
 
 /// Returns the dialect for a configuration's `model_type`, or `None` if it is not supported.
 pub(crate) fn of_model_type(model_type: &str) -> Option<&'static Dialect> {

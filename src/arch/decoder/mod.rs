@@ -1,5 +1,5 @@
-//! Decoders of transformers: Llama, and Mixtral, OLMoE, Qwen2-MoE, Qwen3-MoE and GraniteMoE with
-//! experts.
+//! Decoders of transformers: Llama, Mistral, Qwen2 and Qwen3, and Mixtral, OLMoE, Qwen2-MoE,
+//! Qwen3-MoE and GraniteMoE with experts.
 //!
 //! A block computes `x + attention(norm(x))`, then `x + mlp(norm(x))`, with RMS norms (Zhang and
 //! Sennrich 2019), where the second part may be experts. What distinguishes architectures is in
@@ -62,6 +62,15 @@ pub(super) fn open(
     Ok(Decoder { shape, checkpoint, layout })
 }
 
+impl Decoder {
+    /// Turns neighbouring elements of heads together, as the rows of a file's queries and keys are
+    /// ordered.
+    pub(super) fn with_interleaved_heads(mut self) -> Self {
+        self.shape.attention.is_interleaved = true;
+        self
+    }
+}
+
 /// Checks that a matrix of a tied head, which the file may have as well, is the table `embeddings`.
 ///
 /// transformers 4 replaces another matrix by the table, and transformers 5 keeps it.
@@ -106,7 +115,7 @@ impl Backbone for Decoder {
         let block = block.unwrap_or_default();
         match (kind, &self.shape.experts) {
             (ModuleKind::Stem, _) => self.stem().map(Body::from),
-            (ModuleKind::Head, _) => self.head(form.has_norm).map(Body::from),
+            (ModuleKind::Head, _) => self.head(form).map(Body::from),
             (ModuleKind::Attention, _) => match axes.cache.filter(|_| form.has_cache) {
                 Some(cache) => self.cached_attention(block, cache, form.precision),
                 None => self.attention(block, form.precision),
@@ -142,10 +151,10 @@ impl Decoder {
     /// - hidden: \[batch, tokens, width\]
     /// - output: \[batch, tokens, words\]
     /// - states: \[batch, tokens, width\]
-    fn head(&self, has_norm: bool) -> Result<Network, ArchError> {
+    fn head(&self, form: &Form<'_>) -> Result<Network, ArchError> {
         let Shape { num_words, width, logits_divisor, is_tied, .. } = self.shape;
         let (mut graph, hidden) = with_hidden(width);
-        let states = match has_norm {
+        let states = match form.has_norm {
             true => self.norm(&mut graph, &hidden, "model.norm.weight", width)?,
             false => hidden,
         };
@@ -156,7 +165,7 @@ impl Decoder {
         let logits = linear(&mut graph, &states, matrix);
         let logits = scaled(&mut graph, &logits, logits_divisor.recip());
         let model = finish_head(graph, [&logits, &states], [num_words, width]);
-        Ok(Network::new(model, Precision::F32))
+        Ok(Network::new(model, form.precision))
     }
 
     /// Builds the feed-forward part of a block without experts.

@@ -8,7 +8,7 @@ use std::{
 use serde::Deserialize;
 
 use super::{experts::ExpertSet, onnx_source::OnnxSource};
-use crate::family::{Fault, INT8, SKIP};
+use crate::family::{F32, Fault, INT8, SKIP};
 
 /// A pretrained network.
 #[derive(Debug, Clone, Deserialize)]
@@ -20,12 +20,15 @@ pub struct AnchorSpec {
     pub onnx: Option<OnnxSource>,
     /// Part of a larger checkpoint.
     pub part: Option<PartSource>,
+    /// GGUF file, with its settings and weights.
+    pub gguf: Option<PathBuf>,
     /// Tokenizer (`tokenizer.json`) with which the anchor was trained; texts only.
     pub tokenizer: Option<PathBuf>,
     /// Whether the family may be loaded without this anchor when its files are missing.
     #[serde(default)]
     pub optional: bool,
-    /// Variants to offer for each sub-layer: `int8`, `skip`.
+    /// Variants to offer for each sub-layer: `int8`, `skip`, and `f32` for weights of quantized
+    /// blocks.
     #[serde(default)]
     pub variants: Vec<String>,
     /// Narrower forms of every block, trained together with it: prefixes of its heads and hidden
@@ -88,14 +91,15 @@ impl AnchorSpec {
         if !plain(name) {
             return refuse("", name.into(), "an anchor's name is letters, digits and `_`");
         }
-        let sources = [self.folder.is_some(), self.onnx.is_some(), self.part.is_some()];
+        let sources =
+            [self.folder.is_some(), self.onnx.is_some(), self.part.is_some(), self.gguf.is_some()];
         if sources.into_iter().filter(|given| *given).count() != 1 {
-            let expected = "exactly one of `folder`, `onnx` and `part` is needed";
+            let expected = "exactly one of `folder`, `onnx`, `part` and `gguf` is needed";
             return refuse("folder", "".into(), expected);
         }
         if let Err(variant) = self.variant_specs() {
-            let expected = "variants are `int8` and `skip`, and names of widths, sets and `top_k` \
-                            joined with `int8` and one another by `+`";
+            let expected = "variants are `int8`, `f32` and `skip`, and names of widths, sets and \
+                            `top_k` joined with `int8` or `f32` and one another by `+`";
             return refuse("variants", variant.to_owned(), expected);
         }
         if let Some(width) = self.widths.iter().find(|width| {
@@ -121,7 +125,8 @@ impl AnchorSpec {
         }
         let onnx = self.onnx.as_ref().map(|onnx| &onnx.file);
         let part = self.part.iter().flat_map(|part| [&part.file, &part.config]);
-        let paths = self.folder.iter().chain(onnx).chain(part).chain(&self.tokenizer);
+        let paths =
+            self.folder.iter().chain(onnx).chain(part).chain(&self.gguf).chain(&self.tokenizer);
         for path in paths.chain(self.sha256.keys()) {
             if !is_inside(path) {
                 let expected = "paths are relative and stay inside the family's folder";
@@ -134,7 +139,7 @@ impl AnchorSpec {
 
 /// Returns whether `name` already has a meaning in plan ids.
 fn is_reserved(name: &str) -> bool {
-    matches!(name, INT8 | SKIP | "via" | "exit")
+    matches!(name, F32 | INT8 | SKIP | "via" | "exit")
 }
 
 /// Returns whether `path` stays inside the folder to which it is relative.

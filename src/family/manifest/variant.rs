@@ -4,7 +4,7 @@ use super::{
     anchor::{AnchorSpec, WidthSpec},
     experts::ExpertSet,
 };
-use crate::family::{INT8, ModuleKind, SKIP};
+use crate::family::{F32, INT8, ModuleKind, SKIP};
 
 /// Variant of a block's part, beside the form in which it was trained.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -15,6 +15,8 @@ pub struct VariantSpec<'a> {
     pub is_identity: bool,
     /// Whether matrix products run in 8-bit integers.
     pub is_int8: bool,
+    /// Whether weights of quantized blocks run as their values in f32.
+    pub is_f32: bool,
     /// Prefix of heads and hidden units, or `None` for all of them.
     pub width: Option<&'a WidthSpec>,
     /// Number of experts of each token, or `None` for the trained number.
@@ -54,6 +56,11 @@ impl AnchorSpec {
         Ok(combined.into_iter().chain(single).collect())
     }
 
+    /// Returns whether the variant called `name` is offered.
+    pub fn has_variant(&self, name: &str) -> bool {
+        self.variants.iter().any(|variant| variant == name)
+    }
+
     /// Returns the variant called `name`, or `None` if one of its parts has no meaning or chooses
     /// what another part chose.
     fn variant(&self, name: &str) -> Option<VariantSpec<'_>> {
@@ -70,13 +77,14 @@ impl AnchorSpec {
                 (_, Some(set), _) => variant.experts.replace(set).is_some(),
                 (.., Some(k)) => variant.top_k.replace(*k).is_some(),
                 _ if part == INT8 => std::mem::replace(&mut variant.is_int8, true),
+                _ if part == F32 => std::mem::replace(&mut variant.is_f32, true),
                 _ => return None,
             };
             if was_chosen {
                 return None;
             }
         }
-        Some(variant)
+        (!(variant.is_int8 && variant.is_f32)).then_some(variant)
     }
 }
 
@@ -109,7 +117,7 @@ mod tests {
 
     #[test]
     fn names_without_a_meaning_are_refused() {
-        for name in ["int4", "w33", "int8+int8", "skip+int8", "", "int8+"] {
+        for name in ["int4", "w33", "int8+int8", "int8+f32", "skip+int8", "", "int8+"] {
             let spec = anchor(&format!("variants = ['{name}']"));
             assert_eq!(spec.variant_specs(), Err(name));
         }

@@ -1,0 +1,100 @@
+//! Decoders of GGUF files: their keys become a configuration of transformers, and their tensors get
+//! the names that transformers uses. `arch::decoder` then reads both.
+
+mod names;
+mod settings;
+mod vocabulary;
+
+use super::{
+    ArchError,
+    backbone::{Backbone, Form},
+    decoder::{self, Decoder, dialects},
+    keys::ConfigFile,
+    layout::{Layout, PartId},
+};
+use crate::{family::Fault, input::Language, module::Body, pool::GgufFile};
+
+/// Key of the architecture.
+const ARCHITECTURE: &str = "general.architecture";
+
+/// Architecture of GGUF files.
+#[derive(Debug, Clone, Copy)]
+struct Architecture {
+    /// Name in files, which is also the `model_type` of transformers.
+    name: &'static str,
+    /// Whether neighbouring elements of a head turn together: the converter orders the rows of
+    /// queries and keys so.
+    is_interleaved: bool,
+    /// Whether the queries and keys of each head have norms.
+    has_head_norms: bool,
+}
+
+/// Supported architectures.
+const ALL: [Architecture; 3] = [
+    Architecture { name: "llama", is_interleaved: true, has_head_norms: false },
+    Architecture { name: "qwen2", is_interleaved: false, has_head_norms: false },
+    Architecture { name: "qwen3", is_interleaved: false, has_head_norms: true },
+];
+
+/// Decoder in a GGUF file, with the file's vocabulary.
+#[derive(Debug)]
+pub(super) struct GgufDecoder {
+    decoder: Decoder,
+    file: GgufFile,
+    ignored: Vec<String>,
+}
+
+impl Backbone for GgufDecoder {
+    fn layout(&self) -> &Layout {
+        self.decoder.layout()
+    }
+
+    fn build(&self, part: PartId, form: &Form<'_>) -> Result<Body, ArchError> {
+        self.decoder.build(part, form)
+    }
+
+    fn language(&self) -> Result<Option<Language>, ArchError> {
+        vocabulary::language(&self.file, &self.ignored).map(Some)
+    }
+}
+
+/// Opens the decoder in `file`, whose keys `ignored` count as absent.
+///
+/// # Errors
+///
+/// Fails on an architecture, a key or a tensor that is not supported.
+pub(super) fn open(file: GgufFile, ignored: &[String]) -> Result<GgufDecoder, ArchError> {
+    let decoder = decoder(&file, ignored)?;
+    Ok(GgufDecoder { decoder, file, ignored: ignored.to_vec() })
+}
+
+fn decoder(file: &GgufFile, ignored: &[String]) -> Result<Decoder, ArchError> {
+    let architecture = architecture(file)?;
+    names::check(file, architecture, ignored)?;
+    let text = settings::config(file, architecture, ignored)
+        .map_err(|fault| ArchError::Config { path: file.path().to_owned(), fault })?
+        .to_string();
+    let config = ConfigFile { path: file.path(), text: &text, ignored: &[] };
+    let model_type = architecture.name;
+    let dialect = dialects::of_model_type(model_type).ok_or_else(|| {
+        config.refuse(Fault::new(ARCHITECTURE, model_type, "no decoder has this name"))
+    })?;
+    let checkpoint = file.checkpoint(|name| names::of_transformers(name, architecture));
+    let decoder = decoder::open(config, dialect, checkpoint)?;
+    Ok(if architecture.is_interleaved { decoder.with_interleaved_heads() } else { decoder })
+}
+
+fn architecture(file: &GgufFile) -> Result<Architecture, ArchError> {
+    let found = file.value(ARCHITECTURE);
+    let name = found.and_then(|value| value.as_text()).unwrap_or_default();
+    ALL.into_iter().find(|known| known.name == name).ok_or_else(|| {
+        let known = ALL.map(|known| format!("`{}`", known.name)).join(", ");
+        let shown = found.map_or_else(|| "missing".to_owned(), ToString::to_string);
+        let fault = Fault::new(ARCHITECTURE, shown, format!("{known} are supported"));
+        ArchError::Config { path: file.path().to_owned(), fault }
+    })
+}
+
+#[cfg(test)]
+#[path = "gguf_tests.rs"]
+mod tests;

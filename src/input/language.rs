@@ -1,0 +1,12 @@
+//! What a model that generates reads and writes besides tokens.
+
+use super::{chat::ChatTemplate, coder::TextCoder};
+
+/// Tokenizer of a model that generates, and its template of chats.
+#[derive(Debug)]
+pub struct Language {
+    /// Tokenizer of prompts and answers.
+    pub coder: TextCoder,
+    /// Template of chats; `None` for a model that was not trained on any.
+    pub template: Option<ChatTemplate>,
+}
