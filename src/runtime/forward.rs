@@ -32,7 +32,8 @@ impl Executor {
     }
 
     /// Runs the new tokens of sequences through `plan`. Returns the outputs of its last module for
-    /// the wanted tokens, one row each, `[1, wanted, …]`, the family's output first.
+    /// the wanted tokens, one row each, `[1, wanted, …]`, the family's output first. If no token is
+    /// wanted, the last module does not run and there are no outputs.
     ///
     /// A step that fails changes no sequence but for the blocks that it leased.
     ///
@@ -61,11 +62,17 @@ impl Executor {
         }
         let state = state.ok_or(RuntimeError::NotAPath)?;
         // Scores of the other tokens would be thrown away.
-        let (shape, hidden) = view(state.value())?;
-        let width = shape.last().copied().unwrap_or(1);
-        let wanted = Activation::new(gathered(hidden, width, &batch.wanted_rows())?);
-        let scores = observed(*last, observer, || self.compute(*last, Some(&wanted), &sides))?;
-        let outputs = scores.unwrap_or(wanted).to_tensors()?;
+        let wanted = batch.wanted_rows();
+        let outputs = match wanted.is_empty() {
+            true => Vec::new(),
+            false => {
+                let (shape, hidden) = view(state.value())?;
+                let width = shape.last().copied().unwrap_or(1);
+                let wanted = Activation::new(gathered(hidden, width, &wanted)?);
+                let run = || self.compute(*last, Some(&wanted), &sides);
+                observed(*last, observer, run)?.unwrap_or(wanted).to_tensors()?
+            }
+        };
         batch.commit(&modules);
         drop(reserve);
         self.runtime().residents().trim();

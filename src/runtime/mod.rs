@@ -5,6 +5,8 @@
 //! at [`Runtime::start`], then [`Executor::run`].
 
 mod activation;
+#[cfg(test)]
+mod blocks_tests;
 mod cache;
 mod environment;
 mod error;

@@ -129,7 +129,7 @@ impl ModuleSession {
     /// and values of the new tokens into `caches`, where they lie.
     pub(super) fn run_cached(
         &mut self,
-        given: &[(&str, DynValue)],
+        given: &[(&str, &DynValue)],
         state: &DynValue,
         caches: [&mut OrtTensor<f32>; 2],
     ) -> Result<DynValue, RuntimeError> {
@@ -144,7 +144,7 @@ impl ModuleSession {
                 Port::Given(port) | Port::Input(port) => {
                     let found = given.iter().find(|(known, _)| known == port);
                     let (_, value) = found.ok_or_else(|| self.missing(name))?;
-                    binding.bind_input(name, value)
+                    binding.bind_input(name, *value)
                 }
             }
             .map_err(wrap)?;

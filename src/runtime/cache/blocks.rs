@@ -33,6 +33,11 @@ impl Blocks {
         Ok(())
     }
 
+    /// Returns the residents that lend the blocks.
+    pub(super) fn residents(&self) -> Arc<Residents> {
+        self.residents.clone()
+    }
+
     /// Returns the number of leased bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes

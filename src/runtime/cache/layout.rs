@@ -26,7 +26,7 @@ pub(super) struct Layout {
     /// Number of tokens of each slot.
     pub(super) queries: Vec<i32>,
     /// Position of each packed token in its sequence.
-    pub(super) positions: Vec<usize>,
+    pub(super) positions: Vec<i64>,
 }
 
 impl Layout {
@@ -46,7 +46,7 @@ impl Layout {
             for token in 0..*num_tokens {
                 layout.rows[start + token] = signed(layout.places.len());
                 layout.places.push(signed(start + token));
-                layout.positions.push(past + token);
+                layout.positions.push(signed(past + token));
             }
             layout.lengths[*slot] = small((past + num_tokens).saturating_sub(1));
             layout.queries[*slot] = small(*num_tokens);

@@ -52,6 +52,31 @@ impl Sequence {
         self.lengths.continuation(&indices(attention))
     }
 
+    /// Creates a sequence that begins with the first `positions` of this one, whose caches it
+    /// copies. Another sequence with the same first tokens goes on from there.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the blocks do not fit under the memory limit.
+    pub fn fork(&self, positions: usize) -> Result<Self, RuntimeError> {
+        let mut copy = Self::new(self.caches.clone(), self.blocks.residents());
+        let positions = positions.min(self.position());
+        let (Some(slot), 1..) = (&self.slot, positions) else {
+            return Ok(copy);
+        };
+        let specs = slot.slab().specs().into_iter();
+        let is_own = |(module, _): &(ModuleId, CacheSpec)| self.num_blocks.contains_key(module);
+        let modules: Vec<(ModuleId, CacheSpec)> = specs.filter(is_own).collect();
+        copy.reserve(&modules, positions)?;
+        let lengths = modules.iter().map(|(module, _)| (*module, positions)).collect();
+        if let Some(target) = &copy.slot {
+            slot.copy_to(target, &lengths);
+        }
+        copy.lengths = self.lengths.clone();
+        copy.lengths.truncate(positions);
+        Ok(copy)
+    }
+
     /// Takes the positions from `position` on back, such as drafted tokens that were refused.
     pub fn truncate(&mut self, position: usize) {
         self.lengths.truncate(position);

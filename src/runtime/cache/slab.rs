@@ -6,9 +6,16 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
-use ort::{memory::Allocator, value::Tensor as OrtTensor};
+use ort::{
+    memory::Allocator,
+    value::{DynValue, Tensor as OrtTensor},
+};
 
-use crate::{family::ModuleId, module::CacheSpec, runtime::RuntimeError};
+use crate::{
+    family::ModuleId,
+    module::CacheSpec,
+    runtime::{RuntimeError, activation::handed_over},
+};
 
 /// Number of sequences in a slab. Slots without a token cost nothing in a step.
 const SLOTS: usize = 8;
@@ -31,7 +38,12 @@ pub(super) struct Slab {
     free: Mutex<Vec<usize>>,
     /// Caches by the module that writes them. A module's are created when it first runs.
     caches: Mutex<BTreeMap<ModuleId, Cache>>,
+    /// Rotations of all positions, by the angles between neighbouring positions.
+    turns: Mutex<Vec<(Vec<f32>, Arc<Turns>)>>,
 }
+
+/// Cosines and sines of the rotations of positions, `[capacity, angles]`.
+pub(super) type Turns = [DynValue; 2];
 
 /// Keys and values of one module, `[slots, heads, capacity, head width]`.
 #[derive(Debug)]
@@ -61,7 +73,8 @@ impl Caches {
             return slot;
         }
         let free = Mutex::new((1..SLOTS).rev().collect());
-        let slab = Arc::new(Slab { capacity, free, caches: Mutex::default() });
+        let slab =
+            Arc::new(Slab { capacity, free, caches: Mutex::default(), turns: Mutex::default() });
         slabs.push(Arc::downgrade(&slab));
         Slot { slab, index: 0 }
     }
@@ -83,6 +96,26 @@ impl Slab {
     /// Returns the caches of all modules. A step holds the guard while it writes into them.
     pub(super) fn caches(&self) -> MutexGuard<'_, BTreeMap<ModuleId, Cache>> {
         self.caches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the rotations of all positions by `frequencies`, the angles between neighbouring
+    /// positions.
+    pub(super) fn turns(&self, frequencies: &[f32]) -> Result<Arc<Turns>, RuntimeError> {
+        let mut known = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, turns)) = known.iter().find(|(angles, _)| angles == frequencies) {
+            return Ok(turns.clone());
+        }
+        let turns = |turn: fn(f32) -> f32| {
+            let angles = (0..self.capacity).flat_map(|position| {
+                #[expect(clippy::cast_precision_loss, reason = "positions are below 2^24")]
+                let position = position as f32;
+                frequencies.iter().map(move |frequency| turn(position * frequency))
+            });
+            handed_over(vec![self.capacity, frequencies.len()], angles.collect())
+        };
+        let turns = Arc::new([turns(f32::cos)?, turns(f32::sin)?]);
+        known.push((frequencies.to_vec(), turns.clone()));
+        Ok(turns)
     }
 
     /// Returns the shapes of the caches by module.
@@ -131,22 +164,21 @@ impl Slot {
     /// Copies the first `lengths` positions of each module's cache into the slot `to`, which has
     /// all of these caches.
     pub(super) fn copy_to(&self, to: &Self, lengths: &BTreeMap<ModuleId, usize>) {
-        let mut source = self.slab.caches();
-        let mut target = to.slab.caches();
         for (module, length) in lengths {
-            let (Some(source), Some(target)) = (source.get_mut(module), target.get_mut(module))
-            else {
-                continue;
-            };
-            let range = range_of(source.spec, &(0..*length));
+            // Both slots may be in one slab, which is locked for one of them at a time.
             let mut copied = Vec::new();
-            source.of_slot(self.index, |part| copied.push(part[range.clone()].to_vec()));
-            let mut parts = copied.into_iter();
-            target.of_slot(to.index, |part| {
-                if let Some(values) = parts.next() {
-                    part[range.clone()].copy_from_slice(&values);
-                }
-            });
+            if let Some(source) = self.slab.caches().get_mut(module) {
+                let range = range_of(source.spec, &(0..*length));
+                source.of_slot(self.index, |part| copied.push(part[range.clone()].to_vec()));
+            }
+            if let Some(target) = to.slab.caches().get_mut(module) {
+                let mut parts = copied.into_iter();
+                target.of_slot(to.index, |part| {
+                    if let Some(values) = parts.next() {
+                        part[..values.len()].copy_from_slice(&values);
+                    }
+                });
+            }
         }
     }
 }

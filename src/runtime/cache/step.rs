@@ -12,7 +12,8 @@ use super::{
 use crate::{
     family::ModuleId,
     module::{
-        COSINES, CacheSpec, Cached, LENGTHS, PLACES, QUERY_LENGTHS, ROWS, SINES, TOTAL_LENGTH,
+        COSINES, CacheSpec, Cached, LENGTHS, PLACES, POSITIONS, QUERY_LENGTHS, ROWS, SINES,
+        TOTAL_LENGTH,
     },
     plan::Continuation,
     runtime::{
@@ -43,6 +44,8 @@ pub struct StepRow<'s> {
 /// Tokens of a sequence's step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tokens {
+    /// None of them, such as those of a chunk before the prompt's end.
+    None,
     /// The last one.
     Last,
     /// All of them.
@@ -65,11 +68,9 @@ struct Group {
     /// Rows of the step's tokens.
     rows: Vec<usize>,
     shares: Vec<Share>,
+    /// Inputs that attention gets beside the hidden states, the caches and rotations.
+    inputs: Vec<(&'static str, DynValue)>,
 }
-
-/// Inputs that a group's attention gets beside the hidden states and the caches.
-#[derive(Debug)]
-struct Inputs(Vec<(&'static str, DynValue)>);
 
 impl StepBatch<'_> {
     /// Returns the ids of all new tokens, one sequence after the other.
@@ -83,7 +84,11 @@ impl StepBatch<'_> {
         let mut wanted = Vec::new();
         for row in &self.rows {
             let end = start + row.tokens.len();
-            wanted.extend(if row.wanted == Tokens::All { start..end } else { end - 1..end });
+            wanted.extend(match row.wanted {
+                Tokens::None => end..end,
+                Tokens::Last => end - 1..end,
+                Tokens::All => start..end,
+            });
             start = end;
         }
         wanted
@@ -110,6 +115,7 @@ impl StepBatch<'_> {
             row.sequence.reserve(modules, num_tokens)?;
             step.add(row.sequence, num_tokens);
         }
+        step.groups.iter_mut().try_for_each(Group::lay_out)?;
         Ok(step)
     }
 
@@ -131,8 +137,8 @@ impl Step {
         let is_its =
             |group: &Group| Arc::ptr_eq(&group.slab, slot.slab()) && group.is_single == is_single;
         let index = self.groups.iter().position(is_its).unwrap_or_else(|| {
-            let (slab, rows, shares) = (slot.slab().clone(), Vec::new(), Vec::new());
-            self.groups.push(Group { slab, is_single, rows, shares });
+            let (rows, shares, inputs) = (Vec::new(), Vec::new(), Vec::new());
+            self.groups.push(Group { slab: slot.slab().clone(), is_single, rows, shares, inputs });
             self.groups.len() - 1
         });
         let group = &mut self.groups[index];
@@ -175,34 +181,31 @@ impl Group {
         session: &mut ModuleSession,
         state: &DynValue,
     ) -> Result<DynValue, RuntimeError> {
-        let inputs = self.inputs(cached)?;
+        let turns = self.slab.turns(&cached.frequencies)?;
+        let [cosines, sines] = &*turns;
+        let inputs = self.inputs.iter().map(|(name, value)| (*name, value));
+        let inputs: Vec<(&str, &DynValue)> =
+            inputs.chain([(COSINES, cosines), (SINES, sines)]).collect();
         let mut caches = self.slab.caches();
         let cache = caches.get_mut(&module).expect("a step reserves the caches of its modules");
         let Cache { keys, values, .. } = cache;
-        session.run_cached(&inputs.0, state, [keys, values])
+        session.run_cached(&inputs, state, [keys, values])
     }
 
-    fn inputs(&self, cached: &Cached) -> Result<Inputs, RuntimeError> {
+    /// Lays the tokens out among the slots. All attention modules of the step get the same layout.
+    fn lay_out(&mut self) -> Result<(), RuntimeError> {
         let num_slots = self.slab.num_slots();
         let layout = Layout::new(num_slots, &self.shares);
-        let turns = |turn: fn(f32) -> f32| {
-            let angles = layout.positions.iter().flat_map(|position| {
-                #[expect(clippy::cast_precision_loss, reason = "positions are below 2^24")]
-                let position = *position as f32;
-                cached.frequencies.iter().map(move |frequency| turn(position * frequency))
-            });
-            handed_over(vec![layout.positions.len(), cached.frequencies.len()], angles.collect())
-        };
         let total = vec![small(self.slab.capacity())];
-        Ok(Inputs(vec![
-            (COSINES, turns(f32::cos)?),
-            (SINES, turns(f32::sin)?),
+        self.inputs = vec![
             (ROWS, value(vec![num_slots, layout.longest], layout.rows)?),
-            (PLACES, value(vec![layout.places.len()], layout.places)?),
+            (PLACES, value(vec![1, layout.places.len()], layout.places)?),
+            (POSITIONS, value(vec![1, layout.positions.len()], layout.positions)?),
             (LENGTHS, value(vec![num_slots], layout.lengths)?),
             (QUERY_LENGTHS, value(vec![num_slots], layout.queries)?),
             (TOTAL_LENGTH, value(Vec::new(), total)?),
-        ]))
+        ];
+        Ok(())
     }
 }
 
