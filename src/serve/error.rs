@@ -114,6 +114,19 @@ pub enum ServeError {
         /// Largest size of the part.
         limit: usize,
     },
+    /// A prompt and the tokens to generate do not fit into the context.
+    #[error(
+        "the prompt has {num_prompt} tokens and {max_tokens} are to be generated, but the context \
+         holds {context}"
+    )]
+    Context {
+        /// Most tokens of both together.
+        context: usize,
+        /// Number of tokens of the prompt.
+        num_prompt: usize,
+        /// Number of tokens to generate.
+        max_tokens: usize,
+    },
     /// A budget is not a valid number.
     #[error(transparent)]
     Budget(#[from] BudgetError),
@@ -191,7 +204,7 @@ impl ServeError {
             | Self::NotLoaded { .. }
             | Self::LoadFailed { .. }
             | Self::Draining => ErrorCode::Unavailable,
-            Self::Input { .. } | Self::Prompt { .. } | Self::Budget(_) => {
+            Self::Input { .. } | Self::Prompt { .. } | Self::Context { .. } | Self::Budget(_) => {
                 ErrorCode::InvalidArgument
             }
             Self::TooLarge { .. } => ErrorCode::TooLarge,

@@ -8,6 +8,7 @@ mod admission;
 mod config;
 mod error;
 mod families;
+mod generation;
 mod idle;
 mod observe;
 mod planner;
@@ -22,12 +23,17 @@ pub use config::ServiceConfig;
 pub use error::{ErrorCode, ServeError};
 pub use families::{
     BatchTally, Engine, FamilyState, LoadedFamily, Loader, Registry, Repository, Seen, Statistics,
-    Tally,
+    Tally, unix_time,
+};
+pub use generation::{
+    AllowMask, Constraint, Draw, Finish, Grammar, GrammarError, Grammars, History, LogProbability,
+    SampleError, Sampled, Sampler, Sampling, SamplingError, SamplingParameters, SequenceEvent,
+    Timings,
 };
 pub use idle::{IdleTurn, IdleWork};
 pub use observe::{Observer, Outcome};
 pub use request::{
-    Answer, DEFAULT_PRIORITY, Event, FamilyService, InferRequest, InferResponse, PlanSummary,
-    Report, RoutedModule, Ticket,
+    Answer, DEFAULT_PRIORITY, Event, FamilyService, GenerateRequest, Generation, InferRequest,
+    InferResponse, PlanSummary, Report, RoutedModule, Ticket,
 };
 pub use workers::InferenceThreads;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::{ErrorCode, Report};
-use crate::runtime::{Residency, Routing};
+use super::{ErrorCode, Report, ServeError};
+use crate::runtime::{Residency, Routing, RuntimeError};
 
 /// Observer of finished requests and of runs. Its methods are called by request tasks and inference
 /// threads, and must not block.
@@ -59,4 +59,19 @@ pub enum Outcome<'a> {
         /// Kind of the failure.
         code: ErrorCode,
     },
+}
+
+/// Returns the client's error for `error`. The log, not the client, gets the changed file or the
+/// amount of missing memory.
+pub(super) fn reported(observer: &dyn Observer, name: &str, error: RuntimeError) -> ServeError {
+    if let RuntimeError::Score { module, .. } = &error {
+        observer.router_failed(name, module);
+    }
+    let state = match error {
+        RuntimeError::Changed { .. } => "its files were changed; it must be loaded again",
+        RuntimeError::MemoryLimit { .. } => "it does not fit into the memory limit",
+        _ => return error.into(),
+    };
+    tracing::error!(family = name, %error);
+    ServeError::Unavailable { name: name.to_owned(), state }
 }

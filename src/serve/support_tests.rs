@@ -258,7 +258,7 @@ pub(super) fn service() -> (Arc<FamilyService>, Receiver, Arc<Endings>) {
     let config = config();
     let (preparing, pulse) = (PreparingThreads::default(), Pulse::default());
     let parts = SharedParts { queue, config, observer: observer.clone(), preparing, pulse };
-    let service = FamilyService::new(planner(), FamilyKey(0), parts);
+    let service = FamilyService::new(planner(), FamilyKey(0), parts, None);
     (Arc::new(service), receivers.pop().expect("one"), observer)
 }
 

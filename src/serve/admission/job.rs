@@ -19,6 +19,7 @@ use crate::{
     runtime::Executor,
     serve::{
         error::ServeError,
+        generation::Generator,
         observe::Observer,
         planner::{Chosen, Planner},
         request::RoutedModule,
@@ -47,7 +48,7 @@ pub(crate) struct Done {
 }
 
 /// A family as the threads know it; one that is loaded again gets another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct FamilyKey(pub(crate) u64);
 
 /// Task of an inference thread besides answering.
@@ -57,6 +58,8 @@ pub(crate) enum Task {
     Install { family: FamilyKey, executor: Arc<Executor> },
     /// Work for a family in the time that requests leave: modules to load, and then measurements.
     Ahead { family: FamilyKey, preload: Vec<ModuleId>, idle: Option<Idle> },
+    /// Steps of a family's generator, which has sequences.
+    Generate(FamilyKey, Arc<Generator>),
     /// Removal of a family, due when none of its requests waits.
     Remove(FamilyKey),
 }

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     family::ModuleId,
     runtime::Executor,
-    serve::{error::ServeError, workers::idle::Idle},
+    serve::{error::ServeError, generation::Generator, workers::idle::Idle},
 };
 
 /// Reason why a request is not queued.
@@ -59,7 +59,6 @@ pub(crate) enum Next {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Patience {
     /// It does not wait.
-    #[cfg_attr(not(test), expect(dead_code, reason = "threads of a server always wait"))]
     None,
     /// It waits until no request came for a while, and then takes the whole time for other work.
     Busy,
@@ -247,6 +246,11 @@ impl Queue {
         self.task(Task::Ahead { family, preload, idle });
     }
 
+    /// Has a thread run the steps of a family's generator, which has sequences.
+    pub(crate) fn generate(&self, family: FamilyKey, generator: Arc<Generator>) {
+        self.task(Task::Generate(family, generator));
+    }
+
     /// Removes a family once the jobs queued before are done.
     pub(crate) fn remove(&self, family: FamilyKey) {
         self.task(Task::Remove(family));
@@ -338,7 +342,7 @@ impl StepPlan<Job> {
 impl State {
     fn next_task(&mut self) -> Option<Task> {
         let is_due = |task: &Task| match task {
-            Task::Install { .. } | Task::Ahead { .. } => true,
+            Task::Install { .. } | Task::Ahead { .. } | Task::Generate(..) => true,
             Task::Remove(family) => {
                 let waits = self.scheduler.items().any(|job| job.family == *family);
                 !waits && !self.choosing.contains(family)

@@ -7,11 +7,12 @@ use std::sync::{
 
 use super::{loaded::LoadedFamily, warm};
 use crate::{
-    family::ModuleId,
+    family::{ModuleId, ModuleKind},
     runtime::{Executor, Runtime},
     serve::{
         admission::job::FamilyKey,
         config::ServiceConfig,
+        generation::{Generator, Limits, steps::Bounds},
         observe::Observer,
         planner::Planner,
         request::{
@@ -25,6 +26,9 @@ use crate::{
         },
     },
 };
+
+/// Bounds of the steps of a family's sequences.
+const STEPS: Bounds = Bounds { max_running: 32, prompt_tokens: 512, prompt_tokens_beside: 64 };
 
 /// Serves families through inference threads.
 pub struct Engine {
@@ -80,26 +84,53 @@ impl Engine {
         let executor = Executor::new(self.runtime.clone(), loaded.family.clone());
         let executor = Arc::new(executor.with_activations(loaded.profile.activations()));
         executor.pin(&loaded.pinned);
-        let others = if self.parts.config.preload { loaded.modules() } else { Vec::new() };
+        let generator = self.generator(&executor, &loaded);
+        // A family that generates text is asked for steps, seldom for whole sequences.
+        let steps = generator.clone().filter(|_| loaded.family.language().is_some());
+        let is_eager = self.parts.config.preload && steps.is_none();
+        let others = if is_eager { loaded.modules() } else { Vec::new() };
         let preload: Vec<ModuleId> = loaded.pinned.iter().copied().chain(others).collect();
-        let work = loaded.idle.take().filter(|_| self.parts.config.preload);
+        let work = loaded.idle.take().filter(|_| is_eager);
         let planner = Arc::new(Planner::new(loaded, Arc::downgrade(&executor)));
-        if self.parts.config.preload {
-            let ran = warm::warm_up(&executor, &planner.loaded, is_stopped);
-            let SharedParts { queue, observer, .. } = &self.parts;
-            if !is_stopped() {
-                warm::measure(&executor, &ran, &planner, queue, &**observer);
+        match &steps {
+            Some(steps) if self.parts.config.preload => {
+                warm::warm_up_steps(steps, &planner.loaded);
             }
+            _ if is_eager => {
+                let ran = warm::warm_up(&executor, &planner.loaded, is_stopped);
+                let SharedParts { queue, observer, .. } = &self.parts;
+                if !is_stopped() {
+                    warm::measure(&executor, &ran, &planner, queue, &**observer);
+                }
+            }
+            _ => {}
         }
         let idle = work.map(|work| Idle { work, planner: Arc::downgrade(&planner) });
         self.parts.queue.install(key, executor);
-        let service = Arc::new(FamilyService::new(planner, key, self.parts.clone()));
+        let service = FamilyService::new(planner, key, self.parts.clone(), generator);
+        let service = Arc::new(service);
         (service, Ahead { key, preload, idle })
     }
 
     /// Begins the work for a served family. It takes the time that requests leave.
     pub(super) fn work_ahead(&self, Ahead { key, preload, idle }: Ahead) {
         self.parts.queue.work_ahead(key, preload, idle);
+    }
+
+    /// Returns a generator if the family has a row of outputs for each token, and each of its
+    /// attention modules keeps a cache.
+    fn generator(&self, executor: &Arc<Executor>, loaded: &LoadedFamily) -> Option<Arc<Generator>> {
+        let family = &loaded.family;
+        let modules = family.graph.modules().iter().enumerate();
+        let mut attention = modules
+            .filter(|(_, module)| module.kind == ModuleKind::Attention)
+            .map(|(index, _)| family.cached(ModuleId(index)).is_some())
+            .peekable();
+        let is_cached = attention.peek().is_some() && attention.all(|keeps| keeps);
+        (is_cached && family.manifest.output.per_token).then(|| {
+            let limits = Limits { max_sequences: self.parts.config.queue_limit, steps: STEPS };
+            Arc::new(Generator::new(executor.clone(), limits))
+        })
     }
 }
 

@@ -11,4 +11,4 @@ pub use engine::Engine;
 pub use loaded::LoadedFamily;
 pub use registry::{FamilyState, Registry};
 pub use repository::{Loader, Repository, Seen};
-pub use statistics::{BatchTally, Statistics, Tally};
+pub use statistics::{BatchTally, Statistics, Tally, unix_time};

@@ -94,6 +94,11 @@ impl Counter {
     }
 }
 
+/// Returns the time since 1970 by the clock that can be set, which dates what is written.
+pub fn unix_time() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,6 +17,7 @@ use crate::{
     runtime::{Executor, ModuleObserver, RuntimeError, SideInputs},
     serve::{
         admission::queue::Queue,
+        generation::Generator,
         observe::Observer,
         planner::{Planner, learned::Run},
     },
@@ -56,6 +57,21 @@ pub(super) fn warm_up(
         has_ended.store(true, Ordering::Relaxed);
         ran
     })
+}
+
+/// Runs the best plan of a family that generates once, as a step. Its modules have other forms in
+/// steps than for whole sequences; those are loaded when such a request comes.
+pub(super) fn warm_up_steps(generator: &Generator, loaded: &LoadedFamily) {
+    let best = loaded
+        .table
+        .entries()
+        .iter()
+        .max_by(|left, right| left.quality.value.total_cmp(&right.quality.value));
+    if let Some(entry) = best
+        && let Err(error) = generator.warm_up(&entry.plan)
+    {
+        tracing::warn!(plan = entry.id, %error, "a plan cannot be run ahead");
+    }
 }
 
 /// Loads the modules of `plans` that are not loaded yet, until `has_ended` or memory ends.

@@ -1,12 +1,14 @@
 //! A request and its answer, independent of any wire format.
 
 mod admit;
+mod generate;
 pub(super) mod inputs;
 pub(super) mod prepare;
 pub(super) mod pulse;
 pub(super) mod service;
 mod ticket;
 
+pub use generate::{GenerateRequest, Generation};
 pub use service::FamilyService;
 pub use ticket::{Answer, Event, Ticket};
 

@@ -1,7 +1,7 @@
 //! Service of one family.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -15,6 +15,7 @@ use super::{
 use crate::{
     assembly::Family,
     family::{Manifest, ModuleId},
+    input::Language,
     plan::{Budget, Shape},
     pool::Stamps,
     serve::{
@@ -22,6 +23,7 @@ use crate::{
         config::ServiceConfig,
         error::ServeError,
         families::statistics::{Counter, Statistics},
+        generation::{Constraint, Generator, Grammar, GrammarError, Grammars},
         observe::Observer,
         planner::{Planner, Question},
     },
@@ -39,6 +41,10 @@ pub struct FamilyService {
     counter: Counter,
     pub(super) preparation: Preparation,
     pub(super) pulse: Pulse,
+    /// Generator, or `None` if the family does not generate.
+    pub(super) generator: Option<Arc<Generator>>,
+    /// Grammars over the tokens of the family's language, from the first that is asked for on.
+    grammars: OnceLock<Result<Grammars, GrammarError>>,
 }
 
 /// Parts that all families share.
@@ -52,7 +58,12 @@ pub(crate) struct SharedParts {
 }
 
 impl FamilyService {
-    pub(crate) fn new(planner: Arc<Planner>, key: FamilyKey, parts: SharedParts) -> Self {
+    pub(crate) fn new(
+        planner: Arc<Planner>,
+        key: FamilyKey,
+        parts: SharedParts,
+        generator: Option<Arc<Generator>>,
+    ) -> Self {
         let SharedParts { queue, config, observer, preparing, pulse } = parts;
         let digest = digest(&planner.loaded.family);
         let counter = Counter::default();
@@ -61,7 +72,19 @@ impl FamilyService {
         let tokenizer = family.tokenizer(&family.manifest.reference);
         let bytes_read = tokenizer.and_then(|tokenizer| tokenizer.bytes_read());
         let preparation = Preparation::new(preparing, max_tokens, bytes_read);
-        Self { planner, digest, config, key, queue, observer, counter, preparation, pulse }
+        Self {
+            planner,
+            digest,
+            config,
+            key,
+            queue,
+            observer,
+            counter,
+            preparation,
+            pulse,
+            generator,
+            grammars: OnceLock::new(),
+        }
     }
 
     /// Returns the name under which the family is served.
@@ -105,6 +128,32 @@ impl FamilyService {
         };
         let states = output.states.iter().map(|name| spec(name, self.states_width()));
         std::iter::once(spec(&output.name, Some(output.width))).chain(states).collect()
+    }
+
+    /// Returns the language of a family that generates text; `None` for another family.
+    pub fn language(&self) -> Option<&Arc<Language>> {
+        self.planner.loaded.family.language().filter(|_| self.generator.is_some())
+    }
+
+    /// Creates the constraint that an answer keeps `grammar`.
+    ///
+    /// # Errors
+    ///
+    /// Fails when `grammar` is not valid, or the family has no language.
+    pub(super) fn constraint(&self, grammar: &Grammar) -> Result<Constraint, ServeError> {
+        let refuse = |reason: String| ServeError::Input { name: "response_format".into(), reason };
+        let language = self.language();
+        let language = language.ok_or_else(|| refuse("the model has no vocabulary".into()))?;
+        let grammars = self.grammars.get_or_init(|| Grammars::new(&language.coder));
+        let grammars = grammars.as_ref().map_err(|error| refuse(error.to_string()))?;
+        grammars.constraint(grammar).map_err(|error| refuse(error.to_string()))
+    }
+
+    /// Returns the number of token ids of the reference.
+    pub(super) fn num_words(&self) -> i64 {
+        let family = &self.planner.loaded.family;
+        let words = family.vocabulary_size(&family.manifest.reference);
+        i64::try_from(words).unwrap_or(i64::MAX)
     }
 
     /// Returns the width of the last hidden states, or `None` if it is not known.

@@ -112,7 +112,17 @@ impl Ticket {
         }
     }
 
-    fn end(&mut self, outcome: &Outcome<'_>) {
+    /// Returns the family's service.
+    pub(super) fn service(&self) -> &FamilyService {
+        &self.service
+    }
+
+    /// Returns the time since the arrival.
+    pub(super) fn age(&self) -> Duration {
+        self.arrival.elapsed()
+    }
+
+    pub(super) fn end(&mut self, outcome: &Outcome<'_>) {
         self.is_ended = true;
         let service = &self.service;
         match outcome {

@@ -1,7 +1,7 @@
 //! State that the inference threads share: the families they run and the modules to load ahead.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -13,6 +13,7 @@ use crate::{
             job::{FamilyKey, Task},
             queue::Patience,
         },
+        generation::Generator,
         observe::Observer,
         workers::idle::Idle,
     },
@@ -28,6 +29,10 @@ pub(super) struct Crew {
 #[derive(Default)]
 struct Families {
     executors: HashMap<FamilyKey, Arc<Executor>>,
+    /// Generators of the families that generate.
+    generators: BTreeMap<FamilyKey, Arc<Generator>>,
+    /// Key of the family whose generator ran a step last.
+    last: Option<FamilyKey>,
     /// Loads and evictions of removed families, by the family's name.
     past: HashMap<String, Residency>,
     preload: VecDeque<(FamilyKey, ModuleId)>,
@@ -67,6 +72,12 @@ impl Crew {
                 }
             }
             Task::Remove(family) => self.remove(family),
+            Task::Generate(family, generator) => {
+                let mut families = self.lock();
+                if families.executors.contains_key(&family) {
+                    families.generators.insert(family, generator);
+                }
+            }
         }
     }
 
@@ -74,6 +85,7 @@ impl Crew {
         let mut families = self.lock();
         families.preload.retain(|(key, _)| *key != family);
         families.idle.retain(|(key, _)| *key != family);
+        families.generators.remove(&family);
         let Some(executor) = families.executors.remove(&family) else {
             return;
         };
@@ -89,11 +101,27 @@ impl Crew {
         self.report_residency();
     }
 
-    /// Returns how long a thread may wait for work: until it was quiet for a while if modules are
-    /// left to load ahead, or if there is something to measure or memory to give back. A request
-    /// waits for what has begun, so nothing begins between the requests of one client.
+    /// Returns the next generator of which a step is due; they take turns.
+    pub(super) fn next_generator(&self) -> Option<Arc<Generator>> {
+        let mut families = self.lock();
+        let last = families.last;
+        let due = families.generators.iter().filter(|(_, generator)| generator.is_due());
+        let rank = |(key, _): &(&FamilyKey, &Arc<Generator>)| (last >= Some(**key), **key);
+        let next = due.min_by_key(rank).map(|(key, generator)| (*key, generator.clone()));
+        let (key, generator) = next?;
+        families.last = Some(key);
+        Some(generator)
+    }
+
+    /// Returns how long a thread may wait for work: not while a step is due. Where modules are left
+    /// to load ahead, or there is something to measure or memory to give back, it waits until it
+    /// was quiet for a while. A request waits for what has begun, so nothing begins between the
+    /// requests of one client.
     pub(super) fn patience(&self) -> Patience {
         let families = self.lock();
+        if families.generators.values().any(|generator| generator.is_due()) {
+            return Patience::None;
+        }
         match (families.preload.is_empty(), families.idle.is_empty() && !families.has_freed) {
             (false, _) => Patience::Busy,
             (true, false) => Patience::Quiet,

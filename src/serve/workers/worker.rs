@@ -19,7 +19,7 @@ use crate::{
     family::ModuleId,
     input::ModelInput,
     plan::Shape,
-    runtime::{Executor, RuntimeError},
+    runtime::Executor,
     serve::{
         admission::{
             batch::Batch,
@@ -27,7 +27,7 @@ use crate::{
             queue::{Next, Queue, Receiver, queue},
         },
         error::ServeError,
-        observe::Observer,
+        observe::{Observer, reported},
         planner::{Chosen, Planner, learned::Run},
         request::RoutedModule,
     },
@@ -111,6 +111,8 @@ impl Worker {
             // A panic loses only this batch or task; its clients get the error that the thread is
             // gone.
             drop(catch_unwind(AssertUnwindSafe(|| self.perform(next))));
+            // Batches and steps take turns.
+            self.generate();
         }
     }
 
@@ -123,6 +125,15 @@ impl Worker {
                 self.crew.use_time(&|| self.receiver.was_quiet_since(begun));
             }
             Next::Closed => {}
+        }
+    }
+
+    /// Runs a step of a generator that has one. For what it takes, the thread is busy.
+    fn generate(&self) {
+        if let Some(generator) = self.crew.next_generator() {
+            let begun = self.receiver.begin(generator.step_time());
+            generator.step(&*self.crew.observer);
+            self.receiver.end(begun, &[]);
         }
     }
 
@@ -237,21 +248,6 @@ impl Worker {
         }
         Ok((ran, has_loaded))
     }
-}
-
-/// Returns the client's error for `error`. The log, not the client, gets the changed file or the
-/// amount of missing memory.
-fn reported(observer: &dyn Observer, name: &str, error: RuntimeError) -> ServeError {
-    if let RuntimeError::Score { module, .. } = &error {
-        observer.router_failed(name, module);
-    }
-    let state = match error {
-        RuntimeError::Changed { .. } => "its files were changed; it must be loaded again",
-        RuntimeError::MemoryLimit { .. } => "it does not fit into the memory limit",
-        _ => return error.into(),
-    };
-    tracing::error!(family = name, %error);
-    ServeError::Unavailable { name: name.to_owned(), state }
 }
 
 /// Splits the results of a batch among its jobs.

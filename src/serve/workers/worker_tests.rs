@@ -4,6 +4,7 @@ use super::*;
 use crate::{
     input::Encoding,
     plan::{Budget, Plan},
+    runtime::RuntimeError,
     serve::{
         ErrorCode,
         admission::{

@@ -1,0 +1,309 @@
+//! Steps of a family's sequences on an inference thread.
+
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, TryLockError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use super::{
+    kept::Kept,
+    live::{Live, NewSequence},
+    sampling::Sampler,
+    steps::{Bounds, SequenceKey, Steps, Turn},
+};
+use crate::{
+    plan::Plan,
+    runtime::{Executor, RuntimeError, StepBatch, StepRow, Tokens},
+    serve::{
+        error::ServeError,
+        observe::{Observer, reported},
+    },
+};
+
+/// Bounds of a generator.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Most sequences that wait or run.
+    pub(crate) max_sequences: usize,
+    pub(crate) steps: Bounds,
+}
+
+/// Sequences of a family, and the steps that they run together.
+#[derive(Debug)]
+pub(crate) struct Generator {
+    executor: Arc<Executor>,
+    limits: Limits,
+    /// Sequences that have arrived since the last step.
+    inbox: Mutex<Vec<NewSequence>>,
+    /// Time that the last step took, in microseconds.
+    step_us: AtomicU64,
+    /// Number of sequences, those of the inbox included.
+    num_sequences: AtomicUsize,
+    turning: Mutex<Turning>,
+}
+
+/// State that only the thread that runs a step reads.
+#[derive(Debug)]
+struct Turning {
+    steps: Steps,
+    live: BTreeMap<SequenceKey, Live>,
+    kept: Kept,
+    sampler: Sampler,
+    next_key: u64,
+}
+
+/// What runs a step, and who observes it.
+#[derive(Clone, Copy)]
+struct Runner<'a> {
+    executor: &'a Executor,
+    observer: &'a dyn Observer,
+}
+
+/// Turns of sequences on the same plan.
+struct Group {
+    plan: Plan,
+    turns: Vec<Turn>,
+}
+
+impl Generator {
+    /// Creates a generator without sequences.
+    pub(crate) fn new(executor: Arc<Executor>, limits: Limits) -> Self {
+        let turning = Turning {
+            steps: Steps::new(limits.steps),
+            live: BTreeMap::new(),
+            kept: Kept::default(),
+            sampler: Sampler::default(),
+            next_key: 0,
+        };
+        Self {
+            executor,
+            limits,
+            inbox: Mutex::default(),
+            step_us: AtomicU64::new(0),
+            num_sequences: AtomicUsize::new(0),
+            turning: Mutex::new(turning),
+        }
+    }
+
+    /// Runs one token through `plan`, so that its sessions are there and have run once.
+    ///
+    /// # Errors
+    ///
+    /// Fails like a step.
+    pub(crate) fn warm_up(&self, plan: &Plan) -> Result<(), RuntimeError> {
+        let mut sequence = self.executor.sequence();
+        let row = StepRow { sequence: &mut sequence, tokens: vec![0], wanted: Tokens::Last };
+        let mut batch = StepBatch { rows: vec![row] };
+        self.executor.forward(plan, &mut batch, &mut ()).map(drop)
+    }
+
+    /// Adds sequences of one request, all or none.
+    ///
+    /// # Errors
+    ///
+    /// Fails with the largest number of sequences when there would be more.
+    pub(crate) fn add(&self, new: Vec<NewSequence>) -> Result<(), usize> {
+        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = new.len();
+        let before = self.num_sequences.fetch_add(count, Ordering::AcqRel);
+        if before + count > self.limits.max_sequences {
+            self.num_sequences.fetch_sub(count, Ordering::AcqRel);
+            return Err(self.limits.max_sequences);
+        }
+        inbox.extend(new);
+        Ok(())
+    }
+
+    /// Returns whether a step waits to be run, and no other thread runs one.
+    pub(crate) fn is_due(&self) -> bool {
+        self.num_sequences.load(Ordering::Acquire) > 0
+            && !matches!(self.turning.try_lock(), Err(TryLockError::WouldBlock))
+    }
+
+    /// Returns the time that the last step took.
+    pub(crate) fn step_time(&self) -> Duration {
+        Duration::from_micros(self.step_us.load(Ordering::Relaxed))
+    }
+
+    /// Runs a step, unless another thread does.
+    pub(crate) fn step(&self, observer: &dyn Observer) {
+        let mut turning = match self.turning.try_lock() {
+            Ok(turning) => turning,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        let began = Instant::now();
+        let arrived = {
+            let mut inbox: MutexGuard<'_, _> =
+                self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *inbox)
+        };
+        turning.receive(arrived);
+        let run = AssertUnwindSafe(|| turning.step(Runner { executor: &self.executor, observer }));
+        if catch_unwind(run).is_err() {
+            turning.fail_all();
+        }
+        let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.step_us.store(took, Ordering::Relaxed);
+        // What arrived meanwhile counts as well.
+        let inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        self.num_sequences.store(turning.live.len() + inbox.len(), Ordering::Release);
+    }
+}
+
+impl Turning {
+    fn receive(&mut self, arrived: Vec<NewSequence>) {
+        for new in arrived {
+            let key = SequenceKey(self.next_key);
+            self.next_key += 1;
+            let live = Live::new(new);
+            self.steps.add(key, live.asked());
+            self.live.insert(key, live);
+        }
+    }
+
+    fn step(&mut self, runner: Runner<'_>) {
+        self.drop_abandoned();
+        let mut turns = self.steps.next();
+        turns.iter_mut().filter(|turn| turn.start == 0).for_each(|turn| self.find(turn));
+        for Group { plan, turns } in self.groups(turns) {
+            self.run(runner, &plan, &turns);
+        }
+    }
+
+    /// Removes sequences for which no one waits.
+    fn drop_abandoned(&mut self) {
+        let gone = self.live.iter().filter(|(_, live)| live.is_abandoned());
+        let gone: Vec<SequenceKey> = gone.map(|(key, _)| *key).collect();
+        gone.into_iter().for_each(|key| self.end(key));
+    }
+
+    /// Looks for the beginning of a prompt whose first turn this is among those that were read.
+    fn find(&mut self, turn: &mut Turn) {
+        let Some(live) = self.live.get_mut(&turn.key) else { return };
+        let Some((sequence, num_cached)) = self.kept.find(live.reader()) else { return };
+        if let Some(later) = self.steps.found(turn.key, num_cached) {
+            live.num_cached = num_cached;
+            live.sequence = Some(sequence);
+            *turn = later;
+        }
+    }
+
+    /// Removes a sequence that has ended, whose prompt's cache is kept.
+    fn end(&mut self, key: SequenceKey) {
+        self.steps.remove(key);
+        let Some(mut live) = self.live.remove(&key) else { return };
+        if let Some(sequence) = live.sequence.take() {
+            self.kept.keep(live.reader(), sequence);
+        }
+    }
+
+    /// Removes a sequence that failed, with its cache.
+    fn fail(&mut self, key: SequenceKey, error: ServeError) {
+        self.steps.remove(key);
+        if let Some(live) = self.live.remove(&key) {
+            live.fail(error);
+        }
+    }
+
+    /// Returns the turns by plan.
+    fn groups(&self, turns: Vec<Turn>) -> Vec<Group> {
+        let mut groups: Vec<Group> = Vec::new();
+        for turn in turns {
+            let Some(live) = self.live.get(&turn.key) else { continue };
+            match groups.iter_mut().find(|group| group.plan == *live.plan()) {
+                Some(group) => group.turns.push(turn),
+                None => groups.push(Group { plan: live.plan().clone(), turns: vec![turn] }),
+            }
+        }
+        groups
+    }
+
+    /// Runs turns together. If that fails, runs each of them alone, so that only the sequences at
+    /// fault fail. Without memory for all, the sequence that can wait best gives its cache up.
+    fn run(&mut self, runner: Runner<'_>, plan: &Plan, turns: &[Turn]) {
+        match self.forward(runner.executor, plan, turns) {
+            Ok(logits) => self.extend(turns, &logits),
+            Err(RuntimeError::MemoryLimit { .. }) if self.make_room() => {}
+            Err(_) if turns.len() > 1 => {
+                turns.iter().for_each(|turn| self.run(runner, plan, std::slice::from_ref(turn)));
+            }
+            Err(error) => {
+                let name = &runner.executor.family().manifest.name;
+                let error = reported(runner.observer, name, error);
+                if let [turn] = turns {
+                    self.fail(turn.key, error);
+                }
+            }
+        }
+    }
+
+    /// Gives up a cache: that of a sequence that has ended, or else of one that can wait. Returns
+    /// whether there was one.
+    fn make_room(&mut self) -> bool {
+        if self.kept.drop_oldest() {
+            return true;
+        }
+        let Some(key) = self.steps.preempt() else { return false };
+        if let Some(live) = self.live.get_mut(&key) {
+            live.sequence = None;
+        }
+        true
+    }
+
+    /// Runs the tokens of `turns` through `plan`. Returns the logits after each turn that ends with
+    /// its sequence's last token.
+    fn forward(
+        &mut self,
+        executor: &Executor,
+        plan: &Plan,
+        turns: &[Turn],
+    ) -> Result<Vec<Vec<f32>>, RuntimeError> {
+        let mut batch = StepBatch::default();
+        let now = Instant::now();
+        for (key, live) in &mut self.live {
+            let Some(turn) = turns.iter().find(|turn| turn.key == *key) else { continue };
+            live.begin(now);
+            let tokens = live.tokens[turn.start..turn.end].iter().copied().map(i64::from).collect();
+            let sequence = live.sequence.get_or_insert_with(|| executor.sequence());
+            let wanted = if turn.is_last { Tokens::Last } else { Tokens::None };
+            batch.rows.push(StepRow { sequence, tokens, wanted });
+        }
+        let outputs = executor.forward(plan, &mut batch, &mut ())?;
+        let num_wanted = turns.iter().filter(|turn| turn.is_last).count();
+        let logits = outputs.first().and_then(|output| output.as_f32()).unwrap_or_default();
+        let width = logits.len().checked_div(num_wanted).unwrap_or(0).max(1);
+        Ok(logits.chunks_exact(width).map(<[f32]>::to_vec).collect())
+    }
+
+    /// Adds the next token to each sequence whose last one ran.
+    fn extend(&mut self, turns: &[Turn], logits: &[Vec<f32>]) {
+        let now = Instant::now();
+        // Rows of a step are in the order of keys.
+        let mut turns = turns.to_vec();
+        turns.sort_unstable_by_key(|turn| turn.key);
+        let mut rows = logits.iter();
+        for turn in turns {
+            self.steps.ran(turn);
+            let Some(row) = turn.is_last.then(|| rows.next()).flatten() else { continue };
+            let Some(live) = self.live.get_mut(&turn.key) else { continue };
+            match live.extend(&mut self.sampler, row, now) {
+                Ok(true) => self.steps.grew(turn.key),
+                Ok(false) => self.end(turn.key),
+                Err(error) => self.fail(turn.key, error),
+            }
+        }
+    }
+
+    /// Fails all sequences after a panic, which may have left any of them half changed.
+    fn fail_all(&mut self) {
+        let keys: Vec<SequenceKey> = self.live.keys().copied().collect();
+        keys.into_iter().for_each(|key| self.fail(key, ServeError::Panicked));
+        self.kept = Kept::default();
+    }
+}
