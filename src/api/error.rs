@@ -228,8 +228,8 @@ impl ApiError {
         text
     }
 
-    /// Writes the body in the form that OpenAI's clients read.
-    pub(super) fn render_openai(&self, request_id: &str) -> Body {
+    /// Returns the body in the form that OpenAI's clients read.
+    pub(super) fn openai(&self, request_id: &str) -> OpenAiError {
         let kind = match self.code() {
             ErrorCode::InvalidArgument
             | ErrorCode::NotFound
@@ -247,10 +247,23 @@ impl ApiError {
             message: self.message(),
             kind,
             param: None,
-            code: self.code().name(),
+            code: self.openai_code(),
             request_id: request_id.to_owned(),
         };
-        let json = serde_json::to_vec(&OpenAiError { error });
+        OpenAiError { error }
+    }
+
+    /// Returns the code of the failure by which OpenAI's clients know it.
+    fn openai_code(&self) -> &'static str {
+        match self {
+            Self::Serve(ServeError::Context { .. }) => "context_length_exceeded",
+            _ => self.code().name(),
+        }
+    }
+
+    /// Writes the body in the form that OpenAI's clients read.
+    pub(super) fn render_openai(&self, request_id: &str) -> Body {
+        let json = serde_json::to_vec(&self.openai(request_id));
         Body::from(json.expect("strings can be written as JSON"))
     }
 

@@ -17,6 +17,11 @@ use super::{
     codec::{decode::WireRequest, encode::WireResponse},
     error,
     http::{
+        generate::{
+            chat::{self, ChatAnswer, ChatQuestion},
+            completions::{self, CompletionAnswer, CompletionQuestion},
+            tokens::{self, DetokenizeQuestion, TokenizeQuestion, Tokens},
+        },
         health::{self, Liveness, Readiness, ServerMetadata},
         infer,
         models::{self, Metadata, ModelReadiness},
@@ -131,10 +136,24 @@ fn repository_routes() -> [Route; 3] {
     ]
 }
 
-fn openai_routes() -> [Route; 3] {
+fn openai_routes() -> [Route; 7] {
     let question = json_of::<Question>();
+    let (chat, text) = (json_of::<ChatQuestion>(), json_of::<CompletionQuestion>());
+    let (words, ids) = (json_of::<TokenizeQuestion>(), json_of::<DetokenizeQuestion>());
     [
-        get("/v1/models", "Models with embeddings", openai::models, json_of::<List>()),
+        post("/v1/chat/completions", "Next message of a chat", chat::chat, chat)
+            .giving(json_of::<ChatAnswer>()),
+        post("/v1/completions", "Continuation of a text", completions::completions, text)
+            .giving(json_of::<CompletionAnswer>()),
+        post("/tokenize", "Tokens of a text", tokens::tokenize, words).giving(json_of::<Tokens>()),
+        post("/detokenize", "Text of tokens", tokens::detokenize, ids)
+            .giving(json_of::<tokens::Text>()),
+        get(
+            "/v1/models",
+            "Models that OpenAI's clients can use",
+            openai::models,
+            json_of::<List>(),
+        ),
         get("/v1/models/{model}", "Name of a model", openai::model, json_of::<Listed>()),
         post("/v1/embeddings", "Embeddings within a budget", openai::embeddings, question)
             .giving(json_of::<Answer<'_>>()),

@@ -14,6 +14,8 @@ mod bad_input;
 mod bad_pool;
 mod checkpoints;
 mod experts;
+mod generation;
+mod gguf;
 mod http;
 mod images;
 mod import;

@@ -1,19 +1,15 @@
 //! Decoders step by step, with caches, against the same decoders over the whole sequence at once.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
-use safetensors::{Dtype, tensor::TensorView};
-use serde_json::json;
 use tessera::{
     family::{ModuleId, PlanId},
-    input::Encoding,
     plan::{Continuation, Plan},
-    runtime::{
-        Executor, ModuleObserver, Routing, Sequence, SideInputs, StepBatch, StepRow, Tokens,
-    },
+    runtime::{Executor, ModuleObserver, Routing, Sequence, StepBatch, StepRow, Tokens},
 };
 
 use crate::support::{
+    decoder::{Random, at_once, llama, rows},
     language::{CHECKPOINTS, Model, reference},
     runtime,
 };
@@ -21,91 +17,17 @@ use crate::support::{
 /// Largest difference of a logit step by step from the same at once.
 const TOLERANCE: f32 = 2e-5;
 
-/// Returns a decoder of two blocks in Llama's layout, with random weights.
-fn llama() -> Model {
-    let config = json!({
-        "model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "hidden_act": "silu",
-    });
-    let mut shapes: BTreeMap<String, Vec<usize>> = BTreeMap::new();
-    shapes.insert("model.embed_tokens.weight".into(), vec![64, 32]);
-    shapes.insert("lm_head.weight".into(), vec![64, 32]);
-    shapes.insert("model.norm.weight".into(), vec![32]);
-    for block in 0..2 {
-        let layer = format!("model.layers.{block}");
-        for (name, shape) in [
-            ("input_layernorm", vec![32]),
-            ("post_attention_layernorm", vec![32]),
-            ("self_attn.q_proj", vec![32, 32]),
-            ("self_attn.k_proj", vec![16, 32]),
-            ("self_attn.v_proj", vec![16, 32]),
-            ("self_attn.o_proj", vec![32, 32]),
-            ("mlp.gate_proj", vec![48, 32]),
-            ("mlp.up_proj", vec![48, 32]),
-            ("mlp.down_proj", vec![32, 48]),
-        ] {
-            shapes.insert(format!("{layer}.{name}.weight"), shape);
-        }
-    }
-    let mut random = Random(7);
-    let stored: Vec<(String, Vec<usize>, Vec<u8>)> = shapes
-        .into_iter()
-        .map(|(name, shape)| {
-            let num: usize = shape.iter().product();
-            let values = (0..num).flat_map(|_| random.next().to_le_bytes()).collect();
-            (name, shape, values)
-        })
-        .collect();
-    let views = stored.iter().map(|(name, shape, values)| {
-        (name, TensorView::new(Dtype::F32, shape.clone(), values).expect("a tensor"))
-    });
-    let weights = safetensors::serialize(views, None).expect("serialized");
-    Model::of_files([
-        ("config.json".to_owned(), config.to_string().into_bytes()),
-        ("model.safetensors".to_owned(), weights),
-    ])
-}
-
-/// Numbers between -0.5 and 0.5 (a linear congruential generator).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> f32 {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 40) as f32 / (1_u64 << 24) as f32 - 0.5
-    }
-
-    fn tokens(&mut self, num: usize) -> Vec<i64> {
-        (0..num).map(|_| ((self.next() + 0.5) * 63.0) as i64).collect()
-    }
-}
-
 /// Returns the plan that `id` names.
-fn plan_of(executor: &Executor, id: &str) -> Plan {
+pub(crate) fn plan_of(executor: &Executor, id: &str) -> Plan {
     PlanId::parse(&executor.family().graph, id).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// Returns the logits of each token, with the whole sequence at once.
-fn at_once(executor: &Executor, plan: &Plan, tokens: &[i64]) -> Vec<Vec<f32>> {
-    let encoding = Encoding {
-        batch: 1,
-        tokens: tokens.len(),
-        input_ids: tokens.to_vec(),
-        attention_mask: vec![1; tokens.len()],
-    };
-    let sides = SideInputs::of_encoding(encoding).expect("tokens");
-    let outputs = executor.run(plan, &sides, &mut ()).unwrap_or_else(|e| panic!("{e}"));
-    rows(outputs[0].as_f32().expect("f32"), tokens.len())
-}
-
-fn rows(values: &[f32], num: usize) -> Vec<Vec<f32>> {
-    values.chunks_exact(values.len() / num).map(<[f32]>::to_vec).collect()
-}
-
 /// Runs a step of sequences with their new tokens; returns the logits of all of them.
-fn step(executor: &Executor, plan: &Plan, parts: &mut [(&mut Sequence, &[i64])]) -> Vec<Vec<f32>> {
+pub(crate) fn step(
+    executor: &Executor,
+    plan: &Plan,
+    parts: &mut [(&mut Sequence, &[i64])],
+) -> Vec<Vec<f32>> {
     let num = parts.iter().map(|(_, tokens)| tokens.len()).sum();
     let mut batch = StepBatch::default();
     for (sequence, tokens) in parts {
@@ -116,7 +38,7 @@ fn step(executor: &Executor, plan: &Plan, parts: &mut [(&mut Sequence, &[i64])])
     rows(outputs[0].as_f32().expect("f32"), num)
 }
 
-fn check(name: &str, found: &[Vec<f32>], expected: &[Vec<f32>]) {
+pub(crate) fn check(name: &str, found: &[Vec<f32>], expected: &[Vec<f32>]) {
     assert_eq!(found.len(), expected.len(), "{name}");
     let pairs = found.iter().flatten().zip(expected.iter().flatten());
     let largest = pairs.map(|(a, b)| (a - b).abs() / b.abs().max(1.0)).fold(0.0, f32::max);

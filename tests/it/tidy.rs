@@ -27,12 +27,13 @@ const ROOMS: [&str; 19] = [
     "cli",
 ];
 
-/// What the edges import of the rooms before them: what they serve, and plain data.
+/// What the edges import of the rooms before them: what they serve, plain data, and how texts
+/// become tokens and answers.
 const NARROW: [(&str, &[&str]); 5] = [
     ("picture", &["family", "assembly"]),
     ("serve", &SERVED),
     ("telemetry", &["tensor", "plan", "runtime", "serve"]),
-    ("api", &["tensor", "family", "plan", "serve", "telemetry"]),
+    ("api", &["tensor", "family", "plan", "input", "serve", "telemetry"]),
     ("bench", &["tensor"]),
 ];
 

@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    hash::{DefaultHasher, Hash, Hasher},
     num::NonZeroU32,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
@@ -230,6 +231,15 @@ impl Permit {
         *priority = client.first_priority.max(*priority);
         budget.latency = smaller(budget.latency, client.max_latency);
         budget.memory_bytes = smaller(budget.memory_bytes, client.max_memory_bytes);
+    }
+
+    /// Returns a number that the client alone has; 0 where requests need no token.
+    pub(crate) fn number(&self) -> u64 {
+        self.0.as_ref().map_or(0, |client| {
+            let mut hasher = DefaultHasher::new();
+            client.name.hash(&mut hasher);
+            hasher.finish()
+        })
     }
 
     /// Checks that the client may load and unload models.

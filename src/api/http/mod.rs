@@ -1,5 +1,6 @@
 //! Handlers of the HTTP routes.
 
+pub(super) mod generate;
 pub(super) mod health;
 pub(super) mod infer;
 pub(super) mod models;

@@ -130,7 +130,7 @@ pub(crate) struct Listed {
     owned_by: &'static str,
 }
 
-/// Models with embeddings.
+/// Models with embeddings, and those that generate text.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "ModelList")]
 pub(crate) struct List {
@@ -138,10 +138,11 @@ pub(crate) struct List {
     data: Vec<Listed>,
 }
 
-/// Lists the models with embeddings.
+/// Lists the models with embeddings, and those that generate text.
 pub(crate) async fn models(State(shared): State<Arc<Shared>>) -> Json<List> {
     let models = Model::all(shared.api.repository.registry()).into_iter();
-    let data = models.filter(has_embeddings).map(|model| Listed::new(&model)).collect();
+    let is_listed = |model: &Model| has_embeddings(model) || model.service.language().is_some();
+    let data = models.filter(is_listed).map(|model| Listed::new(&model)).collect();
     Json(List { object: "list", data })
 }
 

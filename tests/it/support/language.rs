@@ -13,8 +13,16 @@ use super::{Reference, root, runtime};
 /// The file of a checkpoint that is one.
 pub(crate) const WEIGHTS: &str = "model.safetensors";
 
+/// The file of a checkpoint in GGUF.
+const GGUF: &str = "model.gguf";
+
 /// Every case but those of ModuleFormer, with its number of blocks.
-pub(crate) const CHECKPOINTS: [(&str, usize); 15] = [
+pub(crate) const CHECKPOINTS: [(&str, usize); 20] = [
+    ("llama", 2),
+    ("mistral", 2),
+    ("mistral-whole", 2),
+    ("qwen2", 2),
+    ("qwen3", 2),
     ("mixtral", 2),
     ("mixtral-fused", 2),
     ("mixtral-k1-odd", 3),
@@ -37,7 +45,11 @@ pub(crate) struct Model {
     pool: TempDir,
     /// The anchor's files.
     pub(crate) files: BTreeMap<String, Vec<u8>>,
+    /// Number of token ids, if there is no configuration that says it.
+    num_words: Option<u64>,
     top_k: Vec<usize>,
+    /// Most tokens of a sequence.
+    context: usize,
     /// More lines of the anchor's part of the manifest.
     more: String,
 }
@@ -46,7 +58,9 @@ pub(crate) struct Model {
 type Stored = (Dtype, Vec<usize>, Vec<u8>);
 
 fn case(name: &str) -> PathBuf {
-    root().join("tests/references/moe").join(name)
+    let references = root().join("tests/references");
+    let dense = references.join("dense").join(name);
+    if dense.exists() { dense } else { references.join("moe").join(name) }
 }
 
 /// Reads what a case expects.
@@ -70,12 +84,24 @@ impl Model {
     pub(crate) fn of_files(files: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
         let pool = tempfile::tempdir().expect("a temporary folder");
         let files = files.into_iter().collect();
-        Self { pool, files, top_k: Vec::new(), more: String::new() }
+        Self { pool, files, num_words: None, top_k: Vec::new(), context: 20, more: String::new() }
+    }
+
+    /// Creates a model of a GGUF file with `num_words` token ids.
+    pub(crate) fn of_gguf(bytes: Vec<u8>, num_words: u64) -> Self {
+        let model = Self::of_files([(GGUF.to_owned(), bytes)]);
+        Self { num_words: Some(num_words), ..model }
     }
 
     /// Adds lines to the anchor's part of the manifest.
     pub(crate) fn more(&mut self, lines: &str) {
         self.more.push_str(lines);
+    }
+
+    /// Allows sequences of `context` tokens.
+    pub(crate) fn with_context(mut self, context: usize) -> Self {
+        self.context = context;
+        self
     }
 
     /// Offers other numbers of experts as well.
@@ -119,6 +145,9 @@ impl Model {
 
     /// Returns the number of token ids, as the configuration says.
     fn num_words(&self) -> u64 {
+        if let Some(known) = self.num_words {
+            return known;
+        }
         let config: Value = serde_json::from_slice(&self.files["config.json"]).expect("JSON");
         config["vocab_size"].as_u64().expect("a number")
     }
@@ -137,13 +166,18 @@ impl Model {
         let manifest = format!(
             "name = \"language\"\ntask = \"language-model\"\ndescription = \"Random weights.\"\n\
              license = \"Apache-2.0\"\nreference = \"a\"\n\
-             [limits]\nmax_tokens = 20\nmax_batch = 8\n\
+             [limits]\nmax_tokens = {}\nmax_batch = 8\n\
              [output]\nname = \"logits\"\nwidth = {}\nper_token = true\n\
              states = \"last_hidden_state\"\n\
              [quality]\nmetric = \"recall@10\"\nfile = \"quality.json\"\n\
-             [anchors.a]\nfolder = \"anchors/a\"\ntop_k = {:?}\n{}\
+             [anchors.a]\n{}\ntop_k = {:?}\n{}\
              [anchors.a.sha256]\n{digests}",
+            self.context,
             self.num_words(),
+            match self.num_words {
+                Some(_) => format!("gguf = \"anchors/a/{GGUF}\""),
+                None => "folder = \"anchors/a\"".to_owned(),
+            },
             self.top_k,
             self.more,
         );

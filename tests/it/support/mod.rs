@@ -1,8 +1,10 @@
 //! Parts that the tests share.
 
+pub(crate) mod decoder;
 pub(crate) mod experts;
 mod families;
 mod folder;
+pub(crate) mod gguf;
 pub(crate) mod http;
 pub(crate) mod idle;
 pub(crate) mod language;

@@ -9,8 +9,8 @@ use tessera::{
     offer::{Profile, QualityRecords},
     pool::Stamps,
     serve::{
-        Engine, InferenceThreads, LoadedFamily, Loader, Observer, Registry, Repository,
-        ServiceConfig,
+        Engine, FamilyService, InferenceThreads, LoadedFamily, Loader, Observer, Registry,
+        Repository, ServiceConfig,
     },
     telemetry::Metrics,
 };
@@ -130,6 +130,11 @@ impl Served {
     fn loaded(self) -> Self {
         self.repository.load_all(&self.repository.names());
         self
+    }
+
+    /// Returns the service of the family `name`.
+    pub(crate) fn service(&self, name: &str) -> Arc<FamilyService> {
+        self.repository.registry().family(name).expect("it is served")
     }
 
     /// Returns the state of routes, which keeps the engine running.

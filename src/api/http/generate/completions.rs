@@ -1,0 +1,204 @@
+//! `POST /v1/completions`.
+
+use std::{sync::Arc, time::Instant};
+
+use axum::{
+    Extension, Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use tracing::{Instrument, debug_span};
+
+use super::{
+    answering::{Answering, Piece},
+    chat::{reason, report},
+    fields::Common,
+    logprobs::TextLogprobs,
+    start::{Asked, Door, Head, not_tokenized},
+    stream::{Events, event, stream},
+    usage::{Counts, Times},
+};
+use crate::{
+    api::{
+        access::clients::Permit,
+        codec::{
+            body::{Body, off_thread, parse_json},
+            bounds::Bounds,
+            parameters::ParametersSchema,
+        },
+        error::ApiError,
+        inference::Model,
+        state::Shared,
+    },
+    input::Language,
+};
+
+/// Most tokens that are generated if the request does not say.
+const USUAL_TOKENS: usize = 16;
+
+/// A request for the continuation of a text.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "CompletionRequest")]
+#[serde(expecting = "a JSON object with `model` and `prompt`")]
+pub(crate) struct CompletionQuestion {
+    model: String,
+    prompt: Prompt,
+    max_tokens: Option<usize>,
+    /// Number of alternatives whose probabilities are told.
+    logprobs: Option<usize>,
+    #[serde(flatten)]
+    common: Common,
+    /// Budgets; any other key is refused by name.
+    #[serde(flatten)]
+    #[schemars(with = "ParametersSchema")]
+    parameters: Map<String, Value>,
+}
+
+/// A text, or its tokens.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "CompletionPrompt")]
+#[serde(untagged, expecting = "a string, an array of one string, or an array of token ids")]
+enum Prompt {
+    Text(String),
+    Texts([String; 1]),
+    Tokens(Vec<u32>),
+}
+
+/// The continuation of a text.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "CompletionResponse")]
+pub(crate) struct CompletionAnswer {
+    id: String,
+    object: &'static str,
+    created: u64,
+    model: String,
+    choices: Vec<TextChoice>,
+    usage: Counts,
+    timings: Times,
+    /// Report of how the request was answered.
+    tessera: Value,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct TextChoice {
+    index: usize,
+    text: String,
+    logprobs: Option<TextLogprobs>,
+    finish_reason: Option<&'static str>,
+}
+
+/// Answers a request for the continuation of a text.
+pub(crate) async fn completions(
+    State(shared): State<Arc<Shared>>,
+    Extension(permit): Extension<Permit>,
+    Body(body): Body,
+) -> Result<Response, ApiError> {
+    let arrival = Instant::now();
+    let decode = move || parse_json::<CompletionQuestion>(&body, &Bounds::NO_TENSORS);
+    let question = off_thread(usize::MAX, decode).instrument(debug_span!("decode")).await?;
+    let model = Model::find(shared.api.repository.registry(), &question.model, None)?;
+    let door = Door::open(model)?;
+    let head = door.head("cmpl");
+    let CompletionQuestion { prompt, max_tokens, logprobs, common, parameters, .. } = question;
+    let language = door.language.clone();
+    let read = move || prompt.into_tokens(&language);
+    let prompt = off_thread(usize::MAX, read).instrument(debug_span!("preprocess")).await;
+    let max_tokens = Some(max_tokens.unwrap_or(USUAL_TOKENS));
+    let asked = Asked { common, max_tokens, logprobs, grammar: None, parameters, arrival };
+    let answering = door.begin(prompt, asked, &permit)?;
+    if answering.form.is_stream {
+        let offsets = vec![0; answering.num_choices()];
+        return Ok(stream(answering, TextEvents { head, offsets }));
+    }
+    whole(answering, head).await
+}
+
+impl Prompt {
+    fn into_tokens(self, language: &Language) -> Result<Vec<u32>, ApiError> {
+        match self {
+            Self::Text(text) | Self::Texts([text]) => {
+                language.coder.encode_prompt(&text).map_err(not_tokenized)
+            }
+            Self::Tokens(tokens) => Ok(tokens),
+        }
+    }
+}
+
+async fn whole(mut answering: Answering, head: Head) -> Result<Response, ApiError> {
+    let choice = |index| TextChoice {
+        index,
+        text: String::new(),
+        logprobs: answering.form.logprobs.map(|_| TextLogprobs::default()),
+        finish_reason: None,
+    };
+    let mut choices: Vec<TextChoice> = (0..answering.num_choices()).map(choice).collect();
+    while let Some(piece) = answering.next().await? {
+        let choice = &mut choices[piece.index];
+        if let (Some(logprobs), Some(token)) = (&mut choice.logprobs, &piece.token) {
+            logprobs.push(&answering.language.coder, token, choice.text.chars().count());
+        }
+        choice.text.push_str(&piece.text);
+        choice.finish_reason = piece.finish.map(reason).or(choice.finish_reason);
+    }
+    let (usage, tessera) = (answering.usage(), report(&answering));
+    let Head { id, created, model } = head;
+    let answer = CompletionAnswer {
+        id,
+        object: "text_completion",
+        created,
+        model,
+        choices,
+        usage: usage.counts,
+        timings: usage.times,
+        tessera,
+    };
+    Ok(Json(answer).into_response())
+}
+
+/// Events of a completion.
+struct TextEvents {
+    head: Head,
+    /// Number of characters of each choice.
+    offsets: Vec<usize>,
+}
+
+impl TextEvents {
+    fn chunk(&self, choices: &Value) -> Value {
+        let Head { id, created, model } = &self.head;
+        json!({"id": id, "object": "text_completion", "created": created, "model": model,
+               "choices": choices})
+    }
+}
+
+impl Events for TextEvents {
+    fn first(&self, _: &Answering) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn piece(&mut self, answering: &Answering, piece: &Piece) -> Option<String> {
+        let mut logprobs = answering.form.logprobs.map(|_| TextLogprobs::default());
+        if let (Some(logprobs), Some(token)) = (&mut logprobs, &piece.token) {
+            logprobs.push(&answering.language.coder, token, self.offsets[piece.index]);
+        }
+        self.offsets[piece.index] += piece.text.chars().count();
+        if piece.text.is_empty() && piece.finish.is_none() && logprobs.is_none() {
+            return None;
+        }
+        let mut chunk = self.chunk(&json!([{"index": piece.index, "text": piece.text,
+            "logprobs": logprobs, "finish_reason": piece.finish.map(reason)}]));
+        if piece.finish.is_some() {
+            chunk["timings"] = json!(answering.usage().times);
+            chunk["tessera"] = report(answering);
+        }
+        Some(event(&chunk))
+    }
+
+    fn last(&self, answering: &Answering) -> String {
+        let mut chunk = self.chunk(&json!([]));
+        chunk["usage"] = json!(answering.usage().counts);
+        event(&chunk)
+    }
+}

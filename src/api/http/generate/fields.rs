@@ -1,0 +1,175 @@
+//! Fields that requests for chats and completions share.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::{
+    api::error::ApiError,
+    input::StopStrings,
+    serve::{Grammar, Sampling, SamplingParameters},
+};
+
+/// Most sequences of a request.
+const MAX_SEQUENCES: usize = 16;
+
+/// Fields of sampling and of the answer's form.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+pub(super) struct Common {
+    /// Divisor of the logits, 0 to 2; 0 takes the most likely token.
+    temperature: Option<f32>,
+    top_p: Option<f32>,
+    top_k: Option<i64>,
+    min_p: Option<f32>,
+    typical_p: Option<f32>,
+    repetition_penalty: Option<f32>,
+    frequency_penalty: Option<f32>,
+    presence_penalty: Option<f32>,
+    /// Amounts added to the logits, by token id.
+    logit_bias: Option<BTreeMap<String, f32>>,
+    /// Number that the draws follow from; random if it is absent.
+    seed: Option<i64>,
+    /// Number of answers.
+    n: Option<usize>,
+    stop: Option<Stop>,
+    /// Whether tokens that end an answer count as others.
+    ignore_eos: Option<bool>,
+    /// JSON schema of the answer.
+    guided_json: Option<Value>,
+    /// Regular expression that takes the whole answer.
+    guided_regex: Option<String>,
+    /// Texts of which one is the answer.
+    guided_choice: Option<Vec<String>>,
+    /// Grammar of the answer, in the manner of Lark.
+    guided_grammar: Option<String>,
+    /// Whether the answer comes as server-sent events.
+    stream: Option<bool>,
+    stream_options: Option<StreamOptions>,
+    /// Id of the user, for accounting; it has no effect here.
+    #[serde(rename = "user")]
+    _user: Option<String>,
+}
+
+/// One stop string or several.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "a string or an array of strings")]
+enum Stop {
+    One(String),
+    Several(Vec<String>),
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct StreamOptions {
+    include_usage: Option<bool>,
+}
+
+/// Form of an answer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Form {
+    /// Whether it comes as server-sent events.
+    pub(super) is_stream: bool,
+    /// Whether the events end with the usage.
+    pub(super) has_usage: bool,
+    /// Number of alternatives whose probabilities are told; `None` for none, not even the token's.
+    pub(super) logprobs: Option<usize>,
+}
+
+impl Common {
+    /// Returns the number of answers.
+    pub(super) fn num_sequences(&self) -> Result<usize, ApiError> {
+        let found = self.n.unwrap_or(1);
+        match (1..=MAX_SEQUENCES).contains(&found) {
+            true => Ok(found),
+            false => Err(wrong("n", found, "1 to 16")),
+        }
+    }
+
+    /// Returns whether tokens that end an answer count as others.
+    pub(super) fn ignores_ends(&self) -> bool {
+        self.ignore_eos.unwrap_or(false)
+    }
+
+    /// Returns the grammar of the answer: `of_format`, or that of a field of vLLM's.
+    pub(super) fn grammar(&self, of_format: Option<Grammar>) -> Result<Option<Grammar>, ApiError> {
+        let guided = [
+            self.guided_json.clone().map(Grammar::JsonSchema),
+            self.guided_regex.clone().map(Grammar::Regex),
+            self.guided_choice.clone().map(Grammar::Choice),
+            self.guided_grammar.clone().map(Grammar::Lark),
+        ];
+        let mut found = guided.into_iter().flatten().chain(of_format);
+        let first = found.next();
+        match found.next() {
+            Some(_) => Err(wrong("guided_json", "one of several", "the only form of the answer")),
+            None => Ok(first),
+        }
+    }
+
+    /// Returns the strings that end an answer.
+    pub(super) fn stops(&self) -> Result<StopStrings, ApiError> {
+        let strings: &[String] = match &self.stop {
+            None => &[],
+            Some(Stop::One(string)) => std::slice::from_ref(string),
+            Some(Stop::Several(strings)) => strings,
+        };
+        StopStrings::new(strings).map_err(|error| refused("stop", error.to_string()))
+    }
+
+    /// Returns the form of the answer.
+    pub(super) fn form(&self, logprobs: Option<usize>) -> Result<Form, ApiError> {
+        let is_stream = self.stream.unwrap_or(false);
+        if self.stream_options.is_some() && !is_stream {
+            return Err(wrong("stream_options", "there", "absent without `stream`"));
+        }
+        let options = self.stream_options.unwrap_or_default();
+        Ok(Form { is_stream, has_usage: options.include_usage.unwrap_or(false), logprobs })
+    }
+
+    /// Returns the choice of tokens for a vocabulary of `num_tokens`.
+    pub(super) fn sampling(
+        &self,
+        logprobs: Option<usize>,
+        num_tokens: usize,
+    ) -> Result<Sampling, ApiError> {
+        let usual = SamplingParameters::default();
+        let top_k = match self.top_k {
+            None | Some(-1) => None,
+            Some(found) => Some(
+                u32::try_from(found)
+                    .map_err(|_| wrong("top_k", found, "-1 for all, or an integer from 0 on"))?,
+            ),
+        };
+        let biases = self.logit_bias.iter().flatten().map(|(token, bias)| {
+            let id = token.parse::<u32>();
+            let wrong = |_| wrong("logit_bias", "for another key", "a map from token ids");
+            Ok((id.map_err(wrong)?, *bias))
+        });
+        let parameters = SamplingParameters {
+            temperature: self.temperature.unwrap_or(usual.temperature),
+            top_k,
+            top_p: self.top_p.unwrap_or(usual.top_p),
+            min_p: self.min_p.unwrap_or(usual.min_p),
+            typical_p: self.typical_p.unwrap_or(usual.typical_p),
+            repetition_penalty: self.repetition_penalty.unwrap_or(usual.repetition_penalty),
+            frequency_penalty: self.frequency_penalty.unwrap_or(usual.frequency_penalty),
+            presence_penalty: self.presence_penalty.unwrap_or(usual.presence_penalty),
+            logit_bias: biases.collect::<Result<_, ApiError>>()?,
+            logprobs,
+            seed: self.seed.map_or_else(rand::random, i64::cast_unsigned),
+        };
+        Sampling::new(parameters, num_tokens).map_err(|error| refused(error.key, error.to_string()))
+    }
+}
+
+/// Returns the error for a field with a value that is not valid.
+pub(super) fn wrong(name: &str, found: impl std::fmt::Display, expected: &'static str) -> ApiError {
+    ApiError::Parameter { name: name.to_owned(), found: found.to_string(), expected }
+}
+
+/// Returns the error for a field, in the words of what refused it.
+pub(super) fn refused(name: &str, reason: String) -> ApiError {
+    crate::serve::ServeError::Input { name: name.to_owned(), reason }.into()
+}

@@ -1,0 +1,133 @@
+//! The start of a generation: the model, its language, and the place among its sequences.
+
+use std::{sync::Arc, time::Instant};
+
+use serde_json::{Map, Value};
+
+use super::{
+    answering::Answering,
+    fields::{Common, Form, refused},
+};
+use crate::{
+    api::{
+        access::clients::Permit,
+        codec::parameters::Parameters,
+        error::ApiError,
+        inference::{Model, accept},
+    },
+    input::{Language, StopStrings},
+    serve::{GenerateRequest, Grammar, Ticket, unix_time},
+};
+
+/// A request that was read, before its prompt is tokenized.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) common: Common,
+    /// Most tokens to generate.
+    pub(super) max_tokens: Option<usize>,
+    /// Number of alternatives whose probabilities are told.
+    pub(super) logprobs: Option<usize>,
+    /// Grammar that each answer keeps, or `None`.
+    pub(super) grammar: Option<Grammar>,
+    /// Budgets; any other key is refused by name.
+    pub(super) parameters: Map<String, Value>,
+    pub(super) arrival: Instant,
+}
+
+/// What all parts of an answer say of the request.
+#[derive(Debug, Clone)]
+pub(super) struct Head {
+    pub(super) id: String,
+    /// Time in seconds since 1970.
+    pub(super) created: u64,
+    pub(super) model: String,
+}
+
+/// A model that generates, with a request's place in the metrics.
+pub(super) struct Door {
+    ticket: Ticket,
+    pub(super) model: Model,
+    pub(super) language: Arc<Language>,
+}
+
+impl Door {
+    /// Counts a request that arrived at `model`.
+    ///
+    /// # Errors
+    ///
+    /// Fails where the model does not generate text.
+    pub(super) fn open(model: Model) -> Result<Self, ApiError> {
+        let (ticket, language) = accept(model.service.arrive(), Self::language_of(&model))?;
+        Ok(Self { ticket, model, language })
+    }
+
+    /// Returns the language of `model`.
+    ///
+    /// # Errors
+    ///
+    /// Fails where the model does not generate text.
+    pub(super) fn language_of(model: &Model) -> Result<Arc<Language>, ApiError> {
+        model.service.language().cloned().ok_or_else(|| ApiError::Parameter {
+            name: "model".to_owned(),
+            found: format!("`{}`, which does not generate text", model.service.name()),
+            expected: "one whose task is text-generation",
+        })
+    }
+
+    /// Returns what all parts of the answer say, with an id that begins with `kind`.
+    pub(super) fn head(&self, kind: &str) -> Head {
+        let id = format!("{kind}-{:032x}", rand::random::<u128>());
+        Head { id, created: unix_time().as_secs(), model: self.model.service.name().to_owned() }
+    }
+
+    /// Begins the generation behind the prompt `tokens`.
+    ///
+    /// # Errors
+    ///
+    /// Fails on a parameter that is not valid, and where there is no room for the sequences.
+    pub(super) fn begin(
+        self,
+        prompt: Result<Vec<u32>, ApiError>,
+        asked: Asked,
+        permit: &Permit,
+    ) -> Result<Answering, ApiError> {
+        let Self { ticket, model, language } = self;
+        let client = permit.number();
+        let read = || {
+            let Asked { common, max_tokens, logprobs, grammar, parameters, arrival } = asked;
+            let Parameters { mut budget, mut priority, .. } = Parameters::parse(parameters)?;
+            permit.cap(&mut budget, &mut priority);
+            let sampling = common.sampling(logprobs, language.coder.vocabulary_size())?;
+            let ends = match common.ignores_ends() {
+                true => Vec::new(),
+                false => language.coder.ends().to_vec(),
+            };
+            let num_sequences = common.num_sequences()?;
+            let (form, stops) = (common.form(logprobs)?, common.stops()?);
+            let prompt = prompt?;
+            let request = GenerateRequest {
+                prompt,
+                sampling,
+                num_sequences,
+                grammar: common.grammar(grammar)?,
+                max_tokens,
+                ends,
+                budget,
+                priority,
+                client,
+                arrival,
+            };
+            Ok((request, form, stops))
+        };
+        let (ticket, (request, form, stops)): (Ticket, (GenerateRequest, Form, StopStrings)) =
+            accept(ticket, read())?;
+        drop(model);
+        let generation = ticket.generate(request)?;
+        Ok(Answering::new(generation, language, &stops, form))
+    }
+}
+
+/// Returns the error for a prompt that cannot be tokenized.
+pub(super) fn not_tokenized(error: impl std::fmt::Display) -> ApiError {
+    refused("prompt", error.to_string())
+}

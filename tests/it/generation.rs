@@ -1,0 +1,204 @@
+//! Generated sequences: the same under any load, and equal to the decoder over whole sequences.
+
+use std::{sync::Arc, time::Instant};
+
+use tessera::{
+    family::PlanId,
+    plan::Budget,
+    serve::{
+        DEFAULT_PRIORITY, ErrorCode, FamilyService, Finish, GenerateRequest, Sampling,
+        SamplingParameters, SequenceEvent, Timings,
+    },
+};
+
+use crate::support::{
+    Families, Served,
+    decoder::{Random, at_once, llama},
+    language::Model,
+};
+
+struct Chat {
+    served: Served,
+    model: Model,
+}
+
+impl Chat {
+    fn new() -> Self {
+        let model = llama().with_context(1_000);
+        let served = Served::new(Families::of(model.load().unwrap_or_else(|e| panic!("{e}"))));
+        Self { served, model }
+    }
+
+    fn service(&self) -> Arc<FamilyService> {
+        self.served.service("language")
+    }
+}
+
+fn request(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
+    let greedy = SamplingParameters { temperature: 0.0, ..SamplingParameters::default() };
+    GenerateRequest {
+        prompt: prompt.to_vec(),
+        sampling: Sampling::new(greedy, 64).expect("valid"),
+        num_sequences: 1,
+        grammar: None,
+        max_tokens: Some(max_tokens),
+        ends: Vec::new(),
+        budget: Budget::default(),
+        priority: DEFAULT_PRIORITY,
+        client: 0,
+        arrival: Instant::now(),
+    }
+}
+
+/// Returns the generated tokens of each sequence, and their ends.
+async fn generate(
+    service: &Arc<FamilyService>,
+    request: GenerateRequest,
+) -> (Vec<u32>, Finish, Timings) {
+    let mut generation = service.arrive().generate(request).expect("admitted");
+    let mut tokens = Vec::new();
+    loop {
+        match generation.next().await.expect("generated").expect("an end comes first") {
+            (_, SequenceEvent::Token(token)) => tokens.push(token.token),
+            (_, SequenceEvent::Ended(finish, timings)) => {
+                assert!(generation.next().await.expect("ended").is_none());
+                return (tokens, finish, timings);
+            }
+            (_, SequenceEvent::Failed(error)) => panic!("{error}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sequence_is_the_same_alone_and_beside_others() {
+    let chat = Chat::new();
+    let service = chat.service();
+    let mut random = Random(3);
+    let lengths = [1, 5, 64, 70, 130, 200].into_iter();
+    let prompts: Vec<Vec<u32>> = lengths.map(|num| prompt(&mut random, num)).collect();
+    let mut alone = Vec::new();
+    for prompt in &prompts {
+        let (tokens, finish, timings) = generate(&service, request(prompt, 20)).await;
+        assert_eq!((tokens.len(), finish), (20, Finish::Length));
+        assert_eq!((timings.num_prompt, timings.num_generated), (prompt.len(), 20));
+        alone.push(tokens);
+    }
+    let together: Vec<_> = prompts
+        .iter()
+        .map(|prompt| {
+            let (service, request) = (service.clone(), request(prompt, 20));
+            tokio::spawn(async move { generate(&service, request).await })
+        })
+        .collect();
+    for (task, alone) in together.into_iter().zip(&alone) {
+        let (tokens, ..) = task.await.expect("no panic");
+        assert_eq!(tokens, *alone);
+    }
+}
+
+/// Returns tokens of a prompt.
+fn prompt(random: &mut Random, num: usize) -> Vec<u32> {
+    random.tokens(num).into_iter().map(|id| id.unsigned_abs() as u32).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn greedy_tokens_are_those_of_the_whole_sequence_at_once() {
+    let chat = Chat::new();
+    let start = prompt(&mut Random(5), 70);
+    let (tokens, ..) = generate(&chat.service(), request(&start, 8)).await;
+    let executor = chat.model.executor();
+    let plan = PlanId::parse(&executor.family().graph, "a[0..2]").expect("a plan");
+    let mut sequence: Vec<i64> = start.into_iter().map(i64::from).collect();
+    for token in tokens {
+        let logits = at_once(&executor, &plan, &sequence);
+        let last = logits.last().expect("a token");
+        let best = last.iter().copied().fold(f32::MIN, f32::max);
+        assert!(best - last[token as usize] < 1e-4, "{token} is not the most likely");
+        sequence.push(i64::from(token));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prompt_that_was_read_is_found_again_by_its_client_and_changes_nothing() {
+    let chat = Chat::new();
+    let (service, mut random) = (chat.service(), Random(9));
+    let (known, end) = (prompt(&mut random, 150), prompt(&mut random, 5));
+    let longer: Vec<u32> = known.iter().chain(&end).copied().collect();
+    let by = |client, tokens: &[u32]| GenerateRequest { client, ..request(tokens, 10) };
+    let (_, _, first) = generate(&service, by(1, &known)).await;
+    let (cold, _, other) = generate(&service, by(2, &longer)).await;
+    let (warm, _, again) = generate(&service, by(1, &longer)).await;
+    assert_eq!((first.num_cached, other.num_cached, again.num_cached), (0, 0, 128));
+    assert_eq!(warm, cold);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_seed_draws_the_same_under_load_and_each_sequence_of_a_request_its_own() {
+    let chat = Chat::new();
+    let service = chat.service();
+    let start = prompt(&mut Random(2), 40);
+    let drawn = |seed| {
+        let parameters = SamplingParameters { seed, ..SamplingParameters::default() };
+        let sampling = Sampling::new(parameters, 64).expect("valid");
+        GenerateRequest { sampling, num_sequences: 3, ..request(&start, 30) }
+    };
+    let alone = sequences(&service, drawn(7)).await;
+    assert_ne!(alone[0], alone[1]);
+    assert_ne!(alone, sequences(&service, drawn(8)).await);
+    let others: Vec<_> = (0..6)
+        .map(|index| {
+            let (service, tokens) = (service.clone(), prompt(&mut Random(index), 90));
+            tokio::spawn(async move { generate(&service, request(&tokens, 60)).await })
+        })
+        .collect();
+    assert_eq!(sequences(&service, drawn(7)).await, alone);
+    for other in others {
+        other.await.expect("no panic");
+    }
+}
+
+/// Returns the tokens of every sequence of a request.
+async fn sequences(service: &Arc<FamilyService>, request: GenerateRequest) -> Vec<Vec<u32>> {
+    let mut generation = service.arrive().generate(request).expect("admitted");
+    let mut found = vec![Vec::new(); generation.num_sequences()];
+    while let Some((index, event)) = generation.next().await.expect("generated") {
+        if let SequenceEvent::Token(token) = event {
+            found[index].push(token.token);
+        }
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_family_cannot_generate_is_refused_with_the_reason() {
+    let chat = Chat::new();
+    let service = chat.service();
+    let refused = |request: GenerateRequest| {
+        let error = service.arrive().generate(request).expect_err("refused");
+        (error.code(), error.to_string())
+    };
+    let long = vec![1; 1_000];
+    for (request, reason) in [
+        (request(&[], 1), "it is empty"),
+        (request(&[64], 1), "64 is no token"),
+        (request(&[1], 1_000), "the context holds 1000"),
+        (request(&long, 1), "the prompt has 1000 tokens"),
+        (request(&[1], 0), "at least 1"),
+    ] {
+        let (code, message) = refused(request);
+        assert_eq!(code, ErrorCode::InvalidArgument, "{message}");
+        assert!(message.contains(reason), "{message}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_leaves_frees_its_place() {
+    let chat = Chat::new();
+    let service = chat.service();
+    for _ in 0..200 {
+        let mut generation = service.arrive().generate(request(&[1, 2], 900)).expect("a place");
+        generation.next().await.expect("generated");
+    }
+    let (tokens, ..) = generate(&service, request(&[3], 5)).await;
+    assert_eq!(tokens.len(), 5);
+}
