@@ -12,6 +12,7 @@
 mod app;
 mod bad_input;
 mod bad_pool;
+mod chats;
 mod checkpoints;
 mod experts;
 mod generation;

@@ -12,16 +12,22 @@ use tessera::{
 
 use super::language::Model;
 
-/// Returns a decoder of two blocks in Llama's layout, with random weights.
+/// Returns a decoder of two blocks in Llama's layout, with random weights and 64 token ids.
 pub(crate) fn llama() -> Model {
+    llama_of(64)
+}
+
+/// Returns a decoder of two blocks in Llama's layout, with random weights and `num_words` token
+/// ids.
+pub(crate) fn llama_of(num_words: usize) -> Model {
     let config = json!({
-        "model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48,
+        "model_type": "llama", "vocab_size": num_words, "hidden_size": 32, "intermediate_size": 48,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
         "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "hidden_act": "silu",
     });
     let mut shapes: BTreeMap<String, Vec<usize>> = BTreeMap::new();
-    shapes.insert("model.embed_tokens.weight".into(), vec![64, 32]);
-    shapes.insert("lm_head.weight".into(), vec![64, 32]);
+    shapes.insert("model.embed_tokens.weight".into(), vec![num_words, 32]);
+    shapes.insert("lm_head.weight".into(), vec![num_words, 32]);
     shapes.insert("model.norm.weight".into(), vec![32]);
     for block in 0..2 {
         let layer = format!("model.layers.{block}");

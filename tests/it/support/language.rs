@@ -50,6 +50,7 @@ pub(crate) struct Model {
     top_k: Vec<usize>,
     /// Most tokens of a sequence.
     context: usize,
+    task: &'static str,
     /// More lines of the anchor's part of the manifest.
     more: String,
 }
@@ -84,7 +85,15 @@ impl Model {
     pub(crate) fn of_files(files: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
         let pool = tempfile::tempdir().expect("a temporary folder");
         let files = files.into_iter().collect();
-        Self { pool, files, num_words: None, top_k: Vec::new(), context: 20, more: String::new() }
+        Self {
+            pool,
+            files,
+            num_words: None,
+            top_k: Vec::new(),
+            context: 20,
+            task: "language-model",
+            more: String::new(),
+        }
     }
 
     /// Creates a model of a GGUF file with `num_words` token ids.
@@ -101,6 +110,13 @@ impl Model {
     /// Allows sequences of `context` tokens.
     pub(crate) fn with_context(mut self, context: usize) -> Self {
         self.context = context;
+        self
+    }
+
+    /// Makes the family one that generates text, by the tokenizer beside the anchor.
+    pub(crate) fn with_text(mut self) -> Self {
+        self.task = "text-generation";
+        self.more("tokenizer = \"anchors/a/tokenizer.json\"\n");
         self
     }
 
@@ -164,7 +180,7 @@ impl Model {
             fs::write(folder.join("anchors/a").join(name), content).expect("written");
         }
         let manifest = format!(
-            "name = \"language\"\ntask = \"language-model\"\ndescription = \"Random weights.\"\n\
+            "name = \"language\"\ntask = \"{}\"\ndescription = \"Random weights.\"\n\
              license = \"Apache-2.0\"\nreference = \"a\"\n\
              [limits]\nmax_tokens = {}\nmax_batch = 8\n\
              [output]\nname = \"logits\"\nwidth = {}\nper_token = true\n\
@@ -172,6 +188,7 @@ impl Model {
              [quality]\nmetric = \"recall@10\"\nfile = \"quality.json\"\n\
              [anchors.a]\n{}\ntop_k = {:?}\n{}\
              [anchors.a.sha256]\n{digests}",
+            self.task,
             self.context,
             self.num_words(),
             match self.num_words {
