@@ -17,12 +17,12 @@ use crate::{
     runtime::{RuntimeError, activation::handed_over},
 };
 
-/// Number of sequences in a slab. Slots without a token cost nothing in a step.
-const SLOTS: usize = 8;
+/// Number of positions that the slots of a slab share. Their pages are written when it is made.
+const POSITIONS: usize = 1_024;
 
 /// Smallest capacity of a slot in positions, and the factor between two capacities.
 const SMALLEST: usize = 256;
-const GROWTH: usize = 4;
+const GROWTH: usize = 2;
 
 /// Slabs of an executor. They live as long as a sequence has a slot in them.
 #[derive(Debug, Default)]
@@ -30,7 +30,7 @@ pub(in crate::runtime) struct Caches {
     slabs: Mutex<Vec<Weak<Slab>>>,
 }
 
-/// Caches of one capacity for [`SLOTS`] sequences.
+/// Caches of one capacity for several sequences, or for one that is long.
 #[derive(Debug)]
 pub(super) struct Slab {
     capacity: usize,
@@ -72,7 +72,7 @@ impl Caches {
         if let Some(slot) = fitting.into_iter().find_map(|slab| slab.take()) {
             return slot;
         }
-        let free = Mutex::new((1..SLOTS).rev().collect());
+        let free = Mutex::new((1..slots_for(capacity)).rev().collect());
         let slab =
             Arc::new(Slab { capacity, free, caches: Mutex::default(), turns: Mutex::default() });
         slabs.push(Arc::downgrade(&slab));
@@ -130,7 +130,7 @@ impl Slab {
 
     /// Returns the number of slots.
     pub(super) fn num_slots(&self) -> usize {
-        SLOTS
+        slots_for(self.capacity)
     }
 }
 
@@ -192,7 +192,7 @@ impl Drop for Slot {
 impl Cache {
     fn new(spec: CacheSpec, capacity: usize) -> Result<Self, RuntimeError> {
         let wrap = |source| RuntimeError::Tensor { source };
-        let shape = [SLOTS, spec.num_heads, capacity, spec.head_width];
+        let shape = [slots_for(capacity), spec.num_heads, capacity, spec.head_width];
         let create = || OrtTensor::<f32>::new(&Allocator::default(), shape).map_err(wrap);
         Ok(Self { spec, capacity, keys: create()?, values: create()? })
     }
@@ -214,6 +214,12 @@ fn range_of(spec: CacheSpec, range: &Range<usize>) -> Range<usize> {
     range.start * spec.head_width..range.end * spec.head_width
 }
 
+/// Returns the number of slots of a slab of this capacity. Slots without a token cost nothing in a
+/// step.
+fn slots_for(capacity: usize) -> usize {
+    (POSITIONS / capacity).max(1)
+}
+
 /// Returns the smallest capacity that holds `positions`.
 fn capacity_for(positions: usize) -> usize {
     let mut capacity = SMALLEST;
@@ -230,11 +236,11 @@ mod tests {
     #[test]
     fn sequences_share_a_slab_until_it_is_full_and_the_last_one_frees_it() {
         let caches = Caches::default();
-        let mut slots: Vec<Slot> = (0..SLOTS).map(|_| caches.slot(200)).collect();
+        let mut slots: Vec<Slot> = (0..4).map(|_| caches.slot(200)).collect();
         assert_eq!(caches.num_slabs(), 1);
         let mut indices: Vec<usize> = slots.iter().map(Slot::index).collect();
         indices.sort_unstable();
-        assert_eq!(indices, (0..SLOTS).collect::<Vec<_>>());
+        assert_eq!(indices, (0..4).collect::<Vec<_>>());
         let beside = caches.slot(256);
         assert_eq!((caches.num_slabs(), beside.index()), (2, 0), "the first slab is full");
         let freed = slots.remove(3).index();
@@ -250,7 +256,7 @@ mod tests {
         let caches = Caches::default();
         let slots = [1, 256, 257, 5_000].map(|positions| caches.slot(positions));
         let capacities = slots.each_ref().map(|slot| slot.slab().capacity());
-        assert_eq!(capacities, [256, 256, 1_024, 16_384]);
+        assert_eq!(capacities, [256, 256, 512, 8_192]);
         assert_eq!(caches.num_slabs(), 3);
     }
 }

@@ -84,6 +84,7 @@ impl Engine {
         let executor = Executor::new(self.runtime.clone(), loaded.family.clone());
         let executor = Arc::new(executor.with_activations(loaded.profile.activations()));
         executor.pin(&loaded.pinned);
+        load(&executor, &loaded.pinned);
         let generator = self.generator(&executor, &loaded);
         // A family that generates text is asked for steps, seldom for whole sequences.
         let steps = generator.clone().filter(|_| loaded.family.language().is_some());
@@ -131,6 +132,17 @@ impl Engine {
             let limits = Limits { max_sequences: self.parts.config.queue_limit, steps: STEPS };
             Arc::new(Generator::new(executor.clone(), limits))
         })
+    }
+}
+
+/// Loads modules that are to stay, as far as there is room for them.
+fn load(executor: &Executor, pinned: &[ModuleId]) {
+    for module in pinned {
+        match executor.load_ahead(*module) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => tracing::warn!(%error, "a pinned module cannot be loaded"),
+        }
     }
 }
 
