@@ -1,4 +1,4 @@
-//! What a model that generates reads and writes besides tokens.
+//! Texts of a model that generates: their tokens, and chats as texts.
 
 use super::{chat::ChatTemplate, coder::TextCoder};
 

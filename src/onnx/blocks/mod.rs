@@ -26,7 +26,7 @@ pub enum BlockType {
 }
 
 /// All types of blocks.
-const ALL: [BlockType; 8] = [
+pub(super) const ALL: [BlockType; 8] = [
     BlockType::Q4_0,
     BlockType::Q4_1,
     BlockType::Q5_0,

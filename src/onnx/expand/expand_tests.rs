@@ -3,19 +3,9 @@
 use super::*;
 use crate::onnx::{
     Attribute, GraphBuilder,
+    blocks::ALL,
     external::{Place, initializer},
 };
-
-const ALL: [BlockType; 8] = [
-    BlockType::Q4_0,
-    BlockType::Q4_1,
-    BlockType::Q5_0,
-    BlockType::Q5_1,
-    BlockType::Q8_0,
-    BlockType::Q4K,
-    BlockType::Q5K,
-    BlockType::Q6K,
-];
 
 const COLUMNS: usize = 256;
 

@@ -89,8 +89,7 @@ impl Engine {
         // A family that generates text is asked for steps, seldom for whole sequences.
         let steps = generator.clone().filter(|_| loaded.family.language().is_some());
         let is_eager = self.parts.config.preload && steps.is_none();
-        let others = if is_eager { loaded.modules() } else { Vec::new() };
-        let preload: Vec<ModuleId> = loaded.pinned.iter().copied().chain(others).collect();
+        let preload = if is_eager { loaded.modules() } else { Vec::new() };
         let work = loaded.idle.take().filter(|_| is_eager);
         let planner = Arc::new(Planner::new(loaded, Arc::downgrade(&executor)));
         match &steps {

@@ -90,13 +90,14 @@ impl Counter {
     fn change(&self, change: impl FnOnce(&mut Statistics)) {
         let mut statistics = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut statistics);
-        statistics.last = SystemTime::now().duration_since(UNIX_EPOCH).ok();
+        statistics.last = unix_time();
     }
 }
 
-/// Returns the time since 1970 by the clock that can be set, which dates what is written.
-pub fn unix_time() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+/// Returns the time since 1970 by the clock that can be set, which dates what is written. Returns
+/// `None` if it is set to an earlier time.
+pub fn unix_time() -> Option<Duration> {
+    SystemTime::now().duration_since(UNIX_EPOCH).ok()
 }
 
 #[cfg(test)]

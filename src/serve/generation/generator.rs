@@ -23,6 +23,7 @@ use crate::{
         error::ServeError,
         observe::{Observer, reported},
     },
+    tensor::Tensor,
 };
 
 /// Bounds of a generator.
@@ -57,7 +58,7 @@ struct Turning {
     next_key: u64,
 }
 
-/// What runs a step, and who observes it.
+/// Executor of a step, and its observer.
 #[derive(Clone, Copy)]
 struct Runner<'a> {
     executor: &'a Executor,
@@ -170,6 +171,8 @@ impl Turning {
     fn step(&mut self, runner: Runner<'_>) {
         self.drop_abandoned();
         let mut turns = self.steps.next();
+        // Rows of a step are in the order of keys.
+        turns.sort_unstable_by_key(|turn| turn.key);
         turns.iter_mut().filter(|turn| turn.start == 0).for_each(|turn| self.find(turn));
         for Group { plan, turns } in self.groups(turns) {
             self.run(runner, &plan, &turns);
@@ -228,7 +231,7 @@ impl Turning {
     /// fault fail. Without memory for all, the sequence that can wait best gives its cache up.
     fn run(&mut self, runner: Runner<'_>, plan: &Plan, turns: &[Turn]) {
         match self.forward(runner.executor, plan, turns) {
-            Ok(logits) => self.extend(turns, &logits),
+            Ok(logits) => self.extend(turns, logits.as_ref()),
             Err(RuntimeError::MemoryLimit { .. }) if self.make_room() => {}
             Err(_) if turns.len() > 1 => {
                 turns.iter().for_each(|turn| self.run(runner, plan, std::slice::from_ref(turn)));
@@ -257,13 +260,13 @@ impl Turning {
     }
 
     /// Runs the tokens of `turns` through `plan`. Returns the logits after each turn that ends with
-    /// its sequence's last token.
+    /// its sequence's last token, if there is one.
     fn forward(
         &mut self,
         executor: &Executor,
         plan: &Plan,
         turns: &[Turn],
-    ) -> Result<Vec<Vec<f32>>, RuntimeError> {
+    ) -> Result<Option<Tensor>, RuntimeError> {
         let mut batch = StepBatch::default();
         let now = Instant::now();
         for (key, live) in &mut self.live {
@@ -274,22 +277,17 @@ impl Turning {
             let wanted = if turn.is_last { Tokens::Last } else { Tokens::None };
             batch.rows.push(StepRow { sequence, tokens, wanted });
         }
-        let outputs = executor.forward(plan, &mut batch, &mut ())?;
-        let num_wanted = turns.iter().filter(|turn| turn.is_last).count();
-        let logits = outputs.first().and_then(|output| output.as_f32()).unwrap_or_default();
-        let width = logits.len().checked_div(num_wanted).unwrap_or(0).max(1);
-        Ok(logits.chunks_exact(width).map(<[f32]>::to_vec).collect())
+        Ok(executor.forward(plan, &mut batch, &mut ())?.into_iter().next())
     }
 
     /// Adds the next token to each sequence whose last one ran.
-    fn extend(&mut self, turns: &[Turn], logits: &[Vec<f32>]) {
+    fn extend(&mut self, turns: &[Turn], logits: Option<&Tensor>) {
         let now = Instant::now();
-        // Rows of a step are in the order of keys.
-        let mut turns = turns.to_vec();
-        turns.sort_unstable_by_key(|turn| turn.key);
-        let mut rows = logits.iter();
+        let values = logits.and_then(Tensor::as_f32).unwrap_or_default();
+        let width = logits.and_then(|logits| logits.shape().last().copied()).unwrap_or(1).max(1);
+        let mut rows = values.chunks_exact(width);
         for turn in turns {
-            self.steps.ran(turn);
+            self.steps.ran(*turn);
             let Some(row) = turn.is_last.then(|| rows.next()).flatten() else { continue };
             let Some(live) = self.live.get_mut(&turn.key) else { continue };
             match live.extend(&mut self.sampler, row, now) {

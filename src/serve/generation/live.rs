@@ -44,8 +44,9 @@ pub(crate) struct NewSequence {
 #[derive(Debug)]
 pub(super) struct Live {
     new: NewSequence,
-    /// Prompt and generated tokens.
+    /// Prompt, which is moved here, and generated tokens.
     pub(super) tokens: Vec<u32>,
+    num_prompt: usize,
     /// Caches, which a preempted sequence gives up.
     pub(super) sequence: Option<Sequence>,
     /// Time of the first step, of the first token, and of the last one.
@@ -57,11 +58,12 @@ pub(super) struct Live {
 }
 
 impl Live {
-    pub(super) fn new(new: NewSequence) -> Self {
-        let tokens = new.prompt.clone();
+    pub(super) fn new(mut new: NewSequence) -> Self {
+        let tokens = std::mem::take(&mut new.prompt);
         let history = new.sampling.has_penalties().then(|| History::new(&tokens));
         Self {
             new,
+            num_prompt: tokens.len(),
             tokens,
             sequence: None,
             began: None,
@@ -73,8 +75,8 @@ impl Live {
     }
 
     pub(super) fn asked(&self) -> Asked {
-        let NewSequence { prompt, client, priority, .. } = &self.new;
-        Asked { client: *client, priority: *priority, num_prompt: prompt.len() }
+        let NewSequence { client, priority, .. } = self.new;
+        Asked { client, priority, num_prompt: self.num_prompt }
     }
 
     pub(super) fn plan(&self) -> &Plan {
@@ -83,8 +85,12 @@ impl Live {
 
     /// Returns the prompt as a reader of kept caches.
     pub(super) fn reader(&self) -> Reader<'_> {
-        let NewSequence { client, plan, prompt, .. } = &self.new;
-        Reader { client: *client, path: &plan.path, tokens: prompt }
+        let NewSequence { client, plan, .. } = &self.new;
+        Reader { client: *client, path: &plan.path, tokens: &self.tokens[..self.num_prompt] }
+    }
+
+    fn num_generated(&self) -> usize {
+        self.tokens.len() - self.num_prompt
     }
 
     /// Returns whether no one waits for the sequence any more.
@@ -128,7 +134,7 @@ impl Live {
             }
             None => false,
         };
-        let is_full = self.tokens.len() - self.new.prompt.len() >= self.new.max_tokens;
+        let is_full = self.num_generated() >= self.new.max_tokens;
         if is_complete || is_full {
             self.end(if is_complete { Finish::Stop } else { Finish::Length });
             return Ok(false);
@@ -137,7 +143,7 @@ impl Live {
     }
 
     fn draw(&mut self, sampler: &mut Sampler, logits: &[f32]) -> Result<Sampled, ServeError> {
-        let position = self.tokens.len() - self.new.prompt.len();
+        let position = self.num_generated();
         let constraint = self.new.constraint.as_mut().map(Constraint::allowed);
         let allowed = constraint.transpose().map_err(|error| broken(&error))?;
         let draw = Draw {
@@ -162,10 +168,10 @@ impl Live {
         };
         let timings = Timings {
             num_cached: self.num_cached,
-            num_prompt: self.new.prompt.len(),
+            num_prompt: self.num_prompt,
             queue: span(Some(self.new.arrival), self.began),
             prefill: span(self.began, self.first),
-            num_generated: self.tokens.len() - self.new.prompt.len(),
+            num_generated: self.num_generated(),
             decode: span(self.first, self.last),
         };
         self.send(SequenceEvent::Ended(finish, timings));

@@ -59,11 +59,6 @@ pub struct Generation {
 }
 
 impl FamilyService {
-    /// Returns whether the family generates: each attention of its reference keeps a cache.
-    pub fn generates(&self) -> bool {
-        self.generator.is_some()
-    }
-
     /// Returns the most tokens of a prompt and its continuation together.
     pub fn context(&self) -> usize {
         self.manifest().limits.max_tokens
@@ -97,35 +92,26 @@ fn admit(service: &FamilyService, request: GenerateRequest) -> Result<Generation
     let state = "it does not generate";
     let generator = service.generator.as_ref();
     let generator = generator.ok_or(ServeError::Unavailable { name, state })?;
-    let GenerateRequest {
-        prompt,
-        sampling,
-        num_sequences,
-        grammar,
-        max_tokens,
-        ends,
-        budget,
-        priority,
-        client,
-        arrival,
-    } = request;
-    let max_tokens = room(service, prompt.len(), max_tokens)?;
+    let prompt = request.prompt;
+    let max_tokens = room(service, prompt.len(), request.max_tokens)?;
     let num_words = service.num_words();
     if let Some(id) = prompt.iter().find(|id| i64::from(**id) >= num_words) {
         let reason = format!("{id} is no token; there are {num_words}");
         return Err(ServeError::Input { name: INPUT_IDS.to_owned(), reason });
     }
     // A budget of time is one of the answer, which ends when it has passed.
-    let budget = Budget { latency: None, ..budget };
+    let budget = Budget { latency: None, ..request.budget };
     let question =
         Question { shape: Shape::new(1, prompt.len()), budget: &budget, now: Instant::now() };
     let chosen = service.planner.plan_for(&question)?;
     let num_prompt = prompt.len();
     let mut sequences = Vec::new();
-    let constraint = || grammar.as_ref().map(|grammar| service.constraint(grammar)).transpose();
+    let grammar = request.grammar.as_ref();
+    let constraint = || grammar.map(|grammar| service.constraint(grammar)).transpose();
     let constraints: Vec<Option<Constraint>> =
-        (0..num_sequences).map(|_| constraint()).collect::<Result<_, _>>()?;
-    let (sampling, ends): (Arc<Sampling>, Arc<[u32]>) = (Arc::new(sampling), ends.into());
+        (0..request.num_sequences).map(|_| constraint()).collect::<Result<_, _>>()?;
+    let sampling = Arc::new(request.sampling);
+    let ends: Arc<[u32]> = request.ends.into();
     let new = (0..).zip(constraints).map(|(answer, constraint)| {
         // Room for every token and the end: a step waits for no client.
         let (events, receiver) = channel(max_tokens + 1);
@@ -139,9 +125,9 @@ fn admit(service: &FamilyService, request: GenerateRequest) -> Result<Generation
             constraint,
             plan: chosen.plan.clone(),
             plan_id: chosen.summary.plan.clone(),
-            client,
-            priority,
-            arrival,
+            client: request.client,
+            priority: request.priority,
+            arrival: request.arrival,
             events,
         }
     });

@@ -2,7 +2,15 @@
 
 use std::{sync::Arc, time::Instant};
 
-use super::{fields::Form, usage::Usage};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{
+    fields::Form,
+    start::Head,
+    usage::{Counts, Times, Usage},
+};
 use crate::{
     input::{AnswerText, Language, StopStrings},
     serve::{Finish, Generation, PlanSummary, Sampled, SequenceEvent, ServeError, Timings},
@@ -11,6 +19,7 @@ use crate::{
 /// A generation whose tokens become text.
 #[derive(Debug)]
 pub(super) struct Answering {
+    head: Head,
     generation: Generation,
     pub(super) language: Arc<Language>,
     pub(super) form: Form,
@@ -27,6 +36,31 @@ struct Choice {
     timings: Option<Timings>,
 }
 
+/// Fields of a whole answer beside its choices.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct About {
+    #[serde(flatten)]
+    head: Head,
+    usage: Counts,
+    timings: Times,
+    /// Report of how the request was answered.
+    tessera: Value,
+}
+
+/// Event of an answer.
+#[derive(Debug, Serialize)]
+pub(super) struct Chunk {
+    #[serde(flatten)]
+    head: Head,
+    choices: Value,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) usage: Option<Counts>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) timings: Option<Times>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tessera: Option<Value>,
+}
+
 /// Part of a choice.
 #[derive(Debug, Default)]
 pub(super) struct Piece {
@@ -40,8 +74,19 @@ pub(super) struct Piece {
     pub(super) finish: Option<Finish>,
 }
 
+impl Piece {
+    /// Returns the reason why the choice ended, in OpenAI's words, if it did.
+    pub(super) fn reason(&self) -> Option<&'static str> {
+        self.finish.map(|finish| match finish {
+            Finish::Stop => "stop",
+            Finish::Length => "length",
+        })
+    }
+}
+
 impl Answering {
     pub(super) fn new(
+        head: Head,
         generation: Generation,
         language: Arc<Language>,
         stops: &StopStrings,
@@ -50,7 +95,7 @@ impl Answering {
         let choice =
             || Choice { text: AnswerText::new(stops), num_tokens: 0, first: None, timings: None };
         let choices = (0..generation.num_sequences()).map(|_| choice()).collect();
-        Self { generation, language, form, choices, began: Instant::now() }
+        Self { head, generation, language, form, choices, began: Instant::now() }
     }
 
     /// Returns the number of choices.
@@ -58,9 +103,21 @@ impl Answering {
         self.choices.len()
     }
 
-    /// Returns the plan of every step.
-    pub(super) fn plan(&self) -> &PlanSummary {
-        &self.generation.plan
+    /// Returns the fields of a whole answer beside its choices.
+    pub(super) fn about(&self) -> About {
+        let Usage { counts, times } = self.usage();
+        About { head: self.head.clone(), usage: counts, timings: times, tessera: self.report() }
+    }
+
+    /// Returns an event with `choices`.
+    pub(super) fn chunk(&self, choices: Value) -> Chunk {
+        Chunk { head: self.head.clone(), choices, usage: None, timings: None, tessera: None }
+    }
+
+    /// Returns the report of how the request is answered.
+    pub(super) fn report(&self) -> Value {
+        let PlanSummary { plan, quality, .. } = &self.generation.plan;
+        json!({"plan": plan, "quality": quality.value})
     }
 
     /// Returns the next part of any choice, or `None` after the last.

@@ -13,12 +13,11 @@ use serde_json::{Map, Value, json};
 use tracing::{Instrument, debug_span};
 
 use super::{
-    answering::{Answering, Piece},
+    answering::{About, Answering, Piece},
     fields::{Common, refused, wrong},
     logprobs::ChatLogprobs,
-    start::{Asked, Door, Head, not_tokenized},
-    stream::{Events, event, stream},
-    usage::{Counts, Times},
+    start::{Asked, Door, Names, not_tokenized, unix_seconds},
+    stream::{Events, stream},
 };
 use crate::{
     api::{
@@ -33,8 +32,11 @@ use crate::{
         state::Shared,
     },
     input::{Chat, Language},
-    serve::{Finish, Grammar, unix_time},
+    serve::Grammar,
 };
+
+const NAMES: Names =
+    Names { id: "chatcmpl", whole: "chat.completion", event: "chat.completion.chunk" };
 
 /// Largest prompt in bytes before it is tokenized, per token of the context.
 const BYTES_PER_TOKEN: usize = 64;
@@ -105,15 +107,9 @@ impl ResponseFormat {
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "ChatResponse")]
 pub(crate) struct ChatAnswer {
-    id: String,
-    object: &'static str,
-    created: u64,
-    model: String,
+    #[serde(flatten)]
+    about: About,
     choices: Vec<ChatChoice>,
-    usage: Counts,
-    timings: Times,
-    /// Report of how the request was answered.
-    tessera: Value,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -138,70 +134,49 @@ pub(crate) async fn chat(
     Body(body): Body,
 ) -> Result<Response, ApiError> {
     let arrival = Instant::now();
-    let decode = move || parse_json::<ChatQuestion>(&body, &Bounds::NO_TENSORS);
-    let question = off_thread(usize::MAX, decode).instrument(debug_span!("decode")).await?;
+    let question: ChatQuestion =
+        off_thread(body.len(), move || parse_json(&body, &Bounds::NO_TENSORS))
+            .instrument(debug_span!("decode"))
+            .await?;
     let model = Model::find(shared.api.repository.registry(), &question.model, None)?;
     let door = Door::open(model)?;
-    let (head, context) = (door.head("chatcmpl"), door.model.service.context());
-    let (language, prepared) = (door.language.clone(), prepare(question, arrival));
-    let (prompt, asked) = match prepared {
-        Ok((chat, asked)) => {
-            let write = move || tokens_of(&language, &chat, context);
-            let prompt = off_thread(usize::MAX, write).instrument(debug_span!("preprocess")).await;
-            (prompt, asked)
-        }
-        Err((error, asked)) => (Err(error), *asked),
-    };
-    let answering = door.begin(prompt, asked, &permit)?;
-    if answering.form.is_stream {
-        return Ok(stream(answering, ChatEvents { head }));
+    let (language, context) = (door.language.clone(), door.model.service.context());
+    let (chat, asked) = question.read(arrival);
+    let write = move || tokens_of(&language, &chat?, context);
+    let prompt = off_thread(usize::MAX, write).instrument(debug_span!("preprocess")).await;
+    let answering = door.begin(prompt, asked, &permit, NAMES)?;
+    match answering.form.is_stream {
+        true => Ok(stream(answering, ChatEvents)),
+        false => whole(answering).await,
     }
-    whole(answering, head).await
 }
 
-/// Returns the chat for the template, and the rest of the request.
-fn prepare(
-    question: ChatQuestion,
-    arrival: Instant,
-) -> Result<(Chat, Asked), (ApiError, Box<Asked>)> {
-    let ChatQuestion {
-        messages,
-        max_tokens,
-        max_completion_tokens,
-        logprobs,
-        top_logprobs,
-        response_format,
-        chat_template_kwargs,
-        common,
-        parameters,
-        ..
-    } = question;
-    let told = match (logprobs.unwrap_or(false), top_logprobs) {
-        (true, top) => Ok(Some(top.unwrap_or(0))),
-        (false, None | Some(0)) => Ok(None),
-        (false, Some(found)) => Err(wrong("top_logprobs", found, "absent without `logprobs`")),
-    };
-    let asked = Asked {
-        common,
-        max_tokens: max_completion_tokens.or(max_tokens),
-        logprobs: told.as_ref().ok().copied().flatten(),
-        grammar: response_format.and_then(ResponseFormat::grammar),
-        parameters,
-        arrival,
-    };
-    let read = || {
-        told?;
-        let messages = messages.into_iter().enumerate();
-        let messages = messages.map(|(index, own)| message(index, own));
-        let messages = messages.collect::<Result<_, _>>()?;
-        let mut chat = Chat { messages, add_generation_prompt: true, ..Chat::default() };
-        chat.extra = chat_template_kwargs.unwrap_or_default();
-        chat.now = i64::try_from(unix_time().as_secs()).unwrap_or(i64::MAX);
-        Ok(chat)
-    };
-    match read() {
-        Ok(chat) => Ok((chat, asked)),
-        Err(error) => Err((error, Box::new(asked))),
+impl ChatQuestion {
+    /// Returns the chat for the template, and the rest of the request.
+    fn read(self, arrival: Instant) -> (Result<Chat, ApiError>, Asked) {
+        let told = match (self.logprobs.unwrap_or(false), self.top_logprobs) {
+            (true, top) => Ok(Some(top.unwrap_or(0))),
+            (false, None | Some(0)) => Ok(None),
+            (false, Some(found)) => Err(wrong("top_logprobs", found, "absent without `logprobs`")),
+        };
+        let asked = Asked {
+            common: self.common,
+            max_tokens: self.max_completion_tokens.or(self.max_tokens),
+            logprobs: told.as_ref().ok().copied().flatten(),
+            grammar: self.response_format.and_then(ResponseFormat::grammar),
+            parameters: self.parameters,
+            arrival,
+        };
+        let messages = self.messages.into_iter().enumerate();
+        let messages = messages.map(|(index, own)| message(index, own)).collect::<Result<_, _>>();
+        let chat = told.and(messages).map(|messages| Chat {
+            messages,
+            add_generation_prompt: true,
+            extra: self.chat_template_kwargs.unwrap_or_default(),
+            now: i64::try_from(unix_seconds()).unwrap_or(i64::MAX),
+            ..Chat::default()
+        });
+        (chat, asked)
     }
 }
 
@@ -253,21 +228,7 @@ fn tokens_of(language: &Language, chat: &Chat, context: usize) -> Result<Vec<u32
     language.coder.encode_chat(&prompt.text, &prompt.guards).map_err(not_tokenized)
 }
 
-/// Returns the reason why a choice ended, in OpenAI's words.
-pub(super) fn reason(finish: Finish) -> &'static str {
-    match finish {
-        Finish::Stop => "stop",
-        Finish::Length => "length",
-    }
-}
-
-/// Returns the report of how a request is answered.
-pub(super) fn report(answering: &Answering) -> Value {
-    let plan = answering.plan();
-    json!({"plan": plan.plan, "quality": plan.quality.value})
-}
-
-async fn whole(mut answering: Answering, head: Head) -> Result<Response, ApiError> {
+async fn whole(mut answering: Answering) -> Result<Response, ApiError> {
     let choice = |index| ChatChoice {
         index,
         message: ChatMessage { role: "assistant", content: String::new(), refusal: None },
@@ -281,72 +242,35 @@ async fn whole(mut answering: Answering, head: Head) -> Result<Response, ApiErro
         if let (Some(logprobs), Some(token)) = (&mut choice.logprobs, &piece.token) {
             logprobs.push(&answering.language.coder, token);
         }
-        choice.finish_reason = piece.finish.map(reason).or(choice.finish_reason);
+        choice.finish_reason = piece.reason().or(choice.finish_reason);
     }
-    let (usage, tessera) = (answering.usage(), report(&answering));
-    let Head { id, created, model } = head;
-    let answer = ChatAnswer {
-        id,
-        object: "chat.completion",
-        created,
-        model,
-        choices,
-        usage: usage.counts,
-        timings: usage.times,
-        tessera,
-    };
-    Ok(Json(answer).into_response())
+    Ok(Json(ChatAnswer { about: answering.about(), choices }).into_response())
 }
 
-/// Events of a chat.
-struct ChatEvents {
-    head: Head,
-}
-
-impl ChatEvents {
-    fn chunk(&self, choices: &Value) -> Value {
-        let Head { id, created, model } = &self.head;
-        json!({"id": id, "object": "chat.completion.chunk", "created": created, "model": model,
-               "choices": choices})
-    }
-}
+/// Choices of a chat's events.
+struct ChatEvents;
 
 impl Events for ChatEvents {
-    fn first(&self, answering: &Answering) -> Vec<String> {
+    fn first(&self, index: usize) -> Option<Value> {
         let delta = json!({"role": "assistant", "content": ""});
-        let choice = |index| {
-            let choice = json!({"index": index, "delta": delta, "logprobs": null,
-                                "finish_reason": null});
-            event(&self.chunk(&json!([choice])))
-        };
-        (0..answering.num_choices()).map(choice).collect()
+        Some(json!({"index": index, "delta": delta, "logprobs": null, "finish_reason": null}))
     }
 
-    fn piece(&mut self, answering: &Answering, piece: &Piece) -> Option<String> {
-        let has_logprobs = answering.form.logprobs.is_some() && piece.token.is_some();
-        if piece.text.is_empty() && piece.finish.is_none() && !has_logprobs {
+    fn choice(&mut self, answering: &Answering, piece: &Piece) -> Option<Value> {
+        let told = piece.token.as_ref().filter(|_| answering.form.logprobs.is_some());
+        if piece.text.is_empty() && piece.finish.is_none() && told.is_none() {
             return None;
         }
-        let mut logprobs = has_logprobs.then(ChatLogprobs::default);
-        if let (Some(logprobs), Some(token)) = (&mut logprobs, &piece.token) {
+        let logprobs = told.map(|token| {
+            let mut logprobs = ChatLogprobs::default();
             logprobs.push(&answering.language.coder, token);
-        }
+            logprobs
+        });
         let delta = match piece.text.is_empty() {
             true => json!({}),
             false => json!({"content": piece.text}),
         };
-        let mut chunk = self.chunk(&json!([{"index": piece.index, "delta": delta,
-            "logprobs": logprobs, "finish_reason": piece.finish.map(reason)}]));
-        if piece.finish.is_some() {
-            chunk["timings"] = json!(answering.usage().times);
-            chunk["tessera"] = report(answering);
-        }
-        Some(event(&chunk))
-    }
-
-    fn last(&self, answering: &Answering) -> String {
-        let mut chunk = self.chunk(&json!([]));
-        chunk["usage"] = json!(answering.usage().counts);
-        event(&chunk)
+        Some(json!({"index": piece.index, "delta": delta, "logprobs": logprobs,
+                    "finish_reason": piece.reason()}))
     }
 }

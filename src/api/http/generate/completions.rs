@@ -13,13 +13,11 @@ use serde_json::{Map, Value, json};
 use tracing::{Instrument, debug_span};
 
 use super::{
-    answering::{Answering, Piece},
-    chat::{reason, report},
+    answering::{About, Answering, Piece},
     fields::Common,
     logprobs::TextLogprobs,
-    start::{Asked, Door, Head, not_tokenized},
-    stream::{Events, event, stream},
-    usage::{Counts, Times},
+    start::{Asked, Door, Names, not_tokenized},
+    stream::{Events, stream},
 };
 use crate::{
     api::{
@@ -35,6 +33,8 @@ use crate::{
     },
     input::Language,
 };
+
+const NAMES: Names = Names { id: "cmpl", whole: "text_completion", event: "text_completion" };
 
 /// Most tokens that are generated if the request does not say.
 const USUAL_TOKENS: usize = 16;
@@ -71,15 +71,9 @@ enum Prompt {
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "CompletionResponse")]
 pub(crate) struct CompletionAnswer {
-    id: String,
-    object: &'static str,
-    created: u64,
-    model: String,
+    #[serde(flatten)]
+    about: About,
     choices: Vec<TextChoice>,
-    usage: Counts,
-    timings: Times,
-    /// Report of how the request was answered.
-    tessera: Value,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -97,23 +91,26 @@ pub(crate) async fn completions(
     Body(body): Body,
 ) -> Result<Response, ApiError> {
     let arrival = Instant::now();
-    let decode = move || parse_json::<CompletionQuestion>(&body, &Bounds::NO_TENSORS);
-    let question = off_thread(usize::MAX, decode).instrument(debug_span!("decode")).await?;
+    let question: CompletionQuestion =
+        off_thread(body.len(), move || parse_json(&body, &Bounds::NO_TENSORS))
+            .instrument(debug_span!("decode"))
+            .await?;
     let model = Model::find(shared.api.repository.registry(), &question.model, None)?;
     let door = Door::open(model)?;
-    let head = door.head("cmpl");
     let CompletionQuestion { prompt, max_tokens, logprobs, common, parameters, .. } = question;
     let language = door.language.clone();
     let read = move || prompt.into_tokens(&language);
     let prompt = off_thread(usize::MAX, read).instrument(debug_span!("preprocess")).await;
     let max_tokens = Some(max_tokens.unwrap_or(USUAL_TOKENS));
     let asked = Asked { common, max_tokens, logprobs, grammar: None, parameters, arrival };
-    let answering = door.begin(prompt, asked, &permit)?;
-    if answering.form.is_stream {
-        let offsets = vec![0; answering.num_choices()];
-        return Ok(stream(answering, TextEvents { head, offsets }));
+    let answering = door.begin(prompt, asked, &permit, NAMES)?;
+    match answering.form.is_stream {
+        true => {
+            let offsets = vec![0; answering.num_choices()];
+            Ok(stream(answering, TextEvents { offsets }))
+        }
+        false => whole(answering).await,
     }
-    whole(answering, head).await
 }
 
 impl Prompt {
@@ -127,7 +124,7 @@ impl Prompt {
     }
 }
 
-async fn whole(mut answering: Answering, head: Head) -> Result<Response, ApiError> {
+async fn whole(mut answering: Answering) -> Result<Response, ApiError> {
     let choice = |index| TextChoice {
         index,
         text: String::new(),
@@ -141,44 +138,23 @@ async fn whole(mut answering: Answering, head: Head) -> Result<Response, ApiErro
             logprobs.push(&answering.language.coder, token, choice.text.chars().count());
         }
         choice.text.push_str(&piece.text);
-        choice.finish_reason = piece.finish.map(reason).or(choice.finish_reason);
+        choice.finish_reason = piece.reason().or(choice.finish_reason);
     }
-    let (usage, tessera) = (answering.usage(), report(&answering));
-    let Head { id, created, model } = head;
-    let answer = CompletionAnswer {
-        id,
-        object: "text_completion",
-        created,
-        model,
-        choices,
-        usage: usage.counts,
-        timings: usage.times,
-        tessera,
-    };
-    Ok(Json(answer).into_response())
+    Ok(Json(CompletionAnswer { about: answering.about(), choices }).into_response())
 }
 
-/// Events of a completion.
+/// Choices of a completion's events.
 struct TextEvents {
-    head: Head,
     /// Number of characters of each choice.
     offsets: Vec<usize>,
 }
 
-impl TextEvents {
-    fn chunk(&self, choices: &Value) -> Value {
-        let Head { id, created, model } = &self.head;
-        json!({"id": id, "object": "text_completion", "created": created, "model": model,
-               "choices": choices})
-    }
-}
-
 impl Events for TextEvents {
-    fn first(&self, _: &Answering) -> Vec<String> {
-        Vec::new()
+    fn first(&self, _: usize) -> Option<Value> {
+        None
     }
 
-    fn piece(&mut self, answering: &Answering, piece: &Piece) -> Option<String> {
+    fn choice(&mut self, answering: &Answering, piece: &Piece) -> Option<Value> {
         let mut logprobs = answering.form.logprobs.map(|_| TextLogprobs::default());
         if let (Some(logprobs), Some(token)) = (&mut logprobs, &piece.token) {
             logprobs.push(&answering.language.coder, token, self.offsets[piece.index]);
@@ -187,18 +163,7 @@ impl Events for TextEvents {
         if piece.text.is_empty() && piece.finish.is_none() && logprobs.is_none() {
             return None;
         }
-        let mut chunk = self.chunk(&json!([{"index": piece.index, "text": piece.text,
-            "logprobs": logprobs, "finish_reason": piece.finish.map(reason)}]));
-        if piece.finish.is_some() {
-            chunk["timings"] = json!(answering.usage().times);
-            chunk["tessera"] = report(answering);
-        }
-        Some(event(&chunk))
-    }
-
-    fn last(&self, answering: &Answering) -> String {
-        let mut chunk = self.chunk(&json!([]));
-        chunk["usage"] = json!(answering.usage().counts);
-        event(&chunk)
+        Some(json!({"index": piece.index, "text": piece.text, "logprobs": logprobs,
+                    "finish_reason": piece.reason()}))
     }
 }

@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Instant};
 
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{
@@ -34,13 +36,24 @@ pub(super) struct Asked {
     pub(super) arrival: Instant,
 }
 
-/// What all parts of an answer say of the request.
-#[derive(Debug, Clone)]
+/// Fields that every part of an answer has.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub(super) struct Head {
-    pub(super) id: String,
+    id: String,
+    object: &'static str,
     /// Time in seconds since 1970.
-    pub(super) created: u64,
-    pub(super) model: String,
+    created: u64,
+    model: String,
+}
+
+/// Names by which an answer tells its form.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Names {
+    /// Beginning of ids.
+    pub(super) id: &'static str,
+    /// Object of a whole answer, and of an event.
+    pub(super) whole: &'static str,
+    pub(super) event: &'static str,
 }
 
 /// A model that generates, with a request's place in the metrics.
@@ -74,12 +87,6 @@ impl Door {
         })
     }
 
-    /// Returns what all parts of the answer say, with an id that begins with `kind`.
-    pub(super) fn head(&self, kind: &str) -> Head {
-        let id = format!("{kind}-{:032x}", rand::random::<u128>());
-        Head { id, created: unix_time().as_secs(), model: self.model.service.name().to_owned() }
-    }
-
     /// Begins the generation behind the prompt `tokens`.
     ///
     /// # Errors
@@ -90,8 +97,10 @@ impl Door {
         prompt: Result<Vec<u32>, ApiError>,
         asked: Asked,
         permit: &Permit,
+        names: Names,
     ) -> Result<Answering, ApiError> {
         let Self { ticket, model, language } = self;
+        let model = model.service.name().to_owned();
         let client = permit.number();
         let read = || {
             let Asked { common, max_tokens, logprobs, grammar, parameters, arrival } = asked;
@@ -121,10 +130,17 @@ impl Door {
         };
         let (ticket, (request, form, stops)): (Ticket, (GenerateRequest, Form, StopStrings)) =
             accept(ticket, read())?;
-        drop(model);
+        let id = format!("{}-{:032x}", names.id, rand::random::<u128>());
+        let object = if form.is_stream { names.event } else { names.whole };
+        let head = Head { id, object, created: unix_seconds(), model };
         let generation = ticket.generate(request)?;
-        Ok(Answering::new(generation, language, &stops, form))
+        Ok(Answering::new(head, generation, language, &stops, form))
     }
+}
+
+/// Returns the seconds since 1970; 0 by a clock that is set to an earlier time.
+pub(super) fn unix_seconds() -> u64 {
+    unix_time().unwrap_or_default().as_secs()
 }
 
 /// Returns the error for a prompt that cannot be tokenized.

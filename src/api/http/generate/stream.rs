@@ -7,6 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
+use serde_json::{Value, json};
 use tokio::sync::mpsc::channel;
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 
@@ -16,23 +17,30 @@ use crate::{api::error::ApiError, serve::ServeError};
 /// Number of events that wait for a client; the sequences' own events wait before them.
 const WAITING: usize = 16;
 
-/// Form of a protocol's events.
+/// Choices of a protocol's events.
 pub(super) trait Events: Send + 'static {
-    /// Returns the events before the first token.
-    fn first(&self, answering: &Answering) -> Vec<String>;
+    /// Returns the choice of the event before the first token of choice `index`, if there is one.
+    fn first(&self, index: usize) -> Option<Value>;
 
-    /// Returns the event of a part.
-    fn piece(&mut self, answering: &Answering, piece: &Piece) -> Option<String>;
-
-    /// Returns the event behind the last part, with the usage.
-    fn last(&self, answering: &Answering) -> String;
+    /// Returns the choice of a part; `None` if the part tells nothing.
+    fn choice(&mut self, answering: &Answering, piece: &Piece) -> Option<Value>;
 }
 
-/// Returns an event with `value` as its data.
-pub(super) fn event<T: Serialize>(value: &T) -> String {
+fn event<T: Serialize>(value: &T) -> String {
     // Strings and numbers can always be written.
     let json = serde_json::to_string(value).unwrap_or_default();
     format!("data: {json}\n\n")
+}
+
+/// Returns the event of a part, if it tells something. The last of a choice has its times.
+fn part(events: &mut impl Events, answering: &Answering, piece: &Piece) -> Option<String> {
+    let choice = events.choice(answering, piece)?;
+    let mut chunk = answering.chunk(json!([choice]));
+    if piece.finish.is_some() {
+        chunk.timings = Some(answering.usage().times);
+        chunk.tessera = Some(answering.report());
+    }
+    Some(event(&chunk))
 }
 
 /// Returns the answer as a stream of events. If the client leaves, the sequences end at the next
@@ -40,8 +48,10 @@ pub(super) fn event<T: Serialize>(value: &T) -> String {
 pub(super) fn stream(mut answering: Answering, mut events: impl Events) -> Response {
     let (sender, receiver) = channel::<String>(WAITING);
     tokio::spawn(async move {
-        for event in events.first(&answering) {
-            if sender.send(event).await.is_err() {
+        for index in 0..answering.num_choices() {
+            if let Some(choice) = events.first(index)
+                && sender.send(event(&answering.chunk(json!([choice])))).await.is_err()
+            {
                 return;
             }
         }
@@ -51,7 +61,7 @@ pub(super) fn stream(mut answering: Answering, mut events: impl Events) -> Respo
                 () = sender.closed() => return,
             };
             let event = match next {
-                Ok(Some(piece)) => events.piece(&answering, &piece),
+                Ok(Some(piece)) => part(&mut events, &answering, &piece),
                 Ok(None) => break,
                 Err(error) => {
                     drop(sender.send(failure(error)).await);
@@ -64,8 +74,12 @@ pub(super) fn stream(mut answering: Answering, mut events: impl Events) -> Respo
                 return;
             }
         }
-        if answering.form.has_usage && sender.send(events.last(&answering)).await.is_err() {
-            return;
+        if answering.form.has_usage {
+            let mut chunk = answering.chunk(json!([]));
+            chunk.usage = Some(answering.usage().counts);
+            if sender.send(event(&chunk)).await.is_err() {
+                return;
+            }
         }
         drop(sender.send("data: [DONE]\n\n".to_owned()).await);
     });
