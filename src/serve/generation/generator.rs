@@ -230,6 +230,14 @@ impl Turning {
     /// Runs turns together. If that fails, runs each of them alone, so that only the sequences at
     /// fault fail. Without memory for all, the sequence that can wait best gives its cache up.
     fn run(&mut self, runner: Runner<'_>, plan: &Plan, turns: &[Turn]) {
+        // Turns before these may have taken the cache of one of them, which then waits.
+        let is_current = |turn: &&Turn| {
+            self.live.get(&turn.key).is_some_and(|live| live.position() == turn.start)
+        };
+        let turns: &[Turn] = &turns.iter().filter(is_current).copied().collect::<Vec<_>>();
+        if turns.is_empty() {
+            return;
+        }
         match self.forward(runner.executor, plan, turns) {
             Ok(logits) => self.extend(turns, logits.as_ref()),
             Err(RuntimeError::MemoryLimit { .. }) if self.make_room() => {}

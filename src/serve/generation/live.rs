@@ -89,6 +89,11 @@ impl Live {
         Reader { client: *client, path: &plan.path, tokens: &self.tokens[..self.num_prompt] }
     }
 
+    /// Returns the number of tokens in the cache.
+    pub(super) fn position(&self) -> usize {
+        self.sequence.as_ref().map_or(0, Sequence::position)
+    }
+
     fn num_generated(&self) -> usize {
         self.tokens.len() - self.num_prompt
     }
