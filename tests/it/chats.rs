@@ -177,6 +177,9 @@ async fn what_a_request_cannot_have_is_refused_by_its_key() {
         (json!({"guided_json": {"type": "number", "multipleOf": "x"}}), 400, "response_format"),
         (json!({"tools": []}), 400, "`tools`"),
         (json!({"model": "other"}), 404, "other"),
+        (json!({"latency_budget_ms": 50}), 400, "latency_budget_ms"),
+        (json!({"prompt_name": "query"}), 400, "prompt_name"),
+        (json!({"explain": true}), 400, "explain"),
     ] {
         let reply = chat.chat("a", more.clone()).await;
         assert_eq!(reply.status, status, "{more}: {}", reply.text);
@@ -187,6 +190,9 @@ async fn what_a_request_cannot_have_is_refused_by_its_key() {
     }
     let long = chat.chat(&"a".repeat(500), json!({})).await.expect(400);
     assert_eq!(long["error"]["code"], "context_length_exceeded");
+    let endless = json!({"model": "language", "prompt": "a".repeat(1 << 20)});
+    let endless = chat.ask("/v1/completions", endless).await;
+    assert_eq!(endless.status, 413, "{}", endless.text);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

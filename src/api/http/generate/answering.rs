@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{
     fields::Form,
-    start::Head,
+    head::Head,
     usage::{Counts, Times, Usage},
 };
 use crate::{

@@ -15,8 +15,9 @@ use tracing::{Instrument, debug_span};
 use super::{
     answering::{About, Answering, Piece},
     fields::{Common, refused, wrong},
+    head::{Names, unix_seconds},
     logprobs::ChatLogprobs,
-    start::{Asked, Door, Names, not_tokenized, unix_seconds},
+    start::{Asked, Door, not_tokenized},
     stream::{Events, stream},
 };
 use crate::{

@@ -15,8 +15,9 @@ use tracing::{Instrument, debug_span};
 use super::{
     answering::{About, Answering, Piece},
     fields::Common,
+    head::Names,
     logprobs::TextLogprobs,
-    start::{Asked, Door, Names, not_tokenized},
+    start::{Asked, Door, not_tokenized},
     stream::{Events, stream},
 };
 use crate::{
@@ -24,7 +25,7 @@ use crate::{
         access::clients::Permit,
         codec::{
             body::{Body, off_thread, parse_json},
-            bounds::Bounds,
+            bounds::{Bounds, check},
             parameters::ParametersSchema,
         },
         error::ApiError,
@@ -98,8 +99,8 @@ pub(crate) async fn completions(
     let model = Model::find(shared.api.repository.registry(), &question.model, None)?;
     let door = Door::open(model)?;
     let CompletionQuestion { prompt, max_tokens, logprobs, common, parameters, .. } = question;
-    let language = door.language.clone();
-    let read = move || prompt.into_tokens(&language);
+    let (language, context) = (door.language.clone(), door.model.service.context());
+    let read = move || prompt.into_tokens(&language, context);
     let prompt = off_thread(usize::MAX, read).instrument(debug_span!("preprocess")).await;
     let max_tokens = Some(max_tokens.unwrap_or(USUAL_TOKENS));
     let asked = Asked { common, max_tokens, logprobs, grammar: None, parameters, arrival };
@@ -114,9 +115,11 @@ pub(crate) async fn completions(
 }
 
 impl Prompt {
-    fn into_tokens(self, language: &Language) -> Result<Vec<u32>, ApiError> {
+    /// Returns the tokens. A text that must have more than the context holds is not tokenized.
+    fn into_tokens(self, language: &Language, context: usize) -> Result<Vec<u32>, ApiError> {
         match self {
             Self::Text(text) | Self::Texts([text]) => {
+                check("the number of bytes", text.len(), language.coder.max_bytes(context))?;
                 language.coder.encode_prompt(&text).map_err(not_tokenized)
             }
             Self::Tokens(tokens) => Ok(tokens),

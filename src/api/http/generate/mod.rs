@@ -7,6 +7,7 @@ mod answering;
 pub(crate) mod chat;
 pub(crate) mod completions;
 mod fields;
+mod head;
 mod logprobs;
 mod start;
 mod stream;

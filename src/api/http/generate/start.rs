@@ -2,13 +2,12 @@
 
 use std::{sync::Arc, time::Instant};
 
-use schemars::JsonSchema;
-use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{
     answering::Answering,
-    fields::{Common, Form, refused},
+    fields::{Common, Form, refused, wrong},
+    head::{Head, Names},
 };
 use crate::{
     api::{
@@ -18,7 +17,8 @@ use crate::{
         inference::{Model, accept},
     },
     input::{Language, StopStrings},
-    serve::{GenerateRequest, Grammar, Ticket, unix_time},
+    plan::Budget,
+    serve::{GenerateRequest, Grammar, Ticket},
 };
 
 /// A request that was read, before its prompt is tokenized.
@@ -34,26 +34,6 @@ pub(super) struct Asked {
     /// Budgets; any other key is refused by name.
     pub(super) parameters: Map<String, Value>,
     pub(super) arrival: Instant,
-}
-
-/// Fields that every part of an answer has.
-#[derive(Debug, Clone, Serialize, JsonSchema)]
-pub(super) struct Head {
-    id: String,
-    object: &'static str,
-    /// Time in seconds since 1970.
-    created: u64,
-    model: String,
-}
-
-/// Names by which an answer tells its form.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Names {
-    /// Beginning of ids.
-    pub(super) id: &'static str,
-    /// Object of a whole answer, and of an event.
-    pub(super) whole: &'static str,
-    pub(super) event: &'static str,
 }
 
 /// A model that generates, with a request's place in the metrics.
@@ -104,7 +84,7 @@ impl Door {
         let client = permit.number();
         let read = || {
             let Asked { common, max_tokens, logprobs, grammar, parameters, arrival } = asked;
-            let Parameters { mut budget, mut priority, .. } = Parameters::parse(parameters)?;
+            let (mut budget, mut priority) = plan_parameters(Parameters::parse(parameters)?)?;
             permit.cap(&mut budget, &mut priority);
             let sampling = common.sampling(logprobs, language.coder.vocabulary_size())?;
             let ends = match common.ignores_ends() {
@@ -130,17 +110,25 @@ impl Door {
         };
         let (ticket, (request, form, stops)): (Ticket, (GenerateRequest, Form, StopStrings)) =
             accept(ticket, read())?;
-        let id = format!("{}-{:032x}", names.id, rand::random::<u128>());
-        let object = if form.is_stream { names.event } else { names.whole };
-        let head = Head { id, object, created: unix_seconds(), model };
+        let head = Head::new(names, form.is_stream, model);
         let generation = ticket.generate(request)?;
         Ok(Answering::new(head, generation, language, &stops, form))
     }
 }
 
-/// Returns the seconds since 1970; 0 by a clock that is set to an earlier time.
-pub(super) fn unix_seconds() -> u64 {
-    unix_time().unwrap_or_default().as_secs()
+/// Returns the budget and the priority. Parameters that generation does not honour are refused.
+fn plan_parameters(parameters: Parameters) -> Result<(Budget, u32), ApiError> {
+    let Parameters { budget, prompt_name, priority, explain, binary } = parameters;
+    let set = [
+        ("latency_budget_ms", budget.latency.is_some()),
+        ("prompt_name", prompt_name.is_some()),
+        ("explain", explain),
+        ("binary_data_output", binary),
+    ];
+    match set.into_iter().find(|(_, is_set)| *is_set) {
+        Some((name, _)) => Err(wrong(name, "there", "absent where text is generated")),
+        None => Ok((budget, priority)),
+    }
 }
 
 /// Returns the error for a prompt that cannot be tokenized.
