@@ -89,7 +89,9 @@ impl Engine {
         // A family that generates text is asked for steps, seldom for whole sequences.
         let steps = generator.clone().filter(|_| loaded.family.language().is_some());
         let is_eager = self.parts.config.preload && steps.is_none();
-        let preload = if is_eager { loaded.modules() } else { Vec::new() };
+        let others = if is_eager { loaded.modules() } else { Vec::new() };
+        // There may be room for pinned modules later that is not there now.
+        let preload: Vec<ModuleId> = loaded.pinned.iter().copied().chain(others).collect();
         let work = loaded.idle.take().filter(|_| is_eager);
         let planner = Arc::new(Planner::new(loaded, Arc::downgrade(&executor)));
         match &steps {
