@@ -18,6 +18,9 @@ use crate::{
 /// Most characters of a value that an error shows.
 const MAX_SHOWN_CHARS: usize = 80;
 
+/// Largest whole number of a key that is honoured. Sizes are multiplied with one another.
+const LARGEST: u64 = i32::MAX as u64;
+
 /// Keys whose `null` libraries take for another value than that of an absent key.
 const NOT_NULL: [&str; 3] = ["include_prompt", "model_type", "qkv_bias"];
 
@@ -263,7 +266,8 @@ fn drop_nulls(config: &mut Map<String, Value>) -> Result<(), Fault> {
 ///
 /// # Errors
 ///
-/// Fails on a key that no table has, and on a value that is not supported.
+/// Fails on a key that no table has, and on a value that is not supported, such as a size beyond
+/// [`LARGEST`].
 pub(super) fn check(config: &Map<String, Value>, tables: &[Keys]) -> Result<(), Fault> {
     for (key, value) in config {
         if let Some(values) = tables.iter().find_map(|table| table.supported(key)) {
@@ -274,6 +278,11 @@ pub(super) fn check(config: &Map<String, Value>, tables: &[Keys]) -> Result<(), 
         } else if !tables.iter().any(|table| table.has(key)) {
             let expected = "this key is not known, and might change answers; if it does not, name \
                             it in the anchor's `ignored_keys`";
+            return Err(Fault::new(key, shown(value), expected));
+        } else if value.as_u64().is_some_and(|size| size > LARGEST)
+            && tables.iter().any(|table| table.honoured.contains(&key.as_str()))
+        {
+            let expected = format!("whole numbers up to {LARGEST} are supported");
             return Err(Fault::new(key, shown(value), expected));
         }
     }
@@ -347,6 +356,10 @@ mod tests {
             (json!({"factor": 2}), "key `factor` is `2`, but 1 or 2.5 is supported"),
             (json!({"rope_scale": 4}), "key `rope_scale` is `4`, but this key is not known"),
             (json!({"pruned_heads": {"0": [1]}}), "`pruned_heads`"),
+            (
+                json!({"hidden_size": u64::MAX}),
+                "key `hidden_size` is `18446744073709551615`, but whole numbers up to 2147483647",
+            ),
         ] {
             let error = checked(&config, &[]).expect_err(reason);
             assert!(error.contains(reason), "{error}");

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, iter::successors, panic::catch_unwind};
 
 use serde::de::IgnoredAny;
-use tokenizers::{NormalizerWrapper, PreTokenizerWrapper, TruncationDirection};
+use tokenizers::{NormalizerWrapper, PostProcessor, PreTokenizerWrapper, TruncationDirection};
 
 use super::{prompts::Prompts, tokens::Encoding};
 
@@ -34,9 +34,18 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// Fails when `json` is not a tokenizer.
+    /// Fails when `json` is not a tokenizer, and when it adds so many tokens to each text that none
+    /// of the text would be left.
     pub fn from_bytes(json: &[u8], max_tokens: usize) -> Result<Self, TokenizeError> {
         let mut tokenizer = read_json(json)?;
+        let num_added = tokenizer.get_post_processor().map_or(0, |own| own.added_tokens(false));
+        if num_added >= max_tokens {
+            let message = format!(
+                "it adds {num_added} tokens to each text, but the manifest's `max_tokens` is \
+                 {max_tokens}"
+            );
+            return Err(tokenizers::Error::from(message).into());
+        }
         let pad_id = tokenizer.get_padding().map_or(0, |padding| i64::from(padding.pad_id));
         tokenizer.with_padding(None);
         let direction = tokenizer.get_truncation().map(|own| own.direction).unwrap_or_default();

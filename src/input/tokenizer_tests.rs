@@ -55,6 +55,16 @@ fn lengths(tokenizer: &Tokenizer, text: &str) -> Vec<usize> {
 }
 
 #[test]
+fn a_limit_without_room_for_a_token_of_the_text_is_refused() {
+    for max_tokens in [0, 1, 2] {
+        let read = Tokenizer::from_bytes(bert().to_string().as_bytes(), max_tokens);
+        let error = read.expect_err("no room").to_string();
+        assert!(error.starts_with("it adds 2 tokens to each text"), "{error}");
+    }
+    assert_eq!(tokenizer(&bert(), 3).encode_one("a b").expect("encoded").len(), 3);
+}
+
+#[test]
 fn long_texts_have_the_tokens_of_the_whole() {
     let tokenizer = tokenizer(&bert(), 16);
     for text in [
