@@ -28,6 +28,40 @@ pub fn give_back_freed_memory() {
 #[cfg(not(target_env = "gnu"))]
 pub fn give_back_freed_memory() {}
 
+/// Sets `values` to zero by giving their pages back to the system, which makes pages of zeros of
+/// them when they are next read or written. The values must lie in memory that the allocator gave,
+/// not in a mapped file.
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "the C library's function has no safe form")]
+pub fn forget_pages(values: &mut [f32]) {
+    // SAFETY: the function reads a constant of the system.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(0);
+    let Some(to_page) = page.checked_sub(1).map(|_| values.as_ptr().align_offset(page)) else {
+        return values.fill(0.0);
+    };
+    let (before, rest) = values.split_at_mut(to_page.min(values.len()));
+    let (pages, after) = rest.split_at_mut(rest.len() - rest.len() % (page / size_of::<f32>()));
+    before.fill(0.0);
+    after.fill(0.0);
+    if pages.is_empty() {
+        return;
+    }
+    // SAFETY: the range is whole pages that the slice borrows alone. Whatever they hold afterwards
+    // is a valid f32.
+    let advised = unsafe {
+        libc::madvise(pages.as_mut_ptr().cast(), size_of_val(pages), libc::MADV_DONTNEED)
+    };
+    if advised != 0 {
+        pages.fill(0.0);
+    }
+}
+
+/// Sets `values` to zero.
+#[cfg(not(target_os = "linux"))]
+pub fn forget_pages(values: &mut [f32]) {
+    values.fill(0.0);
+}
+
 /// Keeps freed memory for later allocations: up to `bytes` at the end of each of the C library's
 /// heaps. Freed blocks of any size are reused. Mapping the activations of every run again would
 /// take half as long as computing them.
@@ -80,5 +114,22 @@ fn set(parameter: libc::c_int, value: libc::c_int) {
     // Earlier allocations stay where they are.
     unsafe {
         libc::mallopt(parameter, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forgotten_pages_are_zeros_and_their_neighbours_stay() {
+        let mut values = vec![1.0_f32; 10_000];
+        for range in [1..9_999, 3..5, 17..17, 0..1_024, 0..10_000] {
+            values.fill(1.0);
+            forget_pages(&mut values[range.clone()]);
+            for (index, value) in values.iter().enumerate() {
+                assert_eq!(*value == 0.0, range.contains(&index), "{index} of {range:?}");
+            }
+        }
     }
 }

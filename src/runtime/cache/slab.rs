@@ -15,9 +15,10 @@ use crate::{
     family::ModuleId,
     module::CacheSpec,
     runtime::{RuntimeError, activation::handed_over},
+    tensor::forget_pages,
 };
 
-/// Number of positions that the slots of a slab share. Their pages are written when it is made.
+/// Number of positions that the slots of a slab share.
 const POSITIONS: usize = 1_024;
 
 /// Smallest capacity of a slot in positions, and the factor between two capacities.
@@ -185,6 +186,10 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        // A step holds the caches while it runs; the next sequence writes zeros in any case.
+        if let Ok(mut caches) = self.slab.caches.try_lock() {
+            caches.values_mut().for_each(|cache| cache.of_slot(self.index, forget_pages));
+        }
         self.slab.free.lock().unwrap_or_else(PoisonError::into_inner).push(self.index);
     }
 }
@@ -193,7 +198,12 @@ impl Cache {
     fn new(spec: CacheSpec, capacity: usize) -> Result<Self, RuntimeError> {
         let wrap = |source| RuntimeError::Tensor { source };
         let shape = [slots_for(capacity), spec.num_heads, capacity, spec.head_width];
-        let create = || OrtTensor::<f32>::new(&Allocator::default(), shape).map_err(wrap);
+        let create = || {
+            let mut tensor = OrtTensor::<f32>::new(&Allocator::default(), shape).map_err(wrap)?;
+            // The library has written zeros. Positions without a token are to have no pages.
+            forget_pages(tensor.extract_tensor_mut().1);
+            Ok::<_, RuntimeError>(tensor)
+        };
         Ok(Self { spec, capacity, keys: create()?, values: create()? })
     }
 

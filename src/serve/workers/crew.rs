@@ -38,7 +38,7 @@ struct Families {
     preload: VecDeque<(FamilyKey, ModuleId)>,
     /// Work for when there is nothing else to do.
     idle: VecDeque<(FamilyKey, Idle)>,
-    /// Whether a family was removed whose memory the process still holds.
+    /// Whether a family was loaded or removed whose freed memory the process still holds.
     has_freed: bool,
 }
 
@@ -67,6 +67,8 @@ impl Crew {
                 let mut families = self.lock();
                 // It may have been removed in the meantime.
                 if families.executors.contains_key(&family) {
+                    // Loading leaves graphs and copies of weights behind.
+                    families.has_freed = true;
                     families.idle.extend(idle.map(|idle| (family, idle)));
                     families.preload.extend(preload.into_iter().map(|module| (family, module)));
                 }
@@ -340,6 +342,8 @@ mod tests {
         let num_quiet = install_idle(&crew, &planner, &executor);
         assert_eq!(crew.patience(), Patience::Busy);
         crew.use_time(&|| true);
+        assert_eq!(crew.patience(), Patience::Quiet, "memory is to be given back");
+        crew.use_time(&|| true);
         for is_quiet in [true, false, true] {
             assert_eq!(crew.patience(), Patience::Quiet);
             crew.use_time(&|| is_quiet);
@@ -359,7 +363,7 @@ mod tests {
         assert_eq!(crew.patience(), Patience::Endless);
         let num_quiet = install_idle(&crew, &planner, &executor);
         drop(planner);
-        (0..4).for_each(|_| crew.use_time(&|| true));
+        (0..5).for_each(|_| crew.use_time(&|| true));
         assert_eq!(num_quiet.load(Ordering::Relaxed), 0, "nobody would get the costs");
     }
 
