@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod chat;
 mod config;
 mod export;
 #[cfg(test)]
@@ -46,6 +47,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         Command::Inspect(inspect) => inspect::inspect(&common, &inspect),
         Command::Import(import) => import::import(&common, &import),
         Command::Bench(bench) => bench::run(&common, &bench),
+        Command::Chat(chat) => chat::run(&common, &chat),
         Command::Migrate(migrate) => migrate::migrate(&common, &migrate),
         Command::Export(export) => export::export(&common, &export),
     }

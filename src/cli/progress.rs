@@ -1,6 +1,9 @@
 //! Progress bars, and output to the terminal.
 
-use std::{io::IsTerminal, sync::Mutex};
+use std::{
+    io::{IsTerminal, Write, stdout},
+    sync::Mutex,
+};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -64,6 +67,17 @@ impl Drop for Bars {
 #[expect(clippy::print_stdout, reason = "this is what the commands print")]
 pub(super) fn say(line: &str) {
     println!("{line}");
+}
+
+/// Writes a part of a line to standard output, at once.
+///
+/// # Errors
+///
+/// Fails when nobody reads it any more.
+pub(super) fn say_part(text: &str) -> std::io::Result<()> {
+    let mut output = stdout().lock();
+    output.write_all(text.as_bytes())?;
+    output.flush()
 }
 
 /// Writes a line to standard error.

@@ -168,6 +168,7 @@ async fn what_a_request_cannot_have_is_refused_by_its_key() {
         (json!({"max_tokens": 0}), 400, "max_tokens"),
         (json!({"max_tokens": 400}), 400, "the context holds 400"),
         (json!({"messages": []}), 200, ""),
+        (json!({"messages": []}), 400, "parameter `messages`"),
         (json!({"messages": [{"role": "king", "content": ""}]}), 400, "messages[0].role"),
         (json!({"messages": [{"role": "user", "content": 1}]}), 400, "messages[0].content"),
         (json!({"messages": [{"role": "tool", "content": ""}]}), 400, "there are no tools"),

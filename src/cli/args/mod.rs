@@ -1,6 +1,7 @@
 //! The command line. Every option is a flag; most are an environment variable as well.
 
 pub(super) mod bench;
+pub(super) mod chat;
 mod data;
 mod family;
 
@@ -11,6 +12,7 @@ use serde::Serialize;
 
 use crate::{plan::Shape, telemetry::LogFormat, tensor::ByteSize};
 use bench::BenchArguments;
+use chat::ChatArguments;
 pub(super) use data::DataArguments;
 use family::FamilyArgument;
 
@@ -78,6 +80,12 @@ pub enum Command {
                             load.svg\n  tessera bench --family text --trace arrivals.txt"
     )]
     Bench(BenchArguments),
+    /// Chat with a model of a running server in the terminal
+    #[command(
+        after_help = "Examples:\n  tessera chat 'What is the capital of France?'\n  tessera chat \
+                            --temperature 0 --system 'Answer in one word.'"
+    )]
+    Chat(ChatArguments),
     /// Write a plan's sub-network as one ONNX file that needs nothing else
     #[command(
         after_help = "Examples:\n  tessera export --family text --plan 'l6[0..3]' -o a.onnx\n  \

@@ -168,8 +168,13 @@ impl ChatQuestion {
             parameters: self.parameters,
             arrival,
         };
-        let messages = self.messages.into_iter().enumerate();
-        let messages = messages.map(|(index, own)| message(index, own)).collect::<Result<_, _>>();
+        let messages = match self.messages.is_empty() {
+            true => Err(wrong("messages", "empty", "one message or more")),
+            false => {
+                let messages = self.messages.into_iter().enumerate();
+                messages.map(|(index, own)| message(index, own)).collect()
+            }
+        };
         let chat = told.and(messages).map(|messages| Chat {
             messages,
             add_generation_prompt: true,
