@@ -10,7 +10,7 @@ TRAINING := .tessera/training/bin/python
 CLIENTS := .tessera/conformance/bin/python
 
 .PHONY: help setup setup-full data build serve test test-haswell conformance conformance-quick \
-	conformance-kserve budgets \
+	conformance-kserve budgets bench-generation \
 	schemathesis fuzz protocols beside peers soak cases json lint fmt bench fit profile evaluate \
 	train references sweep clean msrv
 
@@ -83,6 +83,9 @@ peers: setup build .tessera/benches/bin/python ## Compare with PyTriton, MLServe
 
 budgets: setup build .tessera/benches/bin/python ## Measure whether the first budgets after a start are kept
 	.tessera/benches/bin/python benches/first_budgets.py --binary $(BINARY) $(ARGS)
+
+bench-generation: setup build ## Measure text generation beside llama.cpp's server (ARGS="--peer COMMAND")
+	$(PYTHON) benches/generation.py --binary $(BINARY) $(ARGS)
 
 beside: setup build .tessera/benches/bin/python ## Measure inference beside health checks, scrapes, idle connections
 	.tessera/benches/bin/python benches/beside.py --binary $(BINARY) $(ARGS)
