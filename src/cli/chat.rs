@@ -67,8 +67,8 @@ impl Chat<'_> {
         self.messages = system.map(|text| json!({"role": "system", "content": text})).collect();
     }
 
-    /// Sends `message` behind the messages so far, and prints the answer as it comes. The chat stays
-    /// as it was if there is none.
+    /// Sends `message` behind the messages so far, and prints the answer as it comes. Without an
+    /// answer, the chat stays as it was.
     async fn ask(&mut self, message: &str) -> anyhow::Result<()> {
         self.messages.push(json!({"role": "user", "content": message}));
         match self.answer().await {

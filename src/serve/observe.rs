@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{ErrorCode, Report, ServeError};
+use super::{ErrorCode, Finish, Report, ServeError, Timings};
 use crate::runtime::{Residency, Routing, RuntimeError};
 
 /// Observer of finished requests and of runs. Its methods are called by request tasks and inference
@@ -37,6 +37,12 @@ pub trait Observer: Send + Sync {
     /// Is called when a request enters (+1) or leaves (−1) the queue.
     fn queue_changed(&self, family: &str, change: i64);
 
+    /// Is called when a generated sequence has ended.
+    fn sequence_ended(&self, _family: &str, _sequence: &SequenceReport) {}
+
+    /// Is called after each step of a family's sequences.
+    fn step_ran(&self, _family: &str, _state: &StepReport) {}
+
     /// Is called when a connection is opened (+1) or closed (−1); `protocol` is `http` or `grpc`.
     fn connections_changed(&self, protocol: &str, change: i64);
 
@@ -59,6 +65,43 @@ pub enum Outcome<'a> {
         /// Kind of the failure.
         code: ErrorCode,
     },
+}
+
+/// Report on a generated sequence that has ended.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SequenceReport {
+    /// Reason of the end.
+    pub ending: Ending,
+    /// Counts and times.
+    pub timings: Timings,
+    /// Time from the arrival to the first token, or `None` if there is no token.
+    pub first_token: Option<Duration>,
+    /// Time from the arrival to the end.
+    pub total: Duration,
+}
+
+/// Reason of the end of a sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// The model ended it, or it cannot grow.
+    Finished(Finish),
+    /// Nobody took more tokens: a stop string was found, or the client left.
+    Closed,
+    /// It failed.
+    Failed,
+}
+
+/// Report on the sequences of a family after a step.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StepReport {
+    /// Number of sequences with a cache.
+    pub num_running: usize,
+    /// Number of sequences that wait for one.
+    pub num_waiting: usize,
+    /// Number of sequences that gave their cache up in this step.
+    pub num_preempted: u64,
+    /// Bytes of the caches, those that are kept for later prompts included.
+    pub cache_bytes: u64,
 }
 
 /// Returns the client's error for `error`. The log, not the client, gets the changed file or the

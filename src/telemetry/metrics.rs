@@ -12,12 +12,13 @@ use prometheus::{GaugeVec, HistogramVec, IntCounterVec, IntGaugeVec, Registry, T
 
 use super::{
     TelemetryError,
+    generation::GenerationMetrics,
     makers::{NameAndHelp, counters, gauges, histograms, ratios},
     routing::RoutingMetrics,
 };
 use crate::{
     runtime::{Residency, Routing},
-    serve::{ErrorCode, Observer, Outcome, Report},
+    serve::{ErrorCode, Observer, Outcome, Report, SequenceReport, StepReport},
 };
 
 /// Most plans of a family with a label of their own; the others share [`OTHER_PLANS`].
@@ -122,6 +123,7 @@ pub struct Metrics {
     evictions: IntCounterVec,
     modules: HistogramVec,
     routing: RoutingMetrics,
+    generation: GenerationMetrics,
     connections: IntGaugeVec,
     refused_connections: IntCounterVec,
 }
@@ -157,6 +159,7 @@ impl Metrics {
             evictions: counters(&registry, EVICTIONS, &["family"])?,
             modules: histograms(&registry, MODULES, &["family", "module"], MODULE_BUCKETS)?,
             routing: RoutingMetrics::new(&registry)?,
+            generation: GenerationMetrics::new(&registry)?,
             connections: gauges(&registry, CONNECTIONS, "protocol")?,
             refused_connections: counters(&registry, REFUSALS, &["protocol"])?,
             registry,
@@ -268,6 +271,14 @@ impl Observer for Metrics {
 
     fn queue_changed(&self, family: &str, change: i64) {
         self.queue_depth.with_label_values(&[family]).add(change);
+    }
+
+    fn sequence_ended(&self, family: &str, sequence: &SequenceReport) {
+        self.generation.ended(family, sequence);
+    }
+
+    fn step_ran(&self, family: &str, state: &StepReport) {
+        self.generation.stepped(family, state);
     }
 
     fn connections_changed(&self, protocol: &str, change: i64) {

@@ -7,6 +7,7 @@
 mod error;
 #[cfg(test)]
 mod fuzz_tests;
+mod generation;
 mod logging;
 mod makers;
 mod metrics;

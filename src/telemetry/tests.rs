@@ -11,7 +11,10 @@ use super::{
 use crate::{
     plan::{Quality, QualitySource},
     runtime::{Residency, Routing},
-    serve::{ErrorCode, Observer, Outcome, PlanSummary, Report},
+    serve::{
+        Ending, ErrorCode, Finish, Observer, Outcome, PlanSummary, Report, SequenceReport,
+        StepReport, Timings,
+    },
 };
 
 fn report(plan: &str) -> Report {
@@ -141,5 +144,56 @@ fn the_ways_of_tokens_are_counted_and_those_beyond_the_limit_share_one_label() {
         ),
     ] {
         assert_line(&metrics, &line);
+    }
+}
+
+#[test]
+fn sequences_are_counted_by_why_they_ended_and_times_only_where_there_are_tokens() {
+    let metrics = Metrics::new().expect("metrics");
+    let timings = Timings {
+        num_cached: 64,
+        num_prompt: 100,
+        queue: Duration::from_millis(10),
+        prefill: Duration::from_millis(30),
+        num_generated: 5,
+        decode: Duration::from_millis(80),
+    };
+    let whole = SequenceReport {
+        ending: Ending::Finished(Finish::Length),
+        timings,
+        first_token: Some(Duration::from_millis(40)),
+        total: Duration::from_millis(125),
+    };
+    metrics.sequence_ended("chat", &whole);
+    metrics.sequence_ended(
+        "chat",
+        &SequenceReport {
+            ending: Ending::Closed,
+            timings: Timings { num_prompt: 7, ..Timings::default() },
+            first_token: None,
+            total: Duration::from_millis(5),
+        },
+    );
+    let state = StepReport { num_running: 3, num_waiting: 1, num_preempted: 2, cache_bytes: 640 };
+    metrics.step_ran("chat", &state);
+    metrics.step_ran("chat", &StepReport { num_running: 2, num_waiting: 0, ..state });
+    for line in [
+        r#"tessera_generation_sequences_total{family="chat",reason="length"} 1"#,
+        r#"tessera_generation_sequences_total{family="chat",reason="closed"} 1"#,
+        r#"tessera_generation_prompt_tokens_total{family="chat"} 107"#,
+        r#"tessera_generation_generated_tokens_total{family="chat"} 5"#,
+        r#"tessera_generation_prefix_cache_queried_tokens_total{family="chat"} 107"#,
+        r#"tessera_generation_prefix_cache_hit_tokens_total{family="chat"} 64"#,
+        r#"tessera_generation_time_to_first_token_seconds_sum{family="chat"} 0.04"#,
+        r#"tessera_generation_time_to_first_token_seconds_count{family="chat"} 1"#,
+        r#"tessera_generation_time_per_output_token_seconds_sum{family="chat"} 0.02"#,
+        r#"tessera_generation_duration_seconds_sum{family="chat"} 0.13"#,
+        r#"tessera_generation_duration_seconds_count{family="chat"} 2"#,
+        r#"tessera_generation_sequences_running{family="chat"} 2"#,
+        r#"tessera_generation_sequences_waiting{family="chat"} 0"#,
+        r#"tessera_generation_cache_bytes{family="chat"} 640"#,
+        r#"tessera_generation_preemptions_total{family="chat"} 4"#,
+    ] {
+        assert_line(&metrics, line);
     }
 }

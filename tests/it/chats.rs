@@ -167,7 +167,6 @@ async fn what_a_request_cannot_have_is_refused_by_its_key() {
         (json!({"temperature": 3}), 400, "temperature"),
         (json!({"max_tokens": 0}), 400, "max_tokens"),
         (json!({"max_tokens": 400}), 400, "the context holds 400"),
-        (json!({"messages": []}), 200, ""),
         (json!({"messages": []}), 400, "parameter `messages`"),
         (json!({"messages": [{"role": "king", "content": ""}]}), 400, "messages[0].role"),
         (json!({"messages": [{"role": "user", "content": 1}]}), 400, "messages[0].content"),
@@ -194,6 +193,49 @@ async fn what_a_request_cannot_have_is_refused_by_its_key() {
     let endless = json!({"model": "language", "prompt": "a".repeat(1 << 20)});
     let endless = chat.ask("/v1/completions", endless).await;
     assert_eq!(endless.status, 413, "{}", endless.text);
+}
+
+/// Returns the value of a metric of the family.
+async fn metric(chat: &Chat, name: &str) -> f64 {
+    let text = get(&chat.app, "/metrics").await.text;
+    let start = format!("tessera_generation_{name} ");
+    let found = text.lines().find_map(|line| line.strip_prefix(start.as_str()));
+    found.unwrap_or_else(|| panic!("no {start}in\n{text}")).parse().expect("a number")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_count_what_answers_tell() {
+    let chat = Chat::new();
+    let (long, mut prompt, mut cached, mut generated) = ("a".repeat(100), 0.0, 0.0, 0.0);
+    for (more, count) in [(json!({}), 1.0), (json!({"n": 2, "seed": 1}), 2.0)] {
+        let usage = chat.chat(&long, more).await.expect(200)["usage"].clone();
+        let number = |value: &Value| value.as_f64().expect("a number");
+        prompt += number(&usage["prompt_tokens"]) * count;
+        cached += number(&usage["prompt_tokens_details"]["cached_tokens"]);
+        generated += number(&usage["completion_tokens"]);
+    }
+    assert!(cached >= 64.0, "the second prompt begins like the first");
+    // A step is counted after its answer was sent.
+    let labels = "{family=\"language\"}";
+    while metric(&chat, &format!("sequences_running{labels}")).await > 0.0 {
+        tokio::task::yield_now().await;
+    }
+    for (name, expected) in [
+        ("prompt_tokens_total", prompt),
+        ("generated_tokens_total", generated),
+        ("prefix_cache_queried_tokens_total", prompt),
+        ("time_to_first_token_seconds_count", 3.0),
+        ("time_per_output_token_seconds_count", 3.0),
+        ("queue_duration_seconds_count", 3.0),
+        ("sequences_waiting", 0.0),
+        ("preemptions_total", 0.0),
+    ] {
+        let found = metric(&chat, &format!("{name}{labels}")).await;
+        assert!((found - expected).abs() < 0.5, "{name}: {found}, not {expected}");
+    }
+    let hits = metric(&chat, &format!("prefix_cache_hit_tokens_total{labels}")).await;
+    assert!(hits >= cached, "{hits} {cached}");
+    assert!(metric(&chat, &format!("cache_bytes{labels}")).await > 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

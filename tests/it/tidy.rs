@@ -48,7 +48,7 @@ const CONFINED: [(&str, &[&str]); 11] = [
     ("axum", &["src/api/"]),
     ("tonic", &["src/api/"]),
     ("hyper", &["src/api/"]),
-    ("reqwest", &["src/bench/"]),
+    ("reqwest", &["src/bench/", "src/cli/chat.rs"]),
     ("unsafe", &["src/tensor/"]),
     ("print!", &["src/cli/"]),
     ("println!", &["src/cli/"]),

@@ -18,10 +18,10 @@ use super::{
 };
 use crate::{
     plan::Plan,
-    runtime::{Executor, RuntimeError, StepBatch, StepRow, Tokens},
+    runtime::{Executor, RuntimeError, Sequence, StepBatch, StepRow, Tokens},
     serve::{
         error::ServeError,
-        observe::{Observer, reported},
+        observe::{Observer, SequenceReport, StepReport, reported},
     },
     tensor::Tensor,
 };
@@ -56,6 +56,8 @@ struct Turning {
     kept: Kept,
     sampler: Sampler,
     next_key: u64,
+    /// Reports on sequences that have ended in this step.
+    ended: Vec<SequenceReport>,
 }
 
 /// Executor of a step, and its observer.
@@ -80,6 +82,7 @@ impl Generator {
             kept: Kept::default(),
             sampler: Sampler::default(),
             next_key: 0,
+            ended: Vec::new(),
         };
         Self {
             executor,
@@ -144,6 +147,7 @@ impl Generator {
                 self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut *inbox)
         };
+        let num_preempted = turning.steps.num_preempted();
         turning.receive(arrived);
         let run = AssertUnwindSafe(|| turning.step(Runner { executor: &self.executor, observer }));
         if catch_unwind(run).is_err() {
@@ -154,6 +158,12 @@ impl Generator {
         // What arrived meanwhile counts as well.
         let inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
         self.num_sequences.store(turning.live.len() + inbox.len(), Ordering::Release);
+        let mut state = turning.report(num_preempted);
+        state.num_waiting += inbox.len();
+        drop(inbox);
+        let family = &self.executor.family().manifest.name;
+        turning.ended.drain(..).for_each(|ended| observer.sequence_ended(family, &ended));
+        observer.step_ran(family, &state);
     }
 }
 
@@ -191,7 +201,7 @@ impl Turning {
         let Some(live) = self.live.get_mut(&turn.key) else { return };
         let Some((sequence, num_cached)) = self.kept.find(live.reader()) else { return };
         if let Some(later) = self.steps.found(turn.key, num_cached) {
-            live.num_cached = num_cached;
+            live.found(num_cached);
             live.sequence = Some(sequence);
             *turn = later;
         }
@@ -201,6 +211,7 @@ impl Turning {
     fn end(&mut self, key: SequenceKey) {
         self.steps.remove(key);
         let Some(mut live) = self.live.remove(&key) else { return };
+        self.ended.push(live.report(Instant::now()));
         if let Some(sequence) = live.sequence.take() {
             self.kept.keep(live.reader(), sequence);
         }
@@ -209,8 +220,22 @@ impl Turning {
     /// Removes a sequence that failed, with its cache.
     fn fail(&mut self, key: SequenceKey, error: ServeError) {
         self.steps.remove(key);
-        if let Some(live) = self.live.remove(&key) {
+        if let Some(mut live) = self.live.remove(&key) {
             live.fail(error);
+            self.ended.push(live.report(Instant::now()));
+        }
+    }
+
+    /// Returns the report on the sequences after a step, before which `num_preempted` had given
+    /// their cache up.
+    fn report(&self, num_preempted: u64) -> StepReport {
+        let (num_waiting, num_running) = self.steps.counts();
+        let live = self.live.values().filter_map(|live| live.sequence.as_ref());
+        StepReport {
+            num_running,
+            num_waiting,
+            num_preempted: self.steps.num_preempted() - num_preempted,
+            cache_bytes: live.map(Sequence::cache_bytes).sum::<u64>() + self.kept.bytes(),
         }
     }
 

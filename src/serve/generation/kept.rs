@@ -76,6 +76,11 @@ impl Kept {
         copy.map(|copy| (copy, length))
     }
 
+    /// Returns the bytes of all kept caches.
+    pub(super) fn bytes(&self) -> u64 {
+        self.prompts.iter().map(|prompt| prompt.sequence.cache_bytes()).sum()
+    }
+
     /// Drops the cache that was not used for the longest time. Returns whether there was one.
     pub(super) fn drop_oldest(&mut self) -> bool {
         self.prompts.pop_front().is_some()

@@ -11,7 +11,14 @@ use super::{
     steps::Asked,
     stream::{Finish, SequenceEvent, Timings},
 };
-use crate::{plan::Plan, runtime::Sequence, serve::error::ServeError};
+use crate::{
+    plan::Plan,
+    runtime::Sequence,
+    serve::{
+        error::ServeError,
+        observe::{Ending, SequenceReport},
+    },
+};
 
 /// Sequence that is to be generated.
 #[derive(Debug)]
@@ -53,7 +60,9 @@ pub(super) struct Live {
     began: Option<Instant>,
     first: Option<Instant>,
     last: Option<Instant>,
-    pub(super) num_cached: usize,
+    /// Reason of the end, unless the sequence lives or nobody took more tokens.
+    ending: Option<Ending>,
+    num_cached: usize,
     history: Option<History>,
 }
 
@@ -69,6 +78,7 @@ impl Live {
             began: None,
             first: None,
             last: None,
+            ending: None,
             num_cached: 0,
             history,
         }
@@ -101,6 +111,14 @@ impl Live {
     /// Returns whether no one waits for the sequence any more.
     pub(super) fn is_abandoned(&self) -> bool {
         self.new.events.is_closed()
+    }
+
+    /// Notes that tokens of the prompt were found in a cache. What a preempted sequence finds later
+    /// may be its own.
+    pub(super) fn found(&mut self, num_cached: usize) {
+        if self.began.is_none() {
+            self.num_cached = num_cached;
+        }
     }
 
     /// Notes that a step with tokens of the sequence begins at `now`.
@@ -163,23 +181,39 @@ impl Live {
     }
 
     /// Ends the sequence with an error.
-    pub(super) fn fail(&self, error: ServeError) {
+    pub(super) fn fail(&mut self, error: ServeError) {
+        self.ending = Some(Ending::Failed);
         self.send(SequenceEvent::Failed(error));
     }
 
-    fn end(&self, finish: Finish) {
+    fn end(&mut self, finish: Finish) {
+        self.ending = Some(Ending::Finished(finish));
+        self.send(SequenceEvent::Ended(finish, self.timings()));
+    }
+
+    fn timings(&self) -> Timings {
         let span = |from: Option<Instant>, to: Option<Instant>| {
             from.zip(to).map(|(from, to)| to.saturating_duration_since(from)).unwrap_or_default()
         };
-        let timings = Timings {
+        Timings {
             num_cached: self.num_cached,
             num_prompt: self.num_prompt,
             queue: span(Some(self.new.arrival), self.began),
             prefill: span(self.began, self.first),
             num_generated: self.num_generated(),
             decode: span(self.first, self.last),
-        };
-        self.send(SequenceEvent::Ended(finish, timings));
+        }
+    }
+
+    /// Returns the report on the sequence, which has ended at `now`.
+    pub(super) fn report(&self, now: Instant) -> SequenceReport {
+        let since_arrival = |time: Instant| time.saturating_duration_since(self.new.arrival);
+        SequenceReport {
+            ending: self.ending.unwrap_or(Ending::Closed),
+            timings: self.timings(),
+            first_token: self.first.map(since_arrival),
+            total: since_arrival(now),
+        }
     }
 
     /// Sends an event. Returns whether no one waits for it.

@@ -57,7 +57,6 @@ pub(crate) struct Steps {
     served: BTreeMap<u64, u64>,
     /// Key of the running sequence whose prompt had its turn last.
     last: Option<SequenceKey>,
-    #[cfg(test)]
     num_preempted: u64,
 }
 
@@ -100,7 +99,6 @@ impl Steps {
             running: BTreeMap::new(),
             served: BTreeMap::new(),
             last: None,
-            #[cfg(test)]
             num_preempted: 0,
         }
     }
@@ -130,13 +128,11 @@ impl Steps {
     }
 
     /// Returns the number of sequences that wait for a cache, and of those that have one.
-    #[cfg(test)]
     pub(crate) fn counts(&self) -> (usize, usize) {
         (self.waiting.len(), self.running.len())
     }
 
     /// Returns how often a sequence lost its cache to another.
-    #[cfg(test)]
     pub(crate) fn num_preempted(&self) -> u64 {
         self.num_preempted
     }
@@ -198,10 +194,7 @@ impl Steps {
         let key = *self.running.iter().max_by_key(by_rank)?.0;
         let state = self.running.remove(&key)?;
         self.waiting.insert(key, State { cached: 0, ..state });
-        #[cfg(test)]
-        {
-            self.num_preempted += 1;
-        }
+        self.num_preempted += 1;
         Some(key)
     }
 

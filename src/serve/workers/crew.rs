@@ -14,7 +14,7 @@ use crate::{
             queue::Patience,
         },
         generation::Generator,
-        observe::Observer,
+        observe::{Observer, StepReport},
         workers::idle::Idle,
     },
     tensor::give_back_freed_memory,
@@ -87,10 +87,13 @@ impl Crew {
         let mut families = self.lock();
         families.preload.retain(|(key, _)| *key != family);
         families.idle.retain(|(key, _)| *key != family);
-        families.generators.remove(&family);
+        let generator = families.generators.remove(&family);
         let Some(executor) = families.executors.remove(&family) else {
             return;
         };
+        if generator.is_some() {
+            self.observer.step_ran(&executor.family().manifest.name, &StepReport::default());
+        }
         families.has_freed = true;
         let name = executor.family().manifest.name.clone();
         let last = executor.residency();
