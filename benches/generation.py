@@ -12,17 +12,20 @@ of the ratio of neighbouring runs. Needs no package.
 
 import argparse
 import concurrent.futures
+import contextlib
 import json
 import random
 import shlex
-import socket
 import statistics
 import subprocess
+import sys
 import time
 import urllib.request
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from support import ROOT, Served, eventually, free_port
+
 FILE = ROOT / "models/chat/anchors/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WORDS = [
     "time",
@@ -45,25 +48,17 @@ PATIENCE = 60
 
 
 class Side:
-    """A server, and how it is asked."""
+    """A running server, and how it is asked."""
 
-    def __init__(self, name, command, port):
-        self.name, self.url = name, f"http://127.0.0.1:{port}"
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT
-        )
+    def __init__(self, name, address):
+        self.name, self.url = name, f"http://{address}"
 
-    def wait(self):
-        """Waits until the server answers a completion."""
-        end = time.monotonic() + PATIENCE
-        while True:
-            try:
-                self.ask("hello", 1)
-                return
-            except OSError:
-                if self.process.poll() is not None or time.monotonic() > end:
-                    raise
-                time.sleep(0.1)
+    def answers(self):
+        """Tells whether the server answers a completion yet."""
+        with contextlib.suppress(OSError):
+            self.ask("hello", 1)
+            return True
+        return False
 
     def ask(self, prompt, tokens, cached=False):
         """Streams a completion; returns the times of the request, its first and last token, in s."""
@@ -142,24 +137,33 @@ def interval(values):
     return statistics.median(values), medians[50], medians[-51]
 
 
-def free_port():
-    """Returns a port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def sides_of(options):
-    """Starts both servers, or ours alone without a peer."""
+@contextlib.contextmanager
+def peer_of(options):
+    """Runs llama.cpp's server."""
     port, threads = free_port(), str(options.threads)
-    command = [str(options.binary), "serve", "--pool", str(options.pool), "--port", str(port)]
-    sides = [Side("tessera", [*command, "--no-grpc", "--threads", threads], port)]
-    if options.peer:
-        port = free_port()
-        command = [*shlex.split(options.peer), "-m", str(options.file), "--port", str(port)]
-        command += ["-t", threads, "-tb", threads, "-c", "16384", "-np", "8"]
-        sides.append(Side("peer", command, port))
-    return sides
+    command = [*shlex.split(options.peer), "-m", str(options.file), "--port", str(port)]
+    command += ["-t", threads, "-tb", threads, "-c", "16384", "-np", "8"]
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(command, stdout=quiet, stderr=quiet, cwd=ROOT)
+    try:
+        side = Side("peer", f"127.0.0.1:{port}")
+        eventually(lambda: side.answers() or process.poll() is not None, PATIENCE, pause=0.1)
+        yield side
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextlib.contextmanager
+def sides_of(options):
+    """Runs both servers, or ours alone without a peer."""
+    threads = ("--no-grpc", "--threads", options.threads)
+    with contextlib.ExitStack() as stack:
+        own = Served({"chat": options.family.resolve()}, *threads, binary=options.binary)
+        sides = [Side("tessera", stack.enter_context(own).http_address)]
+        if options.peer:
+            sides.append(stack.enter_context(peer_of(options)))
+        yield sides
 
 
 def measure(sides, name, rounds, chance):
@@ -183,7 +187,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--binary", type=Path, default=ROOT / "target/release/tessera")
-    parser.add_argument("--pool", type=Path, default=ROOT / "models")
+    parser.add_argument("--family", type=Path, default=ROOT / "models/chat")
     parser.add_argument("--file", type=Path, default=FILE, help="the file that the peer serves")
     parser.add_argument("--peer", help="command of llama.cpp's server")
     parser.add_argument("--threads", type=int, default=2)
@@ -191,18 +195,11 @@ def main():
     parser.add_argument("--measures", default=",".join(MEASURES))
     options = parser.parse_args()
     chance = random.Random(5)
-    sides = sides_of(options)
-    try:
-        for side in sides:
-            side.wait()
+    with sides_of(options) as sides:
         counts = {side.name: side.count(prompt_of(480, chance)) for side in sides}
         print(f"tokens of a prompt of 480 words: {counts}", flush=True)
         for name in options.measures.split(","):
             measure(sides, name, options.rounds, chance)
-    finally:
-        for side in sides:
-            side.process.terminate()
-            side.process.wait()
 
 
 if __name__ == "__main__":

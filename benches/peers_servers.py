@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import network
 import peers_setup
 import protocols
 import serving
+from support import free_port
 
 MAX_BATCH = 8
 WORKERS = "Tessera, a worker a thread"
@@ -146,12 +146,6 @@ class Server:
     def is_alive(self):
         """Tells whether any process of the group runs."""
         return any(state not in "ZX" for state, _ in self.members())
-
-
-def free_port():
-    """Returns a port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        return one.getsockname()[1]
 
 
 def start_tessera(options, folder):

@@ -112,10 +112,9 @@ impl Chat<'_> {
         Ok(text)
     }
 
-    /// Returns the request for the next message.
+    /// Returns the request for the next message. What was not given is left to the server.
     fn request(&self) -> Map<String, Value> {
         let ChatArguments { family, max_tokens, temperature, seed, plan, .. } = self.arguments;
-        let mut request = Map::new();
         let settings = [
             ("model", json!(family)),
             ("messages", json!(self.messages)),
@@ -126,8 +125,7 @@ impl Chat<'_> {
             ("plan", json!(plan)),
         ];
         let given = settings.into_iter().filter(|(_, value)| !value.is_null());
-        request.extend(given.map(|(key, value)| (key.to_owned(), value)));
-        request
+        given.map(|(key, value)| (key.to_owned(), value)).collect()
     }
 }
 

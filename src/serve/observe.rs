@@ -85,7 +85,7 @@ pub struct SequenceReport {
 pub enum Ending {
     /// The model ended it, or it cannot grow.
     Finished(Finish),
-    /// Nobody took more tokens: a stop string was found, or the client left.
+    /// Its receiver took no more tokens: a stop string was found, or the client left.
     Closed,
     /// It failed.
     Failed,

@@ -35,11 +35,11 @@ pub fn give_back_freed_memory() {}
 #[expect(unsafe_code, reason = "the C library's function has no safe form")]
 pub fn forget_pages(values: &mut [f32]) {
     // SAFETY: the function reads a constant of the system.
-    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(0);
-    let Some(to_page) = page.checked_sub(1).map(|_| values.as_ptr().align_offset(page)) else {
+    let Ok(page @ 1..) = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }) else {
         return values.fill(0.0);
     };
-    let (before, rest) = values.split_at_mut(to_page.min(values.len()));
+    let to_page = values.as_ptr().align_offset(page).min(values.len());
+    let (before, rest) = values.split_at_mut(to_page);
     let (pages, after) = rest.split_at_mut(rest.len() - rest.len() % (page / size_of::<f32>()));
     before.fill(0.0);
     after.fill(0.0);

@@ -5,7 +5,7 @@ Start at `server.py`. Nothing here knows what is tested or measured.
 
 from support.metrics import Metrics
 from support.questions import PIXELS, TEXT, post
-from support.server import BINARY, CACHE, ROOT, Served, Server
+from support.server import BINARY, CACHE, ROOT, Served, Server, free_port
 from support.waiting import eventually
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "Served",
     "Server",
     "eventually",
+    "free_port",
     "post",
 ]

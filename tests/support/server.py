@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -26,6 +27,12 @@ STOP_SECONDS = 60
 REQUEST_SECONDS = 60
 ADDRESS = re.compile(r"serving (HTTP|gRPC) address=127\.0\.0\.1:(\d+)")
 READ_AGAIN = re.compile(r"were read again| as they were: | as it was: ")
+
+
+def free_port():
+    """Returns a port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        return one.getsockname()[1]
 
 
 class Server:
