@@ -3,6 +3,7 @@
 use std::{borrow::Cow, iter::successors, panic::catch_unwind};
 
 use serde::de::IgnoredAny;
+use serde_json::Value;
 use tokenizers::{NormalizerWrapper, PostProcessor, PreTokenizerWrapper, TruncationDirection};
 
 use super::{prompts::Prompts, tokens::Encoding};
@@ -23,8 +24,9 @@ pub struct TokenizeError(#[from] tokenizers::Error);
 pub struct Tokenizer {
     tokenizer: tokenizers::Tokenizer,
     max_tokens: usize,
-    /// Whether a text up to a space has the tokens with which the whole text begins.
-    splits_at_spaces: bool,
+    /// Ends of words up to which a text has the tokens with which the whole text begins; None if
+    /// there may be others.
+    word_ends: Option<WordEnds>,
     pad_id: i64,
     prompts: Prompts,
 }
@@ -55,8 +57,8 @@ impl Tokenizer {
             ..Default::default()
         };
         tokenizer.with_truncation(Some(truncation))?;
-        let splits_at_spaces = splits_at_spaces(&tokenizer);
-        Ok(Self { tokenizer, max_tokens, splits_at_spaces, pad_id, prompts: Prompts::default() })
+        let word_ends = WordEnds::of(&tokenizer);
+        Ok(Self { tokenizer, max_tokens, word_ends, pad_id, prompts: Prompts::default() })
     }
 
     /// Returns the tokenizer with `prompts`, of which the default stands before each text.
@@ -72,7 +74,7 @@ impl Tokenizer {
 
     /// Returns the number of bytes that are usually tokenized of a text, or None for all of it.
     pub fn bytes_read(&self) -> Option<usize> {
-        self.splits_at_spaces.then(|| self.max_tokens.saturating_mul(BYTES_PER_TOKEN))
+        self.word_ends.as_ref().map(|_| self.max_tokens.saturating_mul(BYTES_PER_TOKEN))
     }
 
     /// Encodes `texts`, padding all to the longest.
@@ -151,7 +153,7 @@ impl Tokenizer {
         let lengths = successors(self.bytes_read(), |bytes| bytes.checked_mul(GROWTH));
         lengths
             .take_while(|bytes| *bytes <= text.len() / 2)
-            .filter_map(|bytes| up_to_space(text, bytes))
+            .filter_map(|bytes| self.word_ends.as_ref()?.up_to_word_end(text, bytes))
     }
 
     /// Returns the number of token ids that the tokenizer can make.
@@ -169,36 +171,90 @@ pub(super) fn read_json(json: &[u8]) -> Result<tokenizers::Tokenizer, tokenizers
     // The library panics on some files that it cannot read, such as those that are cut off.
     serde_json::from_slice::<IgnoredAny>(json)?;
     let read = catch_unwind(|| tokenizers::Tokenizer::from_bytes(json));
-    read.unwrap_or_else(|_| Err("it is not a tokenizer".into()))
+    let tokenizer = read.unwrap_or_else(|_| Err("it is not a tokenizer".into()))?;
+    if let Some(own) = tokenizer.get_post_processor() {
+        check_template(&serde_json::to_value(own)?)?;
+    }
+    Ok(tokenizer)
+}
+
+/// Checks that the template of `processor`, or of each of its parts, can be applied to one text.
+/// The library panics at the first text if it cannot.
+fn check_template(processor: &Value) -> Result<(), String> {
+    for part in processor["processors"].as_array().into_iter().flatten() {
+        check_template(part)?;
+    }
+    for piece in processor["single"].as_array().into_iter().flatten() {
+        if let Some(token) = piece["SpecialToken"]["id"].as_str()
+            && processor["special_tokens"].get(token).is_none()
+        {
+            return Err(format!(
+                "the template of its post-processor has the token `{token}`, which is not among \
+                 its `special_tokens`"
+            ));
+        }
+        if piece["Sequence"]["id"] == "B" {
+            return Err("the template of its post-processor for one text names a second".into());
+        }
+    }
+    Ok(())
 }
 
 fn ids(encoding: &tokenizers::Encoding) -> Vec<i64> {
     encoding.get_ids().iter().map(|id| i64::from(*id)).collect()
 }
 
-/// Returns `text` up to the last space within its first `bytes`, or None if there is none.
-fn up_to_space(text: &str, bytes: usize) -> Option<&str> {
-    // A form feed is not among them: BERT's normalizer drops it and joins the words around it.
-    let is_space = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
-    let end = text.as_bytes()[..bytes].iter().rposition(is_space)?;
-    text.get(..end)
+/// Ends of words of BERT's way to split texts.
+///
+/// Its normalizer changes characters regardless of those behind an end, and its pre-tokenizer
+/// splits there. No added token may lead across one.
+#[derive(Debug)]
+struct WordEnds {
+    /// ASCII characters that are words of their own and stand in no added token.
+    marks: Vec<u8>,
+    /// Whether each Chinese character is a word of its own.
+    splits_chinese: bool,
 }
 
-/// Returns whether a text up to a space always has the tokens with which the whole text begins.
-///
-/// This holds for BERT's way. Its normalizer changes characters regardless of those behind a
-/// space, and its pre-tokenizer splits at every space. No token may lead across a space.
-fn splits_at_spaces(tokenizer: &tokenizers::Tokenizer) -> bool {
-    let is_normalizer_local =
-        matches!(tokenizer.get_normalizer(), None | Some(NormalizerWrapper::BertNormalizer(_)));
-    let is_split =
-        matches!(tokenizer.get_pre_tokenizer(), Some(PreTokenizerWrapper::BertPreTokenizer(_)));
-    let keeps_start = tokenizer
-        .get_truncation()
-        .is_some_and(|truncation| truncation.direction == TruncationDirection::Right);
-    let mut added = tokenizer.get_added_tokens_decoder().into_values();
-    let is_plain = added.all(|token| token.content.bytes().all(|byte| byte.is_ascii_graphic()));
-    is_normalizer_local && is_split && keeps_start && is_plain
+impl WordEnds {
+    /// Returns the ends of words of `tokenizer`, or None if it does not split as BERT does.
+    fn of(tokenizer: &tokenizers::Tokenizer) -> Option<Self> {
+        let splits_chinese = match tokenizer.get_normalizer() {
+            None => false,
+            Some(NormalizerWrapper::BertNormalizer(own)) => own.handle_chinese_chars,
+            Some(_) => return None,
+        };
+        let is_split =
+            matches!(tokenizer.get_pre_tokenizer(), Some(PreTokenizerWrapper::BertPreTokenizer(_)));
+        let keeps_start = tokenizer
+            .get_truncation()
+            .is_some_and(|truncation| truncation.direction == TruncationDirection::Right);
+        let added = tokenizer.get_added_tokens_decoder();
+        let in_added = added.values().flat_map(|token| token.content.bytes());
+        let is_plain = in_added.clone().all(|byte| byte.is_ascii_graphic());
+        let marks = (b'!'..=b'~').filter(u8::is_ascii_punctuation);
+        let marks = marks.filter(|mark| in_added.clone().all(|byte| byte != *mark)).collect();
+        (is_split && keeps_start && is_plain).then_some(Self { marks, splits_chinese })
+    }
+
+    /// Returns `text` up to the last end of a word within its first `bytes`, or None if there is
+    /// none.
+    fn up_to_word_end<'t>(&self, text: &'t str, bytes: usize) -> Option<&'t str> {
+        let start = &text[..text.floor_char_boundary(bytes)];
+        let mut places = start.char_indices().rev();
+        places.find_map(|(place, character)| match character {
+            // A form feed is not among them: BERT's normalizer drops it and joins the words
+            // around it.
+            ' ' | '\t' | '\n' | '\r' => Some(&text[..place]),
+            '\u{4e00}'..='\u{9fff}' if self.splits_chinese => {
+                Some(&text[..place + character.len_utf8()])
+            }
+            _ => {
+                let mark = u8::try_from(character).ok().filter(|byte| self.marks.contains(byte));
+                mark.map(|_| &text[..=place])
+            }
+        })
+    }
 }
 
 #[cfg(test)]

@@ -72,6 +72,9 @@ fn long_texts_have_the_tokens_of_the_whole() {
         "a".repeat(50_000),
         format!("{} ab", "a".repeat(50_000)),
         format!("{} ab", "中".repeat(500)),
+        "../".repeat(10_000),
+        "[MASK].".repeat(5_000),
+        ".\u{301}".repeat(10_000),
         " ".repeat(50_000),
         format!("a{}b", " ".repeat(50_000)),
         format!("{}ab", "\u{ad} ".repeat(5_000)),
@@ -94,6 +97,40 @@ fn only_the_start_of_a_long_text_is_tokenized() {
     assert!(lengths(&tokenizer, &text[..255]).is_empty());
     let enough = tokenizer.tokenizer.encode_fast(&text[..125], true).expect("encoded");
     assert_eq!(enough.len(), 16, "the first part has enough");
+}
+
+#[test]
+fn a_word_ends_at_marks_that_are_in_no_added_token() {
+    let tokenizer = tokenizer(&bert(), 16);
+    assert_eq!(lengths(&tokenizer, &"ab/".repeat(1_000)), [126, 510]);
+    assert_eq!(lengths(&tokenizer, &"中".repeat(1_000)), [126, 510]);
+    assert!(lengths(&tokenizer, &"ab]".repeat(1_000)).is_empty(), "`]` is in `[MASK]`");
+    let mut json = bert();
+    json["normalizer"]["handle_chinese_chars"] = json!(false);
+    let tokenizer = self::tokenizer(&json, 16);
+    assert!(lengths(&tokenizer, &"中".repeat(1_000)).is_empty());
+}
+
+#[test]
+fn a_template_that_cannot_be_applied_is_refused() {
+    for (at, value, message) in [
+        ("/single/0/SpecialToken/id", json!("[BOS]"), "has the token `[BOS]`, which is not"),
+        ("/special_tokens", json!({}), "has the token `[CLS]`, which is not"),
+        ("/single/1/Sequence/id", json!("B"), "for one text names a second"),
+    ] {
+        for within in ["/post_processor", "/post_processor/processors/0"] {
+            let mut json = bert();
+            let single = json["post_processor"].take();
+            json["post_processor"] = match within {
+                "/post_processor" => single,
+                _ => json!({"type": "Sequence", "processors": [single]}),
+            };
+            *json.pointer_mut(&format!("{within}{at}")).expect(at) = value.clone();
+            let read = Tokenizer::from_bytes(json.to_string().as_bytes(), 16);
+            let error = read.expect_err(message).to_string();
+            assert!(error.contains(message), "{error}");
+        }
+    }
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! Formats of the manifest, by number, and the steps from one to the next.
 
-use std::{path::Path, thread};
+use std::{ops::Range, path::Path, thread};
 
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
+use toml::Spanned;
 
 use crate::{
     family::{FamilyError, Fault},
@@ -26,11 +27,17 @@ const KEY: &str = "format";
 ///
 /// Fails on text that is not TOML, and on a format that is newer than this version.
 pub fn migrated(path: &Path, text: &str) -> Result<Option<String>, FamilyError> {
-    let table: toml::Table = parse(path, text)?;
-    let found = table.get(KEY).map_or(Some(0), toml::Value::as_integer);
+    let Numbered { format } = parse(path, text)?;
+    let found = format.as_ref().map_or(Some(0), |own| own.get_ref().as_integer());
     let found = found.and_then(|number| u32::try_from(number).ok()).unwrap_or(u32::MAX);
     check(path, found)?;
-    Ok((found < FORMAT).then(|| numbered(text)))
+    Ok((found < FORMAT).then(|| numbered(text, format.map(|own| own.span()))))
+}
+
+/// Number of a manifest's format, with its place in the text.
+#[derive(Deserialize)]
+struct Numbered {
+    format: Option<Spanned<toml::Value>>,
 }
 
 /// Parses `text`, which lies at `path`, as TOML.
@@ -62,8 +69,13 @@ pub(super) fn check(path: &Path, found: u32) -> Result<(), FamilyError> {
     Err(FamilyError::at(path, Fault::new(KEY, found, expected)))
 }
 
-/// Adds the number before the first key: the only step from format 0 to format 1.
-fn numbered(text: &str) -> String {
+/// Writes the number at `place`, that of the old one, or else before the first key: the only step
+/// from format 0 to format 1.
+fn numbered(text: &str, place: Option<Range<usize>>) -> String {
+    if let Some(place) = place {
+        let (before, behind) = (&text[..place.start], &text[place.end..]);
+        return format!("{before}{FORMAT}{behind}");
+    }
     let is_key = |line: &&str| !line.trim().is_empty() && !line.trim_start().starts_with('#');
     let before: usize =
         text.split_inclusive('\n').take_while(|line| !is_key(line)).map(str::len).sum();
@@ -84,6 +96,18 @@ mod tests {
             "# A family.\n\nformat = 1\nname = \"a\" # its name\n[limits]\nmax_tokens = 8\n";
         assert_eq!(new, expected);
         assert_eq!(migrated(path, &new).expect("TOML"), None, "once is enough");
+    }
+
+    #[test]
+    fn the_number_of_an_old_format_is_replaced() {
+        let path = Path::new("family.toml");
+        for (old, expected) in [
+            ("name = \"a\"\nformat = 0 # old\n", "name = \"a\"\nformat = 1 # old\n"),
+            ("'format' = 0x0", "'format' = 1"),
+        ] {
+            assert_eq!(migrated(path, old).expect("TOML").as_deref(), Some(expected));
+            assert_eq!(migrated(path, expected).expect("TOML"), None, "once is enough");
+        }
     }
 
     #[test]

@@ -104,6 +104,12 @@ fn idx(bytes: &[u8]) -> Result<Array, String> {
 
 /// Parses NPY of integers of any type.
 fn npy(bytes: &[u8]) -> Result<Array, String> {
+    // The library allocates the length that a header says, before it reads the header.
+    let length = npy_header_length(bytes).filter(|length| *length <= bytes.len());
+    if length.is_none_or(|length| length > MAX_NPY_HEADER) {
+        let reason = "its header is longer than it, or than 131072 bytes";
+        return Err(format!("is not a valid NPY file: {reason}"));
+    }
     // The library takes exponentially long for brackets in brackets; headers here have few.
     let header = &bytes[..bytes.len().min(MAX_NPY_HEADER)];
     let header = header.split(|byte| *byte == b'\n').find(|line| line.contains(&b'{'));
@@ -134,6 +140,16 @@ fn npy(bytes: &[u8]) -> Result<Array, String> {
         _ => return Err(format!("holds {type_name}, but integers are needed, such as |u1 or <i8")),
     };
     checked(shape, values)
+}
+
+/// Returns the length that the header of an NPY file says it has; `None` if the file is too short.
+fn npy_header_length(bytes: &[u8]) -> Option<usize> {
+    let (major, length) = (*bytes.get(6)?, bytes.get(8..)?);
+    let length = match major {
+        1 => u32::from(u16::from_le_bytes(*length.first_chunk()?)),
+        _ => u32::from_le_bytes(*length.first_chunk()?),
+    };
+    usize::try_from(length).ok()
 }
 
 /// Reads the elements of a file, of the type `T`, as integers of 64 bits.
@@ -232,6 +248,9 @@ mod tests {
             (npy_of("<f4", 1, &[0; 4]), "holds <f4, but integers"),
             (npy_of("<u8", 1, &[255; 8]), "holds 18446744073709551615"),
             (npy_of("<u2", 2, &[0; 2]), "fill whole buffer"),
+            (b"\x93NUMPY\x03\0=\0{'d".to_vec(), "its header is longer than it"),
+            (b"\x93NUMPY\x01\0\xff\xff{'descr'".to_vec(), "its header is longer than it"),
+            (b"\x93NUMPY\x01".to_vec(), "its header is longer than it"),
         ] {
             let error = npy(&bytes).expect_err(reason);
             assert!(error.contains(reason), "{error}");
