@@ -105,7 +105,7 @@ json: ## Compare JSON parsers on a large request
 FUZZ_CASES ?= 1000000
 
 fuzz: setup build $(CLIENTS) ## Feed every reader of requests and files a million wrong inputs (FUZZ_CASES)
-	ulimit -v 8000000 && FUZZ_CASES=$(FUZZ_CASES) \
+	ulimit -v 8000000 && RUST_BACKTRACE=0 FUZZ_CASES=$(FUZZ_CASES) \
 		$(CARGO) test --profile fuzz --locked --lib -- fuzz
 	cd tests/conformance && HOSTILE_ROUNDS=200 ../../$(CLIENTS) -m unittest -q test_hostile
 

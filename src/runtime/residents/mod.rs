@@ -230,7 +230,7 @@ impl<S> Residents<S> {
         state.ledger.begin_load(weights.bytes);
         drop(state);
         let creation = Creation { residents: self, key, bytes: weights.bytes };
-        let apart = self.limit.map(|_| MappedApart::begin());
+        let apart = MappedApart::begin();
         // The wait for other threads is not part of the load time, as it does not predict the next
         // one.
         let start = Instant::now();
