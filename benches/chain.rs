@@ -201,7 +201,7 @@ impl Bench {
         let networks = networks.map(|index| self.family.network(index));
         let models: Vec<_> =
             networks.map(|network| network.to_onnx(folder)).collect::<Result<_, _>>()?;
-        let model = join(&models, &[INPUT_IDS, ATTENTION_MASK]);
+        let model = join(&models, &[INPUT_IDS, ATTENTION_MASK], &[]);
         let mut builder = self
             .builder()?
             .with_config_entry(FOLDER_KEY, folder.to_string_lossy())

@@ -56,8 +56,9 @@ pub(crate) struct Form<'a> {
     pub(crate) experts: Option<&'a [usize]>,
     /// Whether a head has its final norm.
     pub(crate) has_norm: bool,
-    /// Whether the part keeps a cache of keys and values.
-    pub(crate) has_cache: bool,
+    /// Whether the part runs on the packed tokens of a step, `[tokens, width]`, and keeps a cache
+    /// of keys and values if it has attention. Only parts of blocks have this form.
+    pub(crate) is_step: bool,
 }
 
 impl Form<'_> {
@@ -68,7 +69,7 @@ impl Form<'_> {
         top_k: None,
         experts: None,
         has_norm: true,
-        has_cache: false,
+        is_step: false,
     };
 
     /// Changes the router of an architecture to that of this form.

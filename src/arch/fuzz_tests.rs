@@ -45,7 +45,7 @@ fn checkpoint(folder: &Path) -> Checkpoint {
 /// Builds every part of `network` in a few forms; each is built or refused.
 fn build(network: &dyn Backbone) {
     let int8 = Form { precision: Precision::Int8, top_k: Some(1), ..Form::PLAIN };
-    let cached = Form { has_cache: true, has_norm: false, ..Form::PLAIN };
+    let cached = Form { is_step: true, has_norm: false, ..Form::PLAIN };
     for index in 0..network.layout().parts.len() {
         for form in [Form::PLAIN, int8, cached] {
             drop(network.build(PartId(index), &form));

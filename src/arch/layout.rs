@@ -114,6 +114,14 @@ impl Layout {
         &self.parts[id.0]
     }
 
+    /// Returns whether the part can run on the tokens of a step: it is of a block whose attention
+    /// can keep a cache.
+    pub(crate) fn is_stepped(&self, id: PartId) -> bool {
+        let block = self.part(id).block;
+        let mut own = self.parts.iter().filter(|part| part.block == block);
+        block.is_some() && own.any(|part| part.axes.cache.is_some())
+    }
+
     /// Returns the number of blocks.
     pub(crate) fn num_blocks(&self) -> usize {
         self.parts.iter().filter_map(|part| part.block).max().map_or(0, |last| last + 1)

@@ -12,6 +12,13 @@ pub(super) fn with_hidden(width: usize) -> (GraphBuilder, String) {
     (graph, hidden)
 }
 
+/// Creates a graph whose state input is `hidden`, `[tokens, width]` f32, for the tokens of a step.
+pub(super) fn with_rows(width: usize) -> (GraphBuilder, String) {
+    let mut graph = GraphBuilder::default();
+    let hidden = graph.input("hidden", data_type::FLOAT, &[None, extent(width)]);
+    (graph, hidden)
+}
+
 /// Declares the input `name`, `[batch, tokens]` INT64.
 pub(super) fn token_input(graph: &mut GraphBuilder, name: &str) -> String {
     graph.input(name, data_type::INT64, &[None, None])

@@ -39,7 +39,7 @@ pub(super) struct FamilyBuilder<'a> {
     pub(super) modules: Vec<Module>,
     pub(super) bodies: Vec<Option<Body>>,
     /// Networks with a cache, by the position of their module.
-    pub(super) cached: BTreeMap<usize, Network>,
+    pub(super) steps: BTreeMap<usize, Network>,
     pub(super) features: Vec<Network>,
     pub(super) splits: Vec<SplitPart>,
     pub(super) tokenizers: BTreeMap<String, Arc<Tokenizer>>,
@@ -119,7 +119,7 @@ impl<'a> FamilyBuilder<'a> {
             ],
             modules: Vec::new(),
             bodies: Vec::new(),
-            cached: BTreeMap::new(),
+            steps: BTreeMap::new(),
             features: Vec::new(),
             splits: Vec::new(),
             tokenizers: BTreeMap::new(),
@@ -209,7 +209,7 @@ impl<'a> FamilyBuilder<'a> {
         let plain_name = format!("{}.block.{block}{dot}{name}", side.prefix());
         let plain = anchor.build(part, &Form::PLAIN)?;
         self.add(plain_name.clone(), ends, kind, Some(plain.clone()))?;
-        self.add_cached(anchor, part, &Form::PLAIN)?;
+        self.add_step(anchor, part, &Form::PLAIN)?;
         let spec =
             |name: &str| self.spaces.iter().find(|space| space.name == name).map(|s| &s.spec);
         let keeps_shape = spec(ends[0]) == spec(ends[1]);
@@ -223,7 +223,7 @@ impl<'a> FamilyBuilder<'a> {
             self.add(name, ends, kind, body)?;
             self.name_variant(Some(variant.name));
             if let Some(form) = form {
-                self.add_cached(anchor, part, &form)?;
+                self.add_step(anchor, part, &form)?;
             }
         }
         if kind == ModuleKind::Mlp {
@@ -232,18 +232,19 @@ impl<'a> FamilyBuilder<'a> {
         Ok(())
     }
 
-    /// Adds the network with a cache to the module added last, if the part can keep one.
-    fn add_cached(
+    /// Adds the network for the tokens of a step to the module added last, if the block's attention
+    /// can keep a cache.
+    fn add_step(
         &mut self,
         anchor: &dyn Backbone,
         part: PartId,
         form: &Form<'_>,
     ) -> Result<(), ArchError> {
-        if anchor.layout().part(part).axes.cache.is_none() {
+        if !anchor.layout().is_stepped(part) {
             return Ok(());
         }
-        if let Body::Network(network) = anchor.build(part, &Form { has_cache: true, ..*form })? {
-            self.cached.insert(self.modules.len() - 1, *network);
+        if let Body::Network(network) = anchor.build(part, &Form { is_step: true, ..*form })? {
+            self.steps.insert(self.modules.len() - 1, *network);
         }
         Ok(())
     }

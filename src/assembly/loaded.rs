@@ -6,12 +6,16 @@ use std::{
     sync::Arc,
 };
 
-use super::builder::FamilyBuilder;
+use super::{
+    builder::FamilyBuilder,
+    networks::Networks,
+    steps::{StepRun, StepRuns},
+};
 use crate::{
     arch::{ArchError, SplitPart},
     family::{FamilyGraph, INT8, MANIFEST_FILE, Manifest, MapSpec, Module, ModuleId, SpaceId},
     input::{Language, Tokenizer},
-    module::{Batching, Body, Cached, Compute, ModuleError, Network, Port},
+    module::{Batching, Body, CacheSpec, Compute, Network},
     pool::{FitRecords, PoolError, Stamps},
 };
 
@@ -27,23 +31,14 @@ pub struct Family {
     networks: Networks,
     /// Networks that each module runs, by position in `networks`; `None` for the identity.
     computes: Vec<Option<Compute>>,
-    /// Networks with a cache that modules run in a sequence's step, by position in `networks`.
-    cached: BTreeMap<ModuleId, usize>,
+    /// Modules that a sequence's step runs in one session.
+    steps: StepRuns,
     features: Vec<Network>,
     splits: Vec<SplitPart>,
     tokenizers: BTreeMap<String, Arc<Tokenizer>>,
     words: BTreeMap<String, usize>,
     language: Option<Arc<Language>>,
     stamps: Stamps,
-}
-
-/// Distinct networks of a family. Equal networks are kept once, such as the head that may follow
-/// any block.
-#[derive(Debug, Default)]
-struct Networks {
-    /// Networks, each with its name in errors and logs.
-    kept: Vec<(Network, String)>,
-    known: BTreeMap<Vec<u8>, usize>,
 }
 
 impl Family {
@@ -84,19 +79,15 @@ impl Family {
             let starts = module.from == graph.input();
             body.map(|body| networks.keep(&module.name, starts, body)).transpose()
         };
-        let computes = named.map(keep).collect::<Result<_, _>>()?;
-        let cached = parts.cached.into_iter().map(|(index, network)| {
-            let name = format!("{}.cached", graph.modules()[index].name);
-            check_ports(&name, false, &network)?;
-            Ok((ModuleId(index), networks.position(network, || name)))
-        });
-        let cached = cached.collect::<Result<_, ModuleError>>()?;
+        let computes: Vec<_> = named.map(keep).collect::<Result<_, _>>()?;
+        let in_step = parts.steps.into_iter().map(|(index, network)| (ModuleId(index), network));
+        let steps = StepRuns::new(&graph, &mut networks, &in_step.collect())?;
         Ok(Self {
             folder: folder.to_owned(),
             graph,
             networks,
             computes,
-            cached,
+            steps,
             features: parts.features,
             splits: parts.splits,
             tokenizers: parts.tokenizers,
@@ -128,11 +119,15 @@ impl Family {
         self.computes[id.0].as_ref()
     }
 
-    /// Returns the network with a cache that module `id` runs in a sequence's step, by its
-    /// position, and its cache. Returns `None` if the module keeps no cache.
-    pub fn cached(&self, id: ModuleId) -> Option<(usize, &Arc<Cached>)> {
-        let index = *self.cached.get(&id)?;
-        Some((index, self.network(index).cached()?))
+    /// Returns the cache that module `id` keeps in a sequence's step, or `None`.
+    pub fn cache(&self, id: ModuleId) -> Option<CacheSpec> {
+        self.steps.caches.get(&id).copied()
+    }
+
+    /// Returns the modules from `first` on that a sequence's step runs in one session. Returns
+    /// `None` if no such run begins there.
+    pub fn step_run(&self, first: ModuleId) -> Option<&StepRun> {
+        self.steps.runs.get(&first)
     }
 
     /// Returns the network at the position `index`, as returned by [`compute`](Self::compute).
@@ -141,17 +136,17 @@ impl Family {
     ///
     /// Panics when `index` is out of range.
     pub fn network(&self, index: usize) -> &Network {
-        &self.networks.kept[index].0
+        self.networks.network(index)
     }
 
     /// Returns whether rows run one at a time, because a network mixes the rows of a batch.
     pub fn is_one_by_one(&self) -> bool {
-        self.networks.kept.iter().any(|(network, _)| network.batching() == Batching::OneByOne)
+        (0..self.num_networks()).any(|index| self.network(index).batching() == Batching::OneByOne)
     }
 
     /// Returns the number of distinct networks.
     pub fn num_networks(&self) -> usize {
-        self.networks.kept.len()
+        self.networks.len()
     }
 
     /// Returns the name of the network at the position `index`. It is the name of the first module
@@ -161,7 +156,7 @@ impl Family {
     ///
     /// Panics when `index` is out of range.
     pub fn network_name(&self, index: usize) -> &str {
-        &self.networks.kept[index].1
+        self.networks.name(index)
     }
 
     /// Returns the positions of the networks that module `id` may run, each once. The list is empty
@@ -287,43 +282,5 @@ impl Family {
             && location(one) == location(other)
             && prompt(one) == prompt(other)
             && self.vocabulary_size(one) == self.vocabulary_size(other)
-    }
-}
-
-impl Networks {
-    /// Keeps the networks of the module `name` that are not yet known. Checks that each of their
-    /// inputs has a source; a module that `starts` a path reads no hidden states.
-    fn keep(&mut self, name: &str, starts: bool, body: Body) -> Result<Compute, ModuleError> {
-        match body {
-            Body::Network(network) => {
-                check_ports(name, starts, &network)?;
-                Ok(Compute::Network(self.position(*network, || name.to_owned())))
-            }
-            Body::Routed(routed) => {
-                let routed = routed.with_ports();
-                routed.networks().try_for_each(|network| check_ports(name, false, network))?;
-                let keep = |network, role: &str, index| {
-                    self.position(network, || format!("{name}.{role}.{index}"))
-                };
-                Ok(Compute::Routed(Box::new(routed.map(keep))))
-            }
-        }
-    }
-
-    fn position(&mut self, network: Network, name: impl FnOnce() -> String) -> usize {
-        let Self { kept, known } = self;
-        *known.entry(network.fingerprint()).or_insert_with(|| {
-            kept.push((network, name()));
-            kept.len() - 1
-        })
-    }
-}
-
-/// Checks that each input of a network of the module `module` has a source.
-fn check_ports(module: &str, starts: bool, network: &Network) -> Result<(), ModuleError> {
-    let ports = network.ports(module)?;
-    match ports.into_iter().find(|(_, port)| starts && *port == Port::State) {
-        Some((input, _)) => Err(ModuleError::NoState { module: module.to_owned(), input }),
-        None => Ok(()),
     }
 }

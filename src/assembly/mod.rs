@@ -8,7 +8,10 @@ mod fuzz_tests;
 mod language;
 mod loaded;
 mod maps;
+mod networks;
 mod promises;
+mod steps;
 mod variants;
 
 pub use loaded::Family;
+pub use steps::StepRun;

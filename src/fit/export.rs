@@ -35,7 +35,7 @@ pub fn export_plan(family: &Family, plan: &Plan) -> Result<Vec<u8>, FitError> {
             }
         }
     }
-    let mut model = join(&models, &[INPUT_IDS, ATTENTION_MASK, PIXEL_VALUES]);
+    let mut model = join(&models, &[INPUT_IDS, ATTENTION_MASK, PIXEL_VALUES], &[]);
     embed_weights(&mut model, &family.folder).map_err(wrap)?;
     if let Some(graph) = &mut model.graph {
         graph.name = family.manifest.name.clone();

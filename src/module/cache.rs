@@ -1,11 +1,11 @@
 //! Caches of keys and values: the networks that keep them, and the names of their inputs.
 //!
-//! The tokens of a step lie packed in one row, `[1, tokens, width]`. A cache has a slot for each
+//! The tokens of a step lie packed, `[tokens, width]`. A cache has a slot for each
 //! sequence, `[slots, heads, capacity, head width]`.
 
 /// Name of the packed row of each token of each slot, `[slots, longest]` INT64.
 pub const ROWS: &str = "rows";
-/// Name of the place of each packed token among the slots, `[1, tokens]` INT64.
+/// Name of the place of each packed token: its slot, and its number there, `[tokens, 2]` INT64.
 pub const PLACES: &str = "places";
 /// Name of the position of each packed token in its sequence, `[1, tokens]` INT64.
 pub const POSITIONS: &str = "positions";
@@ -41,11 +41,11 @@ pub struct CacheSpec {
     pub head_width: usize,
 }
 
-/// Settings of a network that keeps a cache.
+/// Settings of a network that keeps caches.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cached {
-    /// Cache of the network.
-    pub cache: CacheSpec,
+    /// Caches of the network: one, or one for each attention module of a chain.
+    pub caches: Vec<CacheSpec>,
     /// Angles between neighbouring positions, of each pair of a head's elements (rotary positions).
     pub frequencies: Vec<f32>,
 }

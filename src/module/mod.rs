@@ -3,6 +3,7 @@
 //! Knows no architecture and runs nothing. Start at [`Network`] and [`Routed`].
 
 mod cache;
+mod chain;
 mod compute;
 mod error;
 mod network;

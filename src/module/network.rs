@@ -8,7 +8,7 @@ use super::cache::{Cached, STEP_INPUTS};
 use crate::{
     family::name_without_digest,
     onnx::{
-        OnnxError,
+        OnnxError, batch_rows,
         blocks::BlockType,
         dequantize_blocks, expand_blocks, external,
         proto::{GraphProto, ModelProto, NodeProto, TensorProto, data_type},
@@ -33,15 +33,16 @@ pub struct Network {
     held_bytes: Option<u64>,
     /// Names of the inputs that a routed module or a step hands to the network.
     given: &'static [&'static str],
-    /// Cache that the network keeps, or `None`.
+    /// Caches that the network keeps, or `None`.
     cached: Option<Arc<Cached>>,
 }
 
 /// Precision of a network's matrix products.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Precision {
     /// Precision of the weights in their file: 32-bit floating point, or the levels of quantized
     /// blocks, whose products quantize their left side block by block.
+    #[default]
     F32,
     /// 32-bit floating point, also for weights of quantized blocks.
     Dequantized,
@@ -102,13 +103,18 @@ impl Network {
         Self { given, ..self }
     }
 
-    /// Makes the network one that keeps a cache.
+    /// Returns whether the network holds only parts of the weights that its graph reads.
+    pub(super) fn is_part(&self) -> bool {
+        self.held_bytes.is_some()
+    }
+
+    /// Makes the network one that keeps caches.
     #[must_use]
     pub(crate) fn with_cache(self, cached: Cached) -> Self {
         Self { given: &STEP_INPUTS, cached: Some(Arc::new(cached)), ..self }
     }
 
-    /// Returns the cache that the network keeps, or `None`.
+    /// Returns the caches that the network keeps, or `None`.
     pub fn cached(&self) -> Option<&Arc<Cached>> {
         self.cached.as_ref()
     }
@@ -150,8 +156,10 @@ impl Network {
             return self.weight_bytes();
         };
         let is_mapped = |tensor: &&TensorProto| {
-            let is_blocks = BlockType::of_data_type(tensor.data_type).is_some();
-            let is_external = external::place_of(tensor).is_some() && !is_blocks;
+            let block_type = BlockType::of_data_type(tensor.data_type);
+            let is_kept = |block: BlockType| block.has_bytes() && self.precision == Precision::F32;
+            let is_external =
+                external::place_of(tensor).is_some() && block_type.is_none_or(is_kept);
             is_external && is_looked_up(graph, &tensor.name)
         };
         let mapped = graph.initializer.iter().filter(is_mapped);
@@ -192,7 +200,8 @@ impl Network {
     /// Returns the model for ONNX Runtime.
     ///
     /// Its weights are places in files of `folder`. Weights that are taken in part or consist of
-    /// quantized blocks are inside the model.
+    /// quantized blocks are inside the model. With caches, its hidden states are `[1, tokens,
+    /// width]`.
     ///
     /// # Errors
     ///
@@ -202,13 +211,17 @@ impl Network {
             Some(_) => take_rows(&self.model, folder)?,
             None => self.model.clone(),
         };
-        match self.precision {
+        let mut model = match self.precision {
             Precision::F32 => expand_blocks(&model, folder),
             Precision::Dequantized => dequantize_blocks(&model, folder),
             Precision::Int8 => {
                 dequantize_blocks(&quantize_weights(&model, folder, max_level())?, folder)
             }
+        }?;
+        if self.cached.is_some() {
+            batch_rows(&mut model);
         }
+        Ok(model)
     }
 
     /// Returns bytes that identify the network in caches. They depend on the graph, the places of

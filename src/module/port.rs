@@ -11,9 +11,6 @@ use super::{
 /// Inputs that a request brings.
 const INPUTS: [&str; 3] = [INPUT_IDS, ATTENTION_MASK, PIXEL_VALUES];
 
-/// Caches of a network that keeps one.
-const CACHES: [&str; 2] = [PAST_KEYS, PAST_VALUES];
-
 /// Source of a network's input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Port {
@@ -23,8 +20,10 @@ pub enum Port {
     Input(&'static str),
     /// Value that a routed module or a step hands to the network.
     Given(&'static str),
-    /// Cache of keys or values before the step.
-    Cache(&'static str),
+    /// Keys before the step in one of the network's caches, by its index.
+    Keys(usize),
+    /// Values before the step in one of the network's caches, by its index.
+    Values(usize),
 }
 
 impl Network {
@@ -36,6 +35,7 @@ impl Network {
     pub fn ports(&self, module: &str) -> Result<Vec<(String, Port)>, ModuleError> {
         let mut state: Option<&str> = None;
         let mut ports = Vec::new();
+        let mut caches = CachePorts::default();
         let graph = self.model().graph.iter();
         let weights: HashSet<&str> =
             graph.clone().flat_map(|g| &g.initializer).map(|weight| weight.name.as_str()).collect();
@@ -44,9 +44,8 @@ impl Network {
         for name in inputs.filter(|name| !weights.contains(name)) {
             let known =
                 |names: &[&'static str]| names.iter().find(|known| **known == name).copied();
-            let caches: &[&str] = if self.cached().is_some() { &CACHES } else { &[] };
             let given = known(self.given()).map(Port::Given);
-            let cache = known(caches).map(Port::Cache);
+            let cache = self.cached().and_then(|_| caches.next(name));
             let input = known(&INPUTS).map(Port::Input);
             let port = given.or(cache).or(input).unwrap_or(Port::State);
             if port == Port::State
@@ -58,6 +57,26 @@ impl Network {
             ports.push((name.to_owned(), port));
         }
         Ok(ports)
+    }
+}
+
+/// Counter of the caches of a network, whose inputs stand in the order of its modules.
+#[derive(Default)]
+struct CachePorts {
+    num_keys: usize,
+    num_values: usize,
+}
+
+impl CachePorts {
+    /// Returns the port of the input `name` if it is a cache.
+    fn next(&mut self, name: &str) -> Option<Port> {
+        // In a chain, the position of the module stands before the name.
+        let next = |count: &mut usize| std::mem::replace(count, *count + 1);
+        match name.rsplit('/').next() {
+            Some(PAST_KEYS) => Some(Port::Keys(next(&mut self.num_keys))),
+            Some(PAST_VALUES) => Some(Port::Values(next(&mut self.num_values))),
+            _ => None,
+        }
     }
 }
 

@@ -11,15 +11,17 @@ use super::{
 
 /// Joins `models` into one model.
 ///
-/// Each model's inputs that are not in `shared` read the output of the model before it. Names get
-/// the model's position as a prefix; `shared` inputs keep their names. The joined model declares
+/// Names get the model's position as a prefix; `shared` inputs keep their names. Inputs and outputs
+/// in `own` are the joined model's, too. Each model's other inputs read the first other output of
+/// the model before it; those of the first model are the joined model's. The joined model declares
 /// the latest opset that one of `models` declares.
-pub fn join(models: &[ModelProto], shared: &[&str]) -> ModelProto {
+pub fn join(models: &[ModelProto], shared: &[&str], own: &[&str]) -> ModelProto {
     let mut joined = GraphProto { name: "joined".into(), ..GraphProto::default() };
     let mut opsets: Vec<OperatorSetId> = Vec::new();
     let latest = models.iter().map(opset::version).max().unwrap_or_default();
     let mut declared = HashSet::new();
-    let mut state = String::new();
+    let mut outputs = Vec::new();
+    let mut state: Option<String> = None;
     for (index, model) in models.iter().enumerate() {
         let mut model = model.clone();
         opset::raise(&mut model, latest);
@@ -37,21 +39,30 @@ pub fn join(models: &[ModelProto], shared: &[&str]) -> ModelProto {
             *name = match name.as_str() {
                 "" => String::new(),
                 name if shared.contains(&name) => name.to_owned(),
-                name if inputs.contains(name) => state.clone(),
-                name => format!("{index}/{name}"),
+                name => match &state {
+                    Some(state) if inputs.contains(name) && !own.contains(&name) => state.clone(),
+                    _ => format!("{index}/{name}"),
+                },
             };
         };
+        let is_own: Vec<bool> =
+            graph.output.iter().map(|output| own.contains(&output.name.as_str())).collect();
         rename_all(&mut graph, &rename);
-        for input in graph.input.into_iter().filter(|input| shared.contains(&input.name.as_str())) {
+        let before = state.take();
+        for input in graph.input.into_iter().filter(|input| Some(&input.name) != before.as_ref()) {
             if declared.insert(input.name.clone()) {
                 joined.input.push(input);
             }
         }
         joined.node.extend(graph.node);
         joined.initializer.extend(graph.initializer);
-        state = graph.output.first().map(|output| output.name.clone()).unwrap_or_default();
-        joined.output = graph.output;
+        outputs.clear();
+        for (output, is_own) in graph.output.into_iter().zip(is_own) {
+            if is_own { &mut joined.output } else { &mut outputs }.push(output);
+        }
+        state = Some(outputs.first().map(|output| output.name.clone()).unwrap_or_default());
     }
+    joined.output.append(&mut outputs);
     let ir_version = models.iter().map(|model| model.ir_version).max().unwrap_or_default();
     ModelProto {
         ir_version,

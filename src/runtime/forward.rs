@@ -1,6 +1,6 @@
 //! Steps of sequences: new tokens of several sequences run through a plan together.
 
-use std::sync::Arc;
+use std::time::Instant;
 
 use ort::value::Tensor as OrtTensor;
 
@@ -12,6 +12,7 @@ use super::{
     routed::Networks,
 };
 use crate::{
+    assembly::StepRun,
     family::ModuleId,
     module::{CacheSpec, INPUT_IDS},
     plan::{Plan, Shape},
@@ -27,7 +28,7 @@ impl Executor {
 
     /// Returns the modules of `plan` that keep a cache, with their caches.
     pub fn caches_of(&self, plan: &Plan) -> Vec<(ModuleId, CacheSpec)> {
-        let cached = |id: &ModuleId| Some((*id, self.family().cached(*id)?.1.cache));
+        let cached = |id: &ModuleId| Some((*id, self.family().cache(*id)?));
         plan.path.iter().filter_map(cached).collect()
     }
 
@@ -55,9 +56,18 @@ impl Executor {
         let reserve = self.reserve(path, Shape::new(1, ids.len()))?;
         let sides = packed(ids)?;
         let mut state = None;
-        for id in before {
-            let run = || self.step_module(*id, state.as_ref(), &sides, &step);
-            let next = observed(*id, observer, run)?;
+        let mut rest = before;
+        while let Some((id, others)) = rest.split_first() {
+            let next = match (self.family().step_run(*id), &state) {
+                (Some(own), Some(state)) => {
+                    rest = rest.strip_prefix(&own.modules[..]).ok_or(RuntimeError::NotAPath)?;
+                    Some(self.step_run(own, state, &step, observer)?)
+                }
+                _ => {
+                    rest = others;
+                    observed(*id, observer, || self.compute(*id, state.as_ref(), &sides))?
+                }
+            };
             state = next.or(state);
         }
         let state = state.ok_or(RuntimeError::NotAPath)?;
@@ -79,22 +89,22 @@ impl Executor {
         Ok(outputs)
     }
 
-    /// Runs one module of a step. Returns `None` if it is the identity.
-    fn step_module(
+    /// Runs modules of a step in one session, and tells `observer` that they shared the time.
+    fn step_run(
         &self,
-        id: ModuleId,
-        state: Option<&Activation>,
-        sides: &SideInputs,
+        run: &StepRun,
+        state: &Activation,
         step: &Step,
-    ) -> Result<Option<Activation>, RuntimeError> {
-        match (self.family().cached(id), state) {
-            (Some((network, cached)), Some(state)) => {
-                let cached = Arc::clone(cached);
-                let mut lease = self.lease(network)?;
-                step.attend(id, &cached, lease.session(), state).map(Some)
-            }
-            _ => self.compute(id, state, sides),
-        }
+        observer: &mut impl ModuleObserver,
+    ) -> Result<Activation, RuntimeError> {
+        let start = Instant::now();
+        let cached = self.family().network(run.network).cached().ok_or(RuntimeError::NotAPath)?;
+        let mut lease = self.lease(run.network)?;
+        let next = step.run(run, cached, lease.session(), state)?;
+        let num_modules = u32::try_from(run.modules.len()).unwrap_or(u32::MAX);
+        let share = start.elapsed() / num_modules.max(1);
+        run.modules.iter().for_each(|id| observer.ran(*id, share));
+        Ok(next)
     }
 }
 

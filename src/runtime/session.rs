@@ -15,7 +15,7 @@ use prost::Message;
 
 use super::{RuntimeError, SideInputs};
 use crate::{
-    module::{Network, PAST_KEYS, PRESENT_KEYS, PRESENT_VALUES, Port},
+    module::{Network, PRESENT_KEYS, PRESENT_VALUES, Port},
     onnx::follow_links,
 };
 
@@ -26,6 +26,9 @@ const FOLDER_KEY: &str = "session.model_external_initializers_file_folder_path";
 /// per element and takes two to five times as long as the separate additions and norm.
 const WITHOUT: (&str, &str) =
     ("optimization.disable_specified_optimizers", "SkipLayerNormFusion;BiasSkipLayerNormFusion");
+
+/// Name in errors of the input of a cache.
+const CACHE: &str = "past_key";
 
 /// A loaded network of a module.
 #[derive(Debug)]
@@ -111,7 +114,7 @@ impl ModuleSession {
                 Port::Input(input) => sides.value(input),
                 Port::Given(value) => given.iter().find(|(known, _)| known == value).map(|v| v.1),
                 // A network with a cache runs in steps only.
-                Port::Cache(_) => None,
+                Port::Keys(_) | Port::Values(_) => None,
             };
             let value = value.ok_or_else(|| self.missing(name))?;
             values.push((Cow::Borrowed(name), value.into()));
@@ -125,22 +128,25 @@ impl ModuleSession {
         values.collect()
     }
 
-    /// Runs a module that keeps a cache, on `state` and the values `given` by name. Writes the keys
+    /// Runs modules that keep caches, on `state` and the values `given` by name. Writes the keys
     /// and values of the new tokens into `caches`, where they lie.
     pub(super) fn run_cached(
         &mut self,
         given: &[(&str, &DynValue)],
         state: &DynValue,
-        caches: [&mut OrtTensor<f32>; 2],
+        caches: &mut [[&mut OrtTensor<f32>; 2]],
     ) -> Result<DynValue, RuntimeError> {
         let wrap = |reason| RuntimeError::Run { module: self.module.clone(), reason };
-        let [keys, values] = caches;
+        let lacking = || RuntimeError::NoInput { module: self.module.clone(), input: CACHE.into() };
         let mut binding = self.session.create_binding().map_err(wrap)?;
         for (name, port) in &self.ports {
             match port {
                 Port::State => binding.bind_input(name, state),
-                Port::Cache(PAST_KEYS) => binding.bind_input(name, keys),
-                Port::Cache(_) => binding.bind_input(name, values),
+                Port::Keys(index) | Port::Values(index) => {
+                    let [keys, values] = caches.get(*index).ok_or_else(lacking)?;
+                    let is_keys = matches!(port, Port::Keys(_));
+                    binding.bind_input(name, if is_keys { &**keys } else { &**values })
+                }
                 Port::Given(port) | Port::Input(port) => {
                     let found = given.iter().find(|(known, _)| known == port);
                     let (_, value) = found.ok_or_else(|| self.missing(name))?;
@@ -149,8 +155,14 @@ impl ModuleSession {
             }
             .map_err(wrap)?;
         }
-        binding.bind_output(PRESENT_KEYS, keys).map_err(wrap)?;
-        binding.bind_output(PRESENT_VALUES, values).map_err(wrap)?;
+        // Caches stand in the same order among inputs and outputs.
+        let mut presents = self.outputs.iter().filter(|name| is_cache(name));
+        for cache in caches {
+            for tensor in cache.iter_mut() {
+                let name = presents.next().ok_or(RuntimeError::NoOutput)?;
+                binding.bind_output(&**name, &mut **tensor).map_err(wrap)?;
+            }
+        }
         let output = self.outputs.iter().find(|name| !is_cache(name));
         let output = output.cloned().ok_or(RuntimeError::NoOutput)?;
         binding.bind_output_to_device(&*output, &MemoryInfo::default()).map_err(wrap)?;
@@ -165,8 +177,9 @@ impl ModuleSession {
     }
 }
 
+/// Returns whether `output` is the cache of a module, before whose name a chain puts its position.
 fn is_cache(output: &str) -> bool {
-    matches!(output, PRESENT_KEYS | PRESENT_VALUES)
+    matches!(output.rsplit('/').next(), Some(PRESENT_KEYS | PRESENT_VALUES))
 }
 
 /// Turns the profiler on. The profiler counts all work of the session's threads and fails other

@@ -19,13 +19,19 @@ use crate::{
 /// Letters of the projections in the names of tensors.
 pub(super) const LETTERS: [char; 3] = ['q', 'k', 'v'];
 
-/// Projection of a block: its letter (`q`, `k` or `v`) and its number of heads.
+/// Projection of a block: its letter (`q`, `k` or `v`), its number of heads, and the extents of
+/// tokens before its width in a reshape.
 #[derive(Debug, Clone, Copy)]
-struct Projection {
+struct Projection<'a> {
     block: usize,
     letter: char,
     num_heads: usize,
+    tokens: &'a [i64],
 }
+
+/// Extents of the tokens of a batch in a reshape, and of those of a step.
+const OF_BATCH: [i64; 2] = [0, 0];
+pub(super) const OF_STEP: [i64; 1] = [0];
 
 impl Decoder {
     /// Builds the attention sub-layer of block `index` with its norm and residual.
@@ -40,7 +46,7 @@ impl Decoder {
     ) -> Result<Network, ArchError> {
         let shape = self.shape.attention;
         let (mut graph, hidden) = with_hidden(self.shape.width);
-        let [queries, keys, values] = self.projected(&mut graph, &hidden, index)?;
+        let [queries, keys, values] = self.projected(&mut graph, &hidden, index, &OF_BATCH)?;
         let count = num_tokens(&mut graph, &hidden);
         let turns = turns(&mut graph, &count, shape);
         let first = graph.ints(&[0]);
@@ -52,17 +58,20 @@ impl Decoder {
         Ok(self.network(graph, &sum, precision))
     }
 
-    /// Adds the norm before the attention of block `index`, and its queries, keys and values.
+    /// Adds the norm before the attention of block `index`, and its queries, keys and values. In a
+    /// reshape, `tokens` are the extents of tokens.
     pub(super) fn projected(
         &self,
         graph: &mut GraphBuilder,
         hidden: &str,
         index: usize,
+        tokens: &[i64],
     ) -> Result<[String; 3], ArchError> {
         let Attention { num_heads, num_shared_heads, .. } = self.shape.attention;
         let normed = self.normed(graph, hidden, index)?;
         let mut project = |letter, num_heads| {
-            self.project(graph, &normed, Projection { block: index, letter, num_heads })
+            let projection = Projection { block: index, letter, num_heads, tokens };
+            self.project(graph, &normed, projection)
         };
         let queries = project('q', num_heads)?;
         let keys = project('k', num_shared_heads)?;
@@ -131,7 +140,7 @@ impl Decoder {
         &self,
         graph: &mut GraphBuilder,
         normed: &str,
-        Projection { block, letter, num_heads }: Projection,
+        Projection { block, letter, num_heads, tokens }: Projection<'_>,
     ) -> Result<String, ArchError> {
         let Attention { head_width, has_biases, norms, clip, .. } = self.shape.attention;
         let width = num_heads * head_width;
@@ -144,9 +153,10 @@ impl Decoder {
         match norms {
             Norms::Whole if letter != 'v' => value = self.norm(graph, &value, &norm, width)?,
             Norms::Heads if letter != 'v' => {
-                let heads = reshaped(graph, &value, &[0, 0, signed(num_heads), signed(head_width)]);
+                let split = [signed(num_heads), signed(head_width)];
+                let heads = reshaped(graph, &value, &[tokens, &split].concat());
                 let normed = self.norm(graph, &heads, &norm, head_width)?;
-                value = reshaped(graph, &normed, &[0, 0, signed(width)]);
+                value = reshaped(graph, &normed, &[tokens, &[signed(width)]].concat());
             }
             Norms::None | Norms::Whole | Norms::Heads => {}
         }

@@ -1,21 +1,21 @@
 //! Attention of decoders with a cache of keys and values.
 //!
-//! The tokens of all sequences of a step lie packed in one row, `[1, tokens, width]`, so that no
-//! product is done for padding. Around ONNX Runtime's `GroupQueryAttention` they are spread over
+//! The tokens of all sequences of a step lie packed, `[tokens, width]`, so that no product is done
+//! for padding. Around ONNX Runtime's `GroupQueryAttention` they are spread over
 //! the slots of the cache, `[slots, longest, width]`, and packed again. The operator gets a token's
 //! queries, keys and values as one row, turns them, and writes the cache in place. A slot without
 //! tokens costs nothing.
 
 use super::{
     Decoder,
-    attention::{LETTERS, clipped, reshaped, turn},
+    attention::{LETTERS, OF_STEP, clipped, reshaped, turn},
     config::Attention,
     dialects::Norms,
 };
 use crate::{
     arch::{
         error::ArchError,
-        ops::{extent, with_hidden},
+        ops::{extent, with_rows},
     },
     module::{
         COSINES, CacheSpec, Cached, LENGTHS, Network, PAST_KEYS, PAST_VALUES, PLACES, POSITIONS,
@@ -53,7 +53,7 @@ impl Decoder {
     ///
     /// # Shapes
     ///
-    /// - hidden, output: \[1, tokens, width\]
+    /// - hidden, output: \[tokens, width\]
     /// - past and present keys and values: \[slots, shared heads, capacity, head width\]
     pub(super) fn cached_attention(
         &self,
@@ -62,19 +62,18 @@ impl Decoder {
         precision: Precision,
     ) -> Result<Network, ArchError> {
         let shape = self.shape.attention;
-        let (mut graph, hidden) = with_hidden(self.shape.width);
+        let (mut graph, hidden) = with_rows(self.shape.width);
         let half = extent(shape.head_width / 2);
         let turns = [COSINES, SINES].map(|name| graph.input(name, data_type::FLOAT, &[None, half]));
         let joined = self.joined(&mut graph, &hidden, &turns, index)?;
         let rows = graph.input(ROWS, data_type::INT64, &[None, None]);
-        let heads = shape.num_heads + 2 * shape.num_shared_heads;
-        let spread = chosen(&mut graph, &joined, heads * shape.head_width, &rows);
+        let spread = graph.node("Gather", &[&joined, &rows], &[("axis", Attribute::Int(0))]);
         let mixed = attend(&mut graph, &spread, &turns, shape);
-        let places = graph.input(PLACES, data_type::INT64, &[Some(1), None]);
-        let packed = chosen(&mut graph, &mixed, shape.num_heads * shape.head_width, &places);
+        let places = graph.input(PLACES, data_type::INT64, &[None, Some(2)]);
+        let packed = graph.node("GatherND", &[&mixed, &places], &[]);
         let sum = self.end_attention(&mut graph, &hidden, &packed, index)?;
-        let cached = Cached { cache, frequencies: shape.frequencies() };
-        Ok(self.network(graph, &sum, precision).with_cache(cached))
+        let cached = Cached { caches: vec![cache], frequencies: shape.frequencies() };
+        Ok(self.step_network(graph, &sum, precision).with_cache(cached))
     }
 }
 
@@ -91,11 +90,18 @@ impl Decoder {
         let axis = [("axis", Attribute::Int(-1))];
         let shape = self.shape.attention;
         if shape.norms != Norms::None || !shape.is_turned_inside() {
-            let [mut queries, mut keys, values] = self.projected(graph, hidden, index)?;
+            let parts = self.projected(graph, hidden, index, &OF_STEP)?;
+            let [mut queries, mut keys, values] = parts;
             if !shape.is_turned_inside() {
                 let positions = graph.input(POSITIONS, data_type::INT64, &[Some(1), None]);
-                [queries, keys] =
-                    [queries, keys].map(|value| turn(graph, &value, &positions, turns, shape));
+                let mut turned = |value: &str, num_heads: usize| {
+                    let width = signed(num_heads * shape.head_width);
+                    let batch = reshaped(graph, value, &[1, -1, width]);
+                    let turned = turn(graph, &batch, &positions, turns, shape);
+                    reshaped(graph, &turned, &[-1, width])
+                };
+                queries = turned(&queries, shape.num_heads);
+                keys = turned(&keys, shape.num_shared_heads);
             }
             return Ok(graph.node("Concat", &[&queries, &keys, &values], &axis));
         }
@@ -121,12 +127,6 @@ impl Decoder {
             None => joined,
         })
     }
-}
-
-/// Chooses rows of `value`, which has rows of `width` behind its first two axes.
-fn chosen(graph: &mut GraphBuilder, value: &str, width: usize, rows: &str) -> String {
-    let flat = reshaped(graph, value, &[-1, signed(width)]);
-    graph.node("Gather", &[&flat, rows], &[("axis", Attribute::Int(0))])
 }
 
 /// Adds attention over the cache, whose new state is an output of the graph.

@@ -19,7 +19,7 @@ use super::{
     backbone::{Backbone, Form},
     keys::ConfigFile,
     layout::{Axes, Layout, PartId, PartSpec, Reads},
-    ops::{extent, float_weight, linear, taken_weight, token_input, with_hidden},
+    ops::{extent, float_weight, linear, taken_weight, token_input, with_hidden, with_rows},
 };
 use crate::{
     family::{Fault, ModuleKind, SpaceSpec},
@@ -116,7 +116,7 @@ impl Backbone for Decoder {
         match (kind, &self.shape.experts) {
             (ModuleKind::Stem, _) => self.stem().map(Body::from),
             (ModuleKind::Head, _) => self.head(form).map(Body::from),
-            (ModuleKind::Attention, _) => match axes.cache.filter(|_| form.has_cache) {
+            (ModuleKind::Attention, _) => match axes.cache.filter(|_| form.is_step) {
                 Some(cache) => self.cached_attention(block, cache, form.precision),
                 None => self.attention(block, form.precision),
             }
@@ -124,7 +124,7 @@ impl Backbone for Decoder {
             (_, Some(experts)) if !self.shape.dense[block] => {
                 self.routed(block, experts, form).map(|routed| Body::Routed(Box::new(routed)))
             }
-            _ => self.dense_part(block, form.precision).map(Body::from),
+            _ => self.dense_part(block, form).map(Body::from),
         }
     }
 }
@@ -169,9 +169,9 @@ impl Decoder {
     }
 
     /// Builds the feed-forward part of a block without experts.
-    fn dense_part(&self, index: usize, precision: Precision) -> Result<Network, ArchError> {
+    fn dense_part(&self, index: usize, form: &Form<'_>) -> Result<Network, ArchError> {
         let Shape { width, dense_inner, residual_multiplier, .. } = self.shape;
-        let (mut graph, hidden) = with_hidden(width);
+        let (mut graph, hidden) = if form.is_step { with_rows(width) } else { with_hidden(width) };
         let layer = format!("model.layers.{index}");
         let name = format!("{layer}.post_attention_layernorm.weight");
         let normed = self.norm(&mut graph, &hidden, &name, width)?;
@@ -179,7 +179,10 @@ impl Decoder {
         let made = part.add_to(&mut graph, &normed);
         let made = scaled(&mut graph, &made, residual_multiplier);
         let sum = graph.node("Add", &[&hidden, &made], &[]);
-        Ok(self.network(graph, &sum, precision))
+        Ok(match form.is_step {
+            true => self.step_network(graph, &sum, form.precision),
+            false => self.network(graph, &sum, form.precision),
+        })
     }
 
     /// Returns the feed-forward part whose three matrices have separate names.
@@ -220,6 +223,17 @@ impl Decoder {
         precision: Precision,
     ) -> Network {
         let shape = [None, None, extent(self.shape.width)];
+        Network::new(graph.finish(value, "output", &shape), precision)
+    }
+
+    /// Returns the network of `graph` for the tokens of a step, `[tokens, width]`.
+    pub(super) fn step_network(
+        &self,
+        graph: GraphBuilder,
+        value: &str,
+        precision: Precision,
+    ) -> Network {
+        let shape = [None, extent(self.shape.width)];
         Network::new(graph.finish(value, "output", &shape), precision)
     }
 

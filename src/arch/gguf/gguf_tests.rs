@@ -82,8 +82,8 @@ fn each_architecture_builds_all_its_parts() {
         let layout = decoder.layout();
         assert_eq!(layout.reads, Reads::Tokens { num_words: Some(10), max_tokens: Some(128) });
         for part in 0..layout.parts.len() {
-            for has_cache in [false, true] {
-                let form = Form { has_cache, ..Form::PLAIN };
+            for is_step in [false, true] {
+                let form = Form { is_step, ..Form::PLAIN };
                 decoder.build(PartId(part), &form).expect("the tensors are there");
             }
         }

@@ -91,6 +91,12 @@ impl BlockType {
         self.packed_form().bytes(elements)
     }
 
+    /// Returns whether elements are whole bytes with a sign, so that rows can be read where they
+    /// lie in a file.
+    pub fn has_bytes(self) -> bool {
+        self == Self::Q8_0
+    }
+
     /// Returns ggml's number of the type.
     fn number(self) -> u32 {
         match self {

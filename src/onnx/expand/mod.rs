@@ -2,9 +2,10 @@
 //!
 //! A product with a transposed weight of blocks becomes `MatMulNBits`, as exact as the file.
 //! Products of one left side are stacked into one and split again. A table from which rows are
-//! chosen becomes `GatherBlockQuantized`. Any other weight of blocks becomes its values.
+//! chosen stays in its file if its elements are bytes, and else becomes `GatherBlockQuantized`. Any
+//! other weight of blocks becomes its values.
 
-mod nodes;
+pub(super) mod nodes;
 mod products;
 mod tables;
 mod weight;

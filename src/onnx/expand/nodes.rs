@@ -11,7 +11,7 @@ use crate::{
 const MICROSOFT: &str = "com.microsoft";
 
 /// Creates a node of a standard operator.
-pub(super) fn node(op: &str, inputs: &[&str], outputs: &[&str]) -> NodeProto {
+pub(in crate::onnx) fn node(op: &str, inputs: &[&str], outputs: &[&str]) -> NodeProto {
     NodeProto {
         input: inputs.iter().map(|&input| input.into()).collect(),
         output: outputs.iter().map(|&output| output.into()).collect(),
@@ -43,7 +43,7 @@ pub(super) fn int(name: &str, value: i64) -> AttributeProto {
 }
 
 /// Creates a constant list of integers.
-pub(super) fn ints(name: &str, values: &[i64]) -> TensorProto {
+pub(in crate::onnx) fn ints(name: &str, values: &[i64]) -> TensorProto {
     let raw: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
     tensor(name, data_type::INT64, &[values.len()], Bytes::from(raw))
 }

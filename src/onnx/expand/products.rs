@@ -188,12 +188,15 @@ impl Stack<'_> {
         constants.extend([ints(&name("shape"), &shape), ints(&name("axis"), &[-1])]);
         let mut sums = node("ReduceSum", &[&name("groups"), &name("axis")], &[&name("sums")]);
         sums.attribute.push(int("keepdims", 0));
-        nodes.extend([
-            node("Reshape", &[left, &name("shape")], &[&name("groups")]),
-            sums,
-            node("MatMul", &[&name("sums"), &name("minima")], &[&name("least")]),
-            node("Add", &[product, &name("least")], &[output]),
-        ]);
+        nodes.extend([node("Reshape", &[left, &name("shape")], &[&name("groups")]), sums]);
+        // The operator that adds as well takes matrices only.
+        nodes.extend(match rank {
+            2 => vec![node("Gemm", &[&name("sums"), &name("minima"), product], &[output])],
+            _ => vec![
+                node("MatMul", &[&name("sums"), &name("minima")], &[&name("least")]),
+                node("Add", &[product, &name("least")], &[output]),
+            ],
+        });
     }
 }
 

@@ -5,7 +5,7 @@ use std::{collections::HashMap, path::Path};
 use crate::onnx::{
     OnnxError,
     blocks::{BlockType, Packed, pack},
-    external::map_bytes,
+    external::{Place, map_bytes, place_of},
     proto::TensorProto,
 };
 
@@ -32,6 +32,14 @@ impl<'g> Weight<'g> {
         let (rows, columns) = (usize::try_from(rows).ok()?, usize::try_from(columns).ok()?);
         let weight = Self { tensor, block_type, rows, columns };
         (rows > 0 && columns > 0).then_some((&tensor.name, weight))
+    }
+
+    /// Returns the weight's place in its file if it is as long as the weight.
+    pub(super) fn place(&self) -> Option<Place> {
+        let (elements, bytes) = (self.block_type.elements(), self.block_type.bytes());
+        let length = (self.rows * self.columns / elements * bytes) as u64;
+        let has_whole_rows = self.columns.is_multiple_of(elements);
+        place_of(self.tensor).filter(|place| has_whole_rows && place.length == length)
     }
 
     /// Reads the weight in the form of products.

@@ -19,7 +19,7 @@ pub(super) struct Layout {
     pub(super) longest: usize,
     /// Packed row of each token of each slot, `[slots, longest]`; 0 where there is no token.
     pub(super) rows: Vec<i64>,
-    /// Place of each packed token among the slots, `[tokens]`.
+    /// Slot of each packed token and its number there, `[tokens, 2]`.
     pub(super) places: Vec<i64>,
     /// Last position of each slot after the step.
     pub(super) lengths: Vec<i32>,
@@ -44,8 +44,8 @@ impl Layout {
         for Share { slot, past, num_tokens } in shares {
             let start = slot * longest;
             for token in 0..*num_tokens {
-                layout.rows[start + token] = signed(layout.places.len());
-                layout.places.push(signed(start + token));
+                layout.rows[start + token] = signed(layout.positions.len());
+                layout.places.extend([signed(*slot), signed(token)]);
                 layout.positions.push(signed(past + token));
             }
             layout.lengths[*slot] = small((past + num_tokens).saturating_sub(1));
@@ -71,12 +71,12 @@ mod tests {
         let layout = Layout::new(4, &shares);
         assert_eq!(layout.longest, 3);
         assert_eq!(layout.rows, [3, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0, 0]);
-        assert_eq!(layout.places, [6, 7, 8, 0]);
+        assert_eq!(layout.places, [2, 0, 2, 1, 2, 2, 0, 0]);
         assert_eq!(layout.lengths, [9, 0, 7, 0]);
         assert_eq!(layout.queries, [1, 0, 3, 0]);
         assert_eq!(layout.positions, [5, 6, 7, 9]);
-        for (row, place) in layout.places.iter().enumerate() {
-            let place = usize::try_from(*place).expect("a place");
+        for (row, place) in layout.places.chunks_exact(2).enumerate() {
+            let place = usize::try_from(place[0] * 3 + place[1]).expect("a place");
             assert_eq!(layout.rows[place], row as i64, "packing undoes spreading");
         }
     }

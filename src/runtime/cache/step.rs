@@ -1,6 +1,6 @@
 //! A step: new tokens of several sequences, which run together.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use ort::value::{DynValue, Tensor as OrtTensor};
 
@@ -10,6 +10,7 @@ use super::{
     slab::{Cache, Slab},
 };
 use crate::{
+    assembly::StepRun,
     family::ModuleId,
     module::{
         COSINES, CacheSpec, Cached, LENGTHS, PLACES, POSITIONS, QUERY_LENGTHS, ROWS, SINES,
@@ -59,7 +60,7 @@ pub(in crate::runtime) struct Step {
     num_tokens: usize,
 }
 
-/// Sequences of a slab whose attention runs in one call.
+/// Sequences of a slab, which run in one call.
 #[derive(Debug)]
 struct Group {
     slab: Arc<Slab>,
@@ -68,7 +69,7 @@ struct Group {
     /// Rows of the step's tokens.
     rows: Vec<usize>,
     shares: Vec<Share>,
-    /// Inputs that attention gets beside the hidden states, the caches and rotations.
+    /// Inputs of modules beside the hidden states, the caches and rotations.
     inputs: Vec<(&'static str, DynValue)>,
 }
 
@@ -147,23 +148,23 @@ impl Step {
         self.num_tokens += num_tokens;
     }
 
-    /// Runs the attention of `module`, one call for each group.
-    pub(in crate::runtime) fn attend(
+    /// Runs the modules of `run`, whose network is in `session`, one call for each group.
+    pub(in crate::runtime) fn run(
         &self,
-        module: ModuleId,
+        run: &StepRun,
         cached: &Cached,
         session: &mut ModuleSession,
         state: &Activation,
     ) -> Result<Activation, RuntimeError> {
         if let [group] = &self.groups[..] {
-            return group.attend(module, cached, session, state.value()).map(Activation::new);
+            return group.run(run, cached, session, state.value()).map(Activation::new);
         }
         let (shape, hidden) = view(state.value())?;
         let width = shape.last().copied().unwrap_or(1);
         let mut mixed = vec![0.0; hidden.len()];
         for group in &self.groups {
             let own = gathered(hidden, width, &group.rows)?;
-            let made = group.attend(module, cached, session, &own)?;
+            let made = group.run(run, cached, session, &own)?;
             let (_, made) = view(&made)?;
             for (row, values) in group.rows.iter().zip(made.chunks_exact(width)) {
                 mixed[row * width..][..width].copy_from_slice(values);
@@ -174,9 +175,9 @@ impl Step {
 }
 
 impl Group {
-    fn attend(
+    fn run(
         &self,
-        module: ModuleId,
+        run: &StepRun,
         cached: &Cached,
         session: &mut ModuleSession,
         state: &DynValue,
@@ -187,9 +188,13 @@ impl Group {
         let inputs: Vec<(&str, &DynValue)> =
             inputs.chain([(COSINES, cosines), (SINES, sines)]).collect();
         let mut caches = self.slab.caches();
-        let cache = caches.get_mut(&module).expect("a step reserves the caches of its modules");
-        let Cache { keys, values, .. } = cache;
-        session.run_cached(&inputs, state, [keys, values])
+        let own = caches.iter_mut().filter(|(id, _)| run.attention.contains(id));
+        let mut own: BTreeMap<ModuleId, &mut Cache> = own.map(|(id, own)| (*id, own)).collect();
+        let own = run.attention.iter().map(|id| {
+            let cache = own.remove(id).expect("a step reserves the caches of its modules");
+            [&mut cache.keys, &mut cache.values]
+        });
+        session.run_cached(&inputs, state, &mut own.collect::<Vec<_>>())
     }
 
     /// Lays the tokens out among the slots. All attention modules of the step get the same layout.
@@ -199,7 +204,7 @@ impl Group {
         let total = vec![small(self.slab.capacity())];
         self.inputs = vec![
             (ROWS, value(vec![num_slots, layout.longest], layout.rows)?),
-            (PLACES, value(vec![1, layout.places.len()], layout.places)?),
+            (PLACES, value(vec![layout.places.len() / 2, 2], layout.places)?),
             (POSITIONS, value(vec![1, layout.positions.len()], layout.positions)?),
             (LENGTHS, value(vec![num_slots], layout.lengths)?),
             (QUERY_LENGTHS, value(vec![num_slots], layout.queries)?),

@@ -126,7 +126,7 @@ impl Engine {
         let modules = family.graph.modules().iter().enumerate();
         let mut attention = modules
             .filter(|(_, module)| module.kind == ModuleKind::Attention)
-            .map(|(index, _)| family.cached(ModuleId(index)).is_some())
+            .map(|(index, _)| family.cache(ModuleId(index)).is_some())
             .peekable();
         let is_cached = attention.peek().is_some() && attention.all(|keeps| keeps);
         (is_cached && family.manifest.output.per_token).then(|| {
