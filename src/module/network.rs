@@ -8,9 +8,9 @@ use super::cache::{Cached, STEP_INPUTS};
 use crate::{
     family::name_without_digest,
     onnx::{
-        OnnxError, batch_rows,
+        OnnxError,
         blocks::BlockType,
-        dequantize_blocks, expand_blocks, external,
+        dequantize_blocks, expand_blocks, external, finish_step,
         proto::{GraphProto, ModelProto, NodeProto, TensorProto, data_type},
         quantize_weights, take_rows,
     },
@@ -219,7 +219,7 @@ impl Network {
             }
         }?;
         if self.cached.is_some() {
-            batch_rows(&mut model);
+            finish_step(&mut model);
         }
         Ok(model)
     }

@@ -21,7 +21,7 @@ mod mixing;
 mod opset;
 pub mod proto;
 mod quantize;
-mod rows;
+mod steps;
 mod take;
 
 pub use articulation::{Articulations, articulations};
@@ -35,5 +35,5 @@ pub use join::{embed_weights, join, rename_tensor};
 pub use links::follow_links;
 pub use mixing::{check_operators, check_repeatable, check_rows, dependent_nodes};
 pub use quantize::quantize_weights;
-pub(crate) use rows::batch_rows;
+pub(crate) use steps::finish_step;
 pub use take::take_rows;

@@ -22,7 +22,7 @@ pub(in crate::onnx) fn node(op: &str, inputs: &[&str], outputs: &[&str]) -> Node
 }
 
 /// Creates a node of one of ONNX Runtime's own operators, with integer attributes.
-pub(super) fn fused(
+pub(in crate::onnx) fn fused(
     op: &str,
     inputs: &[&str],
     output: &str,

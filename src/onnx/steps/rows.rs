@@ -1,14 +1,16 @@
 //! Graphs over rows as graphs over a batch of one.
 
-use super::{
-    expand::nodes::{ints, node},
-    proto::{GraphProto, ModelProto, ValueInfoProto, data_type},
+use crate::{
+    onnx::{
+        expand::nodes::{ints, node},
+        proto::{GraphProto, ModelProto, ValueInfoProto, data_type},
+    },
+    tensor::signed,
 };
-use crate::tensor::signed;
 
 /// Gives the hidden states of `model`, which are rows `[tokens, width]`, a first axis of 1. They
 /// are its first input and its last output.
-pub(crate) fn batch_rows(model: &mut ModelProto) {
+pub(super) fn batch_rows(model: &mut ModelProto) {
     let Some(graph) = &mut model.graph else { return };
     let ends = graph.input.first_mut().zip(graph.output.last_mut());
     let Some((input, output)) = ends else { return };
