@@ -9,8 +9,8 @@ IMAGES := .tessera/data/fashion-mnist
 TRAINING := .tessera/training/bin/python
 CLIENTS := .tessera/conformance/bin/python
 
-.PHONY: help setup setup-full data build serve test test-haswell conformance conformance-quick \
-	conformance-kserve budgets bench-generation \
+.PHONY: help setup setup-full data build serve test test-haswell clients conformance \
+	conformance-quick conformance-kserve budgets bench-generation \
 	schemathesis fuzz protocols beside peers soak cases json lint fmt bench fit profile evaluate \
 	train references sweep clean msrv
 
@@ -57,7 +57,11 @@ $(CLIENTS): tests/conformance/requirements.txt
 conformance-quick: setup build $(CLIENTS) ## Run Triton's, OpenAI's and hostile clients against the server
 	cd tests/conformance && ../../$(CLIENTS) -m unittest -q test_triton test_others test_hostile
 
-conformance: setup build $(CLIENTS) ## Run other people's clients against the server, and attack it
+# The npm package `openai`, whose tests are skipped where node or npm is missing.
+clients: setup
+	@if command -v node && command -v npm; then $(PYTHON) tools/setup.py --only openai-node; fi >/dev/null
+
+conformance: setup build clients $(CLIENTS) ## Run other people's clients against the server, and attack it
 	cd tests/conformance && ../../$(CLIENTS) -m unittest -q
 
 .tessera/%/bin/python:
