@@ -11,8 +11,8 @@ CLIENTS := .tessera/conformance/bin/python
 
 .PHONY: help setup setup-full data build serve test test-haswell clients conformance \
 	conformance-quick conformance-kserve budgets bench-generation \
-	schemathesis fuzz protocols beside peers soak cases json lint fmt bench fit profile evaluate \
-	train references sweep clean msrv
+	schemathesis fuzz protocols beside peers soak cases generation-cases greedy-texts json \
+	lint fmt bench fit profile evaluate train references sweep clean msrv
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -102,6 +102,14 @@ cases: setup build ## Run the long cases: runs that are killed, load, limits (ea
 		TESSERA_BINARY=$(BINARY) $(PYTHON) $$case || failed="$$failed $$case"; \
 	done; test -z "$$failed" || { echo "wrong:$$failed"; exit 1; }
 
+generation-cases: setup build $(CLIENTS) ## Run the long cases of text: schemas, readers that come and go
+	@failed=; for case in schemas readers; do \
+		TESSERA_BINARY=$(BINARY) $(CLIENTS) tests/cases/generation/$$case.py || failed="$$failed $$case"; \
+	done; test -z "$$failed" || { echo "wrong:$$failed"; exit 1; }
+
+greedy-texts: setup build ## Compare greedy texts with llama.cpp's (ARGS="--peer COMMAND --file FILE")
+	TESSERA_BINARY=$(BINARY) $(PYTHON) tests/cases/generation/greedy_texts.py $(ARGS)
+
 json: ## Compare JSON parsers on a large request
 	CARGO_TARGET_DIR=.tessera/json $(CARGO) run --quiet --release --manifest-path benches/json/Cargo.toml
 
@@ -116,7 +124,8 @@ fuzz: setup build $(CLIENTS) ## Feed every reader of requests and files a millio
 # Crates that check the manifest: licences and sources, and dependencies without a use.
 DENY := .tessera/lint/bin/cargo-deny
 MACHETE := .tessera/lint/bin/cargo-machete
-PYTHON_FOLDERS := tools tools/train benches examples tests/cases tests/conformance tests/support
+PYTHON_FOLDERS := tools tools/train benches examples tests/cases tests/cases/generation \
+	tests/conformance tests/support
 
 $(DENY): ; $(CARGO) install --quiet --locked --root .tessera/lint cargo-deny@0.20.2
 $(MACHETE): ; $(CARGO) install --quiet --locked --root .tessera/lint cargo-machete@0.9.2
