@@ -32,8 +32,6 @@ FILE = FAMILY / "anchors/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PLANS = {"f32": "smollm2[0..30]{f32:0..30,exit:f32}", "blocks": "smollm2[0..30]"}
 TOKENS = 32
 TIE = 1e-3
-# Tokens that end an answer.
-ENDS = ("<|im_end|>", "<|endoftext|>")
 PATIENCE = 300
 TEXTS = [
     "The quick brown fox",
@@ -143,8 +141,9 @@ class Peer:
         body = {"prompt": tokens, "n_predict": TOKENS, "temperature": 0, "n_probs": 2}
         body |= {"cache_prompt": False, "return_tokens": True}
         answer = post(self.address, "/completion", body)
-        texts = [self.text(token) for token in answer["tokens"]]
-        texts = [text for text in texts if text not in ENDS]
+        # The token that ends an answer is no part of it.
+        tokens = answer["tokens"][:-1] if answer["stop_type"] == "eos" else answer["tokens"]
+        texts = [self.text(token) for token in tokens]
         told = answer["completion_probabilities"]
         # Those of a part of a character are left out.
         if len(told) < len(texts):
