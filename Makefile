@@ -9,10 +9,10 @@ IMAGES := .tessera/data/fashion-mnist
 TRAINING := .tessera/training/bin/python
 CLIENTS := .tessera/conformance/bin/python
 
-.PHONY: help setup setup-full data build serve test test-haswell conformance conformance-quick \
-	conformance-kserve budgets bench-generation \
-	schemathesis fuzz protocols beside peers soak cases json lint fmt bench fit profile evaluate \
-	train references sweep clean msrv
+.PHONY: help setup setup-full data build serve test test-haswell clients conformance \
+	conformance-quick conformance-kserve budgets bench-generation \
+	schemathesis fuzz protocols beside peers soak cases generation-cases greedy-texts json \
+	lint fmt bench fit profile evaluate train references sweep clean msrv
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,7 +57,11 @@ $(CLIENTS): tests/conformance/requirements.txt
 conformance-quick: setup build $(CLIENTS) ## Run Triton's, OpenAI's and hostile clients against the server
 	cd tests/conformance && ../../$(CLIENTS) -m unittest -q test_triton test_others test_hostile
 
-conformance: setup build $(CLIENTS) ## Run other people's clients against the server, and attack it
+# The npm package `openai`, whose tests are skipped where node or npm is missing.
+clients: setup
+	@if command -v node && command -v npm; then $(PYTHON) tools/setup.py --only openai-node; fi >/dev/null
+
+conformance: setup build clients $(CLIENTS) ## Run other people's clients against the server, and attack it
 	cd tests/conformance && ../../$(CLIENTS) -m unittest -q
 
 .tessera/%/bin/python:
@@ -98,6 +102,14 @@ cases: setup build ## Run the long cases: runs that are killed, load, limits (ea
 		TESSERA_BINARY=$(BINARY) $(PYTHON) $$case || failed="$$failed $$case"; \
 	done; test -z "$$failed" || { echo "wrong:$$failed"; exit 1; }
 
+generation-cases: setup build $(CLIENTS) ## Run the long cases of text: schemas, readers that come and go
+	@failed=; for case in schemas readers; do \
+		TESSERA_BINARY=$(BINARY) $(CLIENTS) tests/cases/generation/$$case.py || failed="$$failed $$case"; \
+	done; test -z "$$failed" || { echo "wrong:$$failed"; exit 1; }
+
+greedy-texts: setup build ## Compare greedy texts with llama.cpp's (ARGS="--peer COMMAND --file FILE")
+	TESSERA_BINARY=$(BINARY) $(PYTHON) tests/cases/generation/greedy_texts.py $(ARGS)
+
 json: ## Compare JSON parsers on a large request
 	CARGO_TARGET_DIR=.tessera/json $(CARGO) run --quiet --release --manifest-path benches/json/Cargo.toml
 
@@ -112,7 +124,8 @@ fuzz: setup build $(CLIENTS) ## Feed every reader of requests and files a millio
 # Crates that check the manifest: licences and sources, and dependencies without a use.
 DENY := .tessera/lint/bin/cargo-deny
 MACHETE := .tessera/lint/bin/cargo-machete
-PYTHON_FOLDERS := tools tools/train benches examples tests/cases tests/conformance tests/support
+PYTHON_FOLDERS := tools tools/train benches examples tests/cases tests/cases/generation \
+	tests/conformance tests/support
 
 $(DENY): ; $(CARGO) install --quiet --locked --root .tessera/lint cargo-deny@0.20.2
 $(MACHETE): ; $(CARGO) install --quiet --locked --root .tessera/lint cargo-machete@0.9.2
