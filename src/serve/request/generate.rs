@@ -73,8 +73,12 @@ impl Ticket {
     /// Fails where the family does not generate, and on an empty prompt. Fails on a prompt that
     /// leaves no room in the context, and on more tokens than the context holds. Fails on budgets
     /// that no plan meets, and when too many sequences wait.
-    pub fn generate(mut self, request: GenerateRequest) -> Result<Generation, ServeError> {
-        match admit(self.service(), request) {
+    ///
+    /// # Cancel safety
+    ///
+    /// A request whose future is dropped costs no step.
+    pub async fn generate(mut self, request: GenerateRequest) -> Result<Generation, ServeError> {
+        match admit(self.service(), request).await {
             Ok(mut generation) => {
                 generation.ticket = Some(self);
                 Ok(generation)
@@ -87,7 +91,10 @@ impl Ticket {
     }
 }
 
-fn admit(service: &FamilyService, request: GenerateRequest) -> Result<Generation, ServeError> {
+async fn admit(
+    service: &Arc<FamilyService>,
+    request: GenerateRequest,
+) -> Result<Generation, ServeError> {
     let name = service.name().to_owned();
     let state = "it does not generate";
     let generator = service.generator.as_ref();
@@ -106,10 +113,13 @@ fn admit(service: &FamilyService, request: GenerateRequest) -> Result<Generation
     let chosen = service.planner.plan_for(&question)?;
     let num_prompt = prompt.len();
     let mut sequences = Vec::new();
-    let grammar = request.grammar.as_ref();
-    let constraint = || grammar.map(|grammar| service.constraint(grammar)).transpose();
-    let constraints: Vec<Option<Constraint>> =
-        (0..request.num_sequences).map(|_| constraint()).collect::<Result<_, _>>()?;
+    let constraints: Vec<Option<Constraint>> = match request.grammar {
+        Some(grammar) => {
+            let constraints = service.constraints(grammar, request.num_sequences).await?;
+            constraints.into_iter().map(Some).collect()
+        }
+        None => (0..request.num_sequences).map(|_| None).collect(),
+    };
     let sampling = Arc::new(request.sampling);
     let ends: Arc<[u32]> = request.ends.into();
     let new = (0..).zip(constraints).map(|(answer, constraint)| {

@@ -145,7 +145,7 @@ pub(crate) async fn chat(
     let (chat, asked) = question.read(arrival);
     let write = move || tokens_of(&language, &chat?, context);
     let prompt = off_thread(usize::MAX, write).instrument(debug_span!("preprocess")).await;
-    let answering = door.begin(prompt, asked, &permit, NAMES)?;
+    let answering = door.begin(prompt, asked, &permit, NAMES).await?;
     match answering.form.is_stream {
         true => Ok(stream(answering, ChatEvents)),
         false => whole(answering).await,

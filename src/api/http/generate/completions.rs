@@ -104,7 +104,7 @@ pub(crate) async fn completions(
     let prompt = off_thread(usize::MAX, read).instrument(debug_span!("preprocess")).await;
     let max_tokens = Some(max_tokens.unwrap_or(USUAL_TOKENS));
     let asked = Asked { common, max_tokens, logprobs, grammar: None, parameters, arrival };
-    let answering = door.begin(prompt, asked, &permit, NAMES)?;
+    let answering = door.begin(prompt, asked, &permit, NAMES).await?;
     match answering.form.is_stream {
         true => {
             let offsets = vec![0; answering.num_choices()];

@@ -72,7 +72,7 @@ impl Door {
     /// # Errors
     ///
     /// Fails on a parameter that is not valid, and where there is no room for the sequences.
-    pub(super) fn begin(
+    pub(super) async fn begin(
         self,
         prompt: Result<Vec<u32>, ApiError>,
         asked: Asked,
@@ -111,7 +111,7 @@ impl Door {
         let (ticket, (request, form, stops)): (Ticket, (GenerateRequest, Form, StopStrings)) =
             accept(ticket, read())?;
         let head = Head::new(names, form.is_stream, model);
-        let generation = ticket.generate(request)?;
+        let generation = ticket.generate(request).await?;
         Ok(Answering::new(head, generation, language, &stops, form))
     }
 }
