@@ -56,6 +56,8 @@ pub struct Generation {
     sequences: Vec<Option<Receiver<SequenceEvent>>>,
     num_prompt: usize,
     timings: Vec<Timings>,
+    /// Report of the request, once it is answered.
+    report: Option<Report>,
 }
 
 impl FamilyService {
@@ -146,7 +148,7 @@ async fn admit(
     generator.add(new).map_err(full)?;
     service.queue.generate(service.key, generator.clone());
     let plan = chosen.summary;
-    Ok(Generation { ticket: None, plan, sequences, num_prompt, timings: Vec::new() })
+    Ok(Generation { ticket: None, plan, sequences, num_prompt, timings: Vec::new(), report: None })
 }
 
 /// Returns the most tokens that are generated after a prompt of `num_prompt` tokens.
@@ -181,6 +183,11 @@ impl Generation {
     /// Returns the number of tokens of the prompt.
     pub fn num_prompt(&self) -> usize {
         self.num_prompt
+    }
+
+    /// Returns the report of a request that is answered, or `None` before the last event was taken.
+    pub fn report(&self) -> Option<&Report> {
+        self.report.as_ref()
     }
 
     /// Returns the next event of any sequence, with the sequence's index, or `None` after the last.
@@ -259,6 +266,7 @@ impl Generation {
             routed: Vec::new(),
         };
         ticket.end(&Outcome::Answered { report: &report, latency_budget: None });
+        self.report = Some(report);
     }
 }
 

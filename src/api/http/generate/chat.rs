@@ -13,12 +13,13 @@ use serde_json::{Map, Value, json};
 use tracing::{Instrument, debug_span};
 
 use super::{
-    answering::{About, Answering, Piece},
+    answering::{About, Answering},
     fields::{Common, refused, wrong},
     head::{Names, unix_seconds},
     logprobs::ChatLogprobs,
     start::{Asked, Door, not_tokenized},
     stream::{Events, stream},
+    texts::Piece,
 };
 use crate::{
     api::{
@@ -246,7 +247,7 @@ async fn whole(mut answering: Answering) -> Result<Response, ApiError> {
         let choice = &mut choices[piece.index];
         choice.message.content.push_str(&piece.text);
         if let (Some(logprobs), Some(token)) = (&mut choice.logprobs, &piece.token) {
-            logprobs.push(&answering.language.coder, token);
+            logprobs.push(&answering.language().coder, token);
         }
         choice.finish_reason = piece.reason().or(choice.finish_reason);
     }
@@ -269,7 +270,7 @@ impl Events for ChatEvents {
         }
         let logprobs = told.map(|token| {
             let mut logprobs = ChatLogprobs::default();
-            logprobs.push(&answering.language.coder, token);
+            logprobs.push(&answering.language().coder, token);
             logprobs
         });
         let delta = match piece.text.is_empty() {
