@@ -162,6 +162,7 @@ impl ChatQuestion {
             (false, Some(found)) => Err(wrong("top_logprobs", found, "absent without `logprobs`")),
         };
         let asked = Asked {
+            operation: "chat",
             common: self.common,
             max_tokens: self.max_completion_tokens.or(self.max_tokens),
             logprobs: told.as_ref().ok().copied().flatten(),

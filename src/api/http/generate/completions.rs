@@ -17,7 +17,7 @@ use super::{
     fields::Common,
     head::Names,
     logprobs::TextLogprobs,
-    start::{Asked, Door, USUAL_TOKENS, tokens_of},
+    start::{Asked, Door, TEXT_COMPLETION, USUAL_TOKENS, tokens_of},
     stream::{Events, stream},
     texts::Piece,
 };
@@ -101,7 +101,15 @@ pub(crate) async fn completions(
     let read = move || prompt.into_tokens(&language, context);
     let prompt = off_thread(usize::MAX, read).instrument(debug_span!("preprocess")).await;
     let max_tokens = Some(max_tokens.unwrap_or(USUAL_TOKENS));
-    let asked = Asked { common, max_tokens, logprobs, grammar: None, parameters, arrival };
+    let asked = Asked {
+        operation: TEXT_COMPLETION,
+        common,
+        max_tokens,
+        logprobs,
+        grammar: None,
+        parameters,
+        arrival,
+    };
     let answering = door.begin(prompt, asked, &permit, NAMES).await?;
     match answering.form.is_stream {
         true => {

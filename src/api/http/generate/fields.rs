@@ -10,6 +10,7 @@ use crate::{
     api::error::ApiError,
     input::StopStrings,
     serve::{Grammar, Sampling, SamplingParameters},
+    telemetry::GenerationAttributes,
 };
 
 /// Most sequences of a request.
@@ -119,6 +120,21 @@ impl Common {
             Some(Stop::Several(strings)) => strings,
         };
         StopStrings::new(strings).map_err(|error| refused("stop", error.to_string()))
+    }
+
+    /// Returns what the span of a request to `model` tells, apart from the operation.
+    pub(in crate::api) fn attributes<'m>(&self, model: &'m str) -> GenerationAttributes<'m> {
+        GenerationAttributes {
+            model,
+            num_choices: self.n.unwrap_or(1),
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            frequency_penalty: self.frequency_penalty,
+            presence_penalty: self.presence_penalty,
+            seed: self.seed,
+            ..GenerationAttributes::default()
+        }
     }
 
     /// Returns the form of the answer.

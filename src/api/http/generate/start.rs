@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use serde_json::{Map, Value};
+use tracing::Span;
 
 use super::{
     answering::Answering,
@@ -20,7 +21,11 @@ use crate::{
     input::{Language, StopStrings},
     plan::Budget,
     serve::{GenerateRequest, Grammar, Ticket},
+    telemetry::GenerationAttributes,
 };
+
+/// Operation of a request for the continuation of a text.
+pub(in crate::api) const TEXT_COMPLETION: &str = "text_completion";
 
 /// Most tokens that are generated behind a text if the request does not say.
 pub(in crate::api) const USUAL_TOKENS: usize = 16;
@@ -28,6 +33,8 @@ pub(in crate::api) const USUAL_TOKENS: usize = 16;
 /// A request that was read, before its prompt is tokenized.
 #[derive(Debug)]
 pub(in crate::api) struct Asked {
+    /// Name of the operation in traces.
+    pub(in crate::api) operation: &'static str,
     pub(in crate::api) common: Common,
     /// Most tokens to generate.
     pub(in crate::api) max_tokens: Option<usize>,
@@ -121,10 +128,16 @@ impl Door {
         asked: Asked,
         permit: &Permit,
     ) -> Result<(Texts, Form), ApiError> {
-        let Self { ticket, language, .. } = self;
+        let Self { ticket, language, model } = self;
+        let attributes = GenerationAttributes {
+            operation: asked.operation,
+            max_tokens: asked.max_tokens,
+            ..asked.common.attributes(model.service.name())
+        };
+        attributes.set(&Span::current());
         let client = permit.number();
         let read = || {
-            let Asked { common, max_tokens, logprobs, grammar, parameters, arrival } = asked;
+            let Asked { common, max_tokens, logprobs, grammar, parameters, arrival, .. } = asked;
             let (mut budget, mut priority) = plan_parameters(Parameters::parse(parameters)?)?;
             permit.cap(&mut budget, &mut priority);
             let sampling = common.sampling(logprobs, language.coder.vocabulary_size())?;

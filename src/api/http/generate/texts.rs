@@ -3,11 +3,13 @@
 use std::{sync::Arc, time::Instant};
 
 use serde_json::{Value, json};
+use tracing::Span;
 
 use super::usage::Usage;
 use crate::{
     input::{AnswerText, Language, StopStrings},
     serve::{Finish, Generation, PlanSummary, Report, Sampled, SequenceEvent, ServeError, Timings},
+    telemetry::GeneratedAttributes,
 };
 
 /// A generation whose tokens become text.
@@ -17,6 +19,8 @@ pub(in crate::api) struct Texts {
     language: Arc<Language>,
     choices: Vec<Choice>,
     began: Instant,
+    /// Span of the request. It ends no sooner than the texts, which it tells of.
+    span: Span,
 }
 
 /// Text of a choice so far.
@@ -26,6 +30,7 @@ struct Choice {
     num_tokens: usize,
     first: Option<Instant>,
     timings: Option<Timings>,
+    reason: Option<&'static str>,
 }
 
 /// Part of a choice.
@@ -62,10 +67,17 @@ impl Texts {
         language: Arc<Language>,
         stops: &StopStrings,
     ) -> Self {
-        let choice =
-            || Choice { text: AnswerText::new(stops), num_tokens: 0, first: None, timings: None };
+        let choice = || Choice {
+            text: AnswerText::new(stops),
+            num_tokens: 0,
+            first: None,
+            timings: None,
+            reason: None,
+        };
         let choices = (0..generation.num_sequences()).map(|_| choice()).collect();
-        Self { generation, language, choices, began: Instant::now() }
+        let span = Span::current();
+        span.record("plan", &generation.plan.plan);
+        Self { generation, language, choices, began: Instant::now(), span }
     }
 
     /// Returns the number of choices.
@@ -112,6 +124,7 @@ impl Texts {
                 choice.first.get_or_insert_with(Instant::now);
                 let added = choice.text.push(self.language.coder.bytes(sampled.token));
                 let finish = added.stop.map(|_| Finish::Stop);
+                choice.reason = finish.map(reason_of);
                 if finish.is_some() {
                     let timings = self.timings_of(index);
                     self.choices[index].timings = Some(timings);
@@ -121,6 +134,7 @@ impl Texts {
             }
             SequenceEvent::Ended(finish, timings) => {
                 choice.timings = Some(timings);
+                choice.reason = Some(reason_of(finish));
                 let text = choice.text.finish();
                 Ok(Some(Piece { index, text, token: None, finish: Some(finish) }))
             }
@@ -146,5 +160,19 @@ impl Texts {
             decode: first.elapsed(),
             ..Timings::default()
         }
+    }
+}
+
+/// Tells the span of the request what was generated, also if the client left.
+impl Drop for Texts {
+    fn drop(&mut self) {
+        let cached = self.choices.iter().filter_map(|choice| choice.timings);
+        let told = GeneratedAttributes {
+            num_input: self.generation.num_prompt(),
+            num_cached: cached.map(|timings| timings.num_cached).max().unwrap_or_default(),
+            num_output: self.choices.iter().map(|choice| choice.num_tokens).sum(),
+            reasons: self.choices.iter().filter_map(|choice| choice.reason).collect(),
+        };
+        told.set(&self.span);
     }
 }

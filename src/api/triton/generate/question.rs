@@ -12,7 +12,7 @@ use crate::api::{
     error::ApiError,
     http::generate::{
         fields::{Common, wrong},
-        start::{Asked, USUAL_TOKENS},
+        start::{Asked, TEXT_COMPLETION, USUAL_TOKENS},
     },
 };
 
@@ -114,6 +114,7 @@ impl Question {
         let has_input = !exclude_input_in_output.unwrap_or(is_stream);
         let sums = wanted.has_cumulative_logprob().then_some(0);
         let asked = Asked {
+            operation: TEXT_COMPLETION,
             common,
             max_tokens: Some(max_tokens.unwrap_or(USUAL_TOKENS)),
             logprobs: logprobs.or(sums),
