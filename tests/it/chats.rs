@@ -56,7 +56,13 @@ pub(crate) struct Chat {
 
 impl Chat {
     pub(crate) fn new() -> Self {
+        Self::changed(|_| ())
+    }
+
+    /// Serves the decoder after a change of its files.
+    pub(crate) fn changed(change: impl FnOnce(&mut Model)) -> Self {
         let mut model = llama_of(258).with_context(400).with_text();
+        change(&mut model);
         let config = json!({"eos_token": "<|im_end|>", "chat_template": TEMPLATE});
         for (name, json) in [("tokenizer.json", tokenizer()), ("tokenizer_config.json", config)] {
             model.files.insert(name.to_owned(), json.to_string().into_bytes());

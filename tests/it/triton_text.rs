@@ -70,6 +70,30 @@ async fn the_text_is_that_of_completions_whole_and_in_pieces() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_error_behind_the_first_piece_is_an_event_and_one_before_it_a_status() {
+    // Nothing can be drawn behind this byte.
+    let broken = usize::from(b'Z');
+    let chat = Chat::changed(|model| {
+        model.change("model.safetensors", |tensors| {
+            let (_, shape, bytes) = tensors.get_mut("model.embed_tokens.weight").expect("a table");
+            let width = shape[1] * size_of::<f32>();
+            let row = &mut bytes[broken * width..][..width];
+            row.copy_from_slice(&f32::NAN.to_le_bytes().repeat(shape[1]));
+        });
+    });
+    let forced = json!({"logit_bias": {broken.to_string(): 100}, "plan": "a[0..2]"});
+    let events = events(&generate(&chat, STREAM, forced.clone()).await);
+    let [first, last] = &events[..] else { panic!("{events:?}") };
+    assert_eq!(first["text_output"], "Z");
+    assert_eq!(*last, json!({"error": "internal error"}));
+    assert_eq!(generate(&chat, GENERATE, forced).await.status, 500);
+    for path in [GENERATE, STREAM] {
+        let refused = chat.ask(path, json!({"text_input": "Z"})).await.expect(500);
+        assert_eq!(refused["error"], "internal error");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn events_are_not_compressed() {
     let chat = Chat::new();
     let body = json!({"text_input": "abc"}).to_string();
