@@ -55,7 +55,7 @@ $(CLIENTS): tests/conformance/requirements.txt
 	@touch $@
 
 conformance-quick: setup build $(CLIENTS) ## Run Triton's, OpenAI's and hostile clients against the server
-	cd tests/conformance && ../../$(CLIENTS) -m unittest -q test_triton test_others test_hostile
+	cd tests/conformance && ../../$(CLIENTS) -m unittest -q test_triton test_triton_text test_others test_hostile
 
 # The npm package `openai`, whose tests are skipped where node or npm is missing.
 clients: setup

@@ -5,11 +5,12 @@ use std::{env, error::Error, fs, path::PathBuf};
 use protox::prost::Message;
 
 /// Messages that HTTP writes as JSON under the same names.
-const IN_JSON: [&str; 9] = [
+const IN_JSON: [&str; 10] = [
     "ModelConfig",
     "ModelInput",
     "ModelOutput",
     "ModelParameter",
+    "ModelTransactionPolicy",
     "ModelStatistics",
     "InferStatistics",
     "InferBatchStatistics",

@@ -19,7 +19,7 @@ use super::{
     codec::{
         body::parse_json,
         bounds::Bounds,
-        decode::{Decoded, decode},
+        decode::{Decoded, read_parts},
         encode::{WireData, raw_bytes},
         packed::Coding,
         specs::Specs,
@@ -94,7 +94,8 @@ fn in_bytes(inputs: &[(String, Tensor)]) -> (Vec<u8>, usize) {
 }
 
 fn read(body: Vec<u8>, json_len: Option<usize>, specs: &Specs) -> Option<Decoded> {
-    accepted(decode(Bytes::from(body), json_len, specs, Instant::now()))
+    let parts = read_parts(Bytes::from(body), json_len, &specs.bounds);
+    accepted(parts.and_then(|parts| Decoded::new(parts, specs, Instant::now())))
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{extract::FromRequestParts, http::request::Parts};
 use serde::Deserialize;
-use tracing::{Instrument, Span, debug_span};
+use tracing::Span;
 
 use super::{
     access::clients::Permit,
@@ -132,16 +132,14 @@ pub(crate) struct Call {
     pub(crate) num_bytes: usize,
 }
 
-/// Decodes a request by `decode` off the async threads, and answers it within its client's rights.
-pub(crate) async fn infer(
+/// Answers a request that was counted and decoded, within its client's rights.
+pub(crate) async fn run(
     model: &Model,
-    Call { permit, wait, num_bytes }: Call,
-    decode: impl FnOnce(&Specs) -> Result<Decoded, ApiError> + Send + 'static,
+    ticket: Ticket,
+    call: Call,
+    decoded: Decoded,
 ) -> Result<Answer, ApiError> {
-    let ticket = model.service.arrive();
-    let specs = model.specs();
-    let decoded = off_thread(num_bytes, move || decode(&specs)).instrument(debug_span!("decode"));
-    let (ticket, decoded) = accept(ticket, decoded.await)?;
+    let Call { permit, wait, .. } = call;
     let Decoded { mut request, id, explain, classification, wanted } = decoded;
     let InferRequest { budget, priority, .. } = &mut request;
     budget.latency = budget.latency.or(wait);

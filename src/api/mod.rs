@@ -6,6 +6,7 @@
 //! until they are told to stop.
 
 mod access;
+mod answers;
 mod codec;
 mod error;
 #[cfg(test)]

@@ -123,6 +123,9 @@ impl Content {
                 "application/json": {"schema": schema(generator)},
                 "application/octet-stream": {},
             })),
+            Self::Events(schema) => {
+                Some(json!({"text/event-stream": {"schema": schema(generator)}}))
+            }
             Self::Text => Some(json!({"text/plain": {"schema": {"type": "string"}}})),
             Self::Page => Some(json!({"text/html": {"schema": {"type": "string"}}})),
             Self::Empty => None,

@@ -38,6 +38,8 @@ pub(super) enum Content {
     Json(fn(&mut SchemaGenerator) -> Schema),
     /// JSON, with or without raw tensors behind it.
     JsonOrRaw(fn(&mut SchemaGenerator) -> Schema),
+    /// Server-sent events, whose data is JSON of a type's schema.
+    Events(fn(&mut SchemaGenerator) -> Schema),
     /// Plain text.
     Text,
     /// HTML page.
@@ -54,6 +56,11 @@ pub(super) fn json_of<T: JsonSchema>() -> Content {
 /// Returns the content JSON with the schema of `T`, or JSON with raw tensors behind it.
 pub(super) fn json_or_raw<T: JsonSchema>() -> Content {
     Content::JsonOrRaw(|generator| generator.subschema_for::<T>())
+}
+
+/// Returns the content of server-sent events with the schema of `T`.
+pub(super) fn events_of<T: JsonSchema>() -> Content {
+    Content::Events(|generator| generator.subschema_for::<T>())
 }
 
 impl Route {

@@ -10,7 +10,10 @@ use serde_json::Value;
 use tower_http::{
     CompressionLevel,
     catch_panic::CatchPanicLayer,
-    compression::{CompressionLayer, predicate::SizeAbove},
+    compression::{
+        CompressionLayer,
+        predicate::{NotForContentType, Predicate, SizeAbove},
+    },
 };
 
 use super::{
@@ -21,6 +24,7 @@ use super::{
             chat::{self, ChatAnswer, ChatQuestion},
             completions::{self, CompletionAnswer, CompletionQuestion},
             tokens::{self, DetokenizeQuestion, TokenizeQuestion, Tokens},
+            triton::{self, GenerateAnswer, GenerateQuestion},
         },
         health::{self, Liveness, Readiness, ServerMetadata},
         infer,
@@ -31,7 +35,7 @@ use super::{
     },
     layers,
     openapi::{self, document},
-    route::{Content, Route, VERSION, json_of, json_or_raw},
+    route::{Content, Route, VERSION, events_of, json_of, json_or_raw},
     state::{ApiConfig, ApiState, Shared},
     triton::messages::{ModelConfig, repository_index_response::ModelIndex},
 };
@@ -75,6 +79,7 @@ impl Route {
 fn routes() -> Vec<Route> {
     let mut routes = Vec::from(server_routes());
     routes.extend(model_routes());
+    routes.extend(text_routes());
     routes.extend(repository_routes());
     routes.extend(openai_routes());
     routes
@@ -120,6 +125,17 @@ fn model_routes() -> [Route; 8] {
         get("/v2/models/{model}/config", "Triton configuration", repository::config, config),
         get("/v2/models/{model}/stats", "Model statistics", repository::statistics, statistics),
         get("/v2/models/stats", "All statistics", repository::all_statistics, statistics),
+    ]
+}
+
+fn text_routes() -> [Route; 2] {
+    let (whole, stream) = ("/v2/models/{model}/generate", "/v2/models/{model}/generate_stream");
+    let question = json_of::<GenerateQuestion>();
+    [
+        post(whole, "Continuation of a text", triton::generate, question)
+            .giving(json_of::<GenerateAnswer>()),
+        post(stream, "Continuation of a text, as events", triton::generate_stream, question)
+            .giving(events_of::<GenerateAnswer>()),
     ]
 }
 
@@ -198,7 +214,8 @@ pub fn router(state: ApiState, config: &ApiConfig) -> Router {
         .layer(
             CompressionLayer::new()
                 .quality(CompressionLevel::Fastest)
-                .compress_when(SizeAbove::new(MIN_COMPRESSED_BYTES)),
+                // A compressed event would wait for the next ones.
+                .compress_when(SizeAbove::new(MIN_COMPRESSED_BYTES).and(NotForContentType::SSE)),
         )
         .with_state(shared)
 }

@@ -256,8 +256,14 @@ pub(super) fn service() -> (Arc<FamilyService>, Receiver, Arc<Endings>) {
     let (queue, mut receivers) = queue(4, 1);
     let observer = Arc::new(Endings::default());
     let config = config();
-    let (preparing, pulse) = (PreparingThreads::default(), Pulse::default());
-    let parts = SharedParts { queue, config, observer: observer.clone(), preparing, pulse };
+    let parts = SharedParts {
+        queue,
+        config,
+        observer: observer.clone(),
+        preparing: PreparingThreads::default(),
+        reading_grammars: PreparingThreads::default(),
+        pulse: Pulse::default(),
+    };
     let service = FamilyService::new(planner(), FamilyKey(0), parts, None);
     (Arc::new(service), receivers.pop().expect("one"), observer)
 }

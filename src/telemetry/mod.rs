@@ -21,4 +21,4 @@ pub use error::TelemetryError;
 pub use logging::{LogFormat, start_logging};
 pub use metrics::Metrics;
 pub use panics::log_panics;
-pub use traces::{Traces, continue_trace};
+pub use traces::{GeneratedAttributes, GenerationAttributes, Traces, continue_trace};

@@ -1,6 +1,7 @@
 //! Spans for an OpenTelemetry collector, and the clients' traces that they continue.
 
 use opentelemetry::{
+    Array, StringValue, Value,
     propagation::{Extractor, TextMapPropagator},
     trace::TracerProvider,
 };
@@ -75,6 +76,88 @@ pub fn continue_trace(span: &Span, traceparent: Option<&str>, tracestate: Option
     let parent = TraceContextPropagator::new().extract(&Headers { traceparent, tracestate });
     if span.set_parent(parent).is_err() {
         tracing::debug!("spans are not sent, so no trace is continued");
+    }
+}
+
+/// What a span tells of a request for generated text, by OpenTelemetry's semantic conventions for
+/// generative models. No text is told. What the request does not say is `None`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct GenerationAttributes<'a> {
+    /// Name of the operation: `chat` or `text_completion`.
+    pub operation: &'static str,
+    /// Name of the model.
+    pub model: &'a str,
+    /// Number of answers.
+    pub num_choices: usize,
+    /// Most tokens to generate.
+    pub max_tokens: Option<usize>,
+    /// Divisor of the logits.
+    pub temperature: Option<f32>,
+    /// Probability of the tokens together that may be drawn.
+    pub top_p: Option<f32>,
+    /// Number of the most likely tokens that may be drawn.
+    pub top_k: Option<i64>,
+    /// Penalty for each time that the answer has a token.
+    pub frequency_penalty: Option<f32>,
+    /// Penalty for tokens that the answer has.
+    pub presence_penalty: Option<f32>,
+    /// Number that the draws follow from.
+    pub seed: Option<i64>,
+}
+
+impl GenerationAttributes<'_> {
+    /// Sets the attributes of `span`.
+    pub fn set(&self, span: &Span) {
+        // The nearest number to the decimals that the request has.
+        let number = |value: f32| Value::F64(value.to_string().parse().unwrap_or(value.into()));
+        let count = |value: usize| Value::I64(i64::try_from(value).unwrap_or(i64::MAX));
+        let choices = Some(self.num_choices).filter(|found| *found != 1);
+        let top_k = self.top_k.map(|found| i32::try_from(found).unwrap_or(i32::MAX));
+        let attributes = [
+            ("gen_ai.operation.name", Some(Value::from(self.operation))),
+            ("gen_ai.provider.name", Some(Value::from(SERVICE))),
+            ("gen_ai.request.model", Some(Value::from(self.model.to_owned()))),
+            ("gen_ai.response.model", Some(Value::from(self.model.to_owned()))),
+            ("gen_ai.request.choice.count", choices.map(count)),
+            ("gen_ai.request.max_tokens", self.max_tokens.map(count)),
+            ("gen_ai.request.temperature", self.temperature.map(number)),
+            ("gen_ai.request.top_p", self.top_p.map(number)),
+            ("gen_ai.request.top_k", top_k.map(|found| Value::F64(found.into()))),
+            ("gen_ai.request.frequency_penalty", self.frequency_penalty.map(number)),
+            ("gen_ai.request.presence_penalty", self.presence_penalty.map(number)),
+            ("gen_ai.request.seed", self.seed.map(Value::I64)),
+        ];
+        for (name, value) in attributes {
+            if let Some(value) = value {
+                span.set_attribute(name, value);
+            }
+        }
+    }
+}
+
+/// What a span tells of generated text.
+#[derive(Debug, Clone, Default)]
+pub struct GeneratedAttributes {
+    /// Number of tokens of the prompt.
+    pub num_input: usize,
+    /// Number of those whose keys and values were in a cache.
+    pub num_cached: usize,
+    /// Number of generated tokens of all answers.
+    pub num_output: usize,
+    /// Reasons why the answers ended.
+    pub reasons: Vec<&'static str>,
+}
+
+impl GeneratedAttributes {
+    /// Sets the attributes of `span`.
+    pub fn set(&self, span: &Span) {
+        let count = |value: usize| Value::I64(i64::try_from(value).unwrap_or(i64::MAX));
+        span.set_attribute("gen_ai.usage.input_tokens", count(self.num_input));
+        span.set_attribute("gen_ai.usage.cache_read.input_tokens", count(self.num_cached));
+        span.set_attribute("gen_ai.usage.output_tokens", count(self.num_output));
+        let reasons = self.reasons.iter().copied().map(StringValue::from);
+        let reasons = Value::Array(Array::String(reasons.collect()));
+        span.set_attribute("gen_ai.response.finish_reasons", reasons);
     }
 }
 

@@ -268,7 +268,7 @@ async fn a_name_in_a_path_that_is_not_utf8_is_refused_with_the_path() {
             }
         }
     }
-    assert_eq!(num_routes, 10);
+    assert_eq!(num_routes, 12);
 }
 
 #[tokio::test]

@@ -47,23 +47,33 @@ fn tokenizer() -> Value {
     })
 }
 
-struct Chat {
-    app: Router,
+/// A server of a decoder that reads and writes bytes.
+pub(crate) struct Chat {
+    pub(crate) served: Served,
+    pub(crate) app: Router,
     _model: Model,
 }
 
 impl Chat {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
+        Self::changed(|_| ())
+    }
+
+    /// Serves the decoder after a change of its files.
+    pub(crate) fn changed(change: impl FnOnce(&mut Model)) -> Self {
         let mut model = llama_of(258).with_context(400).with_text();
+        change(&mut model);
         let config = json!({"eos_token": "<|im_end|>", "chat_template": TEMPLATE});
         for (name, json) in [("tokenizer.json", tokenizer()), ("tokenizer_config.json", config)] {
             model.files.insert(name.to_owned(), json.to_string().into_bytes());
         }
         let family = model.load().unwrap_or_else(|e| panic!("{e}"));
-        Self { app: Served::new(Families::of(family)).app(), _model: model }
+        let served = Served::new(Families::of(family));
+        Self { app: served.app(), served, _model: model }
     }
 
-    async fn ask(&self, path: &str, request: Value) -> Reply {
+    /// Sends a request and reads the answer.
+    pub(crate) async fn ask(&self, path: &str, request: Value) -> Reply {
         send(&self.app, "POST", path, request.to_string()).await
     }
 

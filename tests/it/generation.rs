@@ -1,12 +1,18 @@
 //! Generated sequences: the same under any load, and equal to the decoder over whole sequences.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    sync::Arc,
+    task::Poll,
+    time::Instant,
+};
 
 use tessera::{
     family::PlanId,
     plan::Budget,
     serve::{
-        DEFAULT_PRIORITY, ErrorCode, FamilyService, Finish, GenerateRequest, Sampling,
+        DEFAULT_PRIORITY, ErrorCode, FamilyService, Finish, GenerateRequest, Grammar, Sampling,
         SamplingParameters, SequenceEvent, Timings,
     },
 };
@@ -55,7 +61,7 @@ async fn generate(
     service: &Arc<FamilyService>,
     request: GenerateRequest,
 ) -> (Vec<u32>, Finish, Timings) {
-    let mut generation = service.arrive().generate(request).expect("admitted");
+    let mut generation = service.arrive().generate(request).await.expect("admitted");
     let mut tokens = Vec::new();
     loop {
         match generation.next().await.expect("generated").expect("an end comes first") {
@@ -159,7 +165,7 @@ async fn a_seed_draws_the_same_under_load_and_each_sequence_of_a_request_its_own
 
 /// Returns the tokens of every sequence of a request.
 async fn sequences(service: &Arc<FamilyService>, request: GenerateRequest) -> Vec<Vec<u32>> {
-    let mut generation = service.arrive().generate(request).expect("admitted");
+    let mut generation = service.arrive().generate(request).await.expect("admitted");
     let mut found = vec![Vec::new(); generation.num_sequences()];
     while let Some((index, event)) = generation.next().await.expect("generated") {
         if let SequenceEvent::Token(token) = event {
@@ -173,10 +179,6 @@ async fn sequences(service: &Arc<FamilyService>, request: GenerateRequest) -> Ve
 async fn what_a_family_cannot_generate_is_refused_with_the_reason() {
     let chat = Chat::new();
     let service = chat.service();
-    let refused = |request: GenerateRequest| {
-        let error = service.arrive().generate(request).expect_err("refused");
-        (error.code(), error.to_string())
-    };
     let long = vec![1; 1_000];
     for (request, reason) in [
         (request(&[], 1), "it is empty"),
@@ -185,8 +187,9 @@ async fn what_a_family_cannot_generate_is_refused_with_the_reason() {
         (request(&long, 1), "the prompt has 1000 tokens"),
         (request(&[1], 0), "at least 1"),
     ] {
-        let (code, message) = refused(request);
-        assert_eq!(code, ErrorCode::InvalidArgument, "{message}");
+        let error = service.arrive().generate(request).await.expect_err("refused");
+        let message = error.to_string();
+        assert_eq!(error.code(), ErrorCode::InvalidArgument, "{message}");
         assert!(message.contains(reason), "{message}");
     }
 }
@@ -196,9 +199,35 @@ async fn a_client_that_leaves_frees_its_place() {
     let chat = Chat::new();
     let service = chat.service();
     for _ in 0..200 {
-        let mut generation = service.arrive().generate(request(&[1, 2], 900)).expect("a place");
+        let generation = service.arrive().generate(request(&[1, 2], 900)).await;
+        let mut generation = generation.expect("a place");
         generation.next().await.expect("generated");
     }
     let (tokens, ..) = generate(&service, request(&[3], 5)).await;
     assert_eq!(tokens.len(), 5);
+}
+
+#[tokio::test]
+async fn a_grammar_is_read_off_the_async_threads() {
+    let chat = crate::chats::Chat::new();
+    let service = chat.served.service("language");
+    let asked = |grammar: Option<Grammar>| GenerateRequest { grammar, ..request(&[65], 3) };
+    // An expression with so many states takes long to read, and is refused or kept.
+    let costly = Grammar::Regex("[ab]*a[ab]{200}".to_owned());
+    let mut slow = pin!(service.arrive().generate(asked(Some(costly))));
+    let is_waited_for = poll_fn(|context| Poll::Ready(slow.as_mut().poll(context).is_pending()));
+    assert!(is_waited_for.await, "the grammar was read by the thread that asks");
+    let (tokens, ..) = generate(&service, asked(None)).await;
+    assert_eq!(tokens.len(), 3);
+    if let Ok(mut generation) = slow.await {
+        generation.next().await.expect("a token that the grammar allows");
+    }
+    // Answers of a request keep the grammar each for itself.
+    let choice = Some(Grammar::Choice(vec!["left".to_owned(), "right".to_owned()]));
+    let several = GenerateRequest { num_sequences: 4, grammar: choice, ..request(&[65], 9) };
+    let ends = vec![257];
+    for tokens in sequences(&service, GenerateRequest { ends, ..several }).await {
+        let bytes: Vec<u8> = tokens.iter().filter_map(|id| u8::try_from(*id).ok()).collect();
+        assert!([&b"left"[..], b"right"].contains(&&*bytes), "{bytes:?}");
+    }
 }

@@ -40,5 +40,6 @@ mod support;
 mod tidy;
 mod tidy_circles;
 mod tidy_language;
+mod triton_text;
 mod vision;
 mod writers;

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::{
     body::parse_json,
     bounded::{self, Bounded, MAX_TENSORS},
-    bounds::check,
+    bounds::{Bounds, check},
     parameters::{Parameters, ParametersSchema},
     specs::Specs,
     tensors::{RequestTensor, Tail, WireInput, names},
@@ -37,7 +37,7 @@ pub(crate) struct Decoded {
 }
 
 /// Outputs that an answer has, and whether they are raw bytes.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct RequestedOutputs {
     /// Requested outputs by name; empty for all outputs. The flag is whether the output is raw
     /// bytes; `None` stands for the value of `binary`.
@@ -51,6 +51,29 @@ impl RequestedOutputs {
     #[cfg(test)]
     pub(crate) fn raw() -> Self {
         Self { outputs: Vec::new(), binary: true }
+    }
+
+    /// Reads the outputs that a request asks for, and the number of best classes in place of all
+    /// scores, if it has one. Outputs are raw bytes if `binary` is true and they do not say.
+    ///
+    /// # Errors
+    ///
+    /// Fails on names and parameters that are not those of outputs in `specs`.
+    pub(crate) fn read(
+        outputs: Vec<RequestedOutput>,
+        specs: &Specs,
+        binary: bool,
+    ) -> Result<(Self, Option<usize>), ApiError> {
+        check("the number of outputs", outputs.len(), MAX_TENSORS)?;
+        let mut classification = None;
+        let mut wanted = Self { outputs: Vec::new(), binary };
+        for output in outputs {
+            let name = output.name.clone();
+            let asked = output.check(specs)?;
+            classification = asked.classification.or(classification);
+            wanted.outputs.push((name, asked.binary));
+        }
+        Ok((wanted, classification))
     }
 
     /// Returns whether the answer has the output `name`.
@@ -105,32 +128,30 @@ pub(crate) struct RequestedOutput {
     pub(crate) parameters: Map<String, Value>,
 }
 
-/// Decodes `body`, which arrived at `arrival`. Its JSON ends after `json_len` bytes, or with the
-/// body if `json_len` is `None`.
+/// Reads the parts of a request from `body`. Its JSON ends after `json_len` bytes, or with the body
+/// if `json_len` is `None`.
 ///
 /// # Errors
 ///
-/// Fails on a body that is not JSON of the protocol's form. Fails on names, types, shapes and
-/// parameters that the model does not take.
-pub(crate) fn decode(
+/// Fails on a body that is not JSON of the protocol's form, or that holds more than `bounds` allow.
+pub(crate) fn read_parts(
     mut body: Bytes,
     json_len: Option<usize>,
-    specs: &Specs,
-    arrival: Instant,
-) -> Result<Decoded, ApiError> {
+    bounds: &Bounds,
+) -> Result<Parts, ApiError> {
     let found = body.len();
     let json_len = json_len.unwrap_or(found);
     if json_len > found {
         return Err(ApiError::JsonLength { found: json_len.to_string(), limit: found });
     }
     let json = body.split_to(json_len);
-    let WireRequest { id, parameters, inputs, outputs } = parse_json(&json, &specs.bounds)?;
+    let WireRequest { id, parameters, inputs, outputs } = parse_json(&json, bounds)?;
     let outputs = outputs.checked("the number of outputs")?;
     let mut tail = Tail::new(body);
     let inputs = inputs.checked("the number of inputs")?.into_iter();
     let inputs = inputs.map(|input| input.locate(&mut tail)).collect::<Result<_, _>>()?;
     tail.check_used()?;
-    Decoded::new(Parts { id, parameters, inputs, outputs }, specs, arrival)
+    Ok(Parts { id, parameters, inputs, outputs })
 }
 
 impl Decoded {
@@ -142,17 +163,9 @@ impl Decoded {
     pub(crate) fn new(parts: Parts, specs: &Specs, arrival: Instant) -> Result<Self, ApiError> {
         let Parts { id, parameters, inputs, outputs } = parts;
         check("the number of inputs", inputs.len(), MAX_TENSORS)?;
-        check("the number of outputs", outputs.len(), MAX_TENSORS)?;
         let Parameters { budget, prompt_name, priority, explain, binary } =
             Parameters::parse(parameters)?;
-        let mut classification = None;
-        let mut wanted = RequestedOutputs { outputs: Vec::new(), binary };
-        for output in outputs {
-            let name = output.name.clone();
-            let asked = output.check(specs)?;
-            classification = asked.classification.or(classification);
-            wanted.outputs.push((name, asked.binary));
-        }
+        let (wanted, classification) = RequestedOutputs::read(outputs, specs, binary)?;
         let inputs = inputs.into_iter().map(|input| input.into_tensor(specs));
         let inputs = inputs.collect::<Result<_, _>>()?;
         let request = InferRequest { inputs, prompt_name, budget, priority, arrival };
@@ -205,8 +218,7 @@ mod tests {
 
     use bytes::Bytes;
 
-    use super::{Decoded, Specs, decode};
-    use crate::api::codec::bounds::Bounds;
+    use super::{Bounds, Decoded, Specs, read_parts};
     use crate::tensor::{DataType, TensorData, TensorSpec};
 
     fn decode_text(body: &[u8]) -> Result<Decoded, String> {
@@ -226,7 +238,9 @@ mod tests {
             bounds: Bounds { texts: 64, numbers: 64 },
         };
         let body = Bytes::copy_from_slice(body);
-        decode(body, json_len, &specs, Instant::now()).map_err(|error| error.to_string())
+        read_parts(body, json_len, &specs.bounds)
+            .and_then(|parts| Decoded::new(parts, &specs, Instant::now()))
+            .map_err(|error| error.to_string())
     }
 
     const INPUT: &str = r#"{"name":"text","shape":[1],"datatype":"BYTES","data":["a"]}"#;

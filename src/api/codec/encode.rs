@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Fields of an answer beside its outputs.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct AnswerHead {
     /// Name of the family.
     pub(crate) model_name: String,

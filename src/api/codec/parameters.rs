@@ -13,6 +13,10 @@ use crate::{
 const KNOWN: &str = "latency_budget_ms, memory_budget_mb, min_quality, plan, prompt_name, \
                      priority, timeout, explain, binary_data_output";
 
+/// Parameter by which a stream of answers has an empty last one. It has no effect on a request that
+/// has one answer.
+pub(crate) const EMPTY_FINAL: &str = "triton_enable_empty_final_response";
+
 /// Parameters of a request; each is read by [`Parameters::parse`].
 #[derive(Debug, JsonSchema)]
 #[schemars(rename = "Parameters", deny_unknown_fields)]
@@ -57,7 +61,7 @@ impl Parameters {
     /// Parses the parameters in their wire form.
     ///
     /// `timeout`, in microseconds, is the latency budget if there is no other. The protocol's
-    /// sequence parameters are ignored.
+    /// sequence parameters and [`EMPTY_FINAL`] are ignored.
     ///
     /// # Errors
     ///
@@ -80,7 +84,7 @@ impl Parameters {
                 "explain" => explain = parameter.switch()?,
                 "priority" => priority = parameter.priority()?,
                 "binary_data_output" => binary = parameter.switch()?,
-                "sequence_id" | "sequence_start" | "sequence_end" => {}
+                "sequence_id" | "sequence_start" | "sequence_end" | EMPTY_FINAL => {}
                 _ => {
                     return Err(ApiError::UnknownParameter { name: parameter.name, known: KNOWN });
                 }
@@ -140,7 +144,7 @@ impl Parameter {
 }
 
 /// Writes `value` for a message, without content that may be long.
-fn shorten(value: &Value) -> String {
+pub(crate) fn shorten(value: &Value) -> String {
     match value {
         Value::Array(_) => "an array".to_owned(),
         Value::Object(_) => "an object".to_owned(),
@@ -170,6 +174,7 @@ mod tests {
         let parsed = parse(json!({
             "latency_budget_ms": 2.5, "memory_budget_mb": 100, "min_quality": 0.9,
             "plan": "l6[0..6]", "timeout": 1, "priority": 3, "explain": true,
+            "triton_enable_empty_final_response": true,
             "sequence_id": 7, "sequence_start": true, "sequence_end": true,
             "binary_data_output": true, "prompt_name": "query",
         }));

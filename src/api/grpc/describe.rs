@@ -7,8 +7,12 @@ use crate::{
             models::PLATFORM,
         },
         inference::Model,
-        triton::messages::{
-            ModelMetadataResponse, ServerMetadataResponse, model_metadata_response::TensorMetadata,
+        triton::{
+            generate::tensors::{inputs, outputs},
+            messages::{
+                ModelMetadataResponse, ServerMetadataResponse,
+                model_metadata_response::TensorMetadata,
+            },
         },
     },
     tensor::TensorSpec,
@@ -34,7 +38,7 @@ pub(super) fn model(model: &Model) -> ModelMetadataResponse {
         name: model.service.name().to_owned(),
         versions: model.versions().into(),
         platform: PLATFORM.to_owned(),
-        inputs: model.service.input_specs().into_iter().map(tensor).collect(),
-        outputs: model.service.output_specs().into_iter().map(tensor).collect(),
+        inputs: inputs(model).into_iter().map(tensor).collect(),
+        outputs: outputs(model).into_iter().map(tensor).collect(),
     }
 }

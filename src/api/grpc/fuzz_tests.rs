@@ -7,11 +7,12 @@ use prost::Message;
 
 use super::{
     codec::{Readable, encoded::Encoded},
-    infer::decode,
+    infer::parts,
     layers::wait_of,
 };
 use crate::{
     api::{
+        codec::decode::Decoded,
         fuzz_tests::{accepted, specs},
         triton::messages::{
             InferParameter, InferTensorContents, ModelInferRequest, ModelReadyRequest,
@@ -69,7 +70,8 @@ fn grpc_messages() {
         // their map is not kept.
         let read = ModelInferRequest::decode(&again[..]).expect("as written");
         assert_eq!(read.encoded_len(), again.len());
-        accepted(decode(message, &specs, Instant::now()));
+        let Some(parts) = accepted(parts(message)) else { return };
+        accepted(Decoded::new(parts, &specs, Instant::now()));
     });
 }
 

@@ -1,17 +1,16 @@
 //! Inference messages, converted from and to the form that all protocols share.
 
-use std::{collections::HashMap, time::Instant};
+use std::collections::HashMap;
 
 use serde_json::{Map, Number, Value};
 
 use crate::{
     api::{
         codec::{
-            decode::{Decoded, Parts, RequestedOutput},
+            decode::{Parts, RequestedOutput, RequestedOutputs},
             elements::Values,
-            encode::{raw_bytes, report_parameters},
+            encode::{AnswerHead, raw_bytes, report_parameters},
             raw::narrow,
-            specs::Specs,
             tensors::{Content, RequestTensor},
         },
         error::ApiError,
@@ -27,17 +26,12 @@ use crate::{
     tensor::{Tensor, TensorData, signed},
 };
 
-/// Checks a message that arrived at `arrival`. By default, the outputs are raw if the inputs are.
+/// Returns the parts of a message. By default, the outputs are raw if the inputs are.
 ///
 /// # Errors
 ///
-/// Fails on names, types, shapes and parameters that the model does not take. Fails on elements
-/// that are missing or in two places.
-pub(super) fn decode(
-    message: ModelInferRequest,
-    specs: &Specs,
-    arrival: Instant,
-) -> Result<Decoded, ApiError> {
+/// Fails on elements that are missing or in two places.
+pub(super) fn parts(message: ModelInferRequest) -> Result<Parts, ApiError> {
     let is_raw = !message.raw_input_contents.is_empty();
     let (num_raw, num_inputs) = (message.raw_input_contents.len(), message.inputs.len());
     if is_raw && num_raw != num_inputs {
@@ -57,25 +51,49 @@ pub(super) fn decode(
     parameters.entry("binary_data_output").or_insert(Value::Bool(is_raw));
     let outputs = message.outputs.into_iter().map(requested).collect();
     let id = Some(message.id).filter(|id| !id.is_empty());
-    Decoded::new(Parts { id, parameters, inputs, outputs }, specs, arrival)
+    Ok(Parts { id, parameters, inputs, outputs })
 }
 
-/// Writes an answer. Its outputs are raw if all of them are wanted raw. A message holds either raw
-/// or typed contents.
+/// Writes an answer.
 ///
 /// # Errors
 ///
 /// Fails only on values that a message cannot express; no answer holds them.
 pub(super) fn encode(answer: Answer) -> Result<ModelInferResponse, ApiError> {
     let Answer { heading, response, wanted } = answer;
-    let explained = report_parameters(&response.report, heading.explain)?;
-    let parameters = explained.into_iter().filter_map(|(name, value)| {
+    let parameters = report_parameters(&response.report, heading.explain)?;
+    write(Written { heading, parameters, outputs: response.outputs }, &wanted)
+}
+
+/// What a message has.
+#[derive(Debug)]
+pub(super) struct Written {
+    /// Fields beside the parameters and outputs.
+    pub(super) heading: AnswerHead,
+    /// Parameters by name.
+    pub(super) parameters: Map<String, Value>,
+    /// Outputs by name.
+    pub(super) outputs: Vec<(String, Tensor)>,
+}
+
+/// Writes a message. Its outputs are raw if all of them are `wanted` raw. A message holds either
+/// raw or typed contents.
+///
+/// # Errors
+///
+/// Fails only on values that a message cannot express; no answer holds them.
+pub(super) fn write(
+    message: Written,
+    wanted: &RequestedOutputs,
+) -> Result<ModelInferResponse, ApiError> {
+    let Written { heading, parameters, outputs: tensors } = message;
+    let parameters = parameters.into_iter().filter_map(|(name, value)| {
         let parameter_choice = Some(choice(value)?);
         Some((name, InferParameter { parameter_choice }))
     });
-    let is_raw = response.outputs.iter().all(|(name, _)| wanted.is_binary(name));
+    let is_raw = tensors.iter().all(|(name, _)| wanted.is_binary(name));
     let (mut outputs, mut raw_output_contents) = (Vec::new(), Vec::new());
-    for (name, tensor) in response.outputs {
+    for (name, tensor) in tensors {
         let shape = tensor.shape().iter().map(|extent| signed(*extent));
         let mut output = InferOutputTensor {
             name,
@@ -216,9 +234,11 @@ fn refuse(name: &str, reason: String) -> ServeError {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
     use crate::{
-        api::codec::bounds::Bounds,
+        api::codec::{bounds::Bounds, decode::Decoded, specs::Specs},
         tensor::{DataType, TensorSpec},
     };
 
@@ -263,7 +283,9 @@ mod tests {
     }
 
     fn decoded(message: ModelInferRequest) -> Result<Decoded, String> {
-        decode(message, &specs(), Instant::now()).map_err(|error| error.to_string())
+        parts(message)
+            .and_then(|parts| Decoded::new(parts, &specs(), Instant::now()))
+            .map_err(|error| error.to_string())
     }
 
     #[test]

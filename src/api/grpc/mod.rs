@@ -17,6 +17,7 @@ mod repository;
 mod server;
 mod service;
 mod status;
+mod stream;
 mod wire;
 
 pub use server::serve_grpc;

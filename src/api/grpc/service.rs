@@ -1,36 +1,35 @@
 //! The calls of `inference.GRPCInferenceService`.
 
-use std::{
-    pin::Pin,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use tokio_stream::{Stream, StreamExt};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
-use tracing::{Instrument, Span, debug_span, field::Empty};
+use tracing::{Instrument, debug_span};
 
 use super::{
     codec::encoded::{Encoded, Envelope},
     describe,
     generated::grpc_inference_service_server::GrpcInferenceService,
-    infer::{decode, encode},
+    infer::{encode, parts},
     layers::wait_of,
     repository,
     status::status_of,
+    stream::{Asking, stream},
 };
 use crate::api::{
     access::clients::{Gate, Permit},
+    answers::{Answers, answer, answers},
     codec::{
         body::{in_json_bytes, off_thread},
-        specs::Specs,
+        bounds::Bounds,
     },
     error::ApiError,
-    inference::{self, Call, Model},
+    inference::{Call, Model},
     layers::authorization,
     state::ApiState,
     triton::{
         describe::{config, statistics},
+        generate::tensors::generates,
         messages::{
             ModelConfigRequest, ModelConfigResponse, ModelInferResponse, ModelMetadataRequest,
             ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse, ModelStatisticsRequest,
@@ -71,9 +70,6 @@ impl CallRights {
     }
 }
 
-type Answers =
-    Pin<Box<dyn Stream<Item = Result<ModelStreamInferResponse, Status>> + Send + 'static>>;
-
 impl InferenceService {
     /// Creates a service that answers from `state`.
     pub(super) fn new(state: ApiState) -> Self {
@@ -85,23 +81,51 @@ impl InferenceService {
         Model::find(self.state.repository.registry(), name, version)
     }
 
-    /// Answers one message.
+    /// Returns the model that a message names, and the terms of the call.
+    fn open(&self, message: &Encoded, rights: CallRights) -> Result<(Model, Call), ApiError> {
+        let Envelope { model_name, model_version, num_raw_bytes, .. } = message.open()?;
+        let model = self.model(&model_name, model_version)?;
+        let CallRights { permit, wait } = rights;
+        let num_bytes = in_json_bytes(message.len() - num_raw_bytes, num_raw_bytes);
+        Ok((model, Call { permit, wait, num_bytes }))
+    }
+
+    /// Answers one message with one answer.
     async fn infer(
         &self,
         message: Encoded,
         arrival: Instant,
         rights: CallRights,
     ) -> Result<ModelInferResponse, ApiError> {
-        let Envelope { model_name, model_version, num_raw_bytes, .. } = message.open()?;
-        let model = self.model(&model_name, model_version)?;
-        let CallRights { permit, wait } = rights;
-        let num_bytes = in_json_bytes(message.len() - num_raw_bytes, num_raw_bytes);
-        let call = Call { permit, wait, num_bytes };
-        let decode = move |specs: &Specs| decode(message.decode(&specs.bounds)?, specs, arrival);
-        let answer = inference::infer(&model, call, decode).await?;
+        let (model, call) = self.open(&message, rights)?;
+        let read = move |bounds: &Bounds| parts(message.decode(bounds)?);
+        let answer = answer(model, call, arrival, read).await?;
         off_thread(answer.num_bytes(), move || encode(answer))
             .instrument(debug_span!("encode"))
             .await
+    }
+}
+
+/// Messages of a stream, each of which counts as a request of its own.
+#[derive(Debug)]
+struct StreamAsking {
+    service: InferenceService,
+    metadata: MetadataMap,
+}
+
+impl Asking for StreamAsking {
+    fn has_text(&self, message: &Encoded) -> bool {
+        let model = message
+            .open()
+            .and_then(|envelope| self.service.model(&envelope.model_name, envelope.model_version));
+        model.is_ok_and(|model| generates(&model))
+    }
+
+    async fn answers(&self, message: Encoded) -> Result<Answers, ApiError> {
+        let arrival = Instant::now();
+        let rights = CallRights::of_message(&self.service.state.gate, &self.metadata)?;
+        let (model, call) = self.service.open(&message, rights)?;
+        answers(model, call, arrival, move |bounds| parts(message.decode(bounds)?)).await
     }
 }
 
@@ -121,7 +145,7 @@ async fn call<T>(work: impl Future<Output = Result<T, ApiError>>) -> Result<Resp
 
 #[tonic::async_trait]
 impl GrpcInferenceService for InferenceService {
-    type ModelStreamInferStream = Answers;
+    type ModelStreamInferStream = ReceiverStream<Result<ModelStreamInferResponse, Status>>;
 
     async fn server_live(
         &self,
@@ -181,38 +205,10 @@ impl GrpcInferenceService for InferenceService {
     async fn model_stream_infer(
         &self,
         request: Request<Streaming<Encoded>>,
-    ) -> Result<Response<Answers>, Status> {
-        let service = Arc::new(self.clone());
-        let metadata = Arc::new(request.metadata().clone());
-        let stream = Span::current();
-        let answers = request.into_inner().then(move |message| {
-            let (service, metadata) = (service.clone(), metadata.clone());
-            let span = tracing::info_span!(parent: &stream, "message", model = Empty, plan = Empty);
-            let answered = async move {
-                let message: Encoded = message?;
-                let id = message.open().map(|envelope| envelope.id).unwrap_or_default();
-                let arrival = Instant::now();
-                let answered = async {
-                    let rights = CallRights::of_message(&service.state.gate, &metadata)?;
-                    service.infer(message, arrival, rights).await
-                };
-                Ok(match call(answered).await {
-                    Ok(response) => ModelStreamInferResponse {
-                        error_message: String::new(),
-                        infer_response: Some(response.into_inner()),
-                    },
-                    Err(status) => ModelStreamInferResponse {
-                        error_message: status.message().to_owned(),
-                        infer_response: Some(ModelInferResponse {
-                            id,
-                            ..ModelInferResponse::default()
-                        }),
-                    },
-                })
-            };
-            answered.instrument(span)
-        });
-        Ok(Response::new(Box::pin(answers)))
+    ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
+        let (metadata, _, messages) = request.into_parts();
+        let asking = StreamAsking { service: self.clone(), metadata };
+        Ok(Response::new(stream(asking, messages)))
     }
 
     async fn model_config(

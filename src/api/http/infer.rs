@@ -12,14 +12,15 @@ use tracing::{Instrument, debug_span};
 use crate::{
     api::{
         access::clients::Permit,
+        answers::answer,
         codec::{
             body::{Body, in_json_bytes, off_thread},
-            decode::decode,
+            bounds::Bounds,
+            decode::read_parts,
             encode::{Encoded, encode},
-            specs::Specs,
         },
         error::ApiError,
-        inference::{self, Answer, Call, Model},
+        inference::{Answer, Call, Model},
     },
     serve::Report,
 };
@@ -38,8 +39,8 @@ pub(crate) async fn infer(
     let json_len = json_length(&headers, body.len());
     let json = json_len.as_ref().ok().copied().flatten().unwrap_or(body.len()).min(body.len());
     let call = Call { permit, wait: None, num_bytes: in_json_bytes(json, body.len() - json) };
-    let decode = move |specs: &Specs| decode(body, json_len?, specs, arrival);
-    let answer = inference::infer(&model, call, decode).await?;
+    let read = move |bounds: &Bounds| read_parts(body, json_len?, bounds);
+    let answer = answer(model, call, arrival, read).await?;
     let report = answer.response.report.clone();
     let encode = |Answer { heading, response, wanted }| encode(&heading, &response, &wanted);
     let encoded = off_thread(answer.num_bytes(), move || encode(answer))

@@ -7,7 +7,12 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
-    api::{error::ApiError, inference::Model, state::Shared},
+    api::{
+        error::ApiError,
+        inference::Model,
+        state::Shared,
+        triton::generate::tensors::{inputs, outputs},
+    },
     family::{Limits, Manifest},
     serve::ServeError,
     tensor::TensorSpec,
@@ -71,8 +76,8 @@ pub(crate) async fn metadata(model: Model) -> Json<Metadata> {
         name: model.service.name().to_owned(),
         versions: model.versions(),
         platform: PLATFORM,
-        inputs: model.service.input_specs().into_iter().map(WireSpec::new).collect(),
-        outputs: model.service.output_specs().into_iter().map(WireSpec::new).collect(),
+        inputs: inputs(&model).into_iter().map(WireSpec::new).collect(),
+        outputs: outputs(&model).into_iter().map(WireSpec::new).collect(),
         parameters,
     })
 }

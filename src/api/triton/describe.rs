@@ -2,10 +2,13 @@
 
 use serde::{Serialize, Serializer};
 
-use super::messages::{
-    DataType as WireType, InferBatchStatistics, InferStatistics, ModelConfig, ModelInput,
-    ModelOutput, ModelParameter, ModelStatistics, StatisticDuration,
-    repository_index_response::ModelIndex,
+use super::{
+    generate::tensors::{generates, inputs, outputs},
+    messages::{
+        DataType as WireType, InferBatchStatistics, InferStatistics, ModelConfig, ModelInput,
+        ModelOutput, ModelParameter, ModelStatistics, ModelTransactionPolicy, StatisticDuration,
+        repository_index_response::ModelIndex,
+    },
 };
 use crate::{
     api::{http::models::PLATFORM, inference::Model},
@@ -16,17 +19,24 @@ use crate::{
 /// Backend of every model, as configurations name it.
 const BACKEND: &str = "onnxruntime";
 
-/// Returns the configuration of a model.
+/// Returns the configuration of a model. One that generates has several answers to a request, and
+/// shapes without a batch: a request has one text.
 pub(crate) fn config(model: &Model) -> ModelConfig {
     let manifest = model.service.manifest();
-    let inputs = model.service.input_specs().into_iter().map(|spec| ModelInput {
+    let decoupled = generates(model);
+    let max_batch = if decoupled { 0 } else { manifest.limits.max_batch };
+    let dims = |spec: &TensorSpec| {
+        let mut shape = spec.protocol_shape();
+        shape.split_off(usize::from(!decoupled))
+    };
+    let inputs = inputs(model).into_iter().map(|spec| ModelInput {
         data_type: wire_type(spec.data_type).into(),
         dims: dims(&spec),
         name: spec.name,
         // A request gives one of several sets of inputs.
         optional: true,
     });
-    let outputs = model.service.output_specs().into_iter().map(|spec| ModelOutput {
+    let outputs = outputs(model).into_iter().map(|spec| ModelOutput {
         data_type: wire_type(spec.data_type).into(),
         dims: dims(&spec),
         name: spec.name,
@@ -41,11 +51,12 @@ pub(crate) fn config(model: &Model) -> ModelConfig {
     ModelConfig {
         name: model.service.name().to_owned(),
         platform: PLATFORM.to_owned(),
-        max_batch_size: i32::try_from(manifest.limits.max_batch).unwrap_or(i32::MAX),
+        max_batch_size: i32::try_from(max_batch).unwrap_or(i32::MAX),
         input: inputs.collect(),
         output: outputs.collect(),
         parameters: parameters.map(parameter).into(),
         backend: BACKEND.to_owned(),
+        model_transaction_policy: Some(ModelTransactionPolicy { decoupled }),
     }
 }
 
@@ -106,11 +117,6 @@ pub(crate) fn index(repository: &Repository, ready: bool) -> Vec<ModelIndex> {
 pub(crate) fn data_type_name<S: Serializer>(value: &i32, serializer: S) -> Result<S::Ok, S::Error> {
     let known = WireType::try_from(*value).unwrap_or(WireType::TypeInvalid);
     known.as_str_name().serialize(serializer)
-}
-
-/// Returns the extents of a tensor without the batch.
-fn dims(spec: &TensorSpec) -> Vec<i64> {
-    spec.protocol_shape().split_off(1)
 }
 
 fn duration(tally: Tally) -> StatisticDuration {

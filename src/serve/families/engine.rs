@@ -66,6 +66,7 @@ impl Engine {
             config,
             observer,
             preparing: PreparingThreads::default(),
+            reading_grammars: PreparingThreads::default(),
             pulse: Pulse::default(),
         };
         Ok((Self { runtime, parts, num_families: AtomicU64::new(0) }, threads))

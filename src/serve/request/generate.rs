@@ -56,6 +56,8 @@ pub struct Generation {
     sequences: Vec<Option<Receiver<SequenceEvent>>>,
     num_prompt: usize,
     timings: Vec<Timings>,
+    /// Report of the request, once it is answered.
+    report: Option<Report>,
 }
 
 impl FamilyService {
@@ -73,8 +75,12 @@ impl Ticket {
     /// Fails where the family does not generate, and on an empty prompt. Fails on a prompt that
     /// leaves no room in the context, and on more tokens than the context holds. Fails on budgets
     /// that no plan meets, and when too many sequences wait.
-    pub fn generate(mut self, request: GenerateRequest) -> Result<Generation, ServeError> {
-        match admit(self.service(), request) {
+    ///
+    /// # Cancel safety
+    ///
+    /// A request whose future is dropped costs no step.
+    pub async fn generate(mut self, request: GenerateRequest) -> Result<Generation, ServeError> {
+        match admit(self.service(), request).await {
             Ok(mut generation) => {
                 generation.ticket = Some(self);
                 Ok(generation)
@@ -87,7 +93,10 @@ impl Ticket {
     }
 }
 
-fn admit(service: &FamilyService, request: GenerateRequest) -> Result<Generation, ServeError> {
+async fn admit(
+    service: &Arc<FamilyService>,
+    request: GenerateRequest,
+) -> Result<Generation, ServeError> {
     let name = service.name().to_owned();
     let state = "it does not generate";
     let generator = service.generator.as_ref();
@@ -106,10 +115,13 @@ fn admit(service: &FamilyService, request: GenerateRequest) -> Result<Generation
     let chosen = service.planner.plan_for(&question)?;
     let num_prompt = prompt.len();
     let mut sequences = Vec::new();
-    let grammar = request.grammar.as_ref();
-    let constraint = || grammar.map(|grammar| service.constraint(grammar)).transpose();
-    let constraints: Vec<Option<Constraint>> =
-        (0..request.num_sequences).map(|_| constraint()).collect::<Result<_, _>>()?;
+    let constraints: Vec<Option<Constraint>> = match request.grammar {
+        Some(grammar) => {
+            let constraints = service.constraints(grammar, request.num_sequences).await?;
+            constraints.into_iter().map(Some).collect()
+        }
+        None => (0..request.num_sequences).map(|_| None).collect(),
+    };
     let sampling = Arc::new(request.sampling);
     let ends: Arc<[u32]> = request.ends.into();
     let new = (0..).zip(constraints).map(|(answer, constraint)| {
@@ -136,7 +148,7 @@ fn admit(service: &FamilyService, request: GenerateRequest) -> Result<Generation
     generator.add(new).map_err(full)?;
     service.queue.generate(service.key, generator.clone());
     let plan = chosen.summary;
-    Ok(Generation { ticket: None, plan, sequences, num_prompt, timings: Vec::new() })
+    Ok(Generation { ticket: None, plan, sequences, num_prompt, timings: Vec::new(), report: None })
 }
 
 /// Returns the most tokens that are generated after a prompt of `num_prompt` tokens.
@@ -171,6 +183,11 @@ impl Generation {
     /// Returns the number of tokens of the prompt.
     pub fn num_prompt(&self) -> usize {
         self.num_prompt
+    }
+
+    /// Returns the report of a request that is answered, or `None` before the last event was taken.
+    pub fn report(&self) -> Option<&Report> {
+        self.report.as_ref()
     }
 
     /// Returns the next event of any sequence, with the sequence's index, or `None` after the last.
@@ -249,6 +266,7 @@ impl Generation {
             routed: Vec::new(),
         };
         ticket.end(&Outcome::Answered { report: &report, latency_budget: None });
+        self.report = Some(report);
     }
 }
 

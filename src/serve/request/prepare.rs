@@ -62,7 +62,7 @@ pub(crate) struct Preparation {
 
 /// Latest time for work to go on.
 #[derive(Debug)]
-struct Term {
+pub(super) struct Term {
     /// Token that is cancelled when nobody waits for the result.
     gone: CancellationToken,
     deadline: Option<Instant>,
@@ -225,7 +225,7 @@ impl Preparation {
 impl PreparingThreads {
     /// Runs `work` on a blocking thread at its turn. Returns its result and the time it took. The
     /// term that it is given ends at `deadline`, or when the caller no longer waits.
-    async fn run<T: Send + 'static>(
+    pub(super) async fn run<T: Send + 'static>(
         &self,
         deadline: Option<Instant>,
         work: impl FnOnce(&Term) -> T + Send + 'static,

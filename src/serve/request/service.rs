@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     PlanSummary, inputs,
-    prepare::{Preparation, PreparingThreads},
+    prepare::{Preparation, PreparingThreads, Term},
     pulse::Pulse,
 };
 use crate::{
@@ -45,6 +45,8 @@ pub struct FamilyService {
     pub(super) generator: Option<Arc<Generator>>,
     /// Grammars over the tokens of the family's language, from the first that is asked for on.
     grammars: OnceLock<Result<Grammars, GrammarError>>,
+    /// Threads that read grammars. They have turns of their own: a costly grammar delays no text.
+    reading_grammars: PreparingThreads,
 }
 
 /// Parts that all families share.
@@ -54,6 +56,7 @@ pub(crate) struct SharedParts {
     pub(crate) config: ServiceConfig,
     pub(crate) observer: Arc<dyn Observer>,
     pub(crate) preparing: PreparingThreads,
+    pub(crate) reading_grammars: PreparingThreads,
     pub(crate) pulse: Pulse,
 }
 
@@ -64,7 +67,7 @@ impl FamilyService {
         parts: SharedParts,
         generator: Option<Arc<Generator>>,
     ) -> Self {
-        let SharedParts { queue, config, observer, preparing, pulse } = parts;
+        let SharedParts { queue, config, observer, preparing, reading_grammars, pulse } = parts;
         let digest = digest(&planner.loaded.family);
         let counter = Counter::default();
         let family = &planner.loaded.family;
@@ -84,6 +87,7 @@ impl FamilyService {
             pulse,
             generator,
             grammars: OnceLock::new(),
+            reading_grammars,
         }
     }
 
@@ -135,12 +139,26 @@ impl FamilyService {
         self.planner.loaded.family.language().filter(|_| self.generator.is_some())
     }
 
-    /// Creates the constraint that an answer keeps `grammar`.
+    /// Creates a constraint for each of `num` answers that they keep `grammar`, off the async
+    /// threads: a grammar of a few bytes may take long.
     ///
     /// # Errors
     ///
     /// Fails when `grammar` is not valid, or the family has no language.
-    pub(super) fn constraint(&self, grammar: &Grammar) -> Result<Constraint, ServeError> {
+    pub(super) async fn constraints(
+        self: &Arc<Self>,
+        grammar: Grammar,
+        num: usize,
+    ) -> Result<Vec<Constraint>, ServeError> {
+        let service = self.clone();
+        let work = move |_: &Term| {
+            let first = service.constraint(&grammar)?;
+            Ok((0..num).map(|_| first.copied()).collect())
+        };
+        self.reading_grammars.run(None, work).await?.0
+    }
+
+    fn constraint(&self, grammar: &Grammar) -> Result<Constraint, ServeError> {
         let refuse = |reason: String| ServeError::Input { name: "response_format".into(), reason };
         let language = self.language();
         let language = language.ok_or_else(|| refuse("the model has no vocabulary".into()))?;

@@ -113,7 +113,7 @@ impl Ticket {
     }
 
     /// Returns the family's service.
-    pub(super) fn service(&self) -> &FamilyService {
+    pub(super) fn service(&self) -> &Arc<FamilyService> {
         &self.service
     }
 

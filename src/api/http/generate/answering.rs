@@ -1,39 +1,23 @@
-//! The answer as it grows: texts of the choices, token by token.
-
-use std::{sync::Arc, time::Instant};
+//! The answer as OpenAI's APIs write it, beside its choices.
 
 use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{
     fields::Form,
     head::Head,
+    texts::{Piece, Texts},
     usage::{Counts, Times, Usage},
 };
-use crate::{
-    input::{AnswerText, Language, StopStrings},
-    serve::{Finish, Generation, PlanSummary, Sampled, SequenceEvent, ServeError, Timings},
-};
+use crate::{input::Language, serve::ServeError};
 
-/// A generation whose tokens become text.
+/// An answer that grows.
 #[derive(Debug)]
 pub(super) struct Answering {
     head: Head,
-    generation: Generation,
-    pub(super) language: Arc<Language>,
+    texts: Texts,
     pub(super) form: Form,
-    choices: Vec<Choice>,
-    began: Instant,
-}
-
-/// Text of a choice so far.
-#[derive(Debug)]
-struct Choice {
-    text: AnswerText,
-    num_tokens: usize,
-    first: Option<Instant>,
-    timings: Option<Timings>,
 }
 
 /// Fields of a whole answer beside its choices.
@@ -61,46 +45,19 @@ pub(super) struct Chunk {
     pub(super) tessera: Option<Value>,
 }
 
-/// Part of a choice.
-#[derive(Debug, Default)]
-pub(super) struct Piece {
-    /// Index of the choice.
-    pub(super) index: usize,
-    /// Text that was added.
-    pub(super) text: String,
-    /// Token that was added, with its probabilities; `None` at the end.
-    pub(super) token: Option<Sampled>,
-    /// Reason why the choice ended, if it did.
-    pub(super) finish: Option<Finish>,
-}
-
-impl Piece {
-    /// Returns the reason why the choice ended, in OpenAI's words, if it did.
-    pub(super) fn reason(&self) -> Option<&'static str> {
-        self.finish.map(|finish| match finish {
-            Finish::Stop => "stop",
-            Finish::Length => "length",
-        })
-    }
-}
-
 impl Answering {
-    pub(super) fn new(
-        head: Head,
-        generation: Generation,
-        language: Arc<Language>,
-        stops: &StopStrings,
-        form: Form,
-    ) -> Self {
-        let choice =
-            || Choice { text: AnswerText::new(stops), num_tokens: 0, first: None, timings: None };
-        let choices = (0..generation.num_sequences()).map(|_| choice()).collect();
-        Self { head, generation, language, form, choices, began: Instant::now() }
+    pub(super) fn new(head: Head, texts: Texts, form: Form) -> Self {
+        Self { head, texts, form }
     }
 
     /// Returns the number of choices.
     pub(super) fn num_choices(&self) -> usize {
-        self.choices.len()
+        self.texts.num_choices()
+    }
+
+    /// Returns the language of the model.
+    pub(super) fn language(&self) -> &Language {
+        self.texts.language()
     }
 
     /// Returns the fields of a whole answer beside its choices.
@@ -116,8 +73,7 @@ impl Answering {
 
     /// Returns the report of how the request is answered.
     pub(super) fn report(&self) -> Value {
-        let PlanSummary { plan, quality, .. } = &self.generation.plan;
-        json!({"plan": plan, "quality": quality.value})
+        self.texts.plan_report()
     }
 
     /// Returns the next part of any choice, or `None` after the last.
@@ -126,47 +82,11 @@ impl Answering {
     ///
     /// Fails when a sequence does.
     pub(super) async fn next(&mut self) -> Result<Option<Piece>, ServeError> {
-        let Some((index, event)) = self.generation.next().await? else { return Ok(None) };
-        let choice = &mut self.choices[index];
-        match event {
-            SequenceEvent::Token(sampled) => {
-                choice.num_tokens += 1;
-                choice.first.get_or_insert_with(Instant::now);
-                let added = choice.text.push(self.language.coder.bytes(sampled.token));
-                let finish = added.stop.map(|_| Finish::Stop);
-                if finish.is_some() {
-                    let timings = self.timings_of(index);
-                    self.choices[index].timings = Some(timings);
-                    self.generation.stop(index, timings);
-                }
-                Ok(Some(Piece { index, text: added.text, token: Some(sampled), finish }))
-            }
-            SequenceEvent::Ended(finish, timings) => {
-                choice.timings = Some(timings);
-                let text = choice.text.finish();
-                Ok(Some(Piece { index, text, token: None, finish: Some(finish) }))
-            }
-            SequenceEvent::Failed(error) => Err(error),
-        }
+        self.texts.next().await
     }
 
     /// Returns the counts and times of all choices.
     pub(super) fn usage(&self) -> Usage {
-        let timings = (0..self.choices.len())
-            .map(|index| self.choices[index].timings.unwrap_or_else(|| self.timings_of(index)));
-        Usage::new(self.generation.num_prompt(), timings)
-    }
-
-    /// Returns the times of a choice that was stopped here.
-    fn timings_of(&self, index: usize) -> Timings {
-        let Choice { num_tokens, first, .. } = &self.choices[index];
-        let first = first.unwrap_or_else(Instant::now);
-        Timings {
-            num_prompt: self.generation.num_prompt(),
-            prefill: first - self.began,
-            num_generated: *num_tokens,
-            decode: first.elapsed(),
-            ..Timings::default()
-        }
+        self.texts.usage()
     }
 }

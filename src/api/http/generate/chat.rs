@@ -13,12 +13,13 @@ use serde_json::{Map, Value, json};
 use tracing::{Instrument, debug_span};
 
 use super::{
-    answering::{About, Answering, Piece},
+    answering::{About, Answering},
     fields::{Common, refused, wrong},
     head::{Names, unix_seconds},
     logprobs::ChatLogprobs,
     start::{Asked, Door, not_tokenized},
     stream::{Events, stream},
+    texts::Piece,
 };
 use crate::{
     api::{
@@ -145,7 +146,7 @@ pub(crate) async fn chat(
     let (chat, asked) = question.read(arrival);
     let write = move || tokens_of(&language, &chat?, context);
     let prompt = off_thread(usize::MAX, write).instrument(debug_span!("preprocess")).await;
-    let answering = door.begin(prompt, asked, &permit, NAMES)?;
+    let answering = door.begin(prompt, asked, &permit, NAMES).await?;
     match answering.form.is_stream {
         true => Ok(stream(answering, ChatEvents)),
         false => whole(answering).await,
@@ -161,6 +162,7 @@ impl ChatQuestion {
             (false, Some(found)) => Err(wrong("top_logprobs", found, "absent without `logprobs`")),
         };
         let asked = Asked {
+            operation: "chat",
             common: self.common,
             max_tokens: self.max_completion_tokens.or(self.max_tokens),
             logprobs: told.as_ref().ok().copied().flatten(),
@@ -246,7 +248,7 @@ async fn whole(mut answering: Answering) -> Result<Response, ApiError> {
         let choice = &mut choices[piece.index];
         choice.message.content.push_str(&piece.text);
         if let (Some(logprobs), Some(token)) = (&mut choice.logprobs, &piece.token) {
-            logprobs.push(&answering.language.coder, token);
+            logprobs.push(&answering.language().coder, token);
         }
         choice.finish_reason = piece.reason().or(choice.finish_reason);
     }
@@ -269,7 +271,7 @@ impl Events for ChatEvents {
         }
         let logprobs = told.map(|token| {
             let mut logprobs = ChatLogprobs::default();
-            logprobs.push(&answering.language.coder, token);
+            logprobs.push(&answering.language().coder, token);
             logprobs
         });
         let delta = match piece.text.is_empty() {

@@ -13,19 +13,20 @@ use serde_json::{Map, Value, json};
 use tracing::{Instrument, debug_span};
 
 use super::{
-    answering::{About, Answering, Piece},
+    answering::{About, Answering},
     fields::Common,
     head::Names,
     logprobs::TextLogprobs,
-    start::{Asked, Door, not_tokenized},
+    start::{Asked, Door, TEXT_COMPLETION, USUAL_TOKENS, tokens_of},
     stream::{Events, stream},
+    texts::Piece,
 };
 use crate::{
     api::{
         access::clients::Permit,
         codec::{
             body::{Body, off_thread, parse_json},
-            bounds::{Bounds, check},
+            bounds::Bounds,
             parameters::ParametersSchema,
         },
         error::ApiError,
@@ -36,9 +37,6 @@ use crate::{
 };
 
 const NAMES: Names = Names { id: "cmpl", whole: "text_completion", event: "text_completion" };
-
-/// Most tokens that are generated if the request does not say.
-const USUAL_TOKENS: usize = 16;
 
 /// A request for the continuation of a text.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -103,8 +101,16 @@ pub(crate) async fn completions(
     let read = move || prompt.into_tokens(&language, context);
     let prompt = off_thread(usize::MAX, read).instrument(debug_span!("preprocess")).await;
     let max_tokens = Some(max_tokens.unwrap_or(USUAL_TOKENS));
-    let asked = Asked { common, max_tokens, logprobs, grammar: None, parameters, arrival };
-    let answering = door.begin(prompt, asked, &permit, NAMES)?;
+    let asked = Asked {
+        operation: TEXT_COMPLETION,
+        common,
+        max_tokens,
+        logprobs,
+        grammar: None,
+        parameters,
+        arrival,
+    };
+    let answering = door.begin(prompt, asked, &permit, NAMES).await?;
     match answering.form.is_stream {
         true => {
             let offsets = vec![0; answering.num_choices()];
@@ -118,10 +124,7 @@ impl Prompt {
     /// Returns the tokens. A text that must have more than the context holds is not tokenized.
     fn into_tokens(self, language: &Language, context: usize) -> Result<Vec<u32>, ApiError> {
         match self {
-            Self::Text(text) | Self::Texts([text]) => {
-                check("the number of bytes", text.len(), language.coder.max_bytes(context))?;
-                language.coder.encode_prompt(&text).map_err(not_tokenized)
-            }
+            Self::Text(text) | Self::Texts([text]) => tokens_of(&text, language, context),
             Self::Tokens(tokens) => Ok(tokens),
         }
     }
@@ -138,7 +141,7 @@ async fn whole(mut answering: Answering) -> Result<Response, ApiError> {
     while let Some(piece) = answering.next().await? {
         let choice = &mut choices[piece.index];
         if let (Some(logprobs), Some(token)) = (&mut choice.logprobs, &piece.token) {
-            logprobs.push(&answering.language.coder, token, choice.text.chars().count());
+            logprobs.push(&answering.language().coder, token, choice.text.chars().count());
         }
         choice.text.push_str(&piece.text);
         choice.finish_reason = piece.reason().or(choice.finish_reason);
@@ -160,7 +163,7 @@ impl Events for TextEvents {
     fn choice(&mut self, answering: &Answering, piece: &Piece) -> Option<Value> {
         let mut logprobs = answering.form.logprobs.map(|_| TextLogprobs::default());
         if let (Some(logprobs), Some(token)) = (&mut logprobs, &piece.token) {
-            logprobs.push(&answering.language.coder, token, self.offsets[piece.index]);
+            logprobs.push(&answering.language().coder, token, self.offsets[piece.index]);
         }
         self.offsets[piece.index] += piece.text.chars().count();
         if piece.text.is_empty() && piece.finish.is_none() && logprobs.is_none() {

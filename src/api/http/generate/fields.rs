@@ -10,6 +10,7 @@ use crate::{
     api::error::ApiError,
     input::StopStrings,
     serve::{Grammar, Sampling, SamplingParameters},
+    telemetry::GenerationAttributes,
 };
 
 /// Most sequences of a request.
@@ -17,7 +18,7 @@ const MAX_SEQUENCES: usize = 16;
 
 /// Fields of sampling and of the answer's form.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
-pub(super) struct Common {
+pub(in crate::api) struct Common {
     /// Divisor of the logits, 0 to 2; 0 takes the most likely token.
     temperature: Option<f32>,
     top_p: Option<f32>,
@@ -68,18 +69,18 @@ struct StreamOptions {
 
 /// Form of an answer.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Form {
+pub(in crate::api) struct Form {
     /// Whether it comes as server-sent events.
-    pub(super) is_stream: bool,
+    pub(in crate::api) is_stream: bool,
     /// Whether the events end with the usage.
-    pub(super) has_usage: bool,
+    pub(in crate::api) has_usage: bool,
     /// Number of alternatives whose probabilities are told; `None` for none, not even the token's.
-    pub(super) logprobs: Option<usize>,
+    pub(in crate::api) logprobs: Option<usize>,
 }
 
 impl Common {
     /// Returns the number of answers.
-    pub(super) fn num_sequences(&self) -> Result<usize, ApiError> {
+    pub(in crate::api) fn num_sequences(&self) -> Result<usize, ApiError> {
         let found = self.n.unwrap_or(1);
         match (1..=MAX_SEQUENCES).contains(&found) {
             true => Ok(found),
@@ -88,12 +89,15 @@ impl Common {
     }
 
     /// Returns whether tokens that end an answer count as others.
-    pub(super) fn ignores_ends(&self) -> bool {
+    pub(in crate::api) fn ignores_ends(&self) -> bool {
         self.ignore_eos.unwrap_or(false)
     }
 
     /// Returns the grammar of the answer: `of_format`, or that of a field of vLLM's.
-    pub(super) fn grammar(&self, of_format: Option<Grammar>) -> Result<Option<Grammar>, ApiError> {
+    pub(in crate::api) fn grammar(
+        &self,
+        of_format: Option<Grammar>,
+    ) -> Result<Option<Grammar>, ApiError> {
         let guided = [
             self.guided_json.clone().map(Grammar::JsonSchema),
             self.guided_regex.clone().map(Grammar::Regex),
@@ -109,7 +113,7 @@ impl Common {
     }
 
     /// Returns the strings that end an answer.
-    pub(super) fn stops(&self) -> Result<StopStrings, ApiError> {
+    pub(in crate::api) fn stops(&self) -> Result<StopStrings, ApiError> {
         let strings: &[String] = match &self.stop {
             None => &[],
             Some(Stop::One(string)) => std::slice::from_ref(string),
@@ -118,8 +122,23 @@ impl Common {
         StopStrings::new(strings).map_err(|error| refused("stop", error.to_string()))
     }
 
+    /// Returns what the span of a request to `model` tells, apart from the operation.
+    pub(in crate::api) fn attributes<'m>(&self, model: &'m str) -> GenerationAttributes<'m> {
+        GenerationAttributes {
+            model,
+            num_choices: self.n.unwrap_or(1),
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            frequency_penalty: self.frequency_penalty,
+            presence_penalty: self.presence_penalty,
+            seed: self.seed,
+            ..GenerationAttributes::default()
+        }
+    }
+
     /// Returns the form of the answer.
-    pub(super) fn form(&self, logprobs: Option<usize>) -> Result<Form, ApiError> {
+    pub(in crate::api) fn form(&self, logprobs: Option<usize>) -> Result<Form, ApiError> {
         let is_stream = self.stream.unwrap_or(false);
         if self.stream_options.is_some() && !is_stream {
             return Err(wrong("stream_options", "there", "absent without `stream`"));
@@ -129,7 +148,7 @@ impl Common {
     }
 
     /// Returns the choice of tokens for a vocabulary of `num_tokens`.
-    pub(super) fn sampling(
+    pub(in crate::api) fn sampling(
         &self,
         logprobs: Option<usize>,
         num_tokens: usize,
@@ -165,11 +184,15 @@ impl Common {
 }
 
 /// Returns the error for a field with a value that is not valid.
-pub(super) fn wrong(name: &str, found: impl std::fmt::Display, expected: &'static str) -> ApiError {
+pub(in crate::api) fn wrong(
+    name: &str,
+    found: impl std::fmt::Display,
+    expected: &'static str,
+) -> ApiError {
     ApiError::Parameter { name: name.to_owned(), found: found.to_string(), expected }
 }
 
 /// Returns the error for a field, in the words of what refused it.
-pub(super) fn refused(name: &str, reason: String) -> ApiError {
+pub(in crate::api) fn refused(name: &str, reason: String) -> ApiError {
     crate::serve::ServeError::Input { name: name.to_owned(), reason }.into()
 }

@@ -3,44 +3,55 @@
 use std::{sync::Arc, time::Instant};
 
 use serde_json::{Map, Value};
+use tracing::Span;
 
 use super::{
     answering::Answering,
     fields::{Common, Form, refused, wrong},
     head::{Head, Names},
+    texts::Texts,
 };
 use crate::{
     api::{
         access::clients::Permit,
-        codec::parameters::Parameters,
+        codec::{bounds::check, parameters::Parameters},
         error::ApiError,
         inference::{Model, accept},
     },
     input::{Language, StopStrings},
     plan::Budget,
     serve::{GenerateRequest, Grammar, Ticket},
+    telemetry::GenerationAttributes,
 };
+
+/// Operation of a request for the continuation of a text.
+pub(in crate::api) const TEXT_COMPLETION: &str = "text_completion";
+
+/// Most tokens that are generated behind a text if the request does not say.
+pub(in crate::api) const USUAL_TOKENS: usize = 16;
 
 /// A request that was read, before its prompt is tokenized.
 #[derive(Debug)]
-pub(super) struct Asked {
-    pub(super) common: Common,
+pub(in crate::api) struct Asked {
+    /// Name of the operation in traces.
+    pub(in crate::api) operation: &'static str,
+    pub(in crate::api) common: Common,
     /// Most tokens to generate.
-    pub(super) max_tokens: Option<usize>,
+    pub(in crate::api) max_tokens: Option<usize>,
     /// Number of alternatives whose probabilities are told.
-    pub(super) logprobs: Option<usize>,
+    pub(in crate::api) logprobs: Option<usize>,
     /// Grammar that each answer keeps, or `None`.
-    pub(super) grammar: Option<Grammar>,
+    pub(in crate::api) grammar: Option<Grammar>,
     /// Budgets; any other key is refused by name.
-    pub(super) parameters: Map<String, Value>,
-    pub(super) arrival: Instant,
+    pub(in crate::api) parameters: Map<String, Value>,
+    pub(in crate::api) arrival: Instant,
 }
 
 /// A model that generates, with a request's place in the metrics.
-pub(super) struct Door {
+pub(in crate::api) struct Door {
     ticket: Ticket,
-    pub(super) model: Model,
-    pub(super) language: Arc<Language>,
+    pub(in crate::api) model: Model,
+    pub(in crate::api) language: Arc<Language>,
 }
 
 impl Door {
@@ -49,9 +60,30 @@ impl Door {
     /// # Errors
     ///
     /// Fails where the model does not generate text.
-    pub(super) fn open(model: Model) -> Result<Self, ApiError> {
-        let (ticket, language) = accept(model.service.arrive(), Self::language_of(&model))?;
+    pub(in crate::api) fn open(model: Model) -> Result<Self, ApiError> {
+        let ticket = model.service.arrive();
+        Self::open_with(ticket, model)
+    }
+
+    /// Goes on with a request at `model` that was counted before.
+    ///
+    /// # Errors
+    ///
+    /// Fails where the model does not generate text.
+    pub(in crate::api) fn open_with(ticket: Ticket, model: Model) -> Result<Self, ApiError> {
+        let (ticket, language) = accept(ticket, Self::language_of(&model))?;
         Ok(Self { ticket, model, language })
+    }
+
+    /// Returns the door with what was read. A request that is refused ends in the metrics.
+    ///
+    /// # Errors
+    ///
+    /// Fails with the error of `read`.
+    pub(super) fn accept<T>(self, read: Result<T, ApiError>) -> Result<(Self, T), ApiError> {
+        let Self { ticket, model, language } = self;
+        let (ticket, read) = accept(ticket, read)?;
+        Ok((Self { ticket, model, language }, read))
     }
 
     /// Returns the language of `model`.
@@ -67,23 +99,45 @@ impl Door {
         })
     }
 
-    /// Begins the generation behind the prompt `tokens`.
+    /// Begins the answer behind `prompt`, in the form that `names` tell.
     ///
     /// # Errors
     ///
-    /// Fails on a parameter that is not valid, and where there is no room for the sequences.
-    pub(super) fn begin(
+    /// Fails like [`admit`](Self::admit).
+    pub(super) async fn begin(
         self,
         prompt: Result<Vec<u32>, ApiError>,
         asked: Asked,
         permit: &Permit,
         names: Names,
     ) -> Result<Answering, ApiError> {
-        let Self { ticket, model, language } = self;
-        let model = model.service.name().to_owned();
+        let model = self.model.service.name().to_owned();
+        let (texts, form) = self.admit(prompt, asked, permit).await?;
+        let head = Head::new(names, form.is_stream, model);
+        Ok(Answering::new(head, texts, form))
+    }
+
+    /// Begins the generation behind `prompt`.
+    ///
+    /// # Errors
+    ///
+    /// Fails on a parameter that is not valid, and where there is no room for the sequences.
+    pub(in crate::api) async fn admit(
+        self,
+        prompt: Result<Vec<u32>, ApiError>,
+        asked: Asked,
+        permit: &Permit,
+    ) -> Result<(Texts, Form), ApiError> {
+        let Self { ticket, language, model } = self;
+        let attributes = GenerationAttributes {
+            operation: asked.operation,
+            max_tokens: asked.max_tokens,
+            ..asked.common.attributes(model.service.name())
+        };
+        attributes.set(&Span::current());
         let client = permit.number();
         let read = || {
-            let Asked { common, max_tokens, logprobs, grammar, parameters, arrival } = asked;
+            let Asked { common, max_tokens, logprobs, grammar, parameters, arrival, .. } = asked;
             let (mut budget, mut priority) = plan_parameters(Parameters::parse(parameters)?)?;
             permit.cap(&mut budget, &mut priority);
             let sampling = common.sampling(logprobs, language.coder.vocabulary_size())?;
@@ -110,9 +164,8 @@ impl Door {
         };
         let (ticket, (request, form, stops)): (Ticket, (GenerateRequest, Form, StopStrings)) =
             accept(ticket, read())?;
-        let head = Head::new(names, form.is_stream, model);
-        let generation = ticket.generate(request)?;
-        Ok(Answering::new(head, generation, language, &stops, form))
+        let generation = ticket.generate(request).await?;
+        Ok((Texts::new(generation, language, &stops), form))
     }
 }
 
@@ -129,6 +182,21 @@ fn plan_parameters(parameters: Parameters) -> Result<(Budget, u32), ApiError> {
         Some((name, _)) => Err(wrong(name, "there", "absent where text is generated")),
         None => Ok((budget, priority)),
     }
+}
+
+/// Returns the tokens of a text whose continuation is wanted. A text that must have more than the
+/// context holds is not tokenized.
+///
+/// # Errors
+///
+/// Fails on a text that is too long, or that has no tokens.
+pub(in crate::api) fn tokens_of(
+    text: &str,
+    language: &Language,
+    context: usize,
+) -> Result<Vec<u32>, ApiError> {
+    check("the number of bytes", text.len(), language.coder.max_bytes(context))?;
+    language.coder.encode_prompt(text).map_err(not_tokenized)
 }
 
 /// Returns the error for a prompt that cannot be tokenized.

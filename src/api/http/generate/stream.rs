@@ -8,10 +8,11 @@ use axum::{
 };
 use serde::Serialize;
 use serde_json::{Value, json};
-use tokio::sync::mpsc::channel;
+use tokio::sync::mpsc::{Sender, channel};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tracing::Instrument;
 
-use super::answering::{Answering, Piece};
+use super::{answering::Answering, texts::Piece};
 use crate::{api::error::ApiError, serve::ServeError};
 
 /// Number of events that wait for a client; the sequences' own events wait before them.
@@ -26,7 +27,8 @@ pub(super) trait Events: Send + 'static {
     fn choice(&mut self, answering: &Answering, piece: &Piece) -> Option<Value>;
 }
 
-fn event<T: Serialize>(value: &T) -> String {
+/// Returns an event with `value` as JSON.
+pub(super) fn event<T: Serialize>(value: &T) -> String {
     // Strings and numbers can always be written.
     let json = serde_json::to_string(value).unwrap_or_default();
     format!("data: {json}\n\n")
@@ -46,8 +48,7 @@ fn part(events: &mut impl Events, answering: &Answering, piece: &Piece) -> Optio
 /// Returns the answer as a stream of events. If the client leaves, the sequences end at the next
 /// step.
 pub(super) fn stream(mut answering: Answering, mut events: impl Events) -> Response {
-    let (sender, receiver) = channel::<String>(WAITING);
-    tokio::spawn(async move {
+    respond("text/event-stream", |sender| async move {
         for index in 0..answering.num_choices() {
             if let Some(choice) = events.first(index)
                 && sender.send(event(&answering.chunk(json!([choice])))).await.is_err()
@@ -82,9 +83,18 @@ pub(super) fn stream(mut answering: Answering, mut events: impl Events) -> Respo
             }
         }
         drop(sender.send("data: [DONE]\n\n".to_owned()).await);
-    });
+    })
+}
+
+/// Returns an answer with the events that `work` sends.
+pub(super) fn respond<W: Future<Output = ()> + Send + 'static>(
+    content_type: &'static str,
+    work: impl FnOnce(Sender<String>) -> W,
+) -> Response {
+    let (sender, receiver) = channel(WAITING);
+    tokio::spawn(work(sender).in_current_span());
     let parts = ReceiverStream::new(receiver).map(|event| Ok::<_, Infallible>(Bytes::from(event)));
-    let headers = [("content-type", "text/event-stream"), ("cache-control", "no-cache")];
+    let headers = [("content-type", content_type), ("cache-control", "no-cache")];
     (headers, Body::from_stream(parts)).into_response()
 }
 

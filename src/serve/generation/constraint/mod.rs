@@ -234,6 +234,11 @@ impl Constraint {
         }
     }
 
+    /// Returns another constraint at the same token, which shares nothing with this one.
+    pub fn copied(&self) -> Self {
+        Self { matcher: self.matcher.deep_clone(), mask: SimpleVob::new(), ends: self.ends.clone() }
+    }
+
     /// Returns whether the answer is complete: nothing may follow it.
     pub fn is_complete(&self) -> bool {
         self.matcher.is_stopped()
