@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use proptest::prelude::{ProptestConfig, Strategy, any, prop_assert_eq, proptest};
+use proptest::prelude::{ProptestConfig, Strategy, TestCaseError, any, prop_assert_eq, proptest};
 
 use super::{
     ErrorCode,
@@ -52,6 +52,13 @@ struct Running {
     times: Vec<(ModuleId, Duration)>,
 }
 
+/// Batch that ran.
+struct Ran {
+    shape: Shape,
+    times: Vec<(ModuleId, Duration)>,
+    ended: Instant,
+}
+
 /// Numbers of requests by their outcome.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Tally {
@@ -79,6 +86,8 @@ struct Simulation {
     last: String,
     /// Receivers of answers; a job whose receiver is gone is abandoned.
     replies: BTreeMap<Instant, Reply>,
+    /// Batches that ran without neighbours.
+    alone: Vec<Ran>,
 }
 
 impl Simulation {
@@ -93,6 +102,7 @@ impl Simulation {
             tally: Tally::default(),
             last: String::new(),
             replies: BTreeMap::new(),
+            alone: Vec::new(),
         }
     }
 
@@ -166,9 +176,11 @@ impl Simulation {
             };
             let is_alone = self.scheduler.end(now, thread, begun, &jobs);
             let shape = Shape::new(jobs.iter().map(|job| job.shape.batch).sum(), 1);
-            let whole = times.iter().map(|(_, time)| *time).sum();
-            let run = Run { shape, times: &times, whole, is_alone, ended: now };
-            self.planner.learn(&run, &Endings::default());
+            let ran = Ran { shape, times, ended: now };
+            self.learn(&ran, is_alone);
+            if is_alone {
+                self.alone.push(ran);
+            }
             for job in &jobs {
                 self.replies.remove(&job.queued);
                 match now <= job.rank.deadline {
@@ -179,6 +191,13 @@ impl Simulation {
             assert!(!chosen.plan.path.is_empty());
             self.dispatch(now);
         }
+    }
+
+    /// Learns from a batch that ran.
+    fn learn(&self, Ran { shape, times, ended }: &Ran, is_alone: bool) {
+        let whole = times.iter().map(|(_, time)| *time).sum();
+        let run = Run { shape: *shape, times, whole, is_alone, ended: *ended };
+        self.planner.learn(&run, &Endings::default());
     }
 }
 
@@ -304,26 +323,48 @@ fn cases() -> u32 {
     asked.and_then(|cases| cases.parse().ok()).unwrap_or(20)
 }
 
+/// Checks that a few seconds after `load`, a server decides like one that only saw the batches
+/// without neighbours: they tell of the machine, and the others of the load.
+fn forgets(load: &Load) -> Result<(), TestCaseError> {
+    let start = Instant::now();
+    let server = |seed| {
+        let mut server = Simulation::new(start, planner(), load.num_threads, seed);
+        server.noise = 0.0;
+        server
+    };
+    let mut loaded = server(load.seed);
+    let end = send(&mut loaded, load, start, Duration::from_secs(1));
+    let quiet = end + MAX_WAIT;
+    loaded.run_until(quiet);
+    let tally = loaded.tally;
+    let ended = tally.in_time + tally.late + tally.refused + tally.expired;
+    prop_assert_eq!(tally.arrived, ended, "what is admitted ends: {:?}", tally);
+    let rested = quiet + Duration::from_secs(3);
+    let mut calm = server(1);
+    loaded.alone.iter().for_each(|ran| calm.learn(ran, true));
+    let expected = decisions(&mut calm, rested);
+    prop_assert_eq!(decisions(&mut loaded, rested), expected, "{:?}", tally);
+    Ok(())
+}
+
+/// Checks a load with so many batches without neighbours that the reserve has become smaller, and
+/// one budget gets a better plan.
+#[test]
+fn what_ran_alone_under_load_is_not_forgotten() -> Result<(), TestCaseError> {
+    forgets(&Load {
+        seed: 2_817_874_144_583_524_797,
+        num_threads: 1,
+        rate: 124.327_227_441_788_41,
+        shortest: 1.0,
+        most_rows: 2.767_069_152_801_332_7,
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
 
     #[test]
     fn a_few_seconds_after_any_load_a_server_decides_as_if_there_had_been_none(load in load()) {
-        let start = Instant::now();
-        let server = |seed| {
-            let mut server = Simulation::new(start, planner(), load.num_threads, seed);
-            server.noise = 0.0;
-            server
-        };
-        let mut loaded = server(load.seed);
-        let end = send(&mut loaded, &load, start, Duration::from_secs(1));
-        let quiet = end + MAX_WAIT;
-        loaded.run_until(quiet);
-        let tally = loaded.tally;
-        let ended = tally.in_time + tally.late + tally.refused + tally.expired;
-        prop_assert_eq!(tally.arrived, ended, "what is admitted ends: {:?}", tally);
-        let rested = quiet + Duration::from_secs(3);
-        let expected = decisions(&mut server(1), rested);
-        prop_assert_eq!(decisions(&mut loaded, rested), expected, "{:?}", tally);
+        forgets(&load)?;
     }
 }
