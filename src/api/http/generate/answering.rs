@@ -12,7 +12,7 @@ use super::{
     usage::{Counts, Times, Usage},
 };
 use crate::{
-    input::{AnswerText, Language, StopStrings},
+    input::{AnswerParts, AnswerText, CallFormat, Language, Part, PartsSpec, StopStrings},
     serve::{Finish, Generation, PlanSummary, Sampled, SequenceEvent, ServeError, Timings},
 };
 
@@ -23,6 +23,8 @@ pub(super) struct Answering {
     generation: Generation,
     pub(super) language: Arc<Language>,
     pub(super) form: Form,
+    /// Form of calls; `None` for an answer in which calls are text.
+    pub(super) calls: Option<CallFormat>,
     choices: Vec<Choice>,
     began: Instant,
 }
@@ -31,7 +33,10 @@ pub(super) struct Answering {
 #[derive(Debug)]
 struct Choice {
     text: AnswerText,
+    parts: AnswerParts,
     num_tokens: usize,
+    /// Number of tokens of the thought.
+    num_thought: usize,
     first: Option<Instant>,
     timings: Option<Timings>,
 }
@@ -66,18 +71,37 @@ pub(super) struct Chunk {
 pub(super) struct Piece {
     /// Index of the choice.
     pub(super) index: usize,
-    /// Text that was added.
-    pub(super) text: String,
+    /// Parts that were added to the answer.
+    pub(super) parts: Vec<Part>,
     /// Token that was added, with its probabilities; `None` at the end.
     pub(super) token: Option<Sampled>,
     /// Reason why the choice ended, if it did.
     pub(super) finish: Option<Finish>,
+    /// Whether the answer calls tools, with all arguments.
+    pub(super) is_call: bool,
+}
+
+/// What the texts of an answer are read for.
+#[derive(Debug)]
+pub(super) struct Reading {
+    pub(super) stops: StopStrings,
+    pub(super) parts: PartsSpec,
 }
 
 impl Piece {
+    /// Returns the text that was added, of an answer without other parts.
+    pub(super) fn text(&self) -> String {
+        let texts = self.parts.iter().map(|part| match part {
+            Part::Text(text) => text.as_str(),
+            Part::Thought(_) | Part::Call { .. } | Part::Arguments { .. } => "",
+        });
+        texts.collect()
+    }
+
     /// Returns the reason why the choice ended, in OpenAI's words, if it did.
     pub(super) fn reason(&self) -> Option<&'static str> {
         self.finish.map(|finish| match finish {
+            Finish::Stop if self.is_call => "tool_calls",
             Finish::Stop => "stop",
             Finish::Length => "length",
         })
@@ -89,13 +113,20 @@ impl Answering {
         head: Head,
         generation: Generation,
         language: Arc<Language>,
-        stops: &StopStrings,
+        reading: &Reading,
         form: Form,
     ) -> Self {
-        let choice =
-            || Choice { text: AnswerText::new(stops), num_tokens: 0, first: None, timings: None };
+        let choice = || Choice {
+            text: AnswerText::new(&reading.stops),
+            parts: AnswerParts::new(reading.parts.clone()),
+            num_tokens: 0,
+            num_thought: 0,
+            first: None,
+            timings: None,
+        };
         let choices = (0..generation.num_sequences()).map(|_| choice()).collect();
-        Self { head, generation, language, form, choices, began: Instant::now() }
+        let calls = reading.parts.calls;
+        Self { head, generation, language, form, calls, choices, began: Instant::now() }
     }
 
     /// Returns the number of choices.
@@ -133,18 +164,26 @@ impl Answering {
                 choice.num_tokens += 1;
                 choice.first.get_or_insert_with(Instant::now);
                 let added = choice.text.push(self.language.coder.bytes(sampled.token));
+                let was_thought = choice.parts.is_in_thought();
+                let mut parts = choice.parts.push(&added.text);
+                choice.num_thought += usize::from(was_thought || choice.parts.is_in_thought());
                 let finish = added.stop.map(|_| Finish::Stop);
                 if finish.is_some() {
+                    parts.extend(choice.parts.finish());
                     let timings = self.timings_of(index);
                     self.choices[index].timings = Some(timings);
                     self.generation.stop(index, timings);
                 }
-                Ok(Some(Piece { index, text: added.text, token: Some(sampled), finish }))
+                let is_call = self.choices[index].parts.is_call();
+                Ok(Some(Piece { index, parts, token: Some(sampled), finish, is_call }))
             }
             SequenceEvent::Ended(finish, timings) => {
                 choice.timings = Some(timings);
                 let text = choice.text.finish();
-                Ok(Some(Piece { index, text, token: None, finish: Some(finish) }))
+                let mut parts = choice.parts.push(&text);
+                parts.extend(choice.parts.finish());
+                let is_call = choice.parts.is_call();
+                Ok(Some(Piece { index, parts, token: None, finish: Some(finish), is_call }))
             }
             SequenceEvent::Failed(error) => Err(error),
         }
@@ -154,7 +193,8 @@ impl Answering {
     pub(super) fn usage(&self) -> Usage {
         let timings = (0..self.choices.len())
             .map(|index| self.choices[index].timings.unwrap_or_else(|| self.timings_of(index)));
-        Usage::new(self.generation.num_prompt(), timings)
+        let num_thought = self.choices.iter().map(|choice| choice.num_thought).sum();
+        Usage::new(self.generation.num_prompt(), num_thought, timings)
     }
 
     /// Returns the times of a choice that was stopped here.

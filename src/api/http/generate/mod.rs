@@ -1,7 +1,8 @@
-//! `POST /v1/chat/completions`, `POST /v1/completions`, `POST /tokenize` and `POST /detokenize`.
+//! `POST /v1/chat/completions`, `/v1/responses` and `/v1/completions`, `/tokenize` and
+//! `/detokenize`.
 //!
-//! The first two have the form that the `openai` clients know, with further parameters of sampling
-//! under vLLM's names. Budgets are further keys of the body.
+//! The first three have the form that the `openai` clients know, with further parameters of
+//! sampling under vLLM's names. Budgets are further keys of the body.
 
 mod answering;
 pub(crate) mod chat;
@@ -9,7 +10,12 @@ pub(crate) mod completions;
 mod fields;
 mod head;
 mod logprobs;
+mod message;
+mod messages;
+mod prompt;
+pub(crate) mod responses;
 mod start;
 mod stream;
 pub(crate) mod tokens;
+mod tools;
 mod usage;

@@ -5,9 +5,10 @@ use std::{sync::Arc, time::Instant};
 use serde_json::{Map, Value};
 
 use super::{
-    answering::Answering,
+    answering::{Answering, Reading},
     fields::{Common, Form, refused, wrong},
     head::{Head, Names},
+    tools::{ToolUse, grammar},
 };
 use crate::{
     api::{
@@ -16,7 +17,7 @@ use crate::{
         error::ApiError,
         inference::{Model, accept},
     },
-    input::{Language, StopStrings},
+    input::{Language, PartsSpec},
     plan::Budget,
     serve::{GenerateRequest, Grammar, Ticket},
 };
@@ -29,11 +30,22 @@ pub(super) struct Asked {
     pub(super) max_tokens: Option<usize>,
     /// Number of alternatives whose probabilities are told.
     pub(super) logprobs: Option<usize>,
+    /// Number of answers of which the best ones are told; `None` for as many as are told.
+    pub(super) best_of: Option<usize>,
     /// Grammar that each answer keeps, or `None`.
     pub(super) grammar: Option<Grammar>,
+    /// Tools that may be called, or `None`.
+    pub(super) tools: Option<ToolUse>,
     /// Budgets; any other key is refused by name.
     pub(super) parameters: Map<String, Value>,
     pub(super) arrival: Instant,
+}
+
+/// Prompt in tokens, and what the answer behind it is read for.
+#[derive(Debug)]
+pub(super) struct Prompt {
+    pub(super) tokens: Vec<u32>,
+    pub(super) parts: PartsSpec,
 }
 
 /// A model that generates, with a request's place in the metrics.
@@ -67,14 +79,14 @@ impl Door {
         })
     }
 
-    /// Begins the generation behind the prompt `tokens`.
+    /// Begins the generation behind `prompt`.
     ///
     /// # Errors
     ///
     /// Fails on a parameter that is not valid, and where there is no room for the sequences.
     pub(super) fn begin(
         self,
-        prompt: Result<Vec<u32>, ApiError>,
+        prompt: Result<Prompt, ApiError>,
         asked: Asked,
         permit: &Permit,
         names: Names,
@@ -83,36 +95,39 @@ impl Door {
         let model = model.service.name().to_owned();
         let client = permit.number();
         let read = || {
-            let Asked { common, max_tokens, logprobs, grammar, parameters, arrival } = asked;
-            let (mut budget, mut priority) = plan_parameters(Parameters::parse(parameters)?)?;
+            let Asked { common, max_tokens, logprobs, best_of, grammar: own, tools, .. } = asked;
+            let (mut budget, mut priority) = plan_parameters(Parameters::parse(asked.parameters)?)?;
             permit.cap(&mut budget, &mut priority);
-            let sampling = common.sampling(logprobs, language.coder.vocabulary_size())?;
+            // Answers are compared by their probabilities.
+            let told = logprobs.or(best_of.map(|_| 0));
+            let sampling = common.sampling(told, language.coder.vocabulary_size())?;
             let ends = match common.ignores_ends() {
                 true => Vec::new(),
                 false => language.coder.ends().to_vec(),
             };
-            let num_sequences = common.num_sequences()?;
-            let (form, stops) = (common.form(logprobs)?, common.stops()?);
-            let prompt = prompt?;
+            let num_sequences = common.num_sequences(best_of)?;
+            let (grammar_of, stops) = (common.grammar(own)?, common.stops()?);
+            let form = common.form(logprobs)?;
+            let Prompt { tokens, parts } = prompt?;
             let request = GenerateRequest {
-                prompt,
+                prompt: tokens,
                 sampling,
                 num_sequences,
-                grammar: common.grammar(grammar)?,
+                grammar: grammar(tools.as_ref(), grammar_of, parts.in_thought)?,
                 max_tokens,
                 ends,
                 budget,
                 priority,
                 client,
-                arrival,
+                arrival: asked.arrival,
             };
-            Ok((request, form, stops))
+            Ok((request, form, Reading { stops, parts }))
         };
-        let (ticket, (request, form, stops)): (Ticket, (GenerateRequest, Form, StopStrings)) =
+        let (ticket, (request, form, reading)): (Ticket, (GenerateRequest, Form, Reading)) =
             accept(ticket, read())?;
         let head = Head::new(names, form.is_stream, model);
         let generation = ticket.generate(request)?;
-        Ok(Answering::new(head, generation, language, &stops, form))
+        Ok(Answering::new(head, generation, language, &reading, form))
     }
 }
 

@@ -8,14 +8,14 @@ use axum::{
 };
 use serde::Serialize;
 use serde_json::{Value, json};
-use tokio::sync::mpsc::channel;
+use tokio::sync::mpsc::{Receiver, channel};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 
 use super::answering::{Answering, Piece};
 use crate::{api::error::ApiError, serve::ServeError};
 
 /// Number of events that wait for a client; the sequences' own events wait before them.
-const WAITING: usize = 16;
+pub(super) const WAITING: usize = 16;
 
 /// Choices of a protocol's events.
 pub(super) trait Events: Send + 'static {
@@ -83,6 +83,11 @@ pub(super) fn stream(mut answering: Answering, mut events: impl Events) -> Respo
         }
         drop(sender.send("data: [DONE]\n\n".to_owned()).await);
     });
+    sent_events(receiver)
+}
+
+/// Returns the answer whose events come from `receiver`.
+pub(super) fn sent_events(receiver: Receiver<String>) -> Response {
     let parts = ReceiverStream::new(receiver).map(|event| Ok::<_, Infallible>(Bytes::from(event)));
     let headers = [("content-type", "text/event-stream"), ("cache-control", "no-cache")];
     (headers, Body::from_stream(parts)).into_response()
