@@ -26,6 +26,7 @@ TOOLS = [
 ]
 NAMED = {"type": "function", "function": {"name": "weather"}}
 ASKS = {"role": "user", "content": "What is the weather in Paris?"}
+CAPITAL = "What is the capital of France?"
 FLAT = [{"type": "function", **WEATHER}]
 
 
@@ -117,7 +118,7 @@ class Tools(unittest.TestCase):
         self.assertIn("`required`", str(caught.exception))
 
     def test_a_response_is_the_answer_of_the_chat(self):
-        question = "What is the capital of France?"
+        question = CAPITAL
         answer = self.chat([{"role": "user", "content": question}])
         whole = self.respond(input=question)
         self.assertEqual(whole.output_text, answer.choices[0].message.content)
@@ -136,9 +137,9 @@ class Tools(unittest.TestCase):
         )
 
     def test_events_of_a_response_are_those_of_the_sdk(self):
-        whole = self.respond()
+        whole = self.respond(input=CAPITAL)
         with self.client.responses.stream(
-            model="chat", input=ASKS["content"], temperature=0, max_output_tokens=80
+            model="chat", input=CAPITAL, temperature=0, max_output_tokens=80
         ) as stream:
             events = list(stream)
             final = stream.get_final_response()
