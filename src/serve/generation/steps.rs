@@ -55,8 +55,8 @@ pub(crate) struct Steps {
     running: BTreeMap<SequenceKey, State>,
     /// Number of tokens that ran for each client with a sequence here.
     served: BTreeMap<u64, u64>,
-    /// Key of the running sequence whose prompt had its turn last.
-    last: Option<SequenceKey>,
+    /// Number of times that a sequence got a cache or a prompt had its turn.
+    num_events: u64,
     num_preempted: u64,
 }
 
@@ -67,6 +67,9 @@ struct State {
     length: usize,
     /// Number of tokens that the cache holds.
     cached: usize,
+    /// Number of the event since which the prompt waits for its turn: it got a cache, or had a
+    /// turn.
+    since: u64,
 }
 
 impl State {
@@ -98,7 +101,7 @@ impl Steps {
             waiting: BTreeMap::new(),
             running: BTreeMap::new(),
             served: BTreeMap::new(),
-            last: None,
+            num_events: 0,
             num_preempted: 0,
         }
     }
@@ -108,7 +111,14 @@ impl Steps {
         // A new client starts beside the one that was served least, not far before all others.
         let least = self.served.values().copied().min().unwrap_or(0);
         self.served.entry(asked.client).or_insert(least);
-        self.waiting.insert(key, State { asked, length: asked.num_prompt, cached: 0 });
+        let length = asked.num_prompt;
+        self.waiting.insert(key, State { asked, length, cached: 0, since: 0 });
+    }
+
+    /// Returns the number of an event that happens now.
+    fn event(&mut self) -> u64 {
+        self.num_events += 1;
+        self.num_events
     }
 
     /// Removes a sequence that has ended.
@@ -155,7 +165,8 @@ impl Steps {
                 break;
             }
             left = left.saturating_sub(num_tokens);
-            self.last = Some(key);
+            let since = self.event();
+            self.running.entry(key).and_modify(|state| state.since = since);
             turns.push(turn);
         }
         turns
@@ -211,20 +222,18 @@ impl Steps {
                 return;
             };
             if let Some(state) = self.waiting.remove(&key) {
-                self.running.insert(key, state);
+                let since = self.event();
+                self.running.insert(key, State { since, ..state });
             }
         }
     }
 
     /// Returns the sequences whose prompts have not run, in the order of their turns: by priority,
-    /// and in turns from the one after the last.
+    /// and then by the time for which they wait. One that gets its cache later does not go before.
     fn prompts(&self) -> Vec<SequenceKey> {
         let unread = self.running.iter().filter(|(_, state)| !state.generates());
-        let mut found: Vec<(u32, bool, SequenceKey)> = unread
-            .map(|(key, state)| {
-                (state.asked.priority, self.last.is_some_and(|last| *key <= last), *key)
-            })
-            .collect();
+        let mut found: Vec<(u32, u64, SequenceKey)> =
+            unread.map(|(key, state)| (state.asked.priority, state.since, *key)).collect();
         found.sort_unstable();
         found.into_iter().map(|(_, _, key)| key).collect()
     }

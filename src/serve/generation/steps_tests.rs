@@ -46,6 +46,25 @@ fn a_prompt_runs_in_chunks_and_each_later_token_alone() {
 }
 
 #[test]
+fn a_long_prompt_has_its_turns_however_many_short_ones_arrive_later() {
+    const LONG: SequenceKey = SequenceKey(0);
+    let mut steps = Steps::new(BOUNDS);
+    steps.add(LONG, asked(640));
+    let mut lengths = BTreeMap::from([(LONG, 640)]);
+    let mut num_turns = 0;
+    for key in 1..=50 {
+        // Two arrive in each step, and more wait than ever have a cache.
+        for key in [2 * key - 1, 2 * key] {
+            steps.add(SequenceKey(key), asked(60));
+            lengths.insert(SequenceKey(key), 60);
+        }
+        let turns = step(&mut steps, &mut lengths, 62);
+        num_turns += turns.iter().filter(|turn| turn.key == LONG).count();
+    }
+    assert_eq!(num_turns, 10, "one in four of the turns at least, and ten chunks");
+}
+
+#[test]
 fn prompts_run_beside_sequences_that_generate_one_chunk_at_a_time() {
     let mut steps = Steps::new(BOUNDS);
     let mut lengths = BTreeMap::new();
