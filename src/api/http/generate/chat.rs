@@ -17,13 +17,13 @@ use super::{
     fields::{Common, wrong},
     head::{Names, unix_seconds},
     logprobs::ChatLogprobs,
-    message::{ChatMessage, delta},
+    messages::answer::{ChatMessage, delta},
     messages::message,
+    messages::tools::{AskedTools, Tool, ToolChoice},
     prompt::begin,
     start::{Asked, Door},
     stream::{Events, stream},
     texts::Piece,
-    tools::{AskedTools, Tool, ToolChoice},
 };
 use crate::{
     api::{

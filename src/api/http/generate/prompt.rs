@@ -6,8 +6,8 @@ use super::{
     answering::Answering,
     fields::refused,
     head::Names,
+    messages::tools::{ReadCalls, ToolUse},
     start::{Asked, Door, Prompt, not_tokenized},
-    tools::{ReadCalls, ToolUse},
 };
 use crate::{
     api::{access::clients::Permit, codec::body::off_thread, error::ApiError},

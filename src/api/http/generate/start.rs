@@ -9,8 +9,8 @@ use super::{
     answering::Answering,
     fields::{Common, Form, refused, wrong},
     head::{Head, Names},
+    messages::tools::{ToolUse, grammar},
     texts::{Reading, Texts},
-    tools::{ToolUse, grammar},
 };
 use crate::{
     api::{

@@ -8,7 +8,7 @@ use super::{
     super::{
         answering::Answering,
         head::unix_seconds,
-        message::call_id,
+        messages::answer::call_id,
         usage::{ResponseUsage, Times},
     },
     parts::{ResponseTool, ResponseToolChoice, TextForm},

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::super::tools::{ToolKind, ToolMode};
+use super::super::messages::tools::{ToolKind, ToolMode};
 use crate::serve::Grammar;
 
 /// Form of the text.

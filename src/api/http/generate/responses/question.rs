@@ -10,8 +10,8 @@ use super::{
     super::{
         fields::{Common, wrong},
         head::unix_seconds,
+        messages::tools::{AskedTools, Function, ToolChoice, ToolMode},
         start::Asked,
-        tools::{AskedTools, Function, ToolChoice, ToolMode},
     },
     input::messages,
     output::{Echo, ResponseAnswer},

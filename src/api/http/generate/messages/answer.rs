@@ -42,7 +42,7 @@ pub(crate) struct CalledFunction {
 
 impl ChatMessage {
     /// Creates an empty message.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             role: "assistant",
             content: Some(String::new()),
@@ -53,7 +53,7 @@ impl ChatMessage {
     }
 
     /// Adds a part of an answer whose calls have the form `format`.
-    pub(super) fn add(&mut self, part: &Part, format: Option<CallFormat>) {
+    pub(crate) fn add(&mut self, part: &Part, format: Option<CallFormat>) {
         match part {
             Part::Thought(text) => {
                 self.reasoning_content.get_or_insert_default().push_str(text);
@@ -74,7 +74,7 @@ impl ChatMessage {
 }
 
 /// Returns what `parts` add to a message, in the form of an event.
-pub(super) fn delta(parts: &[Part], format: Option<CallFormat>) -> Value {
+pub(crate) fn delta(parts: &[Part], format: Option<CallFormat>) -> Value {
     let mut delta = Map::new();
     let mut calls: Vec<Value> = Vec::new();
     let mut add = |key: &str, text: &str| {
@@ -105,7 +105,7 @@ pub(super) fn delta(parts: &[Part], format: Option<CallFormat>) -> Value {
 }
 
 /// Returns the id of a new call.
-pub(super) fn call_id(format: Option<CallFormat>) -> String {
+pub(crate) fn call_id(format: Option<CallFormat>) -> String {
     let id = format!("{:032x}", rand::random::<u128>());
     match format {
         Some(CallFormat::Mistral) => id[..SHORT_ID].to_owned(),

@@ -1,5 +1,8 @@
 //! Messages of a chat, as templates read them.
 
+pub(crate) mod answer;
+pub(crate) mod tools;
+
 use serde_json::{Map, Value};
 
 use super::fields::wrong;

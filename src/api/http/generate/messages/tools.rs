@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::fields::{refused, wrong};
+use super::super::fields::{refused, wrong};
 use crate::{
     api::error::ApiError,
     input::{CallFormat, ChatTemplate},
@@ -26,7 +26,7 @@ const MAX_NAME: usize = 64;
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "ChatTool")]
 #[serde(deny_unknown_fields, expecting = "a tool with `type` and `function`")]
-pub(super) struct Tool {
+pub(crate) struct Tool {
     #[serde(rename = "type")]
     _kind: ToolKind,
     function: Function,
@@ -35,28 +35,28 @@ pub(super) struct Tool {
 /// Kind of a tool.
 #[derive(Debug, Clone, Copy, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum ToolKind {
+pub(crate) enum ToolKind {
     Function,
 }
 
 /// A function that the model may call.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Function {
+pub(crate) struct Function {
     /// Name, of 1 to 64 letters, digits, `_` and `-`.
-    pub(super) name: String,
-    pub(super) description: Option<String>,
+    pub(crate) name: String,
+    pub(crate) description: Option<String>,
     /// JSON schema of the arguments; without it, there are none.
-    pub(super) parameters: Option<Value>,
+    pub(crate) parameters: Option<Value>,
     /// Whether arguments keep the schema also where the model chooses to call; they always do where
     /// it must.
-    pub(super) strict: Option<bool>,
+    pub(crate) strict: Option<bool>,
 }
 
 /// Choice among tools: `none`, `auto`, `required`, or a function.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "`tool_choice` must be none, auto, required or a function")]
-pub(super) enum ToolChoice {
+pub(crate) enum ToolChoice {
     Mode(ToolMode),
     Function(NamedTool),
 }
@@ -64,7 +64,7 @@ pub(super) enum ToolChoice {
 /// Choice among all tools.
 #[derive(Debug, Clone, Copy, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum ToolMode {
+pub(crate) enum ToolMode {
     None,
     Auto,
     Required,
@@ -73,7 +73,7 @@ pub(super) enum ToolMode {
 /// Function that must be called.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct NamedTool {
+pub(crate) struct NamedTool {
     #[serde(rename = "type")]
     _kind: ToolKind,
     function: NamedFunction,
@@ -87,10 +87,10 @@ struct NamedFunction {
 
 /// Keys of a request on its tools, as they came.
 #[derive(Debug, Default)]
-pub(super) struct AskedTools {
-    pub(super) functions: Option<Vec<Function>>,
-    pub(super) choice: Option<ToolChoice>,
-    pub(super) is_parallel: Option<bool>,
+pub(crate) struct AskedTools {
+    pub(crate) functions: Option<Vec<Function>>,
+    pub(crate) choice: Option<ToolChoice>,
+    pub(crate) is_parallel: Option<bool>,
 }
 
 /// Tools that an answer may call.
@@ -104,9 +104,9 @@ pub(in crate::api) struct ToolUse {
 
 /// Calls for which an answer is read: their form, and the names of the functions.
 #[derive(Debug)]
-pub(super) struct ReadCalls {
-    pub(super) format: CallFormat,
-    pub(super) functions: Arc<[String]>,
+pub(crate) struct ReadCalls {
+    pub(crate) format: CallFormat,
+    pub(crate) functions: Arc<[String]>,
 }
 
 /// Choice among the tools that there are.
@@ -120,13 +120,13 @@ enum Choice {
 
 impl ToolChoice {
     /// Returns the choice of the function `name`.
-    pub(super) fn named(name: String) -> Self {
+    pub(crate) fn named(name: String) -> Self {
         Self::Function(NamedTool { _kind: ToolKind::Function, function: NamedFunction { name } })
     }
 }
 
 impl Tool {
-    pub(super) fn into_function(self) -> Function {
+    pub(crate) fn into_function(self) -> Function {
         self.function
     }
 }
@@ -135,7 +135,7 @@ impl AskedTools {
     /// Returns the tools that may be called by a model with `template`, and those that it is shown;
     /// `None` for none. Fails on tools, or a choice among them, that are not valid, and where the
     /// model cannot choose by itself.
-    pub(super) fn read(
+    pub(crate) fn read(
         self,
         template: Option<&ChatTemplate>,
     ) -> (Option<ToolUse>, Result<Option<Vec<Value>>, ApiError>) {
@@ -246,7 +246,7 @@ impl ToolUse {
     }
 
     /// Returns the calls for which the answer is read.
-    pub(super) fn reads(&self) -> ReadCalls {
+    pub(crate) fn reads(&self) -> ReadCalls {
         let names = self.functions.iter().map(|function| function.name.clone());
         ReadCalls { format: self.format, functions: names.collect() }
     }
@@ -292,7 +292,7 @@ impl ToolUse {
 /// # Errors
 ///
 /// Fails on a form where a tool must be called.
-pub(super) fn grammar(
+pub(crate) fn grammar(
     tools: Option<&ToolUse>,
     form: Option<Grammar>,
     in_thought: bool,
