@@ -23,6 +23,7 @@ use super::{
         generate::{
             chat::{self, ChatAnswer, ChatQuestion},
             completions::{self, CompletionAnswer, CompletionQuestion},
+            responses::{self, ResponseAnswer, ResponseQuestion},
             tokens::{self, DetokenizeQuestion, TokenizeQuestion, Tokens},
             triton::{self, GenerateAnswer, GenerateQuestion},
         },
@@ -152,13 +153,16 @@ fn repository_routes() -> [Route; 3] {
     ]
 }
 
-fn openai_routes() -> [Route; 7] {
+fn openai_routes() -> [Route; 8] {
     let question = json_of::<Question>();
     let (chat, text) = (json_of::<ChatQuestion>(), json_of::<CompletionQuestion>());
+    let response = json_of::<ResponseQuestion>();
     let (words, ids) = (json_of::<TokenizeQuestion>(), json_of::<DetokenizeQuestion>());
     [
         post("/v1/chat/completions", "Next message of a chat", chat::chat, chat)
             .giving(json_of::<ChatAnswer>()),
+        post("/v1/responses", "Response to a chat, not stored", responses::responses, response)
+            .giving(json_of::<ResponseAnswer>()),
         post("/v1/completions", "Continuation of a text", completions::completions, text)
             .giving(json_of::<CompletionAnswer>()),
         post("/tokenize", "Tokens of a text", tokens::tokenize, words).giving(json_of::<Tokens>()),

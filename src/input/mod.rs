@@ -10,6 +10,7 @@ mod coder;
 #[cfg(test)]
 mod fuzz_tests;
 mod language;
+mod parts;
 mod picture;
 mod prompts;
 mod stream;
@@ -21,6 +22,7 @@ pub use batch::{ModelInput, Pixels};
 pub use chat::{Chat, ChatPrompt, ChatTemplate, ChatTemplateError};
 pub use coder::{SpecialText, TextCoder};
 pub use language::Language;
+pub use parts::{AnswerParts, CallFormat, MARKS, Part, PartsSpec, THOUGHT_END};
 pub use picture::{PictureError, decode_picture, decoding_bytes, raw_picture};
 pub use prompts::Prompts;
 pub use stream::{Added, AnswerText, StopError, StopStrings};

@@ -26,9 +26,9 @@ pub use families::{
     Tally, unix_time,
 };
 pub use generation::{
-    AllowMask, Constraint, Draw, Finish, Grammar, GrammarError, Grammars, History, LogProbability,
-    SampleError, Sampled, Sampler, Sampling, SamplingError, SamplingParameters, SequenceEvent,
-    Timings,
+    AllowMask, AnswerGrammar, CallGrammar, CallableFunction, Constraint, Draw, Finish, Grammar,
+    GrammarError, Grammars, History, LogProbability, Other, SampleError, Sampled, Sampler,
+    Sampling, SamplingError, SamplingParameters, SequenceEvent, Timings,
 };
 pub use idle::{IdleTurn, IdleWork};
 pub use observe::{Ending, Observer, Outcome, SequenceReport, StepReport};

@@ -13,8 +13,11 @@ use crate::support::{
 /// Special tokens behind the 256 bytes.
 const SPECIALS: [&str; 2] = ["<|im_start|>", "<|im_end|>"];
 
-const TEMPLATE: &str = "{% for message in messages %}{% if message.role == 'tool' %}\
-                        {{ raise_exception('there are no tools') }}{% endif %}<|im_start|>\
+/// Tokens that a sequence has at most.
+const CONTEXT: usize = 400;
+
+const TEMPLATE: &str = "{% for message in messages %}{% if message.role == 'system' %}\
+                        {{ raise_exception('there is no system') }}{% endif %}<|im_start|>\
                         {{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}\
                         {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
@@ -59,11 +62,20 @@ impl Chat {
         Self::changed(|_| ())
     }
 
+    /// Serves the decoder with the chat template `template`.
+    pub(crate) fn with(template: &str) -> Self {
+        Self::built(template, |_| ())
+    }
+
     /// Serves the decoder after a change of its files.
     pub(crate) fn changed(change: impl FnOnce(&mut Model)) -> Self {
-        let mut model = llama_of(258).with_context(400).with_text();
+        Self::built(TEMPLATE, change)
+    }
+
+    fn built(template: &str, change: impl FnOnce(&mut Model)) -> Self {
+        let mut model = llama_of(258).with_context(CONTEXT).with_text();
         change(&mut model);
-        let config = json!({"eos_token": "<|im_end|>", "chat_template": TEMPLATE});
+        let config = json!({"eos_token": "<|im_end|>", "chat_template": template});
         for (name, json) in [("tokenizer.json", tokenizer()), ("tokenizer_config.json", config)] {
             model.files.insert(name.to_owned(), json.to_string().into_bytes());
         }
@@ -78,7 +90,7 @@ impl Chat {
     }
 
     /// Asks for the next message of a chat with one message, with further keys.
-    async fn chat(&self, text: &str, more: Value) -> Reply {
+    pub(crate) async fn chat(&self, text: &str, more: Value) -> Reply {
         let mut request = json!({"model": "language", "max_tokens": 12, "temperature": 0,
                                  "messages": [{"role": "user", "content": text}]});
         let more = more.as_object().expect("keys").clone();
@@ -88,7 +100,7 @@ impl Chat {
 }
 
 /// Returns the values of the events of a stream.
-fn events(reply: &Reply) -> Vec<Value> {
+pub(crate) fn events(reply: &Reply) -> Vec<Value> {
     assert_eq!(reply.status, 200, "{}", reply.text);
     assert_eq!(reply.header("content-type"), "text/event-stream");
     let mut data: Vec<&str> =
@@ -180,12 +192,12 @@ async fn what_a_request_cannot_have_is_refused_by_its_key() {
         (json!({"messages": []}), 400, "parameter `messages`"),
         (json!({"messages": [{"role": "king", "content": ""}]}), 400, "messages[0].role"),
         (json!({"messages": [{"role": "user", "content": 1}]}), 400, "messages[0].content"),
-        (json!({"messages": [{"role": "tool", "content": ""}]}), 400, "there are no tools"),
+        (json!({"messages": [{"role": "developer", "content": ""}]}), 400, "there is no system"),
         (json!({"top_logprobs": 2}), 400, "top_logprobs"),
         (json!({"stop": [""]}), 400, "stop"),
         (json!({"n": 17}), 400, "`n`"),
         (json!({"guided_json": {"type": "number", "multipleOf": "x"}}), 400, "response_format"),
-        (json!({"tools": []}), 400, "`tools`"),
+        (json!({"functions": []}), 400, "`functions`"),
         (json!({"model": "other"}), 404, "other"),
         (json!({"latency_budget_ms": 50}), 400, "latency_budget_ms"),
         (json!({"prompt_name": "query"}), 400, "prompt_name"),

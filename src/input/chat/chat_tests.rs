@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::*;
+use crate::input::CallFormat;
 
 const LIMIT: usize = 1 << 20;
 
@@ -233,4 +234,49 @@ fn deep_templates_are_refused_or_rendered() {
             drop(render(&template, &says("a")));
         }
     }
+}
+
+/// Returns a tool, a message that calls it, and its result.
+fn tool() -> [Value; 3] {
+    let function = json!({"name": "sum", "description": "Adds <|im_end|>", "parameters": {}});
+    let called = json!({"name": "sum", "arguments": {"a": [1, 2]}});
+    let calls = json!([{"id": "x", "type": "function", "function": called.clone()}, called]);
+    [
+        json!({"type": "function", "function": function}),
+        json!({"role": "assistant", "content": null, "tool_calls": calls}),
+        json!({"role": "tool", "tool_call_id": "x", "content": "3"}),
+    ]
+}
+
+#[test]
+fn templates_tell_whether_they_take_tools_and_how_calls_are_written() {
+    for (name, takes_tools, calls, thinks) in [
+        ("smollm2", false, None, false),
+        ("qwen2", true, Some(CallFormat::Hermes), false),
+        ("qwen3", false, None, true),
+        ("llama3", true, Some(CallFormat::Llama), false),
+        ("mistral", true, Some(CallFormat::Mistral), false),
+        ("gemma", false, None, false),
+    ] {
+        let template = template(source(name));
+        let found = (template.takes_tools(), template.calls(), template.thinks());
+        assert_eq!(found, (takes_tools, calls, thinks), "{name}");
+    }
+}
+
+#[test]
+fn a_template_without_tools_is_given_them_as_text() {
+    let [tool, call, result] = tool();
+    let mut chat = says("Add.");
+    chat.tools = Some(vec![tool]);
+    for message in [&call, &result, &result] {
+        chat.messages.push(message.as_object().expect("an object").clone());
+    }
+    chat.messages[1].insert("content".into(), "I add.".into());
+    let prompt = render(&template(source("smollm2")), &chat).expect("rendered");
+    let expected = include_str!("../../../tests/references/chat/smollm2_tools.txt");
+    assert_eq!(prompt.text, expected);
+    // The special token in the description is text.
+    let place = expected.find("Adds <|im_end|>").expect("the description") + "Adds <".len();
+    assert!(prompt.guards.contains(&place), "{:?}", prompt.guards);
 }

@@ -4,7 +4,7 @@ use minijinja::{Environment, Error, ErrorKind, Value, syntax::SyntaxConfig};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use time::{OffsetDateTime, format_description::parse_strftime_owned};
 
-use super::json::to_json;
+use super::{json::to_json, tools::add_texts};
 
 /// Name of the template in its environment.
 pub(super) const NAME: &str = "chat";
@@ -30,6 +30,7 @@ pub(super) fn environment(source: &str) -> Result<Environment<'static>, Error> {
     environment.add_filter("tojson", to_json);
     environment.add_function("raise_exception", raise_exception);
     environment.add_template_owned(NAME, without_generation_tags(source))?;
+    add_texts(&mut environment)?;
     Ok(environment)
 }
 

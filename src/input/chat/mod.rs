@@ -8,6 +8,7 @@ mod functions;
 mod guard;
 mod json;
 mod render;
+mod tools;
 
 pub use self::render::{ChatTemplate, ChatTemplateError};
 

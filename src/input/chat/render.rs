@@ -1,6 +1,6 @@
 //! Rendering of chats.
 
-use std::{collections::BTreeMap, error::Error as _, io, thread};
+use std::{borrow::Cow, collections::BTreeMap, error::Error as _, io, iter, thread};
 
 use minijinja::{Environment, ErrorKind, Value, value::Serde};
 use serde_json::Map;
@@ -9,10 +9,15 @@ use super::{
     Chat, ChatPrompt,
     functions::{NAME, Raised, environment, strftime_now},
     guard::{Density, Marker},
+    tools::{as_texts, has_tools, probe},
 };
+use crate::input::{CallFormat, parts::THOUGHT};
 
 /// Largest template in bytes; the longest known have 20 kB.
 const MAX_TEMPLATE_BYTES: usize = 1 << 15;
+
+/// Most bytes of a chat that shows what a template does.
+const MAX_PROBE_BYTES: usize = 1 << 16;
 
 /// Stack of the thread that compiles; the library goes a step deeper for each operator in a row.
 const STACK_BYTES: usize = 128 << 20;
@@ -56,6 +61,8 @@ pub struct ChatTemplate {
     source: String,
     /// Special tokens that the template writes by role, such as `bos_token`.
     tokens: BTreeMap<String, String>,
+    /// Whether the template writes the tools that it is given.
+    takes_tools: bool,
 }
 
 impl ChatTemplate {
@@ -71,12 +78,36 @@ impl ChatTemplate {
         }
         let environment =
             compiled(source).map_err(|reason| ChatTemplateError::Invalid { reason })?;
-        Ok(Self { environment, source: source.to_owned(), tokens })
+        let mut own = Self { environment, source: source.to_owned(), tokens, takes_tools: true };
+        let text = |has_tool| own.render(&probe(has_tool), iter::empty(), MAX_PROBE_BYTES);
+        own.takes_tools = match (text(true), text(false)) {
+            (Ok(with), Ok(without)) => with != without,
+            (Ok(_), Err(_)) => true,
+            (Err(_), _) => false,
+        };
+        Ok(own)
     }
 
     /// Returns the text of the template.
     pub fn source(&self) -> &str {
         &self.source
+    }
+
+    /// Returns whether the template writes the tools of a chat. One that does not is given them as
+    /// text.
+    pub fn takes_tools(&self) -> bool {
+        self.takes_tools
+    }
+
+    /// Returns the form in which the model writes calls, or None if the template knows no tools or
+    /// another form.
+    pub fn calls(&self) -> Option<CallFormat> {
+        CallFormat::of_template(&self.source).filter(|_| self.takes_tools)
+    }
+
+    /// Returns whether the model writes thoughts.
+    pub fn thinks(&self) -> bool {
+        THOUGHT.into_iter().any(|mark| self.source.contains(mark))
     }
 
     /// Renders `chat` into at most `max_bytes`. In its own texts, none of `specials` is a special
@@ -91,6 +122,10 @@ impl ChatTemplate {
         specials: impl Iterator<Item = &'s str>,
         max_bytes: usize,
     ) -> Result<ChatPrompt, ChatTemplateError> {
+        let chat = match self.takes_tools || !has_tools(chat) {
+            true => Cow::Borrowed(chat),
+            false => Cow::Owned(as_texts(&self.environment, chat).map_err(|e| of_rendering(&e))?),
+        };
         let variables = chat.variables();
         let run = Run { template: self, now: chat.now, max_bytes };
         let Some(marker) = Marker::new(specials, &self.source, &variables) else {

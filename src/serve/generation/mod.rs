@@ -11,7 +11,10 @@ mod sampling;
 pub(crate) mod steps;
 mod stream;
 
-pub use constraint::{Constraint, Grammar, GrammarError, Grammars};
+pub use constraint::{
+    AnswerGrammar, CallGrammar, CallableFunction, Constraint, Grammar, GrammarError, Grammars,
+    Other,
+};
 pub(crate) use generator::{Generator, Limits};
 pub(crate) use live::NewSequence;
 pub use sampling::{

@@ -159,7 +159,8 @@ impl FamilyService {
     }
 
     fn constraint(&self, grammar: &Grammar) -> Result<Constraint, ServeError> {
-        let refuse = |reason: String| ServeError::Input { name: "response_format".into(), reason };
+        let name = grammar.key();
+        let refuse = |reason: String| ServeError::Input { name: name.to_owned(), reason };
         let language = self.language();
         let language = language.ok_or_else(|| refuse("the model has no vocabulary".into()))?;
         let grammars = self.grammars.get_or_init(|| Grammars::new(&language.coder));

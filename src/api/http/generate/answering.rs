@@ -10,7 +10,10 @@ use super::{
     texts::{Piece, Texts},
     usage::{Counts, Times, Usage},
 };
-use crate::{input::Language, serve::ServeError};
+use crate::{
+    input::{CallFormat, Language},
+    serve::ServeError,
+};
 
 /// An answer that grows.
 #[derive(Debug)]
@@ -18,6 +21,8 @@ pub(super) struct Answering {
     head: Head,
     texts: Texts,
     pub(super) form: Form,
+    /// Form of calls; `None` for an answer in which calls are text.
+    pub(super) calls: Option<CallFormat>,
 }
 
 /// Fields of a whole answer beside its choices.
@@ -47,7 +52,8 @@ pub(super) struct Chunk {
 
 impl Answering {
     pub(super) fn new(head: Head, texts: Texts, form: Form) -> Self {
-        Self { head, texts, form }
+        let calls = texts.calls();
+        Self { head, texts, form, calls }
     }
 
     /// Returns the number of choices.

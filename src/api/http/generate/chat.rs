@@ -14,10 +14,14 @@ use tracing::{Instrument, debug_span};
 
 use super::{
     answering::{About, Answering},
-    fields::{Common, refused, wrong},
+    fields::{Common, wrong},
     head::{Names, unix_seconds},
     logprobs::ChatLogprobs,
-    start::{Asked, Door, not_tokenized},
+    messages::answer::{ChatMessage, delta},
+    messages::message,
+    messages::tools::{AskedTools, Tool, ToolChoice},
+    prompt::begin,
+    start::{Asked, Door},
     stream::{Events, stream},
     texts::Piece,
 };
@@ -40,9 +44,6 @@ use crate::{
 const NAMES: Names =
     Names { id: "chatcmpl", whole: "chat.completion", event: "chat.completion.chunk" };
 
-/// Largest prompt in bytes before it is tokenized, per token of the context.
-const BYTES_PER_TOKEN: usize = 64;
-
 /// A request for the next message of a chat.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "ChatRequest")]
@@ -60,6 +61,11 @@ pub(crate) struct ChatQuestion {
     top_logprobs: Option<usize>,
     /// Form of the answer: `text`, `json_object` or `json_schema`.
     response_format: Option<ResponseFormat>,
+    /// Tools that the model may call, up to 128.
+    tools: Option<Vec<Tool>>,
+    tool_choice: Option<ToolChoice>,
+    /// Whether the answer may have several calls, as it may by default.
+    parallel_tool_calls: Option<bool>,
     /// Variables of the template.
     chat_template_kwargs: Option<Map<String, Value>>,
     #[serde(flatten)]
@@ -122,13 +128,6 @@ struct ChatChoice {
     finish_reason: Option<&'static str>,
 }
 
-#[derive(Debug, Serialize, JsonSchema)]
-struct ChatMessage {
-    role: &'static str,
-    content: String,
-    refusal: Option<String>,
-}
-
 /// Answers a request for the next message of a chat.
 pub(crate) async fn chat(
     State(shared): State<Arc<Shared>>,
@@ -142,11 +141,8 @@ pub(crate) async fn chat(
             .await?;
     let model = Model::find(shared.api.repository.registry(), &question.model, None)?;
     let door = Door::open(model)?;
-    let (language, context) = (door.language.clone(), door.model.service.context());
-    let (chat, asked) = question.read(arrival);
-    let write = move || tokens_of(&language, &chat?, context);
-    let prompt = off_thread(usize::MAX, write).instrument(debug_span!("preprocess")).await;
-    let answering = door.begin(prompt, asked, &permit, NAMES).await?;
+    let (chat, asked) = question.read(arrival, &door.language);
+    let answering = begin(door, chat, asked, permit, NAMES).await?;
     match answering.form.is_stream {
         true => Ok(stream(answering, ChatEvents)),
         false => whole(answering).await,
@@ -155,18 +151,26 @@ pub(crate) async fn chat(
 
 impl ChatQuestion {
     /// Returns the chat for the template, and the rest of the request.
-    fn read(self, arrival: Instant) -> (Result<Chat, ApiError>, Asked) {
+    fn read(self, arrival: Instant, language: &Language) -> (Result<Chat, ApiError>, Asked) {
         let told = match (self.logprobs.unwrap_or(false), self.top_logprobs) {
             (true, top) => Ok(Some(top.unwrap_or(0))),
             (false, None | Some(0)) => Ok(None),
             (false, Some(found)) => Err(wrong("top_logprobs", found, "absent without `logprobs`")),
         };
+        let asked_tools = AskedTools {
+            functions: self.tools.map(|tools| tools.into_iter().map(Tool::into_function).collect()),
+            choice: self.tool_choice,
+            is_parallel: self.parallel_tool_calls,
+        };
+        let (tools, shown) = asked_tools.read(language.template.as_ref());
         let asked = Asked {
             operation: "chat",
             common: self.common,
             max_tokens: self.max_completion_tokens.or(self.max_tokens),
             logprobs: told.as_ref().ok().copied().flatten(),
+            best_of: None,
             grammar: self.response_format.and_then(ResponseFormat::grammar),
+            tools,
             parameters: self.parameters,
             arrival,
         };
@@ -177,76 +181,31 @@ impl ChatQuestion {
                 messages.map(|(index, own)| message(index, own)).collect()
             }
         };
-        let chat = told.and(messages).map(|messages| Chat {
-            messages,
-            add_generation_prompt: true,
-            extra: self.chat_template_kwargs.unwrap_or_default(),
-            now: i64::try_from(unix_seconds()).unwrap_or(i64::MAX),
-            ..Chat::default()
+        let chat = told.and(shown).and_then(|tools| {
+            Ok(Chat {
+                messages: messages?,
+                tools,
+                documents: None,
+                add_generation_prompt: true,
+                extra: self.chat_template_kwargs.unwrap_or_default(),
+                now: i64::try_from(unix_seconds()).unwrap_or(i64::MAX),
+            })
         });
         (chat, asked)
     }
 }
 
-/// Checks a message. Content in parts is put together, and a developer counts as the system.
-fn message(index: usize, mut message: Map<String, Value>) -> Result<Map<String, Value>, ApiError> {
-    let name = |field: &str| format!("messages[{index}].{field}");
-    let role = message.get("role").and_then(Value::as_str).unwrap_or_default();
-    let role = match role {
-        "developer" => "system",
-        "system" | "user" | "assistant" | "tool" => role,
-        _ => {
-            let expected = "system, developer, user, assistant or tool";
-            return Err(wrong(&name("role"), "another", expected));
-        }
-    };
-    let role = Value::from(role);
-    message.insert("role".to_owned(), role);
-    let content = match message.get("content") {
-        None | Some(Value::Null | Value::String(_)) => return Ok(message),
-        Some(Value::Array(parts)) => parts.iter().map(|part| {
-            let text = part.get("text").and_then(Value::as_str);
-            text.filter(|_| part["type"] == "text")
-        }),
-        Some(_) => {
-            return Err(wrong(
-                &name("content"),
-                "of another type",
-                "a string or an array of parts",
-            ));
-        }
-    };
-    let content: Option<String> = content.collect();
-    let content = content.ok_or_else(|| {
-        wrong(&name("content"), "a part of another type", "parts of the type `text`")
-    })?;
-    message.insert("content".to_owned(), content.into());
-    Ok(message)
-}
-
-/// Returns the tokens of a chat.
-fn tokens_of(language: &Language, chat: &Chat, context: usize) -> Result<Vec<u32>, ApiError> {
-    let template = language.template.as_ref().ok_or_else(|| {
-        refused("messages", "the model has no chat template; use /v1/completions".to_owned())
-    })?;
-    let most = context.saturating_mul(BYTES_PER_TOKEN);
-    let prompt = template
-        .render(chat, language.coder.special_texts(), most)
-        .map_err(|error| refused("messages", error.to_string()))?;
-    language.coder.encode_chat(&prompt.text, &prompt.guards).map_err(not_tokenized)
-}
-
 async fn whole(mut answering: Answering) -> Result<Response, ApiError> {
     let choice = |index| ChatChoice {
         index,
-        message: ChatMessage { role: "assistant", content: String::new(), refusal: None },
+        message: ChatMessage::new(),
         logprobs: answering.form.logprobs.map(|_| ChatLogprobs::default()),
         finish_reason: None,
     };
     let mut choices: Vec<ChatChoice> = (0..answering.num_choices()).map(choice).collect();
     while let Some(piece) = answering.next().await? {
         let choice = &mut choices[piece.index];
-        choice.message.content.push_str(&piece.text);
+        piece.parts.iter().for_each(|part| choice.message.add(part, answering.calls));
         if let (Some(logprobs), Some(token)) = (&mut choice.logprobs, &piece.token) {
             logprobs.push(&answering.language().coder, token);
         }
@@ -266,7 +225,7 @@ impl Events for ChatEvents {
 
     fn choice(&mut self, answering: &Answering, piece: &Piece) -> Option<Value> {
         let told = piece.token.as_ref().filter(|_| answering.form.logprobs.is_some());
-        if piece.text.is_empty() && piece.finish.is_none() && told.is_none() {
+        if piece.parts.is_empty() && piece.finish.is_none() && told.is_none() {
             return None;
         }
         let logprobs = told.map(|token| {
@@ -274,10 +233,7 @@ impl Events for ChatEvents {
             logprobs.push(&answering.language().coder, token);
             logprobs
         });
-        let delta = match piece.text.is_empty() {
-            true => json!({}),
-            false => json!({"content": piece.text}),
-        };
+        let delta = delta(&piece.parts, answering.calls);
         Some(json!({"index": piece.index, "delta": delta, "logprobs": logprobs,
                     "finish_reason": piece.reason()}))
     }

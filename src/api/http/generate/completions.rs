@@ -14,10 +14,10 @@ use tracing::{Instrument, debug_span};
 
 use super::{
     answering::{About, Answering},
-    fields::Common,
+    fields::{Common, wrong},
     head::Names,
     logprobs::TextLogprobs,
-    start::{Asked, Door, TEXT_COMPLETION, USUAL_TOKENS, tokens_of},
+    start::{self, Asked, Door, TEXT_COMPLETION, USUAL_TOKENS, tokens_of},
     stream::{Events, stream},
     texts::Piece,
 };
@@ -33,7 +33,7 @@ use crate::{
         inference::Model,
         state::Shared,
     },
-    input::Language,
+    input::{Language, SpecialText},
 };
 
 const NAMES: Names = Names { id: "cmpl", whole: "text_completion", event: "text_completion" };
@@ -48,6 +48,11 @@ pub(crate) struct CompletionQuestion {
     max_tokens: Option<usize>,
     /// Number of alternatives whose probabilities are told.
     logprobs: Option<usize>,
+    /// Number of answers of which the `n` most likely ones are told, by the mean of their tokens'
+    /// logarithms of probabilities.
+    best_of: Option<usize>,
+    /// Whether the text begins with the prompt.
+    echo: Option<bool>,
     #[serde(flatten)]
     common: Common,
     /// Budgets; any other key is refused by name.
@@ -96,17 +101,29 @@ pub(crate) async fn completions(
             .await?;
     let model = Model::find(shared.api.repository.registry(), &question.model, None)?;
     let door = Door::open(model)?;
-    let CompletionQuestion { prompt, max_tokens, logprobs, common, parameters, .. } = question;
     let (language, context) = (door.language.clone(), door.model.service.context());
-    let read = move || prompt.into_tokens(&language, context);
+    let echo = question.echoed(&language);
+    let CompletionQuestion { prompt, max_tokens, logprobs, best_of, common, parameters, .. } =
+        question;
+    let read = move || {
+        let tokens = prompt.into_tokens(&language, context)?;
+        Ok(start::Prompt::plain(tokens))
+    };
     let prompt = off_thread(usize::MAX, read).instrument(debug_span!("preprocess")).await;
+    let (prompt, echo) = match echo {
+        Ok(echo) => (prompt, echo),
+        Err(error) => (Err(error), None),
+    };
     let max_tokens = Some(max_tokens.unwrap_or(USUAL_TOKENS));
+    let (operation, grammar, tools) = (TEXT_COMPLETION, None, None);
     let asked = Asked {
-        operation: TEXT_COMPLETION,
+        operation,
         common,
         max_tokens,
         logprobs,
-        grammar: None,
+        best_of,
+        grammar,
+        tools,
         parameters,
         arrival,
     };
@@ -114,9 +131,26 @@ pub(crate) async fn completions(
     match answering.form.is_stream {
         true => {
             let offsets = vec![0; answering.num_choices()];
-            Ok(stream(answering, TextEvents { offsets }))
+            Ok(stream(answering, TextEvents { offsets, echo }))
         }
-        false => whole(answering).await,
+        false => whole(answering, &echo.unwrap_or_default()).await,
+    }
+}
+
+impl CompletionQuestion {
+    /// Returns the text of the prompt, if the answer begins with it.
+    fn echoed(&self, language: &Language) -> Result<Option<String>, ApiError> {
+        match (self.echo, self.logprobs) {
+            (None | Some(false), _) => Ok(None),
+            (Some(true), Some(_)) => {
+                // Those of the prompt would be expected too.
+                Err(wrong("echo", "true", "false or absent beside `logprobs`"))
+            }
+            (Some(true), None) => Ok(Some(match &self.prompt {
+                Prompt::Text(text) | Prompt::Texts([text]) => text.clone(),
+                Prompt::Tokens(tokens) => language.coder.decode(tokens, SpecialText::Text),
+            })),
+        }
     }
 }
 
@@ -130,22 +164,50 @@ impl Prompt {
     }
 }
 
-async fn whole(mut answering: Answering) -> Result<Response, ApiError> {
-    let choice = |index| TextChoice {
-        index,
-        text: String::new(),
-        logprobs: answering.form.logprobs.map(|_| TextLogprobs::default()),
-        finish_reason: None,
+/// A choice with the logarithms of its tokens' probabilities.
+struct Ranked {
+    choice: TextChoice,
+    sum: f64,
+    num_tokens: u32,
+}
+
+impl Ranked {
+    /// Returns the mean of the logarithms.
+    fn mean(&self) -> f64 {
+        self.sum / f64::from(self.num_tokens.max(1))
+    }
+}
+
+async fn whole(mut answering: Answering, echo: &str) -> Result<Response, ApiError> {
+    let choice = |index| Ranked {
+        choice: TextChoice {
+            index,
+            text: echo.to_owned(),
+            logprobs: answering.form.logprobs.map(|_| TextLogprobs::default()),
+            finish_reason: None,
+        },
+        sum: 0.0,
+        num_tokens: 0,
     };
-    let mut choices: Vec<TextChoice> = (0..answering.num_choices()).map(choice).collect();
+    let mut ranked: Vec<Ranked> = (0..answering.num_choices()).map(choice).collect();
     while let Some(piece) = answering.next().await? {
-        let choice = &mut choices[piece.index];
-        if let (Some(logprobs), Some(token)) = (&mut choice.logprobs, &piece.token) {
-            logprobs.push(&answering.language().coder, token, choice.text.chars().count());
+        let Ranked { choice, sum, num_tokens } = &mut ranked[piece.index];
+        if let Some(token) = &piece.token {
+            *sum += f64::from(token.log_probability.unwrap_or_default());
+            *num_tokens += 1;
+            if let Some(logprobs) = &mut choice.logprobs {
+                logprobs.push(&answering.language().coder, token, choice.text.chars().count());
+            }
         }
-        choice.text.push_str(&piece.text);
+        choice.text.push_str(&piece.text());
         choice.finish_reason = piece.reason().or(choice.finish_reason);
     }
+    if answering.form.num_told < ranked.len() {
+        ranked.sort_by(|one, other| other.mean().total_cmp(&one.mean()));
+        ranked.truncate(answering.form.num_told);
+    }
+    let choices = ranked.into_iter().enumerate();
+    let choices = choices.map(|(index, own)| TextChoice { index, ..own.choice }).collect();
     Ok(Json(CompletionAnswer { about: answering.about(), choices }).into_response())
 }
 
@@ -153,11 +215,14 @@ async fn whole(mut answering: Answering) -> Result<Response, ApiError> {
 struct TextEvents {
     /// Number of characters of each choice.
     offsets: Vec<usize>,
+    /// Text of the prompt, if the answer begins with it.
+    echo: Option<String>,
 }
 
 impl Events for TextEvents {
-    fn first(&self, _: usize) -> Option<Value> {
-        None
+    fn first(&self, index: usize) -> Option<Value> {
+        let text = self.echo.as_ref()?;
+        Some(json!({"index": index, "text": text, "logprobs": null, "finish_reason": null}))
     }
 
     fn choice(&mut self, answering: &Answering, piece: &Piece) -> Option<Value> {
@@ -165,11 +230,12 @@ impl Events for TextEvents {
         if let (Some(logprobs), Some(token)) = (&mut logprobs, &piece.token) {
             logprobs.push(&answering.language().coder, token, self.offsets[piece.index]);
         }
-        self.offsets[piece.index] += piece.text.chars().count();
-        if piece.text.is_empty() && piece.finish.is_none() && logprobs.is_none() {
+        let text = piece.text();
+        self.offsets[piece.index] += text.chars().count();
+        if text.is_empty() && piece.finish.is_none() && logprobs.is_none() {
             return None;
         }
-        Some(json!({"index": piece.index, "text": piece.text, "logprobs": logprobs,
+        Some(json!({"index": piece.index, "text": text, "logprobs": logprobs,
                     "finish_reason": piece.reason()}))
     }
 }

@@ -76,15 +76,53 @@ pub(in crate::api) struct Form {
     pub(in crate::api) has_usage: bool,
     /// Number of alternatives whose probabilities are told; `None` for none, not even the token's.
     pub(in crate::api) logprobs: Option<usize>,
+    /// Number of answers that are told.
+    pub(super) num_told: usize,
 }
 
 impl Common {
-    /// Returns the number of answers.
-    pub(in crate::api) fn num_sequences(&self) -> Result<usize, ApiError> {
+    /// Returns the number of answers that are told.
+    fn num_told(&self) -> Result<usize, ApiError> {
         let found = self.n.unwrap_or(1);
         match (1..=MAX_SEQUENCES).contains(&found) {
             true => Ok(found),
             false => Err(wrong("n", found, "1 to 16")),
+        }
+    }
+
+    /// Returns the number of answers, of which `best_of` are made and the best ones told.
+    pub(in crate::api) fn num_sequences(&self, best_of: Option<usize>) -> Result<usize, ApiError> {
+        let num_told = self.num_told()?;
+        match best_of {
+            None => Ok(num_told),
+            Some(_) if self.stream == Some(true) => {
+                Err(wrong("best_of", "there", "absent for a stream"))
+            }
+            Some(found) if (num_told..=MAX_SEQUENCES).contains(&found) => Ok(found),
+            Some(found) => Err(wrong("best_of", found, "at least `n`, and at most 16")),
+        }
+    }
+
+    /// Returns the divisor of the logits.
+    pub(super) fn temperature(&self) -> f32 {
+        self.temperature.unwrap_or(SamplingParameters::default().temperature)
+    }
+
+    /// Returns the share of the likely tokens that may be drawn.
+    pub(super) fn top_p(&self) -> f32 {
+        self.top_p.unwrap_or(SamplingParameters::default().top_p)
+    }
+
+    /// Checks that there is one answer, and that nothing is asked of its stream.
+    ///
+    /// # Errors
+    ///
+    /// Fails with the name of the field.
+    pub(super) fn check_single(&self) -> Result<(), ApiError> {
+        match (self.n, self.stream_options) {
+            (Some(found), _) if found != 1 => Err(wrong("n", found, "1: a response is one answer")),
+            (_, Some(_)) => Err(wrong("stream_options", "there", "absent for a response")),
+            _ => Ok(()),
         }
     }
 
@@ -144,7 +182,8 @@ impl Common {
             return Err(wrong("stream_options", "there", "absent without `stream`"));
         }
         let options = self.stream_options.unwrap_or_default();
-        Ok(Form { is_stream, has_usage: options.include_usage.unwrap_or(false), logprobs })
+        let has_usage = options.include_usage.unwrap_or(false);
+        Ok(Form { is_stream, has_usage, logprobs, num_told: self.num_told()? })
     }
 
     /// Returns the choice of tokens for a vocabulary of `num_tokens`.
@@ -167,9 +206,9 @@ impl Common {
             Ok((id.map_err(wrong)?, *bias))
         });
         let parameters = SamplingParameters {
-            temperature: self.temperature.unwrap_or(usual.temperature),
+            temperature: self.temperature(),
             top_k,
-            top_p: self.top_p.unwrap_or(usual.top_p),
+            top_p: self.top_p(),
             min_p: self.min_p.unwrap_or(usual.min_p),
             typical_p: self.typical_p.unwrap_or(usual.typical_p),
             repetition_penalty: self.repetition_penalty.unwrap_or(usual.repetition_penalty),

@@ -1,8 +1,8 @@
-//! `POST /v1/chat/completions`, `POST /v1/completions`, `POST /tokenize`, `POST /detokenize`, and
-//! `POST /v2/models/{model}/generate` and `/generate_stream`.
+//! `POST /v1/chat/completions`, `/v1/responses` and `/v1/completions`, `/tokenize` and
+//! `/detokenize`, and `/v2/models/{model}/generate` and `/generate_stream`.
 //!
-//! The first two have the form that the `openai` clients know, with further parameters of sampling
-//! under vLLM's names. Budgets are further keys of the body. The last two are Triton's.
+//! The first three have the form that the `openai` clients know, with further parameters of
+//! sampling under vLLM's names. Budgets are further keys of the body. The last two are Triton's.
 
 mod answering;
 pub(crate) mod chat;
@@ -10,6 +10,9 @@ pub(crate) mod completions;
 pub(in crate::api) mod fields;
 mod head;
 mod logprobs;
+mod messages;
+mod prompt;
+pub(crate) mod responses;
 pub(in crate::api) mod start;
 mod stream;
 pub(in crate::api) mod texts;

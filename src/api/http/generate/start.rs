@@ -9,7 +9,8 @@ use super::{
     answering::Answering,
     fields::{Common, Form, refused, wrong},
     head::{Head, Names},
-    texts::Texts,
+    messages::tools::{ToolUse, grammar},
+    texts::{Reading, Texts},
 };
 use crate::{
     api::{
@@ -18,7 +19,7 @@ use crate::{
         error::ApiError,
         inference::{Model, accept},
     },
-    input::{Language, StopStrings},
+    input::{Language, PartsSpec},
     plan::Budget,
     serve::{GenerateRequest, Grammar, Ticket},
     telemetry::GenerationAttributes,
@@ -40,11 +41,29 @@ pub(in crate::api) struct Asked {
     pub(in crate::api) max_tokens: Option<usize>,
     /// Number of alternatives whose probabilities are told.
     pub(in crate::api) logprobs: Option<usize>,
+    /// Number of answers of which the best ones are told; `None` for as many as are told.
+    pub(in crate::api) best_of: Option<usize>,
     /// Grammar that each answer keeps, or `None`.
     pub(in crate::api) grammar: Option<Grammar>,
+    /// Tools that may be called, or `None`.
+    pub(in crate::api) tools: Option<ToolUse>,
     /// Budgets; any other key is refused by name.
     pub(in crate::api) parameters: Map<String, Value>,
     pub(in crate::api) arrival: Instant,
+}
+
+/// Prompt in tokens, and what the answer behind it is read for.
+#[derive(Debug)]
+pub(in crate::api) struct Prompt {
+    pub(super) tokens: Vec<u32>,
+    pub(super) parts: PartsSpec,
+}
+
+impl Prompt {
+    /// Returns a prompt whose answer is text.
+    pub(in crate::api) fn plain(tokens: Vec<u32>) -> Self {
+        Self { tokens, parts: PartsSpec::default() }
+    }
 }
 
 /// A model that generates, with a request's place in the metrics.
@@ -106,7 +125,7 @@ impl Door {
     /// Fails like [`admit`](Self::admit).
     pub(super) async fn begin(
         self,
-        prompt: Result<Vec<u32>, ApiError>,
+        prompt: Result<Prompt, ApiError>,
         asked: Asked,
         permit: &Permit,
         names: Names,
@@ -124,7 +143,7 @@ impl Door {
     /// Fails on a parameter that is not valid, and where there is no room for the sequences.
     pub(in crate::api) async fn admit(
         self,
-        prompt: Result<Vec<u32>, ApiError>,
+        prompt: Result<Prompt, ApiError>,
         asked: Asked,
         permit: &Permit,
     ) -> Result<(Texts, Form), ApiError> {
@@ -137,35 +156,38 @@ impl Door {
         attributes.set(&Span::current());
         let client = permit.number();
         let read = || {
-            let Asked { common, max_tokens, logprobs, grammar, parameters, arrival, .. } = asked;
-            let (mut budget, mut priority) = plan_parameters(Parameters::parse(parameters)?)?;
+            let Asked { common, max_tokens, logprobs, best_of, grammar: own, tools, .. } = asked;
+            let (mut budget, mut priority) = plan_parameters(Parameters::parse(asked.parameters)?)?;
             permit.cap(&mut budget, &mut priority);
-            let sampling = common.sampling(logprobs, language.coder.vocabulary_size())?;
+            // Answers are compared by their probabilities.
+            let told = logprobs.or(best_of.map(|_| 0));
+            let sampling = common.sampling(told, language.coder.vocabulary_size())?;
             let ends = match common.ignores_ends() {
                 true => Vec::new(),
                 false => language.coder.ends().to_vec(),
             };
-            let num_sequences = common.num_sequences()?;
-            let (form, stops) = (common.form(logprobs)?, common.stops()?);
-            let prompt = prompt?;
+            let num_sequences = common.num_sequences(best_of)?;
+            let (grammar_of, stops) = (common.grammar(own)?, common.stops()?);
+            let form = common.form(logprobs)?;
+            let Prompt { tokens, parts } = prompt?;
             let request = GenerateRequest {
-                prompt,
+                prompt: tokens,
                 sampling,
                 num_sequences,
-                grammar: common.grammar(grammar)?,
+                grammar: grammar(tools.as_ref(), grammar_of, parts.in_thought)?,
                 max_tokens,
                 ends,
                 budget,
                 priority,
                 client,
-                arrival,
+                arrival: asked.arrival,
             };
-            Ok((request, form, stops))
+            Ok((request, form, Reading { stops, parts }))
         };
-        let (ticket, (request, form, stops)): (Ticket, (GenerateRequest, Form, StopStrings)) =
+        let (ticket, (request, form, reading)): (Ticket, (GenerateRequest, Form, Reading)) =
             accept(ticket, read())?;
         let generation = ticket.generate(request).await?;
-        Ok((Texts::new(generation, language, &stops), form))
+        Ok((Texts::new(generation, language, &reading), form))
     }
 }
 

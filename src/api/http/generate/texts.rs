@@ -7,7 +7,7 @@ use tracing::Span;
 
 use super::usage::Usage;
 use crate::{
-    input::{AnswerText, Language, StopStrings},
+    input::{AnswerParts, AnswerText, CallFormat, Language, Part, PartsSpec, StopStrings},
     serve::{Finish, Generation, PlanSummary, Report, Sampled, SequenceEvent, ServeError, Timings},
     telemetry::GeneratedAttributes,
 };
@@ -17,6 +17,8 @@ use crate::{
 pub(in crate::api) struct Texts {
     generation: Generation,
     language: Arc<Language>,
+    /// Form of calls; `None` for an answer in which calls are text.
+    calls: Option<CallFormat>,
     choices: Vec<Choice>,
     began: Instant,
     /// Span of the request. It ends no sooner than the texts, which it tells of.
@@ -27,7 +29,10 @@ pub(in crate::api) struct Texts {
 #[derive(Debug)]
 struct Choice {
     text: AnswerText,
+    parts: AnswerParts,
     num_tokens: usize,
+    /// Number of tokens of the thought.
+    num_thought: usize,
     first: Option<Instant>,
     timings: Option<Timings>,
     reason: Option<&'static str>,
@@ -38,38 +43,55 @@ struct Choice {
 pub(in crate::api) struct Piece {
     /// Index of the choice.
     pub(in crate::api) index: usize,
-    /// Text that was added.
-    pub(in crate::api) text: String,
+    /// Parts that were added to the answer.
+    pub(in crate::api) parts: Vec<Part>,
     /// Token that was added, with its probabilities; `None` at the end.
     pub(in crate::api) token: Option<Sampled>,
     /// Reason why the choice ended, if it did.
     pub(in crate::api) finish: Option<Finish>,
+    /// Whether the answer calls tools, with all arguments.
+    pub(in crate::api) is_call: bool,
+}
+
+/// What the texts of an answer are read for.
+#[derive(Debug)]
+pub(in crate::api) struct Reading {
+    pub(super) stops: StopStrings,
+    pub(super) parts: PartsSpec,
 }
 
 impl Piece {
+    /// Returns the text that was added, of an answer without other parts.
+    pub(in crate::api) fn text(&self) -> String {
+        let texts = self.parts.iter().map(|part| match part {
+            Part::Text(text) => text.as_str(),
+            Part::Thought(_) | Part::Call { .. } | Part::Arguments { .. } => "",
+        });
+        texts.collect()
+    }
+
     /// Returns the reason why the choice ended, in OpenAI's words, if it did.
     pub(in crate::api) fn reason(&self) -> Option<&'static str> {
-        self.finish.map(reason_of)
+        self.finish.map(|finish| reason_of(finish, self.is_call))
     }
 }
 
-fn reason_of(finish: Finish) -> &'static str {
+fn reason_of(finish: Finish, is_call: bool) -> &'static str {
     match finish {
+        Finish::Stop if is_call => "tool_calls",
         Finish::Stop => "stop",
         Finish::Length => "length",
     }
 }
 
 impl Texts {
-    /// Creates the texts of `generation`, which end at the strings `stops`.
-    pub(super) fn new(
-        generation: Generation,
-        language: Arc<Language>,
-        stops: &StopStrings,
-    ) -> Self {
+    /// Creates the texts of `generation`, which are read as `reading` says.
+    pub(super) fn new(generation: Generation, language: Arc<Language>, reading: &Reading) -> Self {
         let choice = || Choice {
-            text: AnswerText::new(stops),
+            text: AnswerText::new(&reading.stops),
+            parts: AnswerParts::new(reading.parts.clone()),
             num_tokens: 0,
+            num_thought: 0,
             first: None,
             timings: None,
             reason: None,
@@ -77,7 +99,13 @@ impl Texts {
         let choices = (0..generation.num_sequences()).map(|_| choice()).collect();
         let span = Span::current();
         span.record("plan", &generation.plan.plan);
-        Self { generation, language, choices, began: Instant::now(), span }
+        let calls = reading.parts.calls;
+        Self { generation, language, calls, choices, began: Instant::now(), span }
+    }
+
+    /// Returns the form of calls; `None` for an answer in which calls are text.
+    pub(super) fn calls(&self) -> Option<CallFormat> {
+        self.calls
     }
 
     /// Returns the number of choices.
@@ -123,20 +151,28 @@ impl Texts {
                 choice.num_tokens += 1;
                 choice.first.get_or_insert_with(Instant::now);
                 let added = choice.text.push(self.language.coder.bytes(sampled.token));
+                let was_thought = choice.parts.is_in_thought();
+                let mut parts = choice.parts.push(&added.text);
+                choice.num_thought += usize::from(was_thought || choice.parts.is_in_thought());
                 let finish = added.stop.map(|_| Finish::Stop);
-                choice.reason = finish.map(reason_of);
-                if finish.is_some() {
+                if let Some(finish) = finish {
+                    parts.extend(choice.parts.finish());
+                    choice.reason = Some(reason_of(finish, choice.parts.is_call()));
                     let timings = self.timings_of(index);
                     self.choices[index].timings = Some(timings);
                     self.generation.stop(index, timings);
                 }
-                Ok(Some(Piece { index, text: added.text, token: Some(sampled), finish }))
+                let is_call = self.choices[index].parts.is_call();
+                Ok(Some(Piece { index, parts, token: Some(sampled), finish, is_call }))
             }
             SequenceEvent::Ended(finish, timings) => {
                 choice.timings = Some(timings);
-                choice.reason = Some(reason_of(finish));
                 let text = choice.text.finish();
-                Ok(Some(Piece { index, text, token: None, finish: Some(finish) }))
+                let mut parts = choice.parts.push(&text);
+                parts.extend(choice.parts.finish());
+                let is_call = choice.parts.is_call();
+                choice.reason = Some(reason_of(finish, is_call));
+                Ok(Some(Piece { index, parts, token: None, finish: Some(finish), is_call }))
             }
             SequenceEvent::Failed(error) => Err(error),
         }
@@ -146,7 +182,8 @@ impl Texts {
     pub(super) fn usage(&self) -> Usage {
         let timings = (0..self.choices.len())
             .map(|index| self.choices[index].timings.unwrap_or_else(|| self.timings_of(index)));
-        Usage::new(self.generation.num_prompt(), timings)
+        let num_thought = self.choices.iter().map(|choice| choice.num_thought).sum();
+        Usage::new(self.generation.num_prompt(), num_thought, timings)
     }
 
     /// Returns the times of a choice that was stopped here.

@@ -19,6 +19,14 @@ pub(crate) struct Counts {
     completion_tokens: usize,
     total_tokens: usize,
     prompt_tokens_details: PromptDetails,
+    completion_tokens_details: CompletionDetails,
+}
+
+/// Counts of an answer's tokens.
+#[derive(Debug, Clone, Copy, Default, Serialize, JsonSchema)]
+pub(crate) struct CompletionDetails {
+    /// Number of tokens of thoughts.
+    reasoning_tokens: usize,
 }
 
 /// Counts of a prompt's tokens.
@@ -26,6 +34,38 @@ pub(crate) struct Counts {
 pub(crate) struct PromptDetails {
     /// Number of tokens whose keys and values were in a cache already.
     cached_tokens: usize,
+}
+
+/// Counts of tokens as the Responses API names them.
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
+pub(crate) struct ResponseUsage {
+    input_tokens: usize,
+    input_tokens_details: InputDetails,
+    output_tokens: usize,
+    output_tokens_details: CompletionDetails,
+    total_tokens: usize,
+}
+
+/// Counts of an input's tokens.
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
+pub(crate) struct InputDetails {
+    /// Number of tokens whose keys and values were in a cache already.
+    cached_tokens: usize,
+    /// Number of tokens that a client pays for being cached: none.
+    cache_write_tokens: usize,
+}
+
+impl From<Counts> for ResponseUsage {
+    fn from(counts: Counts) -> Self {
+        let cached_tokens = counts.prompt_tokens_details.cached_tokens;
+        Self {
+            input_tokens: counts.prompt_tokens,
+            input_tokens_details: InputDetails { cached_tokens, cache_write_tokens: 0 },
+            output_tokens: counts.completion_tokens,
+            output_tokens_details: counts.completion_tokens_details,
+            total_tokens: counts.total_tokens,
+        }
+    }
 }
 
 /// Times of an answer, of its slowest sequence where there are several.
@@ -44,8 +84,15 @@ pub(crate) struct Times {
 }
 
 impl Usage {
-    pub(super) fn new(num_prompt: usize, timings: impl Iterator<Item = Timings>) -> Self {
+    /// Creates the counts and times of sequences with `timings` behind one prompt, of whose tokens
+    /// `num_thought` are thoughts.
+    pub(super) fn new(
+        num_prompt: usize,
+        num_thought: usize,
+        timings: impl Iterator<Item = Timings>,
+    ) -> Self {
         let mut counts = Counts { prompt_tokens: num_prompt, ..Counts::default() };
+        counts.completion_tokens_details.reasoning_tokens = num_thought;
         let mut times = Times::default();
         for own in timings {
             counts.completion_tokens += own.num_generated;

@@ -16,7 +16,7 @@ use crate::{
         codec::body::off_thread,
         error::ApiError,
         http::generate::{
-            start::{Door, tokens_of},
+            start::{Door, Prompt, tokens_of},
             texts::{Piece, Texts},
         },
     },
@@ -75,7 +75,7 @@ impl TextAnswer {
         let Question { text, wanted, has_input, is_stream, logprobs, asked } = question;
         let (language, context) = (door.language.clone(), door.model.service.context());
         let input = if has_input { text.clone() } else { String::new() };
-        let encode = move || tokens_of(&text, &language, context);
+        let encode = move || tokens_of(&text, &language, context).map(Prompt::plain);
         let prompt = off_thread(usize::MAX, encode).instrument(debug_span!("preprocess")).await;
         let (texts, _) = door.admit(prompt, asked, permit).await?;
         let choice = || Choice { text: input.clone(), ..Choice::default() };
@@ -96,7 +96,7 @@ impl TextAnswer {
     /// No text is lost when the future is dropped.
     pub(crate) async fn next(&mut self) -> Result<Option<Part>, ServeError> {
         while let Some(piece) = self.texts.next().await? {
-            let has_text = !piece.text.is_empty();
+            let has_text = !piece.parts.is_empty();
             self.push(&piece);
             if self.num_ended == self.choices.len() {
                 // Whoever reads the end of the sequences ends the request in the metrics.
@@ -119,7 +119,7 @@ impl TextAnswer {
         let reason = piece.reason();
         self.num_ended += usize::from(reason.is_some());
         let choice = &mut self.choices[piece.index];
-        choice.text.push_str(&piece.text);
+        choice.text.push_str(&piece.text());
         choice.reason = reason.or(choice.reason);
         if let Some(sampled) = &piece.token {
             choice.num_tokens += 1;

@@ -33,7 +33,7 @@ fn keys() {
         // What is read later is refused or read.
         accepted(read.asked.common.sampling(read.logprobs, 300));
         accepted(read.asked.common.stops());
-        accepted(read.asked.common.num_sequences());
+        accepted(read.asked.common.num_sequences(None));
     });
 }
 

@@ -118,7 +118,9 @@ impl Question {
             common,
             max_tokens: Some(max_tokens.unwrap_or(USUAL_TOKENS)),
             logprobs: logprobs.or(sums),
+            best_of: None,
             grammar: None,
+            tools: None,
             parameters,
             arrival,
         };

@@ -1,20 +1,29 @@
 //! Tests of constraints, with tokens drawn at random from those that are allowed.
 
+use serde_json::Value;
+
 use super::*;
 use crate::input::{SpecialText, TokenKind, VocabularySpec};
 
 /// Returns the vocabulary of `tools/tokens_reference.py`.
 fn coder() -> TextCoder {
+    coder_with(&[])
+}
+
+/// Returns the vocabulary with further special tokens.
+pub(super) fn coder_with(specials: &[&str]) -> TextCoder {
     let json = include_str!("../../../../tests/references/tokens/vocabulary.json");
     let json: Value = serde_json::from_str(json).expect("the file of the script");
     let texts =
         |key: &str| -> Vec<String> { serde_json::from_value(json[key].clone()).expect("texts") };
     let kinds: Vec<i32> = serde_json::from_value(json["kinds"].clone()).expect("kinds");
+    let specials = specials.iter().map(|text| (*text).to_owned());
+    let kinds = kinds.into_iter().filter_map(TokenKind::from_code);
     let spec = VocabularySpec {
         model: "gpt2".into(),
         pre: Some("smollm".into()),
-        tokens: texts("tokens"),
-        token_kinds: kinds.into_iter().filter_map(TokenKind::from_code).collect(),
+        tokens: texts("tokens").into_iter().chain(specials.clone()).collect(),
+        token_kinds: kinds.chain(specials.map(|_| TokenKind::Control)).collect(),
         merges: texts("merges"),
         eos_id: Some(2),
         ..VocabularySpec::default()
@@ -155,7 +164,7 @@ fn expressions_choices_and_grammars_are_kept() {
         let mut constraint = grammars.constraint(grammar).expect("valid");
         answer(&coder, &mut constraint, &mut random, 100).0
     };
-    let choices = ["yes", "no (not.*)", "vielleicht — später"].map(str::to_owned);
+    let choices = ["yes", "<no> (not.*)", "vielleicht — später"].map(str::to_owned);
     for _ in 0..20 {
         let found = of(&Grammar::Choice(choices.to_vec()));
         assert!(choices.contains(&found), "{found}");

@@ -2,6 +2,9 @@
 //!
 //! Start at [`Grammars`], one for each vocabulary.
 
+mod answer;
+mod grammar;
+
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
@@ -12,10 +15,14 @@ use llguidance::{
     api::TopLevelGrammar,
     toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie},
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
+use self::answer::{Marks, spaced};
+pub use self::grammar::{
+    AnswerGrammar, CallGrammar, CallableFunction, Grammar, GrammarError, Other,
+};
 use super::sampling::AllowMask;
-use crate::input::TextCoder;
+use crate::input::{MARKS, TextCoder};
 
 /// Most bytes of a schema, an expression or a grammar.
 const MAX_GRAMMAR_BYTES: usize = 64 * 1024;
@@ -26,54 +33,11 @@ const MAX_CHOICES: usize = 1000;
 /// First byte of the special tokens in the trie of a vocabulary; no text has it.
 const SPECIAL: u8 = TokTrie::SPECIAL_TOKEN_MARKER;
 
-/// Form of an answer.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Grammar {
-    /// A JSON object of any fields.
-    JsonObject,
-    /// A JSON value of a schema.
-    JsonSchema(Value),
-    /// A text that a regular expression takes as a whole.
-    Regex(String),
-    /// One of some texts.
-    Choice(Vec<String>),
-    /// A text of a grammar in the manner of Lark.
-    Lark(String),
-}
-
-/// Error of a grammar that cannot be kept.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum GrammarError {
-    /// A grammar that is too long, or choices that are too many.
-    #[error("{what} is {found}; valid is up to {limit}")]
-    Large {
-        /// Name of what is too large.
-        what: &'static str,
-        /// Its size.
-        found: usize,
-        /// Largest size.
-        limit: usize,
-    },
-    /// A grammar that is not valid or not supported.
-    #[error("the {what} is not valid: {reason}")]
-    Invalid {
-        /// Kind of the grammar.
-        what: &'static str,
-        /// Reason.
-        reason: String,
-    },
-    /// A token that the grammar does not allow, or a grammar that takes too long.
-    #[error("the answer cannot keep its grammar: {reason}")]
-    Broken {
-        /// Reason.
-        reason: String,
-    },
-}
-
 /// Grammars over the tokens of a vocabulary.
 pub struct Grammars {
     factory: ParserFactory,
     ends: Vec<u32>,
+    marks: Marks,
 }
 
 impl Grammars {
@@ -105,7 +69,10 @@ impl Grammars {
         let mut factory = factory.map_err(|error| wrong(error.to_string()))?;
         factory.quiet();
         factory.limits_mut().verbose_errors = false;
-        Ok(Self { factory, ends: coder.ends().to_vec() })
+        let special = |mark| coder.id_of(mark).filter(|id| coder.is_special(*id));
+        let marks = MARKS.into_iter();
+        let marks = marks.filter_map(|mark| special(mark).map(|id| (mark, id))).collect();
+        Ok(Self { factory, ends: coder.ends().to_vec(), marks: Marks(marks) })
     }
 
     /// Creates the constraint that an answer keeps `grammar`.
@@ -115,7 +82,7 @@ impl Grammars {
     /// Fails when `grammar` is too large, not valid or not supported.
     pub fn constraint(&self, grammar: &Grammar) -> Result<Constraint, GrammarError> {
         let what = grammar.name();
-        let own = grammar.compiled()?;
+        let own = compiled(grammar, &self.marks)?;
         let parser = catch_unwind(AssertUnwindSafe(|| self.factory.create_parser(own)));
         let wrong = |reason: String| GrammarError::Invalid { what, reason };
         let parser = parser.map_err(|_| wrong("it is not supported".into()))?;
@@ -130,70 +97,49 @@ impl Grammars {
     }
 }
 
-impl Grammar {
-    /// Returns the kind of the grammar in the words of an error.
-    fn name(&self) -> &'static str {
-        match self {
-            Self::JsonObject | Self::JsonSchema(_) => "JSON schema",
-            Self::Regex(_) => "regular expression",
-            Self::Choice(_) => "list of choices",
-            Self::Lark(_) => "grammar",
+/// Returns `grammar` in the library's form.
+fn compiled(grammar: &Grammar, marks: &Marks) -> Result<TopLevelGrammar, GrammarError> {
+    let bounded = |text: String| match text.len() {
+        found if found > MAX_GRAMMAR_BYTES => {
+            let limit = MAX_GRAMMAR_BYTES;
+            Err(GrammarError::Large { what: "the number of its bytes", found, limit })
         }
-    }
-
-    /// Returns the grammar in the library's form.
-    fn compiled(&self) -> Result<TopLevelGrammar, GrammarError> {
-        let bounded = |text: String| match text.len() {
-            found if found > MAX_GRAMMAR_BYTES => {
-                let limit = MAX_GRAMMAR_BYTES;
-                Err(GrammarError::Large { what: "the number of its bytes", found, limit })
-            }
-            _ => Ok(text),
-        };
-        Ok(match self {
-            Self::JsonObject => {
-                TopLevelGrammar::from_json_schema(spaced(&json!({"type": "object"})))
-            }
-            Self::JsonSchema(schema) => {
-                bounded(schema.to_string())?;
-                TopLevelGrammar::from_json_schema(spaced(schema))
-            }
-            Self::Regex(pattern) => TopLevelGrammar::from_regex(&bounded(pattern.clone())?),
-            Self::Choice(choices) => {
-                let (found, limit) = (choices.len(), MAX_CHOICES);
-                if found > limit {
-                    return Err(GrammarError::Large {
-                        what: "the number of choices",
-                        found,
-                        limit,
-                    });
-                }
-                let choices: Vec<String> = choices.iter().map(|choice| escaped(choice)).collect();
-                TopLevelGrammar::from_regex(&bounded(choices.join("|"))?)
-            }
-            Self::Lark(text) => TopLevelGrammar::from_lark(bounded(text.clone())?),
-        })
-    }
-}
-
-/// Returns `schema` with white space as models write it: one after a comma or a colon. Without a
-/// bound, an answer could be white space for ever.
-fn spaced(schema: &Value) -> Value {
-    let mut schema = match schema {
-        Value::Object(fields) => fields.clone(),
-        other => [("allOf".to_owned(), json!([other]))].into_iter().collect(),
+        _ => Ok(text),
     };
-    let style =
-        json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
-    schema.insert("x-guidance".into(), style);
-    Value::Object(schema)
+    Ok(match grammar {
+        Grammar::JsonObject => {
+            TopLevelGrammar::from_json_schema(spaced(&json!({"type": "object"})))
+        }
+        Grammar::JsonSchema(schema) => {
+            bounded(schema.to_string())?;
+            TopLevelGrammar::from_json_schema(spaced(schema))
+        }
+        Grammar::Regex(pattern) => TopLevelGrammar::from_regex(&bounded(pattern.clone())?),
+        Grammar::Choice(choices) => {
+            let (found, limit) = (choices.len(), MAX_CHOICES);
+            if found > limit {
+                return Err(GrammarError::Large { what: "the number of choices", found, limit });
+            }
+            let choices: Vec<String> = choices.iter().map(|choice| escaped(choice)).collect();
+            TopLevelGrammar::from_regex(&bounded(choices.join("|"))?)
+        }
+        Grammar::Lark(text) => TopLevelGrammar::from_lark(bounded(text.clone())?),
+        Grammar::Answer(own) => {
+            let form = match &own.other {
+                Other::Form(form) => compiled(form, marks)?.grammars.into_iter().next(),
+                Other::Nothing | Other::Text => None,
+            };
+            answer::compiled(own, form, marks)?
+        }
+    })
 }
 
 /// Returns the regular expression of `text` alone.
 fn escaped(text: &str) -> String {
     let mut pattern = String::with_capacity(text.len());
     for character in text.chars() {
-        if character.is_ascii_punctuation() {
+        // `\<` and `\>` are borders of words.
+        if character.is_ascii_punctuation() && !matches!(character, '<' | '>') {
             pattern.push('\\');
         }
         pattern.push(character);
