@@ -9,7 +9,7 @@ const { default: OpenAI } = await import(pathToFileURL(packagePath).href);
 const client = new OpenAI({ baseURL, apiKey: "none", maxRetries: 0 });
 const question = {
   model: "chat",
-  messages: [{ role: "user", content: "What is the capital of France?" }],
+  messages: [{ role: "user", content: "Name the capital of France in a sentence." }],
   temperature: 0,
   max_tokens: 24,
 };

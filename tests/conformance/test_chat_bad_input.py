@@ -6,7 +6,7 @@ from http.client import HTTPConnection
 
 from served import ROOT, Served, eventually
 
-QUESTION = {"role": "user", "content": "What is the capital of France?"}
+QUESTION = {"role": "user", "content": "Name the capital of France in a sentence."}
 CHAT: dict[str, object] = {
     "model": "chat",
     "messages": [QUESTION],
@@ -86,9 +86,9 @@ WRONG_CHATS: list[tuple[dict[str, object], str]] = [
     ({"stop": ""}, "`stop`: stop string 0 is empty"),
     ({"stop": ["a", "b" * 1025]}, "`stop`: stop string 1 has 1025 bytes"),
     ({"top_logprobs": 2}, "`top_logprobs`"),
-    ({"logprobs": True, "top_logprobs": 21}, "is 21; valid is 0 to 20"),
+    ({"logprobs": True, "top_logprobs": 21}, "`top_logprobs` is 21, but must be 0 to 20"),
     ({"stream_options": {"include_usage": True}}, "`stream_options`"),
-    ({"tools": []}, "unknown parameter `tools`"),
+    ({"tools": []}, "parameter `tools` is of 0 tools"),
     ({"latency_budget_ms": 5}, "`latency_budget_ms`"),
     ({"memory_budget_mb": -1}, "memory_budget_mb is -1"),
     ({"min_quality": 2}, "min_quality is 2"),

@@ -17,7 +17,7 @@ from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, Field
 from served import ROOT, Served, eventually
 
-CAPITAL = "What is the capital of France?"
+CAPITAL = "Name the capital of France in a sentence."
 PARIS = "The capital of France is Paris."
 NODE_PACKAGE = ROOT / ".tessera" / "clients" / "openai"
 NODE_CLIENT = Path(__file__).resolve().parent / "chat.mjs"

@@ -26,7 +26,7 @@ TOOLS = [
 ]
 NAMED = {"type": "function", "function": {"name": "weather"}}
 ASKS = {"role": "user", "content": "What is the weather in Paris?"}
-CAPITAL = "What is the capital of France?"
+CAPITAL = "Name the capital of France in a sentence."
 FLAT = [{"type": "function", **WEATHER}]
 
 

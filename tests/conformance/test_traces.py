@@ -182,7 +182,7 @@ class Generation(Traced):
         trace_id = "5bf92f3577b34da6a3ce929d0e0e4736"
         body = {
             "model": "chat",
-            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "messages": [{"role": "user", "content": "Name the capital of France in a sentence."}],
             "temperature": 0,
             "top_p": 0.7,
             "top_k": 40,
@@ -199,7 +199,7 @@ class Generation(Traced):
             "gen_ai.request.top_p": 0.7,
             "gen_ai.request.top_k": 40.0,
             "gen_ai.request.seed": 7,
-            "gen_ai.usage.input_tokens": 37,
+            "gen_ai.usage.input_tokens": 39,
             "gen_ai.usage.output_tokens": 7,
             "gen_ai.response.finish_reasons": ["stop"],
         }

@@ -194,6 +194,8 @@ async fn what_a_request_cannot_have_is_refused_by_its_key() {
         (json!({"messages": [{"role": "user", "content": 1}]}), 400, "messages[0].content"),
         (json!({"messages": [{"role": "developer", "content": ""}]}), 400, "there is no system"),
         (json!({"top_logprobs": 2}), 400, "top_logprobs"),
+        (json!({"logprobs": true, "top_logprobs": 21}), 400, "`top_logprobs` is 21"),
+        (json!({"guided_choice": []}), 400, "`guided_choice`"),
         (json!({"stop": [""]}), 400, "stop"),
         (json!({"n": 17}), 400, "`n`"),
         (json!({"guided_json": {"type": "number", "multipleOf": "x"}}), 400, "response_format"),

@@ -38,7 +38,7 @@ use crate::{
         state::Shared,
     },
     input::{Chat, Language},
-    serve::Grammar,
+    serve::{Grammar, Sampling},
 };
 
 const NAMES: Names =
@@ -153,6 +153,9 @@ impl ChatQuestion {
     /// Returns the chat for the template, and the rest of the request.
     fn read(self, arrival: Instant, language: &Language) -> (Result<Chat, ApiError>, Asked) {
         let told = match (self.logprobs.unwrap_or(false), self.top_logprobs) {
+            (true, Some(found)) if found > Sampling::MAX_LOGPROBS => {
+                Err(wrong("top_logprobs", found, "0 to 20"))
+            }
             (true, top) => Ok(Some(top.unwrap_or(0))),
             (false, None | Some(0)) => Ok(None),
             (false, Some(found)) => Err(wrong("top_logprobs", found, "absent without `logprobs`")),

@@ -136,6 +136,9 @@ impl Common {
         &self,
         of_format: Option<Grammar>,
     ) -> Result<Option<Grammar>, ApiError> {
+        if self.guided_choice.as_ref().is_some_and(Vec::is_empty) {
+            return Err(wrong("guided_choice", "an empty list", "one text or more"));
+        }
         let guided = [
             self.guided_json.clone().map(Grammar::JsonSchema),
             self.guided_regex.clone().map(Grammar::Regex),

@@ -5,9 +5,6 @@ use std::fmt::Display;
 /// Most entries of `logit_bias`, as in OpenAI's API.
 const MAX_BIASES: usize = 300;
 
-/// Most alternatives whose probabilities are told, as in OpenAI's API.
-const MAX_LOGPROBS: usize = 20;
-
 /// Error of a parameter that is not valid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{key}` is {value}; valid {valid}")]
@@ -76,6 +73,9 @@ pub struct Sampling {
 }
 
 impl Sampling {
+    /// Most alternatives whose probabilities are told, as in OpenAI's API.
+    pub const MAX_LOGPROBS: usize = 20;
+
     /// Checks `parameters` for a model of `num_tokens` tokens.
     ///
     /// # Errors
@@ -90,8 +90,8 @@ impl Sampling {
         above_zero("repetition_penalty", own.repetition_penalty, 10.0)?;
         within("frequency_penalty", own.frequency_penalty, -2.0, 2.0)?;
         within("presence_penalty", own.presence_penalty, -2.0, 2.0)?;
-        if let Some(found) = own.logprobs.filter(|found| *found > MAX_LOGPROBS) {
-            return Err(wrong("logprobs", found, format!("is 0 to {MAX_LOGPROBS}")));
+        if let Some(found) = own.logprobs.filter(|found| *found > Self::MAX_LOGPROBS) {
+            return Err(wrong("logprobs", found, format!("is 0 to {}", Self::MAX_LOGPROBS)));
         }
         if own.logit_bias.len() > MAX_BIASES {
             let found = format!("a map of {} tokens", own.logit_bias.len());
