@@ -102,7 +102,7 @@ class LangChain(unittest.TestCase):
     def test_eight_at_once_are_as_each_alone(self):
         model = self.model()
         lands = ["France", "Italy", "Spain", "Poland", "Japan", "Egypt", "Cuba", "Peru"]
-        questions = [f"What is the capital of {land}?" for land in lands]
+        questions = [f"Name the capital of {land} in a sentence." for land in lands]
         together = model.batch(questions, config={"max_concurrency": 8})
         alone = [model.invoke(question) for question in questions]
         self.assertEqual([a.content for a in together], [a.content for a in alone])

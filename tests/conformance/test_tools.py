@@ -2,6 +2,7 @@
 
 import json
 import unittest
+from typing import Any
 
 import openai
 from served import ROOT, Served
@@ -45,9 +46,7 @@ class Tools(unittest.TestCase):
 
     def chat(self, messages=(ASKS,), **options):
         options = {"temperature": 0, "max_tokens": 80} | options
-        return self.client.chat.completions.create(
-            model="chat", messages=list(messages), **options
-        )
+        return self.client.chat.completions.create(model="chat", messages=list(messages), **options)
 
     def respond(self, **options):
         options = {
@@ -60,9 +59,7 @@ class Tools(unittest.TestCase):
     def test_a_named_function_is_called_and_its_result_is_read(self):
         answer = self.chat(tools=TOOLS, tool_choice=NAMED, parallel_tool_calls=False)
         choice = answer.choices[0]
-        self.assertEqual(
-            (choice.finish_reason, choice.message.content), ("tool_calls", None)
-        )
+        self.assertEqual((choice.finish_reason, choice.message.content), ("tool_calls", None))
         (call,) = choice.message.tool_calls
         self.assertEqual((call.type, call.function.name), ("function", "weather"))
         self.assertEqual(json.loads(call.function.arguments), {"city": "Paris"})
@@ -71,9 +68,7 @@ class Tools(unittest.TestCase):
             "tool_call_id": call.id,
             "content": "It rains, 12 degrees.",
         }
-        answer = self.chat(
-            [ASKS, choice.message, result], tools=TOOLS, tool_choice="none"
-        )
+        answer = self.chat([ASKS, choice.message, result], tools=TOOLS, tool_choice="none")
         self.assertEqual(answer.choices[0].finish_reason, "stop")
         self.assertIn("weather", answer.choices[0].message.content)
 
@@ -98,15 +93,11 @@ class Tools(unittest.TestCase):
             ]
             call = stream.get_final_completion().choices[0].message.tool_calls[0]
         self.assertEqual(call.function.name, "weather")
-        self.assertEqual(
-            json.loads(call.function.arguments), json.loads(whole.function.arguments)
-        )
+        self.assertEqual(json.loads(call.function.arguments), json.loads(whole.function.arguments))
         self.assertGreater(len([delta for delta in deltas if delta]), 2)
 
     def test_required_calls_one_of_them(self):
-        answer = self.chat(
-            tools=TOOLS, tool_choice="required", parallel_tool_calls=False
-        )
+        answer = self.chat(tools=TOOLS, tool_choice="required", parallel_tool_calls=False)
         (call,) = answer.choices[0].message.tool_calls
         self.assertIn(call.function.name, ["weather", "time"])
         json.loads(call.function.arguments)
@@ -132,9 +123,7 @@ class Tools(unittest.TestCase):
                 "content": [{"type": "input_text", "text": "And of Italy?"}],
             },
         ]
-        self.assertIn(
-            "Rome", self.respond(input=again, instructions="Be brief.").output_text
-        )
+        self.assertIn("Rome", self.respond(input=again, instructions="Be brief.").output_text)
 
     def test_events_of_a_response_are_those_of_the_sdk(self):
         whole = self.respond(input=CAPITAL)
@@ -144,9 +133,7 @@ class Tools(unittest.TestCase):
             events = list(stream)
             final = stream.get_final_response()
         self.assertEqual(final.output_text, whole.output_text)
-        self.assertEqual(
-            [event.sequence_number for event in events], list(range(len(events)))
-        )
+        self.assertEqual([event.sequence_number for event in events], list(range(len(events))))
         deltas = [e.delta for e in events if e.type == "response.output_text.delta"]
         self.assertEqual("".join(deltas), whole.output_text)
         self.assertGreater(len(deltas), 3)
@@ -200,12 +187,13 @@ class Tools(unittest.TestCase):
         self.assertIsInstance(json.loads(answer.output_text)["age"], int)
 
     def test_what_needs_a_memory_is_refused(self):
-        for options, named in [
+        refused: list[tuple[dict[str, Any], str]] = [
             ({"store": True}, "store"),
             ({"previous_response_id": "resp_1"}, "previous_response_id"),
             ({"conversation": "conv_1"}, "conversation"),
             ({"tools": [{"type": "web_search"}]}, "web_search"),
-        ]:
+        ]
+        for options, named in refused:
             with self.assertRaises(openai.BadRequestError) as caught:
                 self.respond(**options)
             self.assertIn(named, str(caught.exception))
