@@ -207,7 +207,8 @@ class Generation(Traced):
 
     def test_triton(self):
         trace_id = "6bf92f3577b34da6a3ce929d0e0e4736"
-        body = {"text_input": "The capital of France is", "max_tokens": 4, "n": 2}
+        options = {"max_tokens": 4, "n": 2, "ignore_eos": True}
+        body = {"text_input": "The capital of France is", **options}
         self.ask(trace_id, "/v2/models/chat/generate", body)
         span = self.collector.span(trace_id, "POST /v2/models/{model}/generate")
         expected = {
@@ -229,6 +230,7 @@ class Generation(Traced):
         request = service_pb2.ModelInferRequest(model_name="chat", inputs=[tensor])
         request.parameters["max_tokens"].int64_param = 4
         request.parameters["stream"].bool_param = True
+        request.parameters["ignore_eos"].bool_param = True
         metadata = [("traceparent", f"00-{trace_id}-{PARENT}-01")]
         with grpc.insecure_channel(self.server.grpc_address) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
