@@ -2,9 +2,10 @@
 
 use std::{
     any::Any,
+    pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -115,17 +116,81 @@ pub(super) fn authorization(headers: &HeaderMap) -> Option<&str> {
     headers.get(header::AUTHORIZATION)?.to_str().ok()
 }
 
-/// Ends a request with an error after `limit`, which includes the arrival of its body.
+/// Limit on the time of one request. The handler lifts it once an answer is under way that may
+/// take long, such as a text whose first token is there.
+#[derive(Debug, Clone, Default)]
+pub(super) struct TimeLimit {
+    is_lifted: Arc<AtomicBool>,
+}
+
+impl TimeLimit {
+    /// Lets the request take as long as it needs.
+    pub(super) fn lift(&self) {
+        self.is_lifted.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Ends a request with an error after `limit`, which includes the arrival of its body, unless its
+/// [`TimeLimit`] was lifted.
 pub(super) async fn limit_time(
     State(limit): State<Duration>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    tokio::time::timeout(limit, next.run(request)).await.map_err(|_| ApiError::TimedOut { limit })
+    let own = TimeLimit::default();
+    request.extensions_mut().insert(own.clone());
+    let mut answer = pin!(next.run(request));
+    match tokio::time::timeout(limit, &mut answer).await {
+        Ok(answer) => Ok(answer),
+        Err(_) if own.is_lifted.load(Ordering::Relaxed) => Ok(answer.await),
+        Err(_) => Err(ApiError::TimedOut { limit }),
+    }
 }
 
 /// Returns the answer to a request whose handler panicked.
 #[expect(clippy::needless_pass_by_value, reason = "the layer hands the payload over by value")]
 pub(super) fn answer_panic(payload: Box<dyn Any + Send>) -> Response {
     ApiError::of_panic(&*payload).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{
+        Extension,
+        body::Body,
+        http::StatusCode,
+        middleware,
+        routing::{MethodRouter, get},
+    };
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(30);
+
+    /// Returns the status of a request to `handler`, and the time that it took.
+    async fn asked(handler: MethodRouter) -> (StatusCode, Duration) {
+        let limit = middleware::from_fn_with_state(LIMIT, limit_time);
+        let router = Router::new().route("/", handler).layer(limit);
+        let began = tokio::time::Instant::now();
+        let response = router.oneshot(Request::new(Body::empty())).await.expect("an answer");
+        (response.status(), began.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_ends_at_its_limit_unless_the_handler_lifts_it() {
+        let slow = || async { tokio::time::sleep(3 * LIMIT).await };
+        assert_eq!(asked(get(slow)).await, (StatusCode::GATEWAY_TIMEOUT, LIMIT));
+        let under_way = |Extension(limit): Extension<TimeLimit>| async move {
+            tokio::time::sleep(LIMIT / 2).await;
+            limit.lift();
+            tokio::time::sleep(3 * LIMIT).await;
+        };
+        assert_eq!(asked(get(under_way)).await, (StatusCode::OK, LIMIT / 2 + 3 * LIMIT));
+        let too_late = |Extension(limit): Extension<TimeLimit>| async move {
+            tokio::time::sleep(2 * LIMIT).await;
+            limit.lift();
+        };
+        assert_eq!(asked(get(too_late)).await, (StatusCode::GATEWAY_TIMEOUT, LIMIT));
+    }
 }

@@ -14,6 +14,7 @@ mod fuzz_tests;
 mod grpc;
 mod http;
 mod inference;
+mod json_error;
 mod layers;
 mod openapi;
 mod path;

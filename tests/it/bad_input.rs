@@ -91,7 +91,7 @@ async fn inputs_of_wrong_shapes_are_refused() {
         &app,
         ids(json!([usize::MAX, 1]), json!([2])),
         400,
-        "invalid value: integer, expected i64",
+        "`inputs[0].shape[0]` is an integer, but must be an integer",
     )
     .await;
     refuse(&app, ids(json!([1, 0]), json!([])), 400, "no token").await;

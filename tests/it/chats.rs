@@ -198,12 +198,22 @@ async fn what_a_request_cannot_have_is_refused_by_its_key() {
         (json!({"guided_choice": []}), 400, "`guided_choice`"),
         (json!({"stop": [""]}), 400, "stop"),
         (json!({"n": 17}), 400, "`n`"),
-        (json!({"guided_json": {"type": "number", "multipleOf": "x"}}), 400, "response_format"),
+        (json!({"guided_json": {"type": "number", "multipleOf": "x"}}), 400, "`guided_json`"),
         (json!({"functions": []}), 400, "`functions`"),
         (json!({"model": "other"}), 404, "other"),
         (json!({"latency_budget_ms": 50}), 400, "latency_budget_ms"),
         (json!({"prompt_name": "query"}), 400, "prompt_name"),
         (json!({"explain": true}), 400, "explain"),
+        (json!({"timeout": 5000}), 400, "`timeout`"),
+        (json!({"temprature": 1}), 400, "logit_bias, logprobs"),
+        (json!({"temperature": "hot"}), 400, "`temperature` is a string, but must be a number"),
+        (json!({"stop": 5}), 400, "`stop` must be a string or an array of strings"),
+        (json!({"stream_options": {"usage": true}}), 400, "`stream_options.usage`"),
+        (json!({"messages": [{"content": "a"}]}), 400, "`messages[0].role` is missing"),
+        (json!({"messages": [{"role": "user"}]}), 400, "`messages[0].content` is missing"),
+        (json!({"messages": [{"role": "assistant", "content": null}]}), 400, "messages[0].content"),
+        (json!({"max_completion_tokens": 0}), 400, "`max_completion_tokens`"),
+        (json!({"guided_json": {"$ref": "#"}}), 400, "no text of the model's tokens keeps it"),
     ] {
         let reply = chat.chat("a", more.clone()).await;
         assert_eq!(reply.status, status, "{more}: {}", reply.text);
@@ -211,6 +221,17 @@ async fn what_a_request_cannot_have_is_refused_by_its_key() {
             let message = reply.json()["error"]["message"].to_string();
             assert!(message.contains(word), "{more}: {message}");
         }
+    }
+    for (more, param) in [
+        (json!({"temperature": "hot"}), "temperature"),
+        (json!({"temperature": 3}), "temperature"),
+        (json!({"guided_json": false}), "guided_json"),
+        (json!({"messages": [{"role": "king"}]}), "messages[0].role"),
+        (json!({"functions": []}), "functions"),
+        (json!({"messages": null}), "messages"),
+    ] {
+        let reply = chat.chat("a", more.clone()).await.expect(400);
+        assert_eq!(reply["error"]["param"], param, "{more}");
     }
     let long = chat.chat(&"a".repeat(500), json!({})).await.expect(400);
     assert_eq!(long["error"]["code"], "context_length_exceeded");

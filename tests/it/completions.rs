@@ -69,6 +69,8 @@ async fn what_a_completion_cannot_have_is_refused_by_its_key() {
         (json!({"echo": true, "logprobs": 1}), "`echo`"),
         (json!({"suffix": "a"}), "`suffix`"),
         (json!({"tools": []}), "`tools`"),
+        (json!({"prompt": 5}), "`prompt` must be a string, an array of one string, or"),
+        (json!({"prompt": [100_000]}), "`prompt`"),
     ] {
         let reply = chat.ask(ROUTE, request(more.clone())).await;
         assert_eq!(reply.status, 400, "{more}: {}", reply.text);

@@ -187,15 +187,15 @@ async fn what_a_response_cannot_have_is_refused_by_its_key() {
         (json!({"previous_response_id": "resp_1"}), "`previous_response_id`"),
         (json!({"conversation": "c"}), "`conversation`"),
         (json!({"background": true}), "`background`"),
-        (json!({"truncation": "auto"}), "unknown variant `auto`"),
+        (json!({"truncation": "auto"}), "`truncation` is `auto`, but must be `disabled`"),
         (json!({"n": 2}), "`n`"),
         (json!({"stream": true, "stream_options": {"include_usage": true}}), "`stream_options`"),
         (json!({"metadata": {"a": 1}}), "`metadata`"),
         (json!({"text": {"verbosity": "low"}}), "unknown field `verbosity`"),
-        (json!({"tools": [{"type": "web_search"}]}), "unknown variant `web_search`"),
+        (json!({"tools": [{"type": "web_search"}]}), "`tools[0].type` is `web_search`"),
         (json!({"tools": []}), "`tools`"),
         (json!({"input": []}), "`input`"),
-        (json!({"input": 1}), "`input`"),
+        (json!({"input": 1}), "`input` must be a string or an array of items"),
         (item(json!({"type": "computer_call"})), "input[0].type"),
         (item(json!({"role": "tool", "content": "a"})), "input[0].role"),
         (item(json!({"role": "user", "content": image})), "input[0].content"),
@@ -206,7 +206,7 @@ async fn what_a_response_cannot_have_is_refused_by_its_key() {
         ),
         (item(json!({"type": "function_call_output", "output": "a"})), "input[0].call_id"),
         (item(json!({"type": "reasoning", "encrypted_content": "a"})), "encrypted_content"),
-        (json!({"max_output_tokens": 0}), "max_tokens"),
+        (json!({"max_output_tokens": 0}), "`max_output_tokens`"),
     ] {
         let reply = chat.ask(ROUTE, request(more.clone())).await;
         assert_eq!(reply.status, 400, "{more}: {}", reply.text);

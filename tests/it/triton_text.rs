@@ -147,11 +147,11 @@ async fn a_route_that_streams_has_one_event_if_the_request_wants_the_whole() {
 async fn what_a_request_for_text_cannot_have_is_refused_by_its_key() {
     let chat = Chat::new();
     for (more, status, word) in [
-        (json!({"text_input": 3}), 400, "expected a string"),
+        (json!({"text_input": 3}), 400, "`text_input` is an integer, but must be a string"),
         (json!({"text_input": "a".repeat(1 << 20)}), 413, "over the limit"),
         (json!({"text_input": "a".repeat(500)}), 400, "the context holds 400"),
         (json!({"text_input": ""}), 400, "empty"),
-        (json!({"parameters": 3}), 400, "map"),
+        (json!({"parameters": 3}), 400, "`parameters` is an integer, but must be an object"),
         (json!({"parameters": {"bad_words": ""}}), 400, "`bad_words`"),
         (json!({"lora_name": "a"}), 400, "`lora_name`"),
         (json!({"seed": 1, "parameters": {"seed": 1}}), 400, "`seed` is there twice"),
@@ -214,7 +214,7 @@ async fn a_text_may_be_asked_for_with_tensors() {
             json!("{\"max_tokens\": 6, \"stop\": [\"\\u0000\"]}"),
         ),
     ];
-    let more = json!({"id": "7", "parameters": {"seed": 5, "max_tokens": 3}});
+    let more = json!({"id": "7", "parameters": {"seed": 5}});
     let answer = infer(&chat, inputs.clone(), more).await.expect(200);
     assert_eq!((&answer["id"], &answer["parameters"]["plan"]), (&json!("7"), &json!("a[0..2]")));
     let outputs = answer["outputs"].as_array().expect("outputs");
@@ -247,6 +247,16 @@ async fn tensors_that_a_request_for_text_cannot_have_are_refused_by_name() {
         (input("sampling_parameters", "BYTES", json!("{\"a\": 1}")), json!({}), "`a`"),
         (input("return_logprobs", "BOOL", json!(true)), json!({"stop": ["a"]}), "`stop`"),
         (input("return_logprobs", "BOOL", json!(true)), json!({"b": 1}), "`b`"),
+        (
+            input("sampling_parameters", "BYTES", json!("{\"seed\": 1}")),
+            json!({"seed": 2}),
+            "`seed` is there twice",
+        ),
+        (
+            input("stream", "BOOL", json!(false)),
+            json!({"stream": false}),
+            "`stream` is there twice",
+        ),
     ] {
         let inputs = vec![input("text_input", "BYTES", json!("abc")), further.clone()];
         let refused = infer(&chat, inputs, json!({"parameters": parameters})).await.expect(400);

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
 use super::{bounds::Bounds, packed::Coding};
-use crate::api::{error::ApiError, state::Shared};
+use crate::api::{error::ApiError, json_error, state::Shared};
 
 /// Most bytes of JSON that an async thread parses or writes; they take well under 500 µs.
 const MAX_INLINE_BYTES: usize = 64 << 10;
@@ -56,7 +56,7 @@ pub(crate) fn parse_json<T: DeserializeOwned>(
     bounds.check_json(bytes)?;
     let text = std::str::from_utf8(bytes)
         .map_err(|error| ApiError::NotUtf8 { valid_bytes: error.valid_up_to() })?;
-    serde_json::from_str(text).map_err(|reason| ApiError::Json { reason })
+    Ok(json_error::read(text)?)
 }
 
 /// Parses the JSON of a request without tensors; an empty body gives the default.

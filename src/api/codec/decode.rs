@@ -196,6 +196,7 @@ impl RequestedOutput {
                 _ => {
                     let known = "binary_data = true or false, and classification where there are \
                                  labels";
+                    let known = known.into();
                     return Err(ApiError::UnknownParameter { name: parameter, known });
                 }
             }

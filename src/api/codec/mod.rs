@@ -6,6 +6,7 @@ pub(super) mod bounds;
 pub(super) mod decode;
 pub(super) mod elements;
 pub(super) mod encode;
+pub(super) mod object;
 pub(super) mod packed;
 pub(super) mod parameters;
 pub(super) mod raw;

@@ -86,7 +86,8 @@ impl Parameters {
                 "binary_data_output" => binary = parameter.switch()?,
                 "sequence_id" | "sequence_start" | "sequence_end" | EMPTY_FINAL => {}
                 _ => {
-                    return Err(ApiError::UnknownParameter { name: parameter.name, known: KNOWN });
+                    let known = KNOWN.into();
+                    return Err(ApiError::UnknownParameter { name: parameter.name, known });
                 }
             }
         }

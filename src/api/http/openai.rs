@@ -62,7 +62,10 @@ pub(crate) struct Question {
 /// One text, several texts, the tokens of one text, or the tokens of several.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "EmbeddingsInput")]
-#[serde(untagged, expecting = "a string, or an array of strings, integers or arrays of integers")]
+#[serde(
+    untagged,
+    expecting = "must be a string, or an array of strings, integers or arrays of integers"
+)]
 enum Input {
     Text(String),
     Texts(Vec<String>),

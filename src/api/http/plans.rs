@@ -117,7 +117,7 @@ pub(crate) fn parse_query(query: &str, default: Shape) -> Result<Shape, ApiError
             "tokens" => &mut shape.tokens,
             _ => {
                 let name = name.into_owned();
-                return Err(ApiError::UnknownParameter { name, known: "batch, tokens" });
+                return Err(ApiError::UnknownParameter { name, known: "batch, tokens".into() });
             }
         };
         *slot = value.parse().map_err(|_| ApiError::Parameter {

@@ -119,10 +119,8 @@ pub(crate) fn check_parameters<'a>(
 ) -> Result<(), ApiError> {
     for name in names {
         if name != UNLOAD_DEPENDENTS {
-            return Err(ApiError::UnknownParameter {
-                name: name.clone(),
-                known: UNLOAD_DEPENDENTS,
-            });
+            let known = UNLOAD_DEPENDENTS.into();
+            return Err(ApiError::UnknownParameter { name: name.clone(), known });
         }
     }
     Ok(())

@@ -193,7 +193,7 @@ pub struct ServeArguments {
     /// Load modules when a request first needs them, not ahead of it
     #[arg(long, env = "TESSERA_NO_PRELOAD")]
     pub no_preload: bool,
-    /// Seconds after which a request is given up
+    /// Seconds after which a request is given up; one for text, if it has no token by then
     #[arg(long, env = "TESSERA_REQUEST_TIMEOUT", value_parser = seconds(), default_value_t = 30)]
     pub request_timeout: u64,
     /// OpenTelemetry collector to send spans to over gRPC, such as http://localhost:4317

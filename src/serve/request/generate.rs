@@ -11,7 +11,6 @@ use tokio::sync::mpsc::{Receiver, channel};
 
 use super::{PlanSummary, Report, service::FamilyService, ticket::Ticket};
 use crate::{
-    module::INPUT_IDS,
     plan::{Budget, Shape},
     serve::{
         error::{ErrorCode, ServeError},
@@ -106,7 +105,7 @@ async fn admit(
     let num_words = service.num_words();
     if let Some(id) = prompt.iter().find(|id| i64::from(**id) >= num_words) {
         let reason = format!("{id} is no token; there are {num_words}");
-        return Err(ServeError::Input { name: INPUT_IDS.to_owned(), reason });
+        return Err(ServeError::Input { name: "prompt".to_owned(), reason });
     }
     // A budget of time is one of the answer, which ends when it has passed.
     let budget = Budget { latency: None, ..request.budget };

@@ -14,8 +14,9 @@ use tracing::{Instrument, debug_span};
 
 use super::{
     answering::{About, Answering},
-    fields::{Common, wrong},
+    fields::{BudgetsSchema, Common, wrong},
     head::{Names, unix_seconds},
+    keys::Keys,
     logprobs::ChatLogprobs,
     messages::answer::{ChatMessage, delta},
     messages::message,
@@ -29,12 +30,12 @@ use crate::{
     api::{
         access::clients::Permit,
         codec::{
-            body::{Body, off_thread, parse_json},
-            bounds::Bounds,
-            parameters::ParametersSchema,
+            body::{Body, off_thread},
+            object::{JsonObject, Untaken},
         },
         error::ApiError,
         inference::Model,
+        layers::TimeLimit,
         state::Shared,
     },
     input::{Chat, Language},
@@ -45,10 +46,21 @@ const NAMES: Names =
     Names { id: "chatcmpl", whole: "chat.completion", event: "chat.completion.chunk" };
 
 /// A request for the next message of a chat.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, JsonSchema)]
 #[schemars(rename = "ChatRequest")]
-#[serde(expecting = "a JSON object with `model` and `messages`")]
 pub(crate) struct ChatQuestion {
+    #[schemars(flatten)]
+    own: ChatFields,
+    #[schemars(flatten)]
+    common: Common,
+    /// Budgets; any other key is refused by name.
+    #[schemars(flatten, with = "BudgetsSchema")]
+    untaken: Untaken,
+}
+
+/// Fields that only requests for chats have.
+#[derive(Debug, Deserialize, JsonSchema)]
+struct ChatFields {
     model: String,
     /// Messages, each with `role` and `content`.
     messages: Vec<Map<String, Value>>,
@@ -68,12 +80,6 @@ pub(crate) struct ChatQuestion {
     parallel_tool_calls: Option<bool>,
     /// Variables of the template.
     chat_template_kwargs: Option<Map<String, Value>>,
-    #[serde(flatten)]
-    common: Common,
-    /// Budgets; any other key is refused by name.
-    #[serde(flatten)]
-    #[schemars(with = "ParametersSchema")]
-    parameters: Map<String, Value>,
 }
 
 /// Form of an answer.
@@ -132,15 +138,15 @@ struct ChatChoice {
 pub(crate) async fn chat(
     State(shared): State<Arc<Shared>>,
     Extension(permit): Extension<Permit>,
+    Extension(limit): Extension<TimeLimit>,
     Body(body): Body,
 ) -> Result<Response, ApiError> {
     let arrival = Instant::now();
-    let question: ChatQuestion =
-        off_thread(body.len(), move || parse_json(&body, &Bounds::NO_TENSORS))
-            .instrument(debug_span!("decode"))
-            .await?;
-    let model = Model::find(shared.api.repository.registry(), &question.model, None)?;
-    let door = Door::open(model)?;
+    let question: ChatQuestion = off_thread(body.len(), move || ChatQuestion::parse(&body))
+        .instrument(debug_span!("decode"))
+        .await?;
+    let model = Model::find(shared.api.repository.registry(), &question.own.model, None)?;
+    let door = Door::open(model, limit)?;
     let (chat, asked) = question.read(arrival, &door.language);
     let answering = begin(door, chat, asked, permit, NAMES).await?;
     match answering.form.is_stream {
@@ -150,9 +156,16 @@ pub(crate) async fn chat(
 }
 
 impl ChatQuestion {
+    fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        let mut object = JsonObject::parse(body)?;
+        let (own, common) = (object.take()?, object.take()?);
+        Ok(Self { own, common, untaken: object.rest() })
+    }
+
     /// Returns the chat for the template, and the rest of the request.
     fn read(self, arrival: Instant, language: &Language) -> (Result<Chat, ApiError>, Asked) {
-        let told = match (self.logprobs.unwrap_or(false), self.top_logprobs) {
+        let Self { own, common, untaken } = self;
+        let told = match (own.logprobs.unwrap_or(false), own.top_logprobs) {
             (true, Some(found)) if found > Sampling::MAX_LOGPROBS => {
                 Err(wrong("top_logprobs", found, "0 to 20"))
             }
@@ -161,26 +174,31 @@ impl ChatQuestion {
             (false, Some(found)) => Err(wrong("top_logprobs", found, "absent without `logprobs`")),
         };
         let asked_tools = AskedTools {
-            functions: self.tools.map(|tools| tools.into_iter().map(Tool::into_function).collect()),
-            choice: self.tool_choice,
-            is_parallel: self.parallel_tool_calls,
+            functions: own.tools.map(|tools| tools.into_iter().map(Tool::into_function).collect()),
+            choice: own.tool_choice,
+            is_parallel: own.parallel_tool_calls,
+        };
+        let max_tokens = match own.max_completion_tokens {
+            Some(_) => "max_completion_tokens",
+            None => "max_tokens",
         };
         let (tools, shown) = asked_tools.read(language.template.as_ref());
         let asked = Asked {
             operation: "chat",
-            common: self.common,
-            max_tokens: self.max_completion_tokens.or(self.max_tokens),
+            keys: Keys { prompt: "messages", max_tokens, ..Keys::OF_TEXT },
+            common,
+            max_tokens: own.max_completion_tokens.or(own.max_tokens),
             logprobs: told.as_ref().ok().copied().flatten(),
             best_of: None,
-            grammar: self.response_format.and_then(ResponseFormat::grammar),
+            grammar: own.response_format.and_then(ResponseFormat::grammar),
             tools,
-            parameters: self.parameters,
+            untaken,
             arrival,
         };
-        let messages = match self.messages.is_empty() {
+        let messages = match own.messages.is_empty() {
             true => Err(wrong("messages", "empty", "one message or more")),
             false => {
-                let messages = self.messages.into_iter().enumerate();
+                let messages = own.messages.into_iter().enumerate();
                 messages.map(|(index, own)| message(index, own)).collect()
             }
         };
@@ -190,7 +208,7 @@ impl ChatQuestion {
                 tools,
                 documents: None,
                 add_generation_prompt: true,
-                extra: self.chat_template_kwargs.unwrap_or_default(),
+                extra: own.chat_template_kwargs.unwrap_or_default(),
                 now: i64::try_from(unix_seconds()).unwrap_or(i64::MAX),
             })
         });

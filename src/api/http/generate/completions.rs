@@ -9,13 +9,14 @@ use axum::{
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tracing::{Instrument, debug_span};
 
 use super::{
     answering::{About, Answering},
-    fields::{Common, wrong},
+    fields::{BudgetsSchema, Common, wrong},
     head::Names,
+    keys::Keys,
     logprobs::TextLogprobs,
     start::{self, Asked, Door, TEXT_COMPLETION, USUAL_TOKENS, tokens_of},
     stream::{Events, stream},
@@ -25,12 +26,12 @@ use crate::{
     api::{
         access::clients::Permit,
         codec::{
-            body::{Body, off_thread, parse_json},
-            bounds::Bounds,
-            parameters::ParametersSchema,
+            body::{Body, off_thread},
+            object::{JsonObject, Untaken},
         },
         error::ApiError,
         inference::Model,
+        layers::TimeLimit,
         state::Shared,
     },
     input::{Language, SpecialText},
@@ -39,10 +40,21 @@ use crate::{
 const NAMES: Names = Names { id: "cmpl", whole: "text_completion", event: "text_completion" };
 
 /// A request for the continuation of a text.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, JsonSchema)]
 #[schemars(rename = "CompletionRequest")]
-#[serde(expecting = "a JSON object with `model` and `prompt`")]
 pub(crate) struct CompletionQuestion {
+    #[schemars(flatten)]
+    own: CompletionFields,
+    #[schemars(flatten)]
+    common: Common,
+    /// Budgets; any other key is refused by name.
+    #[schemars(flatten, with = "BudgetsSchema")]
+    untaken: Untaken,
+}
+
+/// Fields that only requests for the continuation of a text have.
+#[derive(Debug, Deserialize, JsonSchema)]
+struct CompletionFields {
     model: String,
     prompt: Prompt,
     max_tokens: Option<usize>,
@@ -53,18 +65,12 @@ pub(crate) struct CompletionQuestion {
     best_of: Option<usize>,
     /// Whether the text begins with the prompt.
     echo: Option<bool>,
-    #[serde(flatten)]
-    common: Common,
-    /// Budgets; any other key is refused by name.
-    #[serde(flatten)]
-    #[schemars(with = "ParametersSchema")]
-    parameters: Map<String, Value>,
 }
 
 /// A text, or its tokens.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "CompletionPrompt")]
-#[serde(untagged, expecting = "a string, an array of one string, or an array of token ids")]
+#[serde(untagged, expecting = "must be a string, an array of one string, or an array of token ids")]
 enum Prompt {
     Text(String),
     Texts([String; 1]),
@@ -92,19 +98,20 @@ struct TextChoice {
 pub(crate) async fn completions(
     State(shared): State<Arc<Shared>>,
     Extension(permit): Extension<Permit>,
+    Extension(limit): Extension<TimeLimit>,
     Body(body): Body,
 ) -> Result<Response, ApiError> {
     let arrival = Instant::now();
     let question: CompletionQuestion =
-        off_thread(body.len(), move || parse_json(&body, &Bounds::NO_TENSORS))
+        off_thread(body.len(), move || CompletionQuestion::parse(&body))
             .instrument(debug_span!("decode"))
             .await?;
-    let model = Model::find(shared.api.repository.registry(), &question.model, None)?;
-    let door = Door::open(model)?;
+    let model = Model::find(shared.api.repository.registry(), &question.own.model, None)?;
+    let door = Door::open(model, limit)?;
     let (language, context) = (door.language.clone(), door.model.service.context());
-    let echo = question.echoed(&language);
-    let CompletionQuestion { prompt, max_tokens, logprobs, best_of, common, parameters, .. } =
-        question;
+    let CompletionQuestion { own, common, untaken } = question;
+    let echo = own.echoed(&language);
+    let CompletionFields { prompt, max_tokens, logprobs, best_of, .. } = own;
     let read = move || {
         let tokens = prompt.into_tokens(&language, context)?;
         Ok(start::Prompt::plain(tokens))
@@ -118,13 +125,14 @@ pub(crate) async fn completions(
     let (operation, grammar, tools) = (TEXT_COMPLETION, None, None);
     let asked = Asked {
         operation,
+        keys: Keys::OF_TEXT,
         common,
         max_tokens,
         logprobs,
         best_of,
         grammar,
         tools,
-        parameters,
+        untaken,
         arrival,
     };
     let answering = door.begin(prompt, asked, &permit, NAMES).await?;
@@ -138,6 +146,14 @@ pub(crate) async fn completions(
 }
 
 impl CompletionQuestion {
+    fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        let mut object = JsonObject::parse(body)?;
+        let (own, common) = (object.take()?, object.take()?);
+        Ok(Self { own, common, untaken: object.rest() })
+    }
+}
+
+impl CompletionFields {
     /// Returns the text of the prompt, if the answer begins with it.
     fn echoed(&self, language: &Language) -> Result<Option<String>, ApiError> {
         match (self.echo, self.logprobs) {

@@ -55,7 +55,7 @@ pub(in crate::api) struct Common {
 
 /// One stop string or several.
 #[derive(Debug, Deserialize, JsonSchema)]
-#[serde(untagged, expecting = "a string or an array of strings")]
+#[serde(untagged, expecting = "must be a string or an array of strings")]
 enum Stop {
     One(String),
     Several(Vec<String>),
@@ -65,6 +65,24 @@ enum Stop {
 #[serde(deny_unknown_fields)]
 struct StreamOptions {
     include_usage: Option<bool>,
+}
+
+/// Names of the keys of [`BudgetsSchema`].
+pub(super) const BUDGETS: [&str; 4] = ["memory_budget_mb", "min_quality", "plan", "priority"];
+
+/// Budgets of a request for text.
+#[derive(Debug, JsonSchema)]
+#[schemars(rename = "GenerationBudgets")]
+#[expect(dead_code, reason = "it is a description")]
+pub(in crate::api) struct BudgetsSchema {
+    /// Most memory of the plan's weights and largest activations, in 10⁶ bytes.
+    memory_budget_mb: Option<f64>,
+    /// Least quality, 0 to 1.
+    min_quality: Option<f64>,
+    /// Id of the plan to run, in place of any other.
+    plan: Option<String>,
+    /// Priority in the queue as in Triton: 1 runs first. 0 stands for none, which counts as 100.
+    priority: Option<u64>,
 }
 
 /// Form of an answer.
@@ -148,9 +166,23 @@ impl Common {
         let mut found = guided.into_iter().flatten().chain(of_format);
         let first = found.next();
         match found.next() {
-            Some(_) => Err(wrong("guided_json", "one of several", "the only form of the answer")),
+            Some(_) => {
+                let key = self.guided().unwrap_or("guided_json");
+                Err(wrong(key, "one of several", "the only form of the answer"))
+            }
             None => Ok(first),
         }
+    }
+
+    /// Returns the key of vLLM's by which the answer has a form, if it has one by such a key.
+    pub(super) fn guided(&self) -> Option<&'static str> {
+        let keys = [
+            ("guided_json", self.guided_json.is_some()),
+            ("guided_regex", self.guided_regex.is_some()),
+            ("guided_choice", self.guided_choice.is_some()),
+            ("guided_grammar", self.guided_grammar.is_some()),
+        ];
+        keys.into_iter().find(|(_, is_set)| *is_set).map(|(key, _)| key)
     }
 
     /// Returns the strings that end an answer.

@@ -9,6 +9,7 @@ pub(crate) mod chat;
 pub(crate) mod completions;
 pub(in crate::api) mod fields;
 mod head;
+pub(in crate::api) mod keys;
 mod logprobs;
 mod messages;
 mod prompt;

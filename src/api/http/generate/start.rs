@@ -2,22 +2,23 @@
 
 use std::{sync::Arc, time::Instant};
 
-use serde_json::{Map, Value};
 use tracing::Span;
 
 use super::{
     answering::Answering,
-    fields::{Common, Form, refused, wrong},
+    fields::{BUDGETS, Common, Form, refused, wrong},
     head::{Head, Names},
+    keys::Keys,
     messages::tools::{ToolUse, grammar},
     texts::{Reading, Texts},
 };
 use crate::{
     api::{
         access::clients::Permit,
-        codec::{bounds::check, parameters::Parameters},
+        codec::{bounds::check, object::Untaken, parameters::Parameters},
         error::ApiError,
         inference::{Model, accept},
+        layers::TimeLimit,
     },
     input::{Language, PartsSpec},
     plan::Budget,
@@ -28,6 +29,9 @@ use crate::{
 /// Operation of a request for the continuation of a text.
 pub(in crate::api) const TEXT_COMPLETION: &str = "text_completion";
 
+/// Parameter of a time budget in Triton's protocol.
+const TIMEOUT: &str = "timeout";
+
 /// Most tokens that are generated behind a text if the request does not say.
 pub(in crate::api) const USUAL_TOKENS: usize = 16;
 
@@ -36,6 +40,8 @@ pub(in crate::api) const USUAL_TOKENS: usize = 16;
 pub(in crate::api) struct Asked {
     /// Name of the operation in traces.
     pub(in crate::api) operation: &'static str,
+    /// Names of its keys.
+    pub(in crate::api) keys: Keys,
     pub(in crate::api) common: Common,
     /// Most tokens to generate.
     pub(in crate::api) max_tokens: Option<usize>,
@@ -48,7 +54,7 @@ pub(in crate::api) struct Asked {
     /// Tools that may be called, or `None`.
     pub(in crate::api) tools: Option<ToolUse>,
     /// Budgets; any other key is refused by name.
-    pub(in crate::api) parameters: Map<String, Value>,
+    pub(in crate::api) untaken: Untaken,
     pub(in crate::api) arrival: Instant,
 }
 
@@ -71,17 +77,18 @@ pub(in crate::api) struct Door {
     ticket: Ticket,
     pub(in crate::api) model: Model,
     pub(in crate::api) language: Arc<Language>,
+    limit: TimeLimit,
 }
 
 impl Door {
-    /// Counts a request that arrived at `model`.
+    /// Counts a request that arrived at `model`, whose `limit` is lifted at the first token.
     ///
     /// # Errors
     ///
     /// Fails where the model does not generate text.
-    pub(in crate::api) fn open(model: Model) -> Result<Self, ApiError> {
+    pub(in crate::api) fn open(model: Model, limit: TimeLimit) -> Result<Self, ApiError> {
         let ticket = model.service.arrive();
-        Self::open_with(ticket, model)
+        Ok(Self { limit, ..Self::open_with(ticket, model)? })
     }
 
     /// Goes on with a request at `model` that was counted before.
@@ -91,7 +98,7 @@ impl Door {
     /// Fails where the model does not generate text.
     pub(in crate::api) fn open_with(ticket: Ticket, model: Model) -> Result<Self, ApiError> {
         let (ticket, language) = accept(ticket, Self::language_of(&model))?;
-        Ok(Self { ticket, model, language })
+        Ok(Self { ticket, model, language, limit: TimeLimit::default() })
     }
 
     /// Returns the door with what was read. A request that is refused ends in the metrics.
@@ -100,9 +107,9 @@ impl Door {
     ///
     /// Fails with the error of `read`.
     pub(super) fn accept<T>(self, read: Result<T, ApiError>) -> Result<(Self, T), ApiError> {
-        let Self { ticket, model, language } = self;
+        let Self { ticket, model, language, limit } = self;
         let (ticket, read) = accept(ticket, read)?;
-        Ok((Self { ticket, model, language }, read))
+        Ok((Self { ticket, model, language, limit }, read))
     }
 
     /// Returns the language of `model`.
@@ -147,7 +154,7 @@ impl Door {
         asked: Asked,
         permit: &Permit,
     ) -> Result<(Texts, Form), ApiError> {
-        let Self { ticket, language, model } = self;
+        let Self { ticket, language, model, limit } = self;
         let attributes = GenerationAttributes {
             operation: asked.operation,
             max_tokens: asked.max_tokens,
@@ -155,9 +162,11 @@ impl Door {
         };
         attributes.set(&Span::current());
         let client = permit.number();
+        let form = asked.common.guided().unwrap_or(asked.keys.form);
+        let keys = Keys { form, ..asked.keys };
         let read = || {
             let Asked { common, max_tokens, logprobs, best_of, grammar: own, tools, .. } = asked;
-            let (mut budget, mut priority) = plan_parameters(Parameters::parse(asked.parameters)?)?;
+            let (mut budget, mut priority) = plan_parameters(asked.untaken)?;
             permit.cap(&mut budget, &mut priority);
             // Answers are compared by their probabilities.
             let told = logprobs.or(best_of.map(|_| 0));
@@ -182,20 +191,34 @@ impl Door {
                 client,
                 arrival: asked.arrival,
             };
-            Ok((request, form, Reading { stops, parts }))
+            Ok((request, form, Reading { stops, parts, keys }))
         };
         let (ticket, (request, form, reading)): (Ticket, (GenerateRequest, Form, Reading)) =
-            accept(ticket, read())?;
-        let generation = ticket.generate(request).await?;
-        Ok((Texts::new(generation, language, &reading), form))
+            accept(ticket, read().map_err(|error| keys.renamed_refusal(error)))?;
+        let generation = ticket.generate(request).await;
+        let generation = generation.map_err(|error| keys.renamed(error))?;
+        Ok((Texts::new(generation, language, &reading, limit), form))
     }
 }
 
 /// Returns the budget and the priority. Parameters that generation does not honour are refused.
-fn plan_parameters(parameters: Parameters) -> Result<(Budget, u32), ApiError> {
-    let Parameters { budget, prompt_name, priority, explain, binary } = parameters;
+fn plan_parameters(untaken: Untaken) -> Result<(Budget, u32), ApiError> {
+    let Untaken { fields, mut known } = untaken;
+    let time = match fields.contains_key(TIMEOUT) {
+        true => TIMEOUT,
+        false => "latency_budget_ms",
+    };
+    let parsed = Parameters::parse(fields).map_err(|error| match error {
+        ApiError::UnknownParameter { name, .. } => {
+            known.extend(BUDGETS);
+            let known = known.into_iter().collect::<Vec<_>>().join(", ");
+            ApiError::UnknownParameter { name, known: known.into() }
+        }
+        error => error,
+    })?;
+    let Parameters { budget, prompt_name, priority, explain, binary } = parsed;
     let set = [
-        ("latency_budget_ms", budget.latency.is_some()),
+        (time, budget.latency.is_some()),
         ("prompt_name", prompt_name.is_some()),
         ("explain", explain),
         ("binary_data_output", binary),

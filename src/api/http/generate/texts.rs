@@ -5,8 +5,9 @@ use std::{sync::Arc, time::Instant};
 use serde_json::{Value, json};
 use tracing::Span;
 
-use super::usage::Usage;
+use super::{keys::Keys, usage::Usage};
 use crate::{
+    api::layers::TimeLimit,
     input::{AnswerParts, AnswerText, CallFormat, Language, Part, PartsSpec, StopStrings},
     serve::{Finish, Generation, PlanSummary, Report, Sampled, SequenceEvent, ServeError, Timings},
     telemetry::GeneratedAttributes,
@@ -21,6 +22,9 @@ pub(in crate::api) struct Texts {
     calls: Option<CallFormat>,
     choices: Vec<Choice>,
     began: Instant,
+    /// Limit on the time until the first token.
+    limit: TimeLimit,
+    keys: Keys,
     /// Span of the request. It ends no sooner than the texts, which it tells of.
     span: Span,
 }
@@ -58,6 +62,8 @@ pub(in crate::api) struct Piece {
 pub(in crate::api) struct Reading {
     pub(super) stops: StopStrings,
     pub(super) parts: PartsSpec,
+    /// Names of the request's keys.
+    pub(super) keys: Keys,
 }
 
 impl Piece {
@@ -85,8 +91,14 @@ fn reason_of(finish: Finish, is_call: bool) -> &'static str {
 }
 
 impl Texts {
-    /// Creates the texts of `generation`, which are read as `reading` says.
-    pub(super) fn new(generation: Generation, language: Arc<Language>, reading: &Reading) -> Self {
+    /// Creates the texts of `generation`, which are read as `reading` says. The first token lifts
+    /// `limit`.
+    pub(super) fn new(
+        generation: Generation,
+        language: Arc<Language>,
+        reading: &Reading,
+        limit: TimeLimit,
+    ) -> Self {
         let choice = || Choice {
             text: AnswerText::new(&reading.stops),
             parts: AnswerParts::new(reading.parts.clone()),
@@ -100,7 +112,16 @@ impl Texts {
         let span = Span::current();
         span.record("plan", &generation.plan.plan);
         let calls = reading.parts.calls;
-        Self { generation, language, calls, choices, began: Instant::now(), span }
+        Self {
+            generation,
+            language,
+            calls,
+            choices,
+            began: Instant::now(),
+            limit,
+            keys: reading.keys,
+            span,
+        }
     }
 
     /// Returns the form of calls; `None` for an answer in which calls are text.
@@ -148,6 +169,7 @@ impl Texts {
         let choice = &mut self.choices[index];
         match event {
             SequenceEvent::Token(sampled) => {
+                self.limit.lift();
                 choice.num_tokens += 1;
                 choice.first.get_or_insert_with(Instant::now);
                 let added = choice.text.push(self.language.coder.bytes(sampled.token));
@@ -174,7 +196,7 @@ impl Texts {
                 choice.reason = Some(reason_of(finish, is_call));
                 Ok(Some(Piece { index, parts, token: None, finish: Some(finish), is_call }))
             }
-            SequenceEvent::Failed(error) => Err(error),
+            SequenceEvent::Failed(error) => Err(self.keys.renamed(error)),
         }
     }
 

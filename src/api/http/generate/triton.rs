@@ -17,16 +17,19 @@ use crate::{
     api::{
         access::clients::Permit,
         codec::{
-            body::{Body, off_thread, parse_json},
+            body::{Body, off_thread},
             bounded::MAX_PARAMETERS,
-            bounds::{Bounds, check},
+            bounds::check,
             encode::WireData,
+            object::{JsonObject, Untaken},
         },
         error::ApiError,
         inference::Model,
+        layers::TimeLimit,
         triton::generate::{
             answer::{Part, TextAnswer},
-            question::{Question, Settings},
+            question::{Question, SettingsSchema},
+            tensors::add,
         },
     },
     serve::ServeError,
@@ -36,19 +39,24 @@ use crate::{
 const EVENTS: &str = "text/event-stream; charset=utf-8";
 
 /// A request for text. Keys of sampling and budgets stand in `parameters` or beside it.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, JsonSchema)]
 #[schemars(rename = "GenerateRequest")]
-#[serde(expecting = "a JSON object with `text_input`")]
 pub(crate) struct GenerateQuestion {
+    #[schemars(flatten)]
+    own: GenerateFields,
+    #[schemars(flatten, with = "SettingsSchema")]
+    untaken: Untaken,
+}
+
+/// Fields beside the keys of sampling and budgets.
+#[derive(Debug, Deserialize, JsonSchema)]
+struct GenerateFields {
     /// Text to continue.
     text_input: String,
     /// Id that the answer repeats.
     id: Option<String>,
-    #[schemars(with = "Option<Settings>")]
+    #[schemars(with = "Option<SettingsSchema>")]
     parameters: Option<Map<String, Value>>,
-    #[serde(flatten)]
-    #[schemars(with = "Settings")]
-    keys: Map<String, Value>,
 }
 
 /// An answer, or a part of one.
@@ -106,9 +114,11 @@ struct Heading {
 pub(crate) async fn generate(
     model: Model,
     Extension(permit): Extension<Permit>,
+    Extension(limit): Extension<TimeLimit>,
     Body(body): Body,
 ) -> Result<Json<GenerateAnswer>, ApiError> {
-    let (mut answer, heading) = begin(Asked { model, permit, body, is_stream: false }).await?;
+    let (mut answer, heading) =
+        begin(Asked { model, permit, limit, body, is_stream: false }).await?;
     let part = answer.next().await?;
     let part = part.ok_or(ServeError::Broken { what: "a generated answer has no end" })?;
     Ok(Json(heading.written(part, &answer)?))
@@ -118,9 +128,11 @@ pub(crate) async fn generate(
 pub(crate) async fn generate_stream(
     model: Model,
     Extension(permit): Extension<Permit>,
+    Extension(limit): Extension<TimeLimit>,
     Body(body): Body,
 ) -> Result<Response, ApiError> {
-    let (mut answer, heading) = begin(Asked { model, permit, body, is_stream: true }).await?;
+    let (mut answer, heading) =
+        begin(Asked { model, permit, limit, body, is_stream: true }).await?;
     let mut next: Result<_, ServeError> = Ok(answer.next().await?);
     Ok(respond(EVENTS, move |sender| async move {
         loop {
@@ -146,6 +158,7 @@ pub(crate) async fn generate_stream(
 struct Asked {
     model: Model,
     permit: Permit,
+    limit: TimeLimit,
     body: bytes::Bytes,
     /// Whether the route answers with events.
     is_stream: bool,
@@ -153,20 +166,23 @@ struct Asked {
 
 /// Reads a request and begins its answer.
 async fn begin(asked: Asked) -> Result<(TextAnswer, Heading), ApiError> {
-    let Asked { model, permit, body, is_stream } = asked;
+    let Asked { model, permit, limit, body, is_stream } = asked;
     let arrival = Instant::now();
     let (model_name, model_version) = (model.service.name().to_owned(), model.version.clone());
-    let door = Door::open(model)?;
-    let read = off_thread(body.len(), move || {
-        let asked: GenerateQuestion = parse_json(&body, &Bounds::NO_TENSORS)?;
-        asked.read(is_stream, arrival)
-    });
+    let door = Door::open(model, limit)?;
+    let read =
+        off_thread(body.len(), move || GenerateQuestion::parse(&body)?.read(is_stream, arrival));
     let (door, (question, id)) = door.accept(read.instrument(debug_span!("decode")).await)?;
     let answer = TextAnswer::begin(door, question, &permit).await?;
     Ok((answer, Heading { model_name, model_version, id }))
 }
 
 impl GenerateQuestion {
+    fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        let mut object = JsonObject::parse(body)?;
+        Ok(Self { own: object.take()?, untaken: object.rest() })
+    }
+
     /// Returns the request with its id. A route that answers with events has a stream, unless the
     /// request says otherwise.
     fn read(
@@ -174,13 +190,9 @@ impl GenerateQuestion {
         is_stream: bool,
         arrival: Instant,
     ) -> Result<(Question, Option<String>), ApiError> {
-        let Self { text_input, id, parameters, mut keys } = self;
-        for (name, value) in parameters.into_iter().flatten() {
-            if keys.insert(name.clone(), value).is_some() {
-                let expected = "in one place: in `parameters` or beside it";
-                return Err(wrong(&name, "there twice", expected));
-            }
-        }
+        let GenerateFields { text_input, id, parameters } = self.own;
+        let mut keys = self.untaken.fields;
+        add(&mut keys, parameters.into_iter().flatten())?;
         check("the number of parameters", keys.len(), MAX_PARAMETERS)?;
         if is_stream {
             keys.entry("stream").or_insert(Value::Bool(true));

@@ -8,32 +8,40 @@ use serde_json::{Map, Value};
 
 use super::keys::typed;
 use crate::api::{
-    codec::parameters::ParametersSchema,
+    codec::object::JsonObject,
     error::ApiError,
     http::generate::{
-        fields::{Common, wrong},
+        fields::{BudgetsSchema, Common, wrong},
+        keys::Keys,
         start::{Asked, TEXT_COMPLETION, USUAL_TOKENS},
     },
 };
 
 /// Parameters of a request, as vLLM's backend for Triton names them.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, JsonSchema)]
 #[schemars(rename = "GenerateParameters")]
-pub(crate) struct Settings {
+#[expect(dead_code, reason = "it is a description")]
+pub(crate) struct SettingsSchema {
+    #[schemars(flatten)]
+    own: Settings,
+    #[schemars(flatten)]
+    wanted: Wanted,
+    #[schemars(flatten)]
+    common: Common,
+    /// Budgets; any other key is refused by name.
+    #[schemars(flatten)]
+    budgets: BudgetsSchema,
+}
+
+/// Parameters that only these requests have.
+#[derive(Debug, Deserialize, JsonSchema)]
+struct Settings {
     /// Most tokens to generate; 16 if it is absent.
     max_tokens: Option<usize>,
     /// Number of alternatives whose probabilities are told.
     logprobs: Option<usize>,
     /// Whether the text of the answer begins behind the prompt. It always does in a stream.
     exclude_input_in_output: Option<bool>,
-    #[serde(flatten)]
-    wanted: Wanted,
-    #[serde(flatten)]
-    common: Common,
-    /// Budgets; any other key is refused by name.
-    #[serde(flatten)]
-    #[schemars(with = "ParametersSchema")]
-    parameters: Map<String, Value>,
 }
 
 /// Further outputs that a request wants.
@@ -103,10 +111,9 @@ impl Question {
                 "absent; return_num_output_tokens counts",
             ));
         }
-        let settings = serde_json::from_value(Value::Object(typed(keys)?));
-        let settings: Settings = settings.map_err(|reason| ApiError::Json { reason })?;
-        let Settings { max_tokens, logprobs, exclude_input_in_output, wanted, common, parameters } =
-            settings;
+        let mut object = JsonObject::of(typed(keys)?);
+        let Settings { max_tokens, logprobs, exclude_input_in_output } = object.take()?;
+        let (wanted, common): (Wanted, Common) = (object.take()?, object.take()?);
         let is_stream = common.form(logprobs)?.is_stream;
         if is_stream && exclude_input_in_output == Some(false) {
             return Err(wrong("exclude_input_in_output", false, "true or absent in a stream"));
@@ -115,13 +122,14 @@ impl Question {
         let sums = wanted.has_cumulative_logprob().then_some(0);
         let asked = Asked {
             operation: TEXT_COMPLETION,
+            keys: Keys { prompt: "text_input", ..Keys::OF_TEXT },
             common,
             max_tokens: Some(max_tokens.unwrap_or(USUAL_TOKENS)),
             logprobs: logprobs.or(sums),
             best_of: None,
             grammar: None,
             tools: None,
-            parameters,
+            untaken: object.rest(),
             arrival,
         };
         Ok(Self { text, wanted, has_input, is_stream, logprobs, asked })

@@ -8,10 +8,10 @@ use super::question::Question;
 use crate::{
     api::{
         codec::{
-            body::parse_json,
             bounded::{MAX_PARAMETERS, MAX_TENSORS},
             bounds::{Bounds, check},
             decode::{Parts, RequestedOutputs},
+            object::JsonObject,
             parameters::{EMPTY_FINAL, shorten},
             specs::Specs,
         },
@@ -144,10 +144,9 @@ impl TensorQuestion {
         }
         let text = elements.remove(TEXT_INPUT);
         if let Some(Element::Text(json)) = elements.remove(SAMPLING_PARAMETERS) {
-            let sampling: Map<String, Value> = parse_json(json.as_bytes(), &Bounds::NO_TENSORS)?;
-            parameters.extend(sampling);
+            add(&mut parameters, JsonObject::parse(json.as_bytes())?.rest().fields)?;
         }
-        parameters.extend(elements.into_iter().map(|(name, element)| (name, element.into())));
+        add(&mut parameters, elements.into_iter().map(|(name, own)| (name, own.into())))?;
         check("the number of parameters", parameters.len(), MAX_PARAMETERS)?;
         let Some(Element::Text(text)) = text else {
             return Err(refused(TEXT_INPUT, "it is missing".to_owned()));
@@ -155,6 +154,19 @@ impl TensorQuestion {
         let question = Question::new(text, parameters, arrival)?;
         Ok(Self { id, question, wanted, has_empty_final })
     }
+}
+
+/// Adds `more` to the parameters of a request. A parameter that is there twice is refused.
+pub(crate) fn add(
+    parameters: &mut Map<String, Value>,
+    more: impl IntoIterator<Item = (String, Value)>,
+) -> Result<(), ApiError> {
+    for (name, value) in more {
+        if parameters.insert(name.clone(), value).is_some() {
+            return Err(wrong(&name, "there twice", "in one place"));
+        }
+    }
+    Ok(())
 }
 
 /// Takes a parameter that is true or false; one that is absent is false.

@@ -30,6 +30,9 @@ const MAX_GRAMMAR_BYTES: usize = 64 * 1024;
 /// Most choices of a request.
 const MAX_CHOICES: usize = 1000;
 
+/// Name of the library for a state in which no token is allowed.
+const DEAD_END: &str = "NoExtensionBias";
+
 /// First byte of the special tokens in the trie of a vocabulary; no text has it.
 const SPECIAL: u8 = TokTrie::SPECIAL_TOKEN_MARKER;
 
@@ -87,13 +90,13 @@ impl Grammars {
         let wrong = |reason: String| GrammarError::Invalid { what, reason };
         let parser = parser.map_err(|_| wrong("it is not supported".into()))?;
         let mut matcher = Matcher::new(parser);
-        match matcher.get_error() {
-            Some(reason) => Err(wrong(reason)),
-            None => {
-                let _ = matcher.grammar_warnings();
-                Ok(Constraint { matcher, mask: SimpleVob::new(), ends: self.ends.clone() })
-            }
+        if let Some(reason) = matcher.get_error() {
+            return Err(wrong(reason));
         }
+        let _ = matcher.grammar_warnings();
+        // A grammar that no text keeps is refused now, not in the middle of a step.
+        matcher.compute_mask_or_eos().map_err(|error| wrong(reason_of(&error)))?;
+        Ok(Constraint { matcher, mask: SimpleVob::new(), ends: self.ends.clone() })
     }
 }
 
@@ -204,7 +207,18 @@ impl std::fmt::Debug for Grammars {
 }
 
 fn broken(error: &impl ToString) -> GrammarError {
-    GrammarError::Broken { reason: error.to_string() }
+    GrammarError::Broken { reason: reason_of(error) }
+}
+
+/// Returns the reason of an error of the library, in plain words where it has none.
+fn reason_of(error: &impl ToString) -> String {
+    let reason = error.to_string();
+    match reason.contains(DEAD_END) {
+        true => "no text of the model's tokens keeps it from here on; a part may contain itself \
+                 without an end"
+            .to_owned(),
+        false => reason,
+    }
 }
 
 #[cfg(test)]

@@ -18,13 +18,13 @@ pub(super) fn message(
     mut message: Map<String, Value>,
 ) -> Result<Map<String, Value>, ApiError> {
     let name = |field: &str| format!("messages[{index}].{field}");
-    let role = message.get("role").and_then(Value::as_str).unwrap_or_default();
-    let role = match role {
-        "developer" => "system",
-        "system" | "user" | "assistant" | "tool" => role,
-        _ => {
+    let role = match message.get("role").map(|role| role.as_str().unwrap_or_default()) {
+        Some("developer") => "system",
+        Some(role @ ("system" | "user" | "assistant" | "tool")) => role,
+        found => {
+            let found = found.map_or("missing", |_| "another");
             let expected = "system, developer, user, assistant or tool";
-            return Err(wrong(&name("role"), "another", expected));
+            return Err(wrong(&name("role"), found, expected));
         }
     };
     let (role, is_answer) = (Value::from(role), role == "assistant");
@@ -50,7 +50,12 @@ pub(super) fn message(
         }
     }
     let content = match message.get("content") {
-        None | Some(Value::Null | Value::String(_)) => return Ok(message),
+        Some(Value::String(_)) => return Ok(message),
+        None | Some(Value::Null) if has_other_parts(&message) => return Ok(message),
+        None | Some(Value::Null) => {
+            let expected = "a string or an array of parts";
+            return Err(wrong(&name("content"), "missing", expected));
+        }
         Some(Value::Array(parts)) => parts.iter().map(|part| {
             let text = part.get("text").and_then(Value::as_str);
             text.filter(|_| part["type"] == "text")
@@ -66,6 +71,11 @@ pub(super) fn message(
     })?;
     message.insert("content".to_owned(), content.into());
     Ok(message)
+}
+
+/// Returns whether a message says something without its content.
+fn has_other_parts(message: &Map<String, Value>) -> bool {
+    ["tool_calls", "reasoning_content"].iter().any(|part| message.contains_key(*part))
 }
 
 /// Checks a call, known as `name` in errors, whose arguments become an object.

@@ -55,7 +55,7 @@ pub(crate) struct Function {
 
 /// Choice among tools: `none`, `auto`, `required`, or a function.
 #[derive(Debug, Deserialize, JsonSchema)]
-#[serde(untagged, expecting = "`tool_choice` must be none, auto, required or a function")]
+#[serde(untagged, expecting = "must be none, auto, required or a function")]
 pub(crate) enum ToolChoice {
     Mode(ToolMode),
     Function(NamedTool),

@@ -24,12 +24,10 @@ use super::{answering::Answering, head::Names, prompt::begin, start::Door};
 use crate::{
     api::{
         access::clients::Permit,
-        codec::{
-            body::{Body, off_thread, parse_json},
-            bounds::Bounds,
-        },
+        codec::body::{Body, off_thread},
         error::ApiError,
         inference::Model,
+        layers::TimeLimit,
         state::Shared,
     },
     serve::Finish,
@@ -41,15 +39,15 @@ const NAMES: Names = Names { id: "resp", whole: "response", event: "response" };
 pub(crate) async fn responses(
     State(shared): State<Arc<Shared>>,
     Extension(permit): Extension<Permit>,
+    Extension(limit): Extension<TimeLimit>,
     Body(body): Body,
 ) -> Result<Response, ApiError> {
     let arrival = Instant::now();
-    let question: ResponseQuestion =
-        off_thread(body.len(), move || parse_json(&body, &Bounds::NO_TENSORS))
-            .instrument(debug_span!("decode"))
-            .await?;
+    let question: ResponseQuestion = off_thread(body.len(), move || ResponseQuestion::parse(&body))
+        .instrument(debug_span!("decode"))
+        .await?;
     let model = Model::find(shared.api.repository.registry(), question.model(), None)?;
-    let door = Door::open(model)?;
+    let door = Door::open(model, limit)?;
     let answer = question.answer(door.model.service.name());
     let (chat, asked) = question.read(arrival, &door.language);
     let answering = begin(door, chat, asked, permit, NAMES).await?;

@@ -56,7 +56,7 @@ pub(super) struct ResponseTool {
 
 /// Choice among tools: `none`, `auto`, `required`, or a function.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
-#[serde(untagged, expecting = "`tool_choice` must be none, auto, required or a function")]
+#[serde(untagged, expecting = "must be none, auto, required or a function")]
 pub(super) enum ResponseToolChoice {
     Mode(ToolMode),
     Function(ChosenTool),

@@ -8,8 +8,9 @@ use serde_json::{Map, Value, json};
 
 use super::{
     super::{
-        fields::{Common, wrong},
+        fields::{BudgetsSchema, Common, wrong},
         head::unix_seconds,
+        keys::Keys,
         messages::tools::{AskedTools, Function, ToolChoice, ToolMode},
         start::Asked,
     },
@@ -18,19 +19,35 @@ use super::{
     parts::{ChosenTool, ResponseTool, ResponseToolChoice, TextForm, TextFormat},
 };
 use crate::{
-    api::{codec::parameters::ParametersSchema, error::ApiError},
+    api::{
+        codec::object::{JsonObject, Untaken},
+        error::ApiError,
+    },
     input::{Chat, Language},
 };
+
+const KEYS: Keys = Keys { prompt: "input", max_tokens: "max_output_tokens", form: "text.format" };
 
 /// Most pairs of `metadata`, and most bytes of their values.
 const MAX_METADATA: usize = 16;
 const MAX_METADATA_BYTES: usize = 512;
 
 /// A request for a response.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, JsonSchema)]
 #[schemars(rename = "ResponseRequest")]
-#[serde(expecting = "a JSON object with `model` and `input`")]
 pub(crate) struct ResponseQuestion {
+    #[schemars(flatten)]
+    own: ResponseFields,
+    #[schemars(flatten)]
+    common: Common,
+    /// Budgets; any other key is refused by name.
+    #[schemars(flatten, with = "BudgetsSchema")]
+    untaken: Untaken,
+}
+
+/// Fields that only requests for responses have.
+#[derive(Debug, Deserialize, JsonSchema)]
+struct ResponseFields {
     model: String,
     input: Input,
     /// Message of the system before the input.
@@ -54,17 +71,11 @@ pub(crate) struct ResponseQuestion {
     metadata: Option<Map<String, Value>>,
     /// Variables of the template.
     chat_template_kwargs: Option<Map<String, Value>>,
-    #[serde(flatten)]
-    common: Common,
-    /// Budgets; any other key is refused by name.
-    #[serde(flatten)]
-    #[schemars(with = "ParametersSchema")]
-    parameters: Map<String, Value>,
 }
 
 /// Text of a user, or items of a conversation.
 #[derive(Debug, Deserialize, JsonSchema)]
-#[serde(untagged, expecting = "`input` must be a string or an array of items")]
+#[serde(untagged, expecting = "must be a string or an array of items")]
 enum Input {
     Text(String),
     Items(Vec<Map<String, Value>>),
@@ -77,28 +88,40 @@ enum Truncation {
 }
 
 impl ResponseQuestion {
+    /// Parses the body of a request.
+    ///
+    /// # Errors
+    ///
+    /// Fails on a body that is not a JSON object, and on fields of wrong types.
+    pub(super) fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        let mut object = JsonObject::parse(body)?;
+        let (own, common) = (object.take()?, object.take()?);
+        Ok(Self { own, common, untaken: object.rest() })
+    }
+
     /// Returns the name of the model.
     pub(super) fn model(&self) -> &str {
-        &self.model
+        &self.own.model
     }
 
     /// Returns the response of `model` before its first token.
     pub(super) fn answer(&self, model: &str) -> ResponseAnswer {
-        let text = self.text.as_ref().and_then(|text| text.format.clone());
+        let own = &self.own;
+        let text = own.text.as_ref().and_then(|text| text.format.clone());
         ResponseAnswer::new(Echo {
             model: model.to_owned(),
-            instructions: self.instructions.clone(),
-            max_output_tokens: self.max_output_tokens,
-            metadata: self.metadata.clone().unwrap_or_default(),
-            parallel_tool_calls: self.parallel_tool_calls.unwrap_or(true),
+            instructions: own.instructions.clone(),
+            max_output_tokens: own.max_output_tokens,
+            metadata: own.metadata.clone().unwrap_or_default(),
+            parallel_tool_calls: own.parallel_tool_calls.unwrap_or(true),
             temperature: self.common.temperature(),
             top_p: self.common.top_p(),
             text: TextForm { format: Some(text.unwrap_or(TextFormat::Text {})) },
-            tool_choice: self
+            tool_choice: own
                 .tool_choice
                 .clone()
                 .unwrap_or(ResponseToolChoice::Mode(ToolMode::Auto)),
-            tools: self.tools.clone().unwrap_or_default(),
+            tools: own.tools.clone().unwrap_or_default(),
         })
     }
 
@@ -109,6 +132,7 @@ impl ResponseQuestion {
         language: &Language,
     ) -> (Result<Chat, ApiError>, Asked) {
         let checked = self.check();
+        let Self { own, common, untaken } = self;
         let function = |tool: ResponseTool| Function {
             name: tool.name,
             description: tool.description,
@@ -116,37 +140,38 @@ impl ResponseQuestion {
             strict: tool.strict,
         };
         let asked_tools = AskedTools {
-            functions: self.tools.map(|tools| tools.into_iter().map(function).collect()),
-            choice: self.tool_choice.map(|choice| match choice {
+            functions: own.tools.map(|tools| tools.into_iter().map(function).collect()),
+            choice: own.tool_choice.map(|choice| match choice {
                 ResponseToolChoice::Mode(mode) => ToolChoice::Mode(mode),
                 ResponseToolChoice::Function(ChosenTool { name, .. }) => ToolChoice::named(name),
             }),
-            is_parallel: self.parallel_tool_calls,
+            is_parallel: own.parallel_tool_calls,
         };
         let (tools, shown) = asked_tools.read(language.template.as_ref());
         let asked = Asked {
             operation: "chat",
-            common: self.common,
-            max_tokens: self.max_output_tokens,
+            keys: KEYS,
+            common,
+            max_tokens: own.max_output_tokens,
             logprobs: None,
             best_of: None,
-            grammar: self.text.and_then(|text| text.format?.grammar()),
+            grammar: own.text.and_then(|text| text.format?.grammar()),
             tools,
-            parameters: self.parameters,
+            untaken,
             arrival,
         };
-        let messages = match self.input {
+        let messages = match own.input {
             Input::Text(text) => Ok(vec![of_role("user", text)]),
             Input::Items(items) => messages(items),
         };
-        let system = self.instructions.map(|text| of_role("system", text));
+        let system = own.instructions.map(|text| of_role("system", text));
         let chat = checked.and(shown).and_then(|tools| {
             Ok(Chat {
                 messages: system.into_iter().chain(messages?).collect(),
                 tools,
                 documents: None,
                 add_generation_prompt: true,
-                extra: self.chat_template_kwargs.unwrap_or_default(),
+                extra: own.chat_template_kwargs.unwrap_or_default(),
                 now: i64::try_from(unix_seconds()).unwrap_or(i64::MAX),
             })
         });
@@ -155,17 +180,17 @@ impl ResponseQuestion {
 
     /// Checks what a server without a memory cannot do, and what only chats have.
     fn check(&self) -> Result<(), ApiError> {
-        if self.store == Some(true) {
+        if self.own.store == Some(true) {
             return Err(wrong("store", "true", "false or absent: responses are not stored"));
         }
-        if self.previous_response_id.is_some() {
+        if self.own.previous_response_id.is_some() {
             let expected = "absent: responses are not stored; send the whole conversation";
             return Err(wrong("previous_response_id", "there", expected));
         }
         let is_pair = |(_, value): (&String, &Value)| {
             value.as_str().is_some_and(|text| text.len() <= MAX_METADATA_BYTES)
         };
-        if let Some(pairs) = &self.metadata
+        if let Some(pairs) = &self.own.metadata
             && (pairs.len() > MAX_METADATA || !pairs.iter().all(is_pair))
         {
             return Err(wrong("metadata", "another", "up to 16 texts of up to 512 bytes"));
