@@ -80,6 +80,7 @@ fn config_of(common: &Common, arguments: &ServeArguments) -> Config {
             queue_limit: arguments.queue_limit.max(1),
             max_wait: request_timeout,
             latency_margin: arguments.latency_margin,
+            shares_prefixes: arguments.share_prefixes,
         },
         api: ApiConfig { max_body: arguments.max_body, request_timeout },
         network: NetworkConfig {

@@ -17,4 +17,7 @@ pub struct ServiceConfig {
     /// Margin added to a plan's predicted latency before it is compared with the latency budget, as
     /// a fraction of it.
     pub latency_margin: f64,
+    /// Whether a prompt may begin with what other clients' prompts left in caches. A client can
+    /// then find out by the time to a first token what others asked.
+    pub shares_prefixes: bool,
 }

@@ -248,6 +248,7 @@ pub(super) fn config() -> ServiceConfig {
         queue_limit: 4,
         max_wait: MAX_WAIT,
         latency_margin: 0.05,
+        shares_prefixes: false,
     }
 }
 

@@ -1,13 +1,6 @@
 //! Families with something wrong are refused with the reason, and do not keep others from serving.
 
-use std::{
-    collections::BTreeMap,
-    io::{BufRead, BufReader, Read, Write},
-    net::TcpStream,
-    path::Path,
-    process::{Child, Command, Stdio},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use prost::Message;
 use tessera::{
@@ -18,7 +11,7 @@ use tessera::{
 };
 
 use crate::support::{
-    root, runtime,
+    Program, runtime,
     synthetic::{
         CONFIG, EXIT, EXPORT, MLP, Rows, STITCH, Synthetic, TOKENIZER, WEIGHTS, WIDTH, WORDS,
         put_export, to_safetensors, with_export,
@@ -345,7 +338,7 @@ fn broken_families_do_not_keep_good_ones_from_serving() {
     put_export(&teapot, &[("Teapot", &["ids"], "s"), attention, mlp]);
     let unreadable = good.beside("unread_quality");
     unreadable.write("quality.json", b"{");
-    let mut server = Server::start(good.pool());
+    let mut server = Program::start(good.pool(), &[]);
     assert_eq!(server.status("GET", "/v2/health/ready", ""), 200);
     assert_eq!(server.status("GET", "/v2/models/tiny/ready", ""), 200);
     assert_eq!(server.status("POST", "/v2/models/tiny/infer", TEXT), 200);
@@ -387,65 +380,6 @@ fn an_input_that_nothing_gives_is_refused_by_name() {
 /// A request that the synthetic family answers.
 const TEXT: &str =
     r#"{"inputs":[{"name":"text","shape":[1],"datatype":"BYTES","data":["hello server"]}]}"#;
-
-/// The program, serving.
-struct Server {
-    child: Child,
-    address: String,
-    log: Vec<String>,
-}
-
-impl Server {
-    /// Starts the program on a free port and waits until it serves.
-    fn start(pool: &Path) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_tessera"))
-            .args(["serve", "--port", "0", "--no-grpc", "--log-format", "json", "--pool"])
-            .arg(pool)
-            .arg("--cache")
-            .arg(pool.join("cache"))
-            .current_dir(root())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("starts");
-        let stderr = child.stderr.take().expect("piped");
-        let mut server = Self { child, address: String::new(), log: Vec::new() };
-        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-            server.log.push(line.clone());
-            if let Some((_, rest)) = line.split_once("\"address\":\"") {
-                server.address = rest.split('"').next().expect("an address").to_owned();
-            }
-            if line.contains("every family is loaded or failed") {
-                return server;
-            }
-        }
-        panic!("the server ended before it served: {:?}", server.log);
-    }
-
-    /// Returns the status of the answer.
-    fn status(&self, method: &str, path: &str, body: &str) -> u16 {
-        let mut stream = TcpStream::connect(&self.address).expect("connects");
-        let head = format!("{method} {path} HTTP/1.1\r\nhost: tessera\r\nconnection: close\r\n");
-        write!(stream, "{head}content-length: {}\r\n\r\n{body}", body.len()).expect("sent");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("answered");
-        let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
-        status.unwrap_or_else(|| panic!("{answer}"))
-    }
-
-    /// Tells the program to end (SIGTERM) and returns its exit code.
-    fn stop(&mut self) -> Option<i32> {
-        let id = self.child.id().to_string();
-        assert!(Command::new("kill").arg(&id).status().expect("kill runs").success());
-        self.child.wait().expect("ends").code()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
 
 /// Asserts that `family` is refused and that the reason names all of `named`.
 fn assert_refused(family: &Synthetic, named: &[&str]) {

@@ -50,6 +50,16 @@ fn tokenizer() -> Value {
     })
 }
 
+/// Makes `model`, which has 258 token ids, one that reads and writes bytes.
+pub(crate) fn with_bytes(model: Model, template: &str) -> Model {
+    let mut model = model.with_text();
+    let config = json!({"eos_token": "<|im_end|>", "chat_template": template});
+    for (name, json) in [("tokenizer.json", tokenizer()), ("tokenizer_config.json", config)] {
+        model.files.insert(name.to_owned(), json.to_string().into_bytes());
+    }
+    model
+}
+
 /// A server of a decoder that reads and writes bytes.
 pub(crate) struct Chat {
     pub(crate) served: Served,
@@ -73,12 +83,8 @@ impl Chat {
     }
 
     fn built(template: &str, change: impl FnOnce(&mut Model)) -> Self {
-        let mut model = llama_of(258).with_context(CONTEXT).with_text();
+        let mut model = with_bytes(llama_of(258).with_context(CONTEXT), template);
         change(&mut model);
-        let config = json!({"eos_token": "<|im_end|>", "chat_template": template});
-        for (name, json) in [("tokenizer.json", tokenizer()), ("tokenizer_config.json", config)] {
-            model.files.insert(name.to_owned(), json.to_string().into_bytes());
-        }
         let family = model.load().unwrap_or_else(|e| panic!("{e}"));
         let served = Served::new(Families::of(family));
         Self { app: served.app(), served, _model: model }

@@ -13,12 +13,13 @@ use tessera::{
     plan::Budget,
     serve::{
         DEFAULT_PRIORITY, ErrorCode, FamilyService, Finish, GenerateRequest, Grammar, Sampling,
-        SamplingParameters, SequenceEvent, Timings,
+        SamplingParameters, SequenceEvent, ServiceConfig, Timings,
     },
+    telemetry::Metrics,
 };
 
 use crate::support::{
-    Families, Served,
+    CONFIG, Families, Served,
     decoder::{Random, at_once, llama},
     language::Model,
 };
@@ -30,9 +31,14 @@ struct Chat {
 
 impl Chat {
     fn new() -> Self {
+        Self::configured(CONFIG)
+    }
+
+    fn configured(config: ServiceConfig) -> Self {
         let model = llama().with_context(1_000);
-        let served = Served::new(Families::of(model.load().unwrap_or_else(|e| panic!("{e}"))));
-        Self { served, model }
+        let family = model.load().unwrap_or_else(|e| panic!("{e}"));
+        let metrics = Arc::new(Metrics::new().expect("metrics"));
+        Self { served: Served::observed(config, metrics, Families::of(family)), model }
     }
 
     fn service(&self) -> Arc<FamilyService> {
@@ -136,6 +142,24 @@ async fn a_prompt_that_was_read_is_found_again_by_its_client_and_changes_nothing
     let (warm, _, again) = generate(&service, by(1, &longer)).await;
     assert_eq!((first.num_cached, other.num_cached, again.num_cached), (0, 0, 128));
     assert_eq!(warm, cold);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prompt_that_another_client_s_prompt_begins_is_found_only_where_prefixes_are_shared() {
+    let mut random = Random(9);
+    let (known, end) = (prompt(&mut random, 150), prompt(&mut random, 5));
+    let longer: Vec<u32> = known.iter().chain(&end).copied().collect();
+    let by = |client, tokens: &[u32]| GenerateRequest { client, ..request(tokens, 10) };
+    let mut answers = Vec::new();
+    for (shares_prefixes, num_cached) in [(false, 0), (true, 128)] {
+        let chat = Chat::configured(ServiceConfig { shares_prefixes, ..CONFIG });
+        let service = chat.service();
+        generate(&service, by(1, &known)).await;
+        let (tokens, _, other) = generate(&service, by(2, &longer)).await;
+        assert_eq!(other.num_cached, num_cached, "shared: {shares_prefixes}");
+        answers.push(tokens);
+    }
+    assert_eq!(answers[0], answers[1]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -32,6 +32,7 @@ mod moe_served;
 mod not_finite;
 mod panics;
 mod pool;
+mod preemption;
 mod prompts;
 mod reference;
 mod repository;

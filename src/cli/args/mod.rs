@@ -206,6 +206,10 @@ pub struct ServeArguments {
     /// Fraction of a latency budget that is kept as a margin against noise
     #[arg(long, env = "TESSERA_LATENCY_MARGIN", default_value_t = 0.1)]
     pub latency_margin: f64,
+    /// Let prompts begin with what other clients' prompts left in caches; off, since a client could
+    /// find out by the time to a first token what others asked
+    #[arg(long, env = "TESSERA_SHARE_PREFIXES")]
+    pub share_prefixes: bool,
 }
 
 /// Options and limits of connections.

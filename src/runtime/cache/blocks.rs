@@ -33,6 +33,13 @@ impl Blocks {
         Ok(())
     }
 
+    /// Gives `bytes` back.
+    pub(super) fn shrink(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.bytes);
+        self.residents.free_cache(bytes);
+        self.bytes -= bytes;
+    }
+
     /// Returns the residents that lend the blocks.
     pub(super) fn residents(&self) -> Arc<Residents> {
         self.residents.clone()

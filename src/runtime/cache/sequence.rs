@@ -78,8 +78,17 @@ impl Sequence {
     }
 
     /// Takes the positions from `position` on back, such as drafted tokens that were refused.
+    /// Blocks without a position go back to the ledger.
     pub fn truncate(&mut self, position: usize) {
         self.lengths.truncate(position);
+        let Some(slot) = &self.slot else { return };
+        let (kept, specs) = (blocks_for(position), slot.slab().specs());
+        for (module, held) in &mut self.num_blocks {
+            let (Some(spec), true) = (specs.get(module), kept < *held) else { continue };
+            slot.forget(*module, kept * BLOCK..*held * BLOCK);
+            self.blocks.shrink(bytes_of(*held - kept, *spec));
+            *held = kept;
+        }
     }
 
     /// Makes room for `num_tokens` more positions in the caches `modules`.
@@ -100,8 +109,7 @@ impl Sequence {
             if wanted <= held {
                 continue;
             }
-            let bytes = (wanted - held) as u64 * BLOCK as u64 * spec.bytes_per_token();
-            self.blocks.grow(bytes)?;
+            self.blocks.grow(bytes_of(wanted - held, *spec))?;
             if let Some(slot) = &self.slot {
                 slot.touch(*module, *spec, held * BLOCK..wanted * BLOCK)?;
             }
@@ -141,6 +149,11 @@ impl Sequence {
     pub(super) fn advance(&mut self, attention: &[ModuleId], num_tokens: usize) {
         self.lengths.advance(&indices(attention), num_tokens);
     }
+}
+
+/// Returns the bytes of blocks of a cache.
+fn bytes_of(num_blocks: usize, spec: CacheSpec) -> u64 {
+    num_blocks as u64 * BLOCK as u64 * spec.bytes_per_token()
 }
 
 fn indices(modules: &[ModuleId]) -> Vec<usize> {

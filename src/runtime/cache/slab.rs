@@ -162,6 +162,14 @@ impl Slot {
         Ok(())
     }
 
+    /// Gives the pages of the positions `range` of a module's cache back.
+    pub(super) fn forget(&self, module: ModuleId, range: Range<usize>) {
+        if let Some(cache) = self.slab.caches().get_mut(&module) {
+            let range = range_of(cache.spec, &range);
+            cache.of_slot(self.index, |part| forget_pages(&mut part[range.clone()]));
+        }
+    }
+
     /// Copies the first `lengths` positions of each module's cache into the slot `to`, which has
     /// all of these caches.
     pub(super) fn copy_to(&self, to: &Self, lengths: &BTreeMap<ModuleId, usize>) {

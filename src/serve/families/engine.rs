@@ -12,7 +12,7 @@ use crate::{
     serve::{
         admission::job::FamilyKey,
         config::ServiceConfig,
-        generation::{Generator, Limits, steps::Bounds},
+        generation::{Generator, Limits, Sharing, steps::Bounds},
         observe::Observer,
         planner::Planner,
         request::{
@@ -131,7 +131,9 @@ impl Engine {
             .peekable();
         let is_cached = attention.peek().is_some() && attention.all(|keeps| keeps);
         (is_cached && family.manifest.output.per_token).then(|| {
-            let limits = Limits { max_sequences: self.parts.config.queue_limit, steps: STEPS };
+            let ServiceConfig { queue_limit, shares_prefixes, .. } = self.parts.config;
+            let sharing = if shares_prefixes { Sharing::Everyone } else { Sharing::Client };
+            let limits = Limits { max_sequences: queue_limit, steps: STEPS, sharing };
             Arc::new(Generator::new(executor.clone(), limits))
         })
     }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    kept::Kept,
+    kept::{Kept, Sharing},
     live::{Live, NewSequence},
     sampling::Sampler,
     steps::{Bounds, SequenceKey, Steps, Turn},
@@ -32,6 +32,8 @@ pub(crate) struct Limits {
     /// Most sequences that wait or run.
     pub(crate) max_sequences: usize,
     pub(crate) steps: Bounds,
+    /// Clients that share the beginnings of prompts.
+    pub(crate) sharing: Sharing,
 }
 
 /// Sequences of a family, and the steps that they run together.
@@ -79,7 +81,7 @@ impl Generator {
         let turning = Turning {
             steps: Steps::new(limits.steps),
             live: BTreeMap::new(),
-            kept: Kept::default(),
+            kept: Kept::new(limits.sharing),
             sampler: Sampler::default(),
             next_key: 0,
             ended: Vec::new(),
@@ -335,6 +337,6 @@ impl Turning {
     fn fail_all(&mut self) {
         let keys: Vec<SequenceKey> = self.live.keys().copied().collect();
         keys.into_iter().for_each(|key| self.fail(key, ServeError::Panicked));
-        self.kept = Kept::default();
+        self.kept.clear();
     }
 }

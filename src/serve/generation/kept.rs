@@ -12,9 +12,19 @@ use crate::{family::ModuleId, runtime::Sequence};
 const MOST: usize = 16;
 
 /// Caches of prompts, the one used last behind.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Kept {
+    sharing: Sharing,
     prompts: VecDeque<Prompt>,
+}
+
+/// Clients whose prompts may begin with what a client's prompt left in a cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    /// That client alone.
+    Client,
+    /// All clients. One can find out by the time to a first token what others asked.
+    Everyone,
 }
 
 /// Tokens whose cache is kept, and for whom.
@@ -28,16 +38,30 @@ pub(super) struct Reader<'a> {
 
 #[derive(Debug)]
 struct Prompt {
-    client: u64,
+    owner: u64,
     path: Vec<ModuleId>,
     tokens: Vec<u32>,
     sequence: Sequence,
 }
 
 impl Kept {
+    /// Creates an empty collection.
+    pub(super) fn new(sharing: Sharing) -> Self {
+        Self { sharing, prompts: VecDeque::new() }
+    }
+
+    /// Returns the number under which prompts of `client` are kept and found.
+    fn owner(&self, client: u64) -> u64 {
+        match self.sharing {
+            Sharing::Client => client,
+            Sharing::Everyone => 0,
+        }
+    }
+
     /// Keeps the cache of the prompt that `reader` has read, unless it is shorter than a chunk.
     pub(super) fn keep(&mut self, reader: Reader<'_>, mut sequence: Sequence) {
         let Reader { client, path, tokens } = reader;
+        let owner = self.owner(client);
         let whole = tokens.len() / CHUNK * CHUNK;
         if whole == 0 || sequence.position() < whole {
             return;
@@ -46,11 +70,11 @@ impl Kept {
         let tokens = &tokens[..whole];
         // A prompt with which the new one begins is of no use beside it.
         let is_part = |known: &Prompt| {
-            known.client == client && known.path == path && tokens.starts_with(&known.tokens)
+            known.owner == owner && known.path == path && tokens.starts_with(&known.tokens)
         };
         self.prompts.retain(|known| !is_part(known));
         let (path, tokens) = (path.to_vec(), tokens.to_vec());
-        self.prompts.push_back(Prompt { client, path, tokens, sequence });
+        self.prompts.push_back(Prompt { owner, path, tokens, sequence });
         if self.prompts.len() > MOST {
             self.prompts.pop_front();
         }
@@ -60,11 +84,11 @@ impl Kept {
     /// number. At least one token of the reader is left. Returns `None` if nothing is found, or
     /// there is no memory for a copy.
     pub(super) fn find(&mut self, reader: Reader<'_>) -> Option<(Sequence, usize)> {
-        let common =
-            |known: &Prompt| match known.client == reader.client && known.path == reader.path {
-                true => common(&known.tokens, reader.tokens),
-                false => 0,
-            };
+        let owner = self.owner(reader.client);
+        let common = |known: &Prompt| match known.owner == owner && known.path == reader.path {
+            true => common(&known.tokens, reader.tokens),
+            false => 0,
+        };
         let lengths = self.prompts.iter().map(common).enumerate();
         let (index, length) = lengths.max_by_key(|(_, length)| *length)?;
         if length == 0 {
@@ -79,6 +103,11 @@ impl Kept {
     /// Returns the bytes of all kept caches.
     pub(super) fn bytes(&self) -> u64 {
         self.prompts.iter().map(|prompt| prompt.sequence.cache_bytes()).sum()
+    }
+
+    /// Drops all caches.
+    pub(super) fn clear(&mut self) {
+        self.prompts.clear();
     }
 
     /// Drops the cache that was not used for the longest time. Returns whether there was one.

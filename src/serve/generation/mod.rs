@@ -16,6 +16,7 @@ pub use constraint::{
     Other,
 };
 pub(crate) use generator::{Generator, Limits};
+pub(crate) use kept::Sharing;
 pub(crate) use live::NewSequence;
 pub use sampling::{
     AllowMask, Draw, History, LogProbability, SampleError, Sampled, Sampler, Sampling,

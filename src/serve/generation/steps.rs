@@ -9,6 +9,10 @@ use std::collections::BTreeMap;
 /// Number of tokens at whose multiples the chunks of a prompt end.
 pub(crate) const CHUNK: usize = 64;
 
+/// Number of steps after which more sequences may run again although memory lacked. Others may
+/// have given it back.
+const PAUSE: u32 = 256;
+
 /// Key of a sequence in the steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct SequenceKey(pub(crate) u64);
@@ -58,6 +62,8 @@ pub(crate) struct Steps {
     /// Number of times that a sequence got a cache or a prompt had its turn.
     num_events: u64,
     num_preempted: u64,
+    /// Number of steps until a sequence that waits gets a cache, unless one with a cache ends.
+    pause: u32,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -103,6 +109,7 @@ impl Steps {
             served: BTreeMap::new(),
             num_events: 0,
             num_preempted: 0,
+            pause: 0,
         }
     }
 
@@ -123,7 +130,11 @@ impl Steps {
 
     /// Removes a sequence that has ended.
     pub(crate) fn remove(&mut self, key: SequenceKey) {
-        let removed = self.waiting.remove(&key).or_else(|| self.running.remove(&key));
+        let ended = self.running.remove(&key);
+        if ended.is_some() {
+            self.pause = 0;
+        }
+        let removed = ended.or_else(|| self.waiting.remove(&key));
         let Some(State { asked: Asked { client, .. }, .. }) = removed else { return };
         let mut others = self.waiting.values().chain(self.running.values());
         if !others.any(|state| state.asked.client == client) {
@@ -150,6 +161,7 @@ impl Steps {
     /// Returns the turns of the next step: the next token of every sequence that generates, and
     /// chunks of prompts within the bounds. Sequences that wait get a cache while there is room.
     pub(crate) fn next(&mut self) -> Vec<Turn> {
+        self.pause = self.pause.saturating_sub(1);
         self.admit();
         let generating = self.running.iter().filter(|(_, state)| state.generates());
         let mut turns: Vec<Turn> = generating.map(|(key, state)| state.turn(*key)).collect();
@@ -196,7 +208,8 @@ impl Steps {
     }
 
     /// Takes the cache of the sequence that can wait best, and returns its key: of the lowest
-    /// priority, the latest one. Returns `None` if less than two sequences have a cache.
+    /// priority, the latest one. It waits until another one ends, or for some steps. Returns `None`
+    /// if less than two sequences have a cache.
     pub(crate) fn preempt(&mut self) -> Option<SequenceKey> {
         if self.running.len() < 2 {
             return None;
@@ -206,11 +219,13 @@ impl Steps {
         let state = self.running.remove(&key)?;
         self.waiting.insert(key, State { cached: 0, ..state });
         self.num_preempted += 1;
+        self.pause = PAUSE;
         Some(key)
     }
 
     /// Gives caches to sequences that wait: by priority, then by their clients' shares, then by
-    /// their arrival.
+    /// their arrival. After a preemption only one that can wait less than one with a cache gets
+    /// one: any other would lack the same memory, and be preempted in every step.
     fn admit(&mut self) {
         while self.running.len() < self.bounds.max_running {
             let rank = |(key, state): &(&SequenceKey, &State)| {
@@ -221,6 +236,11 @@ impl Steps {
             let Some(key) = self.waiting.iter().min_by_key(rank).map(|(key, _)| *key) else {
                 return;
             };
+            let last = self.running.values().map(|state| state.asked.priority).max();
+            if self.pause > 0 && last.is_some_and(|last| self.waiting[&key].asked.priority >= last)
+            {
+                return;
+            }
             if let Some(state) = self.waiting.remove(&key) {
                 let since = self.event();
                 self.running.insert(key, State { since, ..state });

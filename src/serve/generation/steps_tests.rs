@@ -124,6 +124,31 @@ fn a_preempted_sequence_runs_the_same_chunks_again() {
     assert_eq!(ranges, [(0, 64), (64, 70), (70, 71), (71, 72), (72, 73)]);
 }
 
+#[test]
+fn after_a_preemption_the_others_run_until_one_ends_or_one_is_more_urgent() {
+    let [first, second, third, urgent] = [1, 2, 3, 4].map(SequenceKey);
+    let keys = |steps: &mut Steps| -> Vec<SequenceKey> {
+        let turns = steps.next();
+        turns.iter().for_each(|turn| steps.ran(*turn));
+        turns.into_iter().map(|turn| turn.key).collect()
+    };
+    let mut steps = Steps::new(BOUNDS);
+    [first, second, third].into_iter().for_each(|key| steps.add(key, asked(500)));
+    assert_eq!(keys(&mut steps), [first, second, third]);
+    assert_eq!(steps.preempt(), Some(third));
+    assert_eq!(keys(&mut steps), [first, second], "it would be preempted in each step");
+    steps.add(urgent, Asked { priority: 0, ..asked(500) });
+    assert!(keys(&mut steps).contains(&urgent));
+    assert_eq!(steps.preempt(), Some(second));
+    assert_eq!(steps.preempt(), Some(first));
+    assert_eq!(keys(&mut steps), [urgent]);
+    steps.remove(urgent);
+    assert_eq!(keys(&mut steps), [first, second, third]);
+    assert_eq!(steps.preempt(), Some(third));
+    // Memory may have come from elsewhere.
+    assert!((0..PAUSE).any(|_| keys(&mut steps).contains(&third)));
+}
+
 /// Sequences that arrive at given steps: prompt, number of tokens to generate, client, priority.
 fn traffic() -> impl Strategy<Value = Vec<(usize, usize, usize, u64, u32)>> {
     let one = (0..40_usize, 1..300_usize, 1..20_usize, 0..3_u64, 1..3_u32);

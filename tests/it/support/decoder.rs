@@ -20,11 +20,27 @@ pub(crate) fn llama() -> Model {
 /// Returns a decoder of two blocks in Llama's layout, with random weights and `num_words` token
 /// ids.
 pub(crate) fn llama_of(num_words: usize) -> Model {
+    llama_with(num_words, Heads { num: 4, num_shared: 2, width: 8 })
+}
+
+/// Heads of a decoder's attention.
+#[derive(Clone, Copy)]
+pub(crate) struct Heads {
+    pub(crate) num: usize,
+    pub(crate) num_shared: usize,
+    pub(crate) width: usize,
+}
+
+/// Returns a decoder of two blocks in Llama's layout, with random weights, `num_words` token ids
+/// and these heads.
+pub(crate) fn llama_with(num_words: usize, heads: Heads) -> Model {
     let config = json!({
         "model_type": "llama", "vocab_size": num_words, "hidden_size": 32, "intermediate_size": 48,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "num_hidden_layers": 2, "num_attention_heads": heads.num,
+        "num_key_value_heads": heads.num_shared, "head_dim": heads.width,
         "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "hidden_act": "silu",
     });
+    let (width, shared_width) = (heads.num * heads.width, heads.num_shared * heads.width);
     let mut shapes: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     shapes.insert("model.embed_tokens.weight".into(), vec![num_words, 32]);
     shapes.insert("lm_head.weight".into(), vec![num_words, 32]);
@@ -34,10 +50,10 @@ pub(crate) fn llama_of(num_words: usize) -> Model {
         for (name, shape) in [
             ("input_layernorm", vec![32]),
             ("post_attention_layernorm", vec![32]),
-            ("self_attn.q_proj", vec![32, 32]),
-            ("self_attn.k_proj", vec![16, 32]),
-            ("self_attn.v_proj", vec![16, 32]),
-            ("self_attn.o_proj", vec![32, 32]),
+            ("self_attn.q_proj", vec![width, 32]),
+            ("self_attn.k_proj", vec![shared_width, 32]),
+            ("self_attn.v_proj", vec![shared_width, 32]),
+            ("self_attn.o_proj", vec![32, width]),
             ("mlp.gate_proj", vec![48, 32]),
             ("mlp.up_proj", vec![48, 32]),
             ("mlp.down_proj", vec![32, 48]),

@@ -1,6 +1,11 @@
 //! Families of one small language model, from the committed checkpoints.
 
-use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::Value;
@@ -166,6 +171,11 @@ impl Model {
         }
         let config: Value = serde_json::from_slice(&self.files["config.json"]).expect("JSON");
         config["vocab_size"].as_u64().expect("a number")
+    }
+
+    /// Returns the folder of the pool.
+    pub(crate) fn pool(&self) -> &Path {
+        self.pool.path()
     }
 
     /// Writes the family and loads it.

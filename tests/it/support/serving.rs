@@ -30,6 +30,7 @@ pub(crate) const CONFIG: ServiceConfig = ServiceConfig {
     queue_limit: 64,
     max_wait: PATIENCE,
     latency_margin: 0.05,
+    shares_prefixes: false,
 };
 
 /// Settings of the routes.
