@@ -31,7 +31,7 @@ pub use generation::{
     Sampling, SamplingError, SamplingParameters, SequenceEvent, Timings,
 };
 pub use idle::{IdleTurn, IdleWork};
-pub use observe::{Ending, Observer, Outcome, SequenceReport, StepReport};
+pub use observe::{Ending, Observer, Outcome, SequenceReport, StepChange};
 pub use request::{
     Answer, DEFAULT_PRIORITY, Event, FamilyService, GenerateRequest, Generation, InferRequest,
     InferResponse, PlanSummary, Report, RoutedModule, Ticket,

@@ -40,8 +40,8 @@ pub trait Observer: Send + Sync {
     /// Is called when a generated sequence has ended.
     fn sequence_ended(&self, _family: &str, _sequence: &SequenceReport) {}
 
-    /// Is called after each step of a family's sequences.
-    fn step_ran(&self, _family: &str, _state: &StepReport) {}
+    /// Is called after each step of a family's sequences, and when the family is left.
+    fn step_ran(&self, _family: &str, _change: &StepChange) {}
 
     /// Is called when a connection is opened (+1) or closed (−1); `protocol` is `http` or `grpc`.
     fn connections_changed(&self, protocol: &str, change: i64);
@@ -91,17 +91,18 @@ pub enum Ending {
     Failed,
 }
 
-/// Report on the sequences of a family after a step.
+/// Change of a family's sequences since the step before. Two versions of a family that live at once
+/// add up.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct StepReport {
-    /// Number of sequences with a cache.
-    pub num_running: usize,
-    /// Number of sequences that wait for one.
-    pub num_waiting: usize,
-    /// Number of sequences that gave their cache up in this step.
+pub struct StepChange {
+    /// Change of the number of sequences with a cache.
+    pub num_running: i64,
+    /// Change of the number of sequences that wait for one.
+    pub num_waiting: i64,
+    /// Number of sequences that gave their cache up.
     pub num_preempted: u64,
-    /// Bytes of the caches, those that are kept for later prompts included.
-    pub cache_bytes: u64,
+    /// Change of the bytes of the caches, those that are kept for later prompts included.
+    pub cache_bytes: i64,
 }
 
 /// Returns the client's error for `error`. The log, not the client, gets the changed file or the

@@ -3,7 +3,7 @@
 use prometheus::{HistogramVec, IntCounterVec, IntGaugeVec, Registry};
 
 use super::makers::{NameAndHelp, counters, gauges, histograms};
-use crate::serve::{Ending, Finish, SequenceReport, StepReport, Timings};
+use crate::serve::{Ending, Finish, SequenceReport, StepChange, Timings};
 
 /// Upper bounds of the buckets for times of a sequence, in seconds.
 const SEQUENCE_BUCKETS: &[f64] =
@@ -164,15 +164,13 @@ impl GenerationMetrics {
         }
     }
 
-    /// Shows the state of a family after a step.
-    pub(super) fn stepped(&self, family: &str, state: &StepReport) {
-        let signed = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+    /// Adds the change of a family's sequences by a step.
+    pub(super) fn stepped(&self, family: &str, change: &StepChange) {
         let labels = &[family];
-        self.running.with_label_values(labels).set(signed(state.num_running));
-        self.waiting.with_label_values(labels).set(signed(state.num_waiting));
-        let bytes = i64::try_from(state.cache_bytes).unwrap_or(i64::MAX);
-        self.cache.with_label_values(labels).set(bytes);
-        self.preempted.with_label_values(labels).inc_by(state.num_preempted);
+        self.running.with_label_values(labels).add(change.num_running);
+        self.waiting.with_label_values(labels).add(change.num_waiting);
+        self.cache.with_label_values(labels).add(change.cache_bytes);
+        self.preempted.with_label_values(labels).inc_by(change.num_preempted);
     }
 }
 

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     runtime::{Residency, Routing},
-    serve::{ErrorCode, Observer, Outcome, Report, SequenceReport, StepReport},
+    serve::{ErrorCode, Observer, Outcome, Report, SequenceReport, StepChange},
 };
 
 /// Most plans of a family with a label of their own; the others share [`OTHER_PLANS`].
@@ -277,8 +277,8 @@ impl Observer for Metrics {
         self.generation.ended(family, sequence);
     }
 
-    fn step_ran(&self, family: &str, state: &StepReport) {
-        self.generation.stepped(family, state);
+    fn step_ran(&self, family: &str, change: &StepChange) {
+        self.generation.stepped(family, change);
     }
 
     fn connections_changed(&self, protocol: &str, change: i64) {

@@ -13,7 +13,7 @@ use crate::{
     runtime::{Residency, Routing},
     serve::{
         Ending, ErrorCode, Finish, Observer, Outcome, PlanSummary, Report, SequenceReport,
-        StepReport, Timings,
+        StepChange, Timings,
     },
 };
 
@@ -174,9 +174,10 @@ fn sequences_are_counted_by_why_they_ended_and_times_only_where_there_are_tokens
             total: Duration::from_millis(5),
         },
     );
-    let state = StepReport { num_running: 3, num_waiting: 1, num_preempted: 2, cache_bytes: 640 };
-    metrics.step_ran("chat", &state);
-    metrics.step_ran("chat", &StepReport { num_running: 2, num_waiting: 0, ..state });
+    let change = StepChange { num_running: 3, num_waiting: 1, num_preempted: 2, cache_bytes: 640 };
+    metrics.step_ran("chat", &change);
+    let change = StepChange { num_running: -1, num_waiting: -1, num_preempted: 2, cache_bytes: 0 };
+    metrics.step_ran("chat", &change);
     for line in [
         r#"tessera_generation_sequences_total{family="chat",reason="length"} 1"#,
         r#"tessera_generation_sequences_total{family="chat",reason="closed"} 1"#,

@@ -5,8 +5,6 @@
 
 use std::sync::Arc;
 
-use super::{format::CallFormat, spec::PartsSpec};
-
 /// Keys of the arguments, in any form.
 const ARGUMENTS: [&str; 2] = ["arguments", "parameters"];
 
@@ -97,9 +95,8 @@ impl Nesting {
 }
 
 impl CallReader {
-    pub(super) fn new(format: CallFormat, spec: &PartsSpec) -> Self {
-        // Without marks, an answer that is JSON is a call only of a function that there is.
-        let known = (format == CallFormat::Llama).then(|| spec.functions.clone());
+    /// Creates a reader of a call of one of the functions `known`, or of any.
+    pub(super) fn new(known: Option<Arc<[String]>>) -> Self {
         Self {
             known,
             place: Place::Outside,

@@ -3,7 +3,8 @@
 /// Form of the calls of functions in an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CallFormat {
-    /// `<tool_call>{"name": …, "arguments": …}</tool_call>`: Hermes, Qwen 2.5 and Qwen 3.
+    /// `<tool_call>{"name": …, "arguments": …}</tool_call>`: Hermes, Qwen 2.5 and Qwen 3. Small
+    /// models leave the marks out.
     Hermes,
     /// `{"name": …, "parameters": …}`, and nothing else: Llama 3.
     Llama,
@@ -42,6 +43,14 @@ impl CallFormat {
         match self {
             Self::Hermes => "</tool_call>",
             Self::Llama | Self::Mistral => "",
+        }
+    }
+
+    /// Returns whether an answer may begin with a call without marks.
+    pub(super) fn may_be_bare(self) -> bool {
+        match self {
+            Self::Hermes | Self::Llama => true,
+            Self::Mistral => false,
         }
     }
 

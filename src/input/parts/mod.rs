@@ -56,6 +56,8 @@ pub struct AnswerParts {
     /// Text since the mark of calls, as long as it may turn out to be no call.
     raw: String,
     num_calls: usize,
+    /// Whether no mark stands before the call that may begin.
+    is_bare: bool,
     /// Whether the last call has all of its arguments.
     is_whole: bool,
 }
@@ -82,11 +84,12 @@ impl AnswerParts {
     pub fn new(spec: PartsSpec) -> Self {
         let state = match (spec.in_thought, spec.thinks, spec.calls) {
             (true, ..) => State::Thought { is_empty: true },
-            (false, true, _) | (_, _, Some(CallFormat::Llama)) => State::Start,
+            (false, true, _) => State::Start,
+            (_, _, Some(format)) if format.may_be_bare() => State::Start,
             _ => State::Text,
         };
         let (held, raw) = (String::new(), String::new());
-        Self { spec, state, held, raw, num_calls: 0, is_whole: true }
+        Self { spec, state, held, raw, num_calls: 0, is_bare: false, is_whole: true }
     }
 
     /// Returns whether the answer is in its thought.
@@ -140,8 +143,9 @@ impl AnswerParts {
     /// Finds out what the answer begins with, if that is certain.
     fn begin(&mut self) -> bool {
         let start = self.held.trim_start();
-        let (is_behind, is_llama) =
-            (matches!(self.state, State::Behind), self.spec.calls == Some(CallFormat::Llama));
+        let is_behind = matches!(self.state, State::Behind);
+        let is_llama = self.spec.calls == Some(CallFormat::Llama);
+        let may_be_call = self.spec.calls.is_some_and(CallFormat::may_be_bare);
         let [opening, _] = THOUGHT;
         let may_think = self.spec.thinks && !is_behind;
         if may_think && let Some(rest) = start.strip_prefix(opening) {
@@ -152,11 +156,13 @@ impl AnswerParts {
         if start.is_empty() || (may_think && opening.starts_with(start)) {
             return false;
         }
-        if is_llama && (start.starts_with(PYTHON_TAG) || start.starts_with('{')) {
-            let rest = start.strip_prefix(PYTHON_TAG).unwrap_or(start).to_owned();
+        let tagged = start.strip_prefix(PYTHON_TAG).filter(|_| is_llama);
+        if tagged.is_some() || (may_be_call && start.starts_with('{')) {
+            let rest = tagged.unwrap_or(start).to_owned();
             let taken = self.held.len() - rest.len();
             self.raw = self.held[..taken].to_owned();
             self.held = rest;
+            self.is_bare = true;
             self.state = State::Between;
             return true;
         }
@@ -206,6 +212,7 @@ impl AnswerParts {
         if let Some(place) = found {
             self.raw = self.held[taken..place + mark.len()].to_owned();
             self.held.drain(..place + mark.len());
+            self.is_bare = false;
             self.state = State::Between;
             return true;
         }
@@ -219,10 +226,11 @@ impl AnswerParts {
         let taken = self.held.len() - rest.len();
         let end = self.spec.calls.map(CallFormat::end).unwrap_or_default();
         if rest.starts_with('{') {
-            let reader = self.spec.calls.map(|format| CallReader::new(format, &self.spec));
+            // Without marks, an answer that is JSON is a call only of a function that there is.
+            let known = self.is_bare.then(|| self.spec.functions.clone());
             self.raw.push_str(&self.held[..taken]);
             self.held.drain(..taken);
-            self.state = reader.map_or(State::Text, State::Call);
+            self.state = State::Call(CallReader::new(known));
             return true;
         }
         let is_list = rest.starts_with(']');

@@ -118,6 +118,28 @@ fn a_call_is_told_as_soon_as_its_name_is_known_and_arguments_come_in_pieces() {
 }
 
 #[test]
+fn a_call_without_its_marks_is_one_of_a_function_that_there_is() {
+    let call = "{\"name\": \"sum\", \"arguments\": {\"a\": 1}}";
+    let sum = |arguments: &str| vec![("sum".to_owned(), arguments.to_owned())];
+    let answer = read(&spec(HERMES), &[" \n", call]);
+    assert_eq!((answer.text.as_str(), answer.is_call), ("", true));
+    assert_eq!(answer.calls, sum("{\"a\": 1}"));
+    let thought = read(&thinking(HERMES), &["<think>So.</think>\n", call, "\n"]);
+    assert_eq!((thought.thought.as_str(), thought.calls), ("So.", sum("{\"a\": 1}")));
+    for text in [
+        call.replace("sum", "other"),
+        "{\"sum\": 1}".to_owned(),
+        "{}".to_owned(),
+        format!("So: {call}"),
+    ] {
+        let answer = read(&spec(HERMES), &[&text]);
+        assert_eq!((answer.text, answer.calls.len(), answer.is_call), (text, 0, false));
+    }
+    let mistral = read(&spec(MISTRAL), &[call]);
+    assert_eq!((mistral.text.as_str(), mistral.is_call), (call, false));
+}
+
+#[test]
 fn text_that_is_certain_is_not_held_back() {
     let mut parts = AnswerParts::new(thinking(HERMES));
     assert_eq!(parts.push(" <"), []);

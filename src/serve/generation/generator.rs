@@ -21,9 +21,9 @@ use crate::{
     runtime::{Executor, RuntimeError, Sequence, StepBatch, StepRow, Tokens},
     serve::{
         error::ServeError,
-        observe::{Observer, SequenceReport, StepReport, reported},
+        observe::{Observer, SequenceReport, StepChange, reported},
     },
-    tensor::Tensor,
+    tensor::{Tensor, signed},
 };
 
 /// Bounds of a generator.
@@ -60,6 +60,17 @@ struct Turning {
     next_key: u64,
     /// Reports on sequences that have ended in this step.
     ended: Vec<SequenceReport>,
+    /// State that observers know; `None` once the family is left.
+    told: Option<State>,
+}
+
+/// State of the sequences after a step.
+#[derive(Debug, Clone, Copy, Default)]
+struct State {
+    num_running: usize,
+    num_waiting: usize,
+    num_preempted: u64,
+    cache_bytes: u64,
 }
 
 /// Executor of a step, and its observer.
@@ -85,6 +96,7 @@ impl Generator {
             sampler: Sampler::default(),
             next_key: 0,
             ended: Vec::new(),
+            told: Some(State::default()),
         };
         Self {
             executor,
@@ -149,7 +161,6 @@ impl Generator {
                 self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut *inbox)
         };
-        let num_preempted = turning.steps.num_preempted();
         turning.receive(arrived);
         let run = AssertUnwindSafe(|| turning.step(Runner { executor: &self.executor, observer }));
         if catch_unwind(run).is_err() {
@@ -160,12 +171,37 @@ impl Generator {
         // What arrived meanwhile counts as well.
         let inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
         self.num_sequences.store(turning.live.len() + inbox.len(), Ordering::Release);
-        let mut state = turning.report(num_preempted);
+        let mut state = turning.state();
         state.num_waiting += inbox.len();
         drop(inbox);
         let family = &self.executor.family().manifest.name;
         turning.ended.drain(..).for_each(|ended| observer.sequence_ended(family, &ended));
-        observer.step_ran(family, &state);
+        if let Some(told) = &mut turning.told {
+            observer.step_ran(family, &state.since(*told));
+            *told = state;
+        }
+    }
+
+    /// Takes the sequences out of what observers know, when the family is left.
+    pub(crate) fn leave(&self, observer: &dyn Observer) {
+        let mut turning = self.turning.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(told) = turning.told.take() {
+            let left = State { num_preempted: told.num_preempted, ..State::default() };
+            observer.step_ran(&self.executor.family().manifest.name, &left.since(told));
+        }
+    }
+}
+
+impl State {
+    /// Returns the change since `before`.
+    fn since(self, before: Self) -> StepChange {
+        let bytes = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        StepChange {
+            num_running: signed(self.num_running) - signed(before.num_running),
+            num_waiting: signed(self.num_waiting) - signed(before.num_waiting),
+            num_preempted: self.num_preempted - before.num_preempted,
+            cache_bytes: bytes(self.cache_bytes) - bytes(before.cache_bytes),
+        }
     }
 }
 
@@ -228,15 +264,13 @@ impl Turning {
         }
     }
 
-    /// Returns the report on the sequences after a step, before which `num_preempted` had given
-    /// their cache up.
-    fn report(&self, num_preempted: u64) -> StepReport {
+    fn state(&self) -> State {
         let (num_waiting, num_running) = self.steps.counts();
         let live = self.live.values().filter_map(|live| live.sequence.as_ref());
-        StepReport {
+        State {
             num_running,
             num_waiting,
-            num_preempted: self.steps.num_preempted() - num_preempted,
+            num_preempted: self.steps.num_preempted(),
             cache_bytes: live.map(Sequence::cache_bytes).sum::<u64>() + self.kept.bytes(),
         }
     }

@@ -14,7 +14,7 @@ use crate::{
             queue::Patience,
         },
         generation::Generator,
-        observe::{Observer, StepReport},
+        observe::Observer,
         workers::idle::Idle,
     },
     tensor::give_back_freed_memory,
@@ -91,9 +91,6 @@ impl Crew {
         let Some(executor) = families.executors.remove(&family) else {
             return;
         };
-        if generator.is_some() {
-            self.observer.step_ran(&executor.family().manifest.name, &StepReport::default());
-        }
         families.has_freed = true;
         let name = executor.family().manifest.name.clone();
         let last = executor.residency();
@@ -101,6 +98,9 @@ impl Crew {
         past.num_loads += last.num_loads;
         past.num_evictions += last.num_evictions;
         drop(families);
+        if let Some(generator) = generator {
+            generator.leave(&*self.observer);
+        }
         // The executor's sessions are released once no other thread runs its last jobs.
         drop(executor);
         self.report_residency();
