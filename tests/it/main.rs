@@ -16,6 +16,7 @@ mod chats;
 mod checkpoints;
 mod completions;
 mod experts;
+mod gemma;
 mod generation;
 mod gguf;
 mod http;

@@ -98,6 +98,7 @@ impl Decoder {
                     gate: half(0..inner)?,
                     up: half(inner..2 * inner)?,
                     down: self.weight(&format!("{block}.{output}.weight"), &[width, inner])?,
+                    nonlinearity: self.shape.nonlinearity,
                 };
                 let made = part.add_to(graph, normed);
                 Ok(Some(scaled(graph, &made, self.shape.residual_multiplier)))
@@ -147,6 +148,7 @@ impl Decoder {
                     gate: self.weight(&gate, &[inner, width])?,
                     up: self.weight(&up, &[inner, width])?,
                     down: self.weight(&down, &[width, inner])?,
+                    nonlinearity: self.shape.nonlinearity,
                 })
             }
             Matrices::Fused([input, output]) => {
@@ -157,6 +159,7 @@ impl Decoder {
                     gate: half(0..inner)?,
                     up: half(inner..2 * inner)?,
                     down: self.checkpoint.matrix(output, shape, number, 0..width)?,
+                    nonlinearity: self.shape.nonlinearity,
                 })
             }
         }

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Angles of rotary positions.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Rope {
     /// Base of the wavelengths.
     theta: f64,

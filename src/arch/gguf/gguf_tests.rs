@@ -50,7 +50,13 @@ fn example(architecture: &str) -> Written {
             file = file.tensor(&bias, &[width as u64], 0, &vec![0; width * 4]);
         }
     }
-    if architecture == "qwen3" {
+    if architecture == "gemma3" {
+        file = file.with(&name("attention.sliding_window"), Value::number(8));
+        for norm in ["post_attention_norm", "post_ffw_norm"] {
+            file = file.tensor(&format!("blk.0.{norm}.weight"), &[64], 0, &f32s(64));
+        }
+    }
+    if ["qwen3", "gemma3"].contains(&architecture) {
         for letter in ['q', 'k'] {
             let norm = format!("blk.0.attn_{letter}_norm.weight");
             file = file.tensor(&norm, &[16], 0, &f32s(16));
@@ -120,6 +126,35 @@ fn keys_become_a_configuration_of_transformers() {
 }
 
 #[test]
+fn a_window_and_the_positions_in_it_are_those_of_gemma_3() {
+    let file = example("gemma3")
+        .with("gemma3.attention.sliding_window_pattern", Value::number(4))
+        .with("gemma3.rope.freq_base_swa", Value::float(50.0))
+        .with("gemma3.attention.key_length", Value::number(16));
+    let (file, _folder) = read(&file);
+    let config = settings::config(&file, ALL[3], &[]).expect("supported");
+    for (key, expected) in [
+        ("model_type", json!("gemma3_text")),
+        ("sliding_window", json!(8)),
+        ("sliding_window_pattern", json!(4)),
+        ("rope_local_base_freq", json!(50.0)),
+        ("query_pre_attn_scalar", json!(16)),
+    ] {
+        assert_eq!(config[key], expected, "{key}");
+    }
+    // Its largest size divides by another root: 64 elements by 4 heads are 16 here as well.
+    let mut file = example("gemma3").with("gemma3.attention.key_length", Value::number(32));
+    file.pairs.retain(|(key, _)| !key.contains("block_count") && !key.contains("dimension_count"));
+    let (file, _folder) = read(&file.with("gemma3.block_count", Value::number(62)));
+    let config = settings::config(&file, ALL[3], &[]).expect("supported");
+    assert_eq!(config["query_pre_attn_scalar"], json!(16));
+    let mut file = example("gemma3");
+    file.pairs.retain(|(key, _)| !key.contains("sliding_window"));
+    let error = refusal(&file, &[]);
+    assert!(error.contains("`gemma3.attention.sliding_window` is `missing`"), "{error}");
+}
+
+#[test]
 fn what_might_change_answers_is_refused_by_key() {
     for (key, value, reason) in [
         ("llama.logit_scale", Value::float(2.0), "this key is not known"),
@@ -166,9 +201,9 @@ fn a_manifest_may_ignore_keys_and_tensors_by_name() {
 
 #[test]
 fn other_architectures_are_refused_by_name() {
-    for name in ["gemma3", "mamba", ""] {
+    for name in ["gemma2", "mamba", ""] {
         let error = refusal(&example(name), &[]);
-        assert!(error.contains("general.architecture") && error.contains("`qwen3`"), "{error}");
+        assert!(error.contains("general.architecture") && error.contains("`gemma3`"), "{error}");
     }
     let mut file = example("llama");
     file.pairs.remove(0);

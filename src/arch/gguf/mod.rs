@@ -20,20 +20,46 @@ const ARCHITECTURE: &str = "general.architecture";
 /// Architecture of GGUF files.
 #[derive(Debug, Clone, Copy)]
 struct Architecture {
-    /// Name in files, which is also the `model_type` of transformers.
+    /// Name in files.
     name: &'static str,
+    /// Name in transformers: its `model_type`.
+    model_type: &'static str,
     /// Whether neighbouring elements of a head turn together: the converter orders the rows of
     /// queries and keys so.
     is_interleaved: bool,
     /// Whether the queries and keys of each head have norms.
     has_head_norms: bool,
+    /// Whether blocks are Gemma 3's: with a norm of a sub-layer's output, and a window in most.
+    is_gemma: bool,
 }
 
+/// Llama, which the others vary.
+const LLAMA: Architecture = Architecture {
+    name: "llama",
+    model_type: "llama",
+    is_interleaved: true,
+    has_head_norms: false,
+    is_gemma: false,
+};
+
 /// Supported architectures.
-const ALL: [Architecture; 3] = [
-    Architecture { name: "llama", is_interleaved: true, has_head_norms: false },
-    Architecture { name: "qwen2", is_interleaved: false, has_head_norms: false },
-    Architecture { name: "qwen3", is_interleaved: false, has_head_norms: true },
+const ALL: [Architecture; 4] = [
+    LLAMA,
+    Architecture { name: "qwen2", model_type: "qwen2", is_interleaved: false, ..LLAMA },
+    Architecture {
+        name: "qwen3",
+        model_type: "qwen3",
+        is_interleaved: false,
+        has_head_norms: true,
+        ..LLAMA
+    },
+    Architecture {
+        name: "gemma3",
+        model_type: "gemma3_text",
+        is_interleaved: false,
+        has_head_norms: true,
+        is_gemma: true,
+    },
 ];
 
 /// Decoder in a GGUF file, with the file's vocabulary.
@@ -75,12 +101,12 @@ fn decoder(file: &GgufFile, ignored: &[String]) -> Result<Decoder, ArchError> {
         .map_err(|fault| ArchError::Config { path: file.path().to_owned(), fault })?
         .to_string();
     let config = ConfigFile { path: file.path(), text: &text, ignored: &[] };
-    let model_type = architecture.name;
+    let model_type = architecture.model_type;
     let dialect = dialects::of_model_type(model_type).ok_or_else(|| {
         config.refuse(Fault::new(ARCHITECTURE, model_type, "no decoder has this name"))
     })?;
     let checkpoint = file.checkpoint(|name| names::of_transformers(name, architecture));
-    let decoder = decoder::open(config, dialect, checkpoint)?;
+    let decoder = decoder::open(config, dialect, checkpoint)?.with_norms_as_stored();
     Ok(if architecture.is_interleaved { decoder.with_interleaved_heads() } else { decoder })
 }
 

@@ -34,6 +34,13 @@ const INSIDE: [[&str; 2]; 13] = [
     ["ffn_down.weight", "mlp.down_proj.weight"],
 ];
 
+/// Norms of Gemma 3 in a block, and their names in transformers.
+const GEMMA: [[&str; 2]; 3] = [
+    ["ffn_norm.weight", "pre_feedforward_layernorm.weight"],
+    ["post_attention_norm.weight", "post_attention_layernorm.weight"],
+    ["post_ffw_norm.weight", "post_feedforward_layernorm.weight"],
+];
+
 /// Norms of the heads of queries and keys in a block, and their names in transformers.
 const HEAD_NORMS: [[&str; 2]; 2] = [
     ["attn_q_norm.weight", "self_attn.q_norm.weight"],
@@ -41,8 +48,8 @@ const HEAD_NORMS: [[&str; 2]; 2] = [
 ];
 
 /// Description of the supported tensors, for errors.
-const SUPPORTED: &str = "the tensors of `llama`, `qwen2` and `qwen3` without experts and without \
-                         factors of rotary positions";
+const SUPPORTED: &str = "the tensors of `llama`, `qwen2`, `qwen3` and `gemma3` without experts \
+                         and without factors of rotary positions";
 
 /// Checks that the name of every tensor is known, or in `ignored`.
 ///
@@ -78,7 +85,8 @@ pub(super) fn of_transformers(name: &str, architecture: Architecture) -> Option<
     }
     let (block, part) = name.strip_prefix("blk.")?.split_once('.')?;
     let block: usize = block.parse().ok()?;
+    let own = find(&GEMMA, part).filter(|_| architecture.is_gemma);
     let norm = || find(&HEAD_NORMS, part).filter(|_| architecture.has_head_norms);
-    let theirs = find(&INSIDE, part).or_else(norm)?;
+    let theirs = own.or_else(|| find(&INSIDE, part)).or_else(norm)?;
     Some(format!("model.layers.{block}.{theirs}"))
 }

@@ -25,6 +25,21 @@ const INTEGERS: [[&str; 2]; 7] = [
 const FLOATS: [[&str; 2]; 2] =
     [["attention.layer_norm_rms_epsilon", "rms_norm_eps"], ["rope.freq_base", "rope_theta"]];
 
+/// Integers and floating-point numbers of Gemma 3 alone, and their keys in transformers.
+const GEMMA_INTEGERS: [[&str; 2]; 2] = [
+    ["attention.sliding_window", "sliding_window"],
+    ["attention.sliding_window_pattern", "sliding_window_pattern"],
+];
+const GEMMA_FLOATS: [[&str; 2]; 1] = [["rope.freq_base_swa", "rope_local_base_freq"]];
+
+/// Number of blocks of the one size of Gemma 3 whose scores are not divided by the root of the
+/// width of heads, but by that of the width of hidden states by the number of heads. Files do not
+/// say it otherwise.
+const GEMMA_27B_BLOCKS: u64 = 62;
+
+/// Base of the wavelengths of rotary positions in files that do not have it.
+const THETA: f64 = 1e4;
+
 /// Keys of an architecture that are compared with others, or read for the scaling of positions.
 const COMPARED: [&str; 5] = [
     "attention.value_length",
@@ -68,15 +83,16 @@ pub(super) fn config(
     let keys = Settings { file, architecture, ignored };
     keys.check_known()?;
     let mut config = Map::new();
-    config.insert("model_type".into(), json!(architecture.name));
-    for [key, theirs] in INTEGERS {
+    config.insert("model_type".into(), json!(architecture.model_type));
+    config.insert("rope_theta".into(), json!(THETA));
+    for [key, theirs] in keys.integers() {
         if let Some(value) = keys.integer(key)? {
-            config.insert(theirs.into(), json!(value));
+            config.insert((*theirs).into(), json!(value));
         }
     }
-    for [key, theirs] in FLOATS {
+    for [key, theirs] in keys.floats() {
         if let Some(value) = keys.float(key)? {
-            config.insert(theirs.into(), json!(value));
+            config.insert((*theirs).into(), json!(value));
         }
     }
     for key in ["attention.head_count", "block_count", "embedding_length", "feed_forward_length"] {
@@ -95,6 +111,10 @@ pub(super) fn config(
     keys.compare("rope.dimension_count", head_width)?;
     keys.compare("attention.value_length", head_width)?;
     config.insert("head_dim".into(), json!(head_width));
+    if architecture.is_gemma {
+        keys.needed("attention.sliding_window")?;
+        config.insert("query_pre_attn_scalar".into(), json!(keys.score_scalar(head_width)?));
+    }
     if let Some(scaling) = keys.scaling()? {
         config.insert("rope_scaling".into(), scaling);
     }
@@ -130,7 +150,7 @@ impl<'f> Settings<'f> {
             let split = SPLIT.iter().find(|(known, _)| *known == key);
             let own = key.strip_prefix(self.architecture.name).and_then(|k| k.strip_prefix('.'));
             let only = own.and_then(|own| ONLY.iter().find(|[known, _]| *known == own));
-            if is_ignored || own.is_some_and(is_read) {
+            if is_ignored || own.is_some_and(|own| self.is_read(own)) {
                 continue;
             }
             match (only, split) {
@@ -194,6 +214,34 @@ impl<'f> Settings<'f> {
             .ok_or_else(|| Fault::new(self.name("attention.head_count"), heads, expected))
     }
 
+    /// Returns the number whose root divides Gemma 3's scores.
+    fn score_scalar(&self, head_width: u64) -> Result<u64, Fault> {
+        if self.needed("block_count")? != GEMMA_27B_BLOCKS {
+            return Ok(head_width);
+        }
+        let (width, heads) =
+            (self.needed("embedding_length")?, self.needed("attention.head_count")?);
+        Ok(width.checked_div(heads).unwrap_or(head_width))
+    }
+
+    /// Returns the integers of the architecture.
+    fn integers(&self) -> impl Iterator<Item = &'static [&'static str; 2]> {
+        let own: &[_] = if self.architecture.is_gemma { &GEMMA_INTEGERS } else { &[] };
+        INTEGERS.iter().chain(own)
+    }
+
+    /// Returns the floating-point numbers of the architecture.
+    fn floats(&self) -> impl Iterator<Item = &'static [&'static str; 2]> {
+        let own: &[_] = if self.architecture.is_gemma { &GEMMA_FLOATS } else { &[] };
+        FLOATS.iter().chain(own)
+    }
+
+    /// Returns whether `key` of the architecture is read or does not matter.
+    fn is_read(&self, key: &str) -> bool {
+        let mut pairs = self.integers().chain(self.floats());
+        pairs.any(|[known, _]| *known == key) || COMPARED.contains(&key) || IGNORED.contains(&key)
+    }
+
     /// Returns the scaling of positions in transformers' keys, or `None` without one.
     fn scaling(&self) -> Result<Option<Value>, Fault> {
         let kind = self.value("rope.scaling.type");
@@ -211,15 +259,10 @@ impl<'f> Settings<'f> {
     }
 }
 
-/// Returns whether `key` of an architecture is read or does not matter.
-fn is_read(key: &str) -> bool {
-    let mut pairs = INTEGERS.iter().chain(&FLOATS);
-    pairs.any(|[known, _]| *known == key) || COMPARED.contains(&key) || IGNORED.contains(&key)
-}
-
 /// Returns the keys of all tables.
 #[cfg(test)]
 pub(super) fn known_keys() -> Vec<&'static str> {
-    let read = INTEGERS.iter().chain(&FLOATS).chain(&ONLY).map(|[key, _]| *key);
+    let tables = INTEGERS.iter().chain(&FLOATS).chain(&GEMMA_INTEGERS).chain(&GEMMA_FLOATS);
+    let read = tables.chain(&ONLY).map(|[key, _]| *key);
     read.chain(COMPARED).chain(IGNORED).collect()
 }
