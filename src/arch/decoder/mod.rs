@@ -75,6 +75,26 @@ impl Decoder {
         self
     }
 
+    /// Divides the angles of rotary positions by the values of the tensor `name`, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// Fails unless there is a number above 0 for each pair of a head's elements.
+    pub(super) fn with_rope_divisors(mut self, name: &str) -> Result<Self, ArchError> {
+        if !self.checkpoint.has(name) {
+            return Ok(self);
+        }
+        for attention in &mut self.shape.attention {
+            let divisors = self.checkpoint.finite_values(name, &[attention.head_width / 2])?;
+            if let Some(value) = divisors.iter().find(|value| **value <= 0.0) {
+                let fault = Fault::new(name, value, "numbers above 0 are needed");
+                return Err(ArchError::Config { path: self.checkpoint.path().into(), fault });
+            }
+            attention.rope = attention.rope.clone().divided_by(divisors);
+        }
+        Ok(self)
+    }
+
     /// Takes the factors of norms as the checkpoint has them, as in GGUF files: where an
     /// architecture raises them by 1, the converter has done so.
     pub(super) fn with_norms_as_stored(mut self) -> Self {

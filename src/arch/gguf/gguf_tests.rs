@@ -191,12 +191,35 @@ fn what_might_change_answers_is_refused_by_key() {
 fn a_manifest_may_ignore_keys_and_tensors_by_name() {
     let key = "llama.attention.sliding_window";
     let file =
-        example("llama").with(key, Value::number(8)).tensor("rope_freqs.weight", &[8], 0, &[0; 32]);
+        example("llama").with(key, Value::number(8)).tensor("other.weight", &[8], 0, &[0; 32]);
     let error = refusal(&file, &[key]);
-    assert!(error.contains("tensor `rope_freqs.weight` is unknown"), "{error}");
-    let ignored = [key, "rope_freqs.weight"].map(str::to_owned);
+    assert!(error.contains("tensor `other.weight` is unknown"), "{error}");
+    let ignored = [key, "other.weight"].map(str::to_owned);
     let (file, _folder) = read(&file);
     assert!(open(file, &ignored).is_ok());
+}
+
+#[test]
+fn divisors_of_rotary_positions_are_numbers_above_0_for_each_pair() {
+    let name = "rope_freqs.weight";
+    let of = |values: &[f32]| -> Vec<u8> { values.iter().flat_map(|v| v.to_le_bytes()).collect() };
+    let file = |architecture, values: &[f32]| {
+        example(architecture).tensor(name, &[values.len() as u64], 0, &of(values))
+    };
+    let (known, _folder) = read(&file("llama", &[1.0; 8]));
+    assert!(open(known, &[]).is_ok());
+    for (architecture, values, reason) in [
+        ("llama", vec![1.0; 7], "[7]"),
+        ("llama", vec![0.0; 8], "`rope_freqs.weight` is `0`, but numbers above 0"),
+        ("llama", vec![f32::NAN; 8], "not a number"),
+        ("qwen2", vec![1.0; 8], "tensor `rope_freqs.weight` is unknown"),
+    ] {
+        let file = file(architecture, &values);
+        let error = refusal(&file, &[]);
+        assert!(error.contains(reason), "{error}");
+        let (file, _folder) = read(&file);
+        assert!(open(file, &[name.to_owned()]).is_ok(), "ignored by name");
+    }
 }
 
 #[test]

@@ -27,6 +27,8 @@ struct Architecture {
     /// Whether neighbouring elements of a head turn together: the converter orders the rows of
     /// queries and keys so.
     is_interleaved: bool,
+    /// Whether a tensor may have divisors of rotary positions' angles.
+    has_rope_divisors: bool,
     /// Whether the queries and keys of each head have norms.
     has_head_norms: bool,
     /// Whether blocks are Gemma 3's: with a norm of a sub-layer's output, and a window in most.
@@ -38,27 +40,31 @@ const LLAMA: Architecture = Architecture {
     name: "llama",
     model_type: "llama",
     is_interleaved: true,
+    has_rope_divisors: true,
     has_head_norms: false,
     is_gemma: false,
+};
+
+/// Qwen 2, which the others that turn halves of heads vary.
+const QWEN2: Architecture = Architecture {
+    name: "qwen2",
+    model_type: "qwen2",
+    is_interleaved: false,
+    has_rope_divisors: false,
+    ..LLAMA
 };
 
 /// Supported architectures.
 const ALL: [Architecture; 4] = [
     LLAMA,
-    Architecture { name: "qwen2", model_type: "qwen2", is_interleaved: false, ..LLAMA },
-    Architecture {
-        name: "qwen3",
-        model_type: "qwen3",
-        is_interleaved: false,
-        has_head_norms: true,
-        ..LLAMA
-    },
+    QWEN2,
+    Architecture { name: "qwen3", model_type: "qwen3", has_head_norms: true, ..QWEN2 },
     Architecture {
         name: "gemma3",
         model_type: "gemma3_text",
-        is_interleaved: false,
         has_head_norms: true,
         is_gemma: true,
+        ..QWEN2
     },
 ];
 
@@ -105,8 +111,11 @@ fn decoder(file: &GgufFile, ignored: &[String]) -> Result<Decoder, ArchError> {
     let dialect = dialects::of_model_type(model_type).ok_or_else(|| {
         config.refuse(Fault::new(ARCHITECTURE, model_type, "no decoder has this name"))
     })?;
-    let checkpoint = file.checkpoint(|name| names::of_transformers(name, architecture));
+    let is_ignored = |name: &str| ignored.iter().any(|ignored| ignored == name);
+    let known = |name: &str| names::of_transformers(name, architecture);
+    let checkpoint = file.checkpoint(|name| known(name).filter(|_| !is_ignored(name)));
     let decoder = decoder::open(config, dialect, checkpoint)?.with_norms_as_stored();
+    let decoder = decoder.with_rope_divisors(names::ROPE_DIVISORS)?;
     Ok(if architecture.is_interleaved { decoder.with_interleaved_heads() } else { decoder })
 }
 

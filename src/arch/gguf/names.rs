@@ -7,6 +7,9 @@ use crate::{arch::ArchError, pool::GgufFile};
 pub(super) const EMBEDDINGS: &str = "token_embd.weight";
 /// Name of the head's matrix. Without it, the table of embeddings is the matrix.
 pub(super) const HEAD: &str = "output.weight";
+/// Name of the divisors of rotary positions' angles, in Llama from version 3.1 on. It is also their
+/// name in the checkpoint.
+pub(super) const ROPE_DIVISORS: &str = "rope_freqs.weight";
 /// Name of the bias of the first block's queries.
 pub(super) const QUERY_BIAS: &str = "blk.0.attn_q.bias";
 
@@ -48,8 +51,7 @@ const HEAD_NORMS: [[&str; 2]; 2] = [
 ];
 
 /// Description of the supported tensors, for errors.
-const SUPPORTED: &str = "the tensors of `llama`, `qwen2`, `qwen3` and `gemma3` without experts \
-                         and without factors of rotary positions";
+const SUPPORTED: &str = "the tensors of `llama`, `qwen2`, `qwen3` and `gemma3` without experts";
 
 /// Checks that the name of every tensor is known, or in `ignored`.
 ///
@@ -82,6 +84,9 @@ pub(super) fn of_transformers(name: &str, architecture: Architecture) -> Option<
     };
     if let Some(theirs) = find(&OUTSIDE, name) {
         return Some(theirs.to_owned());
+    }
+    if name == ROPE_DIVISORS && architecture.has_rope_divisors {
+        return Some(name.to_owned());
     }
     let (block, part) = name.strip_prefix("blk.")?.split_once('.')?;
     let block: usize = block.parse().ok()?;

@@ -59,7 +59,7 @@ const ONLY: [[&str; 2]; 5] = [
 ];
 
 /// Keys of an architecture that change nothing that is computed here. The length for which a model
-/// was first trained matters to scalings that are refused.
+/// was first trained matters to scalings that are refused, or that a tensor says.
 const IGNORED: [&str; 3] =
     ["rope.scaling.finetuned", "rope.scaling.original_context_length", "tensor_data_layout"];
 
