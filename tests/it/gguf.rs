@@ -58,7 +58,7 @@ fn name_of(theirs: &str) -> String {
 
 /// Orders the rows of queries or keys so that what turns together is neighboured, as the converter
 /// of llama.cpp does.
-fn interleaved(rows: &[u8], num_heads: usize, head_width: usize) -> Vec<u8> {
+pub(crate) fn interleaved(rows: &[u8], num_heads: usize, head_width: usize) -> Vec<u8> {
     let row = rows.len() / (num_heads * head_width);
     let half = head_width / 2;
     let order = (0..num_heads * head_width).map(|to| {

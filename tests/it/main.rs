@@ -19,6 +19,7 @@ mod experts;
 mod gemma;
 mod generation;
 mod gguf;
+mod gguf_experts;
 mod http;
 mod images;
 mod import;

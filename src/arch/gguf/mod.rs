@@ -29,10 +29,23 @@ struct Architecture {
     is_interleaved: bool,
     /// Whether a tensor may have divisors of rotary positions' angles.
     has_rope_divisors: bool,
-    /// Whether the queries and keys of each head have norms.
+    /// Whether queries and keys have norms.
     has_head_norms: bool,
     /// Whether blocks are Gemma 3's: with a norm of a sub-layer's output, and a window in most.
     is_gemma: bool,
+    /// Experts of files that have some, or `None` if they are not supported.
+    experts: Option<Experts>,
+}
+
+/// Experts of an architecture.
+#[derive(Debug, Clone, Copy)]
+struct Experts {
+    /// Name in transformers of the architecture with experts: its `model_type`.
+    model_type: &'static str,
+    /// Whether the weights of the chosen experts add up to 1. Files do not say it.
+    are_renormalized: bool,
+    /// Whether all tokens share an expert.
+    are_shared: bool,
 }
 
 /// Llama, which the others vary.
@@ -43,6 +56,7 @@ const LLAMA: Architecture = Architecture {
     has_rope_divisors: true,
     has_head_norms: false,
     is_gemma: false,
+    experts: Some(Experts { model_type: "mixtral", are_renormalized: true, are_shared: false }),
 };
 
 /// Qwen 2, which the others that turn halves of heads vary.
@@ -51,11 +65,12 @@ const QWEN2: Architecture = Architecture {
     model_type: "qwen2",
     is_interleaved: false,
     has_rope_divisors: false,
+    experts: None,
     ..LLAMA
 };
 
 /// Supported architectures.
-const ALL: [Architecture; 4] = [
+const ALL: [Architecture; 7] = [
     LLAMA,
     QWEN2,
     Architecture { name: "qwen3", model_type: "qwen3", has_head_norms: true, ..QWEN2 },
@@ -64,6 +79,35 @@ const ALL: [Architecture; 4] = [
         model_type: "gemma3_text",
         has_head_norms: true,
         is_gemma: true,
+        ..QWEN2
+    },
+    Architecture {
+        name: "qwen2moe",
+        model_type: "qwen2_moe",
+        experts: Some(Experts {
+            model_type: "qwen2_moe",
+            are_renormalized: false,
+            are_shared: true,
+        }),
+        ..QWEN2
+    },
+    Architecture {
+        name: "qwen3moe",
+        model_type: "qwen3_moe",
+        has_head_norms: true,
+        experts: Some(Experts {
+            model_type: "qwen3_moe",
+            are_renormalized: true,
+            are_shared: false,
+        }),
+        ..QWEN2
+    },
+    // The norms of OLMoE are over all heads together, under the same names.
+    Architecture {
+        name: "olmoe",
+        model_type: "olmoe",
+        has_head_norms: true,
+        experts: Some(Experts { model_type: "olmoe", are_renormalized: false, are_shared: false }),
         ..QWEN2
     },
 ];
@@ -103,11 +147,11 @@ pub(super) fn open(file: GgufFile, ignored: &[String]) -> Result<GgufDecoder, Ar
 fn decoder(file: &GgufFile, ignored: &[String]) -> Result<Decoder, ArchError> {
     let architecture = architecture(file)?;
     names::check(file, architecture, ignored)?;
-    let text = settings::config(file, architecture, ignored)
-        .map_err(|fault| ArchError::Config { path: file.path().to_owned(), fault })?
-        .to_string();
+    let values = settings::config(file, architecture, ignored)
+        .map_err(|fault| ArchError::Config { path: file.path().to_owned(), fault })?;
+    let text = values.to_string();
     let config = ConfigFile { path: file.path(), text: &text, ignored: &[] };
-    let model_type = architecture.model_type;
+    let model_type = values["model_type"].as_str().unwrap_or_default();
     let dialect = dialects::of_model_type(model_type).ok_or_else(|| {
         config.refuse(Fault::new(ARCHITECTURE, model_type, "no decoder has this name"))
     })?;

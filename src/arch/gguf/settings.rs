@@ -32,6 +32,17 @@ const GEMMA_INTEGERS: [[&str; 2]; 2] = [
 ];
 const GEMMA_FLOATS: [[&str; 2]; 1] = [["rope.freq_base_swa", "rope_local_base_freq"]];
 
+/// Integers of architectures with experts, and their keys in transformers.
+const EXPERT_INTEGERS: [[&str; 2]; 4] = [
+    [EXPERT_COUNT, "num_experts"],
+    ["expert_feed_forward_length", "moe_intermediate_size"],
+    ["expert_shared_feed_forward_length", "shared_expert_intermediate_size"],
+    ["expert_used_count", "num_experts_per_tok"],
+];
+
+/// Key of the number of experts, which is 0 without experts.
+const EXPERT_COUNT: &str = "expert_count";
+
 /// Number of blocks of the one size of Gemma 3 whose scores are not divided by the root of the
 /// width of heads, but by that of the width of hidden states by the number of heads. Files do not
 /// say it otherwise.
@@ -50,13 +61,11 @@ const COMPARED: [&str; 5] = [
 ];
 
 /// Keys of an architecture of which one value is supported.
-const ONLY: [[&str; 2]; 5] = [
-    ["attention.causal", "true"],
-    ["expert_count", "0"],
-    ["expert_used_count", "0"],
-    ["rope.scale_linear", "1"],
-    ["use_parallel_residual", "false"],
-];
+const ONLY: [[&str; 2]; 3] =
+    [["attention.causal", "true"], ["rope.scale_linear", "1"], ["use_parallel_residual", "false"]];
+
+/// Keys of experts and the values that they have in files of architectures without experts.
+const WITHOUT_EXPERTS: [[&str; 2]; 2] = [[EXPERT_COUNT, "0"], ["expert_used_count", "0"]];
 
 /// Keys of an architecture that change nothing that is computed here. The length for which a model
 /// was first trained matters to scalings that are refused, or that a tensor says.
@@ -83,7 +92,13 @@ pub(super) fn config(
     let keys = Settings { file, architecture, ignored };
     keys.check_known()?;
     let mut config = Map::new();
-    config.insert("model_type".into(), json!(architecture.model_type));
+    let num_experts = keys.integer(EXPERT_COUNT)?.unwrap_or(0);
+    let experts = architecture.experts.filter(|_| num_experts > 0);
+    let model_type = experts.map_or(architecture.model_type, |experts| experts.model_type);
+    config.insert("model_type".into(), json!(model_type));
+    if let Some(experts) = experts {
+        config.insert("norm_topk_prob".into(), json!(experts.are_renormalized));
+    }
     config.insert("rope_theta".into(), json!(THETA));
     for [key, theirs] in keys.integers() {
         if let Some(value) = keys.integer(key)? {
@@ -149,7 +164,8 @@ impl<'f> Settings<'f> {
                 || IGNORED_TABLES.iter().any(|table| key.starts_with(table));
             let split = SPLIT.iter().find(|(known, _)| *known == key);
             let own = key.strip_prefix(self.architecture.name).and_then(|k| k.strip_prefix('.'));
-            let only = own.and_then(|own| ONLY.iter().find(|[known, _]| *known == own));
+            let mut one_value = ONLY.iter().chain(&WITHOUT_EXPERTS);
+            let only = own.and_then(|own| one_value.find(|[known, _]| *known == own));
             if is_ignored || own.is_some_and(|own| self.is_read(own)) {
                 continue;
             }
@@ -227,7 +243,9 @@ impl<'f> Settings<'f> {
     /// Returns the integers of the architecture.
     fn integers(&self) -> impl Iterator<Item = &'static [&'static str; 2]> {
         let own: &[_] = if self.architecture.is_gemma { &GEMMA_INTEGERS } else { &[] };
-        INTEGERS.iter().chain(own)
+        let experts: &[_] =
+            if self.architecture.experts.is_some() { &EXPERT_INTEGERS } else { &[] };
+        INTEGERS.iter().chain(own).chain(experts)
     }
 
     /// Returns the floating-point numbers of the architecture.
@@ -263,6 +281,6 @@ impl<'f> Settings<'f> {
 #[cfg(test)]
 pub(super) fn known_keys() -> Vec<&'static str> {
     let tables = INTEGERS.iter().chain(&FLOATS).chain(&GEMMA_INTEGERS).chain(&GEMMA_FLOATS);
-    let read = tables.chain(&ONLY).map(|[key, _]| *key);
+    let read = tables.chain(&EXPERT_INTEGERS).chain(&ONLY).map(|[key, _]| *key);
     read.chain(COMPARED).chain(IGNORED).collect()
 }
