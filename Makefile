@@ -189,6 +189,7 @@ references: setup data $(TRAINING) ## Make the reference outputs of the tests an
 	$(TRAINING) tools/vision_reference.py --out tests/references/vit
 	$(TRAINING) tools/sentence_reference.py --out tests/references/sentence
 	$(TRAINING) tools/moe_reference.py --out tests/references/moe
+	$(TRAINING) tools/dense_reference.py --out tests/references/dense
 	$(TRAINING) tools/train/reference.py --family tests/pool/fashion --new --data $(IMAGES) \
 		--out tests/references/fashion.safetensors
 	$(TRAINING) tools/train/reference.py --family models/fashion --data $(IMAGES) \

@@ -32,6 +32,25 @@ CASES = {
     "mistral-whole": {"model_type": "mistral", "sliding_window": None, "head_dim": 16},
     "qwen2": {"model_type": "qwen2", "sliding_window": 4, "use_sliding_window": False},
     "qwen3": {"model_type": "qwen3", "head_dim": 16, "attention_bias": False},
+    "gemma3": {
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 4,
+        "head_dim": 16,
+        "sliding_window": 4,
+        "sliding_window_pattern": 3,
+        "query_pre_attn_scalar": 24,
+        "rope_local_base_freq": 100.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    },
+    "gemma3-biased": {
+        "model_type": "gemma3_text",
+        "num_key_value_heads": 1,
+        "head_dim": 24,
+        "attention_bias": True,
+        "sliding_window": 3,
+        "layer_types": ["full_attention", "sliding_attention"],
+        "tie_word_embeddings": False,
+    },
 }
 LENGTHS = (13, 9)
 
@@ -52,12 +71,15 @@ def write_case(folder, seed, config):
     """Writes a checkpoint and its reference."""
     torch.manual_seed(seed)
     shutil.rmtree(folder, ignore_errors=True)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**SIZES, **config)).eval()
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**SIZES | config)).eval()
+    # Gemma's norms add 1 to their weights.
+    mean = 0.0 if config["model_type"].startswith("gemma") else 1.0
     with torch.no_grad():
         for weight in model.parameters():
-            scale = weight.shape[-1] ** -0.5 if weight.dim() == 2 else 0.3
-            mean = 0.0 if weight.dim() == 2 else 1.0
-            weight.normal_(mean, scale)
+            if weight.dim() == 2:
+                weight.normal_(0.0, weight.shape[-1] ** -0.5)
+            else:
+                weight.normal_(mean, 0.3)
     model.save_pretrained(folder)
     ids = torch.randint(1, SIZES["vocab_size"], (len(LENGTHS), max(LENGTHS)))
     mask = torch.zeros_like(ids)

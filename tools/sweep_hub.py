@@ -145,6 +145,8 @@ def readers():
     whole = {"num_experts": 4}
     qwen2 = EXPERTS | whole | {"moe_intermediate_size": 18, "shared_expert_intermediate_size": 22}
     qwen3 = EXPERTS | {"moe_intermediate_size": 18, "num_local_experts": 4, "head_dim": 8}
+    gemma3 = DECODER | {"head_dim": 8, "query_pre_attn_scalar": 20, "sliding_window": 3}
+    gemma3 |= {"layer_types": ["sliding_attention", "full_attention"]}
     granite = EXPERTS | local | {"attention_multiplier": 0.3, "logits_scaling": 2.0}
     return {
         "bert": Hub(lib.BertConfig, lib.BertModel, "embedding", ENCODER),
@@ -155,6 +157,7 @@ def readers():
             lib.DeiTConfig, lib.DeiTForImageClassificationWithTeacher, "images", IMAGE
         ),
         "llama": Hub(lib.LlamaConfig, lib.LlamaForCausalLM, "logits", DECODER),
+        "gemma3_text": Hub(lib.Gemma3TextConfig, lib.Gemma3ForCausalLM, "logits", gemma3),
         "mixtral": Hub(lib.MixtralConfig, lib.MixtralForCausalLM, "logits", EXPERTS | local),
         "olmoe": Hub(lib.OlmoeConfig, lib.OlmoeForCausalLM, "logits", EXPERTS | whole),
         "qwen2_moe": Hub(lib.Qwen2MoeConfig, lib.Qwen2MoeForCausalLM, "logits", qwen2),

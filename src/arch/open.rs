@@ -20,9 +20,9 @@ use crate::{
 
 /// Supported values of `model_type`, for errors.
 const SUPPORTED: &str = "`bert`, `mpnet`, `vit`, `deit`, `llama`, `mistral`, `qwen2`, `qwen3`, \
-                         `mixtral`, `olmoe`, `qwen2_moe`, `qwen3_moe`, `granitemoe`, \
-                         `granitemoeshared` and `moduleformer` are supported, and timm's \
-                         architectures vit_*, deit_* and deit3_*";
+                         `gemma3_text`, `mixtral`, `olmoe`, `qwen2_moe`, `qwen3_moe`, \
+                         `granitemoe`, `granitemoeshared` and `moduleformer` are supported, and \
+                         timm's architectures vit_*, deit_* and deit3_*";
 
 /// Opens the anchor `name` of the family in `folder`.
 pub(crate) fn open(

@@ -78,7 +78,7 @@ pub struct VocabularySpec {
 #[derive(Debug, thiserror::Error)]
 pub enum VocabularyError {
     /// A tokenizer of an unknown kind.
-    #[error("`tokenizer.ggml.model` is `{model}`; supported is `gpt2`")]
+    #[error("`tokenizer.ggml.model` is `{model}`; supported are `gpt2` and `llama`")]
     Model {
         /// Value of the key.
         model: String,

@@ -205,6 +205,16 @@ impl Checkpoint {
     /// Fails like [`weight`](Self::weight), when the file cannot be read, and when a value is
     /// infinite or not a number.
     pub fn finite_weight(&self, name: &str, shape: &[usize]) -> Result<TensorProto, PoolError> {
+        self.finite_values(name, shape)?;
+        self.weight(name, shape)
+    }
+
+    /// Returns the values of the tensor `name` of shape `shape`.
+    ///
+    /// # Errors
+    ///
+    /// Fails like [`finite_weight`](Self::finite_weight).
+    pub fn finite_values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, PoolError> {
         let weight = self.weight(name, shape)?;
         let path = self.folder.join(&self.tensor(name)?.file);
         let values = read_floats(&self.folder, &weight).map_err(|e| PoolError::Malformed {
@@ -212,7 +222,7 @@ impl Checkpoint {
             message: format!("tensor `{name}` cannot be read: {e}"),
         })?;
         if values.iter().all(|value| value.is_finite()) {
-            return Ok(weight);
+            return Ok(values);
         }
         Err(PoolError::NotFinite { path, name: name.into() })
     }

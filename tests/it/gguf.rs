@@ -2,6 +2,7 @@
 //! their values.
 
 use safetensors::SafeTensors;
+use serde_json::json;
 use tessera::plan::Plan;
 
 use crate::{
@@ -57,7 +58,7 @@ fn name_of(theirs: &str) -> String {
 
 /// Orders the rows of queries or keys so that what turns together is neighboured, as the converter
 /// of llama.cpp does.
-fn interleaved(rows: &[u8], num_heads: usize, head_width: usize) -> Vec<u8> {
+pub(crate) fn interleaved(rows: &[u8], num_heads: usize, head_width: usize) -> Vec<u8> {
     let row = rows.len() / (num_heads * head_width);
     let half = head_width / 2;
     let order = (0..num_heads * head_width).map(|to| {
@@ -69,8 +70,12 @@ fn interleaved(rows: &[u8], num_heads: usize, head_width: usize) -> Vec<u8> {
 
 /// Returns a decoder in GGUF with the weights of `model`.
 fn of_model(model: &Model) -> Model {
+    Model::of_gguf(with_weights(keys(&KEYS), model).bytes(), 64)
+}
+
+/// Returns `file` with the weights of `model`.
+fn with_weights(mut file: Written, model: &Model) -> Written {
     let tensors = SafeTensors::deserialize(&model.files[WEIGHTS]).expect("safetensors");
-    let mut file = keys(&KEYS);
     for (name, view) in tensors.tensors() {
         let extents: Vec<u64> = view.shape().iter().rev().map(|extent| *extent as u64).collect();
         let bytes = match &name {
@@ -80,7 +85,7 @@ fn of_model(model: &Model) -> Model {
         };
         file = file.tensor(&name_of(&name), &extents, 0, &bytes);
     }
-    Model::of_gguf(file.bytes(), 64)
+    file
 }
 
 #[test]
@@ -95,6 +100,28 @@ fn a_llama_gives_the_same_from_gguf_as_from_safetensors() {
     let mut found = step(&ours, &plan, &mut [(&mut sequence, &tokens[..9])]);
     found.extend(step(&ours, &plan, &mut [(&mut sequence, &tokens[9..])]));
     check("in steps", &found, &expected);
+}
+
+#[test]
+fn divisors_of_rotary_positions_are_the_scaling_of_llama_3() {
+    let mut theirs = llama();
+    theirs.set(
+        "rope_scaling",
+        json!({"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4,
+            "original_max_position_embeddings": 128}),
+    );
+    // The wavelengths are 6.28 tokens, which is short, 62.8, which is between 32 and 128, and more.
+    let kept = (128.0 / (20.0 * std::f32::consts::PI) - 1.0) / 3.0;
+    let divisors = [1.0, 1.0 / ((1.0 - kept) / 8.0 + kept), 8.0, 8.0];
+    let bytes: Vec<u8> = divisors.iter().flat_map(|divisor: &f32| divisor.to_le_bytes()).collect();
+    let file = with_weights(keys(&KEYS), &theirs).tensor("rope_freqs.weight", &[4], 0, &bytes);
+    let ours = Model::of_gguf(file.bytes(), 64);
+    let [plain, theirs, ours] = [llama(), theirs, ours].map(|model| {
+        let executor = model.executor();
+        at_once(&executor, &plan_of(&executor, "a[0..2]"), &Random(2).tokens(17))
+    });
+    check("llama 3", &ours, &theirs);
+    assert!(plain[16].iter().zip(&ours[16]).any(|(a, b)| (a - b).abs() > 1e-3), "it matters");
 }
 
 /// Types of blocks: ggml's number, elements and bytes of a block, and places of its scales.

@@ -44,7 +44,7 @@ impl Decoder {
         index: usize,
         precision: Precision,
     ) -> Result<Network, ArchError> {
-        let shape = self.shape.attention;
+        let shape = &self.shape.attention[index];
         let (mut graph, hidden) = with_hidden(self.shape.width);
         let [queries, keys, values] = self.projected(&mut graph, &hidden, index, &OF_BATCH)?;
         let count = num_tokens(&mut graph, &hidden);
@@ -67,7 +67,7 @@ impl Decoder {
         index: usize,
         tokens: &[i64],
     ) -> Result<[String; 3], ArchError> {
-        let Attention { num_heads, num_shared_heads, .. } = self.shape.attention;
+        let Attention { num_heads, num_shared_heads, .. } = self.shape.attention[index];
         let normed = self.normed(graph, hidden, index)?;
         let mut project = |letter, num_heads| {
             let projection = Projection { block: index, letter, num_heads, tokens };
@@ -97,7 +97,7 @@ impl Decoder {
         index: usize,
         letter: char,
     ) -> Result<String, ArchError> {
-        let width = self.shape.attention.width_of(letter);
+        let width = self.shape.attention[index].width_of(letter);
         let name = format!("model.layers.{index}.self_attn.{letter}_proj.weight");
         Ok(linear(graph, normed, self.weight(&name, &[width, self.shape.width])?))
     }
@@ -109,7 +109,7 @@ impl Decoder {
         index: usize,
         letter: char,
     ) -> Result<String, ArchError> {
-        let width = self.shape.attention.width_of(letter);
+        let width = self.shape.attention[index].width_of(letter);
         let name = format!("model.layers.{index}.self_attn.{letter}_proj.bias");
         Ok(float_weight(graph, self.weight(&name, &[width])?))
     }
@@ -123,7 +123,7 @@ impl Decoder {
         index: usize,
     ) -> Result<String, ArchError> {
         let width = self.shape.width;
-        let Attention { num_heads, head_width, has_output_bias, .. } = self.shape.attention;
+        let Attention { num_heads, head_width, has_output_bias, .. } = self.shape.attention[index];
         let name = format!("model.layers.{index}.self_attn.o_proj");
         let matrix = self.weight(&format!("{name}.weight"), &[width, num_heads * head_width])?;
         let mut output = linear(graph, mixed, matrix);
@@ -131,8 +131,8 @@ impl Decoder {
             let bias = float_weight(graph, self.weight(&format!("{name}.bias"), &[width])?);
             output = graph.node("Add", &[&output, &bias], &[]);
         }
-        let output = scaled(graph, &output, self.shape.residual_multiplier);
-        Ok(graph.node("Add", &[hidden, &output], &[]))
+        let norm = format!("model.layers.{index}.post_attention_layernorm.weight");
+        self.end_sub_layer(graph, hidden, &output, &norm)
     }
 
     /// Adds queries, keys or values, projected, normalized and clamped as in the architecture.
@@ -142,7 +142,7 @@ impl Decoder {
         normed: &str,
         Projection { block, letter, num_heads, tokens }: Projection<'_>,
     ) -> Result<String, ArchError> {
-        let Attention { head_width, has_biases, norms, clip, .. } = self.shape.attention;
+        let Attention { head_width, has_biases, norms, clip, .. } = self.shape.attention[block];
         let width = num_heads * head_width;
         let mut value = self.product(graph, normed, block, letter)?;
         if has_biases {
@@ -196,7 +196,7 @@ pub(super) fn num_tokens(graph: &mut GraphBuilder, value: &str) -> String {
 /// # Shapes
 ///
 /// - both: \[tokens, head width / 2\]
-fn turns(graph: &mut GraphBuilder, count: &str, shape: Attention) -> [String; 2] {
+fn turns(graph: &mut GraphBuilder, count: &str, shape: &Attention) -> [String; 2] {
     let frequencies = shape.frequencies();
     let frequencies = graph.floats(vec![1, signed(frequencies.len())], &frequencies);
     let positions = positions(graph, count);
@@ -214,7 +214,7 @@ pub(super) fn turn(
     value: &str,
     positions: &str,
     [cosines, sines]: &[String; 2],
-    shape: Attention,
+    shape: &Attention,
 ) -> String {
     let interleaved = [("interleaved", Attribute::Int(1))];
     let attributes: &[_] = if shape.is_interleaved { &interleaved } else { &[] };
@@ -232,7 +232,7 @@ fn mix(
     graph: &mut GraphBuilder,
     [queries, keys, values]: [&str; 3],
     count: &str,
-    shape: Attention,
+    shape: &Attention,
 ) -> String {
     let (shared, head) = (signed(shape.num_shared_heads), signed(shape.head_width));
     let group = signed(shape.num_heads / shape.num_shared_heads);

@@ -61,7 +61,7 @@ impl Decoder {
         cache: CacheSpec,
         precision: Precision,
     ) -> Result<Network, ArchError> {
-        let shape = self.shape.attention;
+        let shape = &self.shape.attention[index];
         let (mut graph, hidden) = with_rows(self.shape.width);
         let half = extent(shape.head_width / 2);
         let turns = [COSINES, SINES].map(|name| graph.input(name, data_type::FLOAT, &[None, half]));
@@ -88,7 +88,7 @@ impl Decoder {
         index: usize,
     ) -> Result<String, ArchError> {
         let axis = [("axis", Attribute::Int(-1))];
-        let shape = self.shape.attention;
+        let shape = &self.shape.attention[index];
         if shape.norms != Norms::None || !shape.is_turned_inside() {
             let parts = self.projected(graph, hidden, index, &OF_STEP)?;
             let [mut queries, mut keys, values] = parts;
@@ -130,7 +130,12 @@ impl Decoder {
 }
 
 /// Adds attention over the cache, whose new state is an output of the graph.
-fn attend(graph: &mut GraphBuilder, joined: &str, turns: &[String; 2], shape: Attention) -> String {
+fn attend(
+    graph: &mut GraphBuilder,
+    joined: &str,
+    turns: &[String; 2],
+    shape: &Attention,
+) -> String {
     let cache = [None, extent(shape.num_shared_heads), None, extent(shape.head_width)];
     let past = [PAST_KEYS, PAST_VALUES].map(|name| graph.input(name, data_type::FLOAT, &cache));
     let lengths = graph.input(LENGTHS, data_type::INT32, &[None]);

@@ -4,13 +4,17 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{
-    dialects::{Biases, CountKey, Dialect, ExpertDialect, Norms, Renormalize, Shared},
+    dialects::{
+        Biases, CountKey, Dialect, ExpertDialect, Norms, Renormalize, Shared, SubLayerNorms,
+    },
+    gemma::{self, Layer, Layers},
     rope::{Defaults, Rope},
 };
 use crate::{
     arch::{
         error::ArchError,
         keys::{ConfigFile, Keys, TRANSFORMERS},
+        nonlinearity::Nonlinearity,
     },
     family::Fault,
     module::Router,
@@ -27,8 +31,14 @@ pub(crate) struct Shape {
     pub(super) max_tokens: Option<usize>,
     /// Epsilon of the norms.
     pub(super) epsilon: f32,
-    /// Attention of every block.
-    pub(super) attention: Attention,
+    /// Whether factors of norms are larger by 1 than the checkpoint has them.
+    pub(super) are_factors_raised: bool,
+    /// Norms of a sub-layer.
+    pub(super) sub_layer_norms: SubLayerNorms,
+    /// Nonlinearity of the feed-forward parts.
+    pub(super) nonlinearity: Nonlinearity,
+    /// Attention of each block.
+    pub(super) attention: Vec<Attention>,
     /// Experts of every block that has experts, or `None` if no block has any.
     pub(super) experts: Option<Experts>,
     /// Whether each block has one feed-forward part in place of experts.
@@ -46,7 +56,7 @@ pub(crate) struct Shape {
 }
 
 /// Settings of an attention sub-layer.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Attention {
     /// Number of query heads.
     pub(super) num_heads: usize,
@@ -178,18 +188,22 @@ const KEYS: Keys = Keys {
 ///
 /// Fails on a configuration that is malformed, contradicts itself or is not supported.
 pub(super) fn read(file: ConfigFile<'_>, dialect: &'static Dialect) -> Result<Shape, ArchError> {
-    let mut config: Config = file.read(&[TRANSFORMERS, KEYS])?;
+    let keys = if dialect.has_layer_kinds { gemma::KEYS } else { KEYS };
+    let mut config: Config = file.read(&[TRANSFORMERS, keys])?;
     // A window that is `null` is none, and one that is not there is the dialect's.
     if dialect.window.is_some() && !file.has("sliding_window")? {
         config.sliding_window = dialect.window;
     }
-    let rope = config.rope(file, dialect)?;
-    config.shape(dialect, rope).map_err(|fault| file.refuse(fault))
+    config.check_sizes(dialect).map_err(|fault| file.refuse(fault))?;
+    let layers = match dialect.has_layer_kinds {
+        true => Layers::read(file, dialect.theta)?,
+        false => Layers::same(&config.rope(file, dialect)?, config.num_hidden_layers),
+    };
+    config.shape(dialect, &layers).map_err(|fault| file.refuse(fault))
 }
 
 impl Config {
-    fn shape(&self, dialect: &'static Dialect, rope: Rope) -> Result<Shape, Fault> {
-        self.check_sizes()?;
+    fn shape(&self, dialect: &'static Dialect, layers: &Layers) -> Result<Shape, Fault> {
         // Only Granite's code reads the multipliers.
         let multiplier =
             |value: Option<f32>| value.filter(|_| dialect.has_multipliers).unwrap_or(1.0);
@@ -198,18 +212,24 @@ impl Config {
             num_words: self.vocab_size,
             max_tokens: self.max_position_embeddings,
             epsilon: self.rms_norm_eps.unwrap_or(dialect.epsilon),
-            attention: self.attention(dialect, rope)?,
+            are_factors_raised: dialect.are_factors_raised,
+            sub_layer_norms: dialect.sub_layer_norms,
+            nonlinearity: dialect.nonlinearity,
+            attention: self.attention(dialect, layers)?,
             experts: dialect.experts.as_ref().map(|own| self.experts(dialect, own)).transpose()?,
             dense: self.dense(dialect),
             dense_inner: self.intermediate_size,
-            embedding_multiplier: multiplier(self.embedding_multiplier),
+            embedding_multiplier: match dialect.has_scaled_embeddings {
+                true => root(self.hidden_size),
+                false => multiplier(self.embedding_multiplier),
+            },
             residual_multiplier: multiplier(self.residual_multiplier),
             logits_divisor: multiplier(self.logits_scaling),
-            is_tied: self.tie_word_embeddings.unwrap_or(false),
+            is_tied: self.tie_word_embeddings.unwrap_or(dialect.is_tied),
         })
     }
 
-    fn check_sizes(&self) -> Result<(), Fault> {
+    fn check_sizes(&self, dialect: &Dialect) -> Result<(), Fault> {
         let sizes = [
             ("hidden_size", self.hidden_size),
             ("num_attention_heads", self.num_attention_heads),
@@ -225,16 +245,18 @@ impl Config {
         if let Some(value) = self.logits_scaling.filter(|value| !value.is_normal()) {
             return Err(Fault::new("logits_scaling", value, "a number other than 0 is needed"));
         }
-        let types = self.layer_types.iter().flatten();
+        let types = self.layer_types.iter().flatten().filter(|_| !dialect.has_layer_kinds);
         if let Some(other) = types.into_iter().find(|name| *name != "full_attention") {
             return Err(Fault::new("layer_types", other, "`full_attention` is supported"));
         }
         Ok(())
     }
 
-    fn attention(&self, dialect: &Dialect, rope: Rope) -> Result<Attention, Fault> {
+    /// Returns the attention of each block.
+    fn attention(&self, dialect: &Dialect, layers: &Layers) -> Result<Vec<Attention>, Fault> {
         let num_heads = self.num_attention_heads;
-        let num_shared_heads = self.num_key_value_heads.unwrap_or(num_heads);
+        let num_shared_heads = self.num_key_value_heads.or(dialect.num_shared_heads);
+        let num_shared_heads = num_shared_heads.unwrap_or(num_heads);
         if num_shared_heads == 0 || !num_heads.is_multiple_of(num_shared_heads) {
             let expected = format!("it must divide num_attention_heads, {num_heads}");
             return Err(Fault::new("num_key_value_heads", num_shared_heads, expected));
@@ -252,15 +274,16 @@ impl Config {
             return Err(Fault::new("use_sliding_window", true, expected));
         }
         let is_biased = self.attention_bias.unwrap_or(false);
-        Ok(Attention {
+        let window = self.sliding_window.filter(|_| dialect.has_window);
+        let attention = |layer: &Layer| Attention {
             num_heads,
             num_shared_heads,
             head_width,
             scale: match dialect.has_multipliers {
                 true => self.attention_multiplier.unwrap_or(1.0),
-                false => inverse_root(head_width),
+                false => layers.scale.unwrap_or_else(|| inverse_root(head_width)),
             },
-            rope,
+            rope: layer.rope.clone(),
             has_biases: match dialect.biases {
                 Biases::None => false,
                 Biases::Configured => is_biased,
@@ -270,9 +293,10 @@ impl Config {
             has_output_bias: is_biased && dialect.biases == Biases::Configured,
             norms: dialect.norms,
             clip: self.clip_qkv.filter(|_| dialect.has_clip),
-            window: self.sliding_window.filter(|_| dialect.has_window),
+            window: window.filter(|_| layer.has_window),
             is_interleaved: false,
-        })
+        };
+        Ok(layers.blocks.iter().map(attention).collect())
     }
 
     /// Returns the angles of rotary positions, which `file` has under its earlier key or its own.
@@ -344,7 +368,12 @@ impl Config {
 
 /// Returns the factor on scores that keeps them from growing with the width of heads.
 pub(super) fn inverse_root(head_width: usize) -> f32 {
-    #[expect(clippy::cast_precision_loss, reason = "widths of heads are small")]
-    let width = head_width as f32;
-    width.sqrt().recip()
+    root(head_width).recip()
+}
+
+/// Returns the root of the width of heads or of hidden states.
+fn root(width: usize) -> f32 {
+    #[expect(clippy::cast_precision_loss, reason = "widths are small")]
+    let width = width as f32;
+    width.sqrt()
 }

@@ -2,7 +2,7 @@
 //!
 //! A new decoder of the family is a constant here and its place in [`ALL`].
 
-use crate::module::Order;
+use crate::{arch::nonlinearity::Nonlinearity, module::Order};
 
 /// Computation and tensor names of an architecture, where decoders differ.
 #[derive(Debug, PartialEq)]
@@ -27,8 +27,22 @@ pub(crate) struct Dialect {
     pub(super) head_width: Option<usize>,
     /// Whether `clip_qkv` bounds queries, keys and values.
     pub(super) has_clip: bool,
+    /// Number of heads of keys and values if the configuration has none; `None` for that of heads.
+    pub(super) num_shared_heads: Option<usize>,
     /// Whether embeddings, residuals, scores and logits have multipliers.
     pub(super) has_multipliers: bool,
+    /// Whether embeddings are multiplied by the root of their width.
+    pub(super) has_scaled_embeddings: bool,
+    /// Nonlinearity of the feed-forward parts.
+    pub(super) nonlinearity: Nonlinearity,
+    /// Norms of a sub-layer.
+    pub(super) sub_layer_norms: SubLayerNorms,
+    /// Whether factors of norms are larger by 1 than the checkpoint has them.
+    pub(super) are_factors_raised: bool,
+    /// Whether some blocks have the window and others do not, each kind with its own positions.
+    pub(super) has_layer_kinds: bool,
+    /// Whether the head is tied if the configuration does not say it.
+    pub(super) is_tied: bool,
     /// Experts, or `None` if every block has one feed-forward part.
     pub(super) experts: Option<ExpertDialect>,
 }
@@ -42,6 +56,15 @@ pub(super) enum Norms {
     Whole,
     /// Normalization of each head by itself.
     Heads,
+}
+
+/// Norms of a sub-layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SubLayerNorms {
+    /// A norm of the input.
+    Before,
+    /// A norm of the input, and one of the output before the residual is added.
+    Around,
 }
 
 /// Biases of the attention's projections.
@@ -145,7 +168,14 @@ pub(super) const LLAMA: Dialect = Dialect {
     window: None,
     head_width: None,
     has_clip: false,
+    num_shared_heads: None,
     has_multipliers: false,
+    has_scaled_embeddings: false,
+    nonlinearity: Nonlinearity::Silu,
+    sub_layer_norms: SubLayerNorms::Before,
+    are_factors_raised: false,
+    has_layer_kinds: false,
+    is_tied: false,
     experts: None,
 };
 
@@ -165,6 +195,24 @@ const QWEN2: Dialect =
 /// Qwen3 (Yang et al. 2025).
 const QWEN3: Dialect =
     Dialect { model_types: &["qwen3"], norms: Norms::Heads, head_width: Some(128), ..LLAMA };
+
+/// Text models of Gemma 3 (Gemma Team 2025).
+const GEMMA3: Dialect = Dialect {
+    model_types: &["gemma3_text"],
+    theta: 1e6,
+    norms: Norms::Heads,
+    has_window: true,
+    window: Some(4_096),
+    head_width: Some(256),
+    num_shared_heads: Some(4),
+    has_scaled_embeddings: true,
+    nonlinearity: Nonlinearity::GeluTanh,
+    sub_layer_norms: SubLayerNorms::Around,
+    are_factors_raised: true,
+    has_layer_kinds: true,
+    is_tied: true,
+    ..LLAMA
+};
 
 /// Mixtral (Jiang et al. 2024).
 const MIXTRAL: Dialect = Dialect {
@@ -237,8 +285,8 @@ const GRANITE_MOE: Dialect = Dialect {
 };
 
 /// Known dialects.
-static ALL: [Dialect; 9] =
-    [LLAMA, MISTRAL, QWEN2, QWEN3, MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE, GRANITE_MOE];
+static ALL: [Dialect; 10] =
+    [LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE, GRANITE_MOE];
 
 /// Returns the dialect for a configuration's `model_type`, or `None` if it is not supported.
 pub(crate) fn of_model_type(model_type: &str) -> Option<&'static Dialect> {

@@ -2,7 +2,7 @@
 //! each expert.
 //!
 //! Published checkpoints hold each expert in its own tensors. Transformers 5 and GraniteMoE hold
-//! all experts in one tensor. In either case an expert is a place in a file.
+//! all experts in one tensor, and so do GGUF files. In either case an expert is a place in a file.
 
 use super::{
     Decoder, Gated,
@@ -19,9 +19,10 @@ use crate::{
     module::{Network, Precision, REST, Routed, SCORES, TOKENS, Ways},
     onnx::{
         GraphBuilder,
-        proto::{TensorProto, data_type},
+        proto::{ModelProto, TensorProto, data_type},
     },
     pool::PoolError,
+    tensor::signed,
 };
 
 /// Matrices of a block's experts in the checkpoint.
@@ -32,6 +33,8 @@ enum Matrices {
     Single(String, [&'static str; 3]),
     /// Two tensors for all experts: one with every gate and up matrix, one with every down matrix.
     Fused([String; 2]),
+    /// Three tensors for all experts, as in GGUF files: every gate, up and down matrix.
+    Stacked([String; 3]),
 }
 
 impl Decoder {
@@ -45,7 +48,12 @@ impl Decoder {
         let mut router = experts.router.clone();
         form.route(&mut router);
         let block = format!("model.layers.{index}");
-        let entry = self.entry(&block, experts)?;
+        // Routers stay in f32, and blocks of shared experts become floats where those of others do.
+        let precision = match form.precision {
+            Precision::Dequantized => Precision::Dequantized,
+            Precision::F32 | Precision::Int8 => Precision::F32,
+        };
+        let entry = Network::new(self.entry(&block, experts)?, precision);
         let matrices = self.matrices(&block, experts.dialect.names);
         let expert = |number| {
             let part = self.expert(&matrices, experts, number)?;
@@ -55,9 +63,8 @@ impl Decoder {
         Ok(Routed { entry, router, ways: Ways::Experts(networks), exit: None })
     }
 
-    /// Builds the network that every token passes before it is routed. It stays in f32, and so do
-    /// the scores.
-    fn entry(&self, block: &str, experts: &Experts) -> Result<Network, ArchError> {
+    /// Builds what every token passes before it is routed.
+    fn entry(&self, block: &str, experts: &Experts) -> Result<ModelProto, ArchError> {
         let width = self.shape.width;
         let num_ways = experts.router.num_ways;
         let (mut graph, hidden) = with_hidden(width);
@@ -69,8 +76,7 @@ impl Decoder {
             graph.output(&rest, REST, &[None, None, extent(width)]);
         }
         graph.output(&normed, TOKENS, &[None, None, extent(width)]);
-        let model = graph.finish(&scores, SCORES, &[None, None, extent(num_ways)]);
-        Ok(Network::new(model, Precision::F32))
+        Ok(graph.finish(&scores, SCORES, &[None, None, extent(num_ways)]))
     }
 
     /// Returns the router's matrix, whose values are finite.
@@ -98,6 +104,7 @@ impl Decoder {
                     gate: half(0..inner)?,
                     up: half(inner..2 * inner)?,
                     down: self.weight(&format!("{block}.{output}.weight"), &[width, inner])?,
+                    nonlinearity: self.shape.nonlinearity,
                 };
                 let made = part.add_to(graph, normed);
                 Ok(Some(scaled(graph, &made, self.shape.residual_multiplier)))
@@ -105,13 +112,25 @@ impl Decoder {
             Shared::Gated(name) if inner > 0 => {
                 let name = format!("{block}.{name}");
                 let made = self.gated(&name, inner)?.add_to(graph, normed);
-                let gate = self.weight(&format!("{name}_gate.weight"), &[1, width])?;
+                let gate = self.row(&format!("{name}_gate.weight"))?;
                 let gate = linear(graph, normed, gate);
                 let gate = graph.node("Sigmoid", &[&gate], &[]);
                 Ok(Some(graph.node("Mul", &[&gate, &made], &[])))
             }
             _ => Ok(None),
         }
+    }
+
+    /// Returns the matrix `name` of one row, which GGUF files have as a vector.
+    fn row(&self, name: &str) -> Result<TensorProto, PoolError> {
+        let width = self.shape.width;
+        let is_vector = self.checkpoint.tensor(name)?.shape.len() == 1;
+        let mut row = match is_vector {
+            true => self.weight(name, &[width])?,
+            false => self.weight(name, &[1, width])?,
+        };
+        row.dims = vec![1, signed(width)];
+        Ok(row)
     }
 
     /// Returns the names of the matrices of the experts of `block`, published under `names`.
@@ -122,6 +141,10 @@ impl Decoder {
         });
         if let Some(names) = in_memory.into_iter().find(|[input, _]| self.checkpoint.has(input)) {
             return Matrices::Fused(names);
+        }
+        let stacked = ["gate", "up", "down"].map(|name| format!("{block}.mlp.experts.{name}_proj"));
+        if self.checkpoint.has(&stacked[0]) {
+            return Matrices::Stacked(stacked);
         }
         match names {
             ExpertNames::Single(prefix, parts) => {
@@ -147,6 +170,18 @@ impl Decoder {
                     gate: self.weight(&gate, &[inner, width])?,
                     up: self.weight(&up, &[inner, width])?,
                     down: self.weight(&down, &[width, inner])?,
+                    nonlinearity: self.shape.nonlinearity,
+                })
+            }
+            Matrices::Stacked([gate, up, down]) => {
+                let inward = [count, inner, width];
+                let input = |name| self.checkpoint.matrix(name, inward, number, 0..inner);
+                let outward = [count, width, inner];
+                Ok(Gated {
+                    gate: input(gate)?,
+                    up: input(up)?,
+                    down: self.checkpoint.matrix(down, outward, number, 0..width)?,
+                    nonlinearity: self.shape.nonlinearity,
                 })
             }
             Matrices::Fused([input, output]) => {
@@ -157,6 +192,7 @@ impl Decoder {
                     gate: half(0..inner)?,
                     up: half(inner..2 * inner)?,
                     down: self.checkpoint.matrix(output, shape, number, 0..width)?,
+                    nonlinearity: self.shape.nonlinearity,
                 })
             }
         }

@@ -1,8 +1,9 @@
-//! Decoders of transformers: Llama, Mistral, Qwen2 and Qwen3, and Mixtral, OLMoE, Qwen2-MoE,
-//! Qwen3-MoE and GraniteMoE with experts.
+//! Decoders of transformers: Llama, Mistral, Qwen2, Qwen3 and Gemma 3, and Mixtral, OLMoE,
+//! Qwen2-MoE, Qwen3-MoE and GraniteMoE with experts.
 //!
 //! A block computes `x + attention(norm(x))`, then `x + mlp(norm(x))`, with RMS norms (Zhang and
-//! Sennrich 2019), where the second part may be experts. What distinguishes architectures is in
+//! Sennrich 2019), where the second part may be experts. In Gemma 3, a sub-layer's output has a
+//! norm as well. What distinguishes architectures is in
 //! `dialects`; attention is in `attention`, experts are in `experts`. The head returns logits and
 //! last hidden states of every token.
 
@@ -11,6 +12,7 @@ mod cached;
 mod config;
 pub(super) mod dialects;
 mod experts;
+mod gemma;
 pub(super) mod moduleformer;
 mod rope;
 
@@ -19,6 +21,7 @@ use super::{
     backbone::{Backbone, Form},
     keys::ConfigFile,
     layout::{Axes, Layout, PartId, PartSpec, Reads},
+    nonlinearity::Nonlinearity,
     ops::{extent, float_weight, linear, taken_weight, token_input, with_hidden, with_rows},
 };
 use crate::{
@@ -31,7 +34,7 @@ use crate::{
     pool::{Checkpoint, PoolError},
 };
 use config::Shape;
-use dialects::Dialect;
+use dialects::{Dialect, SubLayerNorms};
 
 /// Name of the head's matrix.
 const HEAD: &str = "lm_head.weight";
@@ -66,7 +69,36 @@ impl Decoder {
     /// Turns neighbouring elements of heads together, as the rows of a file's queries and keys are
     /// ordered.
     pub(super) fn with_interleaved_heads(mut self) -> Self {
-        self.shape.attention.is_interleaved = true;
+        for attention in &mut self.shape.attention {
+            attention.is_interleaved = true;
+        }
+        self
+    }
+
+    /// Divides the angles of rotary positions by the values of the tensor `name`, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// Fails unless there is a number above 0 for each pair of a head's elements.
+    pub(super) fn with_rope_divisors(mut self, name: &str) -> Result<Self, ArchError> {
+        if !self.checkpoint.has(name) {
+            return Ok(self);
+        }
+        for attention in &mut self.shape.attention {
+            let divisors = self.checkpoint.finite_values(name, &[attention.head_width / 2])?;
+            if let Some(value) = divisors.iter().find(|value| **value <= 0.0) {
+                let fault = Fault::new(name, value, "numbers above 0 are needed");
+                return Err(ArchError::Config { path: self.checkpoint.path().into(), fault });
+            }
+            attention.rope = attention.rope.clone().divided_by(divisors);
+        }
+        Ok(self)
+    }
+
+    /// Takes the factors of norms as the checkpoint has them, as in GGUF files: where an
+    /// architecture raises them by 1, the converter has done so.
+    pub(super) fn with_norms_as_stored(mut self) -> Self {
+        self.shape.are_factors_raised = false;
         self
     }
 }
@@ -90,11 +122,11 @@ fn check_tied(
 fn layout(shape: &Shape) -> Layout {
     let reads = Reads::Tokens { num_words: Some(shape.num_words), max_tokens: shape.max_tokens };
     let hidden = SpaceSpec::of_extents(&[None, Some(shape.width)]);
-    let blocks = shape.dense.iter().map(|is_dense| {
+    let blocks = shape.dense.iter().zip(&shape.attention).map(|(is_dense, attention)| {
         let experts = shape.experts.as_ref().filter(|_| !is_dense);
         let num_experts = experts.map(|experts| experts.router.num_ways);
         let mlp = Axes { num_experts, ..Axes::default() };
-        let attention = Axes { cache: shape.attention.cache(), ..Axes::default() };
+        let attention = Axes { cache: attention.cache(), ..Axes::default() };
         vec![(ModuleKind::Attention, attention), (ModuleKind::Mlp, mlp)]
     });
     Layout::uniform(reads, &hidden, token_scores(shape.num_words, shape.width), blocks)
@@ -170,19 +202,39 @@ impl Decoder {
 
     /// Builds the feed-forward part of a block without experts.
     fn dense_part(&self, index: usize, form: &Form<'_>) -> Result<Network, ArchError> {
-        let Shape { width, dense_inner, residual_multiplier, .. } = self.shape;
+        let Shape { width, dense_inner, sub_layer_norms, .. } = self.shape;
         let (mut graph, hidden) = if form.is_step { with_rows(width) } else { with_hidden(width) };
         let layer = format!("model.layers.{index}");
-        let name = format!("{layer}.post_attention_layernorm.weight");
-        let normed = self.norm(&mut graph, &hidden, &name, width)?;
+        let name = match sub_layer_norms {
+            SubLayerNorms::Before => "post_attention_layernorm",
+            SubLayerNorms::Around => "pre_feedforward_layernorm",
+        };
+        let normed = self.norm(&mut graph, &hidden, &format!("{layer}.{name}.weight"), width)?;
         let part = self.gated(&format!("{layer}.mlp"), dense_inner)?;
         let made = part.add_to(&mut graph, &normed);
-        let made = scaled(&mut graph, &made, residual_multiplier);
-        let sum = graph.node("Add", &[&hidden, &made], &[]);
+        let norm = format!("{layer}.post_feedforward_layernorm.weight");
+        let sum = self.end_sub_layer(&mut graph, &hidden, &made, &norm)?;
         Ok(match form.is_step {
             true => self.step_network(graph, &sum, form.precision),
             false => self.network(graph, &sum, form.precision),
         })
+    }
+
+    /// Adds the end of a sub-layer that made `output` of `hidden`: the norm `norm` if outputs have
+    /// one, and the residual.
+    pub(super) fn end_sub_layer(
+        &self,
+        graph: &mut GraphBuilder,
+        hidden: &str,
+        output: &str,
+        norm: &str,
+    ) -> Result<String, ArchError> {
+        let output = match self.shape.sub_layer_norms {
+            SubLayerNorms::Before => output.to_owned(),
+            SubLayerNorms::Around => self.norm(graph, output, norm, self.shape.width)?,
+        };
+        let output = scaled(graph, &output, self.shape.residual_multiplier);
+        Ok(graph.node("Add", &[hidden, &output], &[]))
     }
 
     /// Returns the feed-forward part whose three matrices have separate names.
@@ -194,6 +246,7 @@ impl Decoder {
             gate: matrix("gate_proj", [inner, width])?,
             up: matrix("up_proj", [inner, width])?,
             down: matrix("down_proj", [width, inner])?,
+            nonlinearity: self.shape.nonlinearity,
         })
     }
 
@@ -210,7 +263,11 @@ impl Decoder {
         name: &str,
         width: usize,
     ) -> Result<String, ArchError> {
-        let gamma = float_weight(graph, self.weight(name, &[width])?);
+        let mut gamma = float_weight(graph, self.weight(name, &[width])?);
+        if self.shape.are_factors_raised {
+            let one = graph.float(1.0);
+            gamma = graph.node("Add", &[&gamma, &one], &[]);
+        }
         let epsilon = Attribute::Float(self.shape.epsilon);
         let attributes = [("axis", Attribute::Int(-1)), ("epsilon", epsilon)];
         Ok(graph.node("SimplifiedLayerNormalization", &[value, &gamma], &attributes))
@@ -242,7 +299,7 @@ impl Decoder {
     }
 }
 
-/// Matrices of a gated feed-forward part: `down(silu(gate x) * up x)` (Shazeer 2020).
+/// Gated feed-forward part: `down(nonlinearity(gate x) * up x)` (Shazeer 2020).
 #[derive(Debug)]
 pub(super) struct Gated {
     /// Matrix `gate`, \[inner, width\].
@@ -251,14 +308,21 @@ pub(super) struct Gated {
     pub(super) up: TensorProto,
     /// Matrix `down`, \[width, inner\].
     pub(super) down: TensorProto,
+    /// Nonlinearity of what `gate` gives.
+    pub(super) nonlinearity: Nonlinearity,
 }
 
 impl Gated {
     /// Adds the part's computation on `value` and returns its output.
     pub(super) fn add_to(self, graph: &mut GraphBuilder, value: &str) -> String {
         let gate = linear(graph, value, self.gate);
-        let open = graph.node("Sigmoid", &[&gate], &[]);
-        let gate = graph.node("Mul", &[&gate, &open], &[]);
+        let gate = match self.nonlinearity {
+            Nonlinearity::Silu => {
+                let open = graph.node("Sigmoid", &[&gate], &[]);
+                graph.node("Mul", &[&gate, &open], &[])
+            }
+            other => other.add(graph, &gate, None),
+        };
         let up = linear(graph, value, self.up);
         let inner = graph.node("Mul", &[&gate, &up], &[]);
         linear(graph, &inner, self.down)

@@ -2,7 +2,8 @@
 //! one position to the next.
 //!
 //! A configuration may stretch the angles for longer texts: all by one factor (`linear`), or the
-//! long wavelengths only (`llama3`). Both are constants of the network. Scalings that depend on the
+//! long wavelengths only (`llama3`), which GGUF files say by a divisor for each pair. All are
+//! constants of the network. Scalings that depend on the
 //! length of a text are refused.
 
 use serde::Deserialize;
@@ -17,11 +18,13 @@ use crate::{
 };
 
 /// Angles of rotary positions.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Rope {
     /// Base of the wavelengths.
     theta: f64,
     scaling: Scaling,
+    /// Divisor of each pair's angle, beside the scaling; empty if there are none.
+    divisors: Vec<f32>,
 }
 
 /// Change of the angles for longer texts.
@@ -102,7 +105,12 @@ impl Rope {
             return Err(file.refuse(fault));
         }
         let scaling = settings.scaling(defaults).map_err(|fault| file.refuse(fault.below(key)))?;
-        Ok(Self { theta, scaling })
+        Ok(Self { theta, scaling, divisors: Vec::new() })
+    }
+
+    /// Returns the angles divided by `divisors`, one for each pair.
+    pub(super) fn divided_by(self, divisors: Vec<f32>) -> Self {
+        Self { divisors, ..self }
     }
 
     /// Returns the angle between neighbouring positions of each of `count` pairs of elements.
@@ -114,7 +122,8 @@ impl Rope {
         )]
         let frequency = |pair: usize| {
             let angle = self.theta.powf(-(pair as f64) / count as f64);
-            self.scaling.scaled(angle) as f32
+            let divisor = self.divisors.get(pair).copied().map_or(1.0, f64::from);
+            (self.scaling.scaled(angle) / divisor) as f32
         };
         (0..count).map(frequency).collect()
     }
@@ -213,6 +222,13 @@ mod tests {
             "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 128});
         check(&llama, LLAMA3);
+    }
+
+    #[test]
+    fn divisors_of_pairs_are_beside_the_scaling() {
+        let settings = json!({"type": "linear", "factor": 2.0, "rope_theta": 1e4});
+        let rope = read(Some(("rope_scaling", &settings))).expect("supported");
+        assert_eq!(rope.divided_by(vec![1.0, 4.0]).frequencies(2), [0.5, 0.00125]);
     }
 
     /// Frequencies below, between and above both wavelengths.

@@ -44,19 +44,56 @@ fn example(architecture: &str) -> Written {
         .tensor("blk.0.ffn_gate.weight", &[64, 96], 3, &blocks(64 * 96))
         .tensor("blk.0.ffn_up.weight", &[64, 96], 3, &blocks(64 * 96))
         .tensor("blk.0.ffn_down.weight", &[96, 64], 3, &blocks(64 * 96));
-    if architecture == "qwen2" {
+    if architecture.starts_with("qwen2") {
         for (letter, width) in [('q', 64), ('k', 32), ('v', 32)] {
             let bias = format!("blk.0.attn_{letter}.bias");
             file = file.tensor(&bias, &[width as u64], 0, &vec![0; width * 4]);
         }
     }
-    if architecture == "qwen3" {
+    if architecture == "gemma3" {
+        file = file.with(&name("attention.sliding_window"), Value::number(8));
+        for norm in ["post_attention_norm", "post_ffw_norm"] {
+            file = file.tensor(&format!("blk.0.{norm}.weight"), &[64], 0, &f32s(64));
+        }
+    }
+    if ["qwen3", "gemma3", "qwen3moe"].contains(&architecture) {
         for letter in ['q', 'k'] {
             let norm = format!("blk.0.attn_{letter}_norm.weight");
             file = file.tensor(&norm, &[16], 0, &f32s(16));
         }
     }
-    file
+    if architecture == "olmoe" {
+        file = file.tensor("blk.0.attn_q_norm.weight", &[64], 0, &f32s(64));
+        file = file.tensor("blk.0.attn_k_norm.weight", &[32], 0, &f32s(32));
+    }
+    if architecture.ends_with("moe") { with_experts(file, architecture) } else { file }
+}
+
+/// Returns `file` with three experts in place of the feed-forward part, of which two are taken.
+fn with_experts(mut file: Written, architecture: &str) -> Written {
+    let name = |key: &str| format!("{architecture}.{key}");
+    file = file
+        .with(&name("expert_count"), Value::number(3))
+        .with(&name("expert_used_count"), Value::number(2));
+    let dense = ["ffn_gate.", "ffn_up.", "ffn_down."];
+    file.tensors.retain(|tensor| !dense.iter().any(|part| tensor.name.contains(part)));
+    let matrices = |count: usize, inner: usize| vec![0; count * inner * 64 / 32 * 20];
+    for (part, shared) in [("gate", [64, 32]), ("up", [64, 32]), ("down", [32, 64])] {
+        let [input, output] = if part == "down" { [96, 64] } else { [64, 96] };
+        let experts = format!("blk.0.ffn_{part}_exps.weight");
+        file = file.tensor(&experts, &[input, output, 3], 3, &matrices(3, 96));
+        if architecture == "qwen2moe" {
+            let one = format!("blk.0.ffn_{part}_shexp.weight");
+            file = file.tensor(&one, &shared, 3, &matrices(1, 32));
+        }
+    }
+    if architecture == "qwen2moe" {
+        file = file
+            .with(&name("expert_feed_forward_length"), Value::number(96))
+            .with(&name("expert_shared_feed_forward_length"), Value::number(32))
+            .tensor("blk.0.ffn_gate_inp_shexp.weight", &[64], 0, &[0; 64 * 4]);
+    }
+    file.tensor("blk.0.ffn_gate_inp.weight", &[64, 3], 0, &[0; 64 * 3 * 4])
 }
 
 fn read(file: &Written) -> (GgufFile, TempDir) {
@@ -76,8 +113,10 @@ fn refusal(file: &Written, ignored: &[&str]) -> String {
 
 #[test]
 fn each_architecture_builds_all_its_parts() {
-    for architecture in ALL {
-        let (file, _folder) = read(&example(architecture.name));
+    let with_experts = with_experts(example("llama"), "llama");
+    let files = ALL.map(|architecture| example(architecture.name)).into_iter();
+    for file in files.chain([with_experts]) {
+        let (file, _folder) = read(&file);
         let decoder = decoder(&file, &[]).expect("supported");
         let layout = decoder.layout();
         assert_eq!(layout.reads, Reads::Tokens { num_words: Some(10), max_tokens: Some(128) });
@@ -120,11 +159,62 @@ fn keys_become_a_configuration_of_transformers() {
 }
 
 #[test]
+fn a_window_and_the_positions_in_it_are_those_of_gemma_3() {
+    let file = example("gemma3")
+        .with("gemma3.attention.sliding_window_pattern", Value::number(4))
+        .with("gemma3.rope.freq_base_swa", Value::float(50.0))
+        .with("gemma3.attention.key_length", Value::number(16));
+    let (file, _folder) = read(&file);
+    let config = settings::config(&file, ALL[3], &[]).expect("supported");
+    for (key, expected) in [
+        ("model_type", json!("gemma3_text")),
+        ("sliding_window", json!(8)),
+        ("sliding_window_pattern", json!(4)),
+        ("rope_local_base_freq", json!(50.0)),
+        ("query_pre_attn_scalar", json!(16)),
+    ] {
+        assert_eq!(config[key], expected, "{key}");
+    }
+    // Its largest size divides by another root: 64 elements by 4 heads are 16 here as well.
+    let mut file = example("gemma3").with("gemma3.attention.key_length", Value::number(32));
+    file.pairs.retain(|(key, _)| !key.contains("block_count") && !key.contains("dimension_count"));
+    let (file, _folder) = read(&file.with("gemma3.block_count", Value::number(62)));
+    let config = settings::config(&file, ALL[3], &[]).expect("supported");
+    assert_eq!(config["query_pre_attn_scalar"], json!(16));
+    let mut file = example("gemma3");
+    file.pairs.retain(|(key, _)| !key.contains("sliding_window"));
+    let error = refusal(&file, &[]);
+    assert!(error.contains("`gemma3.attention.sliding_window` is `missing`"), "{error}");
+}
+
+#[test]
+fn experts_are_named_as_in_transformers() {
+    for (file, index, model_type, renormalize) in [
+        (with_experts(example("llama"), "llama"), 0, "mixtral", true),
+        (example("qwen2moe"), 4, "qwen2_moe", false),
+        (example("qwen3moe"), 5, "qwen3_moe", true),
+        (example("olmoe"), 6, "olmoe", false),
+    ] {
+        let (file, _folder) = read(&file);
+        let config = settings::config(&file, ALL[index], &[]).expect("supported");
+        assert_eq!(config["model_type"], json!(model_type));
+        assert_eq!(config["num_experts"], json!(3));
+        assert_eq!(config["num_experts_per_tok"], json!(2));
+        assert_eq!(config["norm_topk_prob"], json!(renormalize));
+    }
+    let error = refusal(&with_experts(example("qwen3"), "qwen3"), &[]);
+    assert!(error.contains("`blk.0.ffn_down_exps.weight` is unknown"), "{error}");
+    let error = refusal(&example("qwen2").with("qwen2.expert_count", Value::number(8)), &[]);
+    assert!(error.contains("key `qwen2.expert_count` is `8`"), "{error}");
+}
+
+#[test]
 fn what_might_change_answers_is_refused_by_key() {
     for (key, value, reason) in [
         ("llama.logit_scale", Value::float(2.0), "this key is not known"),
         ("llama.attention.sliding_window", Value::number(8), "this key is not known"),
-        ("llama.expert_count", Value::number(8), "is `8`, but 0 is supported"),
+        ("llama.expert_weights_scale", Value::float(2.0), "this key is not known"),
+        ("llama.expert_count", Value::number(8), "`num_experts_per_tok`"),
         ("llama.rope.scaling.type", Value::text("yarn"), "`none` and `linear` are supported"),
         ("llama.attention.value_length", Value::number(8), "but 16 is supported here"),
         ("llama.attention.key_length", Value::number(32), "rope.dimension_count"),
@@ -156,19 +246,42 @@ fn what_might_change_answers_is_refused_by_key() {
 fn a_manifest_may_ignore_keys_and_tensors_by_name() {
     let key = "llama.attention.sliding_window";
     let file =
-        example("llama").with(key, Value::number(8)).tensor("rope_freqs.weight", &[8], 0, &[0; 32]);
+        example("llama").with(key, Value::number(8)).tensor("other.weight", &[8], 0, &[0; 32]);
     let error = refusal(&file, &[key]);
-    assert!(error.contains("tensor `rope_freqs.weight` is unknown"), "{error}");
-    let ignored = [key, "rope_freqs.weight"].map(str::to_owned);
+    assert!(error.contains("tensor `other.weight` is unknown"), "{error}");
+    let ignored = [key, "other.weight"].map(str::to_owned);
     let (file, _folder) = read(&file);
     assert!(open(file, &ignored).is_ok());
 }
 
 #[test]
+fn divisors_of_rotary_positions_are_numbers_above_0_for_each_pair() {
+    let name = "rope_freqs.weight";
+    let of = |values: &[f32]| -> Vec<u8> { values.iter().flat_map(|v| v.to_le_bytes()).collect() };
+    let file = |architecture, values: &[f32]| {
+        example(architecture).tensor(name, &[values.len() as u64], 0, &of(values))
+    };
+    let (known, _folder) = read(&file("llama", &[1.0; 8]));
+    assert!(open(known, &[]).is_ok());
+    for (architecture, values, reason) in [
+        ("llama", vec![1.0; 7], "[7]"),
+        ("llama", vec![0.0; 8], "`rope_freqs.weight` is `0`, but numbers above 0"),
+        ("llama", vec![f32::NAN; 8], "not a number"),
+        ("qwen2", vec![1.0; 8], "tensor `rope_freqs.weight` is unknown"),
+    ] {
+        let file = file(architecture, &values);
+        let error = refusal(&file, &[]);
+        assert!(error.contains(reason), "{error}");
+        let (file, _folder) = read(&file);
+        assert!(open(file, &[name.to_owned()]).is_ok(), "ignored by name");
+    }
+}
+
+#[test]
 fn other_architectures_are_refused_by_name() {
-    for name in ["gemma3", "mamba", ""] {
+    for name in ["gemma2", "mamba", ""] {
         let error = refusal(&example(name), &[]);
-        assert!(error.contains("general.architecture") && error.contains("`qwen3`"), "{error}");
+        assert!(error.contains("general.architecture") && error.contains("`gemma3`"), "{error}");
     }
     let mut file = example("llama");
     file.pairs.remove(0);

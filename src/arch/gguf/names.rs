@@ -7,6 +7,9 @@ use crate::{arch::ArchError, pool::GgufFile};
 pub(super) const EMBEDDINGS: &str = "token_embd.weight";
 /// Name of the head's matrix. Without it, the table of embeddings is the matrix.
 pub(super) const HEAD: &str = "output.weight";
+/// Name of the divisors of rotary positions' angles, in Llama from version 3.1 on. It is also their
+/// name in the checkpoint.
+pub(super) const ROPE_DIVISORS: &str = "rope_freqs.weight";
 /// Name of the bias of the first block's queries.
 pub(super) const QUERY_BIAS: &str = "blk.0.attn_q.bias";
 
@@ -34,15 +37,39 @@ const INSIDE: [[&str; 2]; 13] = [
     ["ffn_down.weight", "mlp.down_proj.weight"],
 ];
 
-/// Norms of the heads of queries and keys in a block, and their names in transformers.
+/// Norms of Gemma 3 in a block, and their names in transformers.
+const GEMMA: [[&str; 2]; 3] = [
+    ["ffn_norm.weight", "pre_feedforward_layernorm.weight"],
+    ["post_attention_norm.weight", "post_attention_layernorm.weight"],
+    ["post_ffw_norm.weight", "post_feedforward_layernorm.weight"],
+];
+
+/// Router and experts of a block, and their names in transformers. Each matrix of all experts is
+/// one tensor.
+const EXPERTS: [[&str; 2]; 4] = [
+    ["ffn_gate_inp.weight", "mlp.gate.weight"],
+    ["ffn_gate_exps.weight", "mlp.experts.gate_proj"],
+    ["ffn_up_exps.weight", "mlp.experts.up_proj"],
+    ["ffn_down_exps.weight", "mlp.experts.down_proj"],
+];
+
+/// Expert of a block that all tokens share, and its names in transformers.
+const SHARED: [[&str; 2]; 4] = [
+    ["ffn_gate_inp_shexp.weight", "mlp.shared_expert_gate.weight"],
+    ["ffn_gate_shexp.weight", "mlp.shared_expert.gate_proj.weight"],
+    ["ffn_up_shexp.weight", "mlp.shared_expert.up_proj.weight"],
+    ["ffn_down_shexp.weight", "mlp.shared_expert.down_proj.weight"],
+];
+
+/// Norms of queries and keys in a block, and their names in transformers.
 const HEAD_NORMS: [[&str; 2]; 2] = [
     ["attn_q_norm.weight", "self_attn.q_norm.weight"],
     ["attn_k_norm.weight", "self_attn.k_norm.weight"],
 ];
 
 /// Description of the supported tensors, for errors.
-const SUPPORTED: &str = "the tensors of `llama`, `qwen2` and `qwen3` without experts and without \
-                         factors of rotary positions";
+const SUPPORTED: &str = "the tensors of `llama`, `qwen2`, `qwen3`, `gemma3`, `qwen2moe`, \
+                         `qwen3moe` and `olmoe`, with the experts of a block in one tensor";
 
 /// Checks that the name of every tensor is known, or in `ignored`.
 ///
@@ -76,9 +103,17 @@ pub(super) fn of_transformers(name: &str, architecture: Architecture) -> Option<
     if let Some(theirs) = find(&OUTSIDE, name) {
         return Some(theirs.to_owned());
     }
+    if name == ROPE_DIVISORS && architecture.has_rope_divisors {
+        return Some(name.to_owned());
+    }
     let (block, part) = name.strip_prefix("blk.")?.split_once('.')?;
     let block: usize = block.parse().ok()?;
+    let own = find(&GEMMA, part).filter(|_| architecture.is_gemma);
     let norm = || find(&HEAD_NORMS, part).filter(|_| architecture.has_head_norms);
-    let theirs = find(&INSIDE, part).or_else(norm)?;
+    let experts = architecture.experts;
+    let expert = || find(&EXPERTS, part).filter(|_| experts.is_some());
+    let shared = || find(&SHARED, part).filter(|_| experts.is_some_and(|own| own.are_shared));
+    let others = || norm().or_else(expert).or_else(shared);
+    let theirs = own.or_else(|| find(&INSIDE, part)).or_else(others)?;
     Some(format!("model.layers.{block}.{theirs}"))
 }

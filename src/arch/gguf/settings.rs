@@ -25,6 +25,32 @@ const INTEGERS: [[&str; 2]; 7] = [
 const FLOATS: [[&str; 2]; 2] =
     [["attention.layer_norm_rms_epsilon", "rms_norm_eps"], ["rope.freq_base", "rope_theta"]];
 
+/// Integers and floating-point numbers of Gemma 3 alone, and their keys in transformers.
+const GEMMA_INTEGERS: [[&str; 2]; 2] = [
+    ["attention.sliding_window", "sliding_window"],
+    ["attention.sliding_window_pattern", "sliding_window_pattern"],
+];
+const GEMMA_FLOATS: [[&str; 2]; 1] = [["rope.freq_base_swa", "rope_local_base_freq"]];
+
+/// Integers of architectures with experts, and their keys in transformers.
+const EXPERT_INTEGERS: [[&str; 2]; 4] = [
+    [EXPERT_COUNT, "num_experts"],
+    ["expert_feed_forward_length", "moe_intermediate_size"],
+    ["expert_shared_feed_forward_length", "shared_expert_intermediate_size"],
+    ["expert_used_count", "num_experts_per_tok"],
+];
+
+/// Key of the number of experts, which is 0 without experts.
+const EXPERT_COUNT: &str = "expert_count";
+
+/// Number of blocks of the one size of Gemma 3 whose scores are not divided by the root of the
+/// width of heads, but by that of the width of hidden states by the number of heads. Files do not
+/// say it otherwise.
+const GEMMA_27B_BLOCKS: u64 = 62;
+
+/// Base of the wavelengths of rotary positions in files that do not have it.
+const THETA: f64 = 1e4;
+
 /// Keys of an architecture that are compared with others, or read for the scaling of positions.
 const COMPARED: [&str; 5] = [
     "attention.value_length",
@@ -35,16 +61,14 @@ const COMPARED: [&str; 5] = [
 ];
 
 /// Keys of an architecture of which one value is supported.
-const ONLY: [[&str; 2]; 5] = [
-    ["attention.causal", "true"],
-    ["expert_count", "0"],
-    ["expert_used_count", "0"],
-    ["rope.scale_linear", "1"],
-    ["use_parallel_residual", "false"],
-];
+const ONLY: [[&str; 2]; 3] =
+    [["attention.causal", "true"], ["rope.scale_linear", "1"], ["use_parallel_residual", "false"]];
+
+/// Keys of experts and the values that they have in files of architectures without experts.
+const WITHOUT_EXPERTS: [[&str; 2]; 2] = [[EXPERT_COUNT, "0"], ["expert_used_count", "0"]];
 
 /// Keys of an architecture that change nothing that is computed here. The length for which a model
-/// was first trained matters to scalings that are refused.
+/// was first trained matters to scalings that are refused, or that a tensor says.
 const IGNORED: [&str; 3] =
     ["rope.scaling.finetuned", "rope.scaling.original_context_length", "tensor_data_layout"];
 
@@ -68,15 +92,22 @@ pub(super) fn config(
     let keys = Settings { file, architecture, ignored };
     keys.check_known()?;
     let mut config = Map::new();
-    config.insert("model_type".into(), json!(architecture.name));
-    for [key, theirs] in INTEGERS {
+    let num_experts = keys.integer(EXPERT_COUNT)?.unwrap_or(0);
+    let experts = architecture.experts.filter(|_| num_experts > 0);
+    let model_type = experts.map_or(architecture.model_type, |experts| experts.model_type);
+    config.insert("model_type".into(), json!(model_type));
+    if let Some(experts) = experts {
+        config.insert("norm_topk_prob".into(), json!(experts.are_renormalized));
+    }
+    config.insert("rope_theta".into(), json!(THETA));
+    for [key, theirs] in keys.integers() {
         if let Some(value) = keys.integer(key)? {
-            config.insert(theirs.into(), json!(value));
+            config.insert((*theirs).into(), json!(value));
         }
     }
-    for [key, theirs] in FLOATS {
+    for [key, theirs] in keys.floats() {
         if let Some(value) = keys.float(key)? {
-            config.insert(theirs.into(), json!(value));
+            config.insert((*theirs).into(), json!(value));
         }
     }
     for key in ["attention.head_count", "block_count", "embedding_length", "feed_forward_length"] {
@@ -95,6 +126,10 @@ pub(super) fn config(
     keys.compare("rope.dimension_count", head_width)?;
     keys.compare("attention.value_length", head_width)?;
     config.insert("head_dim".into(), json!(head_width));
+    if architecture.is_gemma {
+        keys.needed("attention.sliding_window")?;
+        config.insert("query_pre_attn_scalar".into(), json!(keys.score_scalar(head_width)?));
+    }
     if let Some(scaling) = keys.scaling()? {
         config.insert("rope_scaling".into(), scaling);
     }
@@ -129,8 +164,9 @@ impl<'f> Settings<'f> {
                 || IGNORED_TABLES.iter().any(|table| key.starts_with(table));
             let split = SPLIT.iter().find(|(known, _)| *known == key);
             let own = key.strip_prefix(self.architecture.name).and_then(|k| k.strip_prefix('.'));
-            let only = own.and_then(|own| ONLY.iter().find(|[known, _]| *known == own));
-            if is_ignored || own.is_some_and(is_read) {
+            let mut one_value = ONLY.iter().chain(&WITHOUT_EXPERTS);
+            let only = own.and_then(|own| one_value.find(|[known, _]| *known == own));
+            if is_ignored || own.is_some_and(|own| self.is_read(own)) {
                 continue;
             }
             match (only, split) {
@@ -194,6 +230,36 @@ impl<'f> Settings<'f> {
             .ok_or_else(|| Fault::new(self.name("attention.head_count"), heads, expected))
     }
 
+    /// Returns the number whose root divides Gemma 3's scores.
+    fn score_scalar(&self, head_width: u64) -> Result<u64, Fault> {
+        if self.needed("block_count")? != GEMMA_27B_BLOCKS {
+            return Ok(head_width);
+        }
+        let (width, heads) =
+            (self.needed("embedding_length")?, self.needed("attention.head_count")?);
+        Ok(width.checked_div(heads).unwrap_or(head_width))
+    }
+
+    /// Returns the integers of the architecture.
+    fn integers(&self) -> impl Iterator<Item = &'static [&'static str; 2]> {
+        let own: &[_] = if self.architecture.is_gemma { &GEMMA_INTEGERS } else { &[] };
+        let experts: &[_] =
+            if self.architecture.experts.is_some() { &EXPERT_INTEGERS } else { &[] };
+        INTEGERS.iter().chain(own).chain(experts)
+    }
+
+    /// Returns the floating-point numbers of the architecture.
+    fn floats(&self) -> impl Iterator<Item = &'static [&'static str; 2]> {
+        let own: &[_] = if self.architecture.is_gemma { &GEMMA_FLOATS } else { &[] };
+        FLOATS.iter().chain(own)
+    }
+
+    /// Returns whether `key` of the architecture is read or does not matter.
+    fn is_read(&self, key: &str) -> bool {
+        let mut pairs = self.integers().chain(self.floats());
+        pairs.any(|[known, _]| *known == key) || COMPARED.contains(&key) || IGNORED.contains(&key)
+    }
+
     /// Returns the scaling of positions in transformers' keys, or `None` without one.
     fn scaling(&self) -> Result<Option<Value>, Fault> {
         let kind = self.value("rope.scaling.type");
@@ -211,15 +277,10 @@ impl<'f> Settings<'f> {
     }
 }
 
-/// Returns whether `key` of an architecture is read or does not matter.
-fn is_read(key: &str) -> bool {
-    let mut pairs = INTEGERS.iter().chain(&FLOATS);
-    pairs.any(|[known, _]| *known == key) || COMPARED.contains(&key) || IGNORED.contains(&key)
-}
-
 /// Returns the keys of all tables.
 #[cfg(test)]
 pub(super) fn known_keys() -> Vec<&'static str> {
-    let read = INTEGERS.iter().chain(&FLOATS).chain(&ONLY).map(|[key, _]| *key);
+    let tables = INTEGERS.iter().chain(&FLOATS).chain(&GEMMA_INTEGERS).chain(&GEMMA_FLOATS);
+    let read = tables.chain(&EXPERT_INTEGERS).chain(&ONLY).map(|[key, _]| *key);
     read.chain(COMPARED).chain(IGNORED).collect()
 }

@@ -77,7 +77,8 @@ fn read(file: &GgufFile, ignored: &[String]) -> Result<VocabularySpec, Fault> {
             "tokenizer.ggml.padding_token_id" => spec.padding_id = id()?,
             "tokenizer.ggml.add_bos_token" => spec.add_bos = is_set()?,
             "tokenizer.ggml.add_space_prefix" => spec.add_space_prefix = is_set()?,
-            "tokenizer.ggml.add_eos_token" if value.as_bool() == Some(false) => {}
+            "tokenizer.ggml.add_eos_token" | "tokenizer.ggml.add_sep_token"
+                if value.as_bool() == Some(false) => {}
             _ if IGNORED.contains(&key) => {}
             _ => return Err(refuse("the key is not known; it may change how texts are encoded")),
         }

@@ -38,6 +38,9 @@ enum Splits {
     Llama3,
 }
 
+/// Value of `tokenizer.ggml.model` for SentencePiece's vocabularies.
+pub(super) const SENTENCE_PIECE: &str = "llama";
+
 /// Values of `tokenizer.ggml.pre`, and what they mean.
 const PRE: [(&str, Splits); 10] = [
     ("gpt-2", Splits::Gpt2),
@@ -82,9 +85,10 @@ impl Splits {
 }
 
 /// Returns whether texts start with the start token if `spec` does not say it: they do in Llama 3's
-/// way.
+/// way, and in SentencePiece's vocabularies.
 pub(super) fn starts_texts(spec: &VocabularySpec) -> bool {
-    Splits::of(spec.pre.as_deref()).is_ok_and(|splits| splits == Splits::Llama3)
+    spec.model == SENTENCE_PIECE
+        || Splits::of(spec.pre.as_deref()).is_ok_and(|splits| splits == Splits::Llama3)
 }
 
 /// Returns the tokenizer of a `gpt2` vocabulary: pairs of bytes joined by `spec.merges`.
@@ -119,7 +123,10 @@ fn merges(spec: &VocabularySpec) -> Result<Merges, VocabularyError> {
 
 /// Adds the tokens that are found before a text is split. Special ones stay text: the finder of
 /// special tokens has taken those that are not.
-fn add_tokens(tokenizer: &mut Tokenizer, spec: &VocabularySpec) -> Result<(), VocabularyError> {
+pub(super) fn add_tokens(
+    tokenizer: &mut Tokenizer,
+    spec: &VocabularySpec,
+) -> Result<(), VocabularyError> {
     let is_added = |place: &(usize, &String)| spec.kind(place.0) == TokenKind::UserDefined;
     let added = spec.tokens.iter().enumerate().filter(is_added);
     let added = added.map(|(_, token)| AddedToken::from(token.clone(), false).normalized(false));

@@ -73,6 +73,62 @@ fn words_are_put_together_across_the_border_of_template_and_user() {
     assert_eq!(ids, [261, 259]);
 }
 
+/// Returns a vocabulary of SentencePiece: special tokens, bytes, characters and joined ones.
+fn sentence_pieces(add_space_prefix: bool) -> VocabularySpec {
+    let mut tokens: Vec<String> = ["<unk>", "<bos>", "<eos>"].map(str::to_owned).to_vec();
+    let mut token_kinds = vec![TokenKind::Control; 3];
+    tokens.extend((0..=255).map(|byte| format!("<0x{byte:02X}>")));
+    token_kinds.resize(tokens.len(), TokenKind::Byte);
+    let mut scores = vec![0.0; tokens.len()];
+    for (token, score) in
+        [("▁", -9.0), ("a", -9.0), ("b", -9.0), ("bb", -1.0), ("▁a", -2.0), ("ab", -3.0)]
+    {
+        tokens.push(token.to_owned());
+        token_kinds.push(TokenKind::Normal);
+        scores.push(score);
+    }
+    tokens.push("\n\n".to_owned());
+    token_kinds.push(TokenKind::UserDefined);
+    scores.push(-9.0);
+    VocabularySpec {
+        model: "llama".into(),
+        tokens,
+        token_kinds,
+        scores,
+        bos_id: Some(1),
+        eos_id: Some(2),
+        unknown_id: Some(0),
+        add_space_prefix: Some(add_space_prefix),
+        ..VocabularySpec::default()
+    }
+}
+
+#[test]
+fn characters_of_sentence_piece_are_joined_by_score_and_others_are_bytes() {
+    let [plain, prefixed] = [false, true]
+        .map(|prefix| TextCoder::from_vocabulary(&sentence_pieces(prefix)).expect("valid"));
+    let space = 259;
+    let [a, b, bb, space_a, ab, lines] = [1, 2, 3, 4, 5, 6].map(|more| space + more);
+    let bytes = |text: &str| text.bytes().map(|byte| u32::from(byte) + 3).collect::<Vec<_>>();
+    for (text, expected) in [
+        ("ab", vec![ab]),
+        // Of two that overlap, the one with the higher score is joined.
+        ("abb", vec![a, bb]),
+        (" ab", vec![space_a, b]),
+        ("a  a", vec![a, space, space_a]),
+        ("é", bytes("é")),
+        ("b\n\nb\n", [vec![b, lines, b], bytes("\n")].concat()),
+        ("<0x41>", bytes("<0x41>")),
+    ] {
+        let ids = plain.encode(text, SpecialText::Text).unwrap();
+        assert_eq!(ids, expected, "{text}");
+        assert_eq!(plain.decode(&ids, SpecialText::Text), text);
+    }
+    assert_eq!(plain.encode_prompt("<eos>ab").unwrap(), [1, 2, ab]);
+    assert_eq!(prefixed.encode("abb", SpecialText::Text).unwrap(), [space_a, bb]);
+    assert_eq!(prefixed.encode_prompt("a<eos>a").unwrap(), [1, space_a, 2, space_a]);
+}
+
 #[test]
 fn digits_are_tokens_of_their_own_or_not_as_the_vocabulary_says() {
     let ids = |pre: &str| {
@@ -124,6 +180,18 @@ fn what_is_not_supported_is_refused_by_name() {
     assert!(error(|spec| spec.merges.push("ab".into())).contains("\"ab\" is not a pair"));
     assert!(error(|spec| spec.merges.push("x yz".into())).contains("yz"));
     assert!(error(|spec| spec.tokens.clear()).contains("tokenizer.ggml.tokens"));
+}
+
+#[test]
+fn pieces_without_scores_or_of_many_bytes_are_refused_by_key() {
+    let error = |change: fn(&mut VocabularySpec)| {
+        let mut spec = sentence_pieces(false);
+        change(&mut spec);
+        TextCoder::from_vocabulary(&spec).expect_err("refused").to_string()
+    };
+    assert!(error(|spec| spec.scores.clear()).contains("`tokenizer.ggml.scores`: missing"));
+    assert!(error(|spec| spec.scores[5] = f32::NAN).contains("not a number"));
+    assert!(error(|spec| spec.tokens[260] = "a".repeat(513)).contains("over 512 bytes"));
 }
 
 /// Returns the `tokenizer.json` of a small tokenizer in SentencePiece's way.

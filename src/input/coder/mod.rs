@@ -6,6 +6,7 @@
 mod build;
 mod json;
 mod pieces;
+mod sentence;
 mod special;
 
 use std::ops::Range;
@@ -13,7 +14,8 @@ use std::ops::Range;
 use tokenizers::Tokenizer;
 
 use self::{
-    pieces::{Pieces, from_byte_characters},
+    build::SENTENCE_PIECE,
+    pieces::{Pieces, from_byte_characters, from_sentence_piece},
     special::{Fragment, SpecialToken, SpecialTokens},
 };
 use super::{
@@ -67,15 +69,16 @@ impl TextCoder {
     /// Fails with the name of a key that is not supported or does not fit the others.
     pub fn from_vocabulary(spec: &VocabularySpec) -> Result<Self, VocabularyError> {
         spec.check()?;
-        let tokenizer = match spec.model.as_str() {
-            "gpt2" => build::byte_level(spec)?,
+        let (tokenizer, piece): (_, fn(&str) -> Vec<u8>) = match spec.model.as_str() {
+            "gpt2" => (build::byte_level(spec)?, from_byte_characters),
+            SENTENCE_PIECE => (sentence::sentence_pieces(spec)?, from_sentence_piece),
             other => return Err(VocabularyError::Model { model: other.to_owned() }),
         };
         let mut pieces = Pieces::default();
         let (mut specials, mut ends) = (Vec::new(), vec![]);
         for ((id, token), number) in spec.tokens.iter().enumerate().zip(0..) {
             match spec.kind(id) {
-                TokenKind::Normal => pieces.push(&from_byte_characters(token)),
+                TokenKind::Normal | TokenKind::Byte => pieces.push(&piece(token)),
                 _ => pieces.push(token.as_bytes()),
             }
             if matches!(spec.kind(id), TokenKind::Control | TokenKind::Unknown) {

@@ -6,13 +6,15 @@
 
 Both servers get the same token ids and continue them by up to 32 tokens, each prompt alone. Tessera runs the
 values of the pool's file in f32 (its variant `f32`), the peer the file that is given, with caches in
-f32; `--form blocks` runs the file's blocks instead. Prints where texts part, and how far the two most
+f32; `--form blocks` runs the file's blocks instead. `--own FILE --blocks 18 --words 262144` takes another
+decoder of that many blocks and token ids than the pool's, and no chats. Prints where texts part, and how far the two most
 likely tokens lie apart there: under 0.001 in either server it is a tie, which rounding decides. Anything
 else is wrong, with `--form f32`: two ways of rounding blocks differ by more. Needs no package.
 """
 
 import argparse
 import contextlib
+import hashlib
 import json
 import math
 import shlex
@@ -27,9 +29,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from case import CACHE, ROOT, Wrong, main
 from support import Served, eventually, free_port
 
-FAMILY = ROOT / "models/chat"
-FILE = FAMILY / "anchors/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-PLANS = {"f32": "smollm2[0..30]{f32:0..30,exit:f32}", "blocks": "smollm2[0..30]"}
+FILE = ROOT / "models/chat/anchors/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+PLANS = {"f32": "a[0..{0}]{{f32:0..{0},exit:f32}}", "blocks": "a[0..{0}]"}
+MANIFEST = """name = "chat"
+task = "text-generation"
+description = "A decoder."
+license = "Its own"
+reference = "a"
+limits = {{ max_tokens = 2048 }}
+output = {{ name = "logits", width = {words}, per_token = true, states = "last_hidden_state" }}
+quality = {{ metric = "accuracy", file = "quality.json" }}
+[anchors.a]
+gguf = "own.gguf"
+variants = ["f32"]
+[anchors.a.sha256]
+"own.gguf" = "{digest}"
+"""
 TOKENS = 32
 TIE = 1e-3
 PATIENCE = 300
@@ -49,6 +64,8 @@ TEXTS = [
     "🙂 means happy and 🙁 means",
     "A: Hello!\nB:",
     "The mitochondria is",
+    # Longer than windows of attention.
+    ", ".join(map(str, range(1, 251))) + ",",
 ]
 QUESTIONS = [
     "What is the capital of France?",
@@ -71,7 +88,6 @@ CHAT = (
     "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
     "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 )
-PROMPTS = [*TEXTS, *map(CHAT.format, QUESTIONS)]
 
 
 class Step:
@@ -105,7 +121,7 @@ class Own:
         self.address, self.plan = address, plan
 
     def tokens(self, text):
-        body = {"model": "chat", "prompt": text, "add_special_tokens": False}
+        body = {"model": "chat", "prompt": text, "add_special_tokens": True}
         return post(self.address, "/tokenize", body)["tokens"]
 
     def text(self, token):
@@ -134,7 +150,7 @@ class Peer:
         return False
 
     def tokens(self, text):
-        body = {"content": text, "add_special": False, "parse_special": True}
+        body = {"content": text, "add_special": True, "parse_special": True}
         return post(self.address, "/tokenize", body)["tokens"]
 
     def steps(self, tokens):
@@ -159,16 +175,15 @@ def text_of(token):
 
 @contextlib.contextmanager
 def own_of(options):
-    """Runs Tessera over the pool's family with the variant `f32`."""
+    """Runs Tessera over a family of the file with the variant `f32`."""
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "anchors").symlink_to((FAMILY / "anchors").resolve())
-        manifest = (FAMILY / "family.toml").read_text()
-        anchor = "[anchors.smollm2]\n"
-        manifest = manifest.replace(anchor, anchor + 'variants = ["f32"]\n')
+        (Path(folder) / "own.gguf").symlink_to(options.own.resolve())
+        digest = hashlib.sha256(options.own.read_bytes()).hexdigest()
+        manifest = MANIFEST.format(words=options.words, digest=digest)
         (Path(folder) / "family.toml").write_text(manifest)
         settings = ("--no-grpc", "--cache", CACHE, "--request-timeout", PATIENCE)
         with Served({"chat": Path(folder)}, *settings, "--threads", options.threads) as server:
-            yield Own(server.http_address, PLANS[options.form])
+            yield Own(server.http_address, PLANS[options.form].format(options.blocks))
 
 
 @contextlib.contextmanager
@@ -214,12 +229,16 @@ def greedy_texts():
     )
     parser.add_argument("--peer", required=True, help="command of llama.cpp's server")
     parser.add_argument("--file", type=Path, default=FILE, help="the file that the peer serves")
+    parser.add_argument("--own", type=Path, default=FILE, help="the file that Tessera serves")
+    parser.add_argument("--blocks", type=int, default=30, help="number of its blocks")
+    parser.add_argument("--words", type=int, default=49_152, help="number of its token ids")
     parser.add_argument("--form", choices=PLANS, default="f32", help="how Tessera runs its file")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    prompts = TEXTS if options.own != FILE else [*TEXTS, *map(CHAT.format, QUESTIONS)]
     num_ties, num_apart, worst = 0, 0, 0.0
     with own_of(options) as own, peer_of(options, own) as peer:
-        for number, prompt in enumerate(PROMPTS):
+        for number, prompt in enumerate(prompts):
             parting, difference = compare(own, peer, prompt)
             worst = max(worst, difference)
             if parting is None:
@@ -233,7 +252,7 @@ def greedy_texts():
                 flush=True,
             )
     line = (
-        f"{len(PROMPTS) - num_ties - num_apart} of {len(PROMPTS)} texts of up to {TOKENS} tokens are equal, "
+        f"{len(prompts) - num_ties - num_apart} of {len(prompts)} texts of up to {TOKENS} tokens are equal, "
         f"{num_ties} part at a tie, {num_apart} elsewhere; log-probabilities of the same tokens "
         f"differ by {worst:.1e} at most"
     )

@@ -22,12 +22,14 @@ pub(crate) const WEIGHTS: &str = "model.safetensors";
 const GGUF: &str = "model.gguf";
 
 /// Every case but those of ModuleFormer, with its number of blocks.
-pub(crate) const CHECKPOINTS: [(&str, usize); 20] = [
+pub(crate) const CHECKPOINTS: [(&str, usize); 22] = [
     ("llama", 2),
     ("mistral", 2),
     ("mistral-whole", 2),
     ("qwen2", 2),
     ("qwen3", 2),
+    ("gemma3", 4),
+    ("gemma3-biased", 2),
     ("mixtral", 2),
     ("mixtral-fused", 2),
     ("mixtral-k1-odd", 3),
