@@ -94,6 +94,10 @@ fn predicate(message: &str) -> Option<String> {
         };
         return Some(format!("is {}, but must be {}{place}", found(form), wanted(expected)));
     }
+    if let Some(rest) = message.strip_prefix("invalid length ") {
+        let (length, expected) = rest.split_once(", expected ")?;
+        return Some(format!("is of length {length}, but must be {expected}"));
+    }
     message.starts_with("must be ").then(|| message.to_owned())
 }
 
@@ -197,7 +201,7 @@ mod tests {
             (r#"{"name": "", "weight": 3}"#, "unknown field `weight`", Some("weight")),
             (r#"{"name": "", "name": ""}"#, "duplicate field `name`", Some("name")),
             ("{}", "missing field `name`", Some("name")),
-            ("[]", "it is an array, but must be", None),
+            ("[]", "it is of length 0, but must be a JSON object", None),
             ("{", "EOF while parsing an object", None),
         ] {
             let error = read::<Question>(text).expect_err(text);
