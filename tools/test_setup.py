@@ -128,6 +128,31 @@ class SetupTest(unittest.TestCase):
         self.assertIn("was expected", said)
         self.assertEqual(list(self.target.parent.iterdir()), [])
 
+    def test_parts_of_a_file_are_joined_beside_a_file_of_the_repository(self):
+        manifest = self.root / "tools/a.toml"
+        manifest.parent.mkdir()
+        manifest.write_text('name = "a"\n')
+        member = "toy/data.bin"
+        part = {
+            "requirement": "toy==1.0",
+            "sha256": hashlib.sha256(self.wheel.read_bytes()).hexdigest(),
+            "member": member,
+        }
+        digest = hashlib.sha256(self.content * 2).hexdigest()
+        files = [
+            {"to": "models/a/data.bin", "sha256": digest},
+            {
+                "from": "tools/a.toml",
+                "to": "models/a/family.toml",
+                "sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
+            },
+        ]
+        self.write_recipe(parts=[part, part], files=files)
+        self.assertEqual(self.run_setup()[0], 0)
+        self.assertEqual(self.target.read_bytes(), self.content * 2)
+        self.assertEqual(self.target.with_name("family.toml").read_text(), 'name = "a"\n')
+        self.assertEqual(self.run_setup(), (0, "set-up: up to date\n"))
+
     def test_a_wheel_with_another_digest_is_refused(self):
         self.write_recipe(sha256="0" * 64)
         code, said = self.run_setup()
