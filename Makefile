@@ -171,6 +171,7 @@ fit: setup build data ## Fit stitches, bridges and exits in closed form
 profile: setup build ## Measure the modules on this machine
 	./$(BINARY) profile --family text --out models/profile.json $(ARGS)
 	./$(BINARY) profile --family fashion --out models/profile.json $(ARGS)
+	./$(BINARY) profile --family chat --out models/profile.json $(ARGS)
 
 evaluate: setup build data ## Measure the plans' quality on held-out mails and images
 	./$(BINARY) evaluate --family text --data $(MAILS)/heldout.jsonl --examples 1000 $(ARGS)

@@ -12,7 +12,8 @@ use tessera::{
 };
 
 use crate::support::{
-    computed_cache, fashion_family, language::Model, machine_key, runtime, synthetic::Synthetic,
+    computed_cache, fashion_family, language::Model, machine_key, root, runtime,
+    synthetic::Synthetic,
 };
 
 /// Measures the modules of `family` that `cache` lacks. Returns how often it was saved.
@@ -82,6 +83,22 @@ fn a_family_that_was_never_measured_here_has_the_costs_of_another_machine() {
     let ratios: Vec<f64> = ratios.collect();
     assert!(ratios[0] > 1.0, "this machine is slower: {}", ratios[0]);
     assert!(ratios.iter().all(|ratio| (ratio / ratios[0] - 1.0).abs() < 1e-9), "{ratios:?}");
+}
+
+#[test]
+fn the_pool_has_costs_of_all_its_families_from_each_machine() {
+    let pool = root().join("models");
+    let shipped = ShippedProfiles::read(&pool.join("profile.json")).expect("readable");
+    assert!(!shipped.machines.is_empty());
+    for name in ["text", "fashion", "chat"] {
+        let family = Family::load(&pool.join(name)).expect("loaded");
+        for machine in &shipped.machines {
+            let mut cache = ProfileCache::empty(machine_key());
+            machine.complete(&mut cache, 1.0).expect("a ratio");
+            let found = cache.profile_of(&family);
+            assert!(found.is_ok(), "{name} was not measured on {:?}", machine.machine);
+        }
+    }
 }
 
 /// Returns the modules that take time.
