@@ -21,6 +21,7 @@ mod gguf;
 mod http;
 mod images;
 mod import;
+mod int8_caches;
 mod large_files;
 mod limits;
 mod load;
