@@ -8,7 +8,7 @@ use super::{
     nonlinearity::Nonlinearity,
 };
 use crate::{
-    family::WidthSpec,
+    family::{CacheType, WidthSpec},
     input::Language,
     module::{Body, Precision, Router},
     onnx::proto::TensorProto,
@@ -59,6 +59,8 @@ pub(crate) struct Form<'a> {
     /// Whether the part runs on the packed tokens of a step, `[tokens, width]`, and keeps a cache
     /// of keys and values if it has attention. Only parts of blocks have this form.
     pub(crate) is_step: bool,
+    /// Type of the elements of that cache.
+    pub(crate) cache_type: CacheType,
 }
 
 impl Form<'_> {
@@ -70,6 +72,7 @@ impl Form<'_> {
         experts: None,
         has_norm: true,
         is_step: false,
+        cache_type: CacheType::F32,
     };
 
     /// Changes the router of an architecture to that of this form.

@@ -18,7 +18,7 @@ use super::{
     open::{of_config, open},
 };
 use crate::{
-    family::{AnchorSpec, ExpertsSpec},
+    family::{AnchorSpec, CacheType, ExpertsSpec},
     module::Precision,
     pool::{Checkpoint, FitRecords},
     tensor::{
@@ -46,8 +46,9 @@ fn checkpoint(folder: &Path) -> Checkpoint {
 fn build(network: &dyn Backbone) {
     let int8 = Form { precision: Precision::Int8, top_k: Some(1), ..Form::PLAIN };
     let cached = Form { is_step: true, has_norm: false, ..Form::PLAIN };
+    let cached8 = Form { cache_type: CacheType::Int8, ..cached };
     for index in 0..network.layout().parts.len() {
-        for form in [Form::PLAIN, int8, cached] {
+        for form in [Form::PLAIN, int8, cached, cached8] {
             drop(network.build(PartId(index), &form));
         }
     }

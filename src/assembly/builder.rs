@@ -243,7 +243,9 @@ impl<'a> FamilyBuilder<'a> {
         if !anchor.layout().is_stepped(part) {
             return Ok(());
         }
-        if let Body::Network(network) = anchor.build(part, &Form { is_step: true, ..*form })? {
+        let cache_type = self.manifest.generation.cache;
+        let form = Form { is_step: true, cache_type, ..*form };
+        if let Body::Network(network) = anchor.build(part, &form)? {
             self.steps.insert(self.modules.len() - 1, *network);
         }
         Ok(())

@@ -13,7 +13,10 @@ use super::{
 };
 use crate::{
     arch::{ArchError, SplitPart},
-    family::{FamilyGraph, INT8, MANIFEST_FILE, Manifest, MapSpec, Module, ModuleId, SpaceId},
+    family::{
+        FamilyError, FamilyGraph, Fault, GenerationSpec, INT8, MANIFEST_FILE, Manifest, MapSpec,
+        Module, ModuleId, SpaceId,
+    },
     input::{Language, Tokenizer},
     module::{Batching, Body, CacheSpec, Compute, Network},
     pool::{FitRecords, PoolError, Stamps},
@@ -82,6 +85,11 @@ impl Family {
         let computes: Vec<_> = named.map(keep).collect::<Result<_, _>>()?;
         let in_step = parts.steps.into_iter().map(|(index, network)| (ModuleId(index), network));
         let steps = StepRuns::new(&graph, &mut networks, &in_step.collect())?;
+        if manifest.generation != GenerationSpec::default() && steps.caches.is_empty() {
+            let expected = "the family has no attention that keeps a cache";
+            let fault = Fault::new("generation.cache", "int8", expected);
+            return Err(FamilyError::value(folder, fault).into());
+        }
         Ok(Self {
             folder: folder.to_owned(),
             graph,

@@ -21,10 +21,10 @@ pub use files::{FITS_FOLDER, MANIFEST_FILE, name_with_digest, name_without_diges
 pub(crate) use graph::{F32, INT8, SKIP};
 pub use graph::{FamilyGraph, Module, ModuleKind, SpaceId};
 pub use manifest::{
-    AnchorSpec, BlockEnds, ExitsSpec, ExpertSet, ExpertsSpec, FORMAT, Feature, Filter, ImageSpec,
-    Limits, Manifest, MapForm, MapSpec, Metric, OnnxImage, OnnxSource, OutputSpec, PartSource,
-    QualitySpec, Resize, RoutedPart, RouterForm, StitchesSpec, VariantSpec, WidthSpec,
-    fit_file_name, migrated,
+    AnchorSpec, BlockEnds, CacheType, ExitsSpec, ExpertSet, ExpertsSpec, FORMAT, Feature, Filter,
+    GenerationSpec, ImageSpec, Limits, Manifest, MapForm, MapSpec, Metric, OnnxImage, OnnxSource,
+    OutputSpec, PartSource, QualitySpec, Resize, RoutedPart, RouterForm, StitchesSpec, VariantSpec,
+    WidthSpec, fit_file_name, migrated,
 };
 pub use plan_id::PlanId;
 pub use space::{Axis, NamedTensor, Space, SpaceKind, SpaceSpec};

@@ -3,6 +3,8 @@
 //! The tokens of a step lie packed, `[tokens, width]`. A cache has a slot for each
 //! sequence, `[slots, heads, capacity, head width]`.
 
+use crate::family::CacheType;
+
 /// Name of the packed row of each token of each slot, `[slots, longest]` INT64.
 pub const ROWS: &str = "rows";
 /// Name of the place of each packed token: its slot, and its number there, `[tokens, 2]` INT64.
@@ -19,6 +21,10 @@ pub const QUERY_LENGTHS: &str = "query_seqlens";
 pub const COSINES: &str = "cosines";
 /// Name of the sines of the positions' rotations, `[capacity, head width / 2]` FP32.
 pub const SINES: &str = "sines";
+/// Name of the scales of 8-bit keys, one for each channel of a head, `[heads · head width]` FP32.
+pub const KEY_SCALES: &str = "key_scales";
+/// Name of the scales of 8-bit values, `[heads · head width]` FP32.
+pub const VALUE_SCALES: &str = "value_scales";
 /// Name of the keys before the step.
 pub const PAST_KEYS: &str = "past_key";
 /// Name of the values before the step.
@@ -32,13 +38,26 @@ pub const PRESENT_VALUES: &str = "present_value";
 pub(super) const STEP_INPUTS: [&str; 8] =
     [ROWS, PLACES, POSITIONS, LENGTHS, TOTAL_LENGTH, QUERY_LENGTHS, COSINES, SINES];
 
-/// Cache of an attention module: keys and values of each position of a sequence, in f32.
+/// Cache of an attention module: keys and values of each position of a sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CacheSpec {
     /// Number of heads of keys and values.
     pub num_heads: usize,
     /// Width of a head.
     pub head_width: usize,
+    /// Type of the elements.
+    pub cache_type: CacheType,
+    /// Pairs of a head's elements that positions turn.
+    pub pairs: Pairs,
+}
+
+/// Pairs of a head's elements that positions turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Pairs {
+    /// An element of the first half and the one at its place in the second half.
+    Halves,
+    /// Neighbours.
+    Neighbours,
 }
 
 /// Settings of a network that keeps caches.
@@ -56,8 +75,16 @@ impl CacheSpec {
         self.num_heads * self.head_width
     }
 
+    /// Returns the element of a head that positions turn together with the element `index`.
+    pub fn partner(&self, index: usize) -> usize {
+        match self.pairs {
+            Pairs::Neighbours => index ^ 1,
+            Pairs::Halves => (index + self.head_width / 2) % self.head_width,
+        }
+    }
+
     /// Returns the size of one position's keys and values, in bytes.
     pub fn bytes_per_token(&self) -> u64 {
-        (2 * self.width() * size_of::<f32>()) as u64
+        (2 * self.width() * self.cache_type.num_bytes()) as u64
     }
 }

@@ -4,13 +4,17 @@
 //! 8 ms for a token.
 
 use super::{
-    cache::{Cached, PAST_KEYS, PAST_VALUES, PRESENT_KEYS, PRESENT_VALUES, STEP_INPUTS},
+    cache::{
+        Cached, KEY_SCALES, PAST_KEYS, PAST_VALUES, PRESENT_KEYS, PRESENT_VALUES, STEP_INPUTS,
+        VALUE_SCALES,
+    },
     network::{Batching, INPUT_IDS, Network},
 };
 use crate::onnx::join;
 
 /// Names that each network of a chain has for itself.
-const OWN: [&str; 4] = [PAST_KEYS, PAST_VALUES, PRESENT_KEYS, PRESENT_VALUES];
+const OWN: [&str; 6] =
+    [PAST_KEYS, PAST_VALUES, PRESENT_KEYS, PRESENT_VALUES, KEY_SCALES, VALUE_SCALES];
 
 impl Network {
     /// Returns whether a step can run `networks` in one session: they have the precision of their
@@ -54,11 +58,13 @@ impl Network {
 mod tests {
     use super::*;
     use crate::{
-        module::{CacheSpec, Port, Precision},
+        family::CacheType,
+        module::{CacheSpec, Pairs, Port, Precision},
         onnx::{GraphBuilder, proto::data_type},
     };
 
-    const ONE: CacheSpec = CacheSpec { num_heads: 1, head_width: 8 };
+    const ONE: CacheSpec =
+        CacheSpec { num_heads: 1, head_width: 8, cache_type: CacheType::F32, pairs: Pairs::Halves };
 
     fn mlp(precision: Precision) -> Network {
         let mut graph = GraphBuilder::default();

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::{
     ModuleError,
-    cache::{PAST_KEYS, PAST_VALUES},
+    cache::{KEY_SCALES, PAST_KEYS, PAST_VALUES, VALUE_SCALES},
     network::{ATTENTION_MASK, INPUT_IDS, Network, PIXEL_VALUES},
 };
 
@@ -24,6 +24,10 @@ pub enum Port {
     Keys(usize),
     /// Values before the step in one of the network's caches, by its index.
     Values(usize),
+    /// Scales of the keys in one of the network's caches, by its index.
+    KeyScales(usize),
+    /// Scales of the values in one of the network's caches, by its index.
+    ValueScales(usize),
 }
 
 impl Network {
@@ -65,6 +69,8 @@ impl Network {
 struct CachePorts {
     num_keys: usize,
     num_values: usize,
+    num_key_scales: usize,
+    num_value_scales: usize,
 }
 
 impl CachePorts {
@@ -75,6 +81,8 @@ impl CachePorts {
         match name.rsplit('/').next() {
             Some(PAST_KEYS) => Some(Port::Keys(next(&mut self.num_keys))),
             Some(PAST_VALUES) => Some(Port::Values(next(&mut self.num_values))),
+            Some(KEY_SCALES) => Some(Port::KeyScales(next(&mut self.num_key_scales))),
+            Some(VALUE_SCALES) => Some(Port::ValueScales(next(&mut self.num_value_scales))),
             _ => None,
         }
     }

@@ -28,6 +28,7 @@ pub enum Attribute {
     Int(i64),
     Ints(Vec<i64>),
     Float(f32),
+    Text(&'static str),
 }
 
 impl GraphBuilder {
@@ -175,6 +176,10 @@ fn attribute(name: &str, value: &Attribute) -> AttributeProto {
         }
         Attribute::Float(value) => {
             AttributeProto { f: Some(*value), r#type: attribute_type::FLOAT, ..named }
+        }
+        Attribute::Text(text) => {
+            let text = Bytes::from_static(text.as_bytes());
+            AttributeProto { s: Some(text), r#type: attribute_type::STRING, ..named }
         }
     }
 }

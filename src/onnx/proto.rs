@@ -40,6 +40,7 @@ pub mod attribute_type {
     #![expect(missing_docs, reason = "the names are the standard's own")]
     pub const FLOAT: i32 = 1;
     pub const INT: i32 = 2;
+    pub const STRING: i32 = 3;
     pub const INTS: i32 = 7;
 }
 

@@ -48,10 +48,21 @@ impl Executor {
         batch: &mut StepBatch<'_>,
         observer: &mut impl ModuleObserver,
     ) -> Result<Vec<Tensor>, RuntimeError> {
+        self.scale_caches(plan, &self.caches_of(plan))?;
+        self.forward_scaled(plan, batch, observer)
+    }
+
+    /// Runs a step whose 8-bit caches have scales.
+    pub(super) fn forward_scaled(
+        &self,
+        plan: &Plan,
+        batch: &mut StepBatch<'_>,
+        observer: &mut impl ModuleObserver,
+    ) -> Result<Vec<Tensor>, RuntimeError> {
         let path = self.path_of(plan)?;
         let (last, before) = path.split_last().ok_or(RuntimeError::NotAPath)?;
         let modules = self.caches_of(plan);
-        let step = batch.reserve(&modules)?;
+        let step = batch.reserve(&modules, self.caches().scales(&modules))?;
         let ids = batch.token_ids();
         let reserve = self.reserve(path, Shape::new(1, ids.len()))?;
         let sides = packed(ids)?;

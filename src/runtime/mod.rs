@@ -21,6 +21,7 @@ mod process;
 mod residents;
 mod routed;
 mod rows;
+mod scaling;
 mod session;
 #[cfg(test)]
 pub(crate) mod support_tests;

@@ -9,7 +9,7 @@ use ort::{
         Session, SessionInputValue,
         builder::{GraphOptimizationLevel, SessionBuilder},
     },
-    value::{DynValue, Tensor as OrtTensor},
+    value::DynValue,
 };
 use prost::Message;
 
@@ -37,6 +37,27 @@ pub(super) struct ModuleSession {
     module: String,
     ports: Vec<(String, Port)>,
     outputs: Vec<Arc<str>>,
+}
+
+/// Cache that a module reads and writes where it lies.
+pub(super) struct BoundCache<'a> {
+    pub(super) keys: &'a mut DynValue,
+    pub(super) values: &'a mut DynValue,
+    /// Scales of the keys and of the values of an 8-bit cache.
+    pub(super) scales: Option<[&'a DynValue; 2]>,
+}
+
+impl BoundCache<'_> {
+    /// Returns the value for a port of a cache, or `None` if there is none.
+    fn value(&self, port: Port) -> Option<&DynValue> {
+        match port {
+            Port::Keys(_) => Some(&*self.keys),
+            Port::Values(_) => Some(&*self.values),
+            Port::KeyScales(_) => self.scales.map(|[keys, _]| keys),
+            Port::ValueScales(_) => self.scales.map(|[_, values]| values),
+            Port::State | Port::Input(_) | Port::Given(_) => None,
+        }
+    }
 }
 
 /// Outputs of a module with their names, in the order in which the module declares them.
@@ -114,7 +135,7 @@ impl ModuleSession {
                 Port::Input(input) => sides.value(input),
                 Port::Given(value) => given.iter().find(|(known, _)| known == value).map(|v| v.1),
                 // A network with a cache runs in steps only.
-                Port::Keys(_) | Port::Values(_) => None,
+                Port::Keys(_) | Port::Values(_) | Port::KeyScales(_) | Port::ValueScales(_) => None,
             };
             let value = value.ok_or_else(|| self.missing(name))?;
             values.push((Cow::Borrowed(name), value.into()));
@@ -134,7 +155,7 @@ impl ModuleSession {
         &mut self,
         given: &[(&str, &DynValue)],
         state: &DynValue,
-        caches: &mut [[&mut OrtTensor<f32>; 2]],
+        caches: &mut [BoundCache<'_>],
     ) -> Result<DynValue, RuntimeError> {
         let wrap = |reason| RuntimeError::Run { module: self.module.clone(), reason };
         let lacking = || RuntimeError::NoInput { module: self.module.clone(), input: CACHE.into() };
@@ -142,10 +163,13 @@ impl ModuleSession {
         for (name, port) in &self.ports {
             match port {
                 Port::State => binding.bind_input(name, state),
-                Port::Keys(index) | Port::Values(index) => {
-                    let [keys, values] = caches.get(*index).ok_or_else(lacking)?;
-                    let is_keys = matches!(port, Port::Keys(_));
-                    binding.bind_input(name, if is_keys { &**keys } else { &**values })
+                Port::Keys(index)
+                | Port::Values(index)
+                | Port::KeyScales(index)
+                | Port::ValueScales(index) => {
+                    let cache = caches.get(*index).ok_or_else(lacking)?;
+                    let value = cache.value(*port).ok_or_else(|| self.missing(name))?;
+                    binding.bind_input(name, value)
                 }
                 Port::Given(port) | Port::Input(port) => {
                     let found = given.iter().find(|(known, _)| known == port);
@@ -158,9 +182,9 @@ impl ModuleSession {
         // Caches stand in the same order among inputs and outputs.
         let mut presents = self.outputs.iter().filter(|name| is_cache(name));
         for cache in caches {
-            for tensor in cache.iter_mut() {
+            for tensor in [&mut *cache.keys, &mut *cache.values] {
                 let name = presents.next().ok_or(RuntimeError::NoOutput)?;
-                binding.bind_output(&**name, &mut **tensor).map_err(wrap)?;
+                binding.bind_output(&**name, tensor).map_err(wrap)?;
             }
         }
         let output = self.outputs.iter().find(|name| !is_cache(name));

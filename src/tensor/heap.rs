@@ -28,38 +28,62 @@ pub fn give_back_freed_memory() {
 #[cfg(not(target_env = "gnu"))]
 pub fn give_back_freed_memory() {}
 
+/// Element of an array whose pages can be given back.
+///
+/// # Safety
+///
+/// Every bit pattern of the type is a value of it, the size of the type divides that of a page, and
+/// [`ZERO`](Self::ZERO) has no bit that is 1.
+#[expect(unsafe_code, reason = "an implementation promises what the compiler does not check")]
+pub unsafe trait Plain: Copy {
+    /// Zero.
+    const ZERO: Self;
+}
+
+// SAFETY: every bit pattern is a number, an infinity or not a number.
+#[expect(unsafe_code, reason = "every bit pattern is a value")]
+unsafe impl Plain for f32 {
+    const ZERO: Self = 0.0;
+}
+
+// SAFETY: every bit pattern is an integer.
+#[expect(unsafe_code, reason = "every bit pattern is a value")]
+unsafe impl Plain for i8 {
+    const ZERO: Self = 0;
+}
+
 /// Sets `values` to zero by giving their pages back to the system, which makes pages of zeros of
 /// them when they are next read or written. The values must lie in memory that the allocator gave,
 /// not in a mapped file.
 #[cfg(target_os = "linux")]
 #[expect(unsafe_code, reason = "the C library's function has no safe form")]
-pub fn forget_pages(values: &mut [f32]) {
+pub fn forget_pages<T: Plain>(values: &mut [T]) {
     // SAFETY: the function reads a constant of the system.
     let Ok(page @ 1..) = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }) else {
-        return values.fill(0.0);
+        return values.fill(T::ZERO);
     };
     let to_page = values.as_ptr().align_offset(page).min(values.len());
     let (before, rest) = values.split_at_mut(to_page);
-    let (pages, after) = rest.split_at_mut(rest.len() - rest.len() % (page / size_of::<f32>()));
-    before.fill(0.0);
-    after.fill(0.0);
+    let (pages, after) = rest.split_at_mut(rest.len() - rest.len() % (page / size_of::<T>()));
+    before.fill(T::ZERO);
+    after.fill(T::ZERO);
     if pages.is_empty() {
         return;
     }
     // SAFETY: the range is whole pages that the slice borrows alone. Whatever they hold afterwards
-    // is a valid f32.
+    // is a valid element.
     let advised = unsafe {
         libc::madvise(pages.as_mut_ptr().cast(), size_of_val(pages), libc::MADV_DONTNEED)
     };
     if advised != 0 {
-        pages.fill(0.0);
+        pages.fill(T::ZERO);
     }
 }
 
 /// Sets `values` to zero.
 #[cfg(not(target_os = "linux"))]
-pub fn forget_pages(values: &mut [f32]) {
-    values.fill(0.0);
+pub fn forget_pages<T: Plain>(values: &mut [T]) {
+    values.fill(T::ZERO);
 }
 
 /// Keeps freed memory for later allocations: up to `bytes` at the end of each of the C library's

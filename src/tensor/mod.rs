@@ -20,7 +20,7 @@ mod value;
 pub use chain::chain;
 pub use data_type::DataType;
 pub use file::{FileKind, open_file, read_bytes, read_text};
-pub use heap::{MappedApart, forget_pages, give_back_freed_memory, reuse_freed_memory};
+pub use heap::{MappedApart, Plain, forget_pages, give_back_freed_memory, reuse_freed_memory};
 pub use hex::hex;
 pub use mapped::MappedFile;
 pub use panic::panic_literal;

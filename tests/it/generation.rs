@@ -24,7 +24,8 @@ use crate::support::{
     language::Model,
 };
 
-struct Chat {
+/// A decoder that generates, served.
+pub(crate) struct Chat {
     served: Served,
     model: Model,
 }
@@ -35,7 +36,10 @@ impl Chat {
     }
 
     fn configured(config: ServiceConfig) -> Self {
-        let model = llama().with_context(1_000);
+        Self::of(llama().with_context(1_000), config)
+    }
+
+    pub(crate) fn of(model: Model, config: ServiceConfig) -> Self {
         let family = model.load().unwrap_or_else(|e| panic!("{e}"));
         let metrics = Arc::new(Metrics::new().expect("metrics"));
         Self { served: Served::observed(config, metrics, Families::of(family)), model }
@@ -60,6 +64,15 @@ fn request(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
         client: 0,
         arrival: Instant::now(),
     }
+}
+
+/// Lets a client ask for ten tokens behind a prompt. Returns them, and the number of the prompt's
+/// tokens that were in a cache.
+pub(crate) async fn by(chat: &Chat, client: u64, prompt: &[i64]) -> (Vec<u32>, usize) {
+    let prompt: Vec<u32> = prompt.iter().map(|id| id.unsigned_abs() as u32).collect();
+    let asked = GenerateRequest { client, ..request(&prompt, 10) };
+    let (tokens, _, timings) = generate(&chat.service(), asked).await;
+    (tokens, timings.num_cached)
 }
 
 /// Returns the generated tokens of each sequence, and their ends.

@@ -23,6 +23,7 @@ mod gguf_experts;
 mod http;
 mod images;
 mod import;
+mod int8_caches;
 mod large_files;
 mod limits;
 mod load;

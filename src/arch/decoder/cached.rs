@@ -17,9 +17,11 @@ use crate::{
         error::ArchError,
         ops::{extent, with_rows},
     },
+    family::CacheType,
     module::{
-        COSINES, CacheSpec, Cached, LENGTHS, Network, PAST_KEYS, PAST_VALUES, PLACES, POSITIONS,
-        PRESENT_KEYS, PRESENT_VALUES, Precision, QUERY_LENGTHS, ROWS, SINES, TOTAL_LENGTH,
+        COSINES, CacheSpec, Cached, KEY_SCALES, LENGTHS, Network, PAST_KEYS, PAST_VALUES, PLACES,
+        POSITIONS, PRESENT_KEYS, PRESENT_VALUES, Pairs, Precision, QUERY_LENGTHS, ROWS, SINES,
+        TOTAL_LENGTH, VALUE_SCALES,
     },
     onnx::{Attribute, GraphBuilder, proto::data_type},
     tensor::signed,
@@ -29,15 +31,24 @@ use crate::{
 const HEAD_UNIT: usize = 8;
 const TURNED_UNIT: usize = 16;
 
-/// Number of inputs of the operator before the lengths of queries; those that are not used are
-/// empty.
+/// Numbers of inputs of the operator before the scales of 8-bit caches, and before the lengths of
+/// queries. Those that are not used are empty.
+const SCALES_AT: usize = 12;
 const QUERY_LENGTHS_AT: usize = 16;
+
+/// The operator's word for a scale for each channel of each head.
+const PER_CHANNEL: &str = "PER_CHANNEL";
 
 impl Attention {
     /// Returns the cache that the attention can keep, or `None` if the operator does not take its
     /// heads.
     pub(super) fn cache(&self) -> Option<CacheSpec> {
-        let spec = CacheSpec { num_heads: self.num_shared_heads, head_width: self.head_width };
+        let spec = CacheSpec {
+            num_heads: self.num_shared_heads,
+            head_width: self.head_width,
+            cache_type: CacheType::F32,
+            pairs: if self.is_interleaved { Pairs::Neighbours } else { Pairs::Halves },
+        };
         self.head_width.is_multiple_of(HEAD_UNIT).then_some(spec)
     }
 
@@ -68,7 +79,7 @@ impl Decoder {
         let joined = self.joined(&mut graph, &hidden, &turns, index)?;
         let rows = graph.input(ROWS, data_type::INT64, &[None, None]);
         let spread = graph.node("Gather", &[&joined, &rows], &[("axis", Attribute::Int(0))]);
-        let mixed = attend(&mut graph, &spread, &turns, shape);
+        let mixed = attend(&mut graph, &spread, &turns, Attending { shape, cache });
         let places = graph.input(PLACES, data_type::INT64, &[None, Some(2)]);
         let packed = graph.node("GatherND", &[&mixed, &places], &[]);
         let sum = self.end_attention(&mut graph, &hidden, &packed, index)?;
@@ -129,15 +140,26 @@ impl Decoder {
     }
 }
 
+/// Attention over a cache.
+#[derive(Clone, Copy)]
+struct Attending<'a> {
+    shape: &'a Attention,
+    cache: CacheSpec,
+}
+
 /// Adds attention over the cache, whose new state is an output of the graph.
 fn attend(
     graph: &mut GraphBuilder,
     joined: &str,
     turns: &[String; 2],
-    shape: &Attention,
+    Attending { shape, cache }: Attending<'_>,
 ) -> String {
-    let cache = [None, extent(shape.num_shared_heads), None, extent(shape.head_width)];
-    let past = [PAST_KEYS, PAST_VALUES].map(|name| graph.input(name, data_type::FLOAT, &cache));
+    let element = match cache.cache_type {
+        CacheType::F32 => data_type::FLOAT,
+        CacheType::Int8 => data_type::INT8,
+    };
+    let cached = [None, extent(shape.num_shared_heads), None, extent(shape.head_width)];
+    let past = [PAST_KEYS, PAST_VALUES].map(|name| graph.input(name, element, &cached));
     let lengths = graph.input(LENGTHS, data_type::INT32, &[None]);
     let total = graph.input(TOTAL_LENGTH, data_type::INT32, &[]);
     let queries = graph.input(QUERY_LENGTHS, data_type::INT32, &[None]);
@@ -146,6 +168,16 @@ fn attend(
     if shape.is_turned_inside() {
         inputs.extend(turns.iter().map(String::as_str));
     }
+    let scales = match cache.cache_type {
+        CacheType::F32 => Vec::new(),
+        CacheType::Int8 => {
+            let width = extent(cache.width());
+            let scales = [KEY_SCALES, VALUE_SCALES];
+            scales.map(|name| graph.input(name, data_type::FLOAT, &[width])).to_vec()
+        }
+    };
+    inputs.resize(SCALES_AT, "");
+    inputs.extend(scales.iter().map(String::as_str));
     inputs.resize(QUERY_LENGTHS_AT, "");
     inputs.push(&queries);
     let mut attributes = vec![
@@ -158,10 +190,17 @@ fn attend(
     if let Some(window) = shape.window {
         attributes.push(("local_window_size", Attribute::Int(signed(window))));
     }
+    if !scales.is_empty() {
+        attributes.extend([
+            ("k_quant_type", Attribute::Text(PER_CHANNEL)),
+            ("v_quant_type", Attribute::Text(PER_CHANNEL)),
+            ("kv_cache_bit_width", Attribute::Int(8)),
+        ]);
+    }
     let outputs = ["attended", PRESENT_KEYS, PRESENT_VALUES];
     graph.fused_outputs("GroupQueryAttention", &inputs, &outputs, &attributes);
     for name in [PRESENT_KEYS, PRESENT_VALUES] {
-        graph.declare_output(name, data_type::FLOAT, &cache);
+        graph.declare_output(name, element, &cached);
     }
     outputs[0].to_owned()
 }

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     family::{Fault, ModuleKind, SpaceSpec},
-    module::{Body, INPUT_IDS, Network, Precision},
+    module::{Body, CacheSpec, INPUT_IDS, Network, Precision},
     onnx::{
         Attribute, GraphBuilder,
         proto::{ModelProto, TensorProto},
@@ -149,7 +149,10 @@ impl Backbone for Decoder {
             (ModuleKind::Stem, _) => self.stem().map(Body::from),
             (ModuleKind::Head, _) => self.head(form).map(Body::from),
             (ModuleKind::Attention, _) => match axes.cache.filter(|_| form.is_step) {
-                Some(cache) => self.cached_attention(block, cache, form.precision),
+                Some(cache) => {
+                    let cache = CacheSpec { cache_type: form.cache_type, ..cache };
+                    self.cached_attention(block, cache, form.precision)
+                }
                 None => self.attention(block, form.precision),
             }
             .map(Body::from),

@@ -3,6 +3,7 @@
 mod anchor;
 mod experts;
 mod format;
+mod generation;
 mod image;
 mod maps;
 mod onnx_source;
@@ -12,6 +13,7 @@ mod variant;
 pub use anchor::{AnchorSpec, PartSource, WidthSpec};
 pub use experts::{ExpertSet, ExpertsSpec, RoutedPart, RouterForm};
 pub use format::{FORMAT, migrated};
+pub use generation::{CacheType, GenerationSpec};
 pub use image::{Filter, ImageSpec, Resize};
 pub use maps::{Feature, MapForm, MapSpec, fit_file_name};
 pub use onnx_source::{BlockEnds, OnnxImage, OnnxSource};
@@ -68,6 +70,9 @@ pub struct Manifest {
     /// The maps fitted between spaces.
     #[serde(default)]
     pub maps: Vec<MapSpec>,
+    /// Settings of generation, for families that run step by step.
+    #[serde(default)]
+    pub generation: GenerationSpec,
     /// Feed-forward parts that are split into experts.
     #[serde(default)]
     pub experts: Vec<ExpertsSpec>,

@@ -5,12 +5,15 @@
 //! they are first touched. A block of positions is the unit that a sequence leases from the ledger
 //! of the memory limit. Everything goes back when the sequence is dropped. Start at [`Sequence`].
 
+mod arrays;
 mod blocks;
 mod layout;
+mod scales;
 mod sequence;
 mod slab;
 mod step;
 
+pub(super) use scales::ChannelScales;
 pub use sequence::Sequence;
 pub(super) use slab::Caches;
 pub use step::Tokens;

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
+    arrays::Rows,
     blocks::{BLOCK, Blocks, blocks_for},
     slab::{Caches, Slot},
 };
@@ -138,6 +139,16 @@ impl Sequence {
         }
         self.slot = Some(slot);
         Ok(())
+    }
+
+    /// Returns the levels of all positions in the 8-bit cache of `module`: those of each head's
+    /// keys, then those of each head's values. They are empty if there are none.
+    pub(in crate::runtime) fn levels(&self, module: ModuleId) -> Vec<Vec<i8>> {
+        let rows = self.slot.as_ref().and_then(|slot| slot.rows(module, self.position()));
+        match rows {
+            Some(Rows::Int8(levels)) => levels,
+            _ => Vec::new(),
+        }
     }
 
     /// Returns the slot, or `None` before the first step.

@@ -6,16 +6,17 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
-use ort::{
-    memory::Allocator,
-    value::{DynValue, Tensor as OrtTensor},
+use ort::value::DynValue;
+
+use super::{
+    arrays::{Cache, Extents, Rows},
+    scales::{ChannelScales, Scales},
 };
 
 use crate::{
-    family::ModuleId,
+    family::{CacheType, ModuleId},
     module::CacheSpec,
     runtime::{RuntimeError, activation::handed_over},
-    tensor::forget_pages,
 };
 
 /// Number of positions that the slots of a slab share.
@@ -29,6 +30,18 @@ const GROWTH: usize = 2;
 #[derive(Debug, Default)]
 pub(in crate::runtime) struct Caches {
     slabs: Mutex<Vec<Weak<Slab>>>,
+    /// Scales of 8-bit caches.
+    scales: Mutex<BTreeMap<ModuleId, Known>>,
+    /// Lock held while scales are looked for.
+    looking: Mutex<()>,
+}
+
+/// Scales of a module's cache.
+#[derive(Debug)]
+struct Known {
+    scales: Arc<Scales>,
+    /// Whether they are not going to change.
+    is_final: bool,
 }
 
 /// Caches of one capacity for several sequences, or for one that is long.
@@ -45,15 +58,6 @@ pub(super) struct Slab {
 
 /// Cosines and sines of the rotations of positions, `[capacity, angles]`.
 pub(super) type Turns = [DynValue; 2];
-
-/// Keys and values of one module, `[slots, heads, capacity, head width]`.
-#[derive(Debug)]
-pub(in crate::runtime) struct Cache {
-    spec: CacheSpec,
-    capacity: usize,
-    pub(in crate::runtime) keys: OrtTensor<f32>,
-    pub(in crate::runtime) values: OrtTensor<f32>,
-}
 
 /// Slot of a sequence, which is free again when this is dropped.
 #[derive(Debug)]
@@ -78,6 +82,46 @@ impl Caches {
             Arc::new(Slab { capacity, free, caches: Mutex::default(), turns: Mutex::default() });
         slabs.push(Arc::downgrade(&slab));
         Slot { slab, index: 0 }
+    }
+
+    /// Returns the scales of the caches `modules`, as far as there are any.
+    pub(in crate::runtime) fn scales(
+        &self,
+        modules: &[(ModuleId, CacheSpec)],
+    ) -> BTreeMap<ModuleId, Arc<Scales>> {
+        let known = self.scales.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_module =
+            |(id, _): &(ModuleId, CacheSpec)| Some((*id, known.get(id)?.scales.clone()));
+        modules.iter().filter_map(of_module).collect()
+    }
+
+    /// Returns those of `modules` with an 8-bit cache whose scales are still to be found.
+    pub(in crate::runtime) fn unscaled(
+        &self,
+        modules: &[(ModuleId, CacheSpec)],
+    ) -> Vec<(ModuleId, CacheSpec)> {
+        let known = self.scales.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_open = |(id, spec): &&(ModuleId, CacheSpec)| {
+            spec.cache_type == CacheType::Int8 && !known.get(id).is_some_and(|own| own.is_final)
+        };
+        modules.iter().filter(is_open).copied().collect()
+    }
+
+    /// Sets the scales of module `id`, which may change until they are final.
+    pub(in crate::runtime) fn set_scales(
+        &self,
+        id: ModuleId,
+        scales: &ChannelScales,
+        is_final: bool,
+    ) -> Result<(), RuntimeError> {
+        let known = Known { scales: Arc::new(scales.to_values()?), is_final };
+        self.scales.lock().unwrap_or_else(PoisonError::into_inner).insert(id, known);
+        Ok(())
+    }
+
+    /// Returns a guard that keeps other threads from looking for scales.
+    pub(in crate::runtime) fn look_for_scales(&self) -> MutexGuard<'_, ()> {
+        self.looking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the number of slabs in use.
@@ -121,7 +165,7 @@ impl Slab {
 
     /// Returns the shapes of the caches by module.
     pub(super) fn specs(&self) -> BTreeMap<ModuleId, CacheSpec> {
-        self.caches().iter().map(|(module, cache)| (*module, cache.spec)).collect()
+        self.caches().iter().map(|(module, cache)| (*module, cache.spec())).collect()
     }
 
     /// Returns the number of positions of a slot.
@@ -156,18 +200,26 @@ impl Slot {
         let mut caches = self.slab.caches();
         let cache = match caches.entry(module) {
             Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(place) => place.insert(Cache::new(spec, self.slab.capacity)?),
+            Entry::Vacant(place) => place.insert(Cache::new(
+                spec,
+                Extents { num_slots: self.slab.num_slots(), capacity: self.slab.capacity },
+            )?),
         };
-        cache.of_slot(self.index, |part| part[range_of(spec, &range)].fill(0.0));
+        cache.clear(self.index, range);
         Ok(())
     }
 
     /// Gives the pages of the positions `range` of a module's cache back.
     pub(super) fn forget(&self, module: ModuleId, range: Range<usize>) {
         if let Some(cache) = self.slab.caches().get_mut(&module) {
-            let range = range_of(cache.spec, &range);
-            cache.of_slot(self.index, |part| forget_pages(&mut part[range.clone()]));
+            cache.forget(self.index, range);
         }
+    }
+
+    /// Returns a copy of the first `length` positions of a module's cache, or `None` if it has
+    /// none.
+    pub(super) fn rows(&self, module: ModuleId, length: usize) -> Option<Rows> {
+        self.slab.caches().get_mut(&module).map(|cache| cache.rows(self.index, length))
     }
 
     /// Copies the first `lengths` positions of each module's cache into the slot `to`, which has
@@ -175,18 +227,9 @@ impl Slot {
     pub(super) fn copy_to(&self, to: &Self, lengths: &BTreeMap<ModuleId, usize>) {
         for (module, length) in lengths {
             // Both slots may be in one slab, which is locked for one of them at a time.
-            let mut copied = Vec::new();
-            if let Some(source) = self.slab.caches().get_mut(module) {
-                let range = range_of(source.spec, &(0..*length));
-                source.of_slot(self.index, |part| copied.push(part[range.clone()].to_vec()));
-            }
-            if let Some(target) = to.slab.caches().get_mut(module) {
-                let mut parts = copied.into_iter();
-                target.of_slot(to.index, |part| {
-                    if let Some(values) = parts.next() {
-                        part[..values.len()].copy_from_slice(&values);
-                    }
-                });
+            let rows = self.rows(*module, *length);
+            if let (Some(rows), Some(target)) = (rows, to.slab.caches().get_mut(module)) {
+                target.write(to.index, rows);
             }
         }
     }
@@ -196,40 +239,11 @@ impl Drop for Slot {
     fn drop(&mut self) {
         // A step holds the caches while it runs; the next sequence writes zeros in any case.
         if let Ok(mut caches) = self.slab.caches.try_lock() {
-            caches.values_mut().for_each(|cache| cache.of_slot(self.index, forget_pages));
+            let whole = 0..self.slab.capacity;
+            caches.values_mut().for_each(|cache| cache.forget(self.index, whole.clone()));
         }
         self.slab.free.lock().unwrap_or_else(PoisonError::into_inner).push(self.index);
     }
-}
-
-impl Cache {
-    fn new(spec: CacheSpec, capacity: usize) -> Result<Self, RuntimeError> {
-        let wrap = |source| RuntimeError::Tensor { source };
-        let shape = [slots_for(capacity), spec.num_heads, capacity, spec.head_width];
-        let create = || {
-            let mut tensor = OrtTensor::<f32>::new(&Allocator::default(), shape).map_err(wrap)?;
-            // The library has written zeros. Positions without a token are to have no pages.
-            forget_pages(tensor.extract_tensor_mut().1);
-            Ok::<_, RuntimeError>(tensor)
-        };
-        Ok(Self { spec, capacity, keys: create()?, values: create()? })
-    }
-
-    /// Calls `change` with the keys and the values of each head of a slot.
-    fn of_slot(&mut self, slot: usize, mut change: impl FnMut(&mut [f32])) {
-        let head = self.capacity * self.spec.head_width;
-        let start = slot * self.spec.num_heads * head;
-        for tensor in [&mut self.keys, &mut self.values] {
-            let (_, all) = tensor.extract_tensor_mut();
-            let own = &mut all[start..][..self.spec.num_heads * head];
-            own.chunks_exact_mut(head).for_each(&mut change);
-        }
-    }
-}
-
-/// Returns the elements of the positions `range` in one head of a cache.
-fn range_of(spec: CacheSpec, range: &Range<usize>) -> Range<usize> {
-    range.start * spec.head_width..range.end * spec.head_width
 }
 
 /// Returns the number of slots of a slab of this capacity. Slots without a token cost nothing in a

@@ -5,9 +5,11 @@ use std::{collections::BTreeMap, sync::Arc};
 use ort::value::{DynValue, Tensor as OrtTensor};
 
 use super::{
+    arrays::Cache,
     layout::{Layout, Share, small},
+    scales::Scales,
     sequence::Sequence,
-    slab::{Cache, Slab},
+    slab::Slab,
 };
 use crate::{
     assembly::StepRun,
@@ -20,7 +22,7 @@ use crate::{
     runtime::{
         Activation, RuntimeError,
         activation::{handed_over, view},
-        session::ModuleSession,
+        session::{BoundCache, ModuleSession},
     },
 };
 
@@ -58,6 +60,8 @@ pub enum Tokens {
 pub(in crate::runtime) struct Step {
     groups: Vec<Group>,
     num_tokens: usize,
+    /// Scales of 8-bit caches.
+    scales: BTreeMap<ModuleId, Arc<Scales>>,
 }
 
 /// Sequences of a slab, which run in one call.
@@ -95,7 +99,8 @@ impl StepBatch<'_> {
         wanted
     }
 
-    /// Makes room for the new tokens in the caches `modules`, and plans the step.
+    /// Makes room for the new tokens in the caches `modules`, and plans the step. 8-bit caches have
+    /// `scales`.
     ///
     /// # Errors
     ///
@@ -104,9 +109,10 @@ impl StepBatch<'_> {
     pub(in crate::runtime) fn reserve(
         &mut self,
         modules: &[(ModuleId, CacheSpec)],
+        scales: BTreeMap<ModuleId, Arc<Scales>>,
     ) -> Result<Step, RuntimeError> {
         let attention: Vec<ModuleId> = modules.iter().map(|(module, _)| *module).collect();
-        let mut step = Step { groups: Vec::new(), num_tokens: 0 };
+        let mut step = Step { groups: Vec::new(), num_tokens: 0, scales };
         for row in &mut self.rows {
             let num_tokens = row.tokens.len();
             let continuation = row.sequence.continuation(&attention);
@@ -157,14 +163,16 @@ impl Step {
         state: &Activation,
     ) -> Result<Activation, RuntimeError> {
         if let [group] = &self.groups[..] {
-            return group.run(run, cached, session, state.value()).map(Activation::new);
+            let call = Call { run, cached, scales: &self.scales };
+            return group.run(call, session, state.value()).map(Activation::new);
         }
         let (shape, hidden) = view(state.value())?;
         let width = shape.last().copied().unwrap_or(1);
         let mut mixed = vec![0.0; hidden.len()];
         for group in &self.groups {
             let own = gathered(hidden, width, &group.rows)?;
-            let made = group.run(run, cached, session, &own)?;
+            let call = Call { run, cached, scales: &self.scales };
+            let made = group.run(call, session, &own)?;
             let (_, made) = view(&made)?;
             for (row, values) in group.rows.iter().zip(made.chunks_exact(width)) {
                 mixed[row * width..][..width].copy_from_slice(values);
@@ -174,14 +182,22 @@ impl Step {
     }
 }
 
+/// Modules that run in a call, their caches, and the scales of those.
+#[derive(Clone, Copy)]
+struct Call<'a> {
+    run: &'a StepRun,
+    cached: &'a Cached,
+    scales: &'a BTreeMap<ModuleId, Arc<Scales>>,
+}
+
 impl Group {
     fn run(
         &self,
-        run: &StepRun,
-        cached: &Cached,
+        call: Call<'_>,
         session: &mut ModuleSession,
         state: &DynValue,
     ) -> Result<DynValue, RuntimeError> {
+        let Call { run, cached, scales } = call;
         let turns = self.slab.turns(&cached.frequencies)?;
         let [cosines, sines] = &*turns;
         let inputs = self.inputs.iter().map(|(name, value)| (*name, value));
@@ -192,7 +208,8 @@ impl Group {
         let mut own: BTreeMap<ModuleId, &mut Cache> = own.map(|(id, own)| (*id, own)).collect();
         let own = run.attention.iter().map(|id| {
             let cache = own.remove(id).expect("a step reserves the caches of its modules");
-            [&mut cache.keys, &mut cache.values]
+            let scales = scales.get(id).map(|own| [&own.keys, &own.values]);
+            BoundCache { keys: &mut cache.keys, values: &mut cache.values, scales }
         });
         session.run_cached(&inputs, state, &mut own.collect::<Vec<_>>())
     }

@@ -7,7 +7,7 @@ use std::sync::{
 
 use super::{loaded::LoadedFamily, warm};
 use crate::{
-    family::{ModuleId, ModuleKind},
+    family::{CacheType, ModuleId, ModuleKind},
     runtime::{Executor, Runtime},
     serve::{
         admission::job::FamilyKey,
@@ -89,6 +89,7 @@ impl Engine {
         let generator = self.generator(&executor, &loaded);
         // A family that generates text is asked for steps, seldom for whole sequences.
         let steps = generator.clone().filter(|_| loaded.family.language().is_some());
+        let has_scales = loaded.family.manifest.generation.cache == CacheType::Int8;
         let is_eager = self.parts.config.preload && steps.is_none();
         let others = if is_eager { loaded.modules() } else { Vec::new() };
         // There may be room for pinned modules later that is not there now.
@@ -96,7 +97,8 @@ impl Engine {
         let work = loaded.idle.take().filter(|_| is_eager);
         let planner = Arc::new(Planner::new(loaded, Arc::downgrade(&executor)));
         match &steps {
-            Some(steps) if self.parts.config.preload => {
+            // The scales of 8-bit caches are those of the best plan, whatever is asked for first.
+            Some(steps) if self.parts.config.preload || has_scales => {
                 warm::warm_up_steps(steps, &planner.loaded);
             }
             _ if is_eager => {

@@ -58,6 +58,8 @@ pub(crate) struct Model {
     /// Most tokens of a sequence.
     context: usize,
     task: &'static str,
+    /// Type of the elements of caches.
+    cache: &'static str,
     /// More lines of the anchor's part of the manifest.
     more: String,
 }
@@ -99,6 +101,7 @@ impl Model {
             top_k: Vec::new(),
             context: 20,
             task: "language-model",
+            cache: "f32",
             more: String::new(),
         }
     }
@@ -117,6 +120,12 @@ impl Model {
     /// Allows sequences of `context` tokens.
     pub(crate) fn with_context(mut self, context: usize) -> Self {
         self.context = context;
+        self
+    }
+
+    /// Sets the type of the elements of caches.
+    pub(crate) fn with_cache(mut self, cache: &'static str) -> Self {
+        self.cache = cache;
         self
     }
 
@@ -198,11 +207,13 @@ impl Model {
              [output]\nname = \"logits\"\nwidth = {}\nper_token = true\n\
              states = \"last_hidden_state\"\n\
              [quality]\nmetric = \"recall@10\"\nfile = \"quality.json\"\n\
+             [generation]\ncache = \"{}\"\n\
              [anchors.a]\n{}\ntop_k = {:?}\n{}\
              [anchors.a.sha256]\n{digests}",
             self.task,
             self.context,
             self.num_words(),
+            self.cache,
             match self.num_words {
                 Some(_) => format!("gguf = \"anchors/a/{GGUF}\""),
                 None => "folder = \"anchors/a\"".to_owned(),
