@@ -12,7 +12,7 @@ use flate2::{
     read::{GzDecoder, ZlibDecoder},
     write::{GzEncoder, ZlibEncoder},
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{
     access::clients::{Clients, Gate},
@@ -26,6 +26,10 @@ use super::{
     },
     error::ApiError,
     http::{
+        generate::{
+            chat::ChatQuestion, completions::CompletionQuestion, messages,
+            responses::ResponseQuestion,
+        },
         infer::json_length,
         openai::Question,
         plans::{WireQuestion, parse_query},
@@ -152,6 +156,35 @@ fn binary_bodies() {
     // The first run changes only the raw bytes after the JSON, the second one the whole body.
     feed(std::slice::from_ref(&raw), |raw| check([head.clone(), raw].concat()));
     feed(&[[head.clone(), raw.clone()].concat()], check);
+}
+
+#[test]
+fn requests_for_text() {
+    let seeds = texts(&[
+        json!({"model": "chat", "temperature": 0.5, "stop": ["a"], "logit_bias": {"1": -1},
+               "response_format": {"type": "json_schema", "json_schema": {"schema": {}}},
+               "tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "auto",
+               "messages": [
+                   {"role": "developer", "content": [{"type": "text", "text": "é"}]},
+                   {"role": "assistant", "tool_calls": [{"id": "1", "type": "function",
+                       "function": {"name": "f", "arguments": "{\"a\": 1}"}}]},
+                   {"role": "tool", "tool_call_id": "1", "content": "b"}]}),
+        json!({"model": "chat", "prompt": [1, 2], "max_tokens": 3, "best_of": 2, "echo": true}),
+        json!({"model": "chat", "instructions": "a", "input": [{"role": "user", "content": "b"}],
+               "text": {"format": {"type": "json_object"}}, "metadata": {"a": "b"}}),
+    ]);
+    feed(&seeds, |body| {
+        accepted(ChatQuestion::parse(&body));
+        accepted(CompletionQuestion::parse(&body));
+        accepted(ResponseQuestion::parse(&body));
+        let object: Option<Map<String, Value>> = accepted(parse_json(&body, &Bounds::NO_TENSORS));
+        let messages = object.and_then(|mut object| object.remove("messages"));
+        let messages = messages.and_then(|messages| serde_json::from_value(messages).ok());
+        let Some(checked) = messages.and_then(|own| accepted(messages::checked(own))) else {
+            return;
+        };
+        assert!(checked.iter().all(|message| message["role"].is_string()));
+    });
 }
 
 #[test]

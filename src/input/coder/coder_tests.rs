@@ -192,6 +192,15 @@ fn pieces_without_scores_or_of_many_bytes_are_refused_by_key() {
     assert!(error(|spec| spec.scores.clear()).contains("`tokenizer.ggml.scores`: missing"));
     assert!(error(|spec| spec.scores[5] = f32::NAN).contains("not a number"));
     assert!(error(|spec| spec.tokens[260] = "a".repeat(513)).contains("over 512 bytes"));
+    // A hundred kilobytes of tokens, each of which any two others make.
+    let ambiguous = error(|spec| {
+        for length in 2..=512 {
+            spec.tokens.push("a".repeat(length));
+            spec.token_kinds.push(TokenKind::Normal);
+            spec.scores.push(0.0);
+        }
+    });
+    assert!(ambiguous.contains("too many ways"), "{ambiguous}");
 }
 
 /// Returns the `tokenizer.json` of a small tokenizer in SentencePiece's way.

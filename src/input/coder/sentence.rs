@@ -19,6 +19,11 @@ const SPACE: &str = "\u{2581}";
 /// Most bytes of a token. All places at which a token can be split are looked at.
 const MAX_BYTES: usize = 512;
 
+/// Most bytes of all pairs that make tokens, per byte of the tokens; real vocabularies have about
+/// two. Some bytes are always granted.
+const PAIRS_PER_BYTE: usize = 16;
+const GRANTED: usize = 1 << 20;
+
 /// Returns the tokenizer of the vocabulary `spec`.
 pub(super) fn sentence_pieces(spec: &VocabularySpec) -> Result<Tokenizer, VocabularyError> {
     let refuse = |key, reason: String| Err(VocabularyError::key(key, reason));
@@ -33,7 +38,7 @@ pub(super) fn sentence_pieces(spec: &VocabularySpec) -> Result<Tokenizer, Vocabu
         return refuse("tokenizer.ggml.tokens", reason);
     }
     let vocabulary: Vocab = spec.tokens.iter().cloned().zip(0..).collect();
-    let merges = merges(spec, &vocabulary);
+    let merges = merges(spec, &vocabulary)?;
     let builder = BPE::builder().vocab_and_merges(vocabulary, merges);
     let mut builder = builder.byte_fallback(true).fuse_unk(true);
     if let Some(unknown) = spec.unknown_id {
@@ -58,7 +63,13 @@ fn spaces(spec: &VocabularySpec) -> Result<NormalizerWrapper, VocabularyError> {
 }
 
 /// Returns the pairs that make a token of a text, those of the token with the highest score first.
-fn merges(spec: &VocabularySpec, vocabulary: &Vocab) -> Merges {
+///
+/// # Errors
+///
+/// Fails where tokens can be split in so many ways that few bytes of a file would take gigabytes.
+fn merges(spec: &VocabularySpec, vocabulary: &Vocab) -> Result<Merges, VocabularyError> {
+    let most = spec.tokens.iter().map(String::len).sum::<usize>().saturating_mul(PAIRS_PER_BYTE);
+    let mut left = most.max(GRANTED);
     let is_text = |id: &usize| matches!(spec.kind(*id), TokenKind::Normal | TokenKind::UserDefined);
     let mut made: Vec<usize> = (0..spec.tokens.len()).filter(is_text).collect();
     made.sort_by(|one, other| spec.scores[*other].total_cmp(&spec.scores[*one]));
@@ -72,7 +83,11 @@ fn merges(spec: &VocabularySpec, vocabulary: &Vocab) -> Merges {
         };
         let mut pairs: Vec<_> = borders.filter_map(known).collect();
         pairs.sort_by_key(|(ids, _)| *ids);
+        left = left.checked_sub(pairs.len() * token.len()).ok_or_else(|| {
+            let reason = "there are too many ways to join tokens to others".to_owned();
+            VocabularyError::key("tokenizer.ggml.tokens", reason)
+        })?;
         merges.extend(pairs.into_iter().map(|(_, pair)| pair));
     }
-    merges
+    Ok(merges)
 }

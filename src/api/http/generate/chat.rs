@@ -18,9 +18,11 @@ use super::{
     head::{Names, unix_seconds},
     keys::Keys,
     logprobs::ChatLogprobs,
-    messages::answer::{ChatMessage, delta},
-    messages::message,
-    messages::tools::{AskedTools, Tool, ToolChoice},
+    messages::{
+        self,
+        answer::{ChatMessage, delta},
+        tools::{AskedTools, Tool, ToolChoice},
+    },
     prompt::begin,
     start::{Asked, Door},
     stream::{Events, stream},
@@ -156,7 +158,12 @@ pub(crate) async fn chat(
 }
 
 impl ChatQuestion {
-    fn parse(body: &[u8]) -> Result<Self, ApiError> {
+    /// Parses the body of a request.
+    ///
+    /// # Errors
+    ///
+    /// Fails on a body that is not a JSON object, and on fields of wrong types.
+    pub(in crate::api) fn parse(body: &[u8]) -> Result<Self, ApiError> {
         let mut object = JsonObject::parse(body)?;
         let (own, common) = (object.take()?, object.take()?);
         Ok(Self { own, common, untaken: object.rest() })
@@ -195,13 +202,7 @@ impl ChatQuestion {
             untaken,
             arrival,
         };
-        let messages = match own.messages.is_empty() {
-            true => Err(wrong("messages", "empty", "one message or more")),
-            false => {
-                let messages = own.messages.into_iter().enumerate();
-                messages.map(|(index, own)| message(index, own)).collect()
-            }
-        };
+        let messages = messages::checked(own.messages);
         let chat = told.and(shown).and_then(|tools| {
             Ok(Chat {
                 messages: messages?,

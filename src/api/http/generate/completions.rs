@@ -146,7 +146,12 @@ pub(crate) async fn completions(
 }
 
 impl CompletionQuestion {
-    fn parse(body: &[u8]) -> Result<Self, ApiError> {
+    /// Parses the body of a request.
+    ///
+    /// # Errors
+    ///
+    /// Fails on a body that is not a JSON object, and on fields of wrong types.
+    pub(in crate::api) fn parse(body: &[u8]) -> Result<Self, ApiError> {
         let mut object = JsonObject::parse(body)?;
         let (own, common) = (object.take()?, object.take()?);
         Ok(Self { own, common, untaken: object.rest() })

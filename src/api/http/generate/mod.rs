@@ -11,7 +11,7 @@ pub(in crate::api) mod fields;
 mod head;
 pub(in crate::api) mod keys;
 mod logprobs;
-mod messages;
+pub(in crate::api) mod messages;
 mod prompt;
 pub(crate) mod responses;
 pub(in crate::api) mod start;

@@ -11,12 +11,23 @@ use crate::api::error::ApiError;
 /// Most calls of a message.
 const MAX_CALLS: usize = 128;
 
+/// Checks the messages of a chat.
+///
+/// # Errors
+///
+/// Fails on no message, and on one that is not valid.
+pub(in crate::api) fn checked(
+    messages: Vec<Map<String, Value>>,
+) -> Result<Vec<Map<String, Value>>, ApiError> {
+    match messages.is_empty() {
+        true => Err(wrong("messages", "empty", "one message or more")),
+        false => messages.into_iter().enumerate().map(|(index, own)| message(index, own)).collect(),
+    }
+}
+
 /// Checks a message. Content in parts is put together, a developer counts as the system, and
 /// arguments of calls become objects.
-pub(super) fn message(
-    index: usize,
-    mut message: Map<String, Value>,
-) -> Result<Map<String, Value>, ApiError> {
+fn message(index: usize, mut message: Map<String, Value>) -> Result<Map<String, Value>, ApiError> {
     let name = |field: &str| format!("messages[{index}].{field}");
     let role = match message.get("role").map(|role| role.as_str().unwrap_or_default()) {
         Some("developer") => "system",

@@ -93,7 +93,7 @@ impl ResponseQuestion {
     /// # Errors
     ///
     /// Fails on a body that is not a JSON object, and on fields of wrong types.
-    pub(super) fn parse(body: &[u8]) -> Result<Self, ApiError> {
+    pub(in crate::api) fn parse(body: &[u8]) -> Result<Self, ApiError> {
         let mut object = JsonObject::parse(body)?;
         let (own, common) = (object.take()?, object.take()?);
         Ok(Self { own, common, untaken: object.rest() })
