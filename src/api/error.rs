@@ -258,6 +258,7 @@ impl ApiError {
     pub(super) fn field(&self) -> Option<String> {
         match self {
             Self::Json { reason } => reason.field(),
+            Self::Serve(ServeError::Budget(error)) => Some(error.parameter().to_owned()),
             Self::UnknownParameter { name, .. }
             | Self::Parameter { name, .. }
             | Self::Serve(ServeError::Input { name, .. }) => Some(name.clone()),

@@ -164,3 +164,13 @@ pub enum BudgetError {
         num_bytes: usize,
     },
 }
+
+impl BudgetError {
+    /// Returns the name of the parameter, as the client sends it.
+    pub fn parameter(&self) -> &'static str {
+        match self {
+            Self::OutOfRange { parameter, .. } => parameter,
+            Self::PlanIdLength { .. } => "plan",
+        }
+    }
+}

@@ -199,5 +199,40 @@ class Tools(unittest.TestCase):
             self.assertIn(named, str(caught.exception))
 
 
+CODER = ROOT / "models" / "coder"
+
+
+@unittest.skipUnless((CODER / "family.toml").exists(), "`make setup-full` fetches the family")
+class ChosenTools(unittest.TestCase):
+    """A model that was trained to choose: Qwen2.5-Coder, whose template has tools."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.server = Served(families={"coder": CODER})
+        base = f"http://{cls.server.http_address}/v1"
+        cls.client = openai.OpenAI(base_url=base, api_key="none", max_retries=0)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.server.stop()
+
+    def chat(self, content, **options):
+        options = {"temperature": 0, "max_tokens": 80, "tools": TOOLS} | options
+        messages = [{"role": "user", "content": content}]
+        answer = self.client.chat.completions.create(model="coder", messages=messages, **options)
+        return answer.choices[0]
+
+    def test_the_model_chooses_a_tool(self):
+        choice = self.chat("What is the weather in Paris? Use the tool.")
+        self.assertEqual((choice.finish_reason, choice.message.content), ("tool_calls", None))
+        (call,) = choice.message.tool_calls
+        self.assertEqual(call.function.name, "weather")
+        self.assertEqual(json.loads(call.function.arguments), {"city": "Paris"})
+
+    def test_the_model_answers_without_a_tool(self):
+        choice = self.chat("Write a Python function that adds two numbers.", tool_choice="none")
+        self.assertIn("def ", choice.message.content)
+
+
 if __name__ == "__main__":
     unittest.main()

@@ -231,6 +231,7 @@ async fn what_a_request_cannot_have_is_refused_by_its_key() {
     for (more, param) in [
         (json!({"temperature": "hot"}), "temperature"),
         (json!({"temperature": 3}), "temperature"),
+        (json!({"min_quality": 2}), "min_quality"),
         (json!({"guided_json": false}), "guided_json"),
         (json!({"messages": [{"role": "king"}]}), "messages[0].role"),
         (json!({"functions": []}), "functions"),

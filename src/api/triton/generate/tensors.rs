@@ -156,15 +156,18 @@ impl TensorQuestion {
     }
 }
 
-/// Adds `more` to the parameters of a request. A parameter that is there twice is refused.
+/// Adds `more` to the parameters of a request. Clients may send a parameter twice, but not with two
+/// values.
 pub(crate) fn add(
     parameters: &mut Map<String, Value>,
     more: impl IntoIterator<Item = (String, Value)>,
 ) -> Result<(), ApiError> {
     for (name, value) in more {
-        if parameters.insert(name.clone(), value).is_some() {
-            return Err(wrong(&name, "there twice", "in one place"));
+        let is_other = parameters.get(&name).is_some_and(|known| *known != value);
+        if is_other {
+            return Err(wrong(&name, "there twice", "one value"));
         }
+        parameters.insert(name, value);
     }
     Ok(())
 }
