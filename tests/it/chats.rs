@@ -211,7 +211,7 @@ async fn what_a_request_cannot_have_is_refused_by_its_key() {
         (json!({"prompt_name": "query"}), 400, "prompt_name"),
         (json!({"explain": true}), 400, "explain"),
         (json!({"timeout": 5000}), 400, "`timeout`"),
-        (json!({"temprature": 1}), 400, "logit_bias, logprobs"),
+        (json!({"heat": 1}), 400, "logit_bias, logprobs"),
         (json!({"temperature": "hot"}), 400, "`temperature` is a string, but must be a number"),
         (json!({"stop": 5}), 400, "`stop` must be a string or an array of strings"),
         (json!({"stream_options": {"usage": true}}), 400, "`stream_options.usage`"),
