@@ -12,6 +12,7 @@ import argparse
 import datetime
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import generation
@@ -56,7 +57,7 @@ SUM = {
     "function": {"name": "sum", "parameters": {"type": "object", "properties": {}}},
 }
 
-CALL = {
+CALL: dict[str, Any] = {
     "role": "assistant",
     "content": None,
     "tool_calls": [

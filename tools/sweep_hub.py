@@ -145,8 +145,9 @@ def readers():
     whole = {"num_experts": 4}
     qwen2 = EXPERTS | whole | {"moe_intermediate_size": 18, "shared_expert_intermediate_size": 22}
     qwen3 = EXPERTS | {"moe_intermediate_size": 18, "num_local_experts": 4, "head_dim": 8}
-    gemma3 = DECODER | {"head_dim": 8, "query_pre_attn_scalar": 20, "sliding_window": 3}
-    gemma3 |= {"layer_types": ["sliding_attention", "full_attention"]}
+    types = {"layer_types": ["sliding_attention", "full_attention"]}
+    sizes = {"head_dim": 8, "query_pre_attn_scalar": 20, "sliding_window": 3}
+    gemma3: dict[str, object] = {**DECODER, **sizes, **types}
     granite = EXPERTS | local | {"attention_multiplier": 0.3, "logits_scaling": 2.0}
     return {
         "bert": Hub(lib.BertConfig, lib.BertModel, "embedding", ENCODER),

@@ -173,7 +173,7 @@ def main():
     given = parser.parse_args()
     tokens, merges = vocabulary(GGUFReader(given.gguf))
     new = {old: place for place, (old, _, _) in enumerate(tokens)}
-    rows = [{"text": text} for text in TEXTS]
+    rows: list[dict[str, object]] = [{"text": text} for text in TEXTS]
     with tempfile.TemporaryDirectory() as folder:
         for pre in PRES:
             file = Path(folder) / "named.gguf"
