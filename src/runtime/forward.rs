@@ -7,7 +7,7 @@ use ort::value::Tensor as OrtTensor;
 use super::{
     Activation, Executor, ModuleObserver, RuntimeError, Sequence, SideInputs, StepBatch,
     activation::view,
-    cache::{Step, gathered},
+    cache::{ModuleScales, Step, gathered},
     executor::observed,
     routed::Networks,
 };
@@ -18,6 +18,14 @@ use crate::{
     plan::{Plan, Shape},
     tensor::Tensor,
 };
+
+/// Caches that a step reads and writes.
+pub(super) struct StepCaches<'a> {
+    /// Modules that keep a cache, with their caches.
+    pub(super) modules: &'a [(ModuleId, CacheSpec)],
+    /// Scales of those with 8 bits.
+    pub(super) scales: ModuleScales,
+}
 
 impl Executor {
     /// Creates a sequence without positions, for the steps of [`forward`](Self::forward).
@@ -48,21 +56,23 @@ impl Executor {
         batch: &mut StepBatch<'_>,
         observer: &mut impl ModuleObserver,
     ) -> Result<Vec<Tensor>, RuntimeError> {
-        self.scale_caches(plan, &self.caches_of(plan))?;
-        self.forward_scaled(plan, batch, observer)
+        let modules = self.caches_of(plan);
+        let scales = self.scales_of(plan, &modules)?;
+        self.forward_scaled(plan, StepCaches { modules: &modules, scales }, batch, observer)
     }
 
-    /// Runs a step whose 8-bit caches have scales.
+    /// Runs a step like [`forward`](Self::forward) in `caches`, those of `plan`.
     pub(super) fn forward_scaled(
         &self,
         plan: &Plan,
+        caches: StepCaches<'_>,
         batch: &mut StepBatch<'_>,
         observer: &mut impl ModuleObserver,
     ) -> Result<Vec<Tensor>, RuntimeError> {
         let path = self.path_of(plan)?;
         let (last, before) = path.split_last().ok_or(RuntimeError::NotAPath)?;
-        let modules = self.caches_of(plan);
-        let step = batch.reserve(&modules, self.caches().scales(&modules))?;
+        let StepCaches { modules, scales } = caches;
+        let step = batch.reserve(modules, scales)?;
         let ids = batch.token_ids();
         let reserve = self.reserve(path, Shape::new(1, ids.len()))?;
         let sides = packed(ids)?;
@@ -94,7 +104,7 @@ impl Executor {
                 observed(*last, observer, run)?.unwrap_or(wanted).to_tensors()?
             }
         };
-        batch.commit(&modules);
+        batch.commit(modules);
         drop(reserve);
         self.runtime().residents().trim();
         Ok(outputs)

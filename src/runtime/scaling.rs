@@ -3,8 +3,18 @@
 //! Texts run several times, each time with the scales that the time before suggests. What comes
 //! out depends on the network and the plan alone.
 
-use super::{Executor, RuntimeError, StepBatch, StepRow, Tokens, cache::ChannelScales};
-use crate::{family::ModuleId, module::CacheSpec, plan::Plan};
+use std::sync::Arc;
+
+use super::{
+    Executor, RuntimeError, StepBatch, StepRow, Tokens,
+    cache::{ChannelScales, ModuleScales},
+    forward::StepCaches,
+};
+use crate::{
+    family::{CacheType, ModuleId},
+    module::CacheSpec,
+    plan::Plan,
+};
 
 /// Texts whose keys and values are measured, each in a sequence of its own, since what the first
 /// token leaves is larger than all others: prose, white space, numbers, a list, code and data.
@@ -35,64 +45,68 @@ const FIRST_RUNS: usize = 4;
 const MAX_RUNS: usize = 8;
 
 impl Executor {
-    /// Finds the scales of the 8-bit caches of `plan` that have none yet.
-    pub(super) fn scale_caches(
+    /// Returns the scales of the 8-bit caches of `plan`, which are those of `modules`. Finds the
+    /// ones that nobody has found yet.
+    pub(super) fn scales_of(
         &self,
         plan: &Plan,
         modules: &[(ModuleId, CacheSpec)],
-    ) -> Result<(), RuntimeError> {
-        if self.caches().unscaled(modules).is_empty() {
-            return Ok(());
+    ) -> Result<ModuleScales, RuntimeError> {
+        if modules.iter().all(|(_, spec)| spec.cache_type == CacheType::F32) {
+            return Ok(ModuleScales::new());
+        }
+        let known = self.caches().scales(modules);
+        if unscaled(modules, &known).is_empty() {
+            return Ok(known);
         }
         let _alone = self.caches().look_for_scales();
         // Another thread may have found them meanwhile.
-        let open = self.caches().unscaled(modules);
+        let known = self.caches().scales(modules);
+        let open = unscaled(modules, &known);
         if open.is_empty() {
-            return Ok(());
+            return Ok(known);
         }
-        let with_scales = |(id, spec): &(ModuleId, CacheSpec)| (*id, ChannelScales::new(*spec));
-        let mut scales: Vec<(ModuleId, ChannelScales)> = open.iter().map(with_scales).collect();
+        let search = Search { plan, modules, open, scales: known };
+        let scales = self.found_scales(search)?;
+        self.caches().keep_scales(&scales);
+        Ok(scales)
+    }
+
+    fn found_scales(&self, mut search: Search<'_>) -> Result<ModuleScales, RuntimeError> {
         let texts = self.measured_texts();
         let first = std::iter::repeat_n(&texts[..1], FIRST_RUNS);
+        search.suggest()?;
         for texts in first.chain(std::iter::repeat_n(&texts[..], MAX_RUNS)) {
-            self.set_scales(&scales, false)?;
-            let is_settled = self.learn_scales(plan, texts, &mut scales)?;
+            let is_settled = self.learn_scales(&mut search, texts)?;
+            search.suggest()?;
             if is_settled && texts.len() > 1 {
                 break;
             }
         }
-        self.set_scales(&scales, true)
+        Ok(search.scales)
     }
 
-    fn set_scales(
-        &self,
-        scales: &[(ModuleId, ChannelScales)],
-        is_final: bool,
-    ) -> Result<(), RuntimeError> {
-        let mut scales = scales.iter();
-        scales.try_for_each(|(id, scales)| self.caches().set_scales(*id, scales, is_final))
-    }
-
-    /// Runs `texts` and fits `scales` to what they leave in the caches. Returns whether all of them
-    /// hardly changed.
+    /// Runs `texts` and fits the scales of a search to what they leave in the caches. Returns
+    /// whether all of them hardly changed.
     fn learn_scales(
         &self,
-        plan: &Plan,
+        search: &mut Search<'_>,
         texts: &[Vec<i64>],
-        scales: &mut [(ModuleId, ChannelScales)],
     ) -> Result<bool, RuntimeError> {
-        let mut levels: Vec<Vec<Vec<i8>>> = vec![Vec::new(); scales.len()];
+        let Search { plan, modules, open, scales } = search;
+        let mut levels: Vec<Vec<Vec<i8>>> = vec![Vec::new(); open.len()];
         for tokens in texts {
             let mut sequence = self.sequence();
             let (tokens, wanted) = (tokens.clone(), Tokens::None);
             let row = StepRow { sequence: &mut sequence, tokens, wanted };
-            self.forward_scaled(plan, &mut StepBatch { rows: vec![row] }, &mut ())?;
-            for ((id, _), levels) in scales.iter().zip(&mut levels) {
+            let caches = StepCaches { modules, scales: scales.clone() };
+            self.forward_scaled(plan, caches, &mut StepBatch { rows: vec![row] }, &mut ())?;
+            for ((id, _), levels) in open.iter().zip(&mut levels) {
                 append(levels, sequence.levels(*id));
             }
         }
         let mut is_settled = true;
-        for ((_, scales), levels) in scales.iter_mut().zip(&levels) {
+        for ((_, scales), levels) in open.iter_mut().zip(&levels) {
             is_settled &= scales.learn(levels);
         }
         Ok(is_settled)
@@ -120,6 +134,38 @@ impl Executor {
         });
         texts.collect()
     }
+}
+
+/// Search for the scales of a plan's caches.
+struct Search<'a> {
+    plan: &'a Plan,
+    modules: &'a [(ModuleId, CacheSpec)],
+    /// Scales that are looked for.
+    open: Vec<(ModuleId, ChannelScales)>,
+    /// Scales of all modules, as inputs.
+    scales: ModuleScales,
+}
+
+impl Search<'_> {
+    /// Makes the scales so far inputs of the next run.
+    fn suggest(&mut self) -> Result<(), RuntimeError> {
+        for (id, scales) in &self.open {
+            self.scales.insert(*id, Arc::new(scales.to_values()?));
+        }
+        Ok(())
+    }
+}
+
+/// Returns those of `modules` with an 8-bit cache that have no scales in `known`, with scales to
+/// begin with.
+fn unscaled(
+    modules: &[(ModuleId, CacheSpec)],
+    known: &ModuleScales,
+) -> Vec<(ModuleId, ChannelScales)> {
+    let is_open = |(id, spec): &&(ModuleId, CacheSpec)| {
+        spec.cache_type == CacheType::Int8 && !known.contains_key(id)
+    };
+    modules.iter().filter(is_open).map(|(id, spec)| (*id, ChannelScales::new(*spec))).collect()
 }
 
 /// Adds the levels of a sequence behind those of others, head by head.

@@ -15,7 +15,7 @@ mod step;
 
 pub(super) use scales::ChannelScales;
 pub use sequence::Sequence;
-pub(super) use slab::Caches;
+pub(super) use slab::{Caches, ModuleScales};
 pub use step::Tokens;
 pub(super) use step::{Step, gathered};
 pub use step::{StepBatch, StepRow};

@@ -47,7 +47,7 @@ impl ChannelScales {
     }
 
     /// Returns the scales as inputs.
-    pub(super) fn to_values(&self) -> Result<Scales, RuntimeError> {
+    pub(in crate::runtime) fn to_values(&self) -> Result<Scales, RuntimeError> {
         let value = |scales: &[f32]| handed_over(vec![scales.len()], scales.to_vec());
         Ok(Scales { keys: value(&self.keys)?, values: value(&self.values)? })
     }

@@ -10,11 +10,11 @@ use ort::value::DynValue;
 
 use super::{
     arrays::{Cache, Extents, Rows},
-    scales::{ChannelScales, Scales},
+    scales::Scales,
 };
 
 use crate::{
-    family::{CacheType, ModuleId},
+    family::ModuleId,
     module::CacheSpec,
     runtime::{RuntimeError, activation::handed_over},
 };
@@ -31,18 +31,13 @@ const GROWTH: usize = 2;
 pub(in crate::runtime) struct Caches {
     slabs: Mutex<Vec<Weak<Slab>>>,
     /// Scales of 8-bit caches.
-    scales: Mutex<BTreeMap<ModuleId, Known>>,
+    scales: Mutex<ModuleScales>,
     /// Lock held while scales are looked for.
     looking: Mutex<()>,
 }
 
-/// Scales of a module's cache.
-#[derive(Debug)]
-struct Known {
-    scales: Arc<Scales>,
-    /// Whether they are not going to change.
-    is_final: bool,
-}
+/// Scales of 8-bit caches by module.
+pub(in crate::runtime) type ModuleScales = BTreeMap<ModuleId, Arc<Scales>>;
 
 /// Caches of one capacity for several sequences, or for one that is long.
 #[derive(Debug)]
@@ -85,38 +80,16 @@ impl Caches {
     }
 
     /// Returns the scales of the caches `modules`, as far as there are any.
-    pub(in crate::runtime) fn scales(
-        &self,
-        modules: &[(ModuleId, CacheSpec)],
-    ) -> BTreeMap<ModuleId, Arc<Scales>> {
+    pub(in crate::runtime) fn scales(&self, modules: &[(ModuleId, CacheSpec)]) -> ModuleScales {
         let known = self.scales.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_module =
-            |(id, _): &(ModuleId, CacheSpec)| Some((*id, known.get(id)?.scales.clone()));
+        let of_module = |(id, _): &(ModuleId, CacheSpec)| Some((*id, known.get(id)?.clone()));
         modules.iter().filter_map(of_module).collect()
     }
 
-    /// Returns those of `modules` with an 8-bit cache whose scales are still to be found.
-    pub(in crate::runtime) fn unscaled(
-        &self,
-        modules: &[(ModuleId, CacheSpec)],
-    ) -> Vec<(ModuleId, CacheSpec)> {
-        let known = self.scales.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_open = |(id, spec): &&(ModuleId, CacheSpec)| {
-            spec.cache_type == CacheType::Int8 && !known.get(id).is_some_and(|own| own.is_final)
-        };
-        modules.iter().filter(is_open).copied().collect()
-    }
-
-    /// Sets the scales of module `id`, which may change until they are final.
-    pub(in crate::runtime) fn set_scales(
-        &self,
-        id: ModuleId,
-        scales: &ChannelScales,
-        is_final: bool,
-    ) -> Result<(), RuntimeError> {
-        let known = Known { scales: Arc::new(scales.to_values()?), is_final };
-        self.scales.lock().unwrap_or_else(PoisonError::into_inner).insert(id, known);
-        Ok(())
+    /// Keeps scales that have been found.
+    pub(in crate::runtime) fn keep_scales(&self, scales: &ModuleScales) {
+        let mut known = self.scales.lock().unwrap_or_else(PoisonError::into_inner);
+        known.extend(scales.iter().map(|(id, scales)| (*id, scales.clone())));
     }
 
     /// Returns a guard that keeps other threads from looking for scales.

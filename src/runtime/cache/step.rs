@@ -7,9 +7,8 @@ use ort::value::{DynValue, Tensor as OrtTensor};
 use super::{
     arrays::Cache,
     layout::{Layout, Share, small},
-    scales::Scales,
     sequence::Sequence,
-    slab::Slab,
+    slab::{ModuleScales, Slab},
 };
 use crate::{
     assembly::StepRun,
@@ -61,7 +60,7 @@ pub(in crate::runtime) struct Step {
     groups: Vec<Group>,
     num_tokens: usize,
     /// Scales of 8-bit caches.
-    scales: BTreeMap<ModuleId, Arc<Scales>>,
+    scales: ModuleScales,
 }
 
 /// Sequences of a slab, which run in one call.
@@ -109,7 +108,7 @@ impl StepBatch<'_> {
     pub(in crate::runtime) fn reserve(
         &mut self,
         modules: &[(ModuleId, CacheSpec)],
-        scales: BTreeMap<ModuleId, Arc<Scales>>,
+        scales: ModuleScales,
     ) -> Result<Step, RuntimeError> {
         let attention: Vec<ModuleId> = modules.iter().map(|(module, _)| *module).collect();
         let mut step = Step { groups: Vec::new(), num_tokens: 0, scales };
@@ -187,7 +186,7 @@ impl Step {
 struct Call<'a> {
     run: &'a StepRun,
     cached: &'a Cached,
-    scales: &'a BTreeMap<ModuleId, Arc<Scales>>,
+    scales: &'a ModuleScales,
 }
 
 impl Group {
