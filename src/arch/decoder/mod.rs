@@ -84,13 +84,15 @@ impl Decoder {
         if !self.checkpoint.has(name) {
             return Ok(self);
         }
+        // Heads have the same width in every block.
+        let Some(first) = self.shape.attention.first() else { return Ok(self) };
+        let divisors = self.checkpoint.finite_values(name, &[first.head_width / 2])?;
+        if let Some(value) = divisors.iter().find(|value| **value <= 0.0) {
+            let fault = Fault::new(name, value, "numbers above 0 are needed");
+            return Err(ArchError::Config { path: self.checkpoint.path().into(), fault });
+        }
         for attention in &mut self.shape.attention {
-            let divisors = self.checkpoint.finite_values(name, &[attention.head_width / 2])?;
-            if let Some(value) = divisors.iter().find(|value| **value <= 0.0) {
-                let fault = Fault::new(name, value, "numbers above 0 are needed");
-                return Err(ArchError::Config { path: self.checkpoint.path().into(), fault });
-            }
-            attention.rope = attention.rope.clone().divided_by(divisors);
+            attention.rope = attention.rope.clone().divided_by(divisors.clone());
         }
         Ok(self)
     }
