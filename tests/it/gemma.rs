@@ -1,7 +1,6 @@
 //! Gemma 3 from safetensors and from GGUF. Its logits are compared with those of transformers in
 //! `moe`, and steps with a cache in `sequences`, like those of all decoders.
 
-use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
 use crate::{
@@ -9,7 +8,7 @@ use crate::{
     support::{
         decoder::{Random, at_once},
         gguf::{Value as Stored, Written},
-        language::{Model, WEIGHTS},
+        language::Model,
     },
 };
 
@@ -56,23 +55,12 @@ fn what_the_reader_does_not_compute_is_refused_by_key() {
     }
 }
 
-/// Returns the name in GGUF of a tensor of transformers.
-fn name_of(theirs: &str) -> String {
-    let names = [
-        ("model.embed_tokens.", "token_embd."),
-        ("model.norm.", "output_norm."),
-        ("model.layers.", "blk."),
-        ("input_layernorm", "attn_norm"),
-        ("post_attention_layernorm", "post_attention_norm"),
-        ("pre_feedforward_layernorm", "ffn_norm"),
-        ("post_feedforward_layernorm", "post_ffw_norm"),
-        ("self_attn.o_proj", "attn_output"),
-        ("self_attn.", "attn_"),
-        ("mlp.", "ffn_"),
-        ("_proj", ""),
-    ];
-    names.iter().fold(theirs.to_owned(), |name, (theirs, ours)| name.replace(theirs, ours))
-}
+/// Parts of names that only Gemma's tensors have, or name otherwise.
+const NAMES: [(&str, &str); 3] = [
+    ("post_attention_layernorm", "post_attention_norm"),
+    ("pre_feedforward_layernorm", "ffn_norm"),
+    ("post_feedforward_layernorm", "post_ffw_norm"),
+];
 
 /// Returns the weights of `model` in GGUF, with factors of norms as the converter of llama.cpp
 /// writes them.
@@ -98,15 +86,10 @@ fn in_gguf(model: &Model) -> Model {
     ] {
         file = file.with(&format!("gemma3.{key}"), Stored::number(value));
     }
-    let tensors = SafeTensors::deserialize(&model.files[WEIGHTS]).expect("safetensors");
-    for (name, view) in tensors.tensors() {
-        let extents: Vec<u64> = view.shape().iter().rev().map(|extent| *extent as u64).collect();
-        let bytes = match name.contains("norm") {
-            true => raised(view.data()),
-            false => view.data().to_vec(),
-        };
-        file = file.tensor(&name_of(&name), &extents, 0, &bytes);
-    }
+    let file = model.weights_in(file, &NAMES, |name, bytes| match name.contains("norm") {
+        true => raised(bytes),
+        false => bytes.to_vec(),
+    });
     Model::of_gguf(file.bytes(), 101)
 }
 

@@ -1,7 +1,6 @@
 //! Decoders of GGUF files against the same decoders of safetensors, and quantized blocks against
 //! their values.
 
-use safetensors::SafeTensors;
 use serde_json::json;
 use tessera::plan::Plan;
 
@@ -10,7 +9,7 @@ use crate::{
     support::{
         decoder::{Random, at_once, llama},
         gguf::{Value, Written},
-        language::{Model, WEIGHTS},
+        language::Model,
     },
 };
 
@@ -36,26 +35,6 @@ fn keys(numbers: &[(&str, u32)]) -> Written {
         .fold(file, |file, (key, value)| file.with(&format!("llama.{key}"), Value::number(*value)))
 }
 
-/// Returns the name in GGUF of a tensor of transformers.
-fn name_of(theirs: &str) -> String {
-    let names = [
-        ("model.embed_tokens.", "token_embd."),
-        ("model.norm.", "output_norm."),
-        ("lm_head.", "output."),
-        ("model.layers.", "blk."),
-        ("input_layernorm", "attn_norm"),
-        ("post_attention_layernorm", "ffn_norm"),
-        ("self_attn.q_proj", "attn_q"),
-        ("self_attn.k_proj", "attn_k"),
-        ("self_attn.v_proj", "attn_v"),
-        ("self_attn.o_proj", "attn_output"),
-        ("mlp.gate_proj", "ffn_gate"),
-        ("mlp.up_proj", "ffn_up"),
-        ("mlp.down_proj", "ffn_down"),
-    ];
-    names.iter().fold(theirs.to_owned(), |name, (theirs, ours)| name.replace(theirs, ours))
-}
-
 /// Orders the rows of queries or keys so that what turns together is neighboured, as the converter
 /// of llama.cpp does.
 pub(crate) fn interleaved(rows: &[u8], num_heads: usize, head_width: usize) -> Vec<u8> {
@@ -74,18 +53,12 @@ fn of_model(model: &Model) -> Model {
 }
 
 /// Returns `file` with the weights of `model`.
-fn with_weights(mut file: Written, model: &Model) -> Written {
-    let tensors = SafeTensors::deserialize(&model.files[WEIGHTS]).expect("safetensors");
-    for (name, view) in tensors.tensors() {
-        let extents: Vec<u64> = view.shape().iter().rev().map(|extent| *extent as u64).collect();
-        let bytes = match &name {
-            name if name.contains("q_proj") => interleaved(view.data(), 4, 8),
-            name if name.contains("k_proj") => interleaved(view.data(), 2, 8),
-            _ => view.data().to_vec(),
-        };
-        file = file.tensor(&name_of(&name), &extents, 0, &bytes);
-    }
-    file
+fn with_weights(file: Written, model: &Model) -> Written {
+    model.weights_in(file, &[], |name, bytes| match name {
+        name if name.contains("q_proj") => interleaved(bytes, 4, 8),
+        name if name.contains("k_proj") => interleaved(bytes, 2, 8),
+        _ => bytes.to_vec(),
+    })
 }
 
 #[test]

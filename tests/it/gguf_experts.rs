@@ -11,7 +11,7 @@ use crate::{
     support::{
         decoder::{Random, at_once},
         gguf::{Value as Stored, Written},
-        language::{Model, WEIGHTS},
+        language::{Model, WEIGHTS, gguf_name},
     },
 };
 
@@ -28,16 +28,8 @@ const INTEGERS: [(&str, &str); 9] = [
     ("feed_forward_length", "intermediate_size"),
 ];
 
-/// Parts of the names of tensors in transformers, and in GGUF.
-const NAMES: [(&str, &str); 20] = [
-    ("model.embed_tokens.", "token_embd."),
-    ("model.norm.", "output_norm."),
-    ("lm_head.", "output."),
-    ("model.layers.", "blk."),
-    ("input_layernorm", "attn_norm"),
-    ("post_attention_layernorm", "ffn_norm"),
-    ("self_attn.o_proj", "attn_output"),
-    ("self_attn.", "attn_"),
+/// Parts of names that only tensors of experts have.
+const NAMES: [(&str, &str); 10] = [
     ("block_sparse_moe.gate.", "ffn_gate_inp."),
     ("mlp.gate.", "ffn_gate_inp."),
     ("mlp.shared_expert_gate.", "ffn_gate_inp_shexp."),
@@ -48,14 +40,12 @@ const NAMES: [(&str, &str); 20] = [
     ("w1.", "gate_proj."),
     ("w3.", "up_proj."),
     ("w2.", "down_proj."),
-    ("_proj.", "."),
-    ("mlp.", "ffn_"),
 ];
 
 /// Returns the name in GGUF of a tensor of transformers, and the number of the expert if it is one
 /// expert's.
 fn name_of(theirs: &str) -> (String, Option<usize>) {
-    let name = NAMES.iter().fold(theirs.to_owned(), |name, (from, to)| name.replace(from, to));
+    let name = gguf_name(theirs, &NAMES);
     let Some((block, expert)) = name.split_once("ffn_experts.") else { return (name, None) };
     let (number, part) = expert.split_once('.').expect("a number and a part");
     let part = part.strip_suffix(".weight").expect("a matrix");

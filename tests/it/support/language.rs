@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tessera::{assembly::Family, runtime::Executor};
 
-use super::{Reference, root, runtime};
+use super::{Reference, gguf::Written, root, runtime};
 
 /// The file of a checkpoint that is one.
 pub(crate) const WEIGHTS: &str = "model.safetensors";
@@ -78,7 +78,45 @@ pub(crate) fn reference(name: &str) -> Reference {
     Reference::open(&case(name).join("reference.safetensors"))
 }
 
+/// Parts of the names of tensors in transformers, and in GGUF.
+const GGUF_NAMES: [(&str, &str); 10] = [
+    ("model.embed_tokens.", "token_embd."),
+    ("model.norm.", "output_norm."),
+    ("lm_head.", "output."),
+    ("model.layers.", "blk."),
+    ("input_layernorm", "attn_norm"),
+    ("post_attention_layernorm", "ffn_norm"),
+    ("self_attn.o_proj", "attn_output"),
+    ("self_attn.", "attn_"),
+    ("mlp.", "ffn_"),
+    ("_proj", ""),
+];
+
+/// Returns the name in GGUF of a tensor of transformers; the parts `own` are replaced first.
+pub(crate) fn gguf_name(theirs: &str, own: &[(&str, &str)]) -> String {
+    let parts = own.iter().chain(&GGUF_NAMES);
+    parts.fold(theirs.to_owned(), |name, (theirs, ours)| name.replace(theirs, ours))
+}
+
 impl Model {
+    /// Returns `file` with the weights of the model, whose bytes are what `written` makes of a
+    /// tensor's name and bytes. Parts of names `own` are replaced first.
+    pub(crate) fn weights_in(
+        &self,
+        mut file: Written,
+        own: &[(&str, &str)],
+        written: impl Fn(&str, &[u8]) -> Vec<u8>,
+    ) -> Written {
+        let tensors = SafeTensors::deserialize(&self.files[WEIGHTS]).expect("safetensors");
+        for (name, view) in tensors.tensors() {
+            let extents = view.shape().iter().rev().map(|extent| *extent as u64);
+            let extents: Vec<u64> = extents.collect();
+            let bytes = written(&name, view.data());
+            file = file.tensor(&gguf_name(&name, own), &extents, 0, &bytes);
+        }
+        file
+    }
+
     /// Reads a case's checkpoint.
     pub(crate) fn read(name: &str) -> Self {
         let entries = fs::read_dir(case(name)).expect("the case is there");
