@@ -79,8 +79,8 @@ pub fn continue_trace(span: &Span, traceparent: Option<&str>, tracestate: Option
     }
 }
 
-/// What a span tells of a request for generated text, by OpenTelemetry's semantic conventions for
-/// generative models. No text is told. What the request does not say is `None`.
+/// Attributes of a span for a request for generated text, by OpenTelemetry's semantic conventions
+/// for generative models. No text is told. What the request does not say is `None`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct GenerationAttributes<'a> {
     /// Name of the operation: `chat` or `text_completion`.
@@ -135,7 +135,7 @@ impl GenerationAttributes<'_> {
     }
 }
 
-/// What a span tells of generated text.
+/// Attributes of a span for generated text.
 #[derive(Debug, Clone, Default)]
 pub struct GeneratedAttributes {
     /// Number of tokens of the prompt.

@@ -65,7 +65,7 @@ pub(super) fn encode(answer: Answer) -> Result<ModelInferResponse, ApiError> {
     write(Written { heading, parameters, outputs: response.outputs }, &wanted)
 }
 
-/// What a message has.
+/// Content of a message.
 #[derive(Debug)]
 pub(super) struct Written {
     /// Fields beside the parameters and outputs.

@@ -45,7 +45,7 @@ const WAITING: usize = 16;
 /// Parameter that says whether no more responses to a request follow.
 const FINAL: &str = "triton_final_response";
 
-/// What answers the messages of a stream.
+/// Source of answers to the messages of a stream.
 pub(super) trait Asking: Send + Sync + 'static {
     /// Returns whether `message` is for a model that generates.
     fn has_text(&self, message: &Encoded) -> bool;

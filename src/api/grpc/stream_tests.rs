@@ -8,7 +8,7 @@ use tonic::Code;
 use super::*;
 use crate::{api::triton::messages::ModelInferRequest, serve::ServeError};
 
-/// What refuses messages, waits or panics, as their ids say.
+/// Source that refuses messages, waits or panics, as their ids say.
 #[derive(Default)]
 struct Fake {
     has_text: bool,

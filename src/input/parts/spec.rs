@@ -1,10 +1,10 @@
-//! What an answer is read for.
+//! Parts that are looked for in an answer.
 
 use std::sync::Arc;
 
 use super::format::CallFormat;
 
-/// What an answer is read for.
+/// Parts that are looked for in an answer.
 #[derive(Debug, Clone, Default)]
 pub struct PartsSpec {
     /// Form of calls; `None` for an answer in which calls are text.

@@ -57,7 +57,7 @@ pub(in crate::api) struct Piece {
     pub(in crate::api) is_call: bool,
 }
 
-/// What the texts of an answer are read for.
+/// Parts that are looked for in the texts of an answer.
 #[derive(Debug)]
 pub(in crate::api) struct Reading {
     pub(super) stops: StopStrings,

@@ -57,11 +57,11 @@ pub struct AnswerGrammar {
     pub in_thought: bool,
     /// Calls of functions, or `None` if none may be called.
     pub calls: Option<CallGrammar>,
-    /// What else the answer may be.
+    /// Other forms of the answer.
     pub other: Other,
 }
 
-/// What an answer may be that calls no function.
+/// Form of an answer that calls no function.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Other {
     /// Nothing: a function must be called.

@@ -64,7 +64,7 @@ struct ResponseFields {
     store: Option<bool>,
     /// Id of an earlier response; none is stored.
     previous_response_id: Option<String>,
-    /// What is done with too long an input: only `disabled`, it is refused.
+    /// Treatment of too long an input: only `disabled`, it is refused.
     #[serde(rename = "truncation")]
     _truncation: Option<Truncation>,
     /// Up to 16 pairs of texts, which the response repeats.
