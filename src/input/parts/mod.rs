@@ -238,12 +238,14 @@ impl AnswerParts {
             let length = if is_list { 1 } else { end.len() };
             // Nothing was called: the marks are text.
             let text = std::mem::take(&mut self.raw);
-            if !text.is_empty() {
+            let is_called = text.is_empty();
+            if !is_called {
                 add(parts, Part::Text(text + &self.held[..taken + length]));
             }
             self.held.drain(..taken + length);
-            // The mark may follow the list.
-            self.state = if is_list && !end.is_empty() { State::Between } else { State::Text };
+            // The mark may follow the list of calls.
+            let has_mark = is_called && is_list && !end.is_empty();
+            self.state = if has_mark { State::Between } else { State::Text };
             return true;
         }
         if rest.is_empty() || (!end.is_empty() && end.starts_with(rest)) {

@@ -153,6 +153,14 @@ fn text_that_is_certain_is_not_held_back() {
 }
 
 #[test]
+fn brackets_behind_marks_that_call_nothing_are_text() {
+    for text in ["<tool_call>]]", "<tool_call>] ]</tool_call>", "<tool_call>[]]</tool_call>]"] {
+        let answer = read(&spec(HERMES), &[text]);
+        assert_eq!((answer.text.as_str(), answer.is_call), (text, false));
+    }
+}
+
+#[test]
 fn the_form_of_calls_is_that_of_the_template() {
     let of = |name: &str| CallFormat::of_template(name);
     for (source, format) in [
