@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 
+use crate::tensor::json::{self, Strict};
+
 /// Longest value of a choice that an error repeats; longer ones may be texts in a wrong place.
 const MAX_CHOICE: usize = 32;
 
@@ -21,9 +23,12 @@ pub(crate) struct JsonError {
 ///
 /// Fails on a text that is not JSON, or not of the form of `T`.
 pub(crate) fn read<T: DeserializeOwned>(text: &str) -> Result<T, JsonError> {
-    serde_json::from_str(text).map_err(|reason| {
+    json::parse(text).map_err(|reason| {
         // The path of every value costs time, so it is followed only where something is wrong.
-        let again = reason.is_data().then(|| of(&mut serde_json::Deserializer::from_str(text)));
+        let again = reason.is_data().then(|| {
+            let mut deserializer = serde_json::Deserializer::from_str(text);
+            of(Strict::new(&mut deserializer))
+        });
         match again {
             Some(Err::<T, _>(error)) => error,
             Some(Ok(_)) | None => JsonError { path: None, reason },
@@ -43,7 +48,10 @@ where
 {
     serde_path_to_error::deserialize(deserializer).map_err(|error| {
         let path = error.path().to_string();
-        JsonError { path: (path != ".").then_some(path), reason: error.into_inner() }
+        // A name that was refused stands as a question mark in the path.
+        let path = path.strip_suffix('?').unwrap_or(&path).trim_end_matches('.');
+        let path = (!path.is_empty()).then(|| path.to_owned());
+        JsonError { path, reason: error.into_inner() }
     })
 }
 
@@ -201,7 +209,13 @@ mod tests {
             (r#"{"name": "", "weight": 3}"#, "unknown field `weight`", Some("weight")),
             (r#"{"name": "", "name": ""}"#, "duplicate field `name`", Some("name")),
             ("{}", "missing field `name`", Some("name")),
-            ("[]", "it is of length 0, but must be a JSON object", None),
+            (
+                r#"{"name": "", "parts": [{"kind": "text", "kind": "text"}]}"#,
+                "duplicate field `kind`",
+                Some("parts[0].kind"),
+            ),
+            (r#"{"name": "", "parts": [["text"]]}"#, "is an array, but must be an object", None),
+            ("[]", "it is an array, but must be a JSON object", None),
             ("{", "EOF while parsing an object", None),
         ] {
             let error = read::<Question>(text).expect_err(text);

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::tensor::json;
+
 /// Error of reading or writing a file of a pool.
 #[derive(Debug, thiserror::Error)]
 pub enum PoolError {
@@ -100,7 +102,7 @@ pub enum PoolError {
 ///
 /// Fails on malformed JSON and on values of other types than `T` has.
 pub fn parse_json<'t, T: Deserialize<'t>>(path: &Path, text: &'t str) -> Result<T, PoolError> {
-    serde_json::from_str(text).map_err(|error| PoolError::malformed(path, &error))
+    json::parse(text).map_err(|error| PoolError::malformed(path, &error))
 }
 
 impl PoolError {

@@ -10,6 +10,7 @@ mod file;
 mod fuzz_tests;
 mod heap;
 mod hex;
+pub mod json;
 mod mapped;
 #[cfg(test)]
 pub(crate) mod mutate;

@@ -321,7 +321,13 @@ mod tests {
         for (body, reason) in [
             ("", "line 1 column 0"),
             ("{", "line 1 column 1"),
-            ("[]", "it is of length 0, but must be a JSON object with `inputs`"),
+            ("[]", "it is an array, but must be a JSON object with `inputs`"),
+            (
+                "{\"inputs\": [[\"text\", [1], \"BYTES\"]]}",
+                "is an array, but must be an input object",
+            ),
+            ("{\"parameters\": {\"a\": 1, \"a\": 2}}", "duplicate field `a`"),
+            ("{\"inputs\": [], \"inputs\": []}", "duplicate field `inputs`"),
             ("7", "it is an integer, but must be a JSON object with `inputs`"),
             ("{}", "missing field `inputs`"),
             ("{\"inputs\": 3}", "an array of tensors"),

@@ -1,16 +1,19 @@
 //! JSON objects whose fields belong to several types.
 
-use std::{collections::BTreeSet, fmt};
+use std::collections::BTreeSet;
 
 use serde::{
-    Deserialize, Deserializer,
-    de::{DeserializeOwned, Error as _, MapAccess, Visitor},
+    Deserializer,
+    de::{DeserializeOwned, Error as _, Visitor},
     forward_to_deserialize_any,
 };
 use serde_json::{Map, Value};
 
 use super::{body::parse_json, bounds::Bounds};
-use crate::api::{error::ApiError, json_error};
+use crate::{
+    api::{error::ApiError, json_error},
+    tensor::json::Strict,
+};
 
 /// Fields of a JSON object, which types take one after another.
 #[derive(Debug, Default)]
@@ -35,8 +38,7 @@ impl JsonObject {
     ///
     /// Fails on a body that is not a JSON object.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
-        let Distinct(fields) = parse_json(bytes, &Bounds::NO_TENSORS)?;
-        Ok(Self::of(fields))
+        Ok(Self::of(parse_json(bytes, &Bounds::NO_TENSORS)?))
     }
 
     /// Returns the object of `fields`.
@@ -75,7 +77,7 @@ impl<'de> Deserializer<'de> for Taking<'_> {
         known.extend(fields);
         let own: Map<String, Value> =
             fields.iter().filter_map(|field| all.shift_remove_entry(*field)).collect();
-        own.deserialize_struct(name, fields, visitor)
+        Strict::new(own).deserialize_struct(name, fields, visitor)
     }
 
     fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Self::Error> {
@@ -88,38 +90,9 @@ impl<'de> Deserializer<'de> for Taking<'_> {
     }
 }
 
-/// Object whose fields have distinct names.
-struct Distinct(Map<String, Value>);
-
-impl<'de> Deserialize<'de> for Distinct {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(DistinctVisitor)
-    }
-}
-
-struct DistinctVisitor;
-
-impl<'de> Visitor<'de> for DistinctVisitor {
-    type Value = Distinct;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("a JSON object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Distinct, A::Error> {
-        let mut fields = Map::new();
-        while let Some((name, value)) = access.next_entry::<String, Value>()? {
-            if fields.contains_key(&name) {
-                return Err(A::Error::custom(format_args!("duplicate field `{name}`")));
-            }
-            fields.insert(name, value);
-        }
-        Ok(Distinct(fields))
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use serde::Deserialize;
     use serde_json::json;
 
     use super::*;
@@ -170,7 +143,8 @@ mod tests {
     fn a_body_is_one_object_of_distinct_fields() {
         for (body, told) in [
             (r#"{"text": "a", "text": "b"}"#, "duplicate field `text`"),
-            ("[1]", "is an array, but must be a JSON object"),
+            (r#"{"text": {"a": [{"b": 1, "b": 2}]}}"#, "duplicate field `b`"),
+            ("[1]", "is an array, but must be an object"),
             ("{} {}", "trailing characters"),
             ("", "EOF"),
         ] {

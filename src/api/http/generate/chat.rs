@@ -42,6 +42,7 @@ use crate::{
     },
     input::{Chat, Language},
     serve::{Grammar, Sampling},
+    tensor::json::{object, optional_object},
 };
 
 const NAMES: Names =
@@ -74,6 +75,7 @@ struct ChatFields {
     /// Number of alternatives whose probabilities are told.
     top_logprobs: Option<usize>,
     /// Form of the answer: `text`, `json_object` or `json_schema`.
+    #[serde(default, deserialize_with = "optional_object")]
     response_format: Option<ResponseFormat>,
     /// Tools that the model may call, up to 128.
     tools: Option<Vec<Tool>>,
@@ -86,11 +88,14 @@ struct ChatFields {
 
 /// Form of an answer.
 #[derive(Debug, Deserialize, JsonSchema)]
-#[serde(tag = "type", rename_all = "snake_case")]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 enum ResponseFormat {
     Text {},
     JsonObject {},
-    JsonSchema { json_schema: NamedSchema },
+    JsonSchema {
+        #[serde(deserialize_with = "object")]
+        json_schema: NamedSchema,
+    },
 }
 
 /// Schema of an answer; its name and description have no effect.

@@ -11,6 +11,7 @@ use crate::{
     api::error::ApiError,
     input::{CallFormat, ChatTemplate},
     serve::{AnswerGrammar, CallGrammar, CallableFunction, Grammar, Other},
+    tensor::json::object,
 };
 
 /// Most tools of a request.
@@ -58,7 +59,7 @@ pub(crate) struct Function {
 #[serde(untagged, expecting = "must be none, auto, required or a function")]
 pub(crate) enum ToolChoice {
     Mode(ToolMode),
-    Function(NamedTool),
+    Function(#[serde(deserialize_with = "object")] NamedTool),
 }
 
 /// Choice among all tools.
@@ -76,6 +77,7 @@ pub(crate) enum ToolMode {
 pub(crate) struct NamedTool {
     #[serde(rename = "type")]
     _kind: ToolKind,
+    #[serde(deserialize_with = "object")]
     function: NamedFunction,
 }
 

@@ -5,12 +5,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::super::messages::tools::{ToolKind, ToolMode};
-use crate::serve::Grammar;
+use crate::{
+    serve::Grammar,
+    tensor::json::{object, optional_object},
+};
 
 /// Form of the text.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TextForm {
+    #[serde(default, deserialize_with = "optional_object")]
     pub(super) format: Option<TextFormat>,
 }
 
@@ -59,7 +63,7 @@ pub(super) struct ResponseTool {
 #[serde(untagged, expecting = "must be none, auto, required or a function")]
 pub(super) enum ResponseToolChoice {
     Mode(ToolMode),
-    Function(ChosenTool),
+    Function(#[serde(deserialize_with = "object")] ChosenTool),
 }
 
 /// Function that must be called.
