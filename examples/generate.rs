@@ -61,7 +61,7 @@ fn step(
 ) -> anyhow::Result<i64> {
     let rows = vec![StepRow { sequence, tokens, wanted: Tokens::Last }];
     let outputs = executor.forward(plan, &mut StepBatch { rows }, &mut ())?;
-    let logits = outputs.first().and_then(|output| output.as_f32()).context("no logits")?;
+    let logits = outputs.as_ref().context("no logits")?.view()?.1;
     let best = logits.iter().enumerate().max_by(|one, other| one.1.total_cmp(other.1));
     Ok(i64::try_from(best.context("no words")?.0)?)
 }

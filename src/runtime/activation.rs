@@ -118,6 +118,15 @@ impl Activation {
         &self.value
     }
 
+    /// Returns the shape and the elements of the first output, without copying them.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the output is not f32.
+    pub fn view(&self) -> Result<(Vec<usize>, &[f32]), RuntimeError> {
+        view(&self.value)
+    }
+
     /// Returns the bytes of the first output as f32.
     #[expect(clippy::cast_precision_loss, reason = "sizes stay far below 2^53 bytes")]
     pub(super) fn num_bytes(&self) -> f64 {

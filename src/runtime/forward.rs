@@ -16,7 +16,6 @@ use crate::{
     family::ModuleId,
     module::{CacheSpec, INPUT_IDS},
     plan::{Plan, Shape},
-    tensor::Tensor,
 };
 
 /// Caches that a step reads and writes.
@@ -42,7 +41,7 @@ impl Executor {
 
     /// Runs the new tokens of sequences through `plan`. Returns the outputs of its last module for
     /// the wanted tokens, one row each, `[1, wanted, …]`, the family's output first. If no token is
-    /// wanted, the last module does not run and there are no outputs.
+    /// wanted, the last module does not run and this is `None`.
     ///
     /// A step that fails changes no sequence but for the blocks that it leased.
     ///
@@ -55,7 +54,7 @@ impl Executor {
         plan: &Plan,
         batch: &mut StepBatch<'_>,
         observer: &mut impl ModuleObserver,
-    ) -> Result<Vec<Tensor>, RuntimeError> {
+    ) -> Result<Option<Activation>, RuntimeError> {
         let modules = self.caches_of(plan);
         let scales = self.scales_of(plan, &modules)?;
         self.forward_scaled(plan, StepCaches { modules: &modules, scales }, batch, observer)
@@ -68,7 +67,7 @@ impl Executor {
         caches: StepCaches<'_>,
         batch: &mut StepBatch<'_>,
         observer: &mut impl ModuleObserver,
-    ) -> Result<Vec<Tensor>, RuntimeError> {
+    ) -> Result<Option<Activation>, RuntimeError> {
         let path = self.path_of(plan)?;
         let (last, before) = path.split_last().ok_or(RuntimeError::NotAPath)?;
         let StepCaches { modules, scales } = caches;
@@ -95,13 +94,13 @@ impl Executor {
         // Scores of the other tokens would be thrown away.
         let wanted = batch.wanted_rows();
         let outputs = match wanted.is_empty() {
-            true => Vec::new(),
+            true => None,
             false => {
                 let (shape, hidden) = view(state.value())?;
                 let width = shape.last().copied().unwrap_or(1);
                 let wanted = Activation::new(gathered(hidden, width, &wanted)?);
                 let run = || self.compute(*last, Some(&wanted), &sides);
-                observed(*last, observer, run)?.unwrap_or(wanted).to_tensors()?
+                Some(observed(*last, observer, run)?.unwrap_or(wanted))
             }
         };
         batch.commit(modules);

@@ -1,12 +1,17 @@
 //! The ONNX Runtime session of a module's network.
 
-use std::{borrow::Cow, path::Path, sync::Arc};
+use std::{
+    borrow::Cow,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
 
 use ort::{
+    AsPointer,
     environment::Environment,
     memory::MemoryInfo,
     session::{
-        Session, SessionInputValue,
+        IoBinding, Session, SessionInputValue,
         builder::{GraphOptimizationLevel, SessionBuilder},
     },
     value::DynValue,
@@ -27,8 +32,8 @@ const FOLDER_KEY: &str = "session.model_external_initializers_file_folder_path";
 const WITHOUT: (&str, &str) =
     ("optimization.disable_specified_optimizers", "SkipLayerNormFusion;BiasSkipLayerNormFusion");
 
-/// Name in errors of the input of a cache.
-const CACHE: &str = "past_key";
+/// Most slabs whose caches stay bound to a session.
+const MAX_KEPT: usize = 4;
 
 /// A loaded network of a module.
 #[derive(Debug)]
@@ -37,6 +42,23 @@ pub(super) struct ModuleSession {
     module: String,
     ports: Vec<(String, Port)>,
     outputs: Vec<Arc<str>>,
+    /// Bindings of the caches of the last steps, the last one first.
+    kept: Vec<Kept>,
+}
+
+/// Inputs and outputs of a session to which caches are bound; `None` once these are freed.
+pub(super) type Binding = Arc<Mutex<Option<IoBinding>>>;
+
+/// Binding that lives no longer than its session.
+pub(super) type WeakBinding = Weak<Mutex<Option<IoBinding>>>;
+
+/// Caches that are bound to a session. To bind those of thirty blocks anew takes a tenth of a step's
+/// own time.
+#[derive(Debug)]
+struct Kept {
+    /// Addresses of the keys and values. As they are bound, no other value has these addresses.
+    caches: Vec<usize>,
+    binding: Binding,
 }
 
 /// Cache that a module reads and writes where it lies.
@@ -116,7 +138,7 @@ impl ModuleSession {
         let session = builder.commit_from_memory(&model.encode_to_vec()).map_err(wrap)?;
         let ports = network.ports(module)?;
         let outputs = session.outputs().iter().map(|output| output.name().into()).collect();
-        Ok(Self { session, module: module.into(), ports, outputs })
+        Ok(Self { session, module: module.into(), ports, outputs, kept: Vec::new() })
     }
 
     /// Runs the module. Its ports say which inputs are taken from `given`, from `state` and from
@@ -150,34 +172,74 @@ impl ModuleSession {
     }
 
     /// Runs modules that keep caches, on `state` and the values `given` by name. Writes the keys
-    /// and values of the new tokens into `caches`, where they lie.
+    /// and values of the new tokens into `caches`, where they lie. These stay bound: `keep` gets a
+    /// new binding, which is to be emptied when they are freed.
     pub(super) fn run_cached(
         &mut self,
         given: &[(&str, &DynValue)],
         state: &DynValue,
         caches: &mut [BoundCache<'_>],
+        keep: impl FnOnce(&Binding),
     ) -> Result<DynValue, RuntimeError> {
+        let kept = self.bound(caches, keep)?;
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let binding = kept.as_mut().ok_or(RuntimeError::NoOutput)?;
         let wrap = |reason| RuntimeError::Run { module: self.module.clone(), reason };
-        let lacking = || RuntimeError::NoInput { module: self.module.clone(), input: CACHE.into() };
-        let mut binding = self.session.create_binding().map_err(wrap)?;
         for (name, port) in &self.ports {
-            match port {
-                Port::State => binding.bind_input(name, state),
-                Port::Keys(index)
-                | Port::Values(index)
-                | Port::KeyScales(index)
-                | Port::ValueScales(index) => {
-                    let cache = caches.get(*index).ok_or_else(lacking)?;
-                    let value = cache.value(*port).ok_or_else(|| self.missing(name))?;
-                    binding.bind_input(name, value)
+            let value = match port {
+                Port::Keys(_) | Port::Values(_) => continue,
+                Port::State => Some(state),
+                Port::KeyScales(index) | Port::ValueScales(index) => {
+                    caches.get(*index).and_then(|cache| cache.value(*port))
                 }
                 Port::Given(port) | Port::Input(port) => {
-                    let found = given.iter().find(|(known, _)| known == port);
-                    let (_, value) = found.ok_or_else(|| self.missing(name))?;
-                    binding.bind_input(name, *value)
+                    given.iter().find(|(known, _)| known == port).map(|(_, value)| *value)
                 }
+            };
+            let value = value.ok_or_else(|| self.missing(name))?;
+            binding.bind_input(name, value).map_err(wrap)?;
+        }
+        let output = self.outputs.iter().find(|name| !is_cache(name));
+        let output = output.cloned().ok_or(RuntimeError::NoOutput)?;
+        // Without this, the output would be written where that of the last step lies.
+        binding.bind_output_to_device(&*output, &MemoryInfo::default()).map_err(wrap)?;
+        let module = &self.module;
+        let wrap = |reason| RuntimeError::Run { module: module.clone(), reason };
+        let mut outputs = self.session.run_binding(binding).map_err(wrap)?;
+        outputs.remove(&*output).ok_or(RuntimeError::NoOutput)
+    }
+
+    /// Returns inputs and outputs to which `caches` are bound, as they were or anew.
+    fn bound(
+        &mut self,
+        caches: &mut [BoundCache<'_>],
+        keep: impl FnOnce(&Binding),
+    ) -> Result<Binding, RuntimeError> {
+        let tensors = caches.iter().flat_map(|cache| [&*cache.keys, &*cache.values]);
+        let addresses: Vec<usize> = tensors.map(|tensor| tensor.ptr().addr()).collect();
+        self.kept
+            .retain(|kept| kept.binding.lock().unwrap_or_else(PoisonError::into_inner).is_some());
+        if let Some(place) = self.kept.iter().position(|kept| kept.caches == addresses) {
+            self.kept[..=place].rotate_right(1);
+            return Ok(self.kept[0].binding.clone());
+        }
+        let binding = Arc::new(Mutex::new(Some(self.bind(caches)?)));
+        keep(&binding);
+        self.kept.truncate(MAX_KEPT - 1);
+        self.kept.insert(0, Kept { caches: addresses, binding: binding.clone() });
+        Ok(binding)
+    }
+
+    /// Binds `caches`, as inputs and as outputs.
+    fn bind(&self, caches: &mut [BoundCache<'_>]) -> Result<IoBinding, RuntimeError> {
+        let wrap = |reason| RuntimeError::Run { module: self.module.clone(), reason };
+        let mut binding = self.session.create_binding().map_err(wrap)?;
+        for (name, port) in &self.ports {
+            if let Port::Keys(index) | Port::Values(index) = port {
+                let cache = caches.get(*index).and_then(|cache| cache.value(*port));
+                let value = cache.ok_or_else(|| self.missing(name))?;
+                binding.bind_input(name, value).map_err(wrap)?;
             }
-            .map_err(wrap)?;
         }
         // Caches stand in the same order among inputs and outputs.
         let mut presents = self.outputs.iter().filter(|name| is_cache(name));
@@ -187,13 +249,7 @@ impl ModuleSession {
                 binding.bind_output(&**name, tensor).map_err(wrap)?;
             }
         }
-        let output = self.outputs.iter().find(|name| !is_cache(name));
-        let output = output.cloned().ok_or(RuntimeError::NoOutput)?;
-        binding.bind_output_to_device(&*output, &MemoryInfo::default()).map_err(wrap)?;
-        let module = &self.module;
-        let wrap = |reason| RuntimeError::Run { module: module.clone(), reason };
-        let mut outputs = self.session.run_binding(&binding).map_err(wrap)?;
-        outputs.remove(&*output).ok_or(RuntimeError::NoOutput)
+        Ok(binding)
     }
 
     fn missing(&self, input: &str) -> RuntimeError {

@@ -35,7 +35,7 @@ pub(crate) fn step(
         batch.rows.push(StepRow { sequence, tokens, wanted: Tokens::All });
     }
     let outputs = executor.forward(plan, &mut batch, &mut ()).unwrap_or_else(|e| panic!("{e}"));
-    rows(outputs[0].as_f32().expect("f32"), num)
+    rows(outputs.expect("logits").view().expect("f32").1, num)
 }
 
 pub(crate) fn check(name: &str, found: &[Vec<f32>], expected: &[Vec<f32>]) {
@@ -107,9 +107,10 @@ fn only_the_last_token_has_a_row_if_no_other_is_wanted() {
     let mut sequence = executor.sequence();
     let row = StepRow { sequence: &mut sequence, tokens, wanted: Tokens::Last };
     let outputs = executor.forward(&plan, &mut StepBatch { rows: vec![row] }, &mut ());
-    let outputs = outputs.unwrap_or_else(|e| panic!("{e}"));
-    assert_eq!(outputs[0].shape(), [1, 1, 64]);
-    check("last", &rows(outputs[0].as_f32().expect("f32"), 1), &expected[8..]);
+    let outputs = outputs.unwrap_or_else(|e| panic!("{e}")).expect("logits");
+    let (shape, logits) = outputs.view().expect("f32");
+    assert_eq!(shape, [1, 1, 64]);
+    check("last", &rows(logits, 1), &expected[8..]);
 }
 
 #[test]

@@ -16,7 +16,11 @@ use super::{
 use crate::{
     family::ModuleId,
     module::CacheSpec,
-    runtime::{RuntimeError, activation::handed_over},
+    runtime::{
+        RuntimeError,
+        activation::handed_over,
+        session::{Binding, WeakBinding},
+    },
 };
 
 /// Number of positions that the slots of a slab share.
@@ -49,6 +53,8 @@ pub(super) struct Slab {
     caches: Mutex<BTreeMap<ModuleId, Cache>>,
     /// Rotations of all positions, by the angles between neighbouring positions.
     turns: Mutex<Vec<(Vec<f32>, Arc<Turns>)>>,
+    /// Bindings of these caches to sessions, which would keep them when this is dropped.
+    bindings: Mutex<Vec<WeakBinding>>,
 }
 
 /// Cosines and sines of the rotations of positions, `[capacity, angles]`.
@@ -73,8 +79,8 @@ impl Caches {
             return slot;
         }
         let free = Mutex::new((1..slots_for(capacity)).rev().collect());
-        let slab =
-            Arc::new(Slab { capacity, free, caches: Mutex::default(), turns: Mutex::default() });
+        let (caches, turns, bindings) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let slab = Arc::new(Slab { capacity, free, caches, turns, bindings });
         slabs.push(Arc::downgrade(&slab));
         Slot { slab, index: 0 }
     }
@@ -136,6 +142,13 @@ impl Slab {
         Ok(turns)
     }
 
+    /// Remembers a binding of these caches.
+    pub(super) fn keep(&self, binding: &Binding) {
+        let mut bindings = self.bindings.lock().unwrap_or_else(PoisonError::into_inner);
+        bindings.retain(|known| known.strong_count() > 0);
+        bindings.push(Arc::downgrade(binding));
+    }
+
     /// Returns the shapes of the caches by module.
     pub(super) fn specs(&self) -> BTreeMap<ModuleId, CacheSpec> {
         self.caches().iter().map(|(module, cache)| (*module, cache.spec())).collect()
@@ -149,6 +162,15 @@ impl Slab {
     /// Returns the number of slots.
     pub(super) fn num_slots(&self) -> usize {
         slots_for(self.capacity)
+    }
+}
+
+impl Drop for Slab {
+    fn drop(&mut self) {
+        let bindings = self.bindings.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for binding in bindings.iter().filter_map(Weak::upgrade) {
+            *binding.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
     }
 }
 

@@ -21,7 +21,7 @@ use crate::{
     runtime::{
         Activation, RuntimeError,
         activation::{handed_over, view},
-        session::{BoundCache, ModuleSession},
+        session::{Binding, BoundCache, ModuleSession},
     },
 };
 
@@ -210,7 +210,8 @@ impl Group {
             let scales = scales.get(id).map(|own| [&own.keys, &own.values]);
             BoundCache { keys: &mut cache.keys, values: &mut cache.values, scales }
         });
-        session.run_cached(&inputs, state, &mut own.collect::<Vec<_>>())
+        let keep = |binding: &Binding| self.slab.keep(binding);
+        session.run_cached(&inputs, state, &mut own.collect::<Vec<_>>(), keep)
     }
 
     /// Lays the tokens out among the slots. All attention modules of the step get the same layout.

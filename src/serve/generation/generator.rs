@@ -18,12 +18,12 @@ use super::{
 };
 use crate::{
     plan::Plan,
-    runtime::{Executor, RuntimeError, Sequence, StepBatch, StepRow, Tokens},
+    runtime::{Activation, Executor, RuntimeError, Sequence, StepBatch, StepRow, Tokens},
     serve::{
         error::ServeError,
         observe::{Observer, SequenceReport, StepChange, reported},
     },
-    tensor::{Tensor, signed},
+    tensor::signed,
 };
 
 /// Bounds of a generator.
@@ -335,7 +335,7 @@ impl Turning {
         executor: &Executor,
         plan: &Plan,
         turns: &[Turn],
-    ) -> Result<Option<Tensor>, RuntimeError> {
+    ) -> Result<Option<Activation>, RuntimeError> {
         let mut batch = StepBatch::default();
         let now = Instant::now();
         for (key, live) in &mut self.live {
@@ -346,14 +346,17 @@ impl Turning {
             let wanted = if turn.is_last { Tokens::Last } else { Tokens::None };
             batch.rows.push(StepRow { sequence, tokens, wanted });
         }
-        Ok(executor.forward(plan, &mut batch, &mut ())?.into_iter().next())
+        let logits = executor.forward(plan, &mut batch, &mut ())?;
+        // Others than f32 end the sequences, which would wait for their tokens.
+        logits.as_ref().map(Activation::view).transpose()?;
+        Ok(logits)
     }
 
     /// Adds the next token to each sequence whose last one ran.
-    fn extend(&mut self, turns: &[Turn], logits: Option<&Tensor>) {
+    fn extend(&mut self, turns: &[Turn], logits: Option<&Activation>) {
         let now = Instant::now();
-        let values = logits.and_then(Tensor::as_f32).unwrap_or_default();
-        let width = logits.and_then(|logits| logits.shape().last().copied()).unwrap_or(1).max(1);
+        let (shape, values) = logits.and_then(|logits| logits.view().ok()).unwrap_or_default();
+        let width = shape.last().copied().unwrap_or(1).max(1);
         let mut rows = values.chunks_exact(width);
         for turn in turns {
             self.steps.ran(*turn);
