@@ -1,6 +1,8 @@
 //! Measuring the quality of plans.
 
+mod paths;
 mod recall;
+mod run;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -10,14 +12,15 @@ use std::{
 use super::{FitError, Progress, data::dataset::Dataset};
 use crate::{
     assembly::Family,
-    family::{FamilyGraph, Metric, Module, ModuleId, ModuleKind, PlanId, SpaceId},
-    input::ModelInput,
+    family::{FamilyGraph, Metric, PlanId},
     offer::{Profile, QualityRecords, candidate_plans},
-    plan::{Plan, Shape},
+    plan::Plan,
     pool::today,
-    runtime::{Activation, Executor, SideInputs},
+    runtime::Executor,
 };
+use paths::{reference_plan, singles, uniform};
 use recall::Neighbours;
+use run::run_all;
 
 /// Settings of an evaluation.
 #[derive(Debug, Clone)]
@@ -43,9 +46,6 @@ pub struct Evaluation<'a> {
     /// Settings of the evaluation.
     pub options: &'a EvaluateOptions,
 }
-
-/// Maximum number of texts or images that run in one batch.
-const BATCH: usize = 16;
 
 /// Minimum number of texts or images for measuring a quality.
 const MIN_EXAMPLES: usize = 20;
@@ -191,125 +191,6 @@ fn accuracy(classes: &[f32], labels: &[usize]) -> f64 {
     right as f64 / labels.len().max(1) as f64
 }
 
-/// Returns the position of the largest score in each row, as a float.
-#[expect(clippy::cast_precision_loss, reason = "classes are far below 2^24")]
-fn best_classes(scores: &[f32], width: usize) -> Vec<f32> {
-    let best = |row: &[f32]| {
-        let largest = row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
-        largest.map_or(0.0, |(index, _)| index as f32)
-    };
-    scores.chunks(width).map(best).collect()
-}
-
-/// Returns the plan of the reference's own path to its own head, without variants, bridges and
-/// stitches.
-fn reference_plan(graph: &FamilyGraph, reference: &str) -> Option<Plan> {
-    let head = graph.reference_head(reference)?;
-    path_through(graph, head, |module| {
-        let leads_elsewhere = matches!(module.kind, ModuleKind::Bridge | ModuleKind::Stitch);
-        i64::from(module.variant.is_some() || leads_elsewhere)
-    })
-    .map(Plan::from)
-}
-
-/// Returns a path through each module that departs from its anchor. The rest of the path departs
-/// least. It takes the int8 form of blocks that have one, for speed.
-fn singles(graph: &FamilyGraph) -> BTreeSet<Plan> {
-    use ModuleKind::{Attention, Block, Mlp};
-    let is_plain = |module: &Module| {
-        matches!(module.kind, Block | Attention | Mlp) && module.variant.is_none()
-    };
-    let modules = graph.modules().iter().enumerate();
-    modules
-        .filter(|(_, module)| !is_plain(module))
-        .filter_map(|(index, _)| path_through(graph, ModuleId(index), departure))
-        .map(Plan::from)
-        .collect()
-}
-
-/// Returns paths that take a variant wherever it exists, for each variant and each exit or head.
-/// They avoid bridges and stitches.
-fn uniform(graph: &FamilyGraph) -> BTreeSet<Plan> {
-    let modules = graph.modules().iter().filter(|module| !module.is_skip());
-    let variants: BTreeSet<&str> = modules.filter_map(|module| module.variant.as_deref()).collect();
-    let exits = graph.modules().iter().enumerate().filter(|(_, m)| m.to == graph.output());
-    let exits: Vec<usize> = exits.map(|(index, _)| index).collect();
-    let mut plans = BTreeSet::new();
-    for variant in variants {
-        let length = |module: &Module| match module.kind {
-            ModuleKind::Stitch | ModuleKind::Bridge => 1_000,
-            _ => i64::from(module.variant.as_deref() != Some(variant)),
-        };
-        for exit in &exits {
-            let end = graph.modules()[*exit].from;
-            if let Some(mut path) = shortest(graph, graph.input(), end, length) {
-                path.push(ModuleId(*exit));
-                plans.insert(Plan::from(path));
-            }
-        }
-    }
-    plans
-}
-
-/// Finds the path through module `id` with the least sum of `departure`.
-fn path_through(
-    graph: &FamilyGraph,
-    id: ModuleId,
-    departure: fn(&Module) -> i64,
-) -> Option<Vec<ModuleId>> {
-    let module = graph.module(id);
-    let mut path = shortest(graph, graph.input(), module.from, departure)?;
-    path.push(id);
-    path.extend(shortest(graph, module.to, graph.output(), departure)?);
-    Some(path)
-}
-
-/// Finds the path between two spaces with the least sum of `length`.
-///
-/// The search is Bellman-Ford: lengths may be negative, and the graph has no cycle.
-fn shortest(
-    graph: &FamilyGraph,
-    from: SpaceId,
-    to: SpaceId,
-    length: impl Fn(&Module) -> i64,
-) -> Option<Vec<ModuleId>> {
-    let mut best: Vec<Option<(i64, Option<ModuleId>)>> = vec![None; graph.spaces().len()];
-    best[from.0] = Some((0, None));
-    for _ in 0..graph.spaces().len() {
-        for (index, module) in graph.modules().iter().enumerate() {
-            let Some((cost, _)) = best[module.from.0] else { continue };
-            let cost = cost + length(module);
-            if best[module.to.0].is_none_or(|(known, _)| cost < known) {
-                best[module.to.0] = Some((cost, Some(ModuleId(index))));
-            }
-        }
-    }
-    let mut path = Vec::new();
-    let mut end = to;
-    while end != from {
-        let id = best[end.0]?.1?;
-        path.push(id);
-        end = graph.module(id).from;
-    }
-    path.reverse();
-    Some(path)
-}
-
-/// Returns the distance of a module from its anchor. Blocks have a negative one, and int8 blocks
-/// the least, so that paths prefer them.
-fn departure(module: &Module) -> i64 {
-    use ModuleKind::{Bridge, Exit, Head, Stem, Stitch};
-    let is_int8 = module.is_int8();
-    match (module.kind, &module.variant) {
-        (Stem | Head, _) => 0,
-        (Bridge | Stitch | Exit, _) if is_int8 => 1_000,
-        (Bridge | Stitch | Exit, _) => 1_001,
-        (_, None) => -1,
-        (_, Some(_)) if is_int8 => -2,
-        (_, Some(_)) => 1_000,
-    }
-}
-
 /// Takes at most `count` of `plans`, evenly spread from the best to the worst predicted quality.
 fn spread(
     graph: &FamilyGraph,
@@ -322,121 +203,4 @@ fn spread(
     ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
     let every = ranked.len().div_ceil(count.max(1)).max(1);
     ranked.into_iter().step_by(every).map(|(_, plan)| plan).collect()
-}
-
-/// Runs all `plans` over the data. Returns the outputs of each plan, or its classes of the largest
-/// score. Each batch follows the paths as a tree, so that a common start runs once.
-fn run_all(
-    executor: &mut Executor,
-    data: &Dataset,
-    plans: &BTreeSet<Plan>,
-    max_tokens: usize,
-    progress: &dyn Progress,
-) -> Result<HashMap<Plan, Vec<f32>>, FitError> {
-    let family = executor.family().clone();
-    let width = family.manifest.output.width;
-    let is_classes = family.manifest.quality.metric == Metric::Accuracy;
-    let kept = if is_classes { 1 } else { width };
-    let new = || vec![0.0; data.len() * kept];
-    let mut outputs: HashMap<_, _> = plans.iter().map(|plan| (plan.clone(), new())).collect();
-    for (anchor, plans) in by_stem(&family.graph, plans) {
-        let shape = Shape::new(BATCH, max_tokens);
-        let rows = plans.iter().map(|plan| executor.rows_at_once(&plan.path, shape));
-        let rows = rows.min().unwrap_or(BATCH);
-        let batches = data.batches(&family, &anchor, rows, max_tokens)?;
-        progress.phase(&format!("evaluate {anchor}"), batches.len() as u64);
-        for positions in batches {
-            let input = data.input(&family, &anchor, &positions, max_tokens)?;
-            let mut tree = Tree::new(executor, input)?;
-            for plan in &plans {
-                let mut rows = tree.run(&plan.path)?;
-                if is_classes {
-                    rows = best_classes(&rows, width);
-                }
-                let Some(all) = outputs.get_mut(*plan) else { continue };
-                for (row, position) in rows.chunks(kept).zip(&positions) {
-                    all[position * kept..][..kept].copy_from_slice(row);
-                }
-            }
-            progress.step();
-        }
-    }
-    Ok(outputs)
-}
-
-/// Groups plans by the anchor whose tokens they read. A group stays sorted, so that paths with a
-/// common start follow one another.
-fn by_stem<'p>(graph: &FamilyGraph, plans: &'p BTreeSet<Plan>) -> BTreeMap<String, Vec<&'p Plan>> {
-    let mut groups: BTreeMap<String, Vec<_>> = BTreeMap::new();
-    for plan in plans {
-        let anchor = graph.stem_anchor(&plan.path).unwrap_or_default();
-        groups.entry(anchor.into()).or_default().push(plan);
-    }
-    groups
-}
-
-/// Activations along the path run last; the next path reuses those of their common start.
-struct Tree<'a> {
-    executor: &'a mut Executor,
-    sides: SideInputs,
-    path: Vec<ModuleId>,
-    states: Vec<Option<Activation>>,
-}
-
-impl<'a> Tree<'a> {
-    fn new(executor: &'a mut Executor, input: ModelInput) -> Result<Self, FitError> {
-        let sides = SideInputs::of_input(input)?;
-        Ok(Self { executor, sides, path: Vec::new(), states: Vec::new() })
-    }
-
-    fn run(&mut self, path: &[ModuleId]) -> Result<Vec<f32>, FitError> {
-        let common = self.path.iter().zip(path).take_while(|(a, b)| a == b).count();
-        self.path.truncate(common);
-        self.states.truncate(common);
-        for id in &path[common..] {
-            // The identity leaves no state of its own, so the last state before it is used.
-            let state = self.states.iter().rev().find_map(Option::as_ref);
-            let next = self.executor.advance(*id, state, &self.sides)?;
-            self.path.push(*id);
-            self.states.push(next);
-        }
-        let last = self.states.iter().rev().find_map(Option::as_ref);
-        let output = last.ok_or_else(|| FitError::Family("a path computes nothing".into()))?;
-        Ok(output.to_tensor()?.floats().to_vec())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::family::{Space, SpaceId, SpaceKind, SpaceSpec};
-
-    #[test]
-    fn the_reference_runs_every_block_where_a_bridge_of_no_variant_is_shorter() {
-        let hidden = |depth| SpaceKind::Hidden { anchor: 0, depth, position: 0, stitched: false };
-        let kinds = [SpaceKind::Input, SpaceKind::Output, hidden(0), hidden(1), hidden(2)];
-        let spaces = kinds.iter().zip(["in", "out", "a.0", "a.1", "a.2"]);
-        let space = |(kind, name): (&SpaceKind, &str)| {
-            let (name, kind) = (name.into(), *kind);
-            Space { name, kind, spec: SpaceSpec::default() }
-        };
-        let spaces = spaces.map(space);
-        let modules = [
-            (ModuleKind::Bridge, 2, 4),
-            (ModuleKind::Stem, 0, 2),
-            (ModuleKind::Block, 2, 3),
-            (ModuleKind::Block, 3, 4),
-            (ModuleKind::Head, 4, 1),
-        ];
-        let modules = modules.iter().enumerate().map(|(index, (kind, from, to))| Module {
-            name: format!("m{index}"),
-            from: SpaceId(*from),
-            to: SpaceId(*to),
-            kind: *kind,
-            variant: None,
-        });
-        let graph = FamilyGraph::new(vec!["a".into()], spaces.collect(), modules.collect());
-        let plan = reference_plan(&graph.expect("a graph"), "a");
-        assert_eq!(plan, Some([1, 2, 3, 4].map(ModuleId).to_vec().into()));
-    }
 }
