@@ -1,8 +1,11 @@
 //! Operators that several architectures add to their graphs.
 
-use crate::onnx::{
-    Attribute, GraphBuilder,
-    proto::{TensorProto, data_type},
+use crate::{
+    onnx::{
+        Attribute, GraphBuilder,
+        proto::{TensorProto, data_type},
+    },
+    tensor::signed,
 };
 
 /// Creates a graph whose state input is `hidden`, `[batch, tokens, width]` f32.
@@ -77,4 +80,23 @@ pub(super) fn linear(graph: &mut GraphBuilder, input: &str, weight: TensorProto)
 /// Swaps the axes of a matrix; ONNX Runtime does so once, when it creates the session.
 pub(super) fn transposed(graph: &mut GraphBuilder, matrix: &str) -> String {
     graph.node("Transpose", &[matrix], &[("perm", Attribute::Ints(vec![1, 0]))])
+}
+
+/// Multiplies the rows of `input` by the first `columns` columns of `weight`, `[rows, columns]` or
+/// wider. The file holds the whole matrix; it is cut when the session is created.
+pub(super) fn linear_of_first(
+    graph: &mut GraphBuilder,
+    input: &str,
+    weight: TensorProto,
+    columns: usize,
+) -> String {
+    let is_whole = weight.dims.last() == Some(&signed(columns));
+    let mut weight = float_weight(graph, weight);
+    if !is_whole {
+        let (start, end, axis) =
+            (graph.ints(&[0]), graph.ints(&[signed(columns)]), graph.ints(&[1]));
+        weight = graph.node("Slice", &[&weight, &start, &end, &axis], &[]);
+    }
+    let weight = transposed(graph, &weight);
+    graph.node("MatMul", &[input, &weight], &[])
 }

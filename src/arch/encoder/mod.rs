@@ -4,6 +4,9 @@
 //! section 3). Each sub-layer is a module of its own, so that each can be dropped or quantized
 //! separately. A [`Shape`] and [`Names`] hold the names and positions that differ between
 //! architectures.
+//!
+//! A block may run with a prefix of its heads and hidden units (DynaBERT, Hou et al. 2020). Its
+//! tokens keep their width.
 
 pub(super) mod bert;
 pub(super) mod mpnet;
@@ -15,9 +18,9 @@ use super::{
     ArchError,
     backbone::{Backbone, Dense, Expansion, Form},
     keys::ConfigFile,
-    layout::{Axes, Layout, PartId, PartSpec, Reads},
+    layout::{Axes, Layout, PartId, PartSpec, Reads, Widest},
     nonlinearity::Nonlinearity,
-    ops::{extent, float_weight, layer_norm, linear, token_input, with_hidden},
+    ops::{extent, float_weight, layer_norm, linear, linear_of_first, token_input, with_hidden},
 };
 use crate::{
     family::{Fault, ModuleKind, SpaceSpec},
@@ -100,8 +103,8 @@ impl Backbone for Encoder {
         let network = match kind {
             ModuleKind::Stem => self.stem(),
             ModuleKind::Head => return Ok(self.sentence.head(self.shape.width)?.into()),
-            ModuleKind::Attention => self.attention(block, form.precision),
-            _ => self.mlp(block, form.precision),
+            ModuleKind::Attention => self.attention(block, form),
+            _ => self.mlp(block, form),
         };
         network.map(Body::from)
     }
@@ -113,7 +116,7 @@ impl Backbone for Encoder {
         Ok(Some(Dense {
             width,
             num_units: inner_width,
-            expansion: self.expand(index)?,
+            expansion: self.expand(index, inner_width)?,
             contraction: self.weight(&format!("{output}.dense.weight"), &[width, inner_width])?,
             bias: vector("dense.bias")?,
             norm: [vector("LayerNorm.weight")?, vector("LayerNorm.bias")?],
@@ -132,7 +135,7 @@ impl Encoder {
         checkpoint: Checkpoint,
         sentence: Sentence,
     ) -> Self {
-        let hidden = SpaceSpec::of_extents(&[None, Some(shape.width)]);
+        let tokens = SpaceSpec::of_extents(&[None, Some(shape.width)]);
         let reads = Reads::Tokens {
             num_words: Some(shape.num_words),
             max_tokens: [Some(shape.num_positions - shape.first_position), sentence.max_tokens]
@@ -140,10 +143,14 @@ impl Encoder {
                 .flatten()
                 .min(),
         };
-        let block = || [ModuleKind::Attention, ModuleKind::Mlp].map(|kind| (kind, Axes::default()));
+        // Relative positions have a score for each head, which is not cut.
+        let (heads, hidden) = (shape.num_heads, shape.inner_width);
+        let width = (shape.num_buckets == 0).then_some(Widest { heads, hidden });
+        let part = |kind| (kind, Axes { width, ..Axes::default() });
+        let block = || [ModuleKind::Attention, ModuleKind::Mlp].map(part);
         let blocks = (0..shape.num_blocks).map(|_| block().to_vec());
         let gives = SpaceSpec::of_extents(&[Some(sentence.width(shape.width))]);
-        let mut layout = Layout::uniform(reads, &hidden, gives, blocks);
+        let mut layout = Layout::uniform(reads, &tokens, gives, blocks);
         layout.prompts.clone_from(&sentence.prompts);
         Self { shape, names, checkpoint, sentence, layout }
     }
@@ -181,8 +188,10 @@ impl Encoder {
     ///
     /// - hidden: \[batch, tokens, width\]
     /// - attention_mask: \[batch, tokens\]
-    fn attention(&self, index: usize, precision: Precision) -> Result<Network, ArchError> {
-        let width = self.shape.width;
+    fn attention(&self, index: usize, form: &Form<'_>) -> Result<Network, ArchError> {
+        let Shape { width, num_heads, .. } = self.shape;
+        let heads = form.width.map_or(num_heads, |narrow| narrow.heads);
+        let inner = width / num_heads * heads;
         let layer = format!("encoder.layer.{index}.attention");
         let (mut graph, hidden) = with_hidden(width);
         let mask = token_input(&mut graph, ATTENTION_MASK);
@@ -191,9 +200,11 @@ impl Encoder {
         let mut projected = Vec::new();
         let mut biases = Vec::new();
         for part in self.names.projections {
-            let weight = self.weight(&format!("{layer}.{part}.weight"), &[width, width])?;
-            projected.push(linear(&mut graph, &hidden, weight));
-            let bias = self.weight(&format!("{layer}.{part}.bias"), &[width])?;
+            let rows = |name: &str, shape: &[usize]| {
+                self.checkpoint.rows(&format!("{layer}.{part}.{name}"), shape, 0..inner)
+            };
+            projected.push(linear(&mut graph, &hidden, rows("weight", &[width, width])?));
+            let bias = rows("bias", &[width])?;
             biases.push(float_weight(&mut graph, bias));
         }
         let biases: Vec<&str> = biases.iter().map(String::as_str).collect();
@@ -201,23 +212,26 @@ impl Encoder {
         let scores = self.relative_scores(&mut graph, &hidden)?;
         let mut inputs = vec![&*projected[0], &projected[1], &projected[2], &bias, &mask];
         inputs.extend(scores.as_deref());
-        let heads = signed(self.shape.num_heads);
-        let heads = [("num_heads", Attribute::Int(heads))];
+        let heads = [("num_heads", Attribute::Int(signed(heads)))];
         let context = graph.fused("MultiHeadAttention", &inputs, &heads);
         let dense = format!("{layer}.{}", self.names.output);
         let weight = self.weight(&format!("{dense}.weight"), &[width, width])?;
-        let output = linear(&mut graph, &context, weight);
+        let output = linear_of_first(&mut graph, &context, weight, inner);
         let ending = Ending { dense, norm: format!("{layer}.{}", self.names.norm) };
-        self.end_sub_layer(graph, &[&output, &hidden], &ending, precision)
+        self.end_sub_layer(graph, &[&output, &hidden], &ending, form.precision)
     }
 
-    /// Returns the expanding half of block `index`'s feed-forward sub-layer.
-    fn expand(&self, index: usize) -> Result<Expansion, ArchError> {
-        let (width, inner) = (self.shape.width, self.shape.inner_width);
-        let dense = format!("encoder.layer.{index}.intermediate.dense");
+    /// Returns the expanding half of block `index`'s feed-forward sub-layer, with its first `inner`
+    /// hidden units.
+    fn expand(&self, index: usize, inner: usize) -> Result<Expansion, ArchError> {
+        let Shape { width, inner_width, .. } = self.shape;
+        let rows = |name: &str, shape: &[usize]| {
+            let name = format!("encoder.layer.{index}.intermediate.dense.{name}");
+            self.checkpoint.rows(&name, shape, 0..inner)
+        };
         Ok(Expansion {
-            weight: self.weight(&format!("{dense}.weight"), &[inner, width])?,
-            bias: self.weight(&format!("{dense}.bias"), &[inner])?,
+            weight: rows("weight", &[inner_width, width])?,
+            bias: rows("bias", &[inner_width])?,
             nonlinearity: self.shape.nonlinearity,
         })
     }
@@ -227,19 +241,20 @@ impl Encoder {
     /// # Shapes
     ///
     /// - hidden: \[batch, tokens, width\]
-    fn mlp(&self, index: usize, precision: Precision) -> Result<Network, ArchError> {
-        let (width, inner) = (self.shape.width, self.shape.inner_width);
+    fn mlp(&self, index: usize, form: &Form<'_>) -> Result<Network, ArchError> {
+        let Shape { width, inner_width, .. } = self.shape;
+        let inner = form.width.map_or(inner_width, |narrow| narrow.hidden);
         let (mut graph, hidden) = with_hidden(width);
-        let expansion = self.expand(index)?;
+        let expansion = self.expand(index, inner)?;
         let expanded = linear(&mut graph, &hidden, expansion.weight);
         let bias = float_weight(&mut graph, expansion.bias);
         let expanded = expansion.nonlinearity.add(&mut graph, &expanded, Some(&bias));
         let output = format!("encoder.layer.{index}.output");
-        let weight = self.weight(&format!("{output}.dense.weight"), &[width, inner])?;
-        let product = linear(&mut graph, &expanded, weight);
+        let weight = self.weight(&format!("{output}.dense.weight"), &[width, inner_width])?;
+        let product = linear_of_first(&mut graph, &expanded, weight, inner);
         let ending =
             Ending { dense: format!("{output}.dense"), norm: format!("{output}.LayerNorm") };
-        self.end_sub_layer(graph, &[&product, &hidden], &ending, precision)
+        self.end_sub_layer(graph, &[&product, &hidden], &ending, form.precision)
     }
 
     /// Adds the rows of the position table for the tokens of `ids`, `[tokens, width]`.

@@ -12,7 +12,7 @@ use crate::{
         error::ArchError,
         joint::pooling::mean_of_all,
         layout::{Axes, Layout, PartId, PartSpec, Reads, Widest},
-        ops::{extent, float_weight, linear, transposed, with_hidden},
+        ops::{extent, float_weight, linear, linear_of_first, with_hidden},
     },
     family::{ModuleKind, SpaceSpec},
     module::{Body, Network, PIXEL_VALUES, Precision},
@@ -280,14 +280,7 @@ impl VisionTransformer {
         let width = self.shape.width;
         let name = self.names.block(index, part);
         let weight = self.weight(&format!("{name}.weight"), &[width, columns])?;
-        let mut weight = float_weight(&mut graph, weight);
-        if inner < columns {
-            let end = signed(inner);
-            let (start, end, axis) = (graph.ints(&[0]), graph.ints(&[end]), graph.ints(&[1]));
-            weight = graph.node("Slice", &[&weight, &start, &end, &axis], &[]);
-        }
-        let weight = transposed(&mut graph, &weight);
-        let product = graph.node("MatMul", &[value, &weight], &[]);
+        let product = linear_of_first(&mut graph, value, weight, inner);
         let bias = float_weight(&mut graph, self.weight(&format!("{name}.bias"), &[width])?);
         let mut output = graph.node("Add", &[&product, &bias], &[]);
         let scale = match part {
