@@ -8,8 +8,9 @@ use super::{
 use crate::{
     app::{Measured, family_of, quality_of, writer_of},
     family::Manifest,
-    fit::{Dataset, EvaluateOptions, ExpertOptions, FitOptions, check_enough},
+    fit::{Dataset, EvaluateOptions, ExpertOptions, FitOptions, check_corpora},
     offer::{QualityRecords, ShippedProfiles},
+    pool::FitRecords,
     runtime::Executor,
     telemetry,
 };
@@ -21,7 +22,7 @@ pub(super) fn fit(common: &Common, arguments: &FitArguments) -> anyhow::Result<(
     // The family need not load: its fits may be broken, and fitting replaces them.
     let mut writer = writer_of(&common.pool, &arguments.family.family)?;
     let manifest = Manifest::read(writer.folder())?;
-    let data = read(&arguments.source, &manifest)?;
+    let data = Dataset::joined(read(&arguments.source, &manifest)?)?;
     let bars = Bars::default();
     if arguments.experts {
         let options = ExpertOptions {
@@ -88,15 +89,15 @@ pub(super) fn evaluate(common: &Common, arguments: &EvaluateArguments) -> anyhow
     let machine = setup::machine(common)?;
     let writer = writer_of(&common.pool, &arguments.family.family)?;
     let family = family_of(&common.pool, &arguments.family.family)?;
-    let data = read(&arguments.source, &family.manifest)?;
-    check_enough(&data)?;
+    let corpora = read(&arguments.source, &family.manifest)?;
+    check_corpora(&corpora, &FitRecords::read(&family.folder)?)?;
     let profile = setup::profile(&machine, &family)?;
     let records = if arguments.again { QualityRecords::default() } else { quality_of(&family)? };
     let options = EvaluateOptions {
         max_tokens: arguments.max_tokens,
         plans_per_round: arguments.plans,
         max_rounds: arguments.rounds,
-        command: command_of(arguments, &data),
+        command: command_of(arguments, &corpora),
     };
     let write = |records: &QualityRecords| {
         let text = serde_json::to_string_pretty(records).unwrap_or_default() + "\n";
@@ -110,7 +111,7 @@ pub(super) fn evaluate(common: &Common, arguments: &EvaluateArguments) -> anyhow
     let bars = Bars::default();
     let records = crate::fit::evaluate(
         &mut executor,
-        &data,
+        &corpora,
         crate::fit::Evaluation { profile: &profile, records, options: &options },
         &bars,
         &mut save,
@@ -121,33 +122,46 @@ pub(super) fn evaluate(common: &Common, arguments: &EvaluateArguments) -> anyhow
         "{} plans measured on {} {}; qualities are predicted to ±{:.3}",
         records.plans.len(),
         records.num_examples,
-        data.examples(),
+        corpora.first().map_or("examples", Dataset::examples),
         records.prediction_error
     ));
     Ok(())
 }
 
 /// Reads texts or images, as the family of `manifest` needs, and says what of them is left out.
-fn read(source: &DataArguments, manifest: &Manifest) -> anyhow::Result<Dataset> {
+fn read(source: &DataArguments, manifest: &Manifest) -> anyhow::Result<Vec<Dataset>> {
     let labels = source.labels.as_deref();
-    let data = Dataset::read(&source.data, labels, manifest, source.examples)?;
-    if let [first, ..] = data.left_out() {
-        say_error(&format!(
-            "{}: left out, since they are not images: {}, such as {}",
-            source.data.display(),
-            data.left_out().len(),
-            first.display()
-        ));
+    anyhow::ensure!(
+        labels.is_none() || source.data.len() == 1,
+        "--labels goes with one file of images, but there are {}",
+        source.data.len()
+    );
+    let mut all = Vec::new();
+    for path in &source.data {
+        let data = Dataset::read(path, labels, manifest, source.examples)?;
+        if let [first, ..] = data.left_out() {
+            say_error(&format!(
+                "{}: left out, since they are not images: {}, such as {}",
+                path.display(),
+                data.left_out().len(),
+                first.display()
+            ));
+        }
+        all.push(data);
     }
-    Ok(data)
+    Ok(all)
 }
 
 /// Returns the command that measures the same qualities again.
-fn command_of(arguments: &EvaluateArguments, data: &Dataset) -> String {
-    let (family, name, count) = (&arguments.family.family, data.name(), data.len());
-    let command = format!("tessera evaluate --family {family} --data {name} --examples {count}");
-    match data {
-        Dataset::Texts(_) => format!("{command} --max-tokens {}", arguments.max_tokens),
-        Dataset::Images(_) => command,
+fn command_of(arguments: &EvaluateArguments, corpora: &[Dataset]) -> String {
+    let names: Vec<String> = corpora.iter().map(Dataset::name).collect();
+    let mut command =
+        format!("tessera evaluate --family {} --data {}", arguments.family.family, names.join(" "));
+    if let Some(most) = corpora.iter().map(Dataset::len).max() {
+        command = format!("{command} --examples {most}");
+    }
+    match corpora.first() {
+        Some(Dataset::Texts(_)) => format!("{command} --max-tokens {}", arguments.max_tokens),
+        Some(Dataset::Images(_)) | None => command,
     }
 }

@@ -117,6 +117,7 @@ pub fn fit_maps(
         for (name, record) in before.maps {
             records.maps.entry(name).or_insert(record);
         }
+        records.note_texts(&data.name(), data.digests());
         writer.commit(records)?;
     }
     Ok(num_fitted)

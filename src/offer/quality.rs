@@ -16,6 +16,48 @@ const FLOOR: f64 = 1e-3;
 /// Loss of an unknown module; it means a quality of about a third.
 const UNKNOWN_LOSS: f64 = 1.0;
 
+/// Share of texts that a plan treats right.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Share {
+    /// The share, from 0 to 1.
+    pub share: f64,
+    /// Its 95 % interval.
+    pub interval: [f64; 2],
+}
+
+/// Figures of a plan on a corpus.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Judgement {
+    /// Quality by the family's metric.
+    pub quality: f64,
+    /// Its 95 % interval.
+    pub interval: [f64; 2],
+    /// Mean rank correlation (Spearman) of each text's similarities to the others with those that
+    /// the reference finds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rank_correlation: Option<f64>,
+    /// Share of texts whose label most of their ten nearest texts have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Share>,
+    /// Share of questions whose own answer is the nearest of all answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers: Option<Share>,
+}
+
+/// Figures of plans on a corpus.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CorpusRecord {
+    /// Number of texts or images.
+    pub num_examples: usize,
+    /// SHA-256 of the texts or images.
+    pub sha256: String,
+    /// Figures of each measured plan by its id.
+    pub plans: BTreeMap<String, Judgement>,
+}
+
 /// Content of `quality.json`: the qualities of measured plans, and the loss of each module by
 /// itself.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -35,14 +77,37 @@ pub struct QualityRecords {
     pub date: String,
     /// Command line of the evaluation.
     pub command: String,
-    /// Measured qualities by plan id.
+    /// Measured qualities by plan id; on several corpora, that on the worst of them.
     pub plans: BTreeMap<String, f64>,
+    /// What was measured on each corpus, by its name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub corpora: BTreeMap<String, CorpusRecord>,
     /// Additive loss, −ln(quality), of each module by its name. Only modules of measured plans have
     /// an entry.
     pub losses: BTreeMap<String, f64>,
     /// Root mean square error of predicted qualities; each plan is predicted without its own
     /// measurement.
     pub prediction_error: f64,
+}
+
+impl Judgement {
+    /// Rounds all figures to four digits.
+    #[must_use]
+    pub fn rounded(self) -> Self {
+        let share =
+            |own: Share| Share { share: rounded(own.share), interval: own.interval.map(rounded) };
+        Self {
+            quality: rounded(self.quality),
+            interval: self.interval.map(rounded),
+            rank_correlation: self.rank_correlation.map(rounded),
+            labels: self.labels.map(share),
+            answers: self.answers.map(share),
+        }
+    }
+}
+
+fn rounded(figure: f64) -> f64 {
+    (figure * 1e4).round() / 1e4
 }
 
 impl QualityRecords {
@@ -60,6 +125,24 @@ impl QualityRecords {
             }
         };
         parse_json(path, &text)
+    }
+
+    /// Notes what was measured of the plan `id` on each corpus, in the corpora's order.
+    pub fn note(&mut self, id: &str, judged: Vec<(String, Judgement)>) {
+        let worst = judged.iter().map(|(_, own)| own.quality).fold(f64::INFINITY, f64::min);
+        self.plans.insert(id.to_owned(), rounded(worst));
+        for (corpus, own) in judged {
+            let record = self.corpora.entry(corpus).or_default();
+            record.plans.insert(id.to_owned(), own.rounded());
+        }
+    }
+
+    /// Forgets all plans but those for which `is_kept` holds.
+    pub fn retain(&mut self, is_kept: impl Fn(&str) -> bool) {
+        self.plans.retain(|id, _| is_kept(id));
+        for record in self.corpora.values_mut() {
+            record.plans.retain(|id, _| is_kept(id));
+        }
     }
 
     /// Returns the predicted loss of a module. It is fitted if the module was part of a measured
@@ -99,7 +182,6 @@ impl QualityRecords {
         self.prediction_error = leave_one_out_error(graph, &plans);
         let is_used =
             |index: &usize| plans.iter().any(|(path, _)| path.contains(&ModuleId(*index)));
-        let rounded = |loss: f64| (loss * 1e4).round() / 1e4;
         self.losses = (0..losses.len())
             .filter(is_used)
             .map(|index| (graph.modules()[index].name.clone(), rounded(losses[index])))

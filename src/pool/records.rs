@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     checkpoint::open_verified,
     error::{PoolError, parse_json},
+    seen::SeenTexts,
 };
 use crate::{
     family::FITS_FOLDER,
@@ -31,6 +32,9 @@ pub struct FitRecords {
     /// Records of experts by plain name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub experts: BTreeMap<String, SplitRecord>,
+    /// Texts of the data on which maps and experts were fitted, by its name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub texts: BTreeMap<String, SeenTexts>,
     /// Files that were in use before the last fit, which servers may still read.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub superseded: BTreeSet<String>,
@@ -135,6 +139,18 @@ impl FitRecords {
     pub fn to_file(&self) -> (&'static str, String) {
         let text = serde_json::to_string_pretty(self).unwrap_or_default();
         (RECORDS, text + "\n")
+    }
+
+    /// Notes the texts of the data called `name`, by their digests. Those of data of which no fit is
+    /// left are forgotten.
+    pub fn note_texts(&mut self, name: &str, texts: SeenTexts) {
+        if texts != SeenTexts::default() {
+            self.texts.insert(name.to_owned(), texts);
+        }
+        let maps = self.maps.values().map(|record| &record.data);
+        let used: BTreeSet<&String> =
+            maps.chain(self.experts.values().map(|record| &record.data)).collect();
+        self.texts.retain(|name, _| used.contains(name));
     }
 
     /// Returns every file that is in use.

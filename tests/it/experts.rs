@@ -10,9 +10,9 @@ use sha2::{Digest, Sha256};
 use tessera::{
     assembly::Family,
     family::{Manifest, ModuleId, ModuleKind, PlanId},
-    fit::{Dataset, ExpertOptions, check_enough, fit_experts},
+    fit::{Dataset, ExpertOptions, check_corpora, fit_experts},
     input::{Encoding, ModelInput, Pixels},
-    pool::FamilyWriter,
+    pool::{FamilyWriter, FitRecords},
     runtime::{Activation, Executor, SideInputs},
 };
 
@@ -149,9 +149,10 @@ fn too_few_images_are_refused_before_any_work() {
     let error = fit_experts(&runtime(), &mut writer, &data, &options, &Idle).expect_err("few");
     let expected = "fitting the experts of `s` needs at least 145 images, but there are 144";
     assert_eq!(error.to_string(), expected);
-    check_enough(&data).expect("20 are enough to evaluate");
+    let check = |data| check_corpora(&[data], &FitRecords::default());
+    check(data).expect("20 are enough to evaluate");
     let few = write_images(&pool, &vec![0; 19 * 784], 19);
-    let error = check_enough(&few).expect_err("19 are not");
+    let error = check(few).expect_err("19 are not");
     let expected = "evaluation needs at least 20 images, but there are 19";
     assert_eq!(error.to_string(), expected);
 }

@@ -1,13 +1,14 @@
 //! Texts for fitting and evaluation.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 
 use crate::{
     fit::error::FitError,
     input::Tokenizer,
-    tensor::{FileKind, read_text},
+    tensor::{FileKind, hex, read_text},
 };
 
 /// Named text.
@@ -17,12 +18,29 @@ pub struct Text {
     pub id: String,
     /// Content of the text.
     pub text: String,
+    /// Class of the text, if it has one.
+    pub label: Option<String>,
+    /// Name of the text that answers this one, if it is a question.
+    pub answer: Option<String>,
 }
 
-/// Texts from a JSON Lines file of `{"id": …, "text": …}`.
+impl Text {
+    /// Returns a digest of the text's words, by which the same text is known in another file.
+    pub fn digest(&self) -> u64 {
+        let mut hash = Sha256::new();
+        for word in self.text.split_whitespace() {
+            hash.update(word.to_lowercase());
+            hash.update(" ");
+        }
+        hash.finalize().iter().take(8).fold(0, |bits, byte| bits << 8 | u64::from(*byte))
+    }
+}
+
+/// Texts from a JSON Lines file of `{"id": …, "text": …}`, perhaps with `label` and `answer`.
 #[derive(Debug, Clone)]
 pub struct Corpus {
-    path: PathBuf,
+    /// Names of the files, without their folders.
+    names: Vec<String>,
     texts: Vec<Text>,
 }
 
@@ -47,12 +65,39 @@ impl Corpus {
                 })
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { path: path.to_owned(), texts })
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Self { names: vec![name], texts })
     }
 
-    /// Returns the file's name without its folder.
+    /// Returns the file's name without its folder; several are divided by commas.
     pub fn name(&self) -> String {
-        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+        self.names.join(", ")
+    }
+
+    /// Returns these texts and those of `other`.
+    #[must_use]
+    pub fn with(mut self, other: Self) -> Self {
+        self.names.extend(other.names);
+        self.texts.extend(other.texts);
+        self
+    }
+
+    /// Returns the SHA-256 of all texts, in hexadecimal.
+    pub fn sha256(&self) -> String {
+        let mut hash = Sha256::new();
+        for Text { id, text, label, answer } in &self.texts {
+            for part in [Some(id), Some(text), label.as_ref(), answer.as_ref()] {
+                hash.update(part.map_or(&[][..], String::as_bytes));
+                hash.update([0xff]);
+            }
+        }
+        hex(&hash.finalize())
+    }
+
+    /// Creates a corpus of `texts`, as if they were read from the file called `name`.
+    #[cfg(test)]
+    pub(in crate::fit) fn of(name: &str, texts: Vec<Text>) -> Self {
+        Self { names: vec![name.to_owned()], texts }
     }
 
     /// Returns the texts.

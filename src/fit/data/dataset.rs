@@ -2,8 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{corpus::Corpus, images::ImageSet};
-use crate::{assembly::Family, family::Manifest, fit::error::FitError, input::ModelInput};
+use super::{
+    corpus::{Corpus, Text},
+    images::ImageSet,
+};
+use crate::{
+    assembly::Family,
+    family::Manifest,
+    fit::error::FitError,
+    input::ModelInput,
+    pool::{FitRecords, SeenTexts},
+};
 
 /// Data for offline work: texts or labelled images.
 #[derive(Debug, Clone)]
@@ -43,11 +52,39 @@ impl Dataset {
         }
     }
 
+    /// Joins texts of several files, or returns the only data.
+    ///
+    /// # Errors
+    ///
+    /// Fails on several sets of images.
+    pub fn joined(all: Vec<Self>) -> Result<Self, FitError> {
+        let mut joined: Option<Self> = None;
+        for data in all {
+            joined = Some(match (joined, data) {
+                (None, data) => data,
+                (Some(Self::Texts(one)), Self::Texts(other)) => Self::Texts(one.with(other)),
+                (Some(_), data) => {
+                    let message = format!("{}: images are read from one place", data.name());
+                    return Err(FitError::Family(message));
+                }
+            });
+        }
+        joined.ok_or_else(|| FitError::Family("there is no data".to_owned()))
+    }
+
     /// Returns the name of the file or folder.
     pub fn name(&self) -> String {
         match self {
             Self::Texts(corpus) => corpus.name(),
             Self::Images(images) => images.name(),
+        }
+    }
+
+    /// Returns the SHA-256 of the texts or images, in hexadecimal.
+    pub fn sha256(&self) -> String {
+        match self {
+            Self::Texts(corpus) => corpus.sha256(),
+            Self::Images(images) => images.sha256(),
         }
     }
 
@@ -78,6 +115,36 @@ impl Dataset {
             Self::Texts(_) => &[],
             Self::Images(images) => images.left_out(),
         }
+    }
+
+    /// Returns the digests of the texts, and none for images.
+    pub(in crate::fit) fn digests(&self) -> SeenTexts {
+        match self {
+            Self::Texts(corpus) => corpus.texts().iter().map(Text::digest).collect(),
+            Self::Images(_) => SeenTexts::default(),
+        }
+    }
+
+    /// Checks that no text is among those that fits have seen.
+    ///
+    /// # Errors
+    ///
+    /// Fails on such a text, and names it.
+    pub(in crate::fit) fn require_unseen(&self, records: &FitRecords) -> Result<(), FitError> {
+        let Self::Texts(corpus) = self else { return Ok(()) };
+        for (name, seen) in &records.texts {
+            let known = corpus.texts().iter().filter(|text| seen.contains(text.digest()));
+            let known: Vec<&Text> = known.collect();
+            if let [first, ..] = &known[..] {
+                let (count, all, id) = (known.len(), self.len(), &first.id);
+                return Err(FitError::Family(format!(
+                    "{}: {count} of {all} texts, such as `{id}`, are among those of {name}, on which \
+                     maps or experts were fitted; qualities hold on other texts only",
+                    self.name()
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Checks that there are at least `needed` texts or images for `what`.

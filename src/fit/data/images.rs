@@ -5,12 +5,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use sha2::{Digest, Sha256};
+
 use super::arrays::Array;
 use crate::{
     family::Manifest,
     fit::error::FitError,
     input::{Pixels, decode_picture, raw_picture},
-    tensor::{FileKind, read_bytes},
+    tensor::{FileKind, hex, read_bytes},
 };
 
 /// Endings of image files that can be read.
@@ -95,6 +97,24 @@ impl ImageSet {
     /// Returns the class of each image.
     pub fn labels(&self) -> &[usize] {
         &self.labels
+    }
+
+    /// Returns the SHA-256 of the images, or of their paths in the folder, and of their classes, in
+    /// hexadecimal.
+    pub fn sha256(&self) -> String {
+        let mut hash = Sha256::new();
+        match &self.pictures {
+            Pictures::Raw { bytes, shape } => {
+                let len = shape.iter().map(|extent| *extent as usize).product::<usize>();
+                hash.update(&bytes[..bytes.len().min(len * self.labels.len())]);
+            }
+            Pictures::Files(files) => {
+                let inside = files.iter().filter_map(|file| file.strip_prefix(&self.path).ok());
+                inside.for_each(|file| hash.update(file.as_os_str().as_encoded_bytes()));
+            }
+        }
+        self.labels.iter().for_each(|label| hash.update(label.to_le_bytes()));
+        hex(&hash.finalize())
     }
 
     /// Returns the images at `positions` as the pixels that stems read.

@@ -1,11 +1,12 @@
 //! Measuring the quality of plans.
 
+mod judge;
 mod paths;
 mod recall;
 mod run;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     time::SystemTime,
 };
 
@@ -13,13 +14,13 @@ use super::{FitError, Progress, data::dataset::Dataset};
 use crate::{
     assembly::Family,
     family::{FamilyGraph, Metric, PlanId},
-    offer::{Profile, QualityRecords, candidate_plans},
+    offer::{CorpusRecord, Judgement, Profile, QualityRecords, candidate_plans},
     plan::Plan,
-    pool::today,
+    pool::{FitRecords, today},
     runtime::Executor,
 };
+use judge::{TextJudge, by_labels};
 use paths::{reference_plan, singles, uniform};
-use recall::Neighbours;
 use run::run_all;
 
 /// Settings of an evaluation.
@@ -50,17 +51,19 @@ pub struct Evaluation<'a> {
 /// Minimum number of texts or images for measuring a quality.
 const MIN_EXAMPLES: usize = 20;
 
-/// Measures plans on `data` until all plans on the front are measured or the rounds end.
+/// Measures plans on each of `corpora` until all plans on the front are measured or the rounds end.
+/// A plan's quality is that on the corpus where it is worst.
 ///
 /// The first round measures every module by itself, in the path that is otherwise most like the
 /// reference. `save` is called after every round, so that an interrupted evaluation can resume.
 ///
 /// # Errors
 ///
-/// Fails when a plan cannot be run, `data` is too small, or saving fails.
+/// Fails when a plan cannot be run, a corpus is too small or was fitted on, or saving fails. Fails
+/// when the records are of other corpora.
 pub fn evaluate(
     executor: &mut Executor,
-    data: &Dataset,
+    corpora: &[Dataset],
     evaluation: Evaluation<'_>,
     progress: &dyn Progress,
     save: &mut dyn FnMut(&QualityRecords) -> Result<(), FitError>,
@@ -68,10 +71,9 @@ pub fn evaluate(
     let Evaluation { profile, mut records, options } = evaluation;
     let family = executor.family().clone();
     let graph = &family.graph;
-    check_enough(data)?;
-    describe(&mut records, &family, data, options);
-    let known = |id: &String, _: &mut f64| PlanId::parse(graph, id).is_ok();
-    records.plans.retain(known);
+    check_corpora(corpora, &FitRecords::read(&family.folder)?)?;
+    describe(&mut records, &family, corpora, options)?;
+    records.retain(|id| PlanId::parse(graph, id).is_ok());
     let reference = reference_plan(&family.graph, &family.manifest.reference)
         .ok_or_else(|| FitError::Family("the reference has no head".into()))?;
     let mut wanted = singles(graph);
@@ -95,10 +97,9 @@ pub fn evaluate(
         }
         progress.note(&format!("round {round}: {} plans", due.len()));
         due.insert(reference.clone());
-        let outputs = run_all(executor, data, &due, options.max_tokens, progress)?;
-        for (plan, quality) in qualities(&family, data, &reference, outputs)? {
-            let quality = (quality * 1e4).round() / 1e4;
-            records.plans.insert(PlanId::of(graph, &plan).into(), quality);
+        let task = Task { plans: &due, reference: &reference, max_tokens: options.max_tokens };
+        for (plan, judged) in task.judge(executor, corpora, progress)? {
+            records.note(PlanId::of(graph, &plan).as_str(), judged);
         }
         records.fit_losses(graph);
         save(&records)?;
@@ -107,27 +108,64 @@ pub fn evaluate(
     Ok(records)
 }
 
-/// Checks that `data` is large enough to measure qualities.
+/// Checks that each of `corpora` is large enough to measure qualities, has a name of its own, and
+/// has no text on which a map or experts in `fits` were fitted.
 ///
 /// # Errors
 ///
-/// Fails when there are fewer than 20 texts or images.
-pub fn check_enough(data: &Dataset) -> Result<(), FitError> {
-    data.require("evaluation", MIN_EXAMPLES)
+/// Fails when there are fewer than 20 texts or images, and on a name or a text that is not new.
+pub fn check_corpora(corpora: &[Dataset], fits: &FitRecords) -> Result<(), FitError> {
+    let mut names = BTreeSet::new();
+    for data in corpora {
+        data.require("evaluation", MIN_EXAMPLES)?;
+        if !names.insert(data.name()) {
+            let message = format!("two files are called {}, by which they are known", data.name());
+            return Err(FitError::Family(message));
+        }
+        data.require_unseen(fits)?;
+    }
+    Ok(())
 }
 
+/// Says in `records` what is measured.
+///
+/// # Errors
+///
+/// Fails when they hold what was measured of other texts or images, which cannot be compared.
 fn describe(
     records: &mut QualityRecords,
     family: &Family,
-    data: &Dataset,
+    corpora: &[Dataset],
     options: &EvaluateOptions,
-) {
+) -> Result<(), FitError> {
+    let new = |data: &Dataset| CorpusRecord {
+        num_examples: data.len(),
+        sha256: data.sha256(),
+        plans: BTreeMap::new(),
+    };
+    let mut wanted: BTreeMap<String, CorpusRecord> =
+        corpora.iter().map(|data| (data.name(), new(data))).collect();
+    let is_same = |(name, own): (&String, &CorpusRecord)| {
+        wanted.get(name).is_some_and(|wanted| wanted.sha256 == own.sha256)
+    };
+    let is_known = records.corpora.len() == wanted.len() && records.corpora.iter().all(is_same);
+    if !records.plans.is_empty() && !is_known {
+        let message = "the qualities that are there were measured on other data; `--again` \
+                       measures them anew";
+        return Err(FitError::Family(message.to_owned()));
+    }
+    for (name, own) in std::mem::take(&mut records.corpora) {
+        wanted.insert(name, own);
+    }
+    records.corpora = wanted;
     records.metric = family.manifest.quality.metric.name().into();
-    records.data = data.name();
-    records.num_examples = data.len();
-    records.max_tokens = matches!(data, Dataset::Texts(_)).then_some(options.max_tokens);
+    records.data = corpora.iter().map(Dataset::name).collect::<Vec<_>>().join(", ");
+    records.num_examples = corpora.iter().map(Dataset::len).sum();
+    let has_texts = corpora.iter().any(|data| matches!(data, Dataset::Texts(_)));
+    records.max_tokens = has_texts.then_some(options.max_tokens);
     records.date = today(SystemTime::now());
     records.command.clone_from(&options.command);
+    Ok(())
 }
 
 fn not_measured(
@@ -157,38 +195,53 @@ pub fn measure_qualities(
     let plans = plans.iter().map(|plan| PlanId::parse(&family.graph, plan));
     let mut plans = plans.collect::<Result<BTreeSet<_>, _>>()?;
     plans.insert(reference.clone());
-    let outputs = run_all(executor, data, &plans, max_tokens, progress)?;
-    let judged = qualities(&family, data, &reference, outputs)?.into_iter();
-    Ok(judged.map(|(plan, q)| (PlanId::of(&family.graph, &plan).into(), q)).collect())
+    let task = Task { plans: &plans, reference: &reference, max_tokens };
+    let judged = task.judge(executor, std::slice::from_ref(data), progress)?.into_iter();
+    let worst = |judged: Vec<(String, Judgement)>| {
+        judged.into_iter().map(|(_, own)| own.quality).fold(f64::INFINITY, f64::min)
+    };
+    Ok(judged.map(|(plan, own)| (PlanId::of(&family.graph, &plan).into(), worst(own))).collect())
 }
 
-/// Computes each plan's quality from its outputs, against labels or the reference's outputs.
-fn qualities(
-    family: &Family,
-    data: &Dataset,
-    reference: &Plan,
-    mut outputs: HashMap<Plan, Vec<f32>>,
-) -> Result<Vec<(Plan, f64)>, FitError> {
-    if family.manifest.quality.metric == Metric::Accuracy {
-        let labels =
-            data.labels().ok_or_else(|| FitError::Family("accuracy needs labelled data".into()))?;
-        let judged = outputs.into_iter().map(|(plan, classes)| (plan, accuracy(&classes, labels)));
-        return Ok(judged.collect());
+/// Plans to be measured.
+struct Task<'a> {
+    plans: &'a BTreeSet<Plan>,
+    reference: &'a Plan,
+    max_tokens: usize,
+}
+
+impl Task<'_> {
+    /// Runs the plans on each of `corpora`, and judges each plan by its outputs.
+    fn judge(
+        &self,
+        executor: &mut Executor,
+        corpora: &[Dataset],
+        progress: &dyn Progress,
+    ) -> Result<BTreeMap<Plan, Vec<(String, Judgement)>>, FitError> {
+        let manifest = executor.family().manifest.clone();
+        let mut judged: BTreeMap<Plan, Vec<(String, Judgement)>> = BTreeMap::new();
+        for data in corpora {
+            let outputs = run_all(executor, data, self.plans, self.max_tokens, progress)?;
+            let mut note = |plan: &Plan, own| {
+                judged.entry(plan.clone()).or_default().push((data.name(), own));
+            };
+            if manifest.quality.metric == Metric::Accuracy {
+                let missing = || FitError::Family("accuracy needs labelled data".into());
+                let labels = data.labels().ok_or_else(missing)?;
+                outputs.iter().for_each(|(plan, classes)| note(plan, by_labels(classes, labels)));
+                continue;
+            }
+            let truth = outputs.get(self.reference).cloned();
+            let truth =
+                truth.ok_or_else(|| FitError::Family("the reference did not run".into()))?;
+            let judge = TextJudge::new(data, truth, manifest.output.width);
+            for (plan, found) in &outputs {
+                progress.go_on()?;
+                note(plan, judge.judge(found));
+            }
+        }
+        Ok(judged)
     }
-    let truth = outputs
-        .remove(reference)
-        .ok_or_else(|| FitError::Family("the reference did not run".into()))?;
-    let neighbours = Neighbours::new(truth, family.manifest.output.width);
-    let judged = outputs.into_iter().map(|(plan, found)| (plan, neighbours.recall(&found)));
-    Ok(judged.chain([(reference.clone(), 1.0)]).collect())
-}
-
-/// Returns the fraction of `classes` (whole numbers) that equal their label.
-#[expect(clippy::cast_precision_loss, reason = "classes and images are far below 2^24")]
-fn accuracy(classes: &[f32], labels: &[usize]) -> f64 {
-    let is_right = |(class, label): &(&f32, &usize)| (**class - **label as f32).abs() < 0.5;
-    let right = classes.iter().zip(labels).filter(is_right).count();
-    right as f64 / labels.len().max(1) as f64
 }
 
 /// Takes at most `count` of `plans`, evenly spread from the best to the worst predicted quality.
@@ -203,4 +256,67 @@ fn spread(
     ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
     let every = ranked.len().div_ceil(count.max(1)).max(1);
     ranked.into_iter().step_by(every).map(|(_, plan)| plan).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fit::{Corpus, Text};
+
+    fn corpus(name: &str, words: &[&str]) -> Dataset {
+        let text = |(place, word): (usize, &&str)| Text {
+            id: format!("{name}/{place}"),
+            text: (*word).to_owned(),
+            label: None,
+            answer: None,
+        };
+        Dataset::Texts(Corpus::of(name, words.iter().enumerate().map(text).collect()))
+    }
+
+    fn fitted_on(data: &Dataset) -> FitRecords {
+        let record = serde_json::json!({"sha256": "", "samples": 1, "regularization": 1.0,
+            "held_out_r2": 1.0, "data": data.name(), "date": ""});
+        let maps = serde_json::json!({"maps": {"fits/a-b.safetensors": record}});
+        let mut records: FitRecords = serde_json::from_value(maps).expect("records");
+        records.note_texts(&data.name(), data.digests());
+        records
+    }
+
+    #[test]
+    fn a_corpus_must_be_large_and_new() {
+        let words: Vec<String> = (0..40).map(|index| format!("word {index}")).collect();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let fits = fitted_on(&corpus("fitted", &words[..20]));
+        let told = |corpora: &[Dataset]| match check_corpora(corpora, &fits) {
+            Ok(()) => String::new(),
+            Err(error) => error.to_string(),
+        };
+        assert_eq!(told(&[corpus("new", &words[20..])]), "");
+        for few in [&[][..], &["one"]] {
+            let error = told(&[corpus("few", few)]);
+            assert!(error.contains(&format!("but there are {}", few.len())), "{error}");
+        }
+        // A text that differs in white space and capitals alone is the same.
+        let mut seen = words[20..].to_vec();
+        seen.push("  Word\n 7");
+        let error = told(&[corpus("new", &words[20..]), corpus("seen", &seen)]);
+        assert!(error.contains("seen: 1 of 21 texts, such as `seen/20`"), "{error}");
+        let twice = [corpus("new", &words[20..]), corpus("new", &words[20..])];
+        assert!(told(&twice).contains("two files are called new"));
+        let same = vec!["word"; 20];
+        assert_eq!(told(&[corpus("equal", &same)]), "");
+    }
+
+    #[test]
+    fn texts_of_fits_that_are_gone_are_forgotten() {
+        let mut fits = fitted_on(&corpus("old", &["a"; 20]));
+        for record in fits.maps.values_mut() {
+            record.data = "new".to_owned();
+        }
+        fits.note_texts("new", corpus("new", &["b"; 20]).digests());
+        assert_eq!(fits.texts.keys().collect::<Vec<_>>(), ["new"]);
+        let json = serde_json::to_string(&fits).expect("JSON");
+        let again: FitRecords = serde_json::from_str(&json).expect("records");
+        assert_eq!(again.texts, fits.texts);
+    }
 }

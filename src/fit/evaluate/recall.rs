@@ -21,38 +21,32 @@ impl Neighbours {
         Self { reference, width, nearest }
     }
 
-    /// Returns recall@10.
+    /// Returns recall@10 of each text, whose mean is the recall of the plan.
     ///
     /// Each row of `embeddings` finds its ten nearest among the *reference's* embeddings of the
-    /// other texts. Recall is the mean fraction of them that the reference itself finds.
+    /// other texts. Recall is the fraction of them that the reference itself finds.
     #[expect(clippy::cast_precision_loss, reason = "counts of texts are small")]
-    pub(super) fn recall(&self, embeddings: &[f32]) -> f64 {
+    pub(super) fn recalls(&self, embeddings: &[f32]) -> Vec<f64> {
         let found = nearest(embeddings, &self.reference, self.width);
-        let hits: usize = found
-            .iter()
-            .zip(&self.nearest)
-            .map(|(found, nearest)| found.iter().filter(|i| nearest.contains(i)).count())
-            .sum();
-        let wanted: usize = self.nearest.iter().map(Vec::len).sum();
-        hits as f64 / wanted.max(1) as f64
+        let pairs = found.iter().zip(&self.nearest);
+        let recall = |(found, nearest): (&Vec<usize>, &Vec<usize>)| {
+            let hits = found.iter().filter(|place| nearest.contains(place)).count();
+            hits as f64 / nearest.len().max(1) as f64
+        };
+        pairs.map(recall).collect()
+    }
+
+    /// Returns the reference's embeddings.
+    pub(super) fn reference(&self) -> &[f32] {
+        &self.reference
     }
 }
 
 /// Returns for each row of `queries` the rows of `corpus` with the largest products. The row at the
 /// same position is left out.
-fn nearest(queries: &[f32], corpus: &[f32], width: usize) -> Vec<Vec<usize>> {
-    let rows = corpus.len().checked_div(width).unwrap_or(0);
-    let view = |values| MatRef::from_row_major_slice(values, rows, width);
-    let mut products = Mat::<f32>::zeros(rows, rows);
-    // The product is transposed, so that a query's products are one column.
-    matmul(
-        products.as_mut(),
-        Accum::Replace,
-        view(corpus),
-        view(queries).transpose(),
-        1.0,
-        Par::rayon(0),
-    );
+pub(super) fn nearest(queries: &[f32], corpus: &[f32], width: usize) -> Vec<Vec<usize>> {
+    let products = products(queries, corpus, width);
+    let rows = products.nrows();
     (0..rows)
         .map(|query| {
             let column = products.col(query);
@@ -65,6 +59,22 @@ fn nearest(queries: &[f32], corpus: &[f32], width: usize) -> Vec<Vec<usize>> {
             others
         })
         .collect()
+}
+
+/// Returns the products of the rows of `queries` and `corpus`; those of a query are one column.
+pub(super) fn products(queries: &[f32], corpus: &[f32], width: usize) -> Mat<f32> {
+    let rows = corpus.len().checked_div(width).unwrap_or(0);
+    let view = |values| MatRef::from_row_major_slice(values, rows, width);
+    let mut products = Mat::<f32>::zeros(rows, rows);
+    matmul(
+        products.as_mut(),
+        Accum::Replace,
+        view(corpus),
+        view(queries).transpose(),
+        1.0,
+        Par::rayon(0),
+    );
+    products
 }
 
 #[cfg(test)]
@@ -85,7 +95,8 @@ mod tests {
     #[test]
     fn the_reference_recalls_itself_and_its_mirror_image_nothing() {
         let neighbours = Neighbours::new(circle(100, 0.0), 2);
-        assert!((neighbours.recall(&circle(100, 0.0)) - 1.0).abs() < 1e-9);
-        assert!(neighbours.recall(&circle(100, std::f32::consts::PI)) < 1e-9);
+        let recalls = |turn| neighbours.recalls(&circle(100, turn));
+        assert!(recalls(0.0).iter().all(|recall| (recall - 1.0).abs() < 1e-9));
+        assert!(recalls(std::f32::consts::PI).iter().all(|recall| *recall < 1e-9));
     }
 }

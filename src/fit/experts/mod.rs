@@ -144,6 +144,7 @@ pub fn fit_experts(
         for (name, record) in before.experts {
             records.experts.entry(name).or_insert(record);
         }
+        records.note_texts(&data.name(), data.digests());
         writer.commit(records)?;
     }
     Ok(due.len())
