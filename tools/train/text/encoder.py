@@ -1,0 +1,197 @@
+"""A BERT encoder whose blocks run with fewer heads and hidden units, and which ends anywhere.
+
+Sub-networks are nested (SortedNet, 2023; DynaBERT, 2020): a narrower block has the first heads and
+the first hidden units of the wide one, and a shorter network its first blocks. Units are sorted by
+what they add before training starts.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+
+HEAD = 32
+
+
+@dataclass
+class Form:
+    """Sub-network: heads and hidden units of each block, and the parts that are left out."""
+
+    widths: list
+    skipped: set = field(default_factory=set)
+
+
+class Block(nn.Module):
+    """A block with the norms behind its residuals."""
+
+    def __init__(self, width, hidden):
+        super().__init__()
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.attention_norm = nn.LayerNorm(width, eps=1e-12)
+        self.expand = nn.Linear(width, hidden)
+        self.contract = nn.Linear(hidden, width)
+        self.norm = nn.LayerNorm(width, eps=1e-12)
+
+    def attend(self, tokens, mask, heads):
+        """Attention of the first `heads` heads; tokens are [batch, length, width]."""
+        batch, length, width = tokens.shape
+        units = heads * HEAD
+        weight = self.qkv.weight.view(3, width, width)[:, :units].reshape(3 * units, width)
+        bias = self.qkv.bias.view(3, width)[:, :units].reshape(-1)
+        query, key, value = (
+            F.linear(tokens, weight, bias)
+            .view(batch, length, 3, heads, HEAD)
+            .permute(2, 0, 3, 1, 4)
+        )
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        mixed = mixed.transpose(1, 2).reshape(batch, length, units)
+        added = F.linear(mixed, self.out.weight[:, :units], self.out.bias)
+        return self.attention_norm(tokens + added)
+
+    def transform(self, tokens, hidden):
+        """The feed-forward part with its first `hidden` units."""
+        inner = F.gelu(F.linear(tokens, self.expand.weight[:hidden], self.expand.bias[:hidden]))
+        added = F.linear(inner, self.contract.weight[:, :hidden], self.contract.bias)
+        return self.norm(tokens + added)
+
+
+class Encoder(nn.Module):
+    """MiniLM's encoder with an exit behind every block."""
+
+    def __init__(self, tensors, depth):
+        super().__init__()
+        name = "embeddings.{}_embeddings.weight"
+        words = tensors[name.format("word")]
+        hidden = tensors["encoder.layer.0.intermediate.dense.weight"].shape[0]
+        self.words = nn.Parameter(words, requires_grad=False)
+        places = tensors[name.format("position")] + tensors[name.format("token_type")][0]
+        self.places = nn.Parameter(places, requires_grad=False)
+        self.norm = nn.LayerNorm(words.shape[1], eps=1e-12)
+        self.norm.weight.data = tensors["embeddings.LayerNorm.weight"].clone()
+        self.norm.bias.data = tensors["embeddings.LayerNorm.bias"].clone()
+        self.norm.requires_grad_(False)
+        self.blocks = nn.ModuleList(Block(words.shape[1], hidden) for _ in range(depth))
+        for index, block in enumerate(self.blocks):
+            take(block, tensors, f"encoder.layer.{index}.")
+        # Behind the last block the mean of the tokens is the output, as it is in MiniLM.
+        self.exits = nn.ModuleList(
+            nn.Linear(words.shape[1], words.shape[1]) for _ in range(depth - 1)
+        )
+        for layer in self.exits:
+            nn.init.eye_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def stem(self, ids):
+        """Embeds the tokens."""
+        return self.norm(self.words[ids] + self.places[: ids.shape[1]])
+
+    def forward(self, ids, mask, form=None):
+        """Returns the output behind every block, each [batch, width] of length 1."""
+        heads, hidden = len(self.blocks[0].out.weight) // HEAD, len(self.blocks[0].expand.weight)
+        form = form or Form([(heads, hidden)] * len(self.blocks))
+        tokens = self.stem(ids)
+        seen = mask[:, None, None, :].bool()
+        weights = (mask / mask.sum(1, keepdim=True))[:, :, None]
+        outputs = []
+        for index, (block, (heads, hidden)) in enumerate(
+            zip(self.blocks, form.widths, strict=True)
+        ):
+            if (index, "attn") not in form.skipped:
+                tokens = block.attend(tokens, seen, heads)
+            if (index, "mlp") not in form.skipped:
+                tokens = block.transform(tokens, hidden)
+            mean = (tokens.float() * weights).sum(1)
+            if index < len(self.exits):
+                exit_layer = self.exits[index]
+                mean = F.linear(mean, exit_layer.weight, exit_layer.bias)
+            outputs.append(F.normalize(mean.float(), dim=1))
+        return outputs
+
+
+def take(block, tensors, prefix):
+    """Copies a block's weights from those of BERT's layout."""
+    attention = prefix + "attention."
+    for layer, name in [
+        (block.out, attention + "output.dense"),
+        (block.attention_norm, attention + "output.LayerNorm"),
+        (block.expand, prefix + "intermediate.dense"),
+        (block.contract, prefix + "output.dense"),
+        (block.norm, prefix + "output.LayerNorm"),
+    ]:
+        layer.weight.data = tensors[name + ".weight"].clone()
+        layer.bias.data = tensors[name + ".bias"].clone()
+    names = [attention + "self." + part for part in ("query", "key", "value")]
+    block.qkv.weight.data = torch.cat([tensors[name + ".weight"] for name in names])
+    block.qkv.bias.data = torch.cat([tensors[name + ".bias"] for name in names])
+
+
+def give(encoder):
+    """Returns the blocks' weights in BERT's layout."""
+    tensors = {}
+    for index, block in enumerate(encoder.blocks):
+        prefix = f"encoder.layer.{index}."
+        attention = prefix + "attention."
+        for layer, name in [
+            (block.out, attention + "output.dense"),
+            (block.attention_norm, attention + "output.LayerNorm"),
+            (block.expand, prefix + "intermediate.dense"),
+            (block.contract, prefix + "output.dense"),
+            (block.norm, prefix + "output.LayerNorm"),
+        ]:
+            tensors[name + ".weight"], tensors[name + ".bias"] = layer.weight, layer.bias
+        for number, part in enumerate(("query", "key", "value")):
+            rows = slice(number * len(block.out.weight), (number + 1) * len(block.out.weight))
+            tensors[f"{attention}self.{part}.weight"] = block.qkv.weight[rows]
+            tensors[f"{attention}self.{part}.bias"] = block.qkv.bias[rows]
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def sort_units(encoder, batches):
+    """Puts heads and hidden units that add most first; the whole network stays the same."""
+    for block in encoder.blocks:
+        block.sums = [
+            torch.zeros(len(block.out.weight) // HEAD),
+            torch.zeros(len(block.expand.weight)),
+        ]
+    for ids, mask in batches:
+        tokens, seen = encoder.stem(ids), mask[:, None, None, :].bool()
+        real = mask.bool()
+        for block in encoder.blocks:
+            tokens = measure(block, tokens, seen, real)
+    for block in encoder.blocks:
+        heads, units = [sums.argsort(descending=True) for sums in block.sums]
+        rows = (heads[:, None] * HEAD + torch.arange(HEAD)).flatten()
+        width = len(block.out.weight)
+        three = torch.cat([rows + part * width for part in range(3)])
+        block.qkv.weight.data, block.qkv.bias.data = block.qkv.weight[three], block.qkv.bias[three]
+        block.out.weight.data = block.out.weight[:, rows].contiguous()
+        block.expand.weight.data = block.expand.weight[units]
+        block.expand.bias.data = block.expand.bias[units]
+        block.contract.weight.data = block.contract.weight[:, units].contiguous()
+        del block.sums
+
+
+def measure(block, tokens, seen, real):
+    """Runs a block and adds up how much each head and unit adds to the tokens."""
+    batch, length, width = tokens.shape
+    heads = width // HEAD
+    query, key, value = block.qkv(tokens).view(batch, length, 3, heads, HEAD).permute(2, 0, 3, 1, 4)
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+    by_head = block.out.weight.view(width, heads, HEAD)
+    for head in range(heads):
+        added = mixed[:, head][real] @ by_head[:, head].T
+        block.sums[0][head] += (added - added.mean(0)).square().sum()
+    tokens = block.attend(tokens, seen, heads)
+    inner = F.gelu(block.expand(tokens))[real]
+    spread = (inner - inner.mean(0)).square().sum(0)
+    block.sums[1] += spread * block.contract.weight.square().sum(0)
+    return block.transform(tokens, len(block.expand.weight))
+
+
+def load(folder, depth=6):
+    """Reads MiniLM's checkpoint."""
+    return Encoder(load_file(folder / "model.safetensors"), depth)

@@ -1,0 +1,313 @@
+#!/usr/bin/env python3
+"""Trains the text encoder `n6` for assembly: every depth, width and dropped part of one network.
+
+  python3 tools/train/text/train.py --texts .tessera/data/texts.jsonl --hours 8
+
+It starts from all-MiniLM-L6-v2 and learns to say what that network says, on texts without labels.
+Each step runs the whole network, the smallest one and one drawn at random (the sandwich rule of
+slimmable networks, ICCV 2019), each with its exits, as SortedNet does. The loss is the distance to
+the teacher's vectors and, in a batch, to the order of the teacher's similarities. What is there
+after a kill is the last checkpoint; it goes on to the same numbers.
+"""
+
+import argparse
+import io
+import json
+import random
+import sys
+import time
+from pathlib import Path
+
+import numpy
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import encoder
+from place import place
+
+ROOT = Path(__file__).resolve().parents[3]
+SHARES = {"heads": (4, 8, 12), "hidden": (512, 1024, 1536)}
+DEPTH = 6
+LENGTHS = (16, 32, 64, 128)
+TOKENS = 6144
+MOST_ROWS = 160
+KINDS = {
+    "guides": 0.2,
+    "help": 0.1,
+    "manuals": 0.1,
+    "literature": 0.15,
+    "glosses": 0.25,
+    "dialogue": 0.06,
+    "mails": 0.14,
+}
+RATE = 2e-4
+WARMUP = 100
+TEMPERATURE = 0.05
+DROPPED = 0.08
+EVERY = 50
+
+
+def parse():
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--texts", type=Path, required=True, nargs="+")
+    parser.add_argument("--watch", type=Path, nargs="*", default=[], help="texts of other kinds")
+    parser.add_argument("--teacher", type=Path, default=ROOT / "models/text/anchors/l6")
+    parser.add_argument("--out", type=Path, default=ROOT / ".tessera/train/text")
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--until", type=int, help="stop after this step, to go on later")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-sandwich", action="store_true", help="ablation: random forms alone")
+    parser.add_argument("--no-relations", action="store_true", help="ablation: vectors alone")
+    return parser.parse_args()
+
+
+class Texts:
+    """Token ids of paragraphs by kind, in the order of their documents."""
+
+    def __init__(self, paths, tokenizer, cache):
+        self.kinds = {}
+        for path in paths:
+            self.read(path, tokenizer, cache)
+
+    def read(self, path, tokenizer, cache):
+        """Tokenizes a file, or reads what was tokenized."""
+        stored = cache / f"{path.stem}.npz"
+        if not stored.exists() or stored.stat().st_mtime < path.stat().st_mtime:
+            self.tokenize(path, tokenizer, stored)
+        arrays = numpy.load(stored)
+        for kind in {name.split("/")[0] for name in arrays.files}:
+            parts = [arrays[f"{kind}/{part}"] for part in ("ids", "ends", "documents")]
+            self.kinds[kind] = parts
+
+    def tokenize(self, path, tokenizer, stored):
+        """Writes the ids of all paragraphs, where each ends, and a number for its document."""
+        rows = [json.loads(line) for line in path.open()]
+        arrays = {}
+        for kind in sorted({row.get("kind", path.stem) for row in rows}):
+            own = [row for row in rows if row.get("kind", path.stem) == kind]
+            encoded = tokenizer.encode_batch([r["text"] for r in own], add_special_tokens=False)
+            ids = [numpy.array(e.ids[:126], numpy.uint16) for e in encoded]
+            names = [row.get("document", row.get("id")) for row in own]
+            numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+            arrays[f"{kind}/ids"] = numpy.concatenate(ids)
+            arrays[f"{kind}/ends"] = numpy.cumsum([len(part) for part in ids])
+            arrays[f"{kind}/documents"] = numpy.array([numbers[name] for name in names])
+        content = io.BytesIO()
+        numpy.savez(content, **arrays)
+        place(stored, content.getvalue())
+
+    def passage(self, kind, length, generator):
+        """Returns the ids of a paragraph, and now and then of those after it, of `length` at most."""
+        ids, ends, documents = self.kinds[kind]
+        first = last = generator.randrange(len(ends))
+        start = ends[first - 1] if first else 0
+        while ends[last] - start < length - 2 and last + 1 < len(ends):
+            if documents[last + 1] != documents[first] or generator.random() < 0.4:
+                break
+            last += 1
+        return ids[start : min(ends[last], start + length - 2)]
+
+    def batch(self, generator):
+        """Returns ids and mask, [rows, length], of one kind or of all."""
+        length = generator.choice(LENGTHS)
+        kinds = [kind for kind in KINDS if kind in self.kinds]
+        weights = [KINDS[kind] for kind in kinds]
+        one = generator.choices(kinds, weights)[0] if generator.random() < 0.6 else None
+        rows = min(MOST_ROWS, TOKENS // length)
+        passages = [
+            self.passage(one or generator.choices(kinds, weights)[0], length, generator)
+            for _ in range(rows)
+        ]
+        return padded(passages)
+
+
+def padded(passages):
+    """Returns ids and mask of passages with `[CLS]` and `[SEP]` around them."""
+    length = max(map(len, passages)) + 2
+    ids = torch.zeros(len(passages), length, dtype=torch.long)
+    mask = torch.zeros(len(passages), length)
+    for row, passage in enumerate(passages):
+        ids[row, 0], ids[row, len(passage) + 1] = 101, 102
+        ids[row, 1 : len(passage) + 1] = torch.from_numpy(passage.astype(numpy.int64))
+        mask[row, : len(passage) + 2] = 1
+    return ids, mask
+
+
+def forms(generator, sandwich):
+    """Returns the sub-networks of a step; None is the whole network."""
+    drawn = []
+    for _ in range(1 if sandwich else 3):
+        uniform = generator.random() < 0.5
+        one = [generator.choice(SHARES[part]) for part in ("heads", "hidden")]
+        index = generator.randrange(3)
+        widths = [
+            (SHARES["heads"][index], SHARES["hidden"][index])
+            if uniform
+            else (generator.choice(SHARES["heads"]), generator.choice(SHARES["hidden"]))
+            for _ in range(DEPTH)
+        ]
+        if not uniform and generator.random() < 0.3:
+            widths = [tuple(one)] * DEPTH
+        parts = [(block, part) for block in range(DEPTH) for part in ("attn", "mlp")]
+        skipped = {part for part in parts if generator.random() < DROPPED}
+        drawn.append(encoder.Form(widths, skipped))
+    if not sandwich:
+        return drawn
+    smallest = encoder.Form([(SHARES["heads"][0], SHARES["hidden"][0])] * DEPTH)
+    return [None, smallest, *drawn]
+
+
+def loss_of(outputs, taught, relations):
+    """Returns the mean over the exits of the distance to the teacher's vector and to its similarities
+    with the other texts of the batch, which decide what a search finds."""
+    total = 0.0
+    if relations:
+        others = ~torch.eye(len(taught), dtype=torch.bool)
+        rows = (taught @ taught.T)[others].view(len(taught), -1) / TEMPERATURE
+        expected = F.log_softmax(rows, 1)
+    for output in outputs:
+        total = total + 10 * (1 - (output * taught).sum(1)).mean()
+        if relations:
+            rows = (output @ taught.T)[others].view(len(taught), -1) / TEMPERATURE
+            found = F.log_softmax(rows, 1)
+            total = total + F.kl_div(found, expected, reduction="batchmean", log_target=True)
+    return total / len(outputs)
+
+
+class Run:
+    """State of a training: the network, its optimizer and the number of steps done."""
+
+    def __init__(self, options):
+        self.options = options
+        self.teacher = encoder.load(options.teacher).eval().requires_grad_(False)
+        self.student = encoder.load(options.teacher)
+        tokenizer = Tokenizer.from_file(str(options.teacher / "tokenizer.json"))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        options.out.mkdir(parents=True, exist_ok=True)
+        self.texts = Texts(options.texts, tokenizer, options.out)
+        self.watched = {path.stem: watch(path, tokenizer) for path in options.watch}
+        self.done, self.spent, self.lines = 0, 0.0, []
+        sort_by = [self.texts.batch(random.Random(f"sort {at}")) for at in range(6)]
+        encoder.sort_units(self.student, sort_by)
+        trained = [p for p in self.student.parameters() if p.requires_grad]
+        matrices = [p for p in trained if p.ndim == 2]
+        others = [p for p in trained if p.ndim != 2]
+        groups = [
+            {"params": matrices, "weight_decay": 0.01},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98))
+        self.checkpoint = options.out / "checkpoint.pt"
+        if self.checkpoint.exists():
+            self.restore()
+
+    def restore(self):
+        """Goes on from the last checkpoint."""
+        state = torch.load(self.checkpoint, weights_only=False)
+        self.student.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.done, self.spent, self.lines = state["done"], state["spent"], state["lines"]
+
+    def save(self):
+        """Writes a checkpoint in the place of the last one."""
+        content = io.BytesIO()
+        state = {"student": self.student.state_dict(), "optimizer": self.optimizer.state_dict()}
+        torch.save({**state, "done": self.done, "spent": self.spent, "lines": self.lines}, content)
+        place(self.checkpoint, content.getvalue())
+        place(self.options.out / "log.jsonl", "".join(self.lines).encode())
+
+    def step(self):
+        """Runs a step, which depends on the seed and its number alone, and returns its losses."""
+        options = self.options
+        generator = random.Random(f"{options.seed} {self.done}")
+        ids, mask = self.texts.batch(generator)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            taught = self.teacher(ids, mask)[-1].float()
+        left = max(0.02, 1 - self.done / options.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = RATE * min(1.0, (self.done + 1) / WARMUP) * left
+        losses = []
+        for form in forms(generator, not options.no_sandwich):
+            with torch.autocast("cpu", torch.bfloat16):
+                outputs = self.student(ids, mask, form)
+            loss = loss_of(outputs, taught, not options.no_relations)
+            loss.backward()
+            losses.append(loss.item())
+        torch.nn.utils.clip_grad_norm_(self.student.parameters(), 5.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.done += 1
+        return losses
+
+    def look(self):
+        """Returns the recall of some sub-networks on the texts that are watched."""
+        found = {}
+        middle, small = (8, 1024), (4, 512)
+        chosen = {"full": None, "middle": [middle] * DEPTH, "small": [small] * DEPTH}
+        for name, batches in self.watched.items():
+            taught = outputs_of(self.teacher, batches, None)[-1]
+            for label, widths in chosen.items():
+                form = encoder.Form(widths) if widths else None
+                recalls = [recall(o, taught) for o in outputs_of(self.student, batches, form)]
+                found[f"{name}.{label}"] = [round(value, 3) for value in recalls]
+        return found
+
+
+def watch(path, tokenizer):
+    """Reads a file's first 600 texts as batches of their lengths."""
+    texts = [json.loads(line)["text"] for line in path.open()][:600]
+    encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
+    passages = sorted((numpy.array(e.ids[:126], numpy.uint16) for e in encoded), key=len)
+    return [padded(passages[at : at + 50]) for at in range(0, len(passages), 50)]
+
+
+@torch.no_grad()
+def outputs_of(network, batches, form):
+    """Returns what every exit says of all texts."""
+    found = [network(ids, mask, form) for ids, mask in batches]
+    return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+
+def recall(found, taught, count=10):
+    """Returns the share of the teacher's nearest neighbours that `found` has among its vectors."""
+    nearest = []
+    for vectors in (found, taught):
+        similar = vectors @ taught.T
+        similar.fill_diagonal_(-9)
+        nearest.append(similar.topk(count).indices)
+    same = (nearest[0][:, :, None] == nearest[1][:, None, :]).any(2)
+    return same.float().mean().item()
+
+
+def main():
+    """Trains, or goes on to train."""
+    options = parse()
+    torch.set_num_threads(options.threads)
+    run = Run(options)
+    recent, last = [], time.time()
+    while run.done < min(options.steps, options.until or options.steps):
+        recent.append(run.step())
+        if run.done % EVERY and run.done < options.steps:
+            continue
+        run.spent += time.time() - last
+        mean = [round(value, 4) for value in numpy.array(recent).mean(0).tolist()]
+        line = {"step": run.done, "losses": mean, "seconds": round(run.spent)}
+        if run.done % (8 * EVERY) == 0 or run.done == options.steps:
+            line["recall"] = run.look()
+        run.lines.append(json.dumps(line) + "\n")
+        recent, last = [], time.time()
+        run.save()
+        left = run.spent / run.done * (options.steps - run.done) / 3600
+        print(f"{run.done}/{options.steps} {line}, {left:.1f} h left", flush=True)
+
+
+if __name__ == "__main__":
+    main()
