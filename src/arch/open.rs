@@ -55,6 +55,10 @@ pub(crate) fn open(
         true => Checkpoint::open(folder, &weights, digest(folder, spec, &weights)?)?,
         false => Checkpoint::open_sharded(folder, &index, |file| digest(folder, spec, file))?,
     };
+    let checkpoint = match &spec.base {
+        Some(base) => checkpoint.over(Checkpoint::open(folder, base, digest(folder, spec, base)?)?),
+        None => checkpoint,
+    };
     let file = ConfigFile { path: &path, text: &text, ignored: &spec.ignored_keys };
     of_config(file, checkpoint.part(prefix), || Sentence::read(folder, spec))
 }

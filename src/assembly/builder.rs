@@ -152,9 +152,7 @@ impl<'a> FamilyBuilder<'a> {
             let body = anchor.build(stem, &Form::PLAIN)?;
             self.add(name, ["in", &first], ModuleKind::Stem, Some(body))?;
         }
-        // Vectors of texts can be compared only in the reference's space. Classes are the same for
-        // every anchor.
-        if name == self.manifest.reference || self.manifest.image.is_some() {
+        if self.manifest.has_head(name) {
             self.add_heads(side, &*anchor, true)?;
         }
         if let Some(stitches) = self.manifest.stitches.as_ref().filter(|s| !s.final_norm)

@@ -49,10 +49,9 @@ fn input(manifest: &Manifest, name: &str, layout: &Layout) -> Option<Fault> {
 
 /// Compares the width of the output.
 fn output(manifest: &Manifest, name: &str, layout: &Layout) -> Option<Fault> {
-    let has_head = name == manifest.reference || manifest.image.is_some();
     let (promised, given) = (manifest.output.width, layout.gives.width().unwrap_or_default());
     let expected = format!("`{name}` ends {given} wide");
-    (has_head && promised != given).then(|| Fault::new("output.width", promised, expected))
+    (manifest.has_head(name) && promised != given).then(|| Fault::new("output.width", promised, expected))
 }
 
 /// Compares the rows of the output, and its last hidden states.

@@ -256,6 +256,16 @@ impl Checkpoint {
         Self { tensors: inside.collect(), ..self.clone() }
     }
 
+    /// Returns these tensors, and those of `base` whose names are not among them. Both lie in files
+    /// of the same folder.
+    #[must_use]
+    pub fn over(mut self, base: Self) -> Self {
+        for (name, place) in base.tensors {
+            self.tensors.entry(name).or_insert(place);
+        }
+        self
+    }
+
     /// Returns the names of the tensors.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)

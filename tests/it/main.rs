@@ -32,6 +32,7 @@ mod measuring;
 mod mixing;
 mod moe;
 mod moe_served;
+mod narrow;
 mod not_finite;
 mod panics;
 mod pool;

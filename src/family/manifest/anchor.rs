@@ -22,11 +22,19 @@ pub struct AnchorSpec {
     pub part: Option<PartSource>,
     /// GGUF file, with its settings and weights.
     pub gguf: Option<PathBuf>,
+    /// Safetensors file that has the tensors which the anchor's own checkpoint lacks, such as another
+    /// anchor's embeddings.
+    pub base: Option<PathBuf>,
     /// Tokenizer (`tokenizer.json`) with which the anchor was trained; texts only.
     pub tokenizer: Option<PathBuf>,
     /// Whether the family may be loaded without this anchor when its files are missing.
     #[serde(default)]
     pub optional: bool,
+    /// Whether the anchor's own head gives vectors that can be compared with those of the reference,
+    /// as it does if the anchor was trained to say what the reference says. Heads of images always
+    /// give the same classes.
+    #[serde(default)]
+    pub aligned: bool,
     /// Variants to offer for each sub-layer: `int8`, `skip`, and `f32` for weights of quantized
     /// blocks.
     #[serde(default)]
@@ -123,10 +131,14 @@ impl AnchorSpec {
         if let Some(fault) = self.onnx.as_ref().and_then(OnnxSource::fault) {
             return Err(fault);
         }
+        if let Some(base) = self.base.as_ref().filter(|_| self.folder.is_none()) {
+            let expected = "a base goes with a `folder`, whose checkpoint lacks tensors";
+            return refuse("base", base.display().to_string(), expected);
+        }
         let onnx = self.onnx.as_ref().map(|onnx| &onnx.file);
         let part = self.part.iter().flat_map(|part| [&part.file, &part.config]);
-        let paths =
-            self.folder.iter().chain(onnx).chain(part).chain(&self.gguf).chain(&self.tokenizer);
+        let other = self.gguf.iter().chain(&self.base).chain(&self.tokenizer);
+        let paths = self.folder.iter().chain(onnx).chain(part).chain(other);
         for path in paths.chain(self.sha256.keys()) {
             if !is_inside(path) {
                 let expected = "paths are relative and stay inside the family's folder";

@@ -177,6 +177,13 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// Returns whether the anchor `name` has its own head. Vectors of texts can be compared only in
+    /// the reference's space. Classes of images are the same for every anchor.
+    pub fn has_head(&self, name: &str) -> bool {
+        let is_aligned = self.anchors.get(name).is_some_and(|anchor| anchor.aligned);
+        is_aligned || name == self.reference || self.image.is_some()
+    }
+
     fn validate(&self, path: &Path, folder: &str) -> Result<(), FamilyError> {
         let refuse = |key: &str, value: &dyn Display, expected: String| {
             Err(FamilyError::at(path, Fault::new(key, value, expected)))
