@@ -51,7 +51,8 @@ fn input(manifest: &Manifest, name: &str, layout: &Layout) -> Option<Fault> {
 fn output(manifest: &Manifest, name: &str, layout: &Layout) -> Option<Fault> {
     let (promised, given) = (manifest.output.width, layout.gives.width().unwrap_or_default());
     let expected = format!("`{name}` ends {given} wide");
-    (manifest.has_head(name) && promised != given).then(|| Fault::new("output.width", promised, expected))
+    (manifest.has_head(name) && promised != given)
+        .then(|| Fault::new("output.width", promised, expected))
 }
 
 /// Compares the rows of the output, and its last hidden states.

@@ -11,7 +11,7 @@ use crate::{
     app::{family_of, quality_of},
     assembly::Family,
     family::ModuleKind,
-    offer::plan_table,
+    offer::{BrokenPromise, Offer, broken_promises, plan_table, whole_anchors},
     picture::{FrontPoint, PointKind, front_svg},
     plan::{BudgetParameters, PlanEntry, PlanTable, QualitySource, Shape},
     pool::write_atomically,
@@ -42,6 +42,7 @@ pub(super) fn front(common: &Common, arguments: &FrontArguments) -> anyhow::Resu
     let shape = arguments.shape.shape();
     let table = if arguments.measured { measured_only(&table)? } else { table };
     let front = table.front(shape);
+    let broken = broken(&family, &table, &front, shape)?;
     if let Some(path) = &arguments.svg {
         let picture = picture(&family, &table, &front, shape);
         write_atomically(path, picture.as_bytes())?;
@@ -54,6 +55,7 @@ pub(super) fn front(common: &Common, arguments: &FrontArguments) -> anyhow::Resu
             "batch": shape.batch,
             "tokens": shape.tokens,
             "plans": plans,
+            "broken_promises": broken.iter().map(ToString::to_string).collect::<Vec<_>>(),
         });
         say(&serde_json::to_string_pretty(&document)?);
         return Ok(());
@@ -65,7 +67,29 @@ pub(super) fn front(common: &Common, arguments: &FrontArguments) -> anyhow::Resu
         let span = at(last) / at(first);
         say(&format!("{} plans, dearest ÷ cheapest {span:.1}", front.len()));
     }
+    broken.iter().for_each(|promise| say(&format!("broken promise: {promise}")));
     Ok(())
+}
+
+/// Returns what the plans of `front` promise and do not keep.
+fn broken(
+    family: &Family,
+    table: &PlanTable,
+    front: &[&PlanEntry],
+    shape: Shape,
+) -> anyhow::Result<Vec<BrokenPromise>> {
+    let quality = quality_of(family)?;
+    let offer = |entry: &PlanEntry| Offer {
+        id: entry.id.clone(),
+        latency_seconds: entry.latency_seconds_at(shape),
+        quality: entry.quality.value,
+        uncertainty: quality.uncertainty(&entry.id),
+    };
+    let whole = whole_anchors(&family.graph);
+    let is_whole = |entry: &&PlanEntry| whole.iter().any(|id| id.as_str() == entry.id);
+    let anchors: Vec<Offer> = table.entries().iter().filter(is_whole).map(offer).collect();
+    let front: Vec<Offer> = front.iter().map(|entry| offer(entry)).collect();
+    Ok(broken_promises(&front, &anchors, quality.constant()))
 }
 
 /// Returns a family and the table of its plans on this machine.

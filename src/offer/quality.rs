@@ -54,6 +54,9 @@ pub struct CorpusRecord {
     pub num_examples: usize,
     /// SHA-256 of the texts or images.
     pub sha256: String,
+    /// Quality of an answer that does not depend on the request: the mean of the reference's
+    /// vectors, or the commonest class.
+    pub constant: f64,
     /// Figures of each measured plan by its id.
     pub plans: BTreeMap<String, Judgement>,
 }

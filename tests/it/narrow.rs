@@ -58,9 +58,9 @@ fn pool() -> Pool {
 fn narrower_blocks_agree_with_the_network_that_is_trained() {
     let pool = pool();
     let family = Arc::new(Family::load(&pool.path()).expect("loaded"));
-    let mut executor = Executor::new(runtime(), family.clone());
+    let executor = Executor::new(runtime(), family.clone());
     let encoding = Reference::read("l6").encoding();
-    let mut run = |plan: &str| -> Vec<f32> {
+    let run = |plan: &str| -> Vec<f32> {
         let plan = PlanId::parse(&family.graph, plan).expect("a plan");
         let sides = SideInputs::of_encoding(encoding.clone()).expect("inputs");
         let outputs = executor.run(&plan, &sides, &mut ()).expect("runs");

@@ -25,6 +25,14 @@ pub(super) fn by_labels(classes: &[f32], labels: &[usize]) -> Judgement {
     Judgement { quality: share, interval, ..Judgement::default() }
 }
 
+/// Returns the share of the commonest of `labels`.
+#[expect(clippy::cast_precision_loss, reason = "counts of examples are small")]
+pub(super) fn commonest(labels: &[usize]) -> f64 {
+    let mut counts: BTreeMap<usize, usize> = BTreeMap::new();
+    labels.iter().for_each(|label| *counts.entry(*label).or_default() += 1);
+    counts.values().max().copied().unwrap_or(0) as f64 / labels.len().max(1) as f64
+}
+
 /// Embeddings of the reference for some texts, and what is known of these.
 #[derive(Debug)]
 pub(super) struct TextJudge<'d> {
@@ -76,10 +84,20 @@ impl<'d> TextJudge<'d> {
         Self { neighbours, ranks, labels, questions, answers, width }
     }
 
+    /// Returns the quality of an answer that is the mean of all vectors, whatever the text.
+    pub(super) fn constant(&self) -> f64 {
+        let reference = self.neighbours.reference();
+        let mut mean = vec![0.0; self.width];
+        for row in reference.chunks_exact(self.width) {
+            mean.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+        }
+        mean_of(&self.neighbours.recalls(&mean.repeat(reference.len() / self.width))).0
+    }
+
     /// Judges the embeddings of one plan, `[texts, width]`.
     pub(super) fn judge(&self, embeddings: &[f32]) -> Judgement {
         let recalls = self.neighbours.recalls(embeddings);
-        let (quality, interval) = mean(&recalls);
+        let (quality, interval) = mean_of(&recalls);
         let similar = products(embeddings, self.neighbours.reference(), self.width);
         let correlations = self.ranks.iter().map(|(text, expected)| {
             let others = (0..similar.nrows()).filter(|other| other != text);
@@ -90,7 +108,7 @@ impl<'d> TextJudge<'d> {
         Judgement {
             quality,
             interval,
-            rank_correlation: Some(mean(&correlations).0),
+            rank_correlation: Some(mean_of(&correlations).0),
             labels: self.labels.as_ref().map(|labels| classified(embeddings, labels, self.width)),
             answers: (!self.questions.is_empty()).then(|| self.answered(embeddings)),
         }
@@ -137,7 +155,7 @@ fn share(right: usize, all: usize) -> Share {
 
 /// Returns the mean of `values` and its interval.
 #[expect(clippy::cast_precision_loss, reason = "counts of examples are small")]
-fn mean(values: &[f64]) -> (f64, [f64; 2]) {
+fn mean_of(values: &[f64]) -> (f64, [f64; 2]) {
     let n = values.len().max(1) as f64;
     let mean = values.iter().sum::<f64>() / n;
     let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / n;
@@ -202,6 +220,8 @@ mod tests {
         let judge = TextJudge::new(&data, reference.clone(), 2);
         let same = judge.judge(&reference);
         assert_eq!((same.quality, same.interval), (1.0, [1.0, 1.0]));
+        // The mean lies between the groups; ten texts are the nearest to it for every text.
+        assert!((0.3..0.6).contains(&judge.constant()), "{}", judge.constant());
         assert!((same.rank_correlation.expect("ranks") - 1.0).abs() < 1e-9);
         assert!((same.labels.expect("labels").share - 1.0).abs() < 1e-9);
         assert!((same.answers.expect("answers").share - 1.0).abs() < 1e-9);
@@ -210,6 +230,12 @@ mod tests {
         let wrong = judge.judge(&turned);
         assert!(wrong.quality < 0.6 && wrong.rank_correlation.expect("ranks") < 0.9);
         assert!((wrong.labels.expect("labels").share - 1.0).abs() < 1e-9, "groups stay apart");
+    }
+
+    #[test]
+    fn the_commonest_class_is_a_constant_answer() {
+        assert!((commonest(&[1, 2, 1, 3]) - 0.5).abs() < 1e-9);
+        assert!(commonest(&[]).abs() < 1e-9);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::{
     pool::{FitRecords, today},
     runtime::Executor,
 };
-use judge::{TextJudge, by_labels};
+use judge::{TextJudge, by_labels, commonest};
 use paths::{reference_plan, singles, uniform};
 use run::run_all;
 
@@ -98,8 +98,12 @@ pub fn evaluate(
         progress.note(&format!("round {round}: {} plans", due.len()));
         due.insert(reference.clone());
         let task = Task { plans: &due, reference: &reference, max_tokens: options.max_tokens };
-        for (plan, judged) in task.judge(executor, corpora, progress)? {
+        let Judged { plans, constants } = task.judge(executor, corpora, progress)?;
+        for (plan, judged) in plans {
             records.note(PlanId::of(graph, &plan).as_str(), judged);
+        }
+        for (corpus, constant) in constants {
+            records.corpora.entry(corpus).or_default().constant = constant;
         }
         records.fit_losses(graph);
         save(&records)?;
@@ -141,6 +145,7 @@ fn describe(
     let new = |data: &Dataset| CorpusRecord {
         num_examples: data.len(),
         sha256: data.sha256(),
+        constant: 0.0,
         plans: BTreeMap::new(),
     };
     let mut wanted: BTreeMap<String, CorpusRecord> =
@@ -196,7 +201,7 @@ pub fn measure_qualities(
     let mut plans = plans.collect::<Result<BTreeSet<_>, _>>()?;
     plans.insert(reference.clone());
     let task = Task { plans: &plans, reference: &reference, max_tokens };
-    let judged = task.judge(executor, std::slice::from_ref(data), progress)?.into_iter();
+    let judged = task.judge(executor, std::slice::from_ref(data), progress)?.plans.into_iter();
     let worst = |judged: Vec<(String, Judgement)>| {
         judged.into_iter().map(|(_, own)| own.quality).fold(f64::INFINITY, f64::min)
     };
@@ -210,6 +215,14 @@ struct Task<'a> {
     max_tokens: usize,
 }
 
+/// Figures of plans, by corpus.
+#[derive(Default)]
+struct Judged {
+    plans: BTreeMap<Plan, Vec<(String, Judgement)>>,
+    /// Quality of a constant answer on each corpus.
+    constants: Vec<(String, f64)>,
+}
+
 impl Task<'_> {
     /// Runs the plans on each of `corpora`, and judges each plan by its outputs.
     fn judge(
@@ -217,18 +230,19 @@ impl Task<'_> {
         executor: &mut Executor,
         corpora: &[Dataset],
         progress: &dyn Progress,
-    ) -> Result<BTreeMap<Plan, Vec<(String, Judgement)>>, FitError> {
+    ) -> Result<Judged, FitError> {
         let manifest = executor.family().manifest.clone();
-        let mut judged: BTreeMap<Plan, Vec<(String, Judgement)>> = BTreeMap::new();
+        let mut judged = Judged::default();
         for data in corpora {
             let outputs = run_all(executor, data, self.plans, self.max_tokens, progress)?;
             let mut note = |plan: &Plan, own| {
-                judged.entry(plan.clone()).or_default().push((data.name(), own));
+                judged.plans.entry(plan.clone()).or_default().push((data.name(), own));
             };
             if manifest.quality.metric == Metric::Accuracy {
                 let missing = || FitError::Family("accuracy needs labelled data".into());
                 let labels = data.labels().ok_or_else(missing)?;
                 outputs.iter().for_each(|(plan, classes)| note(plan, by_labels(classes, labels)));
+                judged.constants.push((data.name(), commonest(labels)));
                 continue;
             }
             let truth = outputs.get(self.reference).cloned();
@@ -239,6 +253,7 @@ impl Task<'_> {
                 progress.go_on()?;
                 note(plan, judge.judge(found));
             }
+            judged.constants.push((data.name(), judge.constant()));
         }
         Ok(judged)
     }

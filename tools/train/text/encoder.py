@@ -1,8 +1,8 @@
-"""A BERT encoder whose blocks run with fewer heads and hidden units, and which ends anywhere.
+"""A BERT encoder whose blocks run with fewer heads and hidden units, or not at all.
 
 Sub-networks are nested (SortedNet, 2023; DynaBERT, 2020): a narrower block has the first heads and
-the first hidden units of the wide one, and a shorter network its first blocks. Units are sorted by
-what they add before training starts.
+the first hidden units of the wide one, and a shorter network lacks blocks in the middle. Units are
+sorted by what they add before training starts.
 """
 
 from dataclasses import dataclass, field
@@ -59,7 +59,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """MiniLM's encoder with an exit behind every block."""
+    """MiniLM's encoder, whose output is the mean of its tokens, of length 1."""
 
     def __init__(self, tensors, depth):
         super().__init__()
@@ -76,39 +76,24 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(Block(words.shape[1], hidden) for _ in range(depth))
         for index, block in enumerate(self.blocks):
             take(block, tensors, f"encoder.layer.{index}.")
-        # Behind the last block the mean of the tokens is the output, as it is in MiniLM.
-        self.exits = nn.ModuleList(
-            nn.Linear(words.shape[1], words.shape[1]) for _ in range(depth - 1)
-        )
-        for layer in self.exits:
-            nn.init.eye_(layer.weight)
-            nn.init.zeros_(layer.bias)
 
     def stem(self, ids):
         """Embeds the tokens."""
         return self.norm(self.words[ids] + self.places[: ids.shape[1]])
 
     def forward(self, ids, mask, form=None):
-        """Returns the output behind every block, each [batch, width] of length 1."""
+        """Returns the vectors of texts, [batch, width], by the sub-network `form` or the whole."""
         heads, hidden = len(self.blocks[0].out.weight) // HEAD, len(self.blocks[0].expand.weight)
         form = form or Form([(heads, hidden)] * len(self.blocks))
         tokens = self.stem(ids)
         seen = mask[:, None, None, :].bool()
-        weights = (mask / mask.sum(1, keepdim=True))[:, :, None]
-        outputs = []
-        for index, (block, (heads, hidden)) in enumerate(
-            zip(self.blocks, form.widths, strict=True)
-        ):
+        for index, (block, widths) in enumerate(zip(self.blocks, form.widths, strict=True)):
             if (index, "attn") not in form.skipped:
-                tokens = block.attend(tokens, seen, heads)
+                tokens = block.attend(tokens, seen, widths[0])
             if (index, "mlp") not in form.skipped:
-                tokens = block.transform(tokens, hidden)
-            mean = (tokens.float() * weights).sum(1)
-            if index < len(self.exits):
-                exit_layer = self.exits[index]
-                mean = F.linear(mean, exit_layer.weight, exit_layer.bias)
-            outputs.append(F.normalize(mean.float(), dim=1))
-        return outputs
+                tokens = block.transform(tokens, widths[1])
+        weights = (mask / mask.sum(1, keepdim=True))[:, :, None]
+        return F.normalize((tokens.float() * weights).sum(1), dim=1)
 
 
 def take(block, tensors, prefix):

@@ -34,10 +34,8 @@ def main():
     texts = load_file(options.texts)
     network = encoder.load(options.anchor)
     ids, mask = texts["input_ids"], texts["attention_mask"].float()
-    outputs = {
-        name: network(ids, mask, encoder.Form(widths))[-1] for name, widths in WIDTHS.items()
-    }
-    whole = network(ids, mask)[-1]
+    outputs = {name: network(ids, mask, encoder.Form(widths)) for name, widths in WIDTHS.items()}
+    whole = network(ids, mask)
     print("whole, against the reference:", (whole - texts["embeddings"]).abs().max().item())
     place(options.out, save(outputs))
 

@@ -5,9 +5,9 @@
 
 It starts from all-MiniLM-L6-v2 and learns to say what that network says, on texts without labels.
 Each step runs the whole network, the smallest one and one drawn at random (the sandwich rule of
-slimmable networks, ICCV 2019), each with its exits, as SortedNet does. The loss is the distance to
-the teacher's vectors and, in a batch, to the order of the teacher's similarities. What is there
-after a kill is the last checkpoint; it goes on to the same numbers.
+slimmable networks, ICCV 2019). The loss is the distance to the teacher's vectors and, in a batch,
+to the order of the teacher's similarities. After a kill it goes on from the last checkpoint to the
+same numbers. The rate falls in the last fifth of the steps alone, so that `--steps` may grow.
 """
 
 import argparse
@@ -29,8 +29,10 @@ import encoder
 from place import place
 
 ROOT = Path(__file__).resolve().parents[3]
-SHARES = {"heads": (4, 8, 12), "hidden": (512, 1024, 1536)}
+WIDTHS = ((12, 1536), (8, 1024), (6, 768))
 DEPTH = 6
+# Blocks in the order in which shorter networks lack them; what it costs to leave one out decided.
+DROPPED_FIRST = (2, 3, 1, 4)
 LENGTHS = (16, 32, 64, 128)
 TOKENS = 6144
 MOST_ROWS = 160
@@ -46,8 +48,10 @@ KINDS = {
 RATE = 2e-4
 WARMUP = 100
 TEMPERATURE = 0.05
-DROPPED = 0.08
+SKIPPED = 0.06
+DECAY = 0.2
 EVERY = 50
+WATCHED = 400
 
 
 def parse():
@@ -140,45 +144,46 @@ def padded(passages):
     return ids, mask
 
 
+def without(count):
+    """Returns the parts of the first `count` blocks that shorter networks lack."""
+    return {(block, part) for block in DROPPED_FIRST[:count] for part in ("attn", "mlp")}
+
+
+def drawn(generator):
+    """Returns a sub-network: its depth, its widths, and now and then a part more that is missing."""
+    skipped = without(generator.randrange(len(DROPPED_FIRST) + 1))
+    one = generator.choice(WIDTHS)
+    mixed = generator.random() < 0.3
+    widths = [generator.choice(WIDTHS) if mixed else one for _ in range(DEPTH)]
+    parts = [(block, part) for block in range(1, DEPTH - 1) for part in ("attn", "mlp")]
+    skipped |= {part for part in parts if generator.random() < SKIPPED}
+    return encoder.Form(widths, skipped)
+
+
 def forms(generator, sandwich):
     """Returns the sub-networks of a step; None is the whole network."""
-    drawn = []
-    for _ in range(1 if sandwich else 3):
-        uniform = generator.random() < 0.5
-        one = [generator.choice(SHARES[part]) for part in ("heads", "hidden")]
-        index = generator.randrange(3)
-        widths = [
-            (SHARES["heads"][index], SHARES["hidden"][index])
-            if uniform
-            else (generator.choice(SHARES["heads"]), generator.choice(SHARES["hidden"]))
-            for _ in range(DEPTH)
-        ]
-        if not uniform and generator.random() < 0.3:
-            widths = [tuple(one)] * DEPTH
-        parts = [(block, part) for block in range(DEPTH) for part in ("attn", "mlp")]
-        skipped = {part for part in parts if generator.random() < DROPPED}
-        drawn.append(encoder.Form(widths, skipped))
     if not sandwich:
-        return drawn
-    smallest = encoder.Form([(SHARES["heads"][0], SHARES["hidden"][0])] * DEPTH)
-    return [None, smallest, *drawn]
+        return [drawn(generator) for _ in range(3)]
+    smallest = encoder.Form([WIDTHS[-1]] * DEPTH, without(len(DROPPED_FIRST)))
+    return [None, smallest, drawn(generator)]
 
 
-def loss_of(outputs, taught, relations):
-    """Returns the mean over the exits of the distance to the teacher's vector and to its similarities
-    with the other texts of the batch, which decide what a search finds."""
-    total = 0.0
-    if relations:
-        others = ~torch.eye(len(taught), dtype=torch.bool)
-        rows = (taught @ taught.T)[others].view(len(taught), -1) / TEMPERATURE
-        expected = F.log_softmax(rows, 1)
-    for output in outputs:
-        total = total + 10 * (1 - (output * taught).sum(1)).mean()
-        if relations:
-            rows = (output @ taught.T)[others].view(len(taught), -1) / TEMPERATURE
-            found = F.log_softmax(rows, 1)
-            total = total + F.kl_div(found, expected, reduction="batchmean", log_target=True)
-    return total / len(outputs)
+def loss_of(output, taught, relations):
+    """Returns the distance of the output to the teacher's vectors and to its similarities with the
+    other texts of the batch, which decide what a search finds."""
+    loss = 10 * (1 - (output * taught).sum(1)).mean()
+    if not relations:
+        return loss
+    others = ~torch.eye(len(taught), dtype=torch.bool)
+
+    def log_shares(vectors):
+        rows = (vectors @ taught.T)[others].view(len(taught), -1)
+        return F.log_softmax(rows / TEMPERATURE, 1)
+
+    distance = F.kl_div(
+        log_shares(output), log_shares(taught), reduction="batchmean", log_target=True
+    )
+    return loss + distance
 
 
 class Run:
@@ -230,15 +235,16 @@ class Run:
         generator = random.Random(f"{options.seed} {self.done}")
         ids, mask = self.texts.batch(generator)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            taught = self.teacher(ids, mask)[-1].float()
-        left = max(0.02, 1 - self.done / options.steps)
+            taught = self.teacher(ids, mask)
+        left = (options.steps - self.done) / (DECAY * options.steps)
+        share = min(1.0, (self.done + 1) / WARMUP, max(0.02, left))
         for group in self.optimizer.param_groups:
-            group["lr"] = RATE * min(1.0, (self.done + 1) / WARMUP) * left
+            group["lr"] = RATE * share
         losses = []
         for form in forms(generator, not options.no_sandwich):
             with torch.autocast("cpu", torch.bfloat16):
-                outputs = self.student(ids, mask, form)
-            loss = loss_of(outputs, taught, not options.no_relations)
+                output = self.student(ids, mask, form)
+            loss = loss_of(output, taught, not options.no_relations)
             loss.backward()
             losses.append(loss.item())
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), 5.0)
@@ -250,20 +256,20 @@ class Run:
     def look(self):
         """Returns the recall of some sub-networks on the texts that are watched."""
         found = {}
-        middle, small = (8, 1024), (4, 512)
-        chosen = {"full": None, "middle": [middle] * DEPTH, "small": [small] * DEPTH}
         for name, batches in self.watched.items():
-            taught = outputs_of(self.teacher, batches, None)[-1]
-            for label, widths in chosen.items():
-                form = encoder.Form(widths) if widths else None
-                recalls = [recall(o, taught) for o in outputs_of(self.student, batches, form)]
-                found[f"{name}.{label}"] = [round(value, 3) for value in recalls]
+            taught = outputs_of(self.teacher, batches, None)
+            for widths in WIDTHS[:2]:
+                for count in range(len(DROPPED_FIRST) + 1):
+                    form = encoder.Form([widths] * DEPTH, without(count))
+                    label = f"{name} {DEPTH - count} x {widths[1]}"
+                    outputs = outputs_of(self.student, batches, form)
+                    found[label] = round(recall(outputs, taught), 3)
         return found
 
 
 def watch(path, tokenizer):
     """Reads a file's first 600 texts as batches of their lengths."""
-    texts = [json.loads(line)["text"] for line in path.open()][:600]
+    texts = [json.loads(line)["text"] for line in path.open()][:WATCHED]
     encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
     passages = sorted((numpy.array(e.ids[:126], numpy.uint16) for e in encoded), key=len)
     return [padded(passages[at : at + 50]) for at in range(0, len(passages), 50)]
@@ -271,9 +277,8 @@ def watch(path, tokenizer):
 
 @torch.no_grad()
 def outputs_of(network, batches, form):
-    """Returns what every exit says of all texts."""
-    found = [network(ids, mask, form) for ids, mask in batches]
-    return [torch.cat(parts) for parts in zip(*found, strict=True)]
+    """Returns the vectors of all texts."""
+    return torch.cat([network(ids, mask, form) for ids, mask in batches])
 
 
 def recall(found, taught, count=10):
