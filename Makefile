@@ -13,7 +13,7 @@ CLIENTS := .tessera/conformance/bin/python
 .PHONY: help setup setup-full data texts build serve test test-haswell clients conformance \
 	conformance-quick conformance-kserve budgets bench-generation \
 	schemathesis fuzz protocols beside peers soak cases generation-cases greedy-texts json \
-	lint fmt bench fit profile evaluate train references sweep clean msrv
+	lint fmt bench fit profile evaluate train train-text references sweep clean msrv
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -191,6 +191,12 @@ $(TRAINING): tools/train/requirements.txt
 
 train: data $(TRAINING) ## Train the family fashion (about two hours on 2 cores)
 	$(TRAINING) tools/train/fashion.py all --data $(IMAGES) --out .tessera/train/fashion
+
+train-text: setup data texts $(TRAINING) ## Train a text encoder for assembly (some 5 hours on 2 cores; goes on where it was)
+	$(TRAINING) tools/train/text/corpora.py --from .tessera/data/texts --to .tessera/data/texts.jsonl
+	$(TRAINING) tools/train/text/train.py $(ARGS) \
+		--texts .tessera/data/texts.jsonl $(MAILS)/calibration.jsonl \
+		--watch $(HELD_OUT)/dictionary.jsonl $(MAILS)/mails.jsonl --steps 8000
 
 references: setup data $(TRAINING) ## Make the reference outputs of the tests anew
 	$(TRAINING) tools/reference.py --pool models --out tests/references

@@ -45,6 +45,8 @@ KINDS = {
     "dialogue": 0.06,
     "mails": 0.14,
 }
+# Kind of texts that do not say theirs.
+UNNAMED = "mails"
 RATE = 2e-4
 WARMUP = 100
 TEMPERATURE = 0.05
@@ -94,8 +96,8 @@ class Texts:
         """Writes the ids of all paragraphs, where each ends, and a number for its document."""
         rows = [json.loads(line) for line in path.open()]
         arrays = {}
-        for kind in sorted({row.get("kind", path.stem) for row in rows}):
-            own = [row for row in rows if row.get("kind", path.stem) == kind]
+        for kind in sorted({row.get("kind", UNNAMED) for row in rows}):
+            own = [row for row in rows if row.get("kind", UNNAMED) == kind]
             encoded = tokenizer.encode_batch([r["text"] for r in own], add_special_tokens=False)
             ids = [numpy.array(e.ids[:126], numpy.uint16) for e in encoded]
             names = [row.get("document", row.get("id")) for row in own]
