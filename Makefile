@@ -13,7 +13,7 @@ CLIENTS := .tessera/conformance/bin/python
 .PHONY: help setup setup-full data texts build serve test test-haswell clients conformance \
 	conformance-quick conformance-kserve budgets bench-generation \
 	schemathesis fuzz protocols beside peers soak cases generation-cases greedy-texts json \
-	lint fmt bench fit profile evaluate train train-text references sweep clean msrv
+	lint fmt bench fit profile evaluate train train-text test-training references sweep clean msrv
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -197,6 +197,9 @@ train-text: setup data texts $(TRAINING) ## Train a text encoder for assembly (s
 	$(TRAINING) tools/train/text/train.py $(ARGS) \
 		--texts .tessera/data/texts.jsonl $(MAILS)/calibration.jsonl \
 		--watch $(HELD_OUT)/dictionary.jsonl $(MAILS)/mails.jsonl --steps 8000
+
+test-training: setup $(TRAINING) ## Check that a killed training goes on to the same losses
+	cd tools/train/text && $(CURDIR)/$(TRAINING) -m unittest -q test_train.py
 
 references: setup data $(TRAINING) ## Make the reference outputs of the tests anew
 	$(TRAINING) tools/reference.py --pool models --out tests/references
