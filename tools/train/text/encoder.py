@@ -96,19 +96,28 @@ class Encoder(nn.Module):
         return F.normalize((tokens.float() * weights).sum(1), dim=1)
 
 
-def take(block, tensors, prefix):
-    """Copies a block's weights from those of BERT's layout."""
-    attention = prefix + "attention."
-    for layer, name in [
-        (block.out, attention + "output.dense"),
-        (block.attention_norm, attention + "output.LayerNorm"),
+def layers_of(block, prefix):
+    """Returns a block's layers but for queries, keys and values, with their names in BERT's layout."""
+    return [
+        (block.out, prefix + "attention.output.dense"),
+        (block.attention_norm, prefix + "attention.output.LayerNorm"),
         (block.expand, prefix + "intermediate.dense"),
         (block.contract, prefix + "output.dense"),
         (block.norm, prefix + "output.LayerNorm"),
-    ]:
+    ]
+
+
+def projections(prefix):
+    """Returns the names of queries, keys and values, which are one layer here."""
+    return [f"{prefix}attention.self.{part}" for part in ("query", "key", "value")]
+
+
+def take(block, tensors, prefix):
+    """Copies a block's weights from those of BERT's layout."""
+    for layer, name in layers_of(block, prefix):
         layer.weight.data = tensors[name + ".weight"].clone()
         layer.bias.data = tensors[name + ".bias"].clone()
-    names = [attention + "self." + part for part in ("query", "key", "value")]
+    names = projections(prefix)
     block.qkv.weight.data = torch.cat([tensors[name + ".weight"] for name in names])
     block.qkv.bias.data = torch.cat([tensors[name + ".bias"] for name in names])
 
@@ -118,19 +127,13 @@ def give(encoder):
     tensors = {}
     for index, block in enumerate(encoder.blocks):
         prefix = f"encoder.layer.{index}."
-        attention = prefix + "attention."
-        for layer, name in [
-            (block.out, attention + "output.dense"),
-            (block.attention_norm, attention + "output.LayerNorm"),
-            (block.expand, prefix + "intermediate.dense"),
-            (block.contract, prefix + "output.dense"),
-            (block.norm, prefix + "output.LayerNorm"),
-        ]:
+        for layer, name in layers_of(block, prefix):
             tensors[name + ".weight"], tensors[name + ".bias"] = layer.weight, layer.bias
-        for number, part in enumerate(("query", "key", "value")):
-            rows = slice(number * len(block.out.weight), (number + 1) * len(block.out.weight))
-            tensors[f"{attention}self.{part}.weight"] = block.qkv.weight[rows]
-            tensors[f"{attention}self.{part}.bias"] = block.qkv.bias[rows]
+        width = len(block.out.weight)
+        for number, name in enumerate(projections(prefix)):
+            rows = slice(number * width, (number + 1) * width)
+            tensors[name + ".weight"] = block.qkv.weight[rows]
+            tensors[name + ".bias"] = block.qkv.bias[rows]
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
