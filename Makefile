@@ -13,7 +13,7 @@ CLIENTS := .tessera/conformance/bin/python
 .PHONY: help setup setup-full data texts build serve test test-haswell clients conformance \
 	conformance-quick conformance-kserve budgets bench-generation \
 	schemathesis fuzz protocols beside peers soak cases generation-cases greedy-texts json \
-	lint fmt bench fit profile evaluate train train-text test-training references sweep clean msrv
+	lint fmt bench fit profile evaluate report train train-text test-training references sweep clean msrv
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -179,8 +179,7 @@ profile: setup build ## Measure the modules on this machine
 	./$(BINARY) profile --family chat --out models/profile.json $(ARGS)
 
 evaluate: setup build data texts ## Measure the plans' quality on texts and images that no fit has seen
-	./$(BINARY) evaluate --family text --data $(MAILS)/mails.jsonl \
-		$(patsubst %,$(HELD_OUT)/%.jsonl,quotations dictionary docstrings questions) \
+	./$(BINARY) evaluate --family text --data $(MAILS)/mails.jsonl $(HELD_OUT)/dictionary.jsonl \
 		--examples 1000 --again $(ARGS)
 	./$(BINARY) evaluate --family fashion --data $(IMAGES)/t10k-images-idx3-ubyte.gz --again $(ARGS)
 
@@ -191,6 +190,10 @@ $(TRAINING): tools/train/requirements.txt
 
 train: data $(TRAINING) ## Train the family fashion (about two hours on 2 cores)
 	$(TRAINING) tools/train/fashion.py all --data $(IMAGES) --out .tessera/train/fashion
+
+report: setup build texts ## Report the front of text on kinds of texts that had no part in choosing it (ARGS="--report FILE")
+	./$(BINARY) evaluate --family text --examples 1000 --report report-text.json \
+		--data $(patsubst %,$(HELD_OUT)/%.jsonl,quotations docstrings questions) $(ARGS)
 
 train-text: setup data texts $(TRAINING) ## Train a text encoder for assembly (some 5 hours on 2 cores; goes on where it was)
 	$(TRAINING) tools/train/text/corpora.py --from .tessera/data/texts --to .tessera/data/texts.jsonl

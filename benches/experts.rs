@@ -26,7 +26,7 @@ use pool::{Pool, text_manifest};
 use tessera::{
     assembly::Family,
     family::{FamilyGraph, Manifest, ModuleId, ModuleKind, PlanId},
-    fit::{Dataset, ExpertOptions, Grouping, fit_experts, measure_qualities},
+    fit::{Dataset, EvaluateOptions, ExpertOptions, Grouping, fit_experts, report},
     pool::FamilyWriter,
     runtime::{Executor, ModuleObserver, Runtime, RuntimeConfig, SideInputs, find_library},
 };
@@ -144,7 +144,14 @@ impl Bench {
             parts.iter().flat_map(|blocks| ks.iter().map(move |k| plan(blocks, k))).collect();
         let plans: Vec<&str> = plans.iter().map(String::as_str).collect();
         let mut executor = Executor::new(self.runtime.clone(), family);
-        let found = measure_qualities(&mut executor, &held_out, &plans, 128, &())?;
+        let options = EvaluateOptions {
+            max_tokens: 128,
+            plans_per_round: plans.len(),
+            max_rounds: 0,
+            command: String::new(),
+        };
+        let corpora = std::slice::from_ref(&held_out);
+        let found = report(&mut executor, corpora, &plans, &options, &())?.plans;
         let name = name(case).replace('/', " | ");
         for blocks in &parts {
             let quality = |k| found.get(&plan(blocks, k)).copied().unwrap_or(f64::NAN);

@@ -1,16 +1,21 @@
 //! The `fit`, `profile` and `evaluate` commands.
 
+use std::path::Path;
+
 use super::{
     args::{Common, DataArguments, EvaluateArguments, FitArguments, ProfileArguments},
     progress::{Bars, say, say_error},
     setup,
+    show::measured_only,
 };
 use crate::{
     app::{Measured, family_of, quality_of, writer_of},
+    assembly::Family,
     family::Manifest,
     fit::{Dataset, EvaluateOptions, ExpertOptions, FitOptions, check_corpora},
-    offer::{QualityRecords, ShippedProfiles},
-    pool::FitRecords,
+    offer::{Profile, QualityRecords, ShippedProfiles, plan_table},
+    plan::Shape,
+    pool::{FitRecords, write_atomically},
     runtime::Executor,
     telemetry,
 };
@@ -83,39 +88,44 @@ pub(super) fn profile(common: &Common, arguments: &ProfileArguments) -> anyhow::
     })
 }
 
-/// Measures the quality of a family's plans.
+/// Measures the quality of a family's plans, for the family or for a report.
 pub(super) fn evaluate(common: &Common, arguments: &EvaluateArguments) -> anyhow::Result<()> {
     telemetry::start_logging(&common.log, common.log_format, None)?;
     let machine = setup::machine(common)?;
-    let writer = writer_of(&common.pool, &arguments.family.family)?;
+    // A report leaves the family as it is.
+    let writes = arguments.report.is_none();
+    let writer = writes.then(|| writer_of(&common.pool, &arguments.family.family)).transpose()?;
     let family = family_of(&common.pool, &arguments.family.family)?;
     let corpora = read(&arguments.source, &family.manifest)?;
     check_corpora(&corpora, &FitRecords::read(&family.folder)?)?;
     let profile = setup::profile(&machine, &family)?;
-    let records = if arguments.again { QualityRecords::default() } else { quality_of(&family)? };
     let options = EvaluateOptions {
         max_tokens: arguments.max_tokens,
         plans_per_round: arguments.plans,
         max_rounds: arguments.rounds,
         command: command_of(arguments, &corpora),
     };
-    let write = |records: &QualityRecords| {
-        let text = serde_json::to_string_pretty(records).unwrap_or_default() + "\n";
-        writer.replace(&family.manifest.quality.file, text.as_bytes())
-    };
-    // What was measured before is replaced by everything that was measured again, not by a part.
-    let mut save =
-        |records: &QualityRecords| if arguments.again { Ok(()) } else { Ok(write(records)?) };
     let executor = Executor::new(machine.runtime().clone(), family.clone());
     let mut executor = executor.with_activations(profile.activations());
     let bars = Bars::default();
-    let records = crate::fit::evaluate(
-        &mut executor,
-        &corpora,
-        crate::fit::Evaluation { profile: &profile, records, options: &options },
-        &bars,
-        &mut save,
-    )?;
+    let Some(writer) = writer else {
+        let plans = measured_front(&family, &profile)?;
+        let plans: Vec<&str> = plans.iter().map(String::as_str).collect();
+        let report = crate::fit::report(&mut executor, &corpora, &plans, &options, &bars)?;
+        drop(bars);
+        let path = arguments.report.as_deref().unwrap_or(Path::new("report.json"));
+        write_atomically(path, text_of(&report).as_bytes())?;
+        say(&format!("{} plans reported in {}", report.plans.len(), path.display()));
+        return Ok(());
+    };
+    let records = if arguments.again { QualityRecords::default() } else { quality_of(&family)? };
+    let file = &family.manifest.quality.file;
+    let write = |records: &QualityRecords| writer.replace(file, text_of(records).as_bytes());
+    // What was measured before is replaced by everything that was measured again, not by a part.
+    let mut save =
+        |records: &QualityRecords| if arguments.again { Ok(()) } else { Ok(write(records)?) };
+    let evaluation = crate::fit::Evaluation { profile: &profile, records, options: &options };
+    let records = crate::fit::evaluate(&mut executor, &corpora, evaluation, &bars, &mut save)?;
     write(&records)?;
     drop(bars);
     say(&format!(
@@ -126,6 +136,16 @@ pub(super) fn evaluate(common: &Common, arguments: &EvaluateArguments) -> anyhow
         records.prediction_error
     ));
     Ok(())
+}
+
+fn text_of(records: &QualityRecords) -> String {
+    serde_json::to_string_pretty(records).unwrap_or_default() + "\n"
+}
+
+/// Returns the ids of the measured plans that no other measured plan beats for a usual request.
+fn measured_front(family: &Family, profile: &Profile) -> anyhow::Result<Vec<String>> {
+    let table = measured_only(&plan_table(family, profile, &quality_of(family)?, 0.0)?)?;
+    Ok(table.front(Shape::default()).into_iter().map(|entry| entry.id.clone()).collect())
 }
 
 /// Reads texts or images, as the family of `manifest` needs, and says what of them is left out.

@@ -103,7 +103,8 @@ pub(super) fn table(common: &Common, name: &str) -> anyhow::Result<(Arc<Family>,
     Ok((family, table))
 }
 
-fn measured_only(table: &PlanTable) -> anyhow::Result<PlanTable> {
+/// Returns the plans of `table` whose quality was measured.
+pub(super) fn measured_only(table: &PlanTable) -> anyhow::Result<PlanTable> {
     let measured = |entry: &&PlanEntry| entry.quality.source == QualitySource::Measured;
     let entries = table.entries().iter().filter(measured).cloned().collect();
     Ok(PlanTable::new(entries, 0.0)?)

@@ -23,7 +23,7 @@ mod wave;
 pub use data::{Corpus, Dataset, ImageSet, Text};
 pub use error::FitError;
 pub use estimate::estimate_profile;
-pub use evaluate::{EvaluateOptions, Evaluation, check_corpora, evaluate, measure_qualities};
+pub use evaluate::{EvaluateOptions, Evaluation, check_corpora, evaluate, report};
 pub use experts::{ExpertOptions, Grouping, fit_experts};
 pub use export::export_plan;
 pub use idle::IdleMeasuring;

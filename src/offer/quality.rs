@@ -140,6 +140,11 @@ impl QualityRecords {
         }
     }
 
+    /// Notes the quality of a constant answer on a corpus.
+    pub fn note_constant(&mut self, corpus: String, quality: f64) {
+        self.corpora.entry(corpus).or_default().constant = rounded(quality);
+    }
+
     /// Forgets all plans but those for which `is_kept` holds.
     pub fn retain(&mut self, is_kept: impl Fn(&str) -> bool) {
         self.plans.retain(|id, _| is_kept(id));

@@ -309,6 +309,10 @@ pub struct EvaluateArguments {
     /// Forget earlier measurements, once everything is measured again
     #[arg(long)]
     pub again: bool,
+    /// Measure the plans of the family's front alone and write what they have on these texts or
+    /// images to this file (JSON); the family keeps its own figures
+    #[arg(long, conflicts_with = "again")]
+    pub report: Option<PathBuf>,
 }
 
 /// The shape of a request.

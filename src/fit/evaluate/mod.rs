@@ -74,8 +74,7 @@ pub fn evaluate(
     check_corpora(corpora, &FitRecords::read(&family.folder)?)?;
     describe(&mut records, &family, corpora, options)?;
     records.retain(|id| PlanId::parse(graph, id).is_ok());
-    let reference = reference_plan(&family.graph, &family.manifest.reference)
-        .ok_or_else(|| FitError::Family("the reference has no head".into()))?;
+    let reference = reference_of(&family)?;
     let mut wanted = singles(graph);
     wanted.extend(uniform(graph));
     wanted.insert(reference.clone());
@@ -98,13 +97,7 @@ pub fn evaluate(
         progress.note(&format!("round {round}: {} plans", due.len()));
         due.insert(reference.clone());
         let task = Task { plans: &due, reference: &reference, max_tokens: options.max_tokens };
-        let Judged { plans, constants } = task.judge(executor, corpora, progress)?;
-        for (plan, judged) in plans {
-            records.note(PlanId::of(graph, &plan).as_str(), judged);
-        }
-        for (corpus, constant) in constants {
-            records.corpora.entry(corpus).or_default().constant = constant;
-        }
+        task.judge(executor, corpora, progress)?.note(&mut records, graph);
         records.fit_losses(graph);
         save(&records)?;
         wanted = candidate_plans(&family, profile, &records)?;
@@ -182,30 +175,37 @@ fn not_measured(
     plans.into_iter().filter(|plan| !measured(plan)).collect()
 }
 
-/// Measures the quality of each of `plans` on `data`.
+/// Measures `plans` on each of `corpora`, and no other plan. The records are not those by which
+/// plans are chosen: a report on corpora that had no part in that.
 ///
 /// # Errors
 ///
-/// Fails when a plan id is wrong or a plan cannot be run.
-pub fn measure_qualities(
+/// Fails when a plan id is wrong, a plan cannot be run, and on a corpus like [`evaluate`].
+pub fn report(
     executor: &mut Executor,
-    data: &Dataset,
+    corpora: &[Dataset],
     plans: &[&str],
-    max_tokens: usize,
+    options: &EvaluateOptions,
     progress: &dyn Progress,
-) -> Result<BTreeMap<String, f64>, FitError> {
+) -> Result<QualityRecords, FitError> {
     let family = executor.family().clone();
-    let reference = reference_plan(&family.graph, &family.manifest.reference)
-        .ok_or_else(|| FitError::Family("the reference has no head".into()))?;
+    check_corpora(corpora, &FitRecords::read(&family.folder)?)?;
+    let mut records = QualityRecords::default();
+    describe(&mut records, &family, corpora, options)?;
+    let reference = reference_of(&family)?;
     let plans = plans.iter().map(|plan| PlanId::parse(&family.graph, plan));
     let mut plans = plans.collect::<Result<BTreeSet<_>, _>>()?;
     plans.insert(reference.clone());
-    let task = Task { plans: &plans, reference: &reference, max_tokens };
-    let judged = task.judge(executor, std::slice::from_ref(data), progress)?.plans.into_iter();
-    let worst = |judged: Vec<(String, Judgement)>| {
-        judged.into_iter().map(|(_, own)| own.quality).fold(f64::INFINITY, f64::min)
-    };
-    Ok(judged.map(|(plan, own)| (PlanId::of(&family.graph, &plan).into(), worst(own))).collect())
+    let task = Task { plans: &plans, reference: &reference, max_tokens: options.max_tokens };
+    task.judge(executor, corpora, progress)?.note(&mut records, &family.graph);
+    records.fit_losses(&family.graph);
+    Ok(records)
+}
+
+/// Returns the plan that defines a quality of 1.
+fn reference_of(family: &Family) -> Result<Plan, FitError> {
+    let plan = reference_plan(&family.graph, &family.manifest.reference);
+    plan.ok_or_else(|| FitError::Family("the reference has no head".into()))
 }
 
 /// Plans to be measured.
@@ -221,6 +221,18 @@ struct Judged {
     plans: BTreeMap<Plan, Vec<(String, Judgement)>>,
     /// Quality of a constant answer on each corpus.
     constants: Vec<(String, f64)>,
+}
+
+impl Judged {
+    /// Puts the figures into `records`.
+    fn note(self, records: &mut QualityRecords, graph: &FamilyGraph) {
+        for (plan, judged) in self.plans {
+            records.note(PlanId::of(graph, &plan).as_str(), judged);
+        }
+        for (corpus, constant) in self.constants {
+            records.note_constant(corpus, constant);
+        }
+    }
 }
 
 impl Task<'_> {
