@@ -9,8 +9,8 @@ use crate::{
     plan::ModuleId,
 };
 
-/// Weights beyond which a run takes no further module, in bytes. A call takes about 20 µs beside the
-/// work of its modules, which matters less the more they have to do. A session is evicted as a
+/// Weights beyond which a run takes no further module, in bytes. A call takes about 20 µs beside
+/// the work of its modules, which matters less the more they have to do. A session is evicted as a
 /// whole.
 const MAX_BYTES: u64 = 64 << 20;
 

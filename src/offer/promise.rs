@@ -57,7 +57,8 @@ impl fmt::Display for BrokenPromise {
                 };
                 write!(
                     formatter,
-                    "`{}` has {:.4} (±{:.4}) after {:.2} ms, but the line from {} to {} has {line:.4}",
+                    "`{}` has {:.4} (±{:.4}) after {:.2} ms, but the line from {} to {} has \
+                     {line:.4}",
                     plan.id,
                     plan.quality,
                     plan.uncertainty,
@@ -68,7 +69,8 @@ impl fmt::Display for BrokenPromise {
             }
             Self::Gap { faster, slower } => write!(
                 formatter,
-                "nothing lies between {:.2} ms (`{}`) and {:.2} ms (`{}`), which is {:.2} times as long",
+                "nothing lies between {:.2} ms (`{}`) and {:.2} ms (`{}`), which is {:.2} times \
+                 as long",
                 milliseconds(faster),
                 faster.id,
                 milliseconds(slower),

@@ -141,8 +141,8 @@ impl FitRecords {
         (RECORDS, text + "\n")
     }
 
-    /// Notes the texts of the data called `name`, by their digests. Those of data of which no fit is
-    /// left are forgotten.
+    /// Notes the texts of the data called `name`, by their digests. Those of data of which no fit
+    /// is left are forgotten.
     pub fn note_texts(&mut self, name: &str, texts: SeenTexts) {
         if texts != SeenTexts::default() {
             self.texts.insert(name.to_owned(), texts);

@@ -52,8 +52,8 @@ pub(super) type Binding = Arc<Mutex<Option<IoBinding>>>;
 /// Binding that lives no longer than its session.
 pub(super) type WeakBinding = Weak<Mutex<Option<IoBinding>>>;
 
-/// Caches that are bound to a session. To bind those of thirty blocks anew takes a tenth of a step's
-/// own time.
+/// Caches that are bound to a session. To bind those of thirty blocks anew takes a tenth of a
+/// step's own time.
 #[derive(Debug)]
 struct Kept {
     /// Addresses of the keys and values. As they are bound, no other value has these addresses.

@@ -22,17 +22,17 @@ pub struct AnchorSpec {
     pub part: Option<PartSource>,
     /// GGUF file, with its settings and weights.
     pub gguf: Option<PathBuf>,
-    /// Safetensors file that has the tensors which the anchor's own checkpoint lacks, such as another
-    /// anchor's embeddings.
+    /// Safetensors file that has the tensors which the anchor's own checkpoint lacks, such as
+    /// another anchor's embeddings.
     pub base: Option<PathBuf>,
     /// Tokenizer (`tokenizer.json`) with which the anchor was trained; texts only.
     pub tokenizer: Option<PathBuf>,
     /// Whether the family may be loaded without this anchor when its files are missing.
     #[serde(default)]
     pub optional: bool,
-    /// Whether the anchor's own head gives vectors that can be compared with those of the reference,
-    /// as it does if the anchor was trained to say what the reference says. Heads of images always
-    /// give the same classes.
+    /// Whether the anchor's own head gives vectors that can be compared with those of the
+    /// reference, as it does if the anchor was trained to say what the reference says. Heads of
+    /// images always give the same classes.
     #[serde(default)]
     pub aligned: bool,
     /// Variants to offer for each sub-layer: `int8`, `skip`, and `f32` for weights of quantized

@@ -138,8 +138,8 @@ impl Dataset {
             if let [first, ..] = &known[..] {
                 let (count, all, id) = (known.len(), self.len(), &first.id);
                 return Err(FitError::Family(format!(
-                    "{}: {count} of {all} texts, such as `{id}`, are among those of {name}, on which \
-                     maps or experts were fitted; qualities hold on other texts only",
+                    "{}: {count} of {all} texts, such as `{id}`, are among those of {name}, on \
+                     which maps or experts were fitted; qualities hold on other texts only",
                     self.name()
                 )));
             }
