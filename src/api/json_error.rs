@@ -75,7 +75,11 @@ impl fmt::Display for JsonError {
         let text = self.reason.to_string();
         let what = self.path.as_deref().map_or("it".to_owned(), |path| format!("`{path}`"));
         match (predicate(&text), &self.path) {
-            (Some(predicate), _) => write!(formatter, "{what} {predicate}"),
+            (Some(predicate), None) => {
+                let predicate = predicate.replace("must be an object", "must be a JSON object");
+                write!(formatter, "{what} {predicate}")
+            }
+            (Some(predicate), Some(_)) => write!(formatter, "{what} {predicate}"),
             (None, Some(_)) => write!(formatter, "{what}: {text}"),
             (None, None) => formatter.write_str(&text),
         }

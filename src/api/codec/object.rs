@@ -144,7 +144,7 @@ mod tests {
         for (body, told) in [
             (r#"{"text": "a", "text": "b"}"#, "duplicate field `text`"),
             (r#"{"text": {"a": [{"b": 1, "b": 2}]}}"#, "duplicate field `b`"),
-            ("[1]", "is an array, but must be an object"),
+            ("[1]", "it is an array, but must be a JSON object"),
             ("{} {}", "trailing characters"),
             ("", "EOF"),
         ] {
