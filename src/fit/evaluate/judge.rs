@@ -96,9 +96,8 @@ impl<'d> TextJudge<'d> {
 
     /// Judges the embeddings of one plan, `[texts, width]`.
     pub(super) fn judge(&self, embeddings: &[f32]) -> Judgement {
-        let recalls = self.neighbours.recalls(embeddings);
-        let (quality, interval) = mean_of(&recalls);
         let similar = products(embeddings, self.neighbours.reference(), self.width);
+        let (quality, interval) = mean_of(&self.neighbours.recalls_of(&similar));
         let correlations = self.ranks.iter().map(|(text, expected)| {
             let others = (0..similar.nrows()).filter(|other| other != text);
             let found = others.map(|other| similar[(other, *text)]).collect::<Vec<_>>();
@@ -133,7 +132,7 @@ impl<'d> TextJudge<'d> {
 
 /// Returns the share of the texts whose class is that of most of their nearest ones.
 fn classified(embeddings: &[f32], labels: &[&str], width: usize) -> Share {
-    let near = nearest(embeddings, embeddings, width);
+    let near = nearest(&products(embeddings, embeddings, width));
     let is_right = |(place, near): &(usize, &Vec<usize>)| {
         let mut votes: BTreeMap<&str, usize> = BTreeMap::new();
         near.iter().for_each(|other| *votes.entry(labels[*other]).or_default() += 1);

@@ -17,7 +17,7 @@ impl Neighbours {
     /// Finds the neighbours of each row of `reference` among the other rows. Rows have unit length;
     /// the shape is `[texts, width]`.
     pub(super) fn new(reference: Vec<f32>, width: usize) -> Self {
-        let nearest = nearest(&reference, &reference, width);
+        let nearest = nearest(&products(&reference, &reference, width));
         Self { reference, width, nearest }
     }
 
@@ -25,9 +25,14 @@ impl Neighbours {
     ///
     /// Each row of `embeddings` finds its ten nearest among the *reference's* embeddings of the
     /// other texts. Recall is the fraction of them that the reference itself finds.
-    #[expect(clippy::cast_precision_loss, reason = "counts of texts are small")]
     pub(super) fn recalls(&self, embeddings: &[f32]) -> Vec<f64> {
-        let found = nearest(embeddings, &self.reference, self.width);
+        self.recalls_of(&products(embeddings, &self.reference, self.width))
+    }
+
+    /// Returns recall@10 of each text by the products of its row and those of the reference.
+    #[expect(clippy::cast_precision_loss, reason = "counts of texts are small")]
+    pub(super) fn recalls_of(&self, products: &Mat<f32>) -> Vec<f64> {
+        let found = nearest(products);
         let pairs = found.iter().zip(&self.nearest);
         let recall = |(found, nearest): (&Vec<usize>, &Vec<usize>)| {
             let hits = found.iter().filter(|place| nearest.contains(place)).count();
@@ -42,10 +47,9 @@ impl Neighbours {
     }
 }
 
-/// Returns for each row of `queries` the rows of `corpus` with the largest products. The row at the
+/// Returns for each query, a column of `products`, the rows with the largest ones. The row at the
 /// same position is left out.
-pub(super) fn nearest(queries: &[f32], corpus: &[f32], width: usize) -> Vec<Vec<usize>> {
-    let products = products(queries, corpus, width);
+pub(super) fn nearest(products: &Mat<f32>) -> Vec<Vec<usize>> {
     let rows = products.nrows();
     (0..rows)
         .map(|query| {
