@@ -3,10 +3,25 @@
 use std::{path::Path, time::Duration};
 
 use rand::{SeedableRng, rngs::StdRng};
-use rand_distr::{Distribution, Gamma};
+use rand_distr::{Distribution, Exp1, Gamma};
 
 use super::BenchError;
 use crate::tensor::{FileKind, read_text};
+
+/// Length of a pattern of bursts.
+const BURST_PERIOD: Duration = Duration::from_secs(4);
+
+/// How the rate of requests changes over time. Its mean is that of the load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pattern {
+    /// Half a second of every four at four times the mean rate.
+    Bursts,
+    /// A day: the rate rises from nothing to twice the mean and falls again, once in the load.
+    Day,
+    /// Half of the requests all the time, and the others from one client that sends them in a
+    /// twelfth of the time, which makes 6.5 times the mean rate.
+    Flood,
+}
 
 /// Distribution of the times between requests.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,6 +32,8 @@ pub enum Arrivals {
         /// Variance over squared mean.
         cv2: f64,
     },
+    /// Poisson process whose rate follows a pattern.
+    Pattern(Pattern),
     /// Recorded times, stretched or compressed to the requested rate.
     Trace(Vec<Duration>),
 }
@@ -59,6 +76,7 @@ impl Arrivals {
     pub fn offsets(&self, rate: f64, length: Duration, seed: u64) -> Vec<Duration> {
         match self {
             Self::Gamma { cv2 } => gamma(*cv2, rate, length, seed),
+            Self::Pattern(pattern) => pattern.offsets(rate, length, seed),
             Self::Trace(recorded) => {
                 let span = recorded.last().copied().unwrap_or_default().as_secs_f64();
                 let count = f64::from(u32::try_from(recorded.len()).unwrap_or(u32::MAX));
@@ -71,6 +89,61 @@ impl Arrivals {
             }
         }
     }
+}
+
+impl Pattern {
+    fn offsets(self, rate: f64, length: Duration, seed: u64) -> Vec<Duration> {
+        let mut random = StdRng::seed_from_u64(seed);
+        let seconds = length.as_secs_f64();
+        let mut arrived = 0.0;
+        let offsets = std::iter::from_fn(|| {
+            let gap: f64 = Exp1.sample(&mut random);
+            arrived += gap / (rate * seconds);
+            (arrived < 1.0).then(|| length.mul_f64(self.when(arrived, seconds)))
+        });
+        offsets.collect()
+    }
+
+    /// Returns the part of a load of `seconds` in which the fraction `arrived` of the requests
+    /// arrives.
+    fn when(self, arrived: f64, seconds: f64) -> f64 {
+        match self {
+            Self::Bursts => {
+                let period = BURST_PERIOD.as_secs_f64();
+                let whole = (arrived * seconds / period).floor();
+                let part = in_crowd(arrived * seconds / period - whole, 0.5, 0.125);
+                ((whole + part) * period / seconds).min(1.0)
+            }
+            Self::Day => bisect(arrived, |time| {
+                let turn = std::f64::consts::TAU;
+                time - (turn * time).sin() / turn
+            }),
+            Self::Flood => in_crowd(arrived, 0.5 + 0.5 / 12.0, 1.0 / 12.0),
+        }
+    }
+}
+
+/// Returns when the fraction `arrived` has come, if the share `crowd` of all comes within the share
+/// `time` of the time, in the middle of it, and the others evenly before and after.
+fn in_crowd(arrived: f64, crowd: f64, time: f64) -> f64 {
+    let before = (1.0 - crowd) / 2.0;
+    let calm = (1.0 - time) / (1.0 - crowd);
+    if arrived < before {
+        arrived * calm
+    } else if arrived < before + crowd {
+        before * calm + (arrived - before) * time / crowd
+    } else {
+        before * calm + time + (arrived - before - crowd) * calm
+    }
+}
+
+/// Returns the argument in 0 to 1 at which `function`, which grows from 0 to 1, is `value`.
+fn bisect(value: f64, function: impl Fn(f64) -> f64) -> f64 {
+    let halve = |(low, high): (f64, f64), _| {
+        let middle = (low + high) / 2.0;
+        if function(middle) < value { (middle, high) } else { (low, middle) }
+    };
+    (0..50).fold((0.0, 1.0), halve).0
 }
 
 fn gamma(cv2: f64, rate: f64, length: Duration, seed: u64) -> Vec<Duration> {
@@ -106,6 +179,29 @@ mod tests {
             assert!((variance / mean.powi(2) / cv2 - 1.0).abs() < 0.1, "{cv2}: {variance}");
             assert_eq!(offsets, arrivals.offsets(1_000.0, Duration::from_secs(100), 7));
             assert_ne!(offsets, arrivals.offsets(1_000.0, Duration::from_secs(100), 8));
+        }
+    }
+
+    #[test]
+    fn patterns_keep_the_mean_rate_and_have_their_peaks() {
+        let length = Duration::from_secs(12);
+        for (pattern, from, to, peak) in [
+            (Pattern::Bursts, 5.75, 6.25, 4.0),
+            (Pattern::Day, 5.75, 6.25, 2.0),
+            (Pattern::Flood, 5.5, 6.5, 6.5),
+        ] {
+            let arrivals = Arrivals::Pattern(pattern);
+            let offsets = arrivals.offsets(2_000.0, length, 7);
+            let count = |from: f64, to: f64| {
+                let range = Duration::from_secs_f64(from)..Duration::from_secs_f64(to);
+                let count = offsets.iter().filter(|offset| range.contains(*offset)).count();
+                f64::from(u32::try_from(count).expect("few")) / 2_000.0 / (to - from)
+            };
+            assert!(offsets.is_sorted() && offsets[offsets.len() - 1] < length);
+            let (mean, highest) = (count(0.0, 12.0), count(from, to));
+            assert!((mean - 1.0).abs() < 0.03, "{pattern:?}: mean {mean}");
+            assert!((highest / peak - 1.0).abs() < 0.1, "{pattern:?}: peak {highest}");
+            assert_eq!(offsets, arrivals.offsets(2_000.0, length, 7));
         }
     }
 

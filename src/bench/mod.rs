@@ -8,8 +8,8 @@ mod error;
 mod measured;
 mod target;
 
-pub use arrivals::Arrivals;
+pub use arrivals::{Arrivals, Pattern};
 pub use drive::{Load, capacity, drive};
 pub use error::BenchError;
 pub use measured::{Measured, Percentiles};
-pub use target::{FrontPlan, Message, Target};
+pub use target::{FrontPlan, Message, Sample, Target};

@@ -21,6 +21,7 @@ mod error;
 mod fuzz_tests;
 mod grid;
 mod limits;
+pub mod oracle;
 mod search;
 mod shape;
 mod staircase;

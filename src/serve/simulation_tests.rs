@@ -10,7 +10,7 @@ use std::{
 use proptest::prelude::{ProptestConfig, Strategy, TestCaseError, any, prop_assert_eq, proptest};
 
 use super::{
-    ErrorCode,
+    ErrorCode, PlanSummary,
     admission::{
         batch,
         job::Job,
@@ -18,11 +18,14 @@ use super::{
         waiting::Rank,
     },
     planner::{Chosen, Planner, Question, learned::Run},
-    support_tests::{Asked, Endings, MAX_WAIT, Reply, job, planner},
+    support_tests::{self, Endings, MAX_WAIT, Reply, job, planner, spread_planner},
 };
 use crate::{
     family::ModuleId,
-    plan::{Budget, Shape},
+    plan::{
+        Budget, Shape,
+        oracle::{Asked, Choice, Costs, bound},
+    },
 };
 
 /// Time from the queueing of a job to the start of an idle thread.
@@ -82,6 +85,11 @@ struct Simulation {
     noise: f64,
     random: Random,
     tally: Tally,
+    /// Sum of the answers' qualities.
+    quality: f64,
+    arrivals: Vec<Instant>,
+    /// Plan of all requests; `None` where the server chooses.
+    plan: Option<String>,
     /// Plan of the last batch.
     last: String,
     /// Receivers of answers; a job whose receiver is gone is abandoned.
@@ -100,6 +108,9 @@ impl Simulation {
             noise: 0.05,
             random: Random(seed),
             tally: Tally::default(),
+            quality: 0.0,
+            arrivals: Vec::new(),
+            plan: None,
             last: String::new(),
             replies: BTreeMap::new(),
             alone: Vec::new(),
@@ -114,7 +125,9 @@ impl Simulation {
     /// Lets a request for `rows` images arrive at `now`. Returns whether it was admitted.
     fn arrive_with(&mut self, now: Instant, latency: Option<Duration>, rows: usize) -> bool {
         self.tally.arrived += 1;
-        let (shape, budget) = (Shape::new(rows, 1), Budget { latency, ..Budget::default() });
+        self.arrivals.push(now);
+        let shape = Shape::new(rows, 1);
+        let budget = Budget { latency, plan: self.plan.clone(), ..Budget::default() };
         let question = Question { shape, budget: &budget, now };
         let need = self.planner.need(&question).unwrap_or_default();
         let rank = Rank { priority: 1, deadline: now + latency.unwrap_or(MAX_WAIT) };
@@ -124,7 +137,8 @@ impl Simulation {
             return false;
         };
         let in_time = self.planner.plan_in_time(&question, Duration::ZERO);
-        let (job, reply) = job(&self.planner, now, &Asked { rows, tokens: 1, budget });
+        let (job, reply) =
+            job(&self.planner, now, &support_tests::Asked { rows, tokens: 1, budget });
         let chosen = in_time.unwrap_or(job.chosen);
         self.replies.insert(now, reply);
         self.scheduler.push(now, reserved, Job { chosen, promise, ..job });
@@ -146,7 +160,7 @@ impl Simulation {
                 jobs.iter().for_each(|job| drop(self.replies.remove(&job.queued)));
                 continue;
             };
-            let begun = self.scheduler.begin(now, thread, chosen.conservative);
+            let begun = self.scheduler.begin(now, thread, chosen.expected());
             let deviation = self.noise * (2.0 * self.random.next() - 1.0);
             let speed = self.slowness * (1.0 + deviation);
             let rows = jobs.iter().map(|job| job.shape.batch).sum();
@@ -158,6 +172,7 @@ impl Simulation {
             let times: Vec<_> = chosen.plan.path.iter().filter_map(time).collect();
             let ends = now + times.iter().map(|(_, time)| *time).sum::<Duration>();
             self.last.clone_from(&chosen.summary.plan);
+            self.quality += jobs.iter().map(|_| chosen.summary.quality.value).sum::<f64>();
             self.threads[thread] = Some(Running { ends, jobs, chosen, begun, times });
         }
     }
@@ -237,6 +252,78 @@ fn an_hour_of_traffic_loses_no_request_and_keeps_its_deadlines() {
     let admitted = tally.arrived - tally.refused;
     assert!(tally.late + tally.expired <= admitted / 50, "{tally:?}");
     assert!(tally.in_time * 10 >= tally.arrived * 9, "worse plans, not refusals: {tally:?}");
+}
+
+/// Returns the number of images a second that the best plan answers in batches of 16.
+fn capacity(planner: &Planner, now: Instant) -> f64 {
+    let question = Question { shape: Shape::new(16, 1), budget: &Budget::default(), now };
+    16.0 / planner.plan_for(&question).expect("a plan").predicted.as_secs_f64()
+}
+
+/// Lets requests arrive for 16 seconds, half a second of every four at four times the mean `rate`.
+fn bursts(simulation: &mut Simulation, start: Instant, rate: f64, latency: Duration) {
+    let mut now = start;
+    while now < start + Duration::from_secs(16) {
+        let within = (now - start).as_millis() % 4_000;
+        let factor = if within < 500 { 4.0 } else { 4.0 / 7.0 };
+        now += simulation.random.gap(rate * factor);
+        simulation.run_until(now);
+        simulation.arrive(now, Some(latency));
+    }
+    simulation.run_until(now + MAX_WAIT);
+}
+
+#[test]
+fn bursts_get_worse_answers_not_refusals() {
+    for (budget, most_refused) in [(100, 0.0), (20, 0.02)] {
+        let (planner, start) = (planner(), Instant::now());
+        // The cheapest plan keeps pace with the bursts, and the best one with a quarter of them.
+        let rate = capacity(&planner, start);
+        let mut simulation = Simulation::new(start, planner, 1, 7);
+        bursts(&mut simulation, start, rate, Duration::from_millis(budget));
+        let Tally { arrived, refused, late, expired, .. } = simulation.tally;
+        let [arrived, refused] =
+            [arrived, refused].map(|count| f64::from(u32::try_from(count).expect("few")));
+        assert!(refused <= most_refused * arrived, "{budget} ms: {refused} of {arrived}");
+        assert!((late, expired) == (0, 0), "{budget} ms: {late} late, {expired} expired");
+        let quality = simulation.quality / (arrived - refused);
+        assert!(quality > 0.91, "{budget} ms: {quality}");
+    }
+}
+
+#[test]
+fn most_of_what_a_scheduler_that_knows_the_bursts_gains_is_gained() {
+    let (planner, start) = (spread_planner(), Instant::now());
+    let (rate, budget) = (capacity(&planner, start), Duration::from_millis(100));
+    let front = |rows| planner.front(Shape::new(rows, 1), start);
+    let choice = |plan: &PlanSummary| {
+        let PlanSummary { predicted_latency: time, quality, .. } = plan;
+        Choice { time: *time, quality: quality.value }
+    };
+    let rows = (1..=16).map(|rows| front(rows).iter().map(choice).collect());
+    let costs = Costs { tokens: vec![1], choices: vec![rows.collect()] };
+    // Returns arrivals, the fraction that is in time, and the mean quality of answers.
+    let run = |plan: Option<String>| {
+        let mut simulation = Simulation::new(start, planner.clone(), 1, 7);
+        simulation.plan = plan;
+        bursts(&mut simulation, start, rate, budget);
+        let Tally { arrived, in_time, late, .. } = simulation.tally;
+        let [arrived, in_time, late] =
+            [arrived, in_time, late].map(|count| f64::from(u32::try_from(count).expect("few")));
+        let quality = simulation.quality / (in_time + late);
+        (simulation.arrivals, in_time / arrived, quality)
+    };
+    let (arrivals, attainment, quality) = run(None);
+    assert!(attainment > 0.999, "{attainment}");
+    let asked: Vec<Asked> =
+        arrivals.iter().map(|at| Asked { offset: *at - start, tokens: 1 }).collect();
+    let oracle = bound(&asked, budget, &costs);
+    let fixed = front(1).into_iter().map(|plan| run(Some(plan.plan)));
+    let deployable = fixed.filter(|(_, attainment, _)| *attainment >= 0.99);
+    let best = deployable.map(|(_, _, quality)| quality).fold(0.0, f64::max);
+    let share = (quality - best) / (oracle.mean_quality - best);
+    assert!(oracle.mean_quality - best > 0.03, "{oracle:?} leads the best fixed plan's {best}");
+    assert!(share > 0.8, "{quality} between {best} and {oracle:?}");
 }
 
 #[test]

@@ -34,7 +34,7 @@ const NARROW: [(&str, &[&str]); 5] = [
     ("serve", &SERVED),
     ("telemetry", &["tensor", "plan", "runtime", "serve"]),
     ("api", &["tensor", "family", "plan", "input", "serve", "telemetry"]),
-    ("bench", &["tensor"]),
+    ("bench", &["tensor", "plan"]),
 ];
 
 /// Rooms that serving needs: neither offline work nor architectures.

@@ -77,7 +77,9 @@ pub enum Command {
     #[command(
         after_help = "Examples:\n  tessera bench --family fashion --budgets-ms 25\n  tessera bench \
                             --family fashion --cv2 1,4,8 --seconds 20 --json load.json --svg \
-                            load.svg\n  tessera bench --family text --trace arrivals.txt"
+                            load.svg\n  tessera bench --family text --trace arrivals.txt\n  \
+                            tessera bench --family text --budgets-ms 100 --traffic bursts,flood \
+                            --all-plans --rounds 3"
     )]
     Bench(BenchArguments),
     /// Chat with a model of a running server in the terminal

@@ -1,4 +1,4 @@
-//! The picture of `bench`: attainment and quality over load, a column for each kind of arrivals.
+//! The picture of `bench`: attainment and quality over load, a column for each kind of traffic.
 
 use anyhow::anyhow;
 use plotters::{
@@ -12,17 +12,17 @@ use plotters::{
     style::{BLACK, Color, Palette, Palette99, ShapeStyle, WHITE},
 };
 
-use super::row::{Row, TESSERA};
+use super::row::{ORACLE, Row, TESSERA};
 
 const COLUMN_WIDTH: u32 = 420;
 const HEIGHT: u32 = 640;
 
 /// Returns an SVG of attainment and mean quality over load, with the title `title`.
 pub(super) fn draw(title: &str, rows: &[Row]) -> anyhow::Result<String> {
-    let mut kinds: Vec<Option<f64>> = Vec::new();
+    let mut kinds: Vec<&str> = Vec::new();
     for row in rows {
-        if !kinds.contains(&row.cv2) {
-            kinds.push(row.cv2);
+        if !kinds.contains(&row.traffic.as_str()) {
+            kinds.push(&row.traffic);
         }
     }
     let mut svg = String::new();
@@ -31,9 +31,8 @@ pub(super) fn draw(title: &str, rows: &[Row]) -> anyhow::Result<String> {
         let area = SVGBackend::with_string(&mut svg, (width, HEIGHT)).into_drawing_area();
         area.fill(&WHITE)?;
         let area = area.titled(title, ("sans-serif", 16))?;
-        for (column, cv2) in area.split_evenly((1, kinds.len().max(1))).iter().zip(&kinds) {
-            let own: Vec<&Row> = rows.iter().filter(|row| row.cv2 == *cv2).collect();
-            let name = cv2.map_or("trace".to_owned(), |cv2| format!("CV² {cv2}"));
+        for (column, name) in area.split_evenly((1, kinds.len().max(1))).iter().zip(&kinds) {
+            let own: Vec<&Row> = rows.iter().filter(|row| row.traffic == *name).collect();
             let panels = column.split_evenly((2, 1));
             panel(&panels[0], &format!("in time, {name}"), &own, |row| row.measured.attainment)?;
             panel(&panels[1], "mean quality", &own, |row| row.measured.mean_quality)?;
@@ -69,6 +68,7 @@ fn panel(
     for (index, policy) in policies.iter().enumerate() {
         let style: ShapeStyle = match *policy {
             TESSERA => BLACK.stroke_width(3),
+            ORACLE => BLACK.mix(0.5).stroke_width(2),
             _ => Palette99::pick(index).stroke_width(1),
         };
         let own = rows.iter().filter(|row| row.policy == *policy);

@@ -1,82 +1,172 @@
-//! Comparison of chosen plans with the best fixed plan, load by load.
+//! Comparison of chosen plans with the best fixed plan and with the oracle, load by load.
 
 use serde::Serialize;
 
-use super::row::{Row, TESSERA};
+use super::row::{ORACLE, Row, TESSERA};
 
 /// Largest shortfall in attainment or quality at which a fixed plan still counts as equal.
 const EQUAL: f64 = 0.002;
 
-/// Comparison of Tessera with fixed plans under one load.
+/// Least attainment of a fixed plan that an operator would deploy.
+const DEPLOYABLE: f64 = 0.99;
+
+/// Least attainment in the first round of a plan that is measured in the others.
+const PROMISING: f64 = 0.97;
+
+/// Number of fixed plans that are measured in all rounds.
+const NUM_PROMISING: usize = 3;
+
+/// Least lead of the oracle over the best fixed plan of which a share tells something.
+const LEAD: f64 = 0.002;
+
+/// Comparison of Tessera with fixed plans under one load. All values are means over the rounds.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct Comparison {
     load: f64,
-    cv2: Option<f64>,
+    traffic: String,
     attainment: f64,
     mean_quality: f64,
+    /// Plan of highest quality among those that attain .99: what someone would deploy who knew
+    /// this load.
+    best_fixed: Option<Standing>,
+    /// Cheapest plan (INFaaS without a demanded accuracy).
+    cheapest: Option<Standing>,
     /// Plan of highest attainment among those of equal or better quality.
-    equal_quality: Option<Rival>,
+    equal_quality: Option<Standing>,
     /// Plan of highest quality among those of equal or better attainment.
-    equal_attainment: Option<Rival>,
+    equal_attainment: Option<Standing>,
+    /// Best answers of a scheduler that knows all arrivals.
+    oracle: Option<Standing>,
+    /// Tessera's lead over the best fixed plan as a share of the oracle's.
+    share_of_oracle: Option<f64>,
 }
 
-/// A fixed plan and its measurements.
+/// A policy and its mean measurements.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-struct Rival {
-    plan: String,
+struct Standing {
+    policy: String,
     attainment: f64,
     mean_quality: f64,
 }
 
-impl Rival {
-    fn of(row: &Row) -> Self {
-        let (attainment, mean_quality) = (row.measured.attainment, row.measured.mean_quality);
-        Self { plan: row.policy.clone(), attainment, mean_quality }
+impl Standing {
+    /// Returns whether the policy is one plan for all requests.
+    fn is_fixed(&self) -> bool {
+        ![TESSERA, ORACLE].contains(&self.policy.as_str())
     }
 }
 
-/// Compares Tessera with the fixed plans under each load.
-pub(super) fn compare(rows: &[Row]) -> Vec<Comparison> {
-    let own = rows.iter().filter(|row| row.policy == TESSERA);
-    own.map(|own| {
-        let is_rival = |row: &&Row| {
-            let is_same_load = row.load.total_cmp(&own.load).is_eq() && row.cv2 == own.cv2;
-            is_same_load && row.policy != TESSERA && row.measured.answered > 0
+/// Returns the policies under the load and traffic of `like`, in the order of their first rows.
+fn standings(rows: &[Row], like: &Row) -> Vec<Standing> {
+    let is_alike =
+        |row: &&Row| row.load.total_cmp(&like.load).is_eq() && row.traffic == like.traffic;
+    let own: Vec<&Row> = rows.iter().filter(is_alike).collect();
+    let mut policies: Vec<&str> = Vec::new();
+    for row in &own {
+        if !policies.contains(&row.policy.as_str()) {
+            policies.push(&row.policy);
+        }
+    }
+    let standing = |policy: &str| {
+        let rows = || own.iter().filter(|row| row.policy == policy);
+        let mean = |value: fn(&Row) -> f64| {
+            let (sum, count) = rows().fold((0.0, 0.0), |(sum, n), row| (sum + value(row), n + 1.0));
+            sum / count
         };
-        let rivals = || rows.iter().filter(is_rival).map(Rival::of);
-        let Rival { attainment, mean_quality, .. } = Rival::of(own);
-        let as_good = rivals().filter(|rival| rival.mean_quality >= mean_quality - EQUAL);
-        let as_often = rivals().filter(|rival| rival.attainment >= attainment - EQUAL);
-        Comparison {
+        Standing {
+            policy: policy.to_owned(),
+            attainment: mean(|row| row.measured.attainment),
+            mean_quality: mean(|row| row.measured.mean_quality),
+        }
+    };
+    policies.into_iter().map(standing).collect()
+}
+
+/// Returns Tessera and the fixed plans that may be the best ones of a load by its first round.
+pub(super) fn promising(rows: &[Row]) -> Vec<String> {
+    let standings = rows.first().map(|row| standings(rows, row)).unwrap_or_default();
+    let mut fixed: Vec<&Standing> = standings
+        .iter()
+        .filter(|found| found.is_fixed() && found.attainment >= PROMISING)
+        .collect();
+    fixed.sort_by(|a, b| b.mean_quality.total_cmp(&a.mean_quality));
+    let fixed = fixed.into_iter().take(NUM_PROMISING).map(|found| found.policy.clone());
+    [TESSERA.to_owned()].into_iter().chain(fixed).collect()
+}
+
+/// Compares Tessera with the fixed plans under each load. `front` has the plans of the front,
+/// cheapest first.
+pub(super) fn compare(rows: &[Row], front: &[String]) -> Vec<Comparison> {
+    let own = rows.iter().filter(|row| row.policy == TESSERA && row.round == 1);
+    own.filter_map(|own| {
+        let standings = standings(rows, own);
+        let find = |policy: &str| standings.iter().find(|found| found.policy == policy).cloned();
+        let Standing { attainment, mean_quality, .. } = find(TESSERA)?;
+        let fixed = || {
+            let rivals = standings.iter().filter(|rival| rival.attainment > 0.0);
+            rivals.filter(|rival| rival.is_fixed()).cloned()
+        };
+        let best = |least: f64| {
+            let rivals = fixed().filter(move |rival| rival.attainment >= least);
+            rivals.max_by(|a, b| a.mean_quality.total_cmp(&b.mean_quality))
+        };
+        let as_good = fixed().filter(|rival| rival.mean_quality >= mean_quality - EQUAL);
+        let (best_fixed, oracle) = (best(DEPLOYABLE), find(ORACLE));
+        let share = |best: &Standing, oracle: &Standing| {
+            let lead = oracle.mean_quality - best.mean_quality;
+            (lead > LEAD).then(|| (mean_quality - best.mean_quality) / lead)
+        };
+        Some(Comparison {
             load: own.load,
-            cv2: own.cv2,
+            traffic: own.traffic.clone(),
             attainment,
             mean_quality,
+            share_of_oracle: best_fixed
+                .as_ref()
+                .zip(oracle.as_ref())
+                .and_then(|(best, oracle)| share(best, oracle)),
+            best_fixed,
+            cheapest: front.iter().find_map(|plan| find(plan)),
             equal_quality: as_good.max_by(|a, b| a.attainment.total_cmp(&b.attainment)),
-            equal_attainment: as_often.max_by(|a, b| a.mean_quality.total_cmp(&b.mean_quality)),
-        }
+            equal_attainment: best(attainment - EQUAL),
+            oracle,
+        })
     })
     .collect()
 }
 
 /// Writes a comparison as a line of text.
 pub(super) fn describe(comparison: &Comparison) -> String {
-    let Comparison { load, cv2, attainment, mean_quality, equal_quality, equal_attainment } =
-        comparison;
-    let kind = cv2.map_or("trace".to_owned(), |cv2| format!("cv2 {cv2}"));
-    let by_quality = equal_quality.as_ref().map_or("no plan is as good".to_owned(), |rival| {
-        let Rival { plan, attainment: other, .. } = rival;
-        format!("{:.2} times as often as {plan} ({other:.4})", attainment / other)
-    });
-    let by_attainment =
-        equal_attainment.as_ref().map_or("no plan is in time as often".to_owned(), |rival| {
-            let points = (mean_quality - rival.mean_quality) * 100.0;
-            format!("{points:+.2} points beside {} ({:.4})", rival.plan, rival.mean_quality)
+    let Comparison { load, traffic, attainment, mean_quality, .. } = comparison;
+    let by_quality =
+        comparison.equal_quality.as_ref().map_or("no plan is as good".to_owned(), |rival| {
+            let Standing { policy, attainment: other, .. } = rival;
+            format!("{:.2} times as often as {policy} ({other:.4})", attainment / other)
         });
-    format!(
-        "{kind}, load {load}: in time {attainment:.4} at {mean_quality:.4}; at equal quality \
+    let beside = |rival: &Standing| {
+        let points = (mean_quality - rival.mean_quality) * 100.0;
+        let Standing { policy, attainment, mean_quality } = rival;
+        format!("{points:+.2} points beside {policy} ({mean_quality:.4}, in time {attainment:.4})")
+    };
+    let by_attainment = comparison
+        .equal_attainment
+        .as_ref()
+        .map_or("no plan is in time as often".to_owned(), beside);
+    let mut text = format!(
+        "{traffic}, load {load}: in time {attainment:.4} at {mean_quality:.4}; at equal quality \
          {by_quality}; at equal attainment {by_attainment}"
-    )
+    );
+    let best = comparison.best_fixed.as_ref();
+    text += &best.map_or("; no fixed plan attains .99".to_owned(), |rival| {
+        format!("; best fixed: {}", beside(rival))
+    });
+    if let Some(oracle) = &comparison.oracle {
+        text += &format!("; {}", beside(oracle));
+    }
+    if let Some(share) = comparison.share_of_oracle {
+        text += &format!("; {share:.2} of the oracle's lead");
+    }
+    text
 }
 
 #[cfg(test)]
@@ -84,32 +174,61 @@ mod tests {
     use super::*;
     use crate::bench::Measured;
 
-    #[test]
-    fn rivals_are_as_good_or_as_often_in_time() {
-        let row = |policy: &str, load, attainment, mean_quality| Row {
+    fn row(policy: &str, load: f64, attainment: f64, mean_quality: f64) -> Row {
+        Row {
             policy: policy.to_owned(),
             load,
             rate: 1.0,
-            cv2: Some(1.0),
+            traffic: "steady".to_owned(),
+            round: 1,
             measured: Measured { answered: 1, attainment, mean_quality, ..Measured::default() },
-        };
+        }
+    }
+
+    #[test]
+    fn rivals_are_as_good_or_as_often_in_time() {
         let rows = [
             row(TESSERA, 2.0, 0.9, 0.8),
-            row("small", 2.0, 0.95, 0.6),
+            row("small", 2.0, 0.995, 0.6),
             row("middle", 2.0, 0.899, 0.7),
             row("large", 2.0, 0.3, 0.81),
             row("larger", 2.0, 0.2, 0.9),
+            row(ORACLE, 2.0, 1.0, 0.85),
             row("large", 1.0, 1.0, 0.81),
         ];
-        let found = compare(&rows);
-        let plan = |rival: &Option<Rival>| rival.as_ref().map(|rival| rival.plan.clone());
+        let front = ["tiny", "small", "middle"].map(str::to_owned);
+        let found = compare(&rows, &front);
+        let plan = |rival: &Option<Standing>| rival.as_ref().map(|rival| rival.policy.clone());
         assert_eq!(found.len(), 1);
         assert_eq!(plan(&found[0].equal_quality).as_deref(), Some("large"));
         assert_eq!(plan(&found[0].equal_attainment).as_deref(), Some("middle"));
+        assert_eq!(plan(&found[0].best_fixed).as_deref(), Some("small"));
+        assert_eq!(plan(&found[0].cheapest).as_deref(), Some("small"));
+        let share = found[0].share_of_oracle.expect("a share");
+        assert!((share - 0.8).abs() < 1e-9, "{share}");
         let line = describe(&found[0]);
         assert!(line.contains("3.00 times as often as large (0.3000)"), "{line}");
         assert!(line.contains("+10.00 points beside middle"), "{line}");
-        let none = describe(&compare(&rows[..1])[0]);
+        assert!(line.contains("best fixed: +20.00 points beside small (0.6000"), "{line}");
+        assert!(line.ends_with("0.80 of the oracle's lead"), "{line}");
+        let none = describe(&compare(&rows[..1], &front)[0]);
         assert!(none.contains("no plan is as good") && none.contains("no plan is in time"));
+        assert!(none.ends_with("no fixed plan attains .99"), "{none}");
+    }
+
+    #[test]
+    fn rounds_are_averaged() {
+        let second = |row: Row| Row { round: 2, ..row };
+        let rows = [
+            row(TESSERA, 1.0, 1.0, 0.8),
+            row("small", 1.0, 1.0, 0.6),
+            second(row(TESSERA, 1.0, 0.8, 0.9)),
+            second(row("small", 1.0, 0.96, 0.6)),
+        ];
+        let found = compare(&rows, &[]);
+        assert_eq!(found.len(), 1);
+        assert!((found[0].attainment - 0.9).abs() < 1e-9);
+        assert!((found[0].mean_quality - 0.85).abs() < 1e-9);
+        assert_eq!(found[0].best_fixed, None, "the mean of small is .98");
     }
 }

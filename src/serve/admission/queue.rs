@@ -10,7 +10,7 @@ use super::{
     batch::{self, Batch},
     job::{FamilyKey, Job, Task},
     scheduler::{Begun, Candidate, Capacity, Promise, Refusal, Scheduler, StepPlan},
-    waiting::Reserved,
+    waiting::{Expected, Reserved},
 };
 use crate::{
     family::ModuleId,
@@ -321,7 +321,7 @@ impl Receiver {
     }
 
     /// Records the start of a batch that is expected to run for `expected`.
-    pub(crate) fn begin(&self, expected: Duration) -> Begun {
+    pub(crate) fn begin(&self, expected: Expected) -> Begun {
         self.shared.lock().scheduler.begin(Instant::now(), self.index, expected)
     }
 

@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 
 use super::{
     strictness::Strictness,
-    waiting::{Need, Rank, Reserved, Share, Taken, Threads, Waiting},
+    waiting::{Expected, Need, Rank, Reserved, Share, Taken, Threads, Waiting},
 };
 use crate::serve::planner::follow::{Bounds, Rates, Transient};
 
 /// Time for which overlapping requests may be the reason that later ones are late or refused.
 const LATELY: Duration = Duration::from_millis(100);
 
-/// Rates and bounds of the ratio between the time until a job is done and the expected time. It
-/// settles at about the 90th percentile.
+/// Rates and bounds of the ratio between the time until a job is done, without what better plans
+/// than the fastest were given, and the expected time. It settles at about the 90th percentile.
 const STRETCH_RATES: Rates = Rates { rise: 0.09, fall: 0.01 };
 const STRETCH_BOUNDS: Bounds = Bounds { least: 1.0, most: 16.0 };
 
@@ -57,12 +57,17 @@ pub(crate) struct Promise {
     pub(crate) least: Duration,
     /// Whether no request came beside another one lately.
     pub(crate) is_alone: bool,
+    /// Time that had been given to better plans than the fastest before the admission.
+    pub(crate) given: Duration,
 }
 
 impl Promise {
     /// Returns the ratio between the time that the request took until `now` and the expected time.
-    fn ratio(&self, now: Instant) -> f64 {
+    /// What was `given` to better plans meanwhile does not count: it was spare time, and another
+    /// request would have got it.
+    fn ratio(&self, now: Instant, given: Duration) -> f64 {
         let taken = now.saturating_duration_since(self.admitted);
+        let taken = taken.saturating_sub(given.saturating_sub(self.given));
         taken.as_secs_f64() / self.least.as_secs_f64().max(1e-6)
     }
 }
@@ -114,7 +119,11 @@ pub(crate) struct StepPlan<T> {
 
 /// Start of a batch, which the thread hands back at the batch's end.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Begun(Instant);
+pub(crate) struct Begun {
+    at: Instant,
+    /// Time that was given to better plans until the batch's end, this batch's included.
+    given: Duration,
+}
 
 /// Waiting items, running batches, and the estimates that are learned from them.
 #[derive(Debug)]
@@ -132,6 +141,8 @@ pub(crate) struct Scheduler<T> {
     /// Ratio between the time until a job is done and the expected time. Preparing, answering and
     /// other families take the processor as well.
     stretch: Transient,
+    /// Time that was given to better plans than the fastest, as a delay of what waits.
+    given: Duration,
     /// Number of running batches.
     num_running: usize,
     /// Time at which a request last arrived or was refused, or a batch ran beside other work.
@@ -150,6 +161,7 @@ impl<T: Work> Scheduler<T> {
             hurried: None,
             strictness: Strictness::default(),
             stretch: Transient::new(1.0),
+            given: Duration::ZERO,
             num_running: 0,
             disturbed: None,
             crowded: None,
@@ -183,7 +195,8 @@ impl<T: Work> Scheduler<T> {
             self.check_room(now, wait, candidate)?;
         }
         let reserved = self.waiting.reserve(candidate.rank, candidate.need.least);
-        let promise = Promise { admitted: now, least: wait + candidate.need.alone, is_alone };
+        let least = wait + candidate.need.alone;
+        let promise = Promise { admitted: now, least, is_alone, given: self.given };
         Ok((reserved, promise))
     }
 
@@ -191,8 +204,8 @@ impl<T: Work> Scheduler<T> {
     /// it is too long.
     pub(crate) fn give_up(&mut self, now: Instant, reserved: Reserved, promise: &Promise) {
         self.waiting.release(reserved);
-        if promise.ratio(now) > self.stretch.get(now) {
-            self.learn_stretch(now, promise);
+        if promise.ratio(now, self.given) > self.stretch.get(now) {
+            self.learn_stretch(now, promise, self.given);
         }
     }
 
@@ -226,7 +239,8 @@ impl<T: Work> Scheduler<T> {
         match is_late {
             true => {
                 self.strictness.raise(now);
-                items.iter().for_each(|item| self.learn_stretch(now, item.promise()));
+                let learn = |item: &T| self.learn_stretch(now, item.promise(), self.given);
+                items.iter().for_each(learn);
             }
             false => self.strictness.lower(),
         }
@@ -234,30 +248,28 @@ impl<T: Work> Scheduler<T> {
     }
 
     /// Notes that `thread` runs a batch that is expected to take `expected`.
-    pub(crate) fn begin(&mut self, now: Instant, thread: usize, expected: Duration) -> Begun {
-        self.busy_until[thread] = Some(now + expected);
+    pub(crate) fn begin(&mut self, now: Instant, thread: usize, expected: Expected) -> Begun {
+        let Expected { time, spare } = expected;
+        self.busy_until[thread] = Some(now + time);
+        let begun = Begun { at: now, given: self.given + spare };
+        let num_threads = self.busy_until.iter().flatten().count();
+        self.given += spare / u32::try_from(num_threads).unwrap_or(u32::MAX);
         self.num_running += 1;
         if self.num_running > 1 || self.waiting.len() > 0 {
             self.disturbed = Some(now);
         }
-        Begun(now)
+        begun
     }
 
     /// Notes that `thread` has run `items`. Returns whether no other request ran, waited or arrived
     /// meanwhile.
-    pub(crate) fn end(
-        &mut self,
-        now: Instant,
-        thread: usize,
-        Begun(begun): Begun,
-        items: &[T],
-    ) -> bool {
+    pub(crate) fn end(&mut self, now: Instant, thread: usize, begun: Begun, items: &[T]) -> bool {
         self.busy_until[thread] = Some(now);
         self.num_running -= 1;
         for item in items.iter().filter(|item| item.has_budget()) {
-            self.learn_stretch(now, item.promise());
+            self.learn_stretch(now, item.promise(), begun.given);
         }
-        self.is_undisturbed_since(begun)
+        self.is_undisturbed_since(begun.at)
     }
 
     /// Notes that `thread` has ended. Returns whether it was the last one.
@@ -307,8 +319,8 @@ impl<T: Work> Scheduler<T> {
         self.waiting.len() > 0 || !self.busy_until.iter().flatten().any(is_idle)
     }
 
-    fn learn_stretch(&self, now: Instant, promise: &Promise) {
-        self.stretch.follow(now, promise.ratio(now), STRETCH_RATES, STRETCH_BOUNDS);
+    fn learn_stretch(&self, now: Instant, promise: &Promise, given: Duration) {
+        self.stretch.follow(now, promise.ratio(now, given), STRETCH_RATES, STRETCH_BOUNDS);
     }
 
     /// Checks that there is room for `candidate`, which may begin after `wait`.

@@ -3,6 +3,7 @@
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
+
 const ONE: Capacity = Capacity { num_free: 1 };
 
 /// Item of a test. Items of one kind run together.
@@ -96,14 +97,14 @@ fn a_batch_is_alone_where_nothing_arrives_or_runs_beside_it() {
     let now = Instant::now();
     let at = |seconds| now + seconds * SECOND;
     let mut scheduler = Scheduler::<Item>::new(now, 8, 2);
-    let begun = scheduler.begin(at(1), 0, SECOND);
+    let begun = scheduler.begin(at(1), 0, SECOND.into());
     assert!(scheduler.end(at(2), 0, begun, &[]));
-    let begun = scheduler.begin(at(3), 0, SECOND);
-    let beside = scheduler.begin(at(4), 1, SECOND);
+    let begun = scheduler.begin(at(3), 0, SECOND.into());
+    let beside = scheduler.begin(at(4), 1, SECOND.into());
     assert!(!scheduler.end(at(5), 0, begun, &[]));
     assert!(!scheduler.end(at(6), 1, beside, &[]));
     assert!(!scheduler.was_quiet_since(at(3)) && scheduler.was_quiet_since(at(7)));
-    let begun = scheduler.begin(at(8), 0, SECOND);
+    let begun = scheduler.begin(at(8), 0, SECOND.into());
     scheduler.admit(at(9), candidate(at(9), 9 * SECOND, SECOND)).expect("room");
     assert!(!scheduler.end(at(10), 0, begun, &[]));
 }
@@ -151,7 +152,7 @@ fn refused_requests_with_time_for_worse_plans_make_batches_hurry() {
     let allowance = unhurried.taken.shares[0].allowance;
     scheduler.commit(unhurried, 0, false);
     // Its deadline would be met by a batch of its own, but not behind the one that runs.
-    scheduler.begin(now, 0, 2 * SECOND);
+    scheduler.begin(now, 0, (2 * SECOND).into());
     let tight = candidate(now, Duration::from_millis(2_100), SECOND);
     assert!(matches!(scheduler.admit(now, tight), Err(Refusal::Late { .. })));
     let hurried = scheduler.step(now, &ONE).expect("some");

@@ -73,6 +73,21 @@ pub(crate) struct Need {
     pub(crate) batch_extra: Duration,
 }
 
+/// Expected time of a batch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Expected {
+    /// Time until the batch is done.
+    pub(crate) time: Duration,
+    /// Part of it that the fastest plan would not take.
+    pub(crate) spare: Duration,
+}
+
+impl From<Duration> for Expected {
+    fn from(time: Duration) -> Self {
+        Self { time, spare: Duration::ZERO }
+    }
+}
+
 impl<T> Waiting<T> {
     /// Creates an empty queue.
     pub(crate) fn new() -> Self {

@@ -264,7 +264,7 @@ mod tests {
         let plans = warm_up(&executor, &planner.loaded, &|| false);
         let (queue, receivers) = queue(1, 1);
         let busy = Runs::default();
-        let begun = receivers[0].begin(Duration::from_secs(1));
+        let begun = receivers[0].begin(Duration::from_secs(1).into());
         measure(&executor, &plans, &planner, &queue, &busy);
         assert_eq!(busy.num_learned(), 0, "a batch runs beside it");
         receivers[0].end(begun, &[]);

@@ -13,7 +13,9 @@ use std::{
 };
 
 use super::{
-    Observer, PlanSummary, ServeError, admission::waiting::Need, families::loaded::LoadedFamily,
+    Observer, PlanSummary, ServeError,
+    admission::waiting::{Expected, Need},
+    families::loaded::LoadedFamily,
 };
 use crate::{
     family::{FamilyError, ModuleId, PlanId},
@@ -59,6 +61,9 @@ pub(crate) struct Chosen {
     pub(super) conservative: Duration,
     /// Predicted run time of the plan now; excludes time spent before.
     pub(super) predicted: Duration,
+    /// Part of `conservative` that the fastest plan would not take; zero until the plan is chosen
+    /// for a batch.
+    pub(super) spare: Duration,
 }
 
 impl Chosen {
@@ -67,6 +72,18 @@ impl Chosen {
     pub(super) fn without_elapsed(mut self) -> Self {
         self.summary.predicted_latency = self.predicted;
         self
+    }
+
+    /// Returns the choice, where `fastest` could have run instead.
+    #[must_use]
+    pub(super) fn instead_of(self, fastest: &Self) -> Self {
+        let spare = self.conservative.saturating_sub(fastest.conservative);
+        Self { spare, ..self }
+    }
+
+    /// Returns the time that the batch is expected to take.
+    pub(super) fn expected(&self) -> Expected {
+        Expected { time: self.conservative, spare: self.spare }
     }
 }
 
@@ -288,7 +305,7 @@ impl Planner {
         let seconds = choice.entry.latency_seconds_at(shape) * conservative;
         let conservative = Duration::from_secs_f64(seconds) + loading;
         let predicted = summary.predicted_latency;
-        Ok(Chosen { summary, plan, conservative, predicted })
+        Ok(Chosen { summary, plan, conservative, predicted, spare: Duration::ZERO })
     }
 }
 

@@ -131,7 +131,7 @@ impl Worker {
     /// Runs a step of a generator that has one. For what it takes, the thread is busy.
     fn generate(&self) {
         if let Some(generator) = self.crew.next_generator() {
-            let begun = self.receiver.begin(generator.step_time());
+            let begun = self.receiver.begin(generator.step_time().into());
             generator.step(&*self.crew.observer);
             self.receiver.end(begun, &[]);
         }
@@ -159,7 +159,7 @@ impl Worker {
     /// fail.
     fn run_batch(&self, executor: &Executor, mut jobs: Vec<Job>, chosen: &Chosen) {
         let start = Instant::now();
-        let begun = self.receiver.begin(chosen.conservative);
+        let begun = self.receiver.begin(chosen.expected());
         let compute = AssertUnwindSafe(|| self.compute(executor, &mut jobs, chosen));
         let result = catch_unwind(compute).unwrap_or(Err(ServeError::Panicked));
         let is_alone = self.receiver.end(begun, &jobs);

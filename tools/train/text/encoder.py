@@ -81,8 +81,9 @@ class Encoder(nn.Module):
         """Embeds the tokens."""
         return self.norm(self.words[ids] + self.places[: ids.shape[1]])
 
-    def forward(self, ids, mask, form=None):
-        """Returns the vectors of texts, [batch, width], by the sub-network `form` or the whole."""
+    def states(self, ids, mask, form=None):
+        """Returns the last states of the tokens, [batch, length, width], by the sub-network `form` or
+        the whole."""
         heads, hidden = len(self.blocks[0].out.weight) // HEAD, len(self.blocks[0].expand.weight)
         form = form or Form([(heads, hidden)] * len(self.blocks))
         tokens = self.stem(ids)
@@ -92,8 +93,17 @@ class Encoder(nn.Module):
                 tokens = block.attend(tokens, seen, widths[0])
             if (index, "mlp") not in form.skipped:
                 tokens = block.transform(tokens, widths[1])
-        weights = (mask / mask.sum(1, keepdim=True))[:, :, None]
-        return F.normalize((tokens.float() * weights).sum(1), dim=1)
+        return tokens.float()
+
+    def forward(self, ids, mask, form=None):
+        """Returns the vectors of texts, [batch, width], by the sub-network `form` or the whole."""
+        return pooled(self.states(ids, mask, form), mask)
+
+
+def pooled(states, mask):
+    """Returns the means of the tokens that `mask` keeps, of length 1."""
+    weights = (mask / mask.sum(1, keepdim=True))[:, :, None]
+    return F.normalize((states * weights).sum(1), dim=1)
 
 
 def layers_of(block, prefix):

@@ -5,8 +5,8 @@
 
 It starts from all-MiniLM-L6-v2 and learns to say what that network says, on texts without labels.
 Each step runs the whole network, the smallest one and one drawn at random (the sandwich rule of
-slimmable networks, ICCV 2019). The loss is the distance to the teacher's vectors and, in a batch,
-to the order of the teacher's similarities. After a kill it goes on from the last checkpoint to the
+slimmable networks, ICCV 2019). The loss is the distance to the teacher's vectors, to the last
+states of its tokens and, in a batch, to its similarities. After a kill it goes on from the last checkpoint to the
 same numbers. The rate falls in the last fifth of the steps alone, so that `--steps` may grow.
 """
 
@@ -29,7 +29,7 @@ import encoder
 from place import place
 
 ROOT = Path(__file__).resolve().parents[3]
-WIDTHS = ((12, 1536), (8, 1024))
+WIDTHS = ((12, 1536), (12, 1024))
 DEPTH = 6
 # Blocks in the order in which shorter networks lack them; what it costs to leave one out decided.
 DROPPED_FIRST = (2, 3, 1)
@@ -47,13 +47,17 @@ KINDS = {
 }
 # Kind of texts that do not say theirs.
 UNNAMED = "mails"
-RATE = 2e-4
+RATE = 3e-4
 WARMUP = 100
 TEMPERATURE = 0.05
 SKIPPED = 0.06
 DECAY = 0.2
 # A small network that is far from its teacher does not outweigh the whole one, which is near.
 NEAR = 0.3
+# Weight of the distance between the states of tokens, as a share of the teacher's.
+STATES = 10.0
+# The whole network, which is near, sees one row in so many.
+SHARE_OF_WHOLE = 3
 EVERY = 50
 WATCHED = 400
 
@@ -173,20 +177,23 @@ def forms(generator, sandwich):
     return [None, smallest, drawn(generator)]
 
 
-def loss_of(output, taught, relations):
-    """Returns the distance of the output to the teacher's vectors and to its similarities with the
-    other texts of the batch, which decide what a search finds."""
-    loss = 10 * (1 - (output * taught).sum(1)).mean()
+def loss_of(states, taught, mask, relations):
+    """Returns the distance of the states, [batch, length, width], to the teacher's, of the vectors
+    to the teacher's, and of the similarities in the batch, which decide what a search finds."""
+    output, target = encoder.pooled(states, mask), encoder.pooled(taught, mask)
+    kept = mask.bool()
+    apart = (states[kept] - taught[kept]).square().sum() / taught[kept].square().sum()
+    loss = 10 * (1 - (output * target).sum(1)).mean() + STATES * apart
     if not relations:
         return loss
-    others = ~torch.eye(len(taught), dtype=torch.bool, device=taught.device)
+    others = ~torch.eye(len(target), dtype=torch.bool, device=target.device)
 
     def log_shares(vectors):
-        rows = (vectors @ taught.T)[others].view(len(taught), -1)
+        rows = (vectors @ target.T)[others].view(len(target), -1)
         return F.log_softmax(rows / TEMPERATURE, 1)
 
     distance = F.kl_div(
-        log_shares(output), log_shares(taught), reduction="batchmean", log_target=True
+        log_shares(output), log_shares(target), reduction="batchmean", log_target=True
     )
     return loss + distance
 
@@ -247,16 +254,17 @@ class Run:
         ids, mask = self.texts.batch(generator)
         ids, mask = ids.to(self.device), mask.to(self.device)
         with torch.no_grad(), torch.autocast(self.device, torch.bfloat16):
-            taught = self.teacher(ids, mask)
+            taught = self.teacher.states(ids, mask)
         left = (options.steps - self.done) / (DECAY * options.steps)
         share = min(1.0, (self.done + 1) / WARMUP, max(0.02, left))
         for group in self.optimizer.param_groups:
             group["lr"] = RATE * share
         losses = []
         for form in forms(generator, not options.no_sandwich):
+            rows = slice(0, len(ids) // SHARE_OF_WHOLE if form is None else None)
             with torch.autocast(self.device, torch.bfloat16):
-                output = self.student(ids, mask, form)
-            loss = loss_of(output, taught, not options.no_relations)
+                states = self.student.states(ids[rows], mask[rows], form)
+            loss = loss_of(states, taught[rows], mask[rows], not options.no_relations)
             (loss / (loss.detach() + NEAR)).backward()
             losses.append(loss.item())
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), 5.0)
