@@ -2,11 +2,11 @@
 
 use std::{borrow::Cow, iter::successors, panic::catch_unwind};
 
-use serde::de::IgnoredAny;
 use serde_json::Value;
 use tokenizers::{NormalizerWrapper, PostProcessor, PreTokenizerWrapper, TruncationDirection};
 
 use super::{prompts::Prompts, tokens::Encoding};
+use crate::tensor::json;
 
 /// Number of bytes per token in the first part of a text that is tokenized. Few texts have more.
 const BYTES_PER_TOKEN: usize = 8;
@@ -169,7 +169,7 @@ impl Tokenizer {
 /// Fails when `json` is not a tokenizer.
 pub(super) fn read_json(json: &[u8]) -> Result<tokenizers::Tokenizer, tokenizers::Error> {
     // The library panics on some files that it cannot read, such as those that are cut off.
-    serde_json::from_slice::<IgnoredAny>(json)?;
+    json::check(str::from_utf8(json)?)?;
     let read = catch_unwind(|| tokenizers::Tokenizer::from_bytes(json));
     let tokenizer = read.unwrap_or_else(|_| Err("it is not a tokenizer".into()))?;
     if let Some(own) = tokenizer.get_post_processor() {

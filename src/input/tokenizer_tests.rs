@@ -210,3 +210,13 @@ proptest! {
         prop_assert_eq!(tokenizer.encode_one(&text).expect("encoded"), whole);
     }
 }
+
+#[test]
+fn a_name_that_is_there_twice_is_refused() {
+    let text = bert().to_string();
+    assert!(read_json(text.as_bytes()).is_ok());
+    let twice = text.replacen("\"a\":5", "\"a\":5,\"a\":6", 1);
+    assert_ne!(twice, text);
+    let error = read_json(twice.as_bytes()).expect_err("two ids of one word");
+    assert!(error.to_string().contains("`a`"), "{error}");
+}

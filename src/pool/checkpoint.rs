@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
+    fmt::Display,
     ops::Range,
     path::{Component, Path, PathBuf},
 };
@@ -19,7 +20,7 @@ use crate::{
         external::{Place, initializer, read_floats},
         proto::{TensorProto, data_type},
     },
-    tensor::{FileKind, MappedFile, hex, read_bytes, signed},
+    tensor::{FileKind, MappedFile, hex, json, read_bytes, signed},
 };
 
 /// Tensors of one or several open files.
@@ -82,8 +83,10 @@ impl Checkpoint {
         let index = read_verified(folder, location, sha256(location)?, FileKind::ShardIndex)?;
         let path = folder.join(location);
         let malformed = |message| PoolError::Malformed { path: path.clone(), message };
-        let index: Index = serde_json::from_slice(&index)
-            .map_err(|e| malformed(format!("is not an index of safetensors files: {e}")))?;
+        let fault =
+            |e: &dyn Display| malformed(format!("is not an index of safetensors files: {e}"));
+        let text = str::from_utf8(&index).map_err(|e| fault(&e))?;
+        let index: Index = json::parse(text).map_err(|e| fault(&e))?;
         let beside = location.parent().unwrap_or(Path::new(""));
         let mut shards: BTreeMap<&str, Self> = BTreeMap::new();
         let mut tensors = BTreeMap::new();

@@ -96,6 +96,19 @@ fn indexes_of_checkpoints() {
 }
 
 #[test]
+fn an_index_with_two_files_for_a_tensor_is_refused() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let index = Path::new("model.safetensors.index.json");
+    let path = folder.path().join(index);
+    std::fs::write(&path, r#"{"weight_map": {"a": "1.safetensors", "a": "2.safetensors"}}"#)
+        .expect("written");
+    let own = MappedFile::open(&path).expect("mapped").sha256();
+    let error = Checkpoint::open_sharded(folder.path(), index, |_| Ok(own.as_str()));
+    let error = error.expect_err("two places").to_string();
+    assert!(error.contains("`a`"), "{error}");
+}
+
+#[test]
 fn records_of_fits() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let map = json!({"sha256": "0a", "samples": 8, "regularization": 0.5, "held_out_r2": 0.25,

@@ -118,3 +118,12 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_is_only_checked_has_distinct_names_too() {
+    check(r#"{"a": [1, -1, 1.5, "b", true, null, {"a": {}}], "b": {"a": []}}"#).expect("distinct");
+    for bad in [r#"{"a": 1, "a": 1}"#, r#"[{"b": [{"a": {}, "a": []}]}]"#] {
+        assert!(check(bad).expect_err("two values").to_string().contains("`a`"), "{bad}");
+    }
+    assert!(check("[1").is_err() && check("1 2").is_err());
+}

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     fit::error::FitError,
     input::Tokenizer,
-    tensor::{FileKind, hex, read_text},
+    tensor::{FileKind, hex, json, read_text},
 };
 
 /// Named text.
@@ -59,7 +59,7 @@ impl Corpus {
             .filter(|(_, line)| !line.trim().is_empty())
             .take(limit.unwrap_or(usize::MAX))
             .map(|(number, line)| {
-                serde_json::from_str(line).map_err(|e| FitError::Malformed {
+                json::parse(line).map_err(|e| FitError::Malformed {
                     path: path.to_owned(),
                     message: format!("line {}: {e}", number + 1),
                 })
@@ -122,5 +122,25 @@ impl Corpus {
                 .map_err(|error| FitError::Tokenize(error.to_string()))
         };
         self.texts.iter().map(length).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_means_two_things_is_named() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("texts.jsonl");
+        let good = r#"{"id": "1", "text": "a"}"#;
+        for (bad, reason) in
+            [(r#"{"id": "2", "text": "b", "text": "c"}"#, "`text`"), (r#"["2", "b"]"#, "line 3")]
+        {
+            std::fs::write(&path, format!("{good}\n\n{bad}\n")).expect("written");
+            let error = Corpus::read(&path, None).expect_err("two texts, or no object").to_string();
+            assert!(error.contains("line 3") && error.contains(reason), "{error}");
+            assert_eq!(Corpus::read(&path, Some(1)).expect("one text").texts().len(), 1);
+        }
     }
 }

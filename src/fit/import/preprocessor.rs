@@ -7,7 +7,7 @@ use serde::{Deserialize, de::IgnoredAny};
 use crate::{
     family::Fault,
     fit::error::FitError,
-    tensor::{FileKind, read_text},
+    tensor::{FileKind, json, read_text},
 };
 
 /// Divisor that brings bytes to \[0, 1\]; a manifest's mean and deviation are of such values.
@@ -102,7 +102,7 @@ pub(super) fn preprocessing(
     let text = read_text(path, FileKind::Config)
         .map_err(|reason| FitError::File { path: path.to_owned(), reason })?;
     let malformed = |message: String| FitError::Malformed { path: path.to_owned(), message };
-    let read: Processor = serde_json::from_str(&text).map_err(|e| malformed(e.to_string()))?;
+    let read: Processor = json::parse(&text).map_err(|e| malformed(e.to_string()))?;
     read.follow(image).map_err(|fault| malformed(fault.to_string()))
 }
 
@@ -312,6 +312,15 @@ mod tests {
             let error = followed(&with(&config)).expect_err(reason);
             assert!(error.contains(reason), "{config}: {error}");
         }
+    }
+
+    #[test]
+    fn a_key_that_is_there_twice_is_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("preprocessor_config.json");
+        std::fs::write(&path, r#"{"do_pad": false, "do_pad": false}"#).expect("written");
+        let error = preprocessing(Some(&path), [3, 16, 16]).expect_err("two values").to_string();
+        assert!(error.contains("`do_pad`"), "{error}");
     }
 
     #[test]
