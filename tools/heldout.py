@@ -32,7 +32,7 @@ DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
 def quotations(folder):
     """Yields the sayings of fortunes."""
-    for member, content in files(folder / "fortunes.deb"):
+    for member, content in setup.members(folder / "fortunes.deb"):
         name = Path(member).name
         if (
             "/games/fortunes/" in member
@@ -44,7 +44,9 @@ def quotations(folder):
 
 def dictionary(folder):
     """Yields the entries of GCIDE, whose index has their places in digits of base 64."""
-    found = {Path(member).name: content for member, content in files(folder / "dict-gcide.deb")}
+    found = {
+        Path(member).name: content for member, content in setup.members(folder / "dict-gcide.deb")
+    }
     entries = gzip.decompress(found["gcide.dict.dz"])
     for line in found["gcide.index"].decode("utf-8", "replace").splitlines():
         word, start, length = line.split("\t")[:3]
@@ -97,7 +99,7 @@ class Answers(html.parser.HTMLParser):
 
 def questions(folder):
     """Yields the questions of Debian's FAQ with their answers."""
-    for member, content in sorted(files(folder / "debian-faq.deb")):
+    for member, content in sorted(setup.members(folder / "debian-faq.deb")):
         if re.search(r"/FAQ/[a-z-]+\.en\.html$", member):
             parser = Answers()
             parser.feed(content.decode("utf-8", "replace"))
@@ -105,14 +107,6 @@ def questions(folder):
                 question = re.sub(r"^[\s\d.]+|[\s¶]+$", "", question)
                 if question.endswith("?"):
                     yield clean(question), clean(answer)
-
-
-def files(path):
-    """Yields the names and contents of the files of a Debian package."""
-    with setup.open_deb(path) as archive:
-        for member in archive:
-            if member.isfile():
-                yield member.name, archive.extractfile(member).read()
 
 
 def clean(text):

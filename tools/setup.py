@@ -349,6 +349,14 @@ def open_deb(path):
     raise SetupError(f"{Path(path).name} is no Debian package with files")
 
 
+def members(archive):
+    """Yields the names and contents of the files of an archive: `.deb` or `.tar.gz`."""
+    with open_deb(archive) if archive.suffix == ".deb" else tarfile.open(archive) as reader:
+        for member in reader:
+            if member.isfile():
+                yield member.name, reader.extractfile(member).read()
+
+
 def clear_temporaries(folder):
     """Removes what a killed run left behind; the lock keeps any other run from using it."""
     for path in Path(folder).glob(TEMPORARY + "*"):

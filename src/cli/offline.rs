@@ -1,7 +1,5 @@
 //! The `fit`, `profile` and `evaluate` commands.
 
-use std::path::Path;
-
 use super::{
     args::{Common, DataArguments, EvaluateArguments, FitArguments, ProfileArguments},
     progress::{Bars, say, say_error},
@@ -92,9 +90,10 @@ pub(super) fn profile(common: &Common, arguments: &ProfileArguments) -> anyhow::
 pub(super) fn evaluate(common: &Common, arguments: &EvaluateArguments) -> anyhow::Result<()> {
     telemetry::start_logging(&common.log, common.log_format, None)?;
     let machine = setup::machine(common)?;
-    // A report leaves the family as it is.
-    let writes = arguments.report.is_none();
-    let writer = writes.then(|| writer_of(&common.pool, &arguments.family.family)).transpose()?;
+    let writer = match &arguments.report {
+        Some(report) => Err(report),
+        None => Ok(writer_of(&common.pool, &arguments.family.family)?),
+    };
     let family = family_of(&common.pool, &arguments.family.family)?;
     let corpora = read(&arguments.source, &family.manifest)?;
     check_corpora(&corpora, &FitRecords::read(&family.folder)?)?;
@@ -108,15 +107,18 @@ pub(super) fn evaluate(common: &Common, arguments: &EvaluateArguments) -> anyhow
     let executor = Executor::new(machine.runtime().clone(), family.clone());
     let mut executor = executor.with_activations(profile.activations());
     let bars = Bars::default();
-    let Some(writer) = writer else {
-        let plans = measured_front(&family, &profile)?;
-        let plans: Vec<&str> = plans.iter().map(String::as_str).collect();
-        let report = crate::fit::report(&mut executor, &corpora, &plans, &options, &bars)?;
-        drop(bars);
-        let path = arguments.report.as_deref().unwrap_or(Path::new("report.json"));
-        write_atomically(path, text_of(&report).as_bytes())?;
-        say(&format!("{} plans reported in {}", report.plans.len(), path.display()));
-        return Ok(());
+    let writer = match writer {
+        Ok(writer) => writer,
+        // A report leaves the family as it is.
+        Err(path) => {
+            let plans = measured_front(&family, &profile)?;
+            let plans: Vec<&str> = plans.iter().map(String::as_str).collect();
+            let report = crate::fit::report(&mut executor, &corpora, &plans, &options, &bars)?;
+            drop(bars);
+            write_atomically(path, text_of(&report).as_bytes())?;
+            say(&format!("{} plans reported in {}", report.plans.len(), path.display()));
+            return Ok(());
+        }
     };
     let records = if arguments.again { QualityRecords::default() } else { quality_of(&family)? };
     let file = &family.manifest.quality.file;

@@ -1,8 +1,8 @@
 //! What a front promises to those who choose from it.
 //!
-//! Whoever gives a plan time gets for it at least what the line between the next anchors gives. The
-//! line starts at no time at all, with the quality of an answer that is the same for every request.
-//! And for any time there is a plan that takes at least four fifths of it.
+//! A plan's quality is at least that of the line between the next anchors at the plan's latency.
+//! The line starts at no time at all, with the quality of an answer that is the same for every
+//! request. And for any time there is a plan that takes at least four fifths of it.
 
 use std::fmt;
 

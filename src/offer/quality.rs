@@ -82,7 +82,7 @@ pub struct QualityRecords {
     pub command: String,
     /// Measured qualities by plan id; on several corpora, that on the worst of them.
     pub plans: BTreeMap<String, f64>,
-    /// What was measured on each corpus, by its name.
+    /// Measurements on each corpus, by its name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub corpora: BTreeMap<String, CorpusRecord>,
     /// Additive loss, −ln(quality), of each module by its name. Only modules of measured plans have

@@ -13,7 +13,6 @@ import html.parser
 import json
 import re
 import sys
-import tarfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -132,14 +131,6 @@ SOURCES = [
 ]
 
 
-def members(archive):
-    """Yields the names and contents of the files of an archive: `.deb` or `.tar.gz`."""
-    with setup.open_deb(archive) if archive.suffix == ".deb" else tarfile.open(archive) as reader:
-        for member in reader:
-            if member.isfile():
-                yield member.name, reader.extractfile(member).read()
-
-
 def clean(text):
     """Returns a text on one line."""
     return re.sub(r"\s+", " ", text).strip(" \t|¶*")
@@ -152,7 +143,7 @@ def texts_of(folder):
         if not archives:
             raise SystemExit(f"{folder}: has no {package}; `make texts` fetches it")
         for archive in archives:
-            for name, content in members(archive):
+            for name, content in setup.members(archive):
                 if not re.search(pattern, "/" + name):
                     continue
                 if name.endswith(".gz"):

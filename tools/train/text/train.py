@@ -317,21 +317,21 @@ def main():
     options = parse()
     torch.set_num_threads(options.threads)
     run = Run(options)
-    recent, last = [], time.time()
+    recent, last = [], time.process_time()
     while run.done < min(options.steps, options.until or options.steps):
         recent.append(run.step())
         if run.done % EVERY and run.done < options.steps:
             continue
-        run.spent += time.time() - last
+        run.spent += time.process_time() - last
         mean = [round(value, 4) for value in numpy.array(recent).mean(0).tolist()]
-        line = {"step": run.done, "losses": mean, "seconds": round(run.spent)}
+        line = {"step": run.done, "losses": mean, "processor_seconds": round(run.spent)}
         if run.done % (8 * EVERY) == 0 or run.done == options.steps:
             line["recall"] = run.look()
         run.lines.append(json.dumps(line) + "\n")
-        recent, last = [], time.time()
+        recent, last = [], time.process_time()
         run.save()
         left = run.spent / run.done * (options.steps - run.done) / 3600
-        print(f"{run.done}/{options.steps} {line}, {left:.1f} h left", flush=True)
+        print(f"{run.done}/{options.steps} {line}, {left:.1f} processor hours left", flush=True)
 
 
 if __name__ == "__main__":
