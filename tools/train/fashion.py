@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Trains the family `fashion`: three vision transformers, apart and then jointly.
+"""Trains the family `fashion`: three vision transformers, apart and then jointly, and a tiny one.
 
   python3 tools/train/fashion.py all                     everything, about two hours on 2 cores
   python3 tools/train/fashion.py anchor --anchor l       one anchor
   python3 tools/train/fashion.py joint                   stitches, nested widths and depths, exits
+  python3 tools/train/fashion.py tiny                    the tiny anchor and its files alone
   python3 tools/train/fashion.py write                   the files of models/fashion
 
 The data are Debian's package `dataset-fashion-mnist`. Stages that are done are not done again.
@@ -28,6 +29,9 @@ from vit import VisionTransformer
 
 ANCHORS = {"s": (64, 2), "m": (128, 4), "l": (192, 6)}
 DEPTH = 6
+# An anchor for the least budgets: width, heads, blocks and pixels of a patch's side. Its 17 tokens
+# are stitched to no other anchor.
+TINY = (64, 2, 2, 7)
 BATCH = 128
 SMOOTHING = 0.1
 # Half of the patches are left out at first: an epoch takes half the time, and the network cannot
@@ -40,6 +44,7 @@ CYCLES = {
     "s": [(8e-3, 10, 3), (4e-3, 6, 4)],
     "m": [(3e-3, 6, 2), (2e-3, 6, 4)],
     "l": [(2.5e-3, 5, 1), (1.5e-3, 6, 3)],
+    "t": [(8e-3, 0, 24)],
 }
 JOINT_EPOCHS = 10
 JOINT_RATE = 1e-3
@@ -53,9 +58,9 @@ def main():
     options = parse()
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.threads)
-    stages = {"anchor": train_anchor, "joint": train_joint, "all": train_all}
+    stages = {"anchor": train_anchor, "joint": train_joint, "tiny": train_tiny, "all": train_all}
     if options.stage == "write":
-        write.write(options.out, ANCHORS, DEPTH, ROOT / "models" / "fashion")
+        write.write(options.out, ANCHORS, DEPTH, ROOT / "models" / "fashion", tiny=TINY)
         return
     stages[options.stage](options)
 
@@ -65,8 +70,8 @@ def parse():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("stage", choices=["anchor", "joint", "write", "all"])
-    parser.add_argument("--anchor", choices=list(ANCHORS), default="l")
+    parser.add_argument("stage", choices=["anchor", "joint", "tiny", "write", "all"])
+    parser.add_argument("--anchor", choices=list(CYCLES), default="l")
     parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--out", type=Path, default=ROOT / ".tessera" / "train" / "fashion")
     parser.add_argument("--threads", type=int, default=1)
@@ -83,7 +88,24 @@ def train_all(options):
         raise SystemExit("an anchor's training failed")
     torch.set_num_threads(2)
     train_joint(options)
-    write.write(options.out, ANCHORS, DEPTH, ROOT / "models" / "fashion")
+    options.anchor = "t"
+    train_anchor(options)
+    write.write(options.out, ANCHORS, DEPTH, ROOT / "models" / "fashion", tiny=TINY)
+
+
+def train_tiny(options):
+    """Trains the tiny anchor, and writes its files."""
+    options.anchor = "t"
+    train_anchor(options)
+    write.write_tiny(options.out, TINY, ROOT / "models" / "fashion")
+
+
+def new(name):
+    """Returns an anchor that has learned nothing."""
+    if name == "t":
+        width, heads, depth, patch = TINY
+        return VisionTransformer(width, heads, depth, patch=patch)
+    return VisionTransformer(*ANCHORS[name], DEPTH)
 
 
 def train_anchor(options):
@@ -103,7 +125,7 @@ def train_cycle(options, cycle, previous, target):
     rate, masked, full = cycle
     torch.manual_seed(options.seed)
     images, labels = data.load(options.data, "train")
-    model = VisionTransformer(*ANCHORS[options.anchor], DEPTH)
+    model = new(options.anchor)
     if previous:
         model.load_state_dict(torch.load(previous)["model"])
     model.bfloat16()
@@ -118,7 +140,7 @@ def train_cycle(options, cycle, previous, target):
             loss.backward()
             optimizer.step()
             log.add(loss.item())
-        log.epoch(epoch, patches=kept or 49)
+        log.epoch(epoch, patches=kept or model.pos_embed.shape[1] - 1)
     optimizer.restore()
     save({"model": model.state_dict(), "accuracy": accuracy(model, options.data)}, target, log)
 

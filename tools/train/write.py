@@ -1,7 +1,8 @@
 """Writes the trained network as files that the server reads.
 
 `model.safetensors` has SN-Net's layout (`anchors.{a}.…` with timm's names, and
-`stitch_layers.{pair}.{window}.transform.…`), `exits.safetensors` the exits; both in float16.
+`stitch_layers.{pair}.{window}.transform.…`), `exits.safetensors` the exits, `tiny.safetensors` the
+anchor `t`; all in float16.
 """
 
 import json
@@ -12,8 +13,6 @@ import torch
 from place import Writer, place
 from safetensors.torch import save
 
-ARCHITECTURES = {"s": "vit_fashion_s", "m": "vit_fashion_m", "l": "vit_fashion_l"}
-
 
 def load(out, anchors, depth):
     """Reads the trained network."""
@@ -23,7 +22,7 @@ def load(out, anchors, depth):
     return net.eval()
 
 
-def write(out, anchors, depth, folder, manifest=None):
+def write(out, anchors, depth, folder, manifest=None, tiny=None):
     """Writes weights and configurations, and puts them in use by the manifest that names them; then
     the training log and the model card. `manifest` is the text where the folder has none."""
     here = Path(__file__).parent
@@ -35,24 +34,48 @@ def write(out, anchors, depth, folder, manifest=None):
         for part, name in [(halves, "model.safetensors"), (exits, "exits.safetensors")]:
             writer.add(name, save(part, {"format": "pt"}))
         for name, (width, heads) in anchors.items():
-            arguments = {
-                "img_size": 28,
-                "patch_size": 4,
-                "in_chans": 1,
-                "embed_dim": width,
-                "depth": depth,
-                "num_heads": heads,
-            }
-            config = {
-                "architecture": ARCHITECTURES[name],
-                "num_classes": 10,
-                "model_args": arguments,
-            }
-            writer.add(
-                f"anchors/{name}/config.json", (json.dumps(config, indent=2) + "\n").encode()
-            )
+            add_config(writer, name, (width, heads, depth, 4))
+        if tiny:
+            add_tiny(writer, out, tiny)
         writer.commit()
         logs = sorted(out.glob("*.jsonl"))
         place(folder / "training.jsonl", b"".join(path.read_bytes() for path in logs))
         if not (folder / "README.md").exists():
             place(folder / "README.md", (here / "model_card.md").read_bytes())
+
+
+def write_tiny(out, tiny, folder):
+    """Writes the anchor `t` beside the others, and puts it in use."""
+    with Writer(folder, (Path(__file__).parent / "family.toml").read_text()) as writer:
+        add_tiny(writer, out, tiny)
+        writer.commit()
+        log = folder / "training.jsonl"
+        others = [line for line in log.read_text().splitlines(True) if '"anchor-t-' not in line]
+        place(log, ("".join(others) + (out / "anchor-t-1.jsonl").read_text()).encode())
+
+
+def add_tiny(writer, out, tiny):
+    """Adds the files of the anchor `t`."""
+    state = torch.load(out / "anchor-t-1.pt")["model"]
+    halves = {f"t.{name}": tensor.half().contiguous() for name, tensor in state.items()}
+    writer.add("tiny.safetensors", save(halves, {"format": "pt"}))
+    add_config(writer, "t", tiny)
+
+
+def add_config(writer, name, sizes):
+    """Adds the configuration of an anchor: its width, heads, blocks and pixels of a patch's side."""
+    width, heads, depth, patch = sizes
+    arguments = {
+        "img_size": 28,
+        "patch_size": patch,
+        "in_chans": 1,
+        "embed_dim": width,
+        "depth": depth,
+        "num_heads": heads,
+    }
+    config = {
+        "architecture": f"vit_fashion_{name}",
+        "num_classes": 10,
+        "model_args": arguments,
+    }
+    writer.add(f"anchors/{name}/config.json", (json.dumps(config, indent=2) + "\n").encode())
