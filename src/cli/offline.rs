@@ -111,7 +111,10 @@ pub(super) fn evaluate(common: &Common, arguments: &EvaluateArguments) -> anyhow
         Ok(writer) => writer,
         // A report leaves the family as it is.
         Err(path) => {
-            let plans = measured_front(&family, &profile)?;
+            let plans = match arguments.reported.as_slice() {
+                [] => measured_front(&family, &profile)?,
+                plans => plans.to_vec(),
+            };
             let plans: Vec<&str> = plans.iter().map(String::as_str).collect();
             let report = crate::fit::report(&mut executor, &corpora, &plans, &options, &bars)?;
             drop(bars);

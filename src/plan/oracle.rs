@@ -116,7 +116,7 @@ fn best(slots: &[Slot], choices: &[Vec<Vec<Step>>], after: &[Vec<f64>], free: f6
         if start >= count(NUM_STEPS) {
             break;
         }
-        for choice in &choices[length][rows - 1] {
+        for choice in choices.get(length).and_then(|of| of.get(rows - 1)).into_iter().flatten() {
             let end = start + choice.steps;
             if end <= count(NUM_STEPS) {
                 let value = count(rows) * (ANSWER + choice.quality);

@@ -315,6 +315,9 @@ pub struct EvaluateArguments {
     /// images to this file (JSON); the family keeps its own figures
     #[arg(long, conflicts_with = "again")]
     pub report: Option<PathBuf>,
+    /// Plan to report in place of the front's; repeat it
+    #[arg(long = "plan", requires = "report")]
+    pub reported: Vec<String>,
 }
 
 /// The shape of a request.

@@ -168,6 +168,8 @@ async fn kinds(setting: &Setting<'_>) -> anyhow::Result<Vec<Kind>> {
     let mut kinds = Vec::new();
     for (name, arrivals, is_heavy_tailed) in traffic(arguments)? {
         let samples = target.samples(is_heavy_tailed).await?;
+        let has_lengths = !is_heavy_tailed || samples.len() > 1;
+        anyhow::ensure!(has_lengths, "--traffic {name} is for families that read texts");
         kinds.push(Kind { name, arrivals, samples });
     }
     Ok(kinds)
