@@ -22,7 +22,7 @@ pub struct StepRun {
     pub network: usize,
     /// Modules.
     pub modules: Vec<ModuleId>,
-    /// Those of them that keep a cache.
+    /// Modules that keep a cache.
     pub attention: Vec<ModuleId>,
 }
 

@@ -11,7 +11,7 @@ use crate::tensor::{FileKind, read_text};
 /// Length of a pattern of bursts.
 const BURST_PERIOD: Duration = Duration::from_secs(4);
 
-/// How the rate of requests changes over time. Its mean is that of the load.
+/// Change of the request rate over time. The mean rate is that of the load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pattern {
     /// Half a second of every four at four times the mean rate.

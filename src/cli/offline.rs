@@ -1,5 +1,7 @@
 //! The `fit`, `profile` and `evaluate` commands.
 
+use std::path::Path;
+
 use super::{
     args::{Common, DataArguments, EvaluateArguments, FitArguments, ProfileArguments},
     progress::{Bars, say, say_error},
@@ -13,7 +15,7 @@ use crate::{
     fit::{Dataset, EvaluateOptions, ExpertOptions, FitOptions, check_corpora},
     offer::{Profile, QualityRecords, ShippedProfiles, plan_table},
     plan::Shape,
-    pool::{FitRecords, write_atomically},
+    pool::{FamilyWriter, FitRecords, write_atomically},
     runtime::Executor,
     telemetry,
 };
@@ -86,13 +88,21 @@ pub(super) fn profile(common: &Common, arguments: &ProfileArguments) -> anyhow::
     })
 }
 
+/// Place of the measured qualities.
+enum Output<'a> {
+    /// The family itself.
+    Family(FamilyWriter),
+    /// A file; the family stays as it is.
+    Report(&'a Path),
+}
+
 /// Measures the quality of a family's plans, for the family or for a report.
 pub(super) fn evaluate(common: &Common, arguments: &EvaluateArguments) -> anyhow::Result<()> {
     telemetry::start_logging(&common.log, common.log_format, None)?;
     let machine = setup::machine(common)?;
-    let writer = match &arguments.report {
-        Some(report) => Err(report),
-        None => Ok(writer_of(&common.pool, &arguments.family.family)?),
+    let output = match &arguments.report {
+        Some(report) => Output::Report(report),
+        None => Output::Family(writer_of(&common.pool, &arguments.family.family)?),
     };
     let family = family_of(&common.pool, &arguments.family.family)?;
     let corpora = read(&arguments.source, &family.manifest)?;
@@ -107,10 +117,9 @@ pub(super) fn evaluate(common: &Common, arguments: &EvaluateArguments) -> anyhow
     let executor = Executor::new(machine.runtime().clone(), family.clone());
     let mut executor = executor.with_activations(profile.activations());
     let bars = Bars::default();
-    let writer = match writer {
-        Ok(writer) => writer,
-        // A report leaves the family as it is.
-        Err(path) => {
+    let writer = match output {
+        Output::Family(writer) => writer,
+        Output::Report(path) => {
             let plans = match arguments.reported.as_slice() {
                 [] => measured_front(&family, &profile)?,
                 plans => plans.to_vec(),

@@ -1,4 +1,4 @@
-//! What a front promises to those who choose from it.
+//! Promises of a front to its users.
 //!
 //! A plan's quality is at least that of the line between the next anchors at the plan's latency.
 //! The line starts at no time at all, with the quality of an answer that is the same for every

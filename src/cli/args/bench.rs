@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 
 use super::family::FamilyArgument;
 
-/// How requests come, and how long they are.
+/// Arrivals and lengths of requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Traffic {
     /// The same rate all the time, as bursty as `--cv2` says

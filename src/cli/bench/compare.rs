@@ -41,12 +41,16 @@ pub(super) struct Comparison {
     share_of_oracle: Option<f64>,
 }
 
-/// A policy and its mean measurements.
+/// A policy under one load and its measurements, as means over the rounds.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-struct Standing {
-    policy: String,
-    attainment: f64,
-    mean_quality: f64,
+pub(super) struct Standing {
+    pub(super) policy: String,
+    #[serde(skip)]
+    pub(super) load: f64,
+    #[serde(skip)]
+    pub(super) traffic: String,
+    pub(super) attainment: f64,
+    pub(super) mean_quality: f64,
 }
 
 impl Standing {
@@ -54,58 +58,56 @@ impl Standing {
     fn is_fixed(&self) -> bool {
         ![TESSERA, ORACLE].contains(&self.policy.as_str())
     }
+
+    /// Returns whether `other` has the same load and traffic.
+    fn is_beside(&self, other: &Self) -> bool {
+        self.load.total_cmp(&other.load).is_eq() && self.traffic == other.traffic
+    }
 }
 
-/// Returns the policies under the load and traffic of `like`, in the order of their first rows.
-fn standings(rows: &[Row], like: &Row) -> Vec<Standing> {
-    let is_alike =
-        |row: &&Row| row.load.total_cmp(&like.load).is_eq() && row.traffic == like.traffic;
-    let own: Vec<&Row> = rows.iter().filter(is_alike).collect();
-    let mut policies: Vec<&str> = Vec::new();
-    for row in &own {
-        if !policies.contains(&row.policy.as_str()) {
-            policies.push(&row.policy);
-        }
-    }
-    let standing = |policy: &str| {
-        let rows = || own.iter().filter(|row| row.policy == policy);
+/// Returns the policies under each load and traffic, in the order of their first rows.
+pub(super) fn standings(rows: &[Row]) -> Vec<Standing> {
+    let is_alike = |row: &Row, other: &Row| {
+        let is_same_load = row.load.total_cmp(&other.load).is_eq();
+        is_same_load && row.traffic == other.traffic && row.policy == other.policy
+    };
+    let standing = |first: &Row| {
         let mean = |value: fn(&Row) -> f64| {
-            let (sum, count) = rows().fold((0.0, 0.0), |(sum, n), row| (sum + value(row), n + 1.0));
+            let rounds = rows.iter().filter(|row| is_alike(row, first));
+            let (sum, count) = rounds.fold((0.0, 0.0), |(sum, n), row| (sum + value(row), n + 1.0));
             sum / count
         };
         Standing {
-            policy: policy.to_owned(),
+            policy: first.policy.clone(),
+            load: first.load,
+            traffic: first.traffic.clone(),
             attainment: mean(|row| row.measured.attainment),
             mean_quality: mean(|row| row.measured.mean_quality),
         }
     };
-    policies.into_iter().map(standing).collect()
+    let is_first =
+        |(index, row): &(usize, &Row)| !rows[..*index].iter().any(|other| is_alike(row, other));
+    rows.iter().enumerate().filter(is_first).map(|(_, row)| standing(row)).collect()
 }
 
 /// Returns Tessera and the fixed plans that may be the best ones of a load by its first round.
 pub(super) fn promising(rows: &[Row]) -> Vec<String> {
-    let standings = rows.first().map(|row| standings(rows, row)).unwrap_or_default();
-    let mut fixed: Vec<&Standing> = standings
-        .iter()
-        .filter(|found| found.is_fixed() && found.attainment >= PROMISING)
-        .collect();
+    let mut fixed = standings(rows);
+    fixed.retain(|found| found.is_fixed() && found.attainment >= PROMISING);
     fixed.sort_by(|a, b| b.mean_quality.total_cmp(&a.mean_quality));
-    let fixed = fixed.into_iter().take(NUM_PROMISING).map(|found| found.policy.clone());
+    let fixed = fixed.into_iter().take(NUM_PROMISING).map(|found| found.policy);
     [TESSERA.to_owned()].into_iter().chain(fixed).collect()
 }
 
 /// Compares Tessera with the fixed plans under each load. `front` has the plans of the front,
 /// cheapest first.
-pub(super) fn compare(rows: &[Row], front: &[String]) -> Vec<Comparison> {
-    let own = rows.iter().filter(|row| row.policy == TESSERA && row.round == 1);
-    own.filter_map(|own| {
-        let standings = standings(rows, own);
-        let find = |policy: &str| standings.iter().find(|found| found.policy == policy).cloned();
-        let Standing { attainment, mean_quality, .. } = find(TESSERA)?;
-        let fixed = || {
-            let rivals = standings.iter().filter(|rival| rival.attainment > 0.0);
-            rivals.filter(|rival| rival.is_fixed()).cloned()
-        };
+pub(super) fn compare(standings: &[Standing], front: &[String]) -> Vec<Comparison> {
+    let own = standings.iter().filter(|found| found.policy == TESSERA);
+    own.map(|own| {
+        let Standing { attainment, mean_quality, .. } = *own;
+        let beside = || standings.iter().filter(|found| found.is_beside(own));
+        let find = |policy: &str| beside().find(|found| found.policy == policy).cloned();
+        let fixed = || beside().filter(|rival| rival.is_fixed() && rival.attainment > 0.0).cloned();
         let best = |least: f64| {
             let rivals = fixed().filter(move |rival| rival.attainment >= least);
             rivals.max_by(|a, b| a.mean_quality.total_cmp(&b.mean_quality))
@@ -116,7 +118,7 @@ pub(super) fn compare(rows: &[Row], front: &[String]) -> Vec<Comparison> {
             let lead = oracle.mean_quality - best.mean_quality;
             (lead > LEAD).then(|| (mean_quality - best.mean_quality) / lead)
         };
-        Some(Comparison {
+        Comparison {
             load: own.load,
             traffic: own.traffic.clone(),
             attainment,
@@ -130,7 +132,7 @@ pub(super) fn compare(rows: &[Row], front: &[String]) -> Vec<Comparison> {
             equal_quality: as_good.max_by(|a, b| a.attainment.total_cmp(&b.attainment)),
             equal_attainment: best(attainment - EQUAL),
             oracle,
-        })
+        }
     })
     .collect()
 }
@@ -145,7 +147,7 @@ pub(super) fn describe(comparison: &Comparison) -> String {
         });
     let beside = |rival: &Standing| {
         let points = (mean_quality - rival.mean_quality) * 100.0;
-        let Standing { policy, attainment, mean_quality } = rival;
+        let Standing { policy, attainment, mean_quality, .. } = rival;
         format!("{points:+.2} points beside {policy} ({mean_quality:.4}, in time {attainment:.4})")
     };
     let by_attainment = comparison
@@ -197,7 +199,7 @@ mod tests {
             row("large", 1.0, 1.0, 0.81),
         ];
         let front = ["tiny", "small", "middle"].map(str::to_owned);
-        let found = compare(&rows, &front);
+        let found = compare(&standings(&rows), &front);
         let plan = |rival: &Option<Standing>| rival.as_ref().map(|rival| rival.policy.clone());
         assert_eq!(found.len(), 1);
         assert_eq!(plan(&found[0].equal_quality).as_deref(), Some("large"));
@@ -211,7 +213,7 @@ mod tests {
         assert!(line.contains("+10.00 points beside middle"), "{line}");
         assert!(line.contains("best fixed: +20.00 points beside small (0.6000"), "{line}");
         assert!(line.ends_with("0.80 of the oracle's lead"), "{line}");
-        let none = describe(&compare(&rows[..1], &front)[0]);
+        let none = describe(&compare(&standings(&rows[..1]), &front)[0]);
         assert!(none.contains("no plan is as good") && none.contains("no plan is in time"));
         assert!(none.ends_with("no fixed plan attains .99"), "{none}");
     }
@@ -225,7 +227,7 @@ mod tests {
             second(row(TESSERA, 1.0, 0.8, 0.9)),
             second(row("small", 1.0, 0.96, 0.6)),
         ];
-        let found = compare(&rows, &[]);
+        let found = compare(&standings(&rows), &[]);
         assert_eq!(found.len(), 1);
         assert!((found[0].attainment - 0.9).abs() < 1e-9);
         assert!((found[0].mean_quality - 0.85).abs() < 1e-9);

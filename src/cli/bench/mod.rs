@@ -24,7 +24,7 @@ use crate::{
     plan::oracle::{Asked, Bound, Costs, bound},
     pool::write_atomically,
 };
-use compare::{compare, describe, promising};
+use compare::{compare, describe, promising, standings};
 use row::{ORACLE, Row, TESSERA};
 
 /// Number of clients that send requests at once while the capacity is measured.
@@ -79,7 +79,8 @@ pub(super) fn run(common: &Common, arguments: &BenchArguments) -> anyhow::Result
 /// Prints the comparisons of `rows`, and writes both to the files that are asked for.
 fn report(setting: &Setting<'_>, rows: &[Row]) -> anyhow::Result<()> {
     let Setting { arguments, front, capacity, .. } = setting;
-    let comparisons = compare(rows, front);
+    let standings = standings(rows);
+    let comparisons = compare(&standings, front);
     comparisons.iter().for_each(|comparison| say(&describe(comparison)));
     if let Some(path) = &arguments.json {
         let document = json!({
@@ -95,7 +96,7 @@ fn report(setting: &Setting<'_>, rows: &[Row]) -> anyhow::Result<()> {
     }
     if let Some(path) = &arguments.svg {
         let title = format!("{}: {capacity:.0} requests/s at load 1", arguments.family.family);
-        write_atomically(path, chart::draw(&title, rows)?.as_bytes())?;
+        write_atomically(path, chart::draw(&title, &standings)?.as_bytes())?;
     }
     Ok(())
 }

@@ -58,6 +58,14 @@ pub(crate) fn choose(step: &StepPlan<Job>) -> (usize, Result<Chosen, ServeError>
         let waited = now - first.queued;
         return (1, Err(ServeError::DeadlineExceeded { waited }));
     }
+    let with_spare = |size: usize, chosen: Chosen| {
+        let (shape, budget) = together(&jobs[..size]);
+        let question = Question { shape, budget: &budget, now };
+        (size, Ok(first.planner.with_spare(chosen, &question)))
+    };
+    if jobs.len() == 1 && first.chosen.conservative <= shares[0].allowance {
+        return with_spare(1, first.chosen.clone().without_elapsed());
+    }
     // Other jobs wait behind this one, so an overrun makes more than one job late.
     let reserve = first.planner.correction.reserve(now);
     let choose = |share: &Share, latency: Option<Duration>| {
@@ -70,16 +78,6 @@ pub(crate) fn choose(step: &StepPlan<Job>) -> (usize, Result<Chosen, ServeError>
         let chosen = first.planner.choose_alike(&first.chosen, &question);
         chosen.map(|chosen| (share.size, chosen))
     };
-    let beside_fastest = |size: usize, chosen: Chosen| {
-        let share = shares.iter().find(|share| share.size == size);
-        match share.map(|share| choose(share, None)) {
-            Some(Ok((_, fastest))) => (size, Ok(chosen.instead_of(&fastest))),
-            _ => (size, Ok(chosen)),
-        }
-    };
-    if jobs.len() == 1 && first.chosen.conservative <= shares[0].allowance {
-        return beside_fastest(1, first.chosen.clone().without_elapsed());
-    }
     let within = shares
         .iter()
         .filter_map(|share| choose(share, Some(share.allowance.div_f64(reserve))).ok());
@@ -87,7 +85,7 @@ pub(crate) fn choose(step: &StepPlan<Job>) -> (usize, Result<Chosen, ServeError>
     // Of equal elements `max_by` returns the last, which is the largest batch.
     let best = within.max_by(|left, right| quality(&left.1).total_cmp(&quality(&right.1)));
     if let Some((size, chosen)) = best {
-        return beside_fastest(size, chosen);
+        return with_spare(size, chosen);
     }
     if first.budget.is_none() {
         return (1, Ok(first.chosen.clone().without_elapsed()));

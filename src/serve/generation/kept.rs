@@ -21,7 +21,7 @@ pub(super) struct Kept {
 /// Clients whose prompts may begin with what a client's prompt left in a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sharing {
-    /// That client alone.
+    /// One client alone.
     Client,
     /// All clients. One can find out by the time to a first token what others asked.
     Everyone,

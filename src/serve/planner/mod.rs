@@ -74,13 +74,6 @@ impl Chosen {
         self
     }
 
-    /// Returns the choice, where `fastest` could have run instead.
-    #[must_use]
-    pub(super) fn instead_of(self, fastest: &Self) -> Self {
-        let spare = self.conservative.saturating_sub(fastest.conservative);
-        Self { spare, ..self }
-    }
-
     /// Returns the time that the batch is expected to take.
     pub(super) fn expected(&self) -> Expected {
         Expected { time: self.conservative, spare: self.spare }
@@ -254,6 +247,23 @@ impl Planner {
             Some(table) if question.budget.plan.is_none() => self.choose_from(table, question),
             _ => self.plan_for(question),
         }
+    }
+
+    /// Returns `chosen` with the part of its time that the fastest plan would not take. That plan
+    /// answers `question` too, and reads the same tokens.
+    pub(super) fn with_spare(&self, chosen: Chosen, question: &Question<'_>) -> Chosen {
+        let Question { shape, budget, now } = *question;
+        let budget = budget.fastest();
+        let tables = self.learned.tables();
+        let seconds = match tables.alike(&self.loaded, &chosen.plan.path) {
+            Some(table) if budget.plan.is_none() => seconds_of(table, shape, &budget),
+            _ => self.fastest_seconds(shape, &budget),
+        };
+        let spare = seconds.map_or(Duration::ZERO, |seconds| {
+            let fastest = seconds * self.correction.conservative(now);
+            chosen.conservative.saturating_sub(Duration::from_secs_f64(fastest))
+        });
+        Chosen { spare, ..chosen }
     }
 
     /// Returns the time to load each module, or `None` if all are loaded and never evicted.

@@ -222,7 +222,7 @@ impl Texts {
     }
 }
 
-/// Tells the request's span the numbers of tokens and the times, also if the client left.
+/// Writes token counts and times to the request's span, also if the client left.
 impl Drop for Texts {
     fn drop(&mut self) {
         let cached = self.choices.iter().filter_map(|choice| choice.timings);
