@@ -56,6 +56,8 @@ pub(crate) struct Form<'a> {
     pub(crate) experts: Option<&'a [usize]>,
     /// Whether a head has its final norm.
     pub(crate) has_norm: bool,
+    /// Whether tokens were merged before the part, so that each row has a size.
+    pub(crate) is_merged: bool,
     /// Whether the part runs on the packed tokens of a step, `[tokens, width]`, and keeps a cache
     /// of keys and values if it has attention. Only parts of blocks have this form.
     pub(crate) is_step: bool,
@@ -71,6 +73,7 @@ impl Form<'_> {
         top_k: None,
         experts: None,
         has_norm: true,
+        is_merged: false,
         is_step: false,
         cache_type: CacheType::F32,
     };

@@ -140,7 +140,8 @@ fn layout_of(source: &OnnxSource, image: Option<[usize; 3]>, output_width: usize
         None => SpaceSpec::of_extents(&[None, source.width]),
     };
     let gives = SpaceSpec::of_extents(&[Some(output_width)]);
-    let mut layout = Layout { reads, gives, parts: Vec::new(), prompts: Prompts::default() };
+    let (parts, prompts) = (Vec::new(), Prompts::default());
+    let mut layout = Layout { reads, gives, parts, prompts, can_merge: false };
     layout.add(ModuleKind::Stem, None, &hidden(0), Axes::default());
     for (index, block) in source.blocks.iter().enumerate() {
         let kinds: &[ModuleKind] = match block.tensors().len() {

@@ -18,6 +18,8 @@ pub(crate) struct Layout {
     pub(crate) parts: Vec<PartSpec>,
     /// Texts that may stand before each text.
     pub(crate) prompts: Prompts,
+    /// Whether parts run where tokens were merged.
+    pub(crate) can_merge: bool,
 }
 
 /// Input of a network.
@@ -80,7 +82,8 @@ impl Layout {
         gives: SpaceSpec,
         blocks: impl IntoIterator<Item = Vec<(ModuleKind, Axes)>>,
     ) -> Self {
-        let mut layout = Self { reads, gives, parts: Vec::new(), prompts: Prompts::default() };
+        let (parts, prompts) = (Vec::new(), Prompts::default());
+        let mut layout = Self { reads, gives, parts, prompts, can_merge: false };
         layout.add(ModuleKind::Stem, None, hidden, Axes::default());
         for (block, parts) in blocks.into_iter().enumerate() {
             for (kind, axes) in parts {

@@ -4,22 +4,15 @@ use std::{
     collections::BTreeMap, num::NonZero, panic::resume_unwind, path::Path, sync::Arc, thread,
 };
 
-use super::{
-    language, promises,
-    variants::{self, variants},
-};
+use super::{language, promises};
 use crate::{
-    arch::{
-        ArchError, Backbone, Form, Layout, PartId, PartSpec, SplitFile, SplitPart,
-        joint::{experts, trained},
-        open,
-    },
+    arch::{ArchError, Backbone, Layout, SplitPart, joint::trained, open},
     family::{
-        AnchorSpec, ExitsSpec, ExpertsSpec, F32, FamilyError, Fault, Manifest, Module, ModuleKind,
-        Space, SpaceId, SpaceKind, SpaceSpec, StitchesSpec,
+        AnchorSpec, ExitsSpec, FamilyError, Fault, Manifest, Module, ModuleKind, Space, SpaceId,
+        SpaceKind, SpaceSpec, StitchesSpec,
     },
     input::{Language, Prompts, Tokenizer},
-    module::{Body, Network, Precision},
+    module::{Body, Network},
     pool::{Checkpoint, FitRecords, PoolError, read_verified},
     tensor::FileKind,
 };
@@ -47,28 +40,6 @@ pub(super) struct FamilyBuilder<'a> {
     pub(super) words: BTreeMap<String, usize>,
     /// Tokenizer and template of the reference, for a family that generates text.
     pub(super) language: Option<Arc<Language>>,
-}
-
-/// Anchor while its modules are added. It is the anchor itself, or its twin behind stitches that
-/// leave the final norm out.
-#[derive(Debug, Clone, Copy)]
-struct Side<'s> {
-    name: &'s str,
-    spec: &'s AnchorSpec,
-    index: usize,
-    is_stitched: bool,
-}
-
-impl Side<'_> {
-    /// Returns the prefix of the names of the side's spaces and modules.
-    fn prefix(self) -> String {
-        format!("{}{}", self.name, if self.is_stitched { "~" } else { "" })
-    }
-
-    /// Returns the name of the space behind `position` parts of block `depth`.
-    fn space(self, depth: usize, position: usize) -> String {
-        format!("{}.{depth}{}", self.prefix(), SpaceKind::marks(position))
-    }
 }
 
 impl<'a> FamilyBuilder<'a> {
@@ -145,171 +116,9 @@ impl<'a> FamilyBuilder<'a> {
                 own.map_or_else(|| language::read(self.folder, spec), |own| Ok(Some(own)));
             self.language = language?.map(Arc::new);
         }
-        let side = Side { name, spec, index: self.anchors.len(), is_stitched: false };
-        self.add_blocks(side, &*anchor)?;
-        if let Some(stem) = layout.stem() {
-            let (name, first) = (format!("{name}.stem"), side.space(0, 0));
-            let body = anchor.build(stem, &Form::PLAIN)?;
-            self.add(name, ["in", &first], ModuleKind::Stem, Some(body))?;
-        }
-        if self.manifest.has_head(name) {
-            self.add_heads(side, &*anchor, true)?;
-        }
-        if let Some(stitches) = self.manifest.stitches.as_ref().filter(|s| !s.final_norm)
-            && stitches.pairs.iter().any(|[_, to]| to == name)
-        {
-            let side = Side { is_stitched: true, ..side };
-            self.add_blocks(side, &*anchor)?;
-            self.add_heads(side, &*anchor, false)?;
-        }
+        self.add_sides(name, spec, &*anchor)?;
         self.anchors.push(name.into());
         self.opened.push(anchor);
-        Ok(())
-    }
-
-    /// Adds an anchor's hidden spaces and the modules of its blocks.
-    fn add_blocks(&mut self, side: Side<'_>, anchor: &dyn Backbone) -> Result<(), ArchError> {
-        let layout = anchor.layout();
-        for depth in 0..=layout.num_blocks() {
-            for (position, spec) in layout.spaces_before(depth).into_iter().enumerate() {
-                let (anchor, stitched) = (side.index, side.is_stitched);
-                self.spaces.push(Space {
-                    name: side.space(depth, position),
-                    kind: SpaceKind::Hidden { anchor, depth, position, stitched },
-                    spec: spec.clone(),
-                });
-            }
-        }
-        for block in 0..layout.num_blocks() {
-            let parts: Vec<PartId> = layout.block(block).collect();
-            for (position, part) in parts.iter().enumerate() {
-                let is_last = position + 1 == parts.len();
-                let to = if is_last { (block + 1, 0) } else { (block, position + 1) };
-                let ends = [side.space(block, position), side.space(to.0, to.1)];
-                self.add_part(side, anchor, *part, [&ends[0], &ends[1]])?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Adds a part of a block in all its forms.
-    fn add_part(
-        &mut self,
-        side: Side<'_>,
-        anchor: &dyn Backbone,
-        part: PartId,
-        ends: [&str; 2],
-    ) -> Result<(), ArchError> {
-        let PartSpec { kind, block, .. } = *anchor.layout().part(part);
-        let block = block.unwrap_or_default();
-        let name = kind.part_name();
-        let dot = if name.is_empty() { "" } else { "." };
-        let plain_name = format!("{}.block.{block}{dot}{name}", side.prefix());
-        let plain = anchor.build(part, &Form::PLAIN)?;
-        self.add(plain_name.clone(), ends, kind, Some(plain.clone()))?;
-        self.add_step(anchor, part, &Form::PLAIN)?;
-        let spec =
-            |name: &str| self.spaces.iter().find(|space| space.name == name).map(|s| &s.spec);
-        let keeps_shape = spec(ends[0]) == spec(ends[1]);
-        for variant in variants(side.spec, anchor.layout().part(part)) {
-            if variant.is_identity && !keeps_shape {
-                continue;
-            }
-            let name = format!("{plain_name}.{}", variant.name);
-            let form = variants::form(&variant);
-            let body = form.map(|form| variants::body(&form, anchor, part, &plain)).transpose()?;
-            self.add(name, ends, kind, body)?;
-            self.name_variant(Some(variant.name));
-            if let Some(form) = form {
-                self.add_step(anchor, part, &form)?;
-            }
-        }
-        if kind == ModuleKind::Mlp {
-            self.add_experts(side, anchor, block, ends)?;
-        }
-        Ok(())
-    }
-
-    /// Adds the network for the tokens of a step to the module added last, if the block's attention
-    /// can keep a cache.
-    fn add_step(
-        &mut self,
-        anchor: &dyn Backbone,
-        part: PartId,
-        form: &Form<'_>,
-    ) -> Result<(), ArchError> {
-        if !anchor.layout().is_stepped(part) {
-            return Ok(());
-        }
-        let cache_type = self.manifest.generation.cache;
-        let form = Form { is_step: true, cache_type, ..*form };
-        if let Body::Network(network) = anchor.build(part, &form)? {
-            self.steps.insert(self.modules.len() - 1, *network);
-        }
-        Ok(())
-    }
-
-    /// Adds a feed-forward part split into experts, once for each supported number of experts per
-    /// token.
-    fn add_experts(
-        &mut self,
-        side: Side<'_>,
-        anchor: &dyn Backbone,
-        block: usize,
-        ends: [&str; 2],
-    ) -> Result<(), ArchError> {
-        let manifest = self.manifest;
-        let of_block = |spec: &ExpertsSpec| spec.anchor == side.name && spec.has_block(block);
-        for (entry, spec) in manifest.experts.iter().enumerate().filter(|(_, s)| of_block(s)) {
-            let Some(dense) = anchor.dense(block)? else {
-                let expected = "an anchor of an ONNX file cannot be split";
-                let fault = Fault::new(spec.key("anchor"), side.name, expected);
-                return Err(FamilyError::value(self.folder, fault).into());
-            };
-            experts::check(self.folder, spec, &dense)?;
-            if !side.is_stitched {
-                self.splits.push(dense.fitting(entry, block, ends[0].to_owned()));
-            }
-            let Some(file) = SplitFile::open(self.folder, &self.records, spec)? else { continue };
-            for (variant, routed) in file.modules(block, &dense)? {
-                let name = format!("{}.block.{block}.mlp.{variant}", side.prefix());
-                self.add(name, ends, ModuleKind::Mlp, Some(Body::Routed(Box::new(routed))))?;
-                self.name_variant(Some(variant));
-            }
-        }
-        Ok(())
-    }
-
-    /// Adds the anchor's own head after its last block, and after the other blocks it was trained
-    /// for.
-    fn add_heads(
-        &mut self,
-        side: Side<'_>,
-        anchor: &dyn Backbone,
-        has_norm: bool,
-    ) -> Result<(), ArchError> {
-        let layout = anchor.layout();
-        let Some(head) = layout.head() else {
-            return Ok(());
-        };
-        let last = layout.num_blocks();
-        let name = format!("{}.head", side.prefix());
-        let from = side.space(last, 0);
-        let form = Form { has_norm, ..Form::PLAIN };
-        let values = Form { precision: Precision::Dequantized, ..form };
-        let values = side.spec.has_variant(F32).then(|| anchor.build(head, &values)).transpose()?;
-        let head = anchor.build(head, &form)?;
-        self.add(name.clone(), [&from, "out"], ModuleKind::Head, Some(head.clone()))?;
-        if let Some(values) = values {
-            self.add(format!("{name}.{F32}"), [&from, "out"], ModuleKind::Head, Some(values))?;
-            self.name_variant(Some(F32.into()));
-        }
-        for depth in side.spec.depths.iter().filter(|depth| **depth < last) {
-            let from = side.space(*depth, 0);
-            let name = format!("{name}.{depth}");
-            self.add(name, [&from, "out"], ModuleKind::Exit, Some(head.clone()))?;
-            self.name_variant(Some("head".into()));
-        }
         Ok(())
     }
 
@@ -368,7 +177,7 @@ impl<'a> FamilyBuilder<'a> {
         })
     }
 
-    fn width_of(&self, space: &str) -> usize {
+    pub(super) fn width_of(&self, space: &str) -> usize {
         let found = self.spaces.iter().find(|known| known.name == space);
         found.and_then(Space::width).unwrap_or_default()
     }

@@ -15,7 +15,7 @@ use crate::{
     arch::{ArchError, SplitPart},
     family::{
         FamilyError, FamilyGraph, Fault, GenerationSpec, INT8, MANIFEST_FILE, Manifest, MapSpec,
-        Module, ModuleId, SpaceId,
+        Module, ModuleId, Passed, SpaceId,
     },
     input::{Language, Tokenizer},
     module::{Batching, Body, CacheSpec, Compute, Network},
@@ -203,13 +203,18 @@ impl Family {
     }
 
     /// Returns bytes that identify the cost of module `id` in caches, or `None` if it is the
-    /// identity.
+    /// identity. The same network costs less where tokens were merged.
     ///
     /// # Panics
     ///
     /// Panics when `id` is of another family and out of range.
     pub fn cost_key(&self, id: ModuleId) -> Option<Vec<u8>> {
-        self.named_by(id, Network::cost_key)
+        let mut key = self.named_by(id, Network::cost_key)?;
+        let from = &self.graph.spaces()[self.graph.module(id).from.0];
+        if let Passed::Merging(every) = from.kind.passed() {
+            key.extend(every.to_le_bytes());
+        }
+        Some(key)
     }
 
     fn named_by(&self, id: ModuleId, name: fn(&Network) -> Vec<u8>) -> Option<Vec<u8>> {

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::builder::{FamilyBuilder, known_spaces};
 use crate::{
     arch::{ArchError, Expansion, MapParts, joint::fitted},
-    family::{MapForm, MapSpec, ModuleKind, SpaceId, SpaceKind, fit_file_name},
+    family::{MapForm, MapSpec, ModuleKind, Passed, Space, SpaceId, SpaceKind, fit_file_name},
     module::Precision,
     pool::Checkpoint,
 };
@@ -89,7 +89,12 @@ impl FamilyBuilder<'_> {
     }
 
     fn space(&self, map: &MapSpec, name: &str) -> Result<SpaceId, ArchError> {
-        let found = self.spaces.iter().position(|space| space.name == name && name != "in");
+        // What is fitted reads a row for each token.
+        let is_it = |space: &Space| {
+            let is_merged = matches!(space.kind.passed(), Passed::Merging(_));
+            space.name == name && name != "in" && !is_merged
+        };
+        let found = self.spaces.iter().position(is_it);
         found.map(SpaceId).ok_or_else(|| ArchError::Map {
             from: map.from.clone(),
             to: map.to.clone(),

@@ -10,6 +10,7 @@ mod loaded;
 mod maps;
 mod networks;
 mod promises;
+mod sides;
 mod steps;
 mod variants;
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::{
     arch::{Layout, Reads, Widest},
-    family::{FamilyError, Fault, Manifest, WidthSpec},
+    family::{FamilyError, Fault, Manifest, MergeSpec, WidthSpec},
 };
 
 /// Checks that the anchor `name` of `layout` keeps what the manifest of the family in `folder`
@@ -15,7 +15,7 @@ pub(super) fn check(
     name: &str,
     layout: &Layout,
 ) -> Result<(), FamilyError> {
-    let broken = [input, output, rows, widths, experts]
+    let broken = [input, output, rows, widths, merges, experts]
         .into_iter()
         .find_map(|compare| compare(manifest, name, layout));
     match broken {
@@ -89,6 +89,29 @@ fn widths(manifest: &Manifest, name: &str, layout: &Layout) -> Option<Fault> {
         None => "only vision transformers run narrower".into(),
     };
     Some(Fault::new(key(name, "widths"), format!("{heads}, {hidden}"), expected))
+}
+
+/// Compares the mergings of tokens with what the blocks can read.
+fn merges(manifest: &Manifest, name: &str, layout: &Layout) -> Option<Fault> {
+    let refuse =
+        |value: String, expected: String| Some(Fault::new(key(name, "merges"), value, expected));
+    let blocks = layout.num_blocks();
+    let MergeSpec { every, before } = manifest.anchors[name]
+        .merges
+        .iter()
+        .find(|merge| !layout.can_merge || merge.before.iter().any(|block| *block >= blocks))?;
+    match layout.can_merge {
+        true => refuse(
+            format!("{before:?}"),
+            format!("`{name}` has {blocks} blocks, the first being 0"),
+        ),
+        false => refuse(
+            format!("every = {every}"),
+            "tokens are merged in encoders of texts without relative positions, whose vectors are \
+             the mean over tokens or the first one"
+                .into(),
+        ),
+    }
 }
 
 /// Compares the blocks that are split among experts with those that there are.

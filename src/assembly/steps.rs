@@ -108,7 +108,7 @@ fn only_next(graph: &FamilyGraph, id: ModuleId) -> Option<ModuleId> {
 mod tests {
     use super::*;
     use crate::{
-        family::{Module, ModuleKind, Space, SpaceId, SpaceKind, SpaceSpec},
+        family::{Module, ModuleKind, Passed, Space, SpaceId, SpaceKind, SpaceSpec},
         module::Precision,
         onnx::GraphBuilder,
     };
@@ -118,7 +118,7 @@ mod tests {
         let kind = |index| match index {
             0 => SpaceKind::Input,
             index if index == end => SpaceKind::Output,
-            depth => SpaceKind::Hidden { anchor: 0, depth, position: 0, stitched: false },
+            depth => SpaceKind::Hidden { anchor: 0, depth, position: 0, passed: Passed::Own },
         };
         let space = |index: usize| Space {
             name: format!("s{index}"),

@@ -189,6 +189,7 @@ fn kind_of(family: &Family, entry: &PlanEntry) -> PointKind {
             ModuleKind::Stitch if family.is_fitted(*id) => add(PointKind::Fitted),
             ModuleKind::Stitch => add(PointKind::Stitched),
             ModuleKind::Bridge => add(PointKind::Bridged),
+            ModuleKind::Merge => add(PointKind::Merged),
             ModuleKind::Exit if variant == Some("head") => add(PointKind::Shortened),
             ModuleKind::Exit => add(PointKind::Exit),
             _ => {}

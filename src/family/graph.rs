@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::{
     FamilyError,
-    space::{Space, SpaceKind},
+    space::{Passed, Space, SpaceKind},
 };
 use crate::plan::{Ends, ModuleId, Offers, topological_order};
 
@@ -49,6 +49,8 @@ pub enum ModuleKind {
     Stitch,
     /// A fitted map between two hidden spaces of one anchor.
     Bridge,
+    /// The merging of tokens with the most similar ones of the others.
+    Merge,
     /// A fitted map to the output.
     Exit,
     /// An anchor's own head.
@@ -222,7 +224,7 @@ impl FamilyGraph {
     pub fn reference_head(&self, anchor: &str) -> Option<ModuleId> {
         let is_its = |module: &Module| {
             let kind = self.spaces[module.from.0].kind;
-            let own = matches!(kind, SpaceKind::Hidden { anchor: index, stitched: false, .. }
+            let own = matches!(kind, SpaceKind::Hidden { anchor: index, passed: Passed::Own, .. }
                 if self.anchors[index] == anchor);
             module.kind == ModuleKind::Head && own
         };

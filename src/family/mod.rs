@@ -22,9 +22,9 @@ pub(crate) use graph::{F32, INT8, SKIP};
 pub use graph::{FamilyGraph, Module, ModuleKind, SpaceId};
 pub use manifest::{
     AnchorSpec, BlockEnds, CacheType, ExitsSpec, ExpertSet, ExpertsSpec, FORMAT, Feature, Filter,
-    GenerationSpec, ImageSpec, Limits, Manifest, MapForm, MapSpec, Metric, OnnxImage, OnnxSource,
-    OutputSpec, PartSource, QualitySpec, Resize, RoutedPart, RouterForm, StitchesSpec, VariantSpec,
-    WidthSpec, fit_file_name, migrated,
+    GenerationSpec, ImageSpec, Limits, Manifest, MapForm, MapSpec, MergeSpec, Metric, OnnxImage,
+    OnnxSource, OutputSpec, PartSource, QualitySpec, Resize, RoutedPart, RouterForm, StitchesSpec,
+    VariantSpec, WidthSpec, fit_file_name, migrated,
 };
 pub use plan_id::PlanId;
-pub use space::{Axis, NamedTensor, Space, SpaceKind, SpaceSpec};
+pub use space::{Axis, NamedTensor, Passed, Space, SpaceKind, SpaceSpec};

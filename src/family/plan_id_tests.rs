@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    family::{Module, Space, SpaceSpec},
+    family::{Module, Passed, Space, SpaceSpec},
     plan::{BudgetParameters, Offers},
 };
 
@@ -13,17 +13,17 @@ pub(in crate::family) fn graph() -> FamilyGraph {
     for depth in 0..=2 {
         spaces.push(space(
             &format!("a.{depth}"),
-            SpaceKind::Hidden { anchor: 0, depth, position: 0, stitched: false },
+            SpaceKind::Hidden { anchor: 0, depth, position: 0, passed: Passed::Own },
         ));
     }
     for depth in 0..=3 {
         spaces.push(space(
             &format!("b.{depth}"),
-            SpaceKind::Hidden { anchor: 1, depth, position: 0, stitched: false },
+            SpaceKind::Hidden { anchor: 1, depth, position: 0, passed: Passed::Own },
         ));
         spaces.push(space(
             &format!("b.{depth}+"),
-            SpaceKind::Hidden { anchor: 1, depth, position: 1, stitched: false },
+            SpaceKind::Hidden { anchor: 1, depth, position: 1, passed: Passed::Own },
         ));
     }
     let mut edges = vec![
@@ -160,7 +160,10 @@ fn a_long_id_that_is_offered_can_be_asked_for() {
     let num_blocks = 400;
     let mut spaces = vec![space("in", SpaceKind::Input), space("out", SpaceKind::Output)];
     spaces.extend((0..=num_blocks).map(|depth| {
-        space(&name(depth), SpaceKind::Hidden { anchor: 0, depth, position: 0, stitched: false })
+        space(
+            &name(depth),
+            SpaceKind::Hidden { anchor: 0, depth, position: 0, passed: Passed::Own },
+        )
     }));
     let module = |index: usize, from, to, kind, variant: Option<&str>| Module {
         name: format!("m{index}"),

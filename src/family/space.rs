@@ -25,12 +25,22 @@ pub enum SpaceKind {
         depth: usize,
         /// Number of parts of the next block that have been passed as well.
         position: usize,
-        /// Whether the path crossed a stitch, for families that end such paths differently. SN-Net
-        /// v1 leaves out the final norm.
-        stitched: bool,
+        /// What a path passed that sets these hidden states apart from the anchor's own.
+        passed: Passed,
     },
     /// The family's output.
     Output,
+}
+
+/// What a path passed on its way to a space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Passed {
+    /// The anchor's own modules alone.
+    Own,
+    /// A stitch, in families that end such paths differently. SN-Net v1 leaves out the final norm.
+    Stitch,
+    /// The merging of one token in so many with others, so that a row may stand for several tokens.
+    Merging(usize),
 }
 
 /// The tensors of a space, the one that leads on first.
@@ -120,10 +130,53 @@ impl NamedTensor {
     }
 }
 
+impl Passed {
+    /// Returns the mark behind an anchor's name in the names of spaces and modules.
+    pub(crate) fn mark(self) -> String {
+        match self {
+            Self::Own => String::new(),
+            Self::Stitch => "~".into(),
+            Self::Merging(every) => format!("%{every}"),
+        }
+    }
+
+    /// Returns the number of rows that a text of `tokens` has.
+    pub fn rows(self, tokens: usize) -> usize {
+        match self {
+            Self::Merging(every) => tokens - (tokens + every).saturating_sub(2) / every,
+            Self::Own | Self::Stitch => tokens,
+        }
+    }
+}
+
 impl SpaceKind {
+    /// Returns what a path passed on its way to the space.
+    pub fn passed(self) -> Passed {
+        match self {
+            Self::Hidden { passed, .. } => passed,
+            Self::Input | Self::Output => Passed::Own,
+        }
+    }
+
     /// Returns the marks behind a space's depth: one for each part of the next block that has been
     /// passed.
     pub fn marks(position: usize) -> String {
         "+".repeat(position)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_second_of_so_many_tokens_is_merged() {
+        for every in 2..6 {
+            for tokens in 0..40 {
+                let kept = (0..tokens).filter(|place| place % every != 1).count();
+                assert_eq!(Passed::Merging(every).rows(tokens), kept, "{tokens} by {every}");
+            }
+        }
+        assert_eq!(Passed::Own.rows(7), 7);
     }
 }

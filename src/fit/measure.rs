@@ -8,7 +8,7 @@ use std::{
 use super::{FitError, Progress, independence::prove_family, wave::wave};
 use crate::{
     assembly::Family,
-    family::{Manifest, ModuleId, SpaceKind},
+    family::{Manifest, ModuleId, Passed, SpaceKind},
     input::{Encoding, ModelInput, Pixels},
     offer::{ModuleProfile, ProfileCache, module_digest},
     plan::{Grid, Shape},
@@ -191,7 +191,7 @@ fn measure_cell(
     let rows = executor.rows_at_once(group, shape);
     let sides =
         SideInputs::of_input(full_input(executor.family(), Shape::new(rows, shape.tokens)))?;
-    let shapes: Vec<Option<Vec<usize>>> =
+    let shapes: Vec<Option<StateShape>> =
         group.iter().map(|id| state_shape(executor, *id, Shape::new(rows, shape.tokens))).collect();
     let mut states = HashMap::new();
     for shape in shapes.iter().flatten() {
@@ -237,25 +237,39 @@ fn fraction(part: usize, whole: usize) -> f64 {
     part as f64 / whole as f64
 }
 
+/// Shape of hidden states.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct StateShape {
+    extents: Vec<usize>,
+    /// Batch and rows, if rows have sizes.
+    sized: Option<[usize; 2]>,
+}
+
 /// Returns the shape of the hidden states that module `id` reads, or `None` if it reads none.
 fn state_shape(
     executor: &Executor,
     id: ModuleId,
     Shape { batch, tokens }: Shape,
-) -> Option<Vec<usize>> {
+) -> Option<StateShape> {
     let graph = &executor.family().graph;
     let space = &graph.spaces()[graph.module(id).from.0];
-    let extents = space.shape().into_iter().map(|extent| extent.unwrap_or(tokens));
-    matches!(space.kind, SpaceKind::Hidden { .. })
-        .then(|| [batch].into_iter().chain(extents).collect())
+    let SpaceKind::Hidden { passed, .. } = space.kind else { return None };
+    let rows = passed.rows(tokens);
+    let extents = space.shape().into_iter().map(|extent| extent.unwrap_or(rows));
+    let extents = [batch].into_iter().chain(extents).collect();
+    let sized = matches!(passed, Passed::Merging(_)).then_some([batch, rows]);
+    Some(StateShape { extents, sized })
 }
 
 /// Creates hidden states with values of the size that a layer norm gives.
-fn state(shape: Vec<usize>) -> Result<Activation, FitError> {
-    let values = (0..shape.iter().product()).map(wave).collect();
-    let tensor =
-        Tensor::new(shape, TensorData::F32(values)).map_err(|e| FitError::Family(e.to_string()))?;
-    Ok(Activation::of_tensor(tensor)?)
+fn state(StateShape { extents, sized }: StateShape) -> Result<Activation, FitError> {
+    let values = (0..extents.iter().product()).map(wave).collect();
+    let tensor = Tensor::new(extents, TensorData::F32(values));
+    let state = Activation::of_tensor(tensor.map_err(|e| FitError::Family(e.to_string()))?)?;
+    Ok(match sized {
+        Some(shape) => state.with_sizes(shape)?,
+        None => state,
+    })
 }
 
 /// Returns the inputs of module `id` for one sequence: the request's, and the hidden states if it

@@ -16,7 +16,9 @@ pub use cache::{
 };
 pub use compute::Compute;
 pub use error::ModuleError;
-pub use network::{ATTENTION_MASK, Batching, INPUT_IDS, Network, PIXEL_VALUES, Precision};
+pub use network::{
+    ATTENTION_MASK, Batching, INPUT_IDS, Network, PIXEL_VALUES, Precision, TOKEN_SIZES,
+};
 pub use port::Port;
 pub(crate) use routed::Body;
 pub use routed::{

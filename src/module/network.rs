@@ -20,6 +20,8 @@ use crate::{
 pub const INPUT_IDS: &str = "input_ids";
 /// Name of the mask with 1 for a token and 0 for padding, `[batch, tokens]` INT64.
 pub const ATTENTION_MASK: &str = "attention_mask";
+/// Name of the number of tokens for which each row stands, `[batch, rows]` FP32, 0 for padding.
+pub const TOKEN_SIZES: &str = "token_sizes";
 /// Name of the normalized images, `[batch, channels, height, width]` FP32.
 pub const PIXEL_VALUES: &str = "pixel_values";
 

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::{
     ModuleError,
     cache::{KEY_SCALES, PAST_KEYS, PAST_VALUES, VALUE_SCALES},
-    network::{ATTENTION_MASK, INPUT_IDS, Network, PIXEL_VALUES},
+    network::{ATTENTION_MASK, INPUT_IDS, Network, PIXEL_VALUES, TOKEN_SIZES},
 };
 
 /// Inputs that a request brings.
@@ -18,7 +18,7 @@ pub enum Port {
     State,
     /// Input of the request.
     Input(&'static str),
-    /// Value that a routed module or a step hands to the network.
+    /// Value that a routed module, a step or a merging of tokens hands to the network.
     Given(&'static str),
     /// Keys before the step in one of the network's caches, by its index.
     Keys(usize),
@@ -48,7 +48,7 @@ impl Network {
         for name in inputs.filter(|name| !weights.contains(name)) {
             let known =
                 |names: &[&'static str]| names.iter().find(|known| **known == name).copied();
-            let given = known(self.given()).map(Port::Given);
+            let given = known(self.given()).or(known(&[TOKEN_SIZES])).map(Port::Given);
             let cache = self.cached().and_then(|_| caches.next(name));
             let input = known(&INPUTS).map(Port::Input);
             let port = given.or(cache).or(input).unwrap_or(Port::State);

@@ -1,6 +1,9 @@
 //! Joining a chain of modules into one graph.
 
-use std::{collections::HashSet, path::Path};
+use std::{
+    collections::{HashMap, HashSet},
+    path::Path,
+};
 
 use super::{
     OnnxError,
@@ -12,9 +15,10 @@ use super::{
 /// Joins `models` into one model.
 ///
 /// Names get the model's position as a prefix; `shared` inputs keep their names. Inputs and outputs
-/// in `own` are the joined model's, too. Each model's other inputs read the first other output of
-/// the model before it; those of the first model are the joined model's. The joined model declares
-/// the latest opset that one of `models` declares.
+/// in `own` are the joined model's, too. Inputs with the name of a further output of an earlier
+/// model read that output. Each model's other inputs read the first other output of the model
+/// before it; those of the first model are the joined model's. The joined model declares the latest
+/// opset that one of `models` declares.
 pub fn join(models: &[ModelProto], shared: &[&str], own: &[&str]) -> ModelProto {
     let mut joined = GraphProto { name: "joined".into(), ..GraphProto::default() };
     let mut opsets: Vec<OperatorSetId> = Vec::new();
@@ -22,15 +26,11 @@ pub fn join(models: &[ModelProto], shared: &[&str], own: &[&str]) -> ModelProto 
     let mut declared = HashSet::new();
     let mut outputs = Vec::new();
     let mut state: Option<String> = None;
+    let mut further: HashMap<String, String> = HashMap::new();
     for (index, model) in models.iter().enumerate() {
         let mut model = model.clone();
         opset::raise(&mut model, latest);
-        for opset in model.opset_import {
-            match opsets.iter_mut().find(|known| known.domain == opset.domain) {
-                Some(known) => known.version = known.version.max(opset.version),
-                None => opsets.push(opset),
-            }
-        }
+        note_opsets(&mut opsets, model.opset_import);
         let Some(mut graph) = model.graph else {
             continue;
         };
@@ -39,6 +39,9 @@ pub fn join(models: &[ModelProto], shared: &[&str], own: &[&str]) -> ModelProto 
             *name = match name.as_str() {
                 "" => String::new(),
                 name if shared.contains(&name) => name.to_owned(),
+                name if inputs.contains(name) && further.contains_key(name) => {
+                    further[name].clone()
+                }
                 name => match &state {
                     Some(state) if inputs.contains(name) && !own.contains(&name) => state.clone(),
                     _ => format!("{index}/{name}"),
@@ -47,9 +50,13 @@ pub fn join(models: &[ModelProto], shared: &[&str], own: &[&str]) -> ModelProto 
         };
         let is_own: Vec<bool> =
             graph.output.iter().map(|output| own.contains(&output.name.as_str())).collect();
+        let others = graph.output.iter().zip(&is_own).filter(|(_, is_own)| !**is_own).skip(1);
+        let others: Vec<String> = others.map(|(output, _)| output.name.clone()).collect();
         rename_all(&mut graph, &rename);
-        let before = state.take();
-        for input in graph.input.into_iter().filter(|input| Some(&input.name) != before.as_ref()) {
+        let is_inside = |name: &String| {
+            state.as_ref() == Some(name) || further.values().any(|known| known == name)
+        };
+        for input in graph.input.into_iter().filter(|input| !is_inside(&input.name)) {
             if declared.insert(input.name.clone()) {
                 joined.input.push(input);
             }
@@ -60,6 +67,7 @@ pub fn join(models: &[ModelProto], shared: &[&str], own: &[&str]) -> ModelProto 
         for (output, is_own) in graph.output.into_iter().zip(is_own) {
             if is_own { &mut joined.output } else { &mut outputs }.push(output);
         }
+        further.extend(others.into_iter().map(|name| (name.clone(), format!("{index}/{name}"))));
         state = Some(outputs.first().map(|output| output.name.clone()).unwrap_or_default());
     }
     joined.output.append(&mut outputs);
@@ -70,6 +78,16 @@ pub fn join(models: &[ModelProto], shared: &[&str], own: &[&str]) -> ModelProto 
         producer_name: "tessera".into(),
         graph: Some(joined),
         metadata_props: Vec::new(),
+    }
+}
+
+/// Notes operator sets, each with the latest version that a model declares.
+fn note_opsets(opsets: &mut Vec<OperatorSetId>, declared: Vec<OperatorSetId>) {
+    for opset in declared {
+        match opsets.iter_mut().find(|known| known.domain == opset.domain) {
+            Some(known) => known.version = known.version.max(opset.version),
+            None => opsets.push(opset),
+        }
     }
 }
 

@@ -29,7 +29,11 @@ pub(crate) fn mermaid(family: &Family, modules: &[ModuleId]) -> String {
         let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
         format!(
             "s_{}",
-            space.replace('+', "_inner").replace('~', "_stitched").replace(|c| plain(c) != c, "_")
+            space
+                .replace('+', "_inner")
+                .replace('~', "_stitched")
+                .replace('%', "_merged")
+                .replace(|c| plain(c) != c, "_")
         )
     };
     for space in spaces(family, modules) {
@@ -88,11 +92,11 @@ fn named(names: &[&str], extents: &[Option<usize>]) -> Vec<String> {
 
 /// Returns the names of a module's two spaces, its label, and whether it joins or leaves an anchor.
 fn edge(family: &Family, id: ModuleId) -> (&str, &str, String, bool) {
+    use ModuleKind::{Bridge, Exit, Merge, Stitch};
     let module = family.graph.module(id);
     let name = |space: crate::family::SpaceId| family.graph.spaces()[space.0].name.as_str();
     let kind = format!("{:?}", module.kind).to_lowercase();
     let label = module.variant.as_ref().map_or(kind.clone(), |variant| format!("{kind} {variant}"));
-    let is_joint =
-        matches!(module.kind, ModuleKind::Stitch | ModuleKind::Bridge | ModuleKind::Exit);
+    let is_joint = matches!(module.kind, Stitch | Bridge | Exit | Merge);
     (name(module.from), name(module.to), label, is_joint)
 }

@@ -17,6 +17,8 @@ pub(crate) enum PointKind {
     Shortened,
     /// A network with blocks left out.
     Dropped,
+    /// A network whose tokens are merged on the way.
+    Merged,
     /// A network left early through an exit head.
     Exit,
     /// A network in lower precision.
@@ -27,7 +29,7 @@ pub(crate) enum PointKind {
 
 impl PointKind {
     /// All kinds, in the order of the legend.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Anchor,
         Self::Stitched,
         Self::Fitted,
@@ -35,6 +37,7 @@ impl PointKind {
         Self::Narrowed,
         Self::Shortened,
         Self::Dropped,
+        Self::Merged,
         Self::Exit,
         Self::Quantized,
         Self::Mixed,
@@ -50,6 +53,7 @@ impl PointKind {
             Self::Narrowed => "narrowed",
             Self::Shortened => "shortened",
             Self::Dropped => "dropped",
+            Self::Merged => "merged tokens",
             Self::Exit => "exit",
             Self::Quantized => "quantized",
             Self::Mixed => "mixed",
@@ -66,6 +70,7 @@ impl PointKind {
             Self::Narrowed => "#a0522d",
             Self::Shortened => "#5b8c00",
             Self::Dropped => "#12956f",
+            Self::Merged => "#3f8c8c",
             Self::Exit => "#c98a00",
             Self::Quantized => "#7a68c8",
             Self::Mixed => "#7f868d",
@@ -84,6 +89,7 @@ impl PointKind {
             Self::Narrowed => "M-2-6H2V6H-2Z",
             Self::Shortened => "M-6-2H6V2H-6Z",
             Self::Dropped => "M-5-4H5L0 5Z",
+            Self::Merged => "M-5 0-2.5-4.5H2.5L5 0 2.5 4.5H-2.5Z",
             Self::Exit => "M0-5 5 4H-5Z",
             Self::Quantized => "M0-5.5 5.5 0 0 5.5-5.5 0Z",
             Self::Mixed => "M-1.7-5H1.7V-1.7H5V1.7H1.7V5H-1.7V1.7H-5V-1.7H-1.7Z",

@@ -1,11 +1,13 @@
 //! Activations between modules, and the inputs that modules read besides them.
 
+use std::sync::Arc;
+
 use ort::value::{DynValue, Tensor as OrtTensor};
 
 use super::RuntimeError;
 use crate::{
     input::{Encoding, ModelInput},
-    module::{ATTENTION_MASK, INPUT_IDS, PIXEL_VALUES},
+    module::{ATTENTION_MASK, INPUT_IDS, PIXEL_VALUES, TOKEN_SIZES},
     plan::Shape,
     tensor::{Tensor, TensorData},
 };
@@ -24,6 +26,8 @@ pub struct Activation {
     pub(super) others: Vec<DynValue>,
     /// Ways that the rows took in the module that made this; `None` if that module does not route.
     pub(super) routing: Option<Routing>,
+    /// Number of tokens for which each row stands, `[batch, rows]`; `None` if none were merged.
+    pub(super) sizes: Option<Arc<DynValue>>,
 }
 
 /// Ways that rows took in a module. A way is an expert or an attention branch.
@@ -104,7 +108,22 @@ impl SideInputs {
 impl Activation {
     /// Creates an activation of one value.
     pub(super) fn new(value: DynValue) -> Self {
-        Self { value, others: Vec::new(), routing: None }
+        Self { value, others: Vec::new(), routing: None, sizes: None }
+    }
+
+    /// Returns the hidden states with rows that stand for one token each, `[batch, rows]` of them.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the sizes cannot be made.
+    pub fn with_sizes(self, shape: [usize; 2]) -> Result<Self, RuntimeError> {
+        let sizes = handed_over(shape.to_vec(), vec![1.0; shape.iter().product()])?;
+        Ok(Self { sizes: Some(Arc::new(sizes)), ..self })
+    }
+
+    /// Returns what modules read by its name, beside the hidden states.
+    pub(super) fn given(&self) -> Vec<(&'static str, &DynValue)> {
+        self.sizes.iter().map(|sizes| (TOKEN_SIZES, &**sizes)).collect()
     }
 
     /// Returns the ways that the rows took in the module that made this, or `None` if it does not

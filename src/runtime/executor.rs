@@ -16,12 +16,12 @@ use super::{
         sessions::{Key, Residency, Weights},
     },
     routed::{self, Networks},
-    session::ModuleSession,
+    session::{ModuleSession, Outputs},
 };
 use crate::{
     assembly::Family,
     family::ModuleId,
-    module::{Batching, Compute},
+    module::{Batching, Compute, TOKEN_SIZES},
     plan::{Grid, Plan, Shape},
     tensor::Tensor,
 };
@@ -307,11 +307,9 @@ impl Executor {
             }
             Some(Compute::Network(index)) => {
                 let mut lease = self.lease(*index)?;
-                let outputs = lease.session().run(&[], state.map(Activation::value), sides)?;
-                let mut values = outputs.into_iter().map(|(_, value)| value);
-                let value = values.next().ok_or(RuntimeError::NoOutput)?;
-                let others = values.collect();
-                Ok(Some(Activation { others, ..Activation::new(value) }))
+                let given = state.map(Activation::given).unwrap_or_default();
+                let outputs = lease.session().run(&given, state.map(Activation::value), sides)?;
+                made_of(outputs, state).map(Some)
             }
             Some(Compute::Routed(routed)) => {
                 let module = &self.family.graph.module(id).name;
@@ -376,6 +374,18 @@ impl Executor {
 
 /// Inputs on which a network is measured.
 type Given<'a> = (&'a SideInputs, Option<&'a Activation>);
+
+/// Returns the activation of a module's `outputs`, which was made of `before`. The sizes of rows are
+/// those that the module gives, or as they were.
+fn made_of(outputs: Outputs, before: Option<&Activation>) -> Result<Activation, RuntimeError> {
+    let (sizes, values): (Vec<_>, Vec<_>) =
+        outputs.into_iter().partition(|(name, _)| **name == *TOKEN_SIZES);
+    let mut values = values.into_iter().map(|(_, value)| value);
+    let value = values.next().ok_or(RuntimeError::NoOutput)?;
+    let sizes = sizes.into_iter().next().map(|(_, sizes)| Arc::new(sizes));
+    let sizes = sizes.or_else(|| before?.sizes.clone());
+    Ok(Activation { others: values.collect(), sizes, ..Activation::new(value) })
+}
 
 /// Runs module `id` by `run`, and tells `observer` of it.
 pub(super) fn observed(

@@ -1,5 +1,7 @@
 //! Single rows of a batch, for networks that mix rows and so run one row at a time.
 
+use std::sync::Arc;
+
 use ort::value::{DynValue, Tensor as OrtTensor};
 
 use super::{
@@ -27,7 +29,9 @@ impl Activation {
     pub(super) fn row(&self, index: usize) -> Result<Self, RuntimeError> {
         let others = self.others.iter().map(|value| row_of(value, index));
         let others = others.collect::<Result<_, _>>()?;
-        Ok(Self { others, ..Self::new(row_of(&self.value, index)?) })
+        let sizes = self.sizes.iter().map(|sizes| row_of(sizes, index).map(Arc::new)).next();
+        let sizes = sizes.transpose()?;
+        Ok(Self { others, sizes, ..Self::new(row_of(&self.value, index)?) })
     }
 
     /// Joins `rows` into one batch.
@@ -36,7 +40,10 @@ impl Activation {
         let others =
             (0..others).map(|index| join_values(rows.iter().map(|row| &row.others[index])));
         let others = others.collect::<Result<_, _>>()?;
-        Ok(Self { others, ..Self::new(join_values(rows.iter().map(|row| &row.value))?) })
+        let sizes: Option<Vec<&DynValue>> = rows.iter().map(|row| row.sizes.as_deref()).collect();
+        let sizes = sizes.filter(|sizes| !sizes.is_empty());
+        let sizes = sizes.map(|sizes| join_values(sizes.into_iter()).map(Arc::new)).transpose()?;
+        Ok(Self { others, sizes, ..Self::new(join_values(rows.iter().map(|row| &row.value))?) })
     }
 }
 

@@ -17,6 +17,7 @@ mod texts;
 use super::{
     ArchError,
     backbone::{Backbone, Dense, Expansion, Form},
+    joint::merging,
     keys::ConfigFile,
     layout::{Axes, Layout, PartId, PartSpec, Reads, Widest},
     nonlinearity::Nonlinearity,
@@ -86,6 +87,14 @@ pub(super) struct Encoder {
     layout: Layout,
 }
 
+/// What attention reads beside queries, keys and values.
+struct Seen {
+    /// Mask with 0 for padding, `[batch, tokens]`; empty if `scores` says it.
+    mask: String,
+    /// Added to the scores, `[batch or 1, heads or 1, tokens, tokens]`.
+    scores: Option<String>,
+}
+
 /// Names of a sub-layer's last matrix and its norm, after the prefix.
 struct Ending {
     dense: String,
@@ -102,7 +111,9 @@ impl Backbone for Encoder {
         let block = block.unwrap_or_default();
         let network = match kind {
             ModuleKind::Stem => self.stem(),
-            ModuleKind::Head => return Ok(self.sentence.head(self.shape.width)?.into()),
+            ModuleKind::Head => {
+                return Ok(self.sentence.head(self.shape.width, form.is_merged)?.into());
+            }
             ModuleKind::Attention => self.attention(block, form),
             _ => self.mlp(block, form),
         };
@@ -152,6 +163,7 @@ impl Encoder {
         let gives = SpaceSpec::of_extents(&[Some(sentence.width(shape.width))]);
         let mut layout = Layout::uniform(reads, &tokens, gives, blocks);
         layout.prompts.clone_from(&sentence.prompts);
+        layout.can_merge = shape.num_buckets == 0 && sentence.can_merge();
         Self { shape, names, checkpoint, sentence, layout }
     }
 
@@ -187,16 +199,17 @@ impl Encoder {
     /// # Shapes
     ///
     /// - hidden: \[batch, tokens, width\]
-    /// - attention_mask: \[batch, tokens\]
+    /// - attention_mask: \[batch, tokens\], or token_sizes where tokens were merged
     fn attention(&self, index: usize, form: &Form<'_>) -> Result<Network, ArchError> {
         let Shape { width, num_heads, .. } = self.shape;
         let heads = form.width.map_or(num_heads, |narrow| narrow.heads);
         let inner = width / num_heads * heads;
         let layer = format!("encoder.layer.{index}.attention");
         let (mut graph, hidden) = with_hidden(width);
-        let mask = token_input(&mut graph, ATTENTION_MASK);
-        let mask =
-            graph.node("Cast", &[&mask], &[("to", Attribute::Int(i64::from(data_type::INT32)))]);
+        let Seen { mask, scores } = match form.is_merged {
+            true => Seen { mask: String::new(), scores: Some(merging::scores(&mut graph)) },
+            false => self.seen(&mut graph, &hidden)?,
+        };
         let mut projected = Vec::new();
         let mut biases = Vec::new();
         for part in self.names.projections {
@@ -209,7 +222,6 @@ impl Encoder {
         }
         let biases: Vec<&str> = biases.iter().map(String::as_str).collect();
         let bias = graph.node("Concat", &biases, &[("axis", Attribute::Int(0))]);
-        let scores = self.relative_scores(&mut graph, &hidden)?;
         let mut inputs = vec![&*projected[0], &projected[1], &projected[2], &bias, &mask];
         inputs.extend(scores.as_deref());
         let heads = [("num_heads", Attribute::Int(signed(heads)))];
@@ -219,6 +231,14 @@ impl Encoder {
         let output = linear_of_first(&mut graph, &context, weight, inner);
         let ending = Ending { dense, norm: format!("{layer}.{}", self.names.norm) };
         self.end_sub_layer(graph, &[&output, &hidden], &ending, form.precision)
+    }
+
+    /// Adds the mask of the tokens, and the scores for their distances.
+    fn seen(&self, graph: &mut GraphBuilder, hidden: &str) -> Result<Seen, ArchError> {
+        let mask = token_input(graph, ATTENTION_MASK);
+        let to_int = [("to", Attribute::Int(i64::from(data_type::INT32)))];
+        let mask = graph.node("Cast", &[&mask], &to_int);
+        Ok(Seen { mask, scores: self.relative_scores(graph, hidden)? })
     }
 
     /// Returns the expanding half of block `index`'s feed-forward sub-layer, with its first `inner`

@@ -16,7 +16,10 @@ use super::texts::TextConfig;
 use crate::{
     arch::{
         error::ArchError,
-        joint::pooling::{Pooling, normalize, pooled},
+        joint::{
+            merging,
+            pooling::{Pooling, normalize, pooled},
+        },
         keys::{ConfigFile, Keys},
         ops::{extent, float_weight, linear, with_hidden},
     },
@@ -260,15 +263,27 @@ impl Sentence {
         dense.unwrap_or(width)
     }
 
-    /// Builds the head.
+    /// Returns whether the head can read tokens that were merged.
+    pub(super) fn can_merge(&self) -> bool {
+        matches!(self.pooling, Pooling::First | Pooling::Mean)
+    }
+
+    /// Builds the head. If tokens were merged, it reads their sizes instead of the mask.
     ///
     /// # Shapes
     ///
     /// - hidden: \[batch, tokens, width\]
     /// - output: \[batch, self.width(width)\]
-    pub(in crate::arch) fn head(&self, width: usize) -> Result<Network, ArchError> {
+    pub(in crate::arch) fn head(
+        &self,
+        width: usize,
+        is_merged: bool,
+    ) -> Result<Network, ArchError> {
         let (mut graph, hidden) = with_hidden(width);
-        let mut vector = pooled(&mut graph, &hidden, self.pooling);
+        let mut vector = match (is_merged, self.pooling) {
+            (true, Pooling::Mean) => merging::mean_of_sizes(&mut graph, &hidden),
+            (_, pooling) => pooled(&mut graph, &hidden, pooling),
+        };
         let mut num_columns = width;
         for (index, layer) in self.layers.iter().enumerate() {
             vector = match layer {

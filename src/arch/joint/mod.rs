@@ -4,6 +4,7 @@ mod convolved;
 pub(crate) mod experts;
 pub(crate) mod fitted;
 mod map;
+pub(crate) mod merging;
 pub(super) mod pooling;
 pub(crate) mod trained;
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::RangeInclusive,
     path::{Component, Path, PathBuf},
 };
 
@@ -43,6 +44,9 @@ pub struct AnchorSpec {
     /// units.
     #[serde(default)]
     pub widths: Vec<WidthSpec>,
+    /// Mergings of tokens to offer between blocks, for encoders of texts.
+    #[serde(default)]
+    pub merges: Vec<MergeSpec>,
     /// Numbers of ways that a token may take, besides the anchor's own number; for anchors that
     /// route tokens. A way is an expert or an attention branch. Each number makes parallel modules
     /// called `k1`, `k2` and so on.
@@ -88,6 +92,28 @@ pub struct WidthSpec {
     pub hidden: usize,
 }
 
+/// A merging of tokens: one in so many becomes a part of the most similar one of the others (ToMe,
+/// Bolya et al. 2023).
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MergeSpec {
+    /// One token in this number is merged.
+    pub every: usize,
+    /// Blocks before which tokens may be merged, in ascending order. A path merges once.
+    pub before: Vec<usize>,
+}
+
+impl MergeSpec {
+    /// Smallest and largest number of which one token is merged.
+    const EVERY: RangeInclusive<usize> = 2..=16;
+
+    /// Returns whether the numbers make sense.
+    fn is_valid(&self) -> bool {
+        let is_ordered = self.before.windows(2).all(|pair| pair[0] < pair[1]);
+        Self::EVERY.contains(&self.every) && !self.before.is_empty() && is_ordered
+    }
+}
+
 impl AnchorSpec {
     /// Checks the constraints that the types do not express.
     pub(super) fn validate(&self, name: &str) -> Result<(), Fault> {
@@ -119,6 +145,9 @@ impl AnchorSpec {
             let expected = "a width has a name of its own, at least one head and one hidden unit";
             return refuse("widths", format!("{width:?}"), expected);
         }
+        if let Some(fault) = self.merges_fault() {
+            return Err(fault);
+        }
         if let Some(set) = self
             .expert_sets
             .iter()
@@ -146,6 +175,19 @@ impl AnchorSpec {
             }
         }
         Ok(())
+    }
+
+    /// Returns the fault of a merging that makes no sense, or `None`.
+    fn merges_fault(&self) -> Option<Fault> {
+        let is_twice = |place: usize, merge: &MergeSpec| {
+            self.merges[..place].iter().any(|other| other.every == merge.every)
+        };
+        let mut merges = self.merges.iter().enumerate();
+        let (_, merge) =
+            merges.find(|(place, merge)| !merge.is_valid() || is_twice(*place, merge))?;
+        let expected = "one token in 2 to 16 is merged, each number is there once, and the blocks \
+                        are in ascending order";
+        Some(Fault::new("merges", format!("{}, {:?}", merge.every, merge.before), expected))
     }
 }
 

@@ -10,7 +10,7 @@ mod onnx_source;
 mod trained;
 mod variant;
 
-pub use anchor::{AnchorSpec, PartSource, WidthSpec};
+pub use anchor::{AnchorSpec, MergeSpec, PartSource, WidthSpec};
 pub use experts::{ExpertSet, ExpertsSpec, RoutedPart, RouterForm};
 pub use format::{FORMAT, migrated};
 pub use generation::{CacheType, GenerationSpec};

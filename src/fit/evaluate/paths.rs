@@ -12,7 +12,8 @@ use crate::{
 pub(super) fn reference_plan(graph: &FamilyGraph, reference: &str) -> Option<Plan> {
     let head = graph.reference_head(reference)?;
     path_through(graph, head, |module| {
-        let leads_elsewhere = matches!(module.kind, ModuleKind::Bridge | ModuleKind::Stitch);
+        let leads_elsewhere =
+            matches!(module.kind, ModuleKind::Bridge | ModuleKind::Merge | ModuleKind::Stitch);
         i64::from(module.variant.is_some() || leads_elsewhere)
     })
     .map(Plan::from)
@@ -34,7 +35,7 @@ pub(super) fn singles(graph: &FamilyGraph) -> BTreeSet<Plan> {
 }
 
 /// Returns paths that take a variant wherever it exists, for each variant and each exit or head.
-/// They avoid bridges and stitches.
+/// They avoid bridges, mergings and stitches.
 pub(super) fn uniform(graph: &FamilyGraph) -> BTreeSet<Plan> {
     let modules = graph.modules().iter().filter(|module| !module.is_skip());
     let variants: BTreeSet<&str> = modules.filter_map(|module| module.variant.as_deref()).collect();
@@ -43,7 +44,7 @@ pub(super) fn uniform(graph: &FamilyGraph) -> BTreeSet<Plan> {
     let mut plans = BTreeSet::new();
     for variant in variants {
         let length = |module: &Module| match module.kind {
-            ModuleKind::Stitch | ModuleKind::Bridge => 1_000,
+            ModuleKind::Stitch | ModuleKind::Bridge | ModuleKind::Merge => 1_000,
             _ => i64::from(module.variant.as_deref() != Some(variant)),
         };
         for exit in &exits {
@@ -104,12 +105,12 @@ fn shortest(
 /// Returns the distance of a module from its anchor. Blocks have a negative one, and int8 blocks
 /// the least, so that paths prefer them.
 fn departure(module: &Module) -> i64 {
-    use ModuleKind::{Bridge, Exit, Head, Stem, Stitch};
+    use ModuleKind::{Bridge, Exit, Head, Merge, Stem, Stitch};
     let is_int8 = module.is_int8();
     match (module.kind, &module.variant) {
         (Stem | Head, _) => 0,
-        (Bridge | Stitch | Exit, _) if is_int8 => 1_000,
-        (Bridge | Stitch | Exit, _) => 1_001,
+        (Bridge | Merge | Stitch | Exit, _) if is_int8 => 1_000,
+        (Bridge | Merge | Stitch | Exit, _) => 1_001,
         (_, None) => -1,
         (_, Some(_)) if is_int8 => -2,
         (_, Some(_)) => 1_000,
@@ -119,11 +120,12 @@ fn departure(module: &Module) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::family::{Space, SpaceKind, SpaceSpec};
+    use crate::family::{Passed, Space, SpaceKind, SpaceSpec};
 
     #[test]
     fn the_reference_runs_every_block_where_a_bridge_of_no_variant_is_shorter() {
-        let hidden = |depth| SpaceKind::Hidden { anchor: 0, depth, position: 0, stitched: false };
+        let hidden =
+            |depth| SpaceKind::Hidden { anchor: 0, depth, position: 0, passed: Passed::Own };
         let kinds = [SpaceKind::Input, SpaceKind::Output, hidden(0), hidden(1), hidden(2)];
         let spaces = kinds.iter().zip(["in", "out", "a.0", "a.1", "a.2"]);
         let space = |(kind, name): (&SpaceKind, &str)| {

@@ -54,7 +54,8 @@ fn measure_in(
     let prefix = scratch.path().join("profile");
     let mut session = ModuleSession::load_profiled(environment, folder, name, network, &prefix)?;
     for (sides, state) in inputs {
-        session.run(&[], state.map(Activation::value), sides)?;
+        let given = state.map(Activation::given).unwrap_or_default();
+        session.run(&given, state.map(Activation::value), sides)?;
     }
     let file = session.end_profiling()?;
     let text = std::fs::read_to_string(file).map_err(|source| RuntimeError::Scratch { source })?;

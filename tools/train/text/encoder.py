@@ -2,7 +2,8 @@
 
 Sub-networks are nested (SortedNet, 2023; DynaBERT, 2020): a narrower block has the first heads and
 the first hidden units of the wide one, and a shorter network lacks blocks in the middle. Units are
-sorted by what they add before training starts.
+sorted by what they add before training starts. Tokens are merged with their most similar ones (ToMe,
+arXiv 2210.09461), but always one in a number, so that a text's result is its own in every batch.
 """
 
 from dataclasses import dataclass, field
@@ -17,10 +18,50 @@ HEAD = 32
 
 @dataclass
 class Form:
-    """Sub-network: heads and hidden units of each block, and the parts that are left out."""
+    """Sub-network: heads and hidden units of each block, the parts that are left out, and the blocks
+    before which one token in so many is merged."""
 
     widths: list
     skipped: set = field(default_factory=set)
+    merged: dict = field(default_factory=dict)
+
+
+@dataclass
+class Tokens:
+    """States of tokens, [batch, length, width], how many each stands for, [batch, length], which is 0
+    for padding, and what the teacher says of them."""
+
+    states: torch.Tensor
+    sizes: torch.Tensor
+    taught: torch.Tensor | None = None
+
+    def bias(self):
+        """Returns what attention adds to the scores of each token."""
+        return self.sizes.clamp(min=1e-9).log()[:, None, None, :]
+
+    def merged(self, every):
+        """Merges one token in `every` with the most similar one of the others."""
+        places = torch.arange(self.states.shape[1], device=self.states.device)
+        sources, targets = places[places % every == 1], places[places % every != 1]
+        if len(sources) == 0:
+            return self
+        near = F.normalize(self.states.detach().float(), dim=2)
+        similar = near[:, sources] @ near[:, targets].transpose(1, 2)
+        similar = similar.masked_fill(self.sizes[:, None, targets] == 0, -9)
+        shares = F.one_hot(similar.argmax(2), len(targets)) * self.sizes[:, sources, None]
+        sizes = self.sizes[:, targets] + shares.sum(1)
+
+        def means(states):
+            kept = states[:, targets] * self.sizes[:, targets, None]
+            added = shares.transpose(1, 2) @ states[:, sources].float()
+            return (kept + added) / sizes.clamp(min=1e-9)[:, :, None]
+
+        taught = None if self.taught is None else means(self.taught)
+        return Tokens(means(self.states), sizes, taught)
+
+    def pooled(self):
+        """Returns the mean states of the texts, of length 1, [batch, width]."""
+        return pooled(self.states, self.sizes)
 
 
 class Block(nn.Module):
@@ -35,8 +76,9 @@ class Block(nn.Module):
         self.contract = nn.Linear(hidden, width)
         self.norm = nn.LayerNorm(width, eps=1e-12)
 
-    def attend(self, tokens, mask, heads):
-        """Attention of the first `heads` heads; tokens are [batch, length, width]."""
+    def attend(self, tokens, scores, heads):
+        """Attention of the first `heads` heads; tokens are [batch, length, width], and `scores` are
+        added to those of each token, [batch, 1, 1, length]."""
         batch, length, width = tokens.shape
         units = heads * HEAD
         weight = self.qkv.weight.view(3, width, width)[:, :units].reshape(3 * units, width)
@@ -46,7 +88,8 @@ class Block(nn.Module):
             .view(batch, length, 3, heads, HEAD)
             .permute(2, 0, 3, 1, 4)
         )
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        scores = scores.to(query.dtype)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=scores)
         mixed = mixed.transpose(1, 2).reshape(batch, length, units)
         added = F.linear(mixed, self.out.weight[:, :units], self.out.bias)
         return self.attention_norm(tokens + added)
@@ -81,28 +124,30 @@ class Encoder(nn.Module):
         """Embeds the tokens."""
         return self.norm(self.words[ids] + self.places[: ids.shape[1]])
 
-    def states(self, ids, mask, form=None):
-        """Returns the last states of the tokens, [batch, length, width], by the sub-network `form` or
-        the whole."""
+    def tokens(self, ids, mask, form=None, taught=None):
+        """Returns the last states of the tokens by the sub-network `form` or the whole. What a teacher
+        says of them, [batch, length, width], is merged as they are."""
         heads, hidden = len(self.blocks[0].out.weight) // HEAD, len(self.blocks[0].expand.weight)
         form = form or Form([(heads, hidden)] * len(self.blocks))
-        tokens = self.stem(ids)
-        seen = mask[:, None, None, :].bool()
+        tokens = Tokens(self.stem(ids), mask, taught)
         for index, (block, widths) in enumerate(zip(self.blocks, form.widths, strict=True)):
+            if index in form.merged:
+                tokens = tokens.merged(form.merged[index])
             if (index, "attn") not in form.skipped:
-                tokens = block.attend(tokens, seen, widths[0])
+                tokens.states = block.attend(tokens.states, tokens.bias(), widths[0])
             if (index, "mlp") not in form.skipped:
-                tokens = block.transform(tokens, widths[1])
-        return tokens.float()
+                tokens.states = block.transform(tokens.states, widths[1])
+        tokens.states = tokens.states.float()
+        return tokens
 
     def forward(self, ids, mask, form=None):
         """Returns the vectors of texts, [batch, width], by the sub-network `form` or the whole."""
-        return pooled(self.states(ids, mask, form), mask)
+        return self.tokens(ids, mask, form).pooled()
 
 
-def pooled(states, mask):
-    """Returns the means of the tokens that `mask` keeps, of length 1."""
-    weights = (mask / mask.sum(1, keepdim=True))[:, :, None]
+def pooled(states, sizes):
+    """Returns the means of the tokens, weighted by `sizes`, of length 1."""
+    weights = (sizes / sizes.sum(1, keepdim=True))[:, :, None]
     return F.normalize((states * weights).sum(1), dim=1)
 
 
@@ -156,10 +201,9 @@ def sort_units(encoder, batches):
             torch.zeros(len(block.expand.weight)),
         ]
     for ids, mask in batches:
-        tokens, seen = encoder.stem(ids), mask[:, None, None, :].bool()
-        real = mask.bool()
+        tokens = Tokens(encoder.stem(ids), mask)
         for block in encoder.blocks:
-            tokens = measure(block, tokens, seen, real)
+            tokens.states = measure(block, tokens)
     for block in encoder.blocks:
         heads, units = [sums.argsort(descending=True) for sums in block.sums]
         rows = (heads[:, None] * HEAD + torch.arange(HEAD)).flatten()
@@ -173,21 +217,22 @@ def sort_units(encoder, batches):
         del block.sums
 
 
-def measure(block, tokens, seen, real):
+def measure(block, tokens):
     """Runs a block and adds up how much each head and unit adds to the tokens."""
-    batch, length, width = tokens.shape
-    heads = width // HEAD
-    query, key, value = block.qkv(tokens).view(batch, length, 3, heads, HEAD).permute(2, 0, 3, 1, 4)
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+    batch, length, width = tokens.states.shape
+    heads, real = width // HEAD, tokens.sizes.bool()
+    parts = block.qkv(tokens.states).view(batch, length, 3, heads, HEAD)
+    query, key, value = parts.permute(2, 0, 3, 1, 4)
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=tokens.bias())
     by_head = block.out.weight.view(width, heads, HEAD)
     for head in range(heads):
         added = mixed[:, head][real] @ by_head[:, head].T
         block.sums[0][head] += (added - added.mean(0)).square().sum()
-    tokens = block.attend(tokens, seen, heads)
-    inner = F.gelu(block.expand(tokens))[real]
+    states = block.attend(tokens.states, tokens.bias(), heads)
+    inner = F.gelu(block.expand(states))[real]
     spread = (inner - inner.mean(0)).square().sum(0)
     block.sums[1] += spread * block.contract.weight.square().sum(0)
-    return block.transform(tokens, len(block.expand.weight))
+    return block.transform(states, len(block.expand.weight))
 
 
 def load(folder, depth=6):

@@ -96,6 +96,21 @@ class Nesting(unittest.TestCase):
         self.assertTrue(torch.equal(after, same))
         self.assertGreater((narrow - same).abs().max().item(), 1e-3)
 
+    def test_a_merged_text_is_its_own_in_every_batch(self):
+        network = encoder.load(L6)
+        form = encoder.Form([(12, 1536)] * 6, set(), {1: 3, 4: 2})
+        text = torch.tensor([[101, 2023, 2003, 2019, 2590, 7099, 102]])
+        longer = torch.full((2, 12), 7099)
+        longer[0, :7], longer[0, 7:] = text[0], 0
+        mask = (longer != 0).float()
+        with torch.no_grad():
+            alone = network.tokens(text, torch.ones(1, 7), form)
+            among = network.tokens(longer, mask, form)
+        self.assertEqual(alone.sizes.sum().item(), 7)
+        self.assertEqual(among.sizes.sum(1).tolist(), [7, 12])
+        self.assertEqual(alone.states.shape[1], 3)
+        self.assertLess((alone.pooled() - among.pooled()[:1]).abs().max().item(), 1e-5)
+
     def test_what_is_given_is_what_was_taken(self):
         network = encoder.load(L6)
         other = encoder.load(L6)

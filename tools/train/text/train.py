@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains the text encoder `n6` for assembly: every depth, width and dropped part of one network.
+"""Trains the text encoder `n6` for assembly: each depth, width and share of tokens of one network.
 
   python3 tools/train/text/train.py --texts .tessera/data/texts.jsonl --hours 8
 
@@ -51,6 +51,9 @@ RATE = 3e-4
 WARMUP = 100
 TEMPERATURE = 0.05
 SKIPPED = 0.06
+# Before which block the smallest network merges one token in how many; others merge anywhere.
+MERGED_MOST = {1: 2}
+MERGING = 0.6
 DECAY = 0.2
 # A small network that is far from its teacher does not outweigh the whole one, which is near.
 NEAR = 0.3
@@ -159,30 +162,34 @@ def without(count):
 
 
 def drawn(generator):
-    """Returns a sub-network: its depth, its widths, and now and then a part more that is missing."""
+    """Returns a sub-network: its depth, its widths, where it merges tokens, and now and then a part
+    more that is missing."""
     skipped = without(generator.randrange(len(DROPPED_FIRST) + 1))
     one = generator.choice(WIDTHS)
     mixed = generator.random() < 0.3
     widths = [generator.choice(WIDTHS) if mixed else one for _ in range(DEPTH)]
     parts = [(block, part) for block in range(1, DEPTH - 1) for part in ("attn", "mlp")]
     skipped |= {part for part in parts if generator.random() < SKIPPED}
-    return encoder.Form(widths, skipped)
+    merged = {}
+    while generator.random() < MERGING and len(merged) < 2:
+        merged[generator.randrange(1, DEPTH)] = generator.choice((2, 2, 3, 4))
+    return encoder.Form(widths, skipped, merged)
 
 
 def forms(generator, sandwich):
     """Returns the sub-networks of a step; None is the whole network."""
     if not sandwich:
         return [drawn(generator) for _ in range(3)]
-    smallest = encoder.Form([WIDTHS[-1]] * DEPTH, without(len(DROPPED_FIRST)))
+    smallest = encoder.Form([WIDTHS[-1]] * DEPTH, without(len(DROPPED_FIRST)), MERGED_MOST)
     return [None, smallest, drawn(generator)]
 
 
-def loss_of(states, taught, mask, relations):
-    """Returns the distance of the states, [batch, length, width], to the teacher's, of the vectors
-    to the teacher's, and of the similarities in the batch, which decide what a search finds."""
-    output, target = encoder.pooled(states, mask), encoder.pooled(taught, mask)
-    kept = mask.bool()
-    apart = (states[kept] - taught[kept]).square().sum() / taught[kept].square().sum()
+def loss_of(tokens, relations):
+    """Returns the distance of the tokens' states to the teacher's, of the vectors to the teacher's,
+    and of the similarities in the batch, which decide what a search finds."""
+    sizes, taught = tokens.sizes[:, :, None], tokens.taught
+    output, target = tokens.pooled(), encoder.pooled(taught, tokens.sizes)
+    apart = ((tokens.states - taught).square() * sizes).sum() / (taught.square() * sizes).sum()
     loss = 10 * (1 - (output * target).sum(1)).mean() + STATES * apart
     if not relations:
         return loss
@@ -254,7 +261,7 @@ class Run:
         ids, mask = self.texts.batch(generator)
         ids, mask = ids.to(self.device), mask.to(self.device)
         with torch.no_grad(), torch.autocast(self.device, torch.bfloat16):
-            taught = self.teacher.states(ids, mask)
+            taught = self.teacher.tokens(ids, mask).states
         left = (options.steps - self.done) / (DECAY * options.steps)
         share = min(1.0, (self.done + 1) / WARMUP, max(0.02, left))
         for group in self.optimizer.param_groups:
@@ -263,8 +270,8 @@ class Run:
         for form in forms(generator, not options.no_sandwich):
             rows = slice(0, len(ids) // SHARE_OF_WHOLE if form is None else None)
             with torch.autocast(self.device, torch.bfloat16):
-                states = self.student.states(ids[rows], mask[rows], form)
-            loss = loss_of(states, taught[rows], mask[rows], not options.no_relations)
+                tokens = self.student.tokens(ids[rows], mask[rows], form, taught[rows])
+            loss = loss_of(tokens, not options.no_relations)
             (loss / (loss.detach() + NEAR)).backward()
             losses.append(loss.item())
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), 5.0)
@@ -278,13 +285,22 @@ class Run:
         found = {}
         for name, batches in self.watched.items():
             taught = outputs_of(self.teacher, batches, None)
-            for widths in WIDTHS:
-                for count in range(len(DROPPED_FIRST) + 1):
-                    form = encoder.Form([widths] * DEPTH, without(count))
-                    label = f"{name} {DEPTH - count} x {widths[1]}"
-                    outputs = outputs_of(self.student, batches, form)
-                    found[label] = round(recall(outputs, taught), 3)
+            for label, form in watched_forms():
+                outputs = outputs_of(self.student, batches, form)
+                found[f"{name} {label}"] = round(recall(outputs, taught), 3)
         return found
+
+
+def watched_forms():
+    """Returns the sub-networks whose recall the log has, with their names."""
+    for count in range(len(DROPPED_FIRST) + 1):
+        for merged in ({}, {3: 2}, MERGED_MOST):
+            name = "".join(f", 1 of {every} before {block}" for block, every in merged.items())
+            form = encoder.Form([WIDTHS[0]] * DEPTH, without(count), merged)
+            yield f"{DEPTH - count} blocks{name}", form
+    for widths in WIDTHS[1:]:
+        form = encoder.Form([widths] * DEPTH)
+        yield f"{DEPTH} blocks of {widths[1]}", form
 
 
 def watch(path, tokenizer):
