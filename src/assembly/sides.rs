@@ -1,5 +1,5 @@
-//! Adding an anchor's blocks and heads to a family's graph, once for each thing that a path may have
-//! passed before them.
+//! Adding an anchor's blocks and heads to a family's graph, once for each thing that a path may
+//! have passed before them.
 
 use super::{
     builder::FamilyBuilder,

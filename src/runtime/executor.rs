@@ -375,8 +375,8 @@ impl Executor {
 /// Inputs on which a network is measured.
 type Given<'a> = (&'a SideInputs, Option<&'a Activation>);
 
-/// Returns the activation of a module's `outputs`, which was made of `before`. The sizes of rows are
-/// those that the module gives, or as they were.
+/// Returns the activation of a module's `outputs`, which was made of `before`. The sizes of rows
+/// are those that the module gives, or as they were.
 fn made_of(outputs: Outputs, before: Option<&Activation>) -> Result<Activation, RuntimeError> {
     let (sizes, values): (Vec<_>, Vec<_>) =
         outputs.into_iter().partition(|(name, _)| **name == *TOKEN_SIZES);

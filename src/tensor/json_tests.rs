@@ -78,6 +78,8 @@ fn a_name_that_is_there_twice_is_refused() {
         (r#"{"form": {"type": "named", "point": {"x": 1, "x": 1}}}"#, "x"),
         (r#"{"outer": {"Struct": {"x": 1, "x": 1}}}"#, "x"),
         (r#"{"any": [[{"a": {"b": 1, "b": 1}}]]}"#, "b"),
+        // Nobody reads the value.
+        (r#"{"other": [{"a": {"c": 1, "c": 1}}]}"#, "c"),
     ] {
         assert!(told(text).contains(&format!("duplicate field `{name}`")), "{}", told(text));
     }

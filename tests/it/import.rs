@@ -9,6 +9,7 @@ use std::{
 use prost::Message;
 use tessera::{
     assembly::Family,
+    family::Metric,
     fit::{FitError, ImportOptions, import},
     onnx::{
         Attribute, GraphBuilder,
@@ -82,6 +83,14 @@ fn exports_are_taken_apart_and_stitches_proposed() {
     let maps = family.manifest.maps.iter();
     let ends: Vec<_> = maps.map(|map| (map.from.as_str(), map.to.as_str())).collect();
     assert_eq!(ends, [("small.2", "large_net.1"), ("small.2", "large_net.3")]);
+    // Blocks that keep the shape of their input can be left out; without labels, plans are judged
+    // by how often they agree.
+    let skips = family.graph.modules().iter().filter(|module| module.variant.is_some());
+    let skips: Vec<_> = skips.map(|module| module.name.as_str()).collect();
+    let skip = |(anchor, block)| format!("{anchor}.block.{block}.skip");
+    let large = [0, 1, 2].map(|block| skip(("large_net", block)));
+    assert_eq!(skips, [&large[..], &[0, 1].map(|block| skip(("small", block)))].concat());
+    assert_eq!(family.manifest.quality.metric, Metric::Agreement);
 }
 
 #[test]

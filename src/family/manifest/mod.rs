@@ -136,6 +136,10 @@ pub enum Metric {
     /// Fraction of labelled inputs whose label scores highest.
     #[serde(rename = "accuracy")]
     Accuracy,
+    /// Fraction of inputs for which the class that scores highest is the reference's; 1 for the
+    /// reference. It needs no labels.
+    #[serde(rename = "agreement")]
+    Agreement,
 }
 
 impl Metric {
@@ -144,6 +148,7 @@ impl Metric {
         match self {
             Self::RecallAt10 => "recall@10",
             Self::Accuracy => "accuracy",
+            Self::Agreement => "agreement",
         }
     }
 }

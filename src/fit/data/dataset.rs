@@ -19,7 +19,7 @@ use crate::{
 pub enum Dataset {
     /// Texts of a corpus.
     Texts(Corpus),
-    /// Images with their classes.
+    /// Images, with their classes if these are known.
     Images(ImageSet),
 }
 
@@ -92,7 +92,7 @@ impl Dataset {
     pub fn len(&self) -> usize {
         match self {
             Self::Texts(corpus) => corpus.texts().len(),
-            Self::Images(images) => images.labels().len(),
+            Self::Images(images) => images.len(),
         }
     }
 
@@ -160,11 +160,11 @@ impl Dataset {
         Ok(())
     }
 
-    /// Returns the classes of the images, or `None` for texts.
+    /// Returns the classes of the images, or `None` for texts and if they are not known.
     pub fn labels(&self) -> Option<&[usize]> {
         match self {
             Self::Texts(_) => None,
-            Self::Images(images) => Some(images.labels()),
+            Self::Images(images) => images.labels(),
         }
     }
 

@@ -1,4 +1,4 @@
-//! Labelled images for fitting and evaluation: IDX and NPY files, and folders of image files.
+//! Images for fitting and evaluation: IDX and NPY files, and folders of image files.
 
 use std::{
     fs,
@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::arrays::Array;
 use crate::{
-    family::Manifest,
+    family::{Manifest, Metric},
     fit::error::FitError,
     input::{Pixels, decode_picture, raw_picture},
     tensor::{FileKind, hex, read_bytes},
@@ -24,12 +24,14 @@ const NOT_READ: [&str; 17] = [
     "pbm", "pnm", "ico", "tga",
 ];
 
-/// Images with their classes.
+/// Images, with their classes if these are known.
 #[derive(Debug, Clone)]
 pub struct ImageSet {
     path: PathBuf,
     pictures: Pictures,
-    labels: Vec<usize>,
+    /// Number of images.
+    count: usize,
+    labels: Option<Vec<usize>>,
     /// Entries of the folder that are not images.
     left_out: Vec<PathBuf>,
 }
@@ -47,7 +49,8 @@ impl ImageSet {
     /// bytes. Entries of the folder that are not images are left out.
     ///
     /// `labels` is the file of labels for an IDX or NPY file. By default, the labels of an IDX file
-    /// are read from the file beside it.
+    /// are read from the file beside it. A family whose qualities say how often plans agree needs
+    /// no labels: the images may lie in the folder itself.
     ///
     /// # Errors
     ///
@@ -64,8 +67,10 @@ impl ImageSet {
             Self::read_folder(path, manifest)?
         } else {
             let beside = path.to_string_lossy().replace("images-idx3", "labels-idx1");
-            let labels = labels.map_or_else(|| PathBuf::from(beside), Path::to_owned);
-            Self::read_arrays(path, &labels, manifest.output.width)?
+            let beside = PathBuf::from(beside);
+            let has_labels = needs_labels(manifest) || (beside != path && beside.exists());
+            let labels = labels.or_else(|| has_labels.then_some(&*beside));
+            Self::read_arrays(path, labels, manifest.output.width)?
         };
         set.keep(limit);
         Ok(set)
@@ -79,9 +84,14 @@ impl ImageSet {
             let kept = (0..limit).map(|index| index * files.len() / limit);
             let kept: Vec<usize> = kept.collect();
             *files = kept.iter().map(|index| files[*index].clone()).collect();
-            self.labels = kept.iter().map(|index| self.labels[*index]).collect();
+            if let Some(labels) = &mut self.labels {
+                *labels = kept.iter().map(|index| labels[*index]).collect();
+            }
         }
-        self.labels.truncate(limit);
+        self.count = self.count.min(limit);
+        if let Some(labels) = &mut self.labels {
+            labels.truncate(limit);
+        }
     }
 
     /// Returns the file's or folder's name without its parent folder.
@@ -94,9 +104,19 @@ impl ImageSet {
         &self.left_out
     }
 
-    /// Returns the class of each image.
-    pub fn labels(&self) -> &[usize] {
-        &self.labels
+    /// Returns the number of images.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Returns whether there are no images.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Returns the class of each image, or `None` if the classes are not known.
+    pub fn labels(&self) -> Option<&[usize]> {
+        self.labels.as_deref()
     }
 
     /// Returns the SHA-256 of the images, or of their paths in the folder, and of their classes, in
@@ -106,14 +126,14 @@ impl ImageSet {
         match &self.pictures {
             Pictures::Raw { bytes, shape } => {
                 let len = shape.iter().map(|extent| *extent as usize).product::<usize>();
-                hash.update(&bytes[..bytes.len().min(len * self.labels.len())]);
+                hash.update(&bytes[..bytes.len().min(len * self.count)]);
             }
             Pictures::Files(files) => {
                 let inside = files.iter().filter_map(|file| file.strip_prefix(&self.path).ok());
                 inside.for_each(|file| hash.update(file.as_os_str().as_encoded_bytes()));
             }
         }
-        self.labels.iter().for_each(|label| hash.update(label.to_le_bytes()));
+        self.labels.iter().flatten().for_each(|label| hash.update(label.to_le_bytes()));
         hex(&hash.finalize())
     }
 
@@ -154,13 +174,13 @@ impl ImageSet {
 
     fn read_folder(path: &Path, manifest: &Manifest) -> Result<Self, FitError> {
         let (mut files, mut labels, mut left_out) = (Vec::new(), Vec::new(), Vec::new());
+        let mut unlabelled = Vec::new();
         for class in entries(path)? {
             if !class.is_dir() {
-                if READ.contains(&&*ending(&class)) {
-                    let message = "is in no folder of a class".to_owned();
-                    return Err(FitError::Malformed { path: class, message });
+                match READ.contains(&&*ending(&class)) {
+                    true => unlabelled.push(class),
+                    false => left_out.push(not_an_image(class)?),
                 }
-                left_out.push(not_an_image(class)?);
                 continue;
             }
             let label = class_of(&class, manifest)?;
@@ -173,14 +193,27 @@ impl ImageSet {
                 }
             }
         }
-        Ok(Self { path: path.to_owned(), pictures: Pictures::Files(files), labels, left_out })
+        let is_flat = files.is_empty() && !needs_labels(manifest);
+        if let Some(first) = unlabelled.first().filter(|_| !is_flat) {
+            let message = "is in no folder of a class".to_owned();
+            return Err(FitError::Malformed { path: first.clone(), message });
+        }
+        let labels = unlabelled.is_empty().then_some(labels);
+        files.append(&mut unlabelled);
+        let (count, pictures) = (files.len(), Pictures::Files(files));
+        Ok(Self { path: path.to_owned(), pictures, count, labels, left_out })
     }
 
-    fn read_arrays(path: &Path, labels: &Path, num_classes: usize) -> Result<Self, FitError> {
+    fn read_arrays(
+        path: &Path,
+        labels: Option<&Path>,
+        num_classes: usize,
+    ) -> Result<Self, FitError> {
         let malformed =
             |path: &Path, message: String| FitError::Malformed { path: path.to_owned(), message };
         let images = Array::read(path)?;
         let count = images.shape.first().copied().unwrap_or_default();
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
         let shape = match images.shape[..] {
             [_, height @ (1..), width @ (1..)] => [height, width, 1],
             [_, height @ (1..), width @ (1..), channels @ (1 | 3)] => [height, width, channels],
@@ -193,23 +226,34 @@ impl ImageSet {
         let shape = shape.map(|extent| u32::try_from(extent).unwrap_or(u32::MAX));
         let not_byte = |value| malformed(path, format!("holds {value}, but images are of bytes"));
         let bytes = images.into_bytes().map_err(not_byte)?;
-        let classes = Array::read(labels)?;
-        if classes.shape != [count] {
-            let found = &classes.shape;
-            let message = format!("is {found:?}, but one label for each of {count} is needed");
-            return Err(malformed(labels, message));
-        }
-        let class = |label: i64| {
-            let class = usize::try_from(label).ok().filter(|class| *class < num_classes);
-            class.ok_or_else(|| {
-                let message = format!("has the label {label}, but there are {num_classes} classes");
-                malformed(labels, message)
-            })
-        };
-        let labels = classes.into_integers().into_iter().map(class).collect::<Result<_, _>>()?;
+        let labels = labels.map(|labels| read_labels(labels, count, num_classes)).transpose()?;
         let pictures = Pictures::Raw { bytes, shape };
-        Ok(Self { path: path.to_owned(), pictures, labels, left_out: Vec::new() })
+        Ok(Self { path: path.to_owned(), pictures, count, labels, left_out: Vec::new() })
     }
+}
+
+/// Reads the classes of `count` images.
+fn read_labels(path: &Path, count: usize, num_classes: usize) -> Result<Vec<usize>, FitError> {
+    let malformed = |message: String| FitError::Malformed { path: path.to_owned(), message };
+    let classes = Array::read(path)?;
+    if classes.shape != [count as u64] {
+        let found = &classes.shape;
+        let message = format!("is {found:?}, but one label for each of {count} is needed");
+        return Err(malformed(message));
+    }
+    let class = |label: i64| {
+        let class = usize::try_from(label).ok().filter(|class| *class < num_classes);
+        class.ok_or_else(|| {
+            let message = format!("has the label {label}, but there are {num_classes} classes");
+            malformed(message)
+        })
+    };
+    classes.into_integers().into_iter().map(class).collect()
+}
+
+/// Returns whether the qualities of a family are about the classes of images.
+fn needs_labels(manifest: &Manifest) -> bool {
+    manifest.quality.metric == Metric::Accuracy
 }
 
 /// Returns the class of the images in `folder`, which its name says.

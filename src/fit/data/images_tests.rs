@@ -1,4 +1,4 @@
-//! Tests of reading labelled images.
+//! Tests of reading images.
 
 use tempfile::TempDir;
 
@@ -69,7 +69,7 @@ fn labels_are_any_integers_below_the_number_of_classes() {
     let data = Data::new();
     data.write("images", &IMAGES);
     data.write("labels", &labels([999, 256]));
-    assert_eq!(data.arrays().expect("read").labels(), [999, 256]);
+    assert_eq!(data.arrays().expect("read").labels(), Some(&[999, 256][..]));
     for (values, refused) in [([1000, 0], "label 1000"), ([0, -1], "label -1")] {
         data.write("labels", &labels(values));
         let error = data.arrays().expect_err(refused).to_string();
@@ -101,7 +101,7 @@ fn entries_of_a_folder_that_are_not_images_are_left_out_and_told() {
         data.write(name, b"");
     }
     let set = data.folder().expect("read");
-    assert_eq!(set.labels(), [5, 5, 8]);
+    assert_eq!(set.labels(), Some(&[5, 5, 8][..]));
     let left_out = [data.path("8/.DS_Store"), data.path("8/more"), data.path("README")];
     assert_eq!(set.left_out(), left_out);
 }
@@ -136,4 +136,28 @@ fn images_that_cannot_be_read_are_refused_by_name() {
         assert!(error.starts_with(&format!("{}: ", data.path(of).display())), "{error}");
         assert!(error.contains(reason), "{error}");
     }
+}
+
+#[test]
+fn images_without_labels_serve_families_that_compare_plans() {
+    let mut data = Data::new();
+    data.write("b.png", b"");
+    data.write("a.jpg", b"");
+    data.write("notes.txt", b"");
+    let error = data.folder().expect_err("no classes").to_string();
+    assert!(error.contains("is in no folder of a class"), "{error}");
+    data.manifest.quality.metric = Metric::Agreement;
+    let flat = data.folder().expect("read");
+    assert_eq!((flat.len(), flat.labels(), flat.left_out().len()), (2, None, 1));
+    data.write("7/c.png", b"");
+    let error = data.folder().expect_err("some have classes").to_string();
+    assert!(error.contains("a.jpg") && error.contains("in no folder of a class"), "{error}");
+    data.write("images", &IMAGES);
+    let read = |labels| ImageSet::read(&data.path("images"), labels, &data.manifest, None);
+    let unlabelled = read(None).expect("read");
+    assert_eq!((unlabelled.len(), unlabelled.labels()), (2, None));
+    data.write("labels", &labels([3, 4]));
+    let labelled = read(Some(&data.path("labels"))).expect("read");
+    assert_eq!(labelled.labels(), Some(&[3, 4][..]));
+    assert_ne!(labelled.sha256(), unlabelled.sha256());
 }

@@ -33,6 +33,51 @@ pub(super) fn commonest(labels: &[usize]) -> f64 {
     counts.values().max().copied().unwrap_or(0) as f64 / labels.len().max(1) as f64
 }
 
+/// Scores of the reference for some images.
+#[derive(Debug)]
+pub(super) struct ScoreJudge {
+    /// Class that scores highest, by image.
+    classes: Vec<usize>,
+    /// Ranks of the scores, by image.
+    ranks: Vec<Vec<f64>>,
+    width: usize,
+}
+
+impl ScoreJudge {
+    /// Creates the judge of plans on images for which the reference gives `reference`,
+    /// `[images, classes]`.
+    pub(super) fn new(reference: &[f32], width: usize) -> Self {
+        let rows = || reference.chunks_exact(width);
+        Self {
+            classes: rows().map(best_class).collect(),
+            ranks: rows().map(ranks).collect(),
+            width,
+        }
+    }
+
+    /// Returns the class that scores highest for each image.
+    pub(super) fn classes(&self) -> &[usize] {
+        &self.classes
+    }
+
+    /// Judges the scores of one plan, `[images, classes]`.
+    pub(super) fn judge(&self, scores: &[f32]) -> Judgement {
+        let rows = || scores.chunks_exact(self.width);
+        let same = rows().zip(&self.classes).filter(|(row, class)| best_class(row) == **class);
+        let Share { share, interval } = share(same.count(), self.classes.len());
+        let correlations: Vec<f64> =
+            rows().zip(&self.ranks).map(|(row, own)| correlation(&ranks(row), own)).collect();
+        let rank_correlation = Some(mean_of(&correlations).0);
+        Judgement { quality: share, interval, rank_correlation, ..Judgement::default() }
+    }
+}
+
+/// Returns the class of the highest of `scores`.
+pub(super) fn best_class(scores: &[f32]) -> usize {
+    let best = scores.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
+    best.map_or(0, |(class, _)| class)
+}
+
 /// Embeddings of the reference for some texts, and what is known of these.
 #[derive(Debug)]
 pub(super) struct TextJudge<'d> {
@@ -229,6 +274,20 @@ mod tests {
         let wrong = judge.judge(&turned);
         assert!(wrong.quality < 0.6 && wrong.rank_correlation.expect("ranks") < 0.9);
         assert!((wrong.labels.expect("labels").share - 1.0).abs() < 1e-9, "groups stay apart");
+    }
+
+    #[test]
+    fn scores_are_judged_by_the_class_that_wins_and_by_their_order() {
+        let reference = [0.1, 0.2, 0.7, 0.5, 0.4, 0.1];
+        let judge = ScoreJudge::new(&reference, 3);
+        assert_eq!(judge.classes(), [2, 0]);
+        let same = judge.judge(&reference);
+        assert!((same.quality - 1.0).abs() < 1e-9 && same.interval[0] < 0.5);
+        assert!((same.rank_correlation.expect("ranks") - 1.0).abs() < 1e-9);
+        // The first image keeps its order, the second one has the opposite.
+        let half = judge.judge(&[-3.0, -2.0, -1.0, 0.1, 0.4, 0.5]);
+        assert!((half.quality - 0.5).abs() < 1e-9);
+        assert!(half.rank_correlation.expect("ranks").abs() < 1e-9);
     }
 
     #[test]

@@ -6,7 +6,7 @@ mod recall;
 mod run;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::SystemTime,
 };
 
@@ -19,7 +19,7 @@ use crate::{
     pool::{FitRecords, today},
     runtime::Executor,
 };
-use judge::{TextJudge, by_labels, commonest};
+use judge::{ScoreJudge, TextJudge, by_labels, commonest};
 use paths::{reference_plan, singles, uniform};
 use run::run_all;
 
@@ -47,6 +47,9 @@ pub struct Evaluation<'a> {
     /// Settings of the evaluation.
     pub options: &'a EvaluateOptions,
 }
+
+/// Most scores of plans that are held at once.
+const MAX_SCORES: usize = 1 << 26;
 
 /// Minimum number of texts or images for measuring a quality.
 const MIN_EXAMPLES: usize = 20;
@@ -246,28 +249,67 @@ impl Task<'_> {
         let manifest = executor.family().manifest.clone();
         let mut judged = Judged::default();
         for data in corpora {
-            let outputs = run_all(executor, data, self.plans, self.max_tokens, progress)?;
             let mut note = |plan: &Plan, own| {
                 judged.plans.entry(plan.clone()).or_default().push((data.name(), own));
             };
-            if manifest.quality.metric == Metric::Accuracy {
-                let missing = || FitError::Family("accuracy needs labelled data".into());
-                let labels = data.labels().ok_or_else(missing)?;
-                outputs.iter().for_each(|(plan, classes)| note(plan, by_labels(classes, labels)));
-                judged.constants.push((data.name(), commonest(labels)));
-                continue;
-            }
-            let truth = outputs.get(self.reference).cloned();
-            let truth =
-                truth.ok_or_else(|| FitError::Family("the reference did not run".into()))?;
-            let judge = TextJudge::new(data, truth, manifest.output.width);
-            for (plan, found) in &outputs {
-                progress.go_on()?;
-                note(plan, judge.judge(found));
-            }
-            judged.constants.push((data.name(), judge.constant()));
+            let constant = match manifest.quality.metric {
+                Metric::Accuracy => {
+                    let missing = || FitError::Family("accuracy needs labelled data".into());
+                    let labels = data.labels().ok_or_else(missing)?;
+                    let outputs = run_all(executor, data, self.plans, self.max_tokens, progress)?;
+                    outputs.iter().for_each(|(plan, own)| note(plan, by_labels(own, labels)));
+                    commonest(labels)
+                }
+                Metric::Agreement => self.compare(executor, data, progress, &mut note)?,
+                Metric::RecallAt10 => {
+                    let outputs = run_all(executor, data, self.plans, self.max_tokens, progress)?;
+                    let truth = self.truth(&outputs)?.clone();
+                    let judge = TextJudge::new(data, truth, manifest.output.width);
+                    for (plan, found) in &outputs {
+                        progress.go_on()?;
+                        note(plan, judge.judge(found));
+                    }
+                    judge.constant()
+                }
+            };
+            judged.constants.push((data.name(), constant));
         }
         Ok(judged)
+    }
+
+    /// Judges the plans by what the reference says of the same inputs, and returns the quality of a
+    /// constant answer. As many plans run at once as their scores have room.
+    fn compare(
+        &self,
+        executor: &mut Executor,
+        data: &Dataset,
+        progress: &dyn Progress,
+        note: &mut dyn FnMut(&Plan, Judgement),
+    ) -> Result<f64, FitError> {
+        let width = executor.family().manifest.output.width;
+        let at_once = MAX_SCORES / (data.len() * width).max(1);
+        let plans: Vec<&Plan> = self.plans.iter().collect();
+        let mut constant = 0.0;
+        for plans in plans.chunks(at_once.max(1)) {
+            let mut plans: BTreeSet<Plan> = plans.iter().copied().cloned().collect();
+            plans.insert(self.reference.clone());
+            let outputs = run_all(executor, data, &plans, self.max_tokens, progress)?;
+            let judge = ScoreJudge::new(self.truth(&outputs)?, width);
+            for plan in plans.iter().filter(|plan| self.plans.contains(plan)) {
+                progress.go_on()?;
+                if let Some(scores) = outputs.get(plan) {
+                    note(plan, judge.judge(scores));
+                }
+            }
+            constant = commonest(judge.classes());
+        }
+        Ok(constant)
+    }
+
+    /// Returns what the reference says, which is among `outputs`.
+    fn truth<'o>(&self, outputs: &'o HashMap<Plan, Vec<f32>>) -> Result<&'o Vec<f32>, FitError> {
+        let truth = outputs.get(self.reference);
+        truth.ok_or_else(|| FitError::Family("the reference did not run".into()))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use super::judge::best_class;
 use crate::{
     family::{FamilyGraph, Metric, ModuleId},
     fit::{FitError, Progress, data::dataset::Dataset},
@@ -98,9 +99,5 @@ impl<'a> Tree<'a> {
 /// Returns the position of the largest score in each row, as a float.
 #[expect(clippy::cast_precision_loss, reason = "classes are far below 2^24")]
 fn best_classes(scores: &[f32], width: usize) -> Vec<f32> {
-    let best = |row: &[f32]| {
-        let largest = row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
-        largest.map_or(0.0, |(index, _)| index as f32)
-    };
-    scores.chunks(width).map(best).collect()
+    scores.chunks(width).map(|row| best_class(row) as f32).collect()
 }

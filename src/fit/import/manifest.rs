@@ -52,7 +52,7 @@ pub(super) fn manifest(options: &ImportOptions, anchors: &[Imported]) -> Result<
          reference = \"{}\"\n\n[image]\nchannels = {channels}\nheight = {height}\nwidth = {width}\n\
          mean = {:?}\nstd = {:?}\nresize = {}\nfilter = \"{}\"\n\n\
          [output]\nname = \"logits\"\nwidth = {}\n{labels}\n\
-         [quality]\nmetric = \"accuracy\"\nfile = \"quality.json\"\n",
+         [quality]\nmetric = \"agreement\"\nfile = \"quality.json\"\n",
         toml_text(&options.family),
         toml_text(&format!("Imported from {}", names.join(", "))),
         toml_text(&options.license),
@@ -79,7 +79,8 @@ fn anchor_text(anchor: &Imported) -> String {
     let blocks = blocks.concat();
     let one_by_one = if anchor.one_by_one { "one_by_one = true\n" } else { "" };
     format!(
-        "\n[anchors.{name}.onnx]\nfile = {location}\n{one_by_one}stem = {stem}\n\
+        "\n[anchors.{name}]\nvariants = [\"skip\"]\n\n\
+         [anchors.{name}.onnx]\nfile = {location}\n{one_by_one}stem = {stem}\n\
          blocks = [\n{blocks}]\n\n\
          [anchors.{name}.onnx.image]\ninput = {}\noutput = {}\nshapes = {shapes:?}\n\n\
          [anchors.{name}.sha256]\n{location} = \"{sha256}\"\n",

@@ -111,6 +111,8 @@ def of_rst(source):
     return [re.sub(r"``?|\*\*?|\n[=\-~^\"'*+#]{3,}", "", part) for part in kept]
 
 
+# Texts of each kind on which maps are fitted.
+FITTING = 500
 # Kind, package (a part of its archive's name), files inside, and how a file is cut.
 SOURCES = [
     ("guides", "python-sqlalchemy-doc", r"/rst/.*\.rst$", of_rst),
@@ -157,8 +159,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--from", dest="source", type=Path, required=True)
     parser.add_argument("--to", type=Path, required=True)
+    parser.add_argument("--fitting", type=Path, help="write some texts of each kind for maps")
     options = parser.parse_args()
     seen, lines, counts = set(), [], {}
+    by_kind = {}
     for kind, document, text in texts_of(options.source):
         letters = sum(character.isalpha() for character in text)
         if len(text) < MIN_CHARACTERS or letters < 0.6 * len(text):
@@ -169,8 +173,18 @@ def main():
             seen.add(key)
             counts[kind] = counts.get(kind, 0) + 1
             lines.append(json.dumps({"kind": kind, "document": document, "text": text}))
+            by_kind.setdefault(kind, []).append((key, text))
     place(options.to, "".join(line + "\n" for line in lines).encode())
     print(f"{options.to}: {len(lines)} texts, {counts}")
+    if options.fitting:
+        chosen = [
+            {"id": f"{kind}/{number}", "text": text}
+            for kind, texts in by_kind.items()
+            for number, (_, text) in enumerate(sorted(texts)[:FITTING])
+        ]
+        lines = [json.dumps(row) + "\n" for row in chosen]
+        place(options.fitting, "".join(lines).encode())
+        print(f"{options.fitting}: {len(lines)} texts")
 
 
 if __name__ == "__main__":
