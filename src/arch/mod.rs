@@ -23,4 +23,6 @@ pub(crate) use backbone::{Backbone, Expansion, Form};
 pub use error::ArchError;
 pub(crate) use joint::{MapParts, SplitFile};
 pub use joint::{SplitPart, split_file_name};
+#[cfg(test)]
+pub(crate) use layout::Axes;
 pub(crate) use layout::{Layout, PartId, PartSpec, Reads, Widest};

@@ -20,7 +20,7 @@ use crate::{
     runtime::Executor,
 };
 use judge::{ScoreJudge, TextJudge, by_labels, commonest};
-use paths::{reference_plan, singles, uniform};
+use paths::{begun_in_int8, reference_plan, singles, uniform};
 use run::run_all;
 
 /// Settings of an evaluation.
@@ -80,6 +80,7 @@ pub fn evaluate(
     let reference = reference_of(&family)?;
     let mut wanted = singles(graph);
     wanted.extend(uniform(graph));
+    wanted.extend(begun_in_int8(graph, &reference));
     wanted.insert(reference.clone());
     for round in 0..=options.max_rounds {
         let mut due = not_measured(graph, &records, wanted);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    family::{FamilyGraph, Module, ModuleId, ModuleKind, SpaceId},
+    family::{FamilyGraph, INT8, Module, ModuleId, ModuleKind, SpaceId},
     plan::Plan,
 };
 
@@ -53,6 +53,29 @@ pub(super) fn uniform(graph: &FamilyGraph) -> BTreeSet<Plan> {
                 path.push(ModuleId(*exit));
                 plans.insert(Plan::from(path));
             }
+        }
+    }
+    plans
+}
+
+/// Returns `reference` with the parts of its first blocks in int8, for each number of parts, so that
+/// there is a plan for every time between the two.
+pub(super) fn begun_in_int8(graph: &FamilyGraph, reference: &Plan) -> BTreeSet<Plan> {
+    let int8 = |id: &ModuleId| {
+        let plain = graph.module(*id);
+        let is_int8 = |other: &ModuleId| {
+            let other = graph.module(*other);
+            other.to == plain.to && other.variant.as_deref() == Some(INT8)
+        };
+        graph.outgoing(plain.from).iter().copied().find(is_int8)
+    };
+    let path = &reference.path;
+    let mut begun = path.clone();
+    let mut plans = BTreeSet::new();
+    for (place, id) in path.iter().enumerate() {
+        if let Some(other) = int8(id) {
+            begun[place] = other;
+            plans.insert(Plan::from(begun.clone()));
         }
     }
     plans
@@ -122,8 +145,8 @@ mod tests {
     use super::*;
     use crate::family::{Passed, Space, SpaceKind, SpaceSpec};
 
-    #[test]
-    fn the_reference_runs_every_block_where_a_bridge_of_no_variant_is_shorter() {
+    /// Returns a graph of an anchor with two blocks, a bridge over them, and the first in int8.
+    fn graph() -> FamilyGraph {
         let hidden =
             |depth| SpaceKind::Hidden { anchor: 0, depth, position: 0, passed: Passed::Own };
         let kinds = [SpaceKind::Input, SpaceKind::Output, hidden(0), hidden(1), hidden(2)];
@@ -134,21 +157,37 @@ mod tests {
         };
         let spaces = spaces.map(space);
         let modules = [
-            (ModuleKind::Bridge, 2, 4),
-            (ModuleKind::Stem, 0, 2),
-            (ModuleKind::Block, 2, 3),
-            (ModuleKind::Block, 3, 4),
-            (ModuleKind::Head, 4, 1),
+            (ModuleKind::Bridge, 2, 4, None),
+            (ModuleKind::Stem, 0, 2, None),
+            (ModuleKind::Block, 2, 3, None),
+            (ModuleKind::Block, 3, 4, None),
+            (ModuleKind::Head, 4, 1, None),
+            (ModuleKind::Block, 2, 3, Some(INT8)),
+            (ModuleKind::Block, 3, 4, Some(INT8)),
         ];
-        let modules = modules.iter().enumerate().map(|(index, (kind, from, to))| Module {
+        let modules = modules.iter().enumerate().map(|(index, (kind, from, to, variant))| Module {
             name: format!("m{index}"),
             from: SpaceId(*from),
             to: SpaceId(*to),
             kind: *kind,
-            variant: None,
+            variant: variant.map(str::to_owned),
         });
         let graph = FamilyGraph::new(vec!["a".into()], spaces.collect(), modules.collect());
-        let plan = reference_plan(&graph.expect("a graph"), "a");
+        graph.expect("a graph")
+    }
+
+    #[test]
+    fn the_reference_runs_every_block_where_a_bridge_of_no_variant_is_shorter() {
+        let plan = reference_plan(&graph(), "a");
         assert_eq!(plan, Some([1, 2, 3, 4].map(ModuleId).to_vec().into()));
+    }
+
+    #[test]
+    fn a_reference_goes_over_to_int8_block_by_block() {
+        let graph = graph();
+        let reference = reference_plan(&graph, "a").expect("a path");
+        let begun = begun_in_int8(&graph, &reference);
+        let expected = [[1, 5, 3, 4], [1, 5, 6, 4]].map(|path| path.map(ModuleId).to_vec().into());
+        assert_eq!(begun, BTreeSet::from(expected));
     }
 }
