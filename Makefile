@@ -215,11 +215,11 @@ report: setup build texts ## Report the front of text on kinds of texts that had
 	./$(BINARY) evaluate --family text --examples 1000 --report report-text.json \
 		--data $(patsubst %,$(HELD_OUT)/%.jsonl,quotations docstrings questions) $(ARGS)
 
-train-text: setup data texts $(TRAINING) ## Train a text encoder for assembly (some 5 hours on 2 cores; goes on where it was)
+train-text: setup data texts $(TRAINING) ## Train a text encoder for assembly (an hour on 2 cores; goes on where it was)
 	$(TRAINING) tools/train/text/corpora.py --from .tessera/data/texts --to .tessera/data/texts.jsonl
 	$(TRAINING) tools/train/text/train.py $(ARGS) \
 		--texts .tessera/data/texts.jsonl $(MAILS)/calibration.jsonl \
-		--watch $(HELD_OUT)/dictionary.jsonl $(MAILS)/mails.jsonl --steps 8000
+		--watch $(HELD_OUT)/dictionary.jsonl $(MAILS)/mails.jsonl --steps 2200
 
 test-training: setup $(TRAINING) ## Check that a killed training goes on to the same losses
 	cd tools/train/text && $(CURDIR)/$(TRAINING) -m unittest -q test_train.py

@@ -337,8 +337,8 @@ mod tests {
             ("{\"inputs\": [], \"outputs\": [{\"name\": \"x\"}]}", "it has `embedding`"),
             (&deep, "column"),
             (&format!("{{\"inputs\": {deep}"), "column"),
-            (&format!("{{\"x\": {deep}"), "EOF"),
-            (&format!("{{\"parameters\": {{\"x\": {deep}"), "EOF"),
+            (&format!("{{\"x\": {deep}"), "recursion limit exceeded at line 1"),
+            (&format!("{{\"parameters\": {{\"x\": {deep}"), "column"),
             (&format!("{{\"inputs\": [{{\"data\": {deep}"), "deeper than 8"),
         ] {
             let error = decode_text(body.as_bytes()).expect_err(reason);
