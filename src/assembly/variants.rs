@@ -70,9 +70,8 @@ mod tests {
     #[test]
     fn a_width_is_offered_where_a_part_is_narrower_for_it() {
         let names = |kind, text: &str| -> Vec<String> {
-            let text = format!(
-                "folder = 'a'\nsha256 = {{}}\nwidths = [{{ name = 'w', heads = 2, hidden = 4 }}]\n{text}"
-            );
+            let widths = "widths = [{ name = 'w', heads = 2, hidden = 4 }]";
+            let text = format!("folder = 'a'\nsha256 = {{}}\n{widths}\n{text}");
             let spec: AnchorSpec = toml::from_str(&text).expect("an anchor");
             let width = Some(Widest { heads: 2, hidden: 8 });
             let axes = Axes { width, ..Axes::default() };

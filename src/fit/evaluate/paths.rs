@@ -58,8 +58,8 @@ pub(super) fn uniform(graph: &FamilyGraph) -> BTreeSet<Plan> {
     plans
 }
 
-/// Returns `reference` with the parts of its first blocks in int8, for each number of parts, so that
-/// there is a plan for every time between the two.
+/// Returns `reference` with the parts of its first blocks in int8, for each number of parts, so
+/// that there is a plan for every time between the two.
 pub(super) fn begun_in_int8(graph: &FamilyGraph, reference: &Plan) -> BTreeSet<Plan> {
     let int8 = |id: &ModuleId| {
         let plain = graph.module(*id);
