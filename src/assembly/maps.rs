@@ -5,7 +5,7 @@ use std::path::Path;
 use super::builder::{FamilyBuilder, known_spaces};
 use crate::{
     arch::{ArchError, Expansion, MapParts, joint::fitted},
-    family::{MapForm, MapSpec, ModuleKind, Passed, Space, SpaceId, SpaceKind, fit_file_name},
+    family::{MapForm, MapSpec, ModuleKind, Space, SpaceId, SpaceKind, fit_file_name},
     module::Precision,
     pool::Checkpoint,
 };
@@ -91,7 +91,7 @@ impl FamilyBuilder<'_> {
     fn space(&self, map: &MapSpec, name: &str) -> Result<SpaceId, ArchError> {
         // What is fitted reads a row for each token.
         let is_it = |space: &Space| {
-            let is_merged = matches!(space.kind.passed(), Passed::Merging(_));
+            let is_merged = space.kind.passed().is_merging();
             space.name == name && name != "in" && !is_merged
         };
         let found = self.spaces.iter().position(is_it);

@@ -35,7 +35,7 @@ impl Side<'_> {
 
     /// Returns the form in which the side's parts run, of the form `plain`.
     fn form(self, plain: Form<'_>) -> Form<'_> {
-        Form { is_merged: matches!(self.passed, Passed::Merging(_)), ..plain }
+        Form { is_merged: self.passed.is_merging(), ..plain }
     }
 
     /// Returns the name of the space behind `position` parts of block `depth`.
@@ -162,7 +162,7 @@ impl FamilyBuilder<'_> {
             }
         }
         // Experts are chosen for tokens, and the mask does not say which rows are padding.
-        if kind == ModuleKind::Mlp && !matches!(side.passed, Passed::Merging(_)) {
+        if kind == ModuleKind::Mlp && !side.passed.is_merging() {
             self.add_experts(side, anchor, block, ends)?;
         }
         Ok(())

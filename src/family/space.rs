@@ -25,14 +25,14 @@ pub enum SpaceKind {
         depth: usize,
         /// Number of parts of the next block that have been passed as well.
         position: usize,
-        /// What a path passed that sets these hidden states apart from the anchor's own.
+        /// Module on the path that sets these hidden states apart from the anchor's own.
         passed: Passed,
     },
     /// The family's output.
     Output,
 }
 
-/// What a path passed on its way to a space.
+/// Kind of module on the path to a space that changes the meaning of its rows or its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Passed {
     /// The anchor's own modules alone.
@@ -138,6 +138,11 @@ impl Passed {
             Self::Stitch => "~".into(),
             Self::Merging(every) => format!("%{every}"),
         }
+    }
+
+    /// Returns whether tokens were merged.
+    pub fn is_merging(self) -> bool {
+        matches!(self, Self::Merging(_))
     }
 
     /// Returns the number of rows that a text of `tokens` has.

@@ -8,7 +8,7 @@ use std::{
 use super::{FitError, Progress, independence::prove_family, wave::wave};
 use crate::{
     assembly::Family,
-    family::{Manifest, ModuleId, Passed, SpaceKind},
+    family::{Manifest, ModuleId, SpaceKind},
     input::{Encoding, ModelInput, Pixels},
     offer::{ModuleProfile, ProfileCache, module_digest},
     plan::{Grid, Shape},
@@ -257,7 +257,7 @@ fn state_shape(
     let rows = passed.rows(tokens);
     let extents = space.shape().into_iter().map(|extent| extent.unwrap_or(rows));
     let extents = [batch].into_iter().chain(extents).collect();
-    let sized = matches!(passed, Passed::Merging(_)).then_some([batch, rows]);
+    let sized = passed.is_merging().then_some([batch, rows]);
     Some(StateShape { extents, sized })
 }
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use tessera::{
     assembly::Family,
-    family::{ModuleId, ModuleKind, Passed, PlanId},
+    family::{ModuleId, ModuleKind, PlanId},
     input::{Encoding, ModelInput, Pixels},
     runtime::{Activation, Executor, SideInputs},
     tensor::{Tensor, TensorData},
@@ -42,7 +42,7 @@ impl Trial {
         let is_merged = |index: &usize| {
             graph.modules()[*index].kind == ModuleKind::Merge || {
                 let from = graph.modules()[*index].from;
-                matches!(graph.spaces()[from.0].kind.passed(), Passed::Merging(_))
+                graph.spaces()[from.0].kind.passed().is_merging()
             }
         };
         let mut due: Vec<usize> =

@@ -338,7 +338,7 @@ mod tests {
             (&deep, "column"),
             (&format!("{{\"inputs\": {deep}"), "column"),
             (&format!("{{\"x\": {deep}"), "recursion limit exceeded at line 1"),
-            (&format!("{{\"parameters\": {{\"x\": {deep}"), "column"),
+            (&format!("{{\"parameters\": {{\"x\": {deep}"), "recursion limit exceeded at line 1"),
             (&format!("{{\"inputs\": [{{\"data\": {deep}"), "deeper than 8"),
         ] {
             let error = decode_text(body.as_bytes()).expect_err(reason);

@@ -87,7 +87,7 @@ pub(super) struct Encoder {
     layout: Layout,
 }
 
-/// What attention reads beside queries, keys and values.
+/// Inputs of attention beside queries, keys and values.
 struct Seen {
     /// Mask with 0 for padding, `[batch, tokens]`; empty if `scores` says it.
     mask: String,

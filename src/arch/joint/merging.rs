@@ -1,7 +1,7 @@
 //! Token merging: some tokens become parts of the most similar ones of the others, so that later
 //! blocks have fewer (ToMe, Bolya et al. 2023).
 //!
-//! Which tokens are merged depends on their places alone, with which others on their states. A
+//! Tokens are chosen by their places alone, and the others that they join by their states. A
 //! text's result is then its own, however long the other texts of a batch are. A row stands for as
 //! many tokens as its size says, and counts as often in attention and in the mean.
 

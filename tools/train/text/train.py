@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains the text encoder `n6` for assembly: each depth, width and share of tokens of one network.
 
-  python3 tools/train/text/train.py --texts .tessera/data/texts.jsonl --hours 8
+  python3 tools/train/text/train.py --texts .tessera/data/texts.jsonl --steps 2200
 
 It starts from all-MiniLM-L6-v2 and learns to say what that network says, on texts without labels.
 Each step runs the whole network, the smallest one and one drawn at random (the sandwich rule of
