@@ -29,7 +29,7 @@ pub(super) fn export(common: &Common, arguments: &ExportArguments) -> anyhow::Re
                 plan: None,
             }
             .parse()?;
-            let (family, table) = show::table(common, &arguments.family.family)?;
+            let (family, _, table) = show::table(common, &arguments.family.family)?;
             let choice = table.choose(arguments.shape.shape(), &budget)?;
             let plan = choice.entry.plan.clone();
             (family, plan)

@@ -11,7 +11,7 @@ use crate::{
     app::{family_of, quality_of},
     assembly::Family,
     family::ModuleKind,
-    offer::{BrokenPromise, Offer, broken_promises, plan_table, whole_anchors},
+    offer::{QualityRecords, broken_promises, plan_table},
     picture::{FrontPoint, PointKind, front_svg},
     plan::{BudgetParameters, PlanEntry, PlanTable, QualitySource, Shape},
     pool::write_atomically,
@@ -21,7 +21,7 @@ use crate::{
 
 /// Prints the plan that a budget gets.
 pub(super) fn plan(common: &Common, arguments: &PlanArguments) -> anyhow::Result<()> {
-    let (_, table) = table(common, &arguments.family.family)?;
+    let (_, _, table) = table(common, &arguments.family.family)?;
     let budget = BudgetParameters {
         latency_budget_ms: arguments.latency_budget_ms,
         memory_budget_mb: arguments.memory_budget_mb,
@@ -38,11 +38,11 @@ pub(super) fn plan(common: &Common, arguments: &PlanArguments) -> anyhow::Result
 
 /// Prints the Pareto front as a table or as JSON, and draws it if a file is named.
 pub(super) fn front(common: &Common, arguments: &FrontArguments) -> anyhow::Result<()> {
-    let (family, table) = table(common, &arguments.family.family)?;
+    let (family, quality, table) = table(common, &arguments.family.family)?;
     let shape = arguments.shape.shape();
     let table = if arguments.measured { measured_only(&table)? } else { table };
     let front = table.front(shape);
-    let broken = broken(&family, &table, &front, shape)?;
+    let broken = broken_promises(&family.graph, &table, &quality, shape);
     if let Some(path) = &arguments.svg {
         let picture = picture(&family, &table, &front, shape);
         write_atomically(path, picture.as_bytes())?;
@@ -71,36 +71,18 @@ pub(super) fn front(common: &Common, arguments: &FrontArguments) -> anyhow::Resu
     Ok(())
 }
 
-/// Returns what the plans of `front` promise and do not keep.
-fn broken(
-    family: &Family,
-    table: &PlanTable,
-    front: &[&PlanEntry],
-    shape: Shape,
-) -> anyhow::Result<Vec<BrokenPromise>> {
-    let quality = quality_of(family)?;
-    let offer = |entry: &PlanEntry| Offer {
-        id: entry.id.clone(),
-        latency_seconds: entry.latency_seconds_at(shape),
-        quality: entry.quality.value,
-        uncertainty: quality.uncertainty(&entry.id),
-    };
-    let whole = whole_anchors(&family.graph);
-    let is_whole = |entry: &&PlanEntry| whole.iter().any(|id| id.as_str() == entry.id);
-    let anchors: Vec<Offer> = table.entries().iter().filter(is_whole).map(offer).collect();
-    let front: Vec<Offer> = front.iter().map(|entry| offer(entry)).collect();
-    Ok(broken_promises(&front, &anchors, quality.constant()))
-}
-
-/// Returns a family and the table of its plans on this machine.
-pub(super) fn table(common: &Common, name: &str) -> anyhow::Result<(Arc<Family>, PlanTable)> {
+/// Returns a family, the qualities of its plans and their table on this machine.
+pub(super) fn table(
+    common: &Common,
+    name: &str,
+) -> anyhow::Result<(Arc<Family>, QualityRecords, PlanTable)> {
     telemetry::start_logging(&common.log, common.log_format, None)?;
     let machine = setup::machine(common)?;
     let family = family_of(&common.pool, name)?;
     let profile = setup::profile(&machine, &family)?;
     let quality = quality_of(&family)?;
     let table = plan_table(&family, &profile, &quality, 0.0)?;
-    Ok((family, table))
+    Ok((family, quality, table))
 }
 
 /// Returns the plans of `table` whose quality was measured.

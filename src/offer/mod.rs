@@ -15,6 +15,6 @@ pub use error::OfferError;
 pub use front::{candidate_plans, costed_graph, entry, plan_table};
 pub use profile::{MachineKey, ModuleProfile, Profile, ProfileCache};
 pub(crate) use profile::{module_digest, network_digest};
-pub use promise::{BrokenPromise, Offer, broken_promises, whole_anchors};
+pub use promise::{BrokenPromise, Offer, broken_promises};
 pub use quality::{CorpusRecord, Judgement, QualityRecords, Share, losses_of};
 pub use shipped::{SHIPPED_FILE, ShippedProfile, ShippedProfiles};

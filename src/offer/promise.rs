@@ -2,12 +2,16 @@
 //!
 //! A plan's quality is at least that of the line between the next anchors at the plan's latency.
 //! The line starts at no time at all, with the quality of an answer that is the same for every
-//! request. And for any time there is a plan that takes at least four fifths of it.
+//! request. And for any time there is a plan that takes at least four fifths of it. A plan that
+//! another one passes in time and quality is offered for its memory alone and promises neither.
 
 use std::fmt;
 
 use super::quality::QualityRecords;
-use crate::family::{FamilyGraph, PlanId, SpaceKind};
+use crate::{
+    family::{FamilyGraph, PlanId, SpaceKind},
+    plan::{PlanEntry, PlanTable, Shape},
+};
 
 /// Largest ratio of the latencies of a plan and the next faster one.
 const MAX_RATIO: f64 = 1.25;
@@ -81,14 +85,40 @@ impl fmt::Display for BrokenPromise {
     }
 }
 
+/// Returns the promises that the front of `table` breaks for requests of one shape.
+pub fn broken_promises(
+    graph: &FamilyGraph,
+    table: &PlanTable,
+    quality: &QualityRecords,
+    shape: Shape,
+) -> Vec<BrokenPromise> {
+    let offer = |entry: &PlanEntry| Offer {
+        id: entry.id.clone(),
+        latency_seconds: entry.latency_seconds_at(shape),
+        quality: entry.quality.value,
+        uncertainty: quality.uncertainty(&entry.id),
+    };
+    let whole = whole_anchors(graph);
+    let is_whole = |entry: &&PlanEntry| whole.iter().any(|id| id.as_str() == entry.id);
+    let anchors: Vec<Offer> = table.entries().iter().filter(is_whole).map(offer).collect();
+    let front: Vec<Offer> = table.front(shape).into_iter().map(offer).collect();
+    broken_by(&front, &anchors, quality.constant())
+}
+
 /// Returns the promises that `front` breaks. `anchors` are whole networks, and `constant` is the
 /// quality of an answer that does not depend on the request.
-pub fn broken_promises(front: &[Offer], anchors: &[Offer], constant: f64) -> Vec<BrokenPromise> {
+fn broken_by(front: &[Offer], anchors: &[Offer], constant: f64) -> Vec<BrokenPromise> {
     let by_latency = |a: &&Offer, b: &&Offer| a.latency_seconds.total_cmp(&b.latency_seconds);
     let mut anchors: Vec<&Offer> = anchors.iter().collect();
     anchors.sort_by(by_latency);
     let mut front: Vec<&Offer> = front.iter().collect();
     front.sort_by(by_latency);
+    let mut best = f64::NEG_INFINITY;
+    front.retain(|plan| {
+        let is_better = plan.quality > best;
+        best = best.max(plan.quality);
+        is_better
+    });
     let mut broken = Vec::new();
     for plan in &front {
         let (line, between) = line_at(plan.latency_seconds, &anchors, constant);
@@ -118,7 +148,7 @@ fn line_at(seconds: f64, anchors: &[&Offer], constant: f64) -> (f64, [Option<Str
 }
 
 /// Returns the ids of the plans that are an anchor's whole network, with nothing changed.
-pub fn whole_anchors(graph: &FamilyGraph) -> Vec<PlanId> {
+fn whole_anchors(graph: &FamilyGraph) -> Vec<PlanId> {
     let depth = |index: usize| {
         let depths = graph.spaces().iter().filter_map(|space| match space.kind {
             SpaceKind::Hidden { anchor, depth, .. } if anchor == index => Some(depth),
@@ -168,10 +198,10 @@ mod tests {
             let on_line = steps.map(|ms| offer(&format!("{ms}"), ms, 0.5 + 0.05 * ms));
             on_line.iter().chain(extra).cloned().collect()
         };
-        assert_eq!(broken_promises(&front(&[]), &anchors, 0.1), []);
+        assert_eq!(broken_by(&front(&[]), &anchors, 0.1), []);
         // Its interval reaches the line.
-        assert_eq!(broken_promises(&front(&[offer("near", 7.0, 0.845)]), &anchors, 0.1), []);
-        let broken = broken_promises(&front(&[offer("low", 7.0, 0.8)]), &anchors, 0.1);
+        assert_eq!(broken_by(&front(&[offer("near", 7.0, 0.845)]), &anchors, 0.1), []);
+        let broken = broken_by(&front(&[offer("low", 7.0, 0.8)]), &anchors, 0.1);
         let [told] = &broken[..] else { panic!("{broken:?}") };
         let text = told.to_string();
         assert!(text.contains("`low` has 0.8000 (±0.0100) after 7.00 ms"), "{text}");
@@ -179,19 +209,27 @@ mod tests {
     }
 
     #[test]
+    fn a_plan_that_is_offered_for_its_memory_promises_no_place_on_the_line() {
+        let anchors = [offer("small", 4.0, 0.7), offer("large", 4.8, 1.0)];
+        let front = [anchors[0].clone(), offer("lean", 4.4, 0.69), anchors[1].clone()];
+        assert_eq!(broken_by(&front, &anchors, 0.1), []);
+        let front = [anchors[0].clone(), offer("lean", 4.6, 0.69), offer("far", 5.1, 1.01)];
+        assert_eq!(broken_by(&front, &anchors, 0.1).len(), 1, "it closes no gap");
+    }
+
+    #[test]
     fn below_the_fastest_anchor_the_line_comes_from_a_constant_answer() {
         let anchors = [offer("only", 4.0, 0.9)];
-        let front = [offer("good", 2.0, 0.52), offer("only", 4.0, 0.9), offer("late", 5.0, 0.5)];
-        let broken = broken_promises(&front, &anchors, 0.1);
+        let front = [offer("good", 2.0, 0.52), offer("only", 4.0, 0.9)];
+        let broken = broken_by(&front, &anchors, 0.1);
         let texts: Vec<String> = broken.iter().map(ToString::to_string).collect();
-        assert_eq!(texts.len(), 2, "{texts:?}");
-        assert!(texts[0].contains("`late`") && texts[0].contains("has 0.9000"), "{texts:?}");
+        assert_eq!(texts.len(), 1, "{texts:?}");
         assert!(
-            texts[1].contains("nothing lies between 2.00 ms (`good`) and 4.00 ms"),
+            texts[0].contains("nothing lies between 2.00 ms (`good`) and 4.00 ms"),
             "{texts:?}"
         );
-        let low = broken_promises(&[offer("low", 2.0, 0.48)], &anchors, 0.1);
+        let low = broken_by(&[offer("low", 2.0, 0.48)], &anchors, 0.1);
         assert!(low[0].to_string().contains("from a constant answer to `only` has 0.5000"));
-        assert_eq!(broken_promises(&[], &[], 0.0), []);
+        assert_eq!(broken_by(&[], &[], 0.0), []);
     }
 }

@@ -37,6 +37,7 @@ mod not_finite;
 mod panics;
 mod pool;
 mod preemption;
+mod promises;
 mod prompts;
 mod reference;
 mod repository;

@@ -30,8 +30,12 @@ from vit import VisionTransformer
 ANCHORS = {"s": (64, 2), "m": (128, 4), "l": (192, 6)}
 DEPTH = 6
 # An anchor for the least budgets: width, heads, blocks and pixels of a patch's side. Its 17 tokens
-# are stitched to no other anchor.
-TINY = (64, 2, 2, 7)
+# are stitched to no other anchor; its last norm and head follow any number of blocks from the least
+# on.
+TINY = (64, 2, 5, 7)
+TINY_LEAST = 1
+TINY_EPOCHS = 30
+TINY_RATE = 8e-3
 BATCH = 128
 SMOOTHING = 0.1
 # Half of the patches are left out at first: an epoch takes half the time, and the network cannot
@@ -44,7 +48,6 @@ CYCLES = {
     "s": [(8e-3, 10, 3), (4e-3, 6, 4)],
     "m": [(3e-3, 6, 2), (2e-3, 6, 4)],
     "l": [(2.5e-3, 5, 1), (1.5e-3, 6, 3)],
-    "t": [(8e-3, 0, 24)],
 }
 JOINT_EPOCHS = 10
 JOINT_RATE = 1e-3
@@ -88,24 +91,44 @@ def train_all(options):
         raise SystemExit("an anchor's training failed")
     torch.set_num_threads(2)
     train_joint(options)
-    options.anchor = "t"
-    train_anchor(options)
+    train_nested(options)
     write.write(options.out, ANCHORS, DEPTH, ROOT / "models" / "fashion", tiny=TINY)
 
 
 def train_tiny(options):
     """Trains the tiny anchor, and writes its files."""
-    options.anchor = "t"
-    train_anchor(options)
+    train_nested(options)
     write.write_tiny(options.out, TINY, ROOT / "models" / "fashion")
 
 
-def new(name):
-    """Returns an anchor that has learned nothing."""
-    if name == "t":
-        width, heads, depth, patch = TINY
-        return VisionTransformer(width, heads, depth, patch=patch)
-    return VisionTransformer(*ANCHORS[name], DEPTH)
+def train_nested(options):
+    """Trains the tiny anchor at each of its depths at once, taught by the other anchors together."""
+    target = options.out / "anchor-t-1.pt"
+    if target.exists():
+        print(f"{target} is there")
+        return
+    torch.manual_seed(options.seed)
+    images, labels = data.load(options.data, "train")
+    net = write.load(options.out, ANCHORS, DEPTH, ROOT / "models" / "fashion")
+    taught = teach(net.bfloat16().anchors, images)
+    width, heads, depth, patch = TINY
+    model = VisionTransformer(width, heads, depth, patch=patch).bfloat16()
+    steps = TINY_EPOCHS * (len(images) // BATCH)
+    optimizer = Optimizer([model], TINY_RATE, steps)
+    log = Log(target.with_suffix(".jsonl"), steps)
+    for epoch in range(TINY_EPOCHS):
+        for rows in data.batches(len(images), BATCH):
+            mirrored = torch.rand(len(rows)) < 0.5
+            batch = data.shift(data.mirror(images[rows], mirrored)).bfloat16()
+            soft = taught[mirrored.long(), rows]
+            said = model.depths(batch, TINY_LEAST)
+            loss = sum(mixed_loss(logits, soft, labels[rows]) for logits in said) / len(said)
+            loss.backward()
+            optimizer.step()
+            log.add(loss.item())
+        log.epoch(epoch, patches=model.pos_embed.shape[1] - 1)
+    optimizer.restore()
+    save({"model": model.state_dict(), "accuracy": accuracy(model, options.data)}, target, log)
 
 
 def train_anchor(options):
@@ -125,7 +148,7 @@ def train_cycle(options, cycle, previous, target):
     rate, masked, full = cycle
     torch.manual_seed(options.seed)
     images, labels = data.load(options.data, "train")
-    model = new(options.anchor)
+    model = VisionTransformer(*ANCHORS[options.anchor], DEPTH)
     if previous:
         model.load_state_dict(torch.load(previous)["model"])
     model.bfloat16()

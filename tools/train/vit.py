@@ -114,10 +114,16 @@ class VisionTransformer(nn.Module):
         return self.head(self.norm(tokens[:, 0]))
 
     def forward(self, images, kept=None):
-        tokens = self.stem(images, kept)
-        for block in self.blocks:
+        return self.depths(images, self.depth, kept)[-1]
+
+    def depths(self, images, least, kept=None):
+        """Returns the logits after `least` blocks and after each one behind them."""
+        tokens, found = self.stem(images, kept), []
+        for count, block in enumerate(self.blocks, 1):
             tokens = block(tokens)
-        return self.classify(tokens)
+            if count >= least:
+                found.append(self.classify(tokens))
+        return found
 
 
 class Exit(nn.Module):

@@ -11,14 +11,18 @@ from pathlib import Path
 import supernet
 import torch
 from place import Writer, place
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 
 
-def load(out, anchors, depth):
-    """Reads the trained network."""
+def load(out, anchors, depth, folder=None):
+    """Reads the network that was trained in `out`, or else the one that lies in `folder`."""
     widths, heads = zip(*anchors.values(), strict=True)
     net = supernet.Supernet(supernet.new(widths, heads, depth))
-    net.load_state_dict(torch.load(out / "joint.pt")["model"])
+    if (out / "joint.pt").exists() or folder is None:
+        net.load_state_dict(torch.load(out / "joint.pt")["model"])
+    else:
+        parts = [load_file(folder / name) for name in ("model.safetensors", "exits.safetensors")]
+        net.load_state_dict(parts[0] | parts[1])
     return net.eval()
 
 
