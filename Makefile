@@ -217,9 +217,9 @@ report: setup build texts ## Report the front of text on kinds of texts that had
 
 train-text: setup data texts $(TRAINING) ## Train a text encoder for assembly (an hour on 2 cores; goes on where it was)
 	$(TRAINING) tools/train/text/corpora.py --from .tessera/data/texts --to .tessera/data/texts.jsonl
-	$(TRAINING) tools/train/text/train.py $(ARGS) \
+	$(TRAINING) tools/train/text/train.py \
 		--texts .tessera/data/texts.jsonl $(MAILS)/calibration.jsonl \
-		--watch $(HELD_OUT)/dictionary.jsonl $(MAILS)/mails.jsonl --steps 2200
+		--watch $(HELD_OUT)/dictionary.jsonl $(MAILS)/mails.jsonl --steps 2200 $(ARGS)
 
 test-training: setup $(TRAINING) ## Check that a killed training goes on to the same losses
 	cd tools/train/text && $(CURDIR)/$(TRAINING) -m unittest -q test_train.py

@@ -3,7 +3,7 @@
 use tessera::{
     app::quality_of,
     assembly::Family,
-    offer::{BrokenPromise, ProfileCache, ShippedProfiles, broken_promises, plan_table},
+    offer::{BrokenPromise, Offer, ProfileCache, ShippedProfiles, broken_promises, plan_table},
     plan::Shape,
 };
 
@@ -25,27 +25,28 @@ fn broken(name: &str, shape: Shape) -> Vec<BrokenPromise> {
     broken.collect()
 }
 
-/// Returns the ids beside each gap, and checks that every plan lies on its line.
-fn gaps(broken: &[BrokenPromise]) -> Vec<[&str; 2]> {
-    let ids = broken.iter().map(|promise| match promise {
-        BrokenPromise::Gap { faster, slower } => [faster.id.as_str(), slower.id.as_str()],
+/// Returns the plans beside each gap, and checks that every plan lies on its line.
+fn gaps(broken: Vec<BrokenPromise>) -> Vec<[Offer; 2]> {
+    let beside = broken.into_iter().map(|promise| match promise {
+        BrokenPromise::Gap { faster, slower } => [faster, slower],
         below @ BrokenPromise::BelowLine { .. } => panic!("{below}"),
     });
-    ids.collect()
+    beside.collect()
 }
 
 #[test]
 fn plans_of_fashion_lie_on_the_line_and_have_gaps_between_depths_and_anchors_alone() {
-    let broken = broken("fashion", Shape::new(1, 1));
     let known = ["t[0..", "s[0..6]", "m[0..6]"];
-    for [faster, slower] in gaps(&broken) {
-        assert!(known.iter().any(|start| faster.starts_with(start)), "{faster} to {slower}");
+    for [faster, slower] in gaps(broken("fashion", Shape::new(1, 1))) {
+        let is_known = known.iter().any(|start| faster.id.starts_with(start));
+        assert!(is_known, "{faster:?} to {slower:?}");
     }
 }
 
 #[test]
-fn plans_of_text_lie_on_the_line_and_have_a_gap_below_the_first_block_alone() {
-    for [faster, slower] in gaps(&broken("text", Shape::DEFAULT)) {
-        assert_eq!(faster, "l6[0..0]", "{faster} to {slower}");
+fn plans_of_text_lie_on_the_line_and_have_a_wide_gap_below_the_first_block_alone() {
+    for [faster, slower] in gaps(broken("text", Shape::DEFAULT)) {
+        let ratio = slower.latency_seconds / faster.latency_seconds;
+        assert!(faster.id == "l6[0..0]" || ratio < 1.3, "{faster:?} to {slower:?}");
     }
 }

@@ -4,6 +4,7 @@ Sub-networks are nested (SortedNet, 2023; DynaBERT, 2020): a narrower block has 
 the first hidden units of the wide one, and a shorter network lacks blocks in the middle. Units are
 sorted by what they add before training starts. Tokens are merged with their most similar ones (ToMe,
 arXiv 2210.09461), but always one in a number, so that a text's result is its own in every batch.
+Products can be those of int8, with gradients as if nothing were rounded (arXiv 1712.05877).
 """
 
 from dataclasses import dataclass, field
@@ -18,12 +19,13 @@ HEAD = 32
 
 @dataclass
 class Form:
-    """Sub-network: heads and hidden units of each block, the parts that are left out, and the blocks
-    before which one token in so many is merged."""
+    """Sub-network: heads and hidden units of each block, the parts that are left out, the blocks
+    before which one token in so many is merged, and whether its products are those of int8."""
 
     widths: list
     skipped: set = field(default_factory=set)
     merged: dict = field(default_factory=dict)
+    is_int8: bool = False
 
 
 @dataclass
@@ -64,6 +66,26 @@ class Tokens:
         return pooled(self.states, self.sizes)
 
 
+class Rounded(torch.autograd.Function):
+    """Rows at 127 levels each way of their largest value, as the server quantizes them."""
+
+    @staticmethod
+    def forward(_context, values):
+        scale = values.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
+        return (values / scale).round_().mul_(scale)
+
+    @staticmethod
+    def backward(_context, gradient):
+        return gradient
+
+
+def product(rows, weight, bias, is_int8):
+    """Returns a linear layer's outputs, as int8 has them or not."""
+    if is_int8:
+        rows, weight = Rounded.apply(rows), Rounded.apply(weight)
+    return F.linear(rows, weight, bias)
+
+
 class Block(nn.Module):
     """A block with the norms behind its residuals."""
 
@@ -76,7 +98,7 @@ class Block(nn.Module):
         self.contract = nn.Linear(hidden, width)
         self.norm = nn.LayerNorm(width, eps=1e-12)
 
-    def attend(self, tokens, scores, heads):
+    def attend(self, tokens, scores, heads, is_int8=False):
         """Attention of the first `heads` heads; tokens are [batch, length, width], and `scores` are
         added to those of each token, [batch, 1, 1, length]."""
         batch, length, width = tokens.shape
@@ -84,20 +106,22 @@ class Block(nn.Module):
         weight = self.qkv.weight.view(3, width, width)[:, :units].reshape(3 * units, width)
         bias = self.qkv.bias.view(3, width)[:, :units].reshape(-1)
         query, key, value = (
-            F.linear(tokens, weight, bias)
+            product(tokens, weight, bias, is_int8)
             .view(batch, length, 3, heads, HEAD)
             .permute(2, 0, 3, 1, 4)
         )
-        scores = scores.to(query.dtype)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=scores)
+        # Written out: the fused kernel's backward pass is several times slower on a CPU.
+        shares = (query * HEAD**-0.5) @ key.transpose(-2, -1) + scores.to(query.dtype)
+        mixed = shares.softmax(-1).to(value.dtype) @ value
         mixed = mixed.transpose(1, 2).reshape(batch, length, units)
-        added = F.linear(mixed, self.out.weight[:, :units], self.out.bias)
+        added = product(mixed, self.out.weight[:, :units], self.out.bias, is_int8)
         return self.attention_norm(tokens + added)
 
-    def transform(self, tokens, hidden):
+    def transform(self, tokens, hidden, is_int8=False):
         """The feed-forward part with its first `hidden` units."""
-        inner = F.gelu(F.linear(tokens, self.expand.weight[:hidden], self.expand.bias[:hidden]))
-        added = F.linear(inner, self.contract.weight[:, :hidden], self.contract.bias)
+        weight, bias = self.expand.weight[:hidden], self.expand.bias[:hidden]
+        inner = F.gelu(product(tokens, weight, bias, is_int8))
+        added = product(inner, self.contract.weight[:, :hidden], self.contract.bias, is_int8)
         return self.norm(tokens + added)
 
 
@@ -134,9 +158,9 @@ class Encoder(nn.Module):
             if index in form.merged:
                 tokens = tokens.merged(form.merged[index])
             if (index, "attn") not in form.skipped:
-                tokens.states = block.attend(tokens.states, tokens.bias(), widths[0])
+                tokens.states = block.attend(tokens.states, tokens.bias(), widths[0], form.is_int8)
             if (index, "mlp") not in form.skipped:
-                tokens.states = block.transform(tokens.states, widths[1])
+                tokens.states = block.transform(tokens.states, widths[1], form.is_int8)
         tokens.states = tokens.states.float()
         return tokens
 

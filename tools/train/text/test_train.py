@@ -15,6 +15,7 @@ from pathlib import Path
 
 import encoder
 import torch
+import train
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
@@ -26,7 +27,7 @@ PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv.pop(1))
 import train
-train.TOKENS, train.EVERY, train.WARMUP = 512, 1, 2
+train.EVERY, train.WARMUP = 1, 2
 train.main()
 """
 
@@ -41,7 +42,7 @@ def lines_of(folder):
 class Training(unittest.TestCase):
     """The trainer as a program."""
 
-    def command(self, folder):
+    def command(self, folder, recipe):
         """Returns the command of a run in `folder`, on the sentences of the project's documents."""
         texts = folder / "mails.jsonl"
         if not texts.exists():
@@ -58,25 +59,38 @@ class Training(unittest.TestCase):
             str(STEPS),
             "--teacher",
             str(L6),
+            "--tokens",
+            "512",
             "--threads",
             "1",
+            "--recipe",
+            recipe,
         ]
 
     def test_a_killed_run_goes_on_to_the_same_losses(self):
-        with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
-            whole, killed = Path(one), Path(other)
-            subprocess.run(self.command(whole), check=True, stdout=subprocess.DEVNULL)
-            expected = lines_of(whole)
-            self.assertEqual(len(expected), STEPS)
-            running = subprocess.Popen(self.command(killed), stdout=subprocess.DEVNULL)
-            while len(lines_of(killed)) < 2:
-                self.assertIsNone(running.poll(), "it ended before it was killed")
-                time.sleep(0.05)
-            os.kill(running.pid, signal.SIGKILL)
-            running.wait()
-            self.assertLess(len(lines_of(killed)), STEPS)
-            subprocess.run(self.command(killed), check=True, stdout=subprocess.DEVNULL)
-            self.assertEqual(lines_of(killed), expected)
+        for recipe in train.RATES:
+            with (
+                self.subTest(recipe),
+                tempfile.TemporaryDirectory() as one,
+                tempfile.TemporaryDirectory() as other,
+            ):
+                whole, killed = Path(one), Path(other)
+                self.kill(self.command(whole, recipe), self.command(killed, recipe), whole, killed)
+
+    def kill(self, at_once, command, whole, killed):
+        """Checks that a run that is killed and begun again has the losses of one that is not."""
+        subprocess.run(at_once, check=True, stdout=subprocess.DEVNULL)
+        expected = lines_of(whole)
+        self.assertEqual(len(expected), STEPS)
+        running = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        while len(lines_of(killed)) < 2:
+            self.assertIsNone(running.poll(), "it ended before it was killed")
+            time.sleep(0.05)
+        os.kill(running.pid, signal.SIGKILL)
+        running.wait()
+        self.assertLess(len(lines_of(killed)), STEPS)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        self.assertEqual(lines_of(killed), expected)
 
 
 class Nesting(unittest.TestCase):
@@ -95,6 +109,15 @@ class Nesting(unittest.TestCase):
         self.assertLess((before - after).abs().max().item(), 1e-5)
         self.assertTrue(torch.equal(after, same))
         self.assertGreater((narrow - same).abs().max().item(), 1e-3)
+
+    def test_int8_products_round_rows_and_their_gradients_do_not(self):
+        rows = torch.tensor([[1.27, 0.004, -0.106], [0.0, 0.0, 0.0]], requires_grad=True)
+        weight, bias = torch.eye(3), torch.zeros(3)
+        found = encoder.product(rows, weight, bias, is_int8=True)
+        expected = torch.tensor([[1.27, 0.0, -0.11], [0.0, 0.0, 0.0]])
+        self.assertLess((found - expected).abs().max().item(), 1e-6)
+        found.sum().backward()
+        self.assertTrue(torch.equal(rows.grad, torch.ones(2, 3)))
 
     def test_a_merged_text_is_its_own_in_every_batch(self):
         network = encoder.load(L6)

@@ -3,7 +3,7 @@
 
     .tessera/training/bin/python tools/train/text/write.py --out .tessera/train/text
 
-The blocks go to `models/text/n6/model.safetensors` in float16, in BERT's layout. The embeddings are
+The blocks go to `model.safetensors` in float16, in BERT's layout. The embeddings are
 those of MiniLM-L6, which the manifest names as the anchor's base. Beside them lie the log of the
 training and a digest of every file, for `family.toml`.
 """
@@ -42,7 +42,7 @@ def main():
     }
     for name, content in files.items():
         place(options.to / name, content)
-        print(f'"n6/{name}" = "{hashlib.sha256(content).hexdigest()}"')
+        print(f'"{options.to.name}/{name}" = "{hashlib.sha256(content).hexdigest()}"')
 
 
 if __name__ == "__main__":
