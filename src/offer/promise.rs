@@ -201,10 +201,10 @@ mod tests {
         assert_eq!(broken_by(&front(&[]), &anchors, 0.1), []);
         // Its interval reaches the line.
         assert_eq!(broken_by(&front(&[offer("near", 7.0, 0.845)]), &anchors, 0.1), []);
-        let broken = broken_by(&front(&[offer("low", 7.0, 0.8)]), &anchors, 0.1);
+        let broken = broken_by(&front(&[offer("low", 7.0, 0.82)]), &anchors, 0.1);
         let [told] = &broken[..] else { panic!("{broken:?}") };
         let text = told.to_string();
-        assert!(text.contains("`low` has 0.8000 (±0.0100) after 7.00 ms"), "{text}");
+        assert!(text.contains("`low` has 0.8200 (±0.0100) after 7.00 ms"), "{text}");
         assert!(text.contains("from `small` to `large` has 0.8500"), "{text}");
     }
 

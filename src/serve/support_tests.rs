@@ -186,7 +186,7 @@ pub(super) fn planner() -> Arc<Planner> {
 pub(super) fn spread_planner() -> Arc<Planner> {
     let mut quality = QualityRecords::read(&folder().join("quality.json")).expect("qualities");
     for value in quality.plans.values_mut() {
-        *value = 0.86 + 0.14 * ((*value - 0.86) / 0.0711).clamp(0.0, 1.0).powf(1.5);
+        *value = 0.86 + 0.14 * ((*value - 0.86) / 0.0711).clamp(0.0, 1.0).powi(3);
     }
     Arc::new(Planner::new(loaded_with(quality), Weak::new()))
 }

@@ -12,6 +12,9 @@ use crate::serve::{
     support_tests::{Asked, Reply, job, planner},
 };
 
+/// Time that is too short for the fastest plan.
+const SHORT: Duration = Duration::from_micros(500);
+
 fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
@@ -75,11 +78,11 @@ fn load_makes_batches_larger_before_plans_become_worse() {
 #[test]
 fn an_only_job_is_tried_until_its_budget_has_passed() {
     let (planner, now) = (planner(), Instant::now());
-    let (plan, _replies) = step(&planner, now, now + ms(9), &[Some(10)]);
+    let (plan, _replies) = step(&planner, now, now + ms(10) - SHORT, &[Some(10)]);
     let (size, chosen) = choose(&plan);
     assert_eq!(size, 1);
     let fastest = chosen.expect("the fastest plan is tried").conservative;
-    assert!(fastest > ms(1), "it will be late: {fastest:?}");
+    assert!(fastest > SHORT, "it will be late: {fastest:?}");
     let (plan, _replies) = step(&planner, now, now + ms(10), &[Some(10)]);
     let alone = choose(&plan).1;
     assert!(matches!(alone, Err(ServeError::DeadlineExceeded { .. })), "{alone:?}");
@@ -88,7 +91,7 @@ fn an_only_job_is_tried_until_its_budget_has_passed() {
 #[test]
 fn a_job_beside_others_is_late_if_no_plan_is_in_time() {
     let (planner, now) = (planner(), Instant::now());
-    let (plan, _replies) = step(&planner, now, now + ms(9), &[Some(10), Some(10)]);
+    let (plan, _replies) = step(&planner, now, now + ms(10) - SHORT, &[Some(10), Some(10)]);
     let (size, chosen) = choose(&plan);
     assert!(size == 1 && matches!(chosen, Err(ServeError::Late { .. })), "{size} {chosen:?}");
 }
