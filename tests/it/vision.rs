@@ -222,7 +222,7 @@ fn a_narrow_form_can_run_in_8_bit_integers_too() {
     assert!(status.expect("cp runs").success());
     let manifest = fs::read_to_string(source.join("family.toml")).expect("read");
     let (before, last) = manifest.split_once("[anchors.l]").expect("the anchor is there");
-    let last = last.replacen("[\"int8\"]", "[\"int8\", \"w33+int8\"]", 1);
+    let last = last.replacen("[\"int8\", ", "[\"w33+int8\", \"int8\", ", 1);
     fs::write(folder.join("family.toml"), format!("{before}[anchors.l]{last}")).expect("written");
     let mut executor = Executor::new(runtime(), Arc::new(Family::load(&folder).expect("loaded")));
     let reference = Reference::read("fashion-trained");
